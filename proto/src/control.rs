@@ -280,5 +280,5 @@ impl Reply {
     }
 }
 
-const _: () = assert!(size_of::<Request>() == 84);
+const _: () = assert!(size_of::<Request>() == 80);
 const _: () = assert!(size_of::<Reply>() == 40);
