@@ -1,0 +1,181 @@
+//! Chunks: the free list, and the one rule of their life.
+//!
+//! ```text
+//!         take_chunk            handle_frame delivers          udp_pop
+//!  Free ------------> Posted ---------------------> Queued ----------------> Free
+//!   |                    | release_chunk, or dropped
+//!   |                    +-----------------------------------------------> Free
+//!   |  udp_send                        poll_transmit              release_chunk
+//!   +-----------> Sending (on a list) --------------> Sending (in a ring) -> Free
+//!                         <-------------- untransmit
+//! ```
+//!
+//! Every chunk is in exactly one of these places; `inspect::Image::check` verifies it. A chunk
+//! that is on a list cannot be released from outside: the call is counted and ignored, because
+//! the caller's books are wrong and the list's are not.
+
+use crate::counters::Counter;
+use crate::image::{ChunkSlot, Endpoint, NONE, chunk_state, kind, table};
+use crate::stack::Stack;
+use crate::types::ChunkId;
+
+/// Calls its argument with every chunk id that is in a ring now.
+pub type EachInRings<'a> = dyn FnMut(&mut dyn FnMut(ChunkId)) + 'a;
+
+impl Stack<'_> {
+    /// Takes a free chunk to post it in a fill ring. `None` when there is none (counted).
+    pub fn take_chunk(&mut self) -> Option<ChunkId> {
+        self.take_free(chunk_state::POSTED)
+    }
+
+    /// Gives a posted chunk, or a sent one that the NIC is done with, back to the free list.
+    ///
+    /// A free chunk ([`Counter::DoubleRelease`]) and an id out of range or on a list
+    /// ([`Counter::BadChunk`]) are counted and ignored.
+    pub fn release_chunk(&mut self, id: ChunkId) {
+        match self.chunks.get(id.0 as usize) {
+            Some(slot) if slot.state == chunk_state::FREE => self.count(Counter::DoubleRelease),
+            Some(slot)
+                if slot.state == chunk_state::POSTED
+                    || slot.state == chunk_state::SENDING && slot.owner == NONE =>
+            {
+                self.put_free(id.0);
+            }
+            _ => self.count(Counter::BadChunk),
+        }
+    }
+
+    /// Chunks on the free list.
+    #[must_use]
+    pub fn free_chunks(&self) -> u32 {
+        self.head.free_chunks
+    }
+
+    /// Takes a free chunk into another state.
+    pub(crate) fn take_free(&mut self, state: u8) -> Option<ChunkId> {
+        let index = self.head.free_chunk;
+        match self.chunks.get_mut(index as usize) {
+            Some(slot) if slot.state == chunk_state::FREE => {
+                self.head.free_chunk = slot.next;
+                self.head.free_chunks = self.head.free_chunks.saturating_sub(1);
+                slot.state = state;
+                slot.owner = NONE;
+                slot.next = NONE;
+                Some(ChunkId(index))
+            }
+            _ => {
+                if index != NONE {
+                    self.head.free_chunk = NONE;
+                    self.head.free_chunks = 0;
+                    self.count(Counter::CorruptList);
+                }
+                self.count(Counter::NoChunk);
+                None
+            }
+        }
+    }
+
+    /// Puts a chunk on the free list, whatever it was. The caller has taken it off its list.
+    pub(crate) fn put_free(&mut self, index: u32) {
+        if let Some(slot) = self.chunks.get_mut(index as usize) {
+            slot.state = chunk_state::FREE;
+            slot.owner = NONE;
+            slot.next = self.head.free_chunk;
+            self.head.free_chunk = index;
+            self.head.free_chunks = self.head.free_chunks.saturating_add(1);
+        }
+    }
+
+    /// Rebuilds every list after a lock owner has died inside an update.
+    ///
+    /// `memory_in_rings` calls its argument with each chunk id that is now in a fill, RX, TX or
+    /// completion ring of any queue pair; those become posted, every other chunk free. Queued
+    /// datagrams and frames to send are lost (counted); endpoints, their options and holders stay,
+    /// and endpoints that nobody holds are destroyed.
+    pub fn recover(&mut self, memory_in_rings: &mut EachInRings<'_>) {
+        let mut lost = 0u64;
+        for slot in self.chunks.iter_mut() {
+            let listed = slot.state == chunk_state::SENDING && slot.owner != NONE;
+            if slot.state == chunk_state::QUEUED || listed {
+                lost = lost.saturating_add(1);
+            }
+            slot.state = chunk_state::FREE;
+        }
+        let chunks: &mut [ChunkSlot] = self.chunks;
+        memory_in_rings(&mut |id| {
+            if let Some(slot) = chunks.get_mut(id.0 as usize) {
+                slot.state = chunk_state::POSTED;
+            }
+        });
+        self.rebuild_free_chunks();
+        for list in &mut self.head.transmit {
+            list.head = NONE;
+            list.tail = NONE;
+            list.count = 0;
+        }
+        self.rebuild_endpoints();
+        self.count(Counter::Recoveries);
+        self.count_by(Counter::RecoveredDatagrams, lost);
+    }
+
+    /// Makes the free list of every chunk in state free, lowest index first.
+    pub(crate) fn rebuild_free_chunks(&mut self) {
+        let mut first = NONE;
+        let mut count = 0u32;
+        for (index, slot) in self.chunks.iter_mut().enumerate().rev() {
+            slot.owner = NONE;
+            slot.next = NONE;
+            if slot.state == chunk_state::FREE {
+                slot.next = first;
+                first = index as u32;
+                count = count.saturating_add(1);
+            }
+        }
+        self.head.free_chunk = first;
+        self.head.free_chunks = count;
+    }
+
+    /// Empties every receive queue and makes free list and demux tables anew.
+    fn rebuild_endpoints(&mut self) {
+        self.ports.fill(NONE);
+        self.flows.fill(NONE);
+        self.head.free_endpoint = NONE;
+        self.head.live_endpoints = 0;
+        self.head.connected_endpoints = 0;
+        for index in (0..self.endpoints.len() as u32).rev() {
+            let Some(endpoint) = self.endpoints.get_mut(index as usize) else {
+                return;
+            };
+            endpoint.table = table::NONE;
+            endpoint.queue_head = NONE;
+            endpoint.queue_tail = NONE;
+            endpoint.queued = 0;
+            endpoint.queued_bytes = 0;
+            endpoint.next = NONE;
+            endpoint.previous = NONE;
+            if endpoint.kind == kind::UDP && endpoint.holders != [0, 0] {
+                self.head.live_endpoints = self.head.live_endpoints.saturating_add(1);
+                self.link_endpoint(index);
+            } else {
+                if endpoint.kind != kind::FREE {
+                    endpoint.generation = next_generation(endpoint.generation);
+                }
+                endpoint.kind = kind::FREE;
+                endpoint.next = self.head.free_endpoint;
+                self.head.free_endpoint = index;
+            }
+        }
+    }
+}
+
+/// The generation after this one; zero is never live.
+pub(crate) fn next_generation(generation: u32) -> u32 {
+    generation.wrapping_add(1).max(1)
+}
+
+impl Endpoint {
+    /// Whether the slot is a UDP endpoint.
+    pub(crate) fn is_live(&self) -> bool {
+        self.kind == kind::UDP
+    }
+}

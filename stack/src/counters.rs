@@ -1,0 +1,132 @@
+//! What the stack counts: [`Counter`] for events and [`DropReason`] for frames thrown away.
+//!
+//! Both are tables: each entry has a stable kebab-case name (for tools and `--json`) and one
+//! sentence that says what it means. The values are `u64` arrays in the image, so anybody who maps
+//! the image can read them without stopping the program. The position in the table is part of the
+//! image layout: append, and raise `LAYOUT_VERSION` when an entry moves.
+
+use core::fmt;
+
+/// Places for counters, and for drop reasons, in the image.
+pub(crate) const COUNTER_SLOTS: usize = 64;
+
+macro_rules! table {
+    ($(#[$meta:meta])* $type:ident { $($variant:ident $name:literal $sentence:literal,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum $type {
+            $(#[doc = $sentence] $variant,)*
+        }
+
+        impl $type {
+            /// Every entry, in the order of the image.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// Stable name for tools, in kebab-case.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// One sentence that says what is counted.
+            #[must_use]
+            pub const fn sentence(self) -> &'static str {
+                match self { $(Self::$variant => $sentence,)* }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+
+        const _: () = assert!($type::ALL.len() <= COUNTER_SLOTS);
+    };
+}
+
+table! {
+    /// Events that the stack counts.
+    Counter {
+        DatagramsReceived "datagrams-received" "Datagrams from the wire put on an endpoint's receive queue.",
+        DatagramsSent "datagrams-sent" "Datagrams built and put on a transmit list.",
+        BytesReceived "bytes-received" "Payload bytes of datagrams received.",
+        BytesSent "bytes-sent" "Payload bytes of datagrams sent.",
+        HairpinDelivered "hairpin-delivered" "Datagrams sent by an endpoint to another endpoint of the same stack.",
+        HairpinDropped "hairpin-dropped" "Hairpin datagrams thrown away because the receiver or the packet memory was full.",
+        EndpointsOpened "endpoints-opened" "Endpoints created.",
+        EndpointsDestroyed "endpoints-destroyed" "Endpoints destroyed because their last holder was gone.",
+        EndpointsFull "endpoints-full" "Requests for an endpoint refused because the slab was full.",
+        NoChunk "no-chunk" "Sends and fills that found no free chunk.",
+        SendTooBig "send-too-big" "Sends left to the kernel because the datagram is larger than the interface's MTU.",
+        DoubleRelease "double-release" "Chunks released although they were free already; ignored.",
+        BadChunk "bad-chunk" "Chunk ids out of range or in the wrong state for the call; ignored.",
+        CorruptList "corrupt-list" "Lists in the image found broken (bad index, cycle, member of another list) and cut there.",
+        Recoveries "recoveries" "Times the lists were rebuilt because a lock owner died inside an update.",
+        RecoveredDatagrams "recovered-datagrams" "Queued datagrams and frames thrown away by a recovery.",
+        ProcessesAdded "processes-added" "Process slots given out.",
+        ProcessesRemoved "processes-removed" "Process slots given back.",
+        ProcessesFull "processes-full" "Requests for a process or waiter slot refused because all 128 were taken.",
+        TransmitReturned "transmit-returned" "Frames put back on a transmit list because the TX ring was full.",
+    }
+}
+
+table! {
+    /// Why a frame was thrown away. Every frame ends as delivered or with exactly one of these.
+    DropReason {
+        BadChunk "bad-chunk" "The frame's chunk is out of range or was not in a fill ring; it is left alone.",
+        Truncated "truncated" "The frame is too short for its headers or lies outside its chunk.",
+        OtherHost "other-host" "The destination MAC address is neither the interface's nor a group address.",
+        Vlan "vlan" "The frame carries a VLAN tag.",
+        EtherType "ether-type" "The frame is neither IPv4 nor IPv6.",
+        IpVersion "ip-version" "The version field of the IP header contradicts the EtherType.",
+        IpHeaderLength "ip-header-length" "The IPv4 header length is below 20 bytes.",
+        IpOptions "ip-options" "The IPv4 header has options, which are the kernel's business.",
+        IpLength "ip-length" "The IP length is larger than the frame or smaller than the headers.",
+        IpChecksum "ip-checksum" "The IPv4 header checksum is wrong.",
+        IpTtl "ip-ttl" "The TTL or hop limit is zero.",
+        Fragment "fragment" "The packet is a fragment, which only the kernel reassembles.",
+        ExtensionHeader "extension-header" "The IPv6 packet has an extension header.",
+        Protocol "protocol" "The packet is not UDP.",
+        MartianSource "martian-source" "The source address cannot send: unspecified, loopback, multicast or broadcast.",
+        MartianDestination "martian-destination" "The destination is unspecified, loopback or multicast, which never comes by a filter.",
+        UdpLength "udp-length" "The UDP length is below 8 or larger than the IP payload.",
+        ZeroPort "zero-port" "The destination port is zero.",
+        ChecksumBad "checksum-bad" "The UDP checksum is wrong.",
+        ChecksumMissing "checksum-missing" "A UDP datagram over IPv6 without checksum.",
+        NoEndpoint "no-endpoint" "No endpoint takes this address and port.",
+        BufferFull "buffer-full" "The endpoint's receive buffer is full.",
+        ChunkShare "chunk-share" "The endpoint already holds a quarter of all chunks.",
+        Corrupt "corrupt" "The endpoint's receive queue is broken in the image.",
+    }
+}
+
+/// The counters of a stack, as they are now.
+#[derive(Clone, Copy, Debug)]
+pub struct Counters<'a> {
+    pub(crate) counters: &'a [u64; COUNTER_SLOTS],
+    pub(crate) drops: &'a [u64; COUNTER_SLOTS],
+}
+
+impl Counters<'_> {
+    /// Value of a counter.
+    #[must_use]
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.counters.get(counter as usize).copied().unwrap_or(0)
+    }
+
+    /// Frames dropped for this reason.
+    #[must_use]
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops.get(reason as usize).copied().unwrap_or(0)
+    }
+
+    /// Frames dropped for any reason.
+    #[must_use]
+    pub fn dropped_in_all(&self) -> u64 {
+        self.drops
+            .iter()
+            .fold(0, |sum, value| sum.wrapping_add(*value))
+    }
+}

@@ -1,0 +1,520 @@
+//! The stack image: layout of the bytes, sizes, and the split into slabs.
+//!
+//! ```text
+//! 0        head      magic, version, capacities, free lists, queue pairs, transmit lists,
+//!                    counters, processes, waiters
+//! head     ports     buckets: chains of endpoints by local port
+//!          flows     buckets: chains of connected endpoints by (remote, local port)
+//!          endpoints one `Endpoint` each
+//!          chunks    one `ChunkSlot` each
+//! ```
+//!
+//! Rules: no pointer, no `usize`, links are `u32` slab indices with [`NONE`], every type accepts
+//! any bit pattern, and enums are stored as integers whose unknown values mean "not in use". The
+//! image is native-endian: it never leaves the host. [`LAYOUT_VERSION`] changes with any change of
+//! these types or of the counter tables; a view with another version is refused.
+
+use crate::counters::COUNTER_SLOTS;
+use crate::types::{IpAddress, PROCESSES, QUEUE_PAIRS, WAITERS};
+use core::mem::size_of;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// First eight bytes of an image: "bypassim" in memory.
+pub const MAGIC: u64 = u64::from_ne_bytes(*b"bypassim");
+/// Version of the layout that this build reads and writes.
+pub const LAYOUT_VERSION: u32 = 1;
+/// Link value: nothing.
+pub(crate) const NONE: u32 = u32::MAX;
+/// Smallest chunk: holds the headers that we build and one useful payload.
+pub const MIN_CHUNK_SIZE: u32 = 256;
+/// Largest chunk; offsets and lengths in the image are 16 bits.
+pub const MAX_CHUNK_SIZE: u32 = 32768;
+/// Most endpoints or chunks of one image; keeps every size far from overflow on any host.
+const MAX_SLAB: u32 = 1 << 22;
+/// Image sizes are multiples of the page size.
+const PAGE: usize = 4096;
+/// Alignment that the bytes of an image need.
+const ALIGNMENT: usize = 8;
+
+/// Chunk states (`ChunkSlot::state`). Unknown values are treated as "in no list".
+pub(crate) mod chunk_state {
+    /// On the free list.
+    pub(crate) const FREE: u8 = 0;
+    /// Given out: in a fill ring, or on its way there or back.
+    pub(crate) const POSTED: u8 = 1;
+    /// On the receive queue of endpoint `owner`.
+    pub(crate) const QUEUED: u8 = 2;
+    /// On the transmit list of queue pair `owner`, or in a TX or completion ring (`owner` none).
+    pub(crate) const SENDING: u8 = 3;
+}
+
+/// Endpoint kinds (`Endpoint::kind`).
+pub(crate) mod kind {
+    /// On the free list.
+    pub(crate) const FREE: u8 = 0;
+    /// A UDP endpoint.
+    pub(crate) const UDP: u8 = 1;
+}
+
+/// Demux tables (`Endpoint::table`).
+pub(crate) mod table {
+    /// In no table (no port yet).
+    pub(crate) const NONE: u8 = 0;
+    /// In the `ports` chain of its local port.
+    pub(crate) const PORTS: u8 = 1;
+    /// In the `flows` chain of its remote address and local port.
+    pub(crate) const FLOWS: u8 = 2;
+}
+
+/// How many endpoints and chunks an image has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacities {
+    /// Endpoints, 1 to 4 Mi.
+    pub endpoints: u32,
+    /// Chunks of packet memory, 1 to 4 Mi.
+    pub chunks: u32,
+    /// Bytes of a chunk, [`MIN_CHUNK_SIZE`] to [`MAX_CHUNK_SIZE`].
+    pub chunk_size: u32,
+}
+
+/// Why bytes are no stack image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayoutError {
+    /// The capacities are outside their ranges.
+    Capacities,
+    /// The bytes are fewer than the capacities need.
+    Size,
+    /// The bytes are not aligned to 8.
+    Alignment,
+    /// The magic number is missing.
+    Magic,
+    /// Another [`LAYOUT_VERSION`].
+    Version,
+}
+
+/// What the stack must know of a queue pair. Written by the owner of the NIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct QueuePairInfo {
+    /// Interface index.
+    pub ifindex: u32,
+    /// Queue of the interface.
+    pub queue_id: u32,
+    /// MAC address of the interface; all zero = do not check frames against it.
+    pub mac: [u8; 6],
+    /// MTU of the interface in bytes.
+    pub mtu: u16,
+    /// Bits: [`QueuePairInfo::LIVE`] and the others.
+    pub flags: u32,
+    /// Which backend drives it; numbered by the runtime.
+    pub backend: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+    /// Frames handed to [`crate::Stack::handle_frame`].
+    pub rx_packets: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Frames taken by [`crate::Stack::poll_transmit`].
+    pub tx_packets: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Zero.
+    pub spare: u64,
+}
+
+impl QueuePairInfo {
+    /// The queue pair is in use.
+    pub const LIVE: u32 = 1;
+    /// Its frames may carry partial checksums (veth with a kernel peer).
+    pub const PARTIAL_CHECKSUMS: u32 = 2;
+    /// Its XDP program runs in native mode.
+    pub const NATIVE: u32 = 4;
+    /// It moves frames without a copy.
+    pub const ZERO_COPY: u32 = 8;
+
+    /// Whether the queue pair is in use.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.flags & Self::LIVE != 0
+    }
+}
+
+/// What the stack must know of a UDP socket's options, and room for what the shim keeps with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct UdpOptions {
+    /// Receive buffer in bytes as `getsockopt(SO_RCVBUF)` returns it (twice the set value).
+    pub rcvbuf_bytes: u32,
+    /// Send buffer in bytes as `getsockopt(SO_SNDBUF)` returns it. Not used by the stack.
+    pub sndbuf_bytes: u32,
+    /// Bits: [`UdpOptions::NONBLOCKING`] and the others.
+    pub flags: u32,
+    /// Bits that only the shim knows.
+    pub shim_flags: u32,
+    /// SO_RCVTIMEO in milliseconds, 0 = none. Not used by the stack.
+    pub rcvtimeo_ms: u32,
+    /// SO_SNDTIMEO in milliseconds, 0 = none. Not used by the stack.
+    pub sndtimeo_ms: u32,
+    /// IP_TOS of IPv4 datagrams sent.
+    pub tos: u8,
+    /// IP_TTL of IPv4 datagrams sent; 0 = 64.
+    pub ttl: u8,
+    /// IPV6_TCLASS of IPv6 datagrams sent.
+    pub traffic_class: u8,
+    /// IPV6_UNICAST_HOPS of IPv6 datagrams sent; 0 = 64.
+    pub hop_limit: u8,
+    /// Room for the shim.
+    pub shim_words: [u32; 3],
+}
+
+impl UdpOptions {
+    /// O_NONBLOCK. Not used by the stack.
+    pub const NONBLOCKING: u32 = 1;
+    /// SO_REUSEPORT: share datagrams with the other endpoints of the same address that have it.
+    pub const REUSE_PORT: u32 = 2;
+    /// SO_REUSEADDR. Not used by the stack: the kernel's socket has reserved the port.
+    pub const REUSE_ADDR: u32 = 4;
+    /// SO_NO_CHECK: IPv4 datagrams are sent without UDP checksum.
+    pub const CHECKSUM_OFF: u32 = 8;
+    /// Set DF in IPv4 datagrams (Linux's default, IP_PMTUDISC_WANT, sets it).
+    pub const DONT_FRAGMENT: u32 = 16;
+
+    /// Linux's defaults: 212992 byte buffers, TTL 64, DF.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            rcvbuf_bytes: 212_992,
+            sndbuf_bytes: 212_992,
+            flags: Self::DONT_FRAGMENT,
+            shim_flags: 0,
+            rcvtimeo_ms: 0,
+            sndtimeo_ms: 0,
+            tos: 0,
+            ttl: 0,
+            traffic_class: 0,
+            hop_limit: 0,
+            shim_words: [0; 3],
+        }
+    }
+
+    /// Whether any of the flag bits is set.
+    #[must_use]
+    pub const fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Sets or clears flag bits.
+    pub const fn set(&mut self, flag: u32, on: bool) {
+        if on {
+            self.flags |= flag;
+        } else {
+            self.flags &= !flag;
+        }
+    }
+}
+
+impl Default for UdpOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// One endpoint: three cache lines. The first is all that demux reads.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(crate) struct Endpoint {
+    pub(crate) local_ip: IpAddress,
+    pub(crate) remote_ip: IpAddress,
+    pub(crate) local_port: u16,
+    pub(crate) remote_port: u16,
+    pub(crate) ifindex: u32,
+    pub(crate) generation: u32,
+    pub(crate) kind: u8,
+    pub(crate) family: u8,
+    pub(crate) table: u8,
+    pub(crate) connected: u8,
+    /// Grows with every bind or connect of the stack; the youngest of equals wins.
+    pub(crate) bind_order: u32,
+    /// Chain of the bucket, or of the free list.
+    pub(crate) next: u32,
+    pub(crate) previous: u32,
+    pub(crate) bucket: u32,
+
+    pub(crate) waiters: [u64; 2],
+    pub(crate) queue_head: u32,
+    pub(crate) queue_tail: u32,
+    pub(crate) queued: u32,
+    pub(crate) queued_bytes: u32,
+    pub(crate) arrivals: u32,
+    pub(crate) drops: u32,
+    pub(crate) rx_datagrams: u64,
+    pub(crate) tx_datagrams: u64,
+    pub(crate) filter: u32,
+    pub(crate) reserved: u32,
+
+    pub(crate) options: UdpOptions,
+    pub(crate) holders: [u64; 2],
+    pub(crate) shadow_cookie: u64,
+}
+
+/// One chunk's bookkeeping: one cache line. The datagram fields are valid while it is queued.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(crate) struct ChunkSlot {
+    pub(crate) next: u32,
+    pub(crate) owner: u32,
+    pub(crate) offset: u16,
+    pub(crate) len: u16,
+    pub(crate) state: u8,
+    pub(crate) queue_pair: u8,
+    pub(crate) tos: u8,
+    pub(crate) ttl: u8,
+    pub(crate) timestamp_ns: u64,
+    pub(crate) remote_ip: IpAddress,
+    pub(crate) local_ip: IpAddress,
+    pub(crate) drops: u32,
+    pub(crate) remote_port: u16,
+    pub(crate) reserved: u16,
+}
+
+/// First-in-first-out list of chunks to send on one queue pair.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(crate) struct TransmitList {
+    pub(crate) head: u32,
+    pub(crate) tail: u32,
+    pub(crate) count: u32,
+    pub(crate) reserved: u32,
+}
+
+/// One process that uses the stack.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(crate) struct ProcessSlot {
+    pub(crate) start_time: u64,
+    pub(crate) pid: u32,
+    pub(crate) uid: u32,
+    pub(crate) generation: u32,
+    pub(crate) live: u32,
+}
+
+/// One thread or epoll set that may park.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(crate) struct WaiterSlot {
+    pub(crate) live: u32,
+    pub(crate) process: u32,
+}
+
+/// The head of the image.
+#[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(crate) struct Head {
+    pub(crate) magic: u64,
+    pub(crate) version: u32,
+    pub(crate) endpoint_capacity: u32,
+    pub(crate) chunk_capacity: u32,
+    pub(crate) chunk_size: u32,
+    pub(crate) image_bytes: u64,
+    pub(crate) seed: u64,
+    pub(crate) last_frame_ns: u64,
+    pub(crate) wakeups: [u64; 2],
+
+    pub(crate) free_chunk: u32,
+    pub(crate) free_chunks: u32,
+    pub(crate) free_endpoint: u32,
+    pub(crate) live_endpoints: u32,
+    /// Endpoints in the `flows` table; zero lets demux skip it.
+    pub(crate) connected_endpoints: u32,
+    pub(crate) bind_order: u32,
+    pub(crate) ipv4_id: u32,
+    pub(crate) queue_pairs_generation: u32,
+    pub(crate) spare: [u32; 8],
+
+    pub(crate) counters: [u64; COUNTER_SLOTS],
+    pub(crate) drops: [u64; COUNTER_SLOTS],
+    pub(crate) queue_pairs: [QueuePairInfo; QUEUE_PAIRS],
+    pub(crate) transmit: [TransmitList; QUEUE_PAIRS],
+    pub(crate) waiters: [WaiterSlot; WAITERS],
+    pub(crate) processes: [ProcessSlot; PROCESSES],
+}
+
+const _: () = {
+    assert!(size_of::<Endpoint>() == 192);
+    assert!(size_of::<ChunkSlot>() == 64);
+    assert!(size_of::<QueuePairInfo>() == 64);
+    assert!(size_of::<UdpOptions>() == 40);
+    assert!(size_of::<Head>().is_multiple_of(64));
+    assert!(align_of::<Head>() == ALIGNMENT);
+};
+
+/// Byte counts of the parts of an image.
+struct Sizes {
+    buckets: usize,
+    endpoints: usize,
+    chunks: usize,
+    total: usize,
+}
+
+impl Sizes {
+    /// The sizes for these capacities, which the caller has checked.
+    fn of(caps: &Capacities) -> Self {
+        // Within MAX_SLAB nothing here can overflow, not even with a 32-bit `usize`.
+        let count = (caps.endpoints as usize)
+            .saturating_mul(2)
+            .next_power_of_two()
+            .max(16);
+        let buckets = count.saturating_mul(size_of::<u32>());
+        let endpoints = (caps.endpoints as usize).saturating_mul(size_of::<Endpoint>());
+        let chunks = (caps.chunks as usize).saturating_mul(size_of::<ChunkSlot>());
+        let total = [size_of::<Head>(), buckets, buckets, endpoints, chunks]
+            .into_iter()
+            .fold(0usize, usize::saturating_add)
+            .checked_next_multiple_of(PAGE)
+            .unwrap_or(usize::MAX);
+        Self {
+            buckets,
+            endpoints,
+            chunks,
+            total,
+        }
+    }
+}
+
+impl Capacities {
+    /// Whether the capacities are inside their ranges.
+    #[must_use]
+    pub fn are_valid(&self) -> bool {
+        (1..=MAX_SLAB).contains(&self.endpoints)
+            && (1..=MAX_SLAB).contains(&self.chunks)
+            && (MIN_CHUNK_SIZE..=MAX_CHUNK_SIZE).contains(&self.chunk_size)
+    }
+}
+
+/// Bytes that an image of these capacities takes, a multiple of 4096. Zero if the capacities are
+/// outside their ranges.
+#[must_use]
+pub fn image_bytes(caps: &Capacities) -> usize {
+    if caps.are_valid() {
+        Sizes::of(caps).total
+    } else {
+        0
+    }
+}
+
+/// The slabs of an image, to change.
+#[derive(Debug)]
+pub(crate) struct Slabs<'a> {
+    pub(crate) head: &'a mut Head,
+    pub(crate) ports: &'a mut [u32],
+    pub(crate) flows: &'a mut [u32],
+    pub(crate) endpoints: &'a mut [Endpoint],
+    pub(crate) chunks: &'a mut [ChunkSlot],
+}
+
+/// The slabs of an image, to read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SlabsRef<'a> {
+    pub(crate) head: &'a Head,
+    pub(crate) ports: &'a [u32],
+    pub(crate) flows: &'a [u32],
+    pub(crate) endpoints: &'a [Endpoint],
+    pub(crate) chunks: &'a [ChunkSlot],
+}
+
+/// Splits bytes into slabs by these capacities, whatever their content.
+pub(crate) fn split<'a>(bytes: &'a mut [u8], caps: &Capacities) -> Result<Slabs<'a>, LayoutError> {
+    check_place(bytes, caps)?;
+    let sizes = Sizes::of(caps);
+    let (head, rest) = bytes
+        .split_at_mut_checked(size_of::<Head>())
+        .ok_or(LayoutError::Size)?;
+    let (ports, rest) = rest
+        .split_at_mut_checked(sizes.buckets)
+        .ok_or(LayoutError::Size)?;
+    let (flows, rest) = rest
+        .split_at_mut_checked(sizes.buckets)
+        .ok_or(LayoutError::Size)?;
+    let (endpoints, rest) = rest
+        .split_at_mut_checked(sizes.endpoints)
+        .ok_or(LayoutError::Size)?;
+    let (chunks, _) = rest
+        .split_at_mut_checked(sizes.chunks)
+        .ok_or(LayoutError::Size)?;
+    Ok(Slabs {
+        head: Head::mut_from_bytes(head).map_err(|_| LayoutError::Alignment)?,
+        ports: <[u32]>::mut_from_bytes(ports).map_err(|_| LayoutError::Alignment)?,
+        flows: <[u32]>::mut_from_bytes(flows).map_err(|_| LayoutError::Alignment)?,
+        endpoints: <[Endpoint]>::mut_from_bytes(endpoints).map_err(|_| LayoutError::Alignment)?,
+        chunks: <[ChunkSlot]>::mut_from_bytes(chunks).map_err(|_| LayoutError::Alignment)?,
+    })
+}
+
+/// Splits bytes into slabs to read. The same as [`split`].
+pub(crate) fn split_ref<'a>(
+    bytes: &'a [u8],
+    caps: &Capacities,
+) -> Result<SlabsRef<'a>, LayoutError> {
+    check_place(bytes, caps)?;
+    let sizes = Sizes::of(caps);
+    let (head, rest) = bytes
+        .split_at_checked(size_of::<Head>())
+        .ok_or(LayoutError::Size)?;
+    let (ports, rest) = rest
+        .split_at_checked(sizes.buckets)
+        .ok_or(LayoutError::Size)?;
+    let (flows, rest) = rest
+        .split_at_checked(sizes.buckets)
+        .ok_or(LayoutError::Size)?;
+    let (endpoints, rest) = rest
+        .split_at_checked(sizes.endpoints)
+        .ok_or(LayoutError::Size)?;
+    let (chunks, _) = rest
+        .split_at_checked(sizes.chunks)
+        .ok_or(LayoutError::Size)?;
+    Ok(SlabsRef {
+        head: Head::ref_from_bytes(head).map_err(|_| LayoutError::Alignment)?,
+        ports: <[u32]>::ref_from_bytes(ports).map_err(|_| LayoutError::Alignment)?,
+        flows: <[u32]>::ref_from_bytes(flows).map_err(|_| LayoutError::Alignment)?,
+        endpoints: <[Endpoint]>::ref_from_bytes(endpoints).map_err(|_| LayoutError::Alignment)?,
+        chunks: <[ChunkSlot]>::ref_from_bytes(chunks).map_err(|_| LayoutError::Alignment)?,
+    })
+}
+
+/// The capacities that the head of these bytes states, after checking magic, version and sizes.
+pub(crate) fn stated_capacities(bytes: &[u8]) -> Result<Capacities, LayoutError> {
+    let (head, _) = bytes
+        .split_at_checked(size_of::<Head>())
+        .ok_or(LayoutError::Size)?;
+    let head = Head::ref_from_bytes(head).map_err(|_| LayoutError::Alignment)?;
+    if head.magic != MAGIC {
+        return Err(LayoutError::Magic);
+    }
+    if head.version != LAYOUT_VERSION {
+        return Err(LayoutError::Version);
+    }
+    let caps = Capacities {
+        endpoints: head.endpoint_capacity,
+        chunks: head.chunk_capacity,
+        chunk_size: head.chunk_size,
+    };
+    check_place(bytes, &caps)?;
+    if head.image_bytes != image_bytes(&caps) as u64 {
+        return Err(LayoutError::Size);
+    }
+    Ok(caps)
+}
+
+/// Checks that capacities are in range and that the bytes are enough for them.
+fn check_place(bytes: &[u8], caps: &Capacities) -> Result<(), LayoutError> {
+    if !caps.are_valid() {
+        return Err(LayoutError::Capacities);
+    }
+    if bytes.len() < Sizes::of(caps).total {
+        return Err(LayoutError::Size);
+    }
+    if !bytes.as_ptr().addr().is_multiple_of(ALIGNMENT) {
+        return Err(LayoutError::Alignment);
+    }
+    Ok(())
+}

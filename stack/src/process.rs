@@ -1,0 +1,198 @@
+//! Processes, holders and waiters.
+//!
+//! A *process* slot stands for one process that has the image mapped. A *holder* is a process
+//! that has a file descriptor of an endpoint; the last one's end destroys the endpoint. A *waiter*
+//! is one thread or epoll set of a process that may *park*: it names the endpoints whose arrivals
+//! are to wake it.
+//!
+//! Both kinds of slot are small numbers that are used again. A process slot is given back only
+//! after its bits are gone from every endpoint, and a waiter slot likewise, so a new user never
+//! inherits anything.
+
+use crate::counters::Counter;
+use crate::image::Endpoint;
+use crate::stack::Stack;
+use crate::types::{EndpointId, ProcessId, WaiterId, has_bit, set_bit};
+
+impl Stack<'_> {
+    /// Takes a process slot. `start_time` tells two processes with one pid apart (field 22 of
+    /// /proc/PID/stat). `None` when all 128 are taken.
+    pub fn add_process(&mut self, pid: u32, start_time: u64, uid: u32) -> Option<ProcessId> {
+        let free = self
+            .head
+            .processes
+            .iter_mut()
+            .zip(0u8..)
+            .find(|(slot, _)| slot.live == 0);
+        let Some((slot, index)) = free else {
+            self.count(Counter::ProcessesFull);
+            return None;
+        };
+        slot.live = 1;
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.pid = pid;
+        slot.start_time = start_time;
+        slot.uid = uid;
+        self.count(Counter::ProcessesAdded);
+        Some(ProcessId(index))
+    }
+
+    /// Says which process owns a slot, after a fork.
+    pub fn set_process_pid(&mut self, process: ProcessId, pid: u32, start_time: u64) {
+        if let Some(slot) = self.head.processes.get_mut(usize::from(process.0))
+            && slot.live != 0
+        {
+            slot.pid = pid;
+            slot.start_time = start_time;
+        }
+    }
+
+    /// Whether the slot is in use.
+    pub(crate) fn is_process(&self, process: ProcessId) -> bool {
+        self.head
+            .processes
+            .get(usize::from(process.0))
+            .is_some_and(|slot| slot.live != 0)
+    }
+
+    /// Gives a slot back: the process holds nothing any more and its waiters are gone. Returns
+    /// how many endpoints that destroyed.
+    pub fn remove_process(&mut self, process: ProcessId) -> u32 {
+        if !self.is_process(process) {
+            return 0;
+        }
+        for waiter in 0..=u8::MAX {
+            if self.waiter_process(WaiterId(waiter)) == Some(process) {
+                self.remove_waiter(WaiterId(waiter));
+            }
+        }
+        let mut destroyed = 0u32;
+        for index in 0..self.endpoints.len() as u32 {
+            let Some(endpoint) = self.endpoints.get(index as usize) else {
+                break;
+            };
+            if endpoint.is_live() && has_bit(&endpoint.holders, process.0) {
+                let id = EndpointId {
+                    index,
+                    generation: endpoint.generation,
+                };
+                destroyed = destroyed.wrapping_add(u32::from(self.unhold(id, process)));
+            }
+        }
+        if let Some(slot) = self.head.processes.get_mut(usize::from(process.0)) {
+            slot.live = 0;
+            slot.pid = 0;
+        }
+        self.count(Counter::ProcessesRemoved);
+        destroyed
+    }
+
+    /// Takes a slot for the child that `parent` is about to fork; it holds what the parent holds.
+    /// Its pid is 0 until [`Stack::set_process_pid`].
+    pub fn fork_process(&mut self, parent: ProcessId) -> Option<ProcessId> {
+        let slot = self
+            .head
+            .processes
+            .get(usize::from(parent.0))
+            .filter(|slot| slot.live != 0)?;
+        let uid = slot.uid;
+        let child = self.add_process(0, 0, uid)?;
+        for endpoint in self.endpoints.iter_mut() {
+            if endpoint.is_live() && has_bit(&endpoint.holders, parent.0) {
+                set_bit(&mut endpoint.holders, child.0, true);
+            }
+        }
+        Some(child)
+    }
+
+    /// Takes a waiter slot for a thread or epoll set of a process. `None` when all 128 are taken
+    /// or the process is unknown.
+    pub fn add_waiter(&mut self, process: ProcessId) -> Option<WaiterId> {
+        if !self.is_process(process) {
+            return None;
+        }
+        let free = self
+            .head
+            .waiters
+            .iter_mut()
+            .zip(0u8..)
+            .find(|(slot, _)| slot.live == 0);
+        let Some((slot, index)) = free else {
+            self.count(Counter::ProcessesFull);
+            return None;
+        };
+        slot.live = 1;
+        slot.process = u32::from(process.0);
+        Some(WaiterId(index))
+    }
+
+    /// Gives a waiter slot back; it is parked nowhere any more.
+    pub fn remove_waiter(&mut self, waiter: WaiterId) {
+        let Some(slot) = self.head.waiters.get_mut(usize::from(waiter.0)) else {
+            return;
+        };
+        slot.live = 0;
+        set_bit(&mut self.head.wakeups, waiter.0, false);
+        for endpoint in self.endpoints.iter_mut() {
+            set_bit(&mut endpoint.waiters, waiter.0, false);
+        }
+    }
+
+    /// The process of a waiter, if the slot is in use.
+    #[must_use]
+    pub fn waiter_process(&self, waiter: WaiterId) -> Option<ProcessId> {
+        let slot = self.head.waiters.get(usize::from(waiter.0))?;
+        if slot.live == 0 {
+            None
+        } else {
+            u8::try_from(slot.process).ok().map(ProcessId)
+        }
+    }
+
+    /// Asks for a wake-up of the waiter at every arrival on the endpoint, until
+    /// [`Stack::unpark`]. Check for queued datagrams under the same lock, after parking. A stale
+    /// endpoint or unused waiter is ignored.
+    pub fn park(&mut self, id: EndpointId, waiter: WaiterId) {
+        if self.waiter_process(waiter).is_some()
+            && let Ok(endpoint) = self.endpoint_mut(id)
+        {
+            set_bit(&mut endpoint.waiters, waiter.0, true);
+        }
+    }
+
+    /// Takes [`Stack::park`] back.
+    pub fn unpark(&mut self, id: EndpointId, waiter: WaiterId) {
+        if let Ok(endpoint) = self.endpoint_mut(id) {
+            set_bit(&mut endpoint.waiters, waiter.0, false);
+        }
+    }
+
+    /// Makes a process a holder of the endpoint. A stale endpoint or unused slot is ignored.
+    pub fn hold(&mut self, id: EndpointId, process: ProcessId) {
+        if self.is_process(process)
+            && let Ok(endpoint) = self.endpoint_mut(id)
+        {
+            set_bit(&mut endpoint.holders, process.0, true);
+        }
+    }
+
+    /// Ends a process's hold. `true` if it was the last one and the endpoint is destroyed.
+    pub fn unhold(&mut self, id: EndpointId, process: ProcessId) -> bool {
+        let Ok(endpoint) = self.endpoint_mut(id) else {
+            return false;
+        };
+        set_bit(&mut endpoint.holders, process.0, false);
+        if endpoint.holders == [0, 0] {
+            self.destroy(id);
+            return true;
+        }
+        false
+    }
+
+    /// The processes that hold the endpoint, a bit per slot; none for a stale id.
+    #[must_use]
+    pub fn holders(&self, id: EndpointId) -> [u64; 2] {
+        self.endpoint(id)
+            .map_or([0, 0], |endpoint: &Endpoint| endpoint.holders)
+    }
+}

@@ -1,0 +1,428 @@
+//! [`Stack`]: the view of an image through which everything is done; frames in, frames out.
+//!
+//! The caller holds the stack's lock for as long as it holds a `&mut Stack`. Frames come one at
+//! a time through [`Stack::handle_frame`]; frames to send are taken with
+//! [`Stack::poll_transmit`]; whom to wake after unlocking is in [`Stack::take_wakeups`].
+
+use crate::counters::{Counter, Counters, DropReason};
+use crate::demux::Addresses;
+use crate::image::{
+    Capacities, ChunkSlot, Endpoint, Head, LAYOUT_VERSION, LayoutError, MAGIC, NONE, QueuePairInfo,
+    chunk_state, image_bytes, kind, split, stated_capacities,
+};
+use crate::types::{
+    ChunkId, EndpointId, Instant, Memory, QUEUE_PAIRS, SocketAddress, Stale, WaiterSet,
+};
+use crate::udp::Arrival;
+use crate::wire;
+use core::cell::Cell;
+use zerocopy::FromZeros;
+
+/// A frame from a queue pair's RX ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RxFrame {
+    /// Chunk that holds it; must be in state Posted.
+    pub chunk: ChunkId,
+    /// Bytes from the start of the chunk to the frame.
+    pub offset: u32,
+    /// Bytes of the frame.
+    pub len: u32,
+    /// Queue pair that received it.
+    pub queue_pair: u8,
+    /// Whether a checksum may cover only the pseudo-header (veth peers).
+    pub partial_checksums: bool,
+    /// When it was received, nanoseconds of `CLOCK_REALTIME`; 0 = unknown.
+    pub timestamp_ns: u64,
+}
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameOutcome {
+    /// The endpoint keeps the chunk.
+    Delivered(EndpointId),
+    /// The chunk is free again (unless the reason is [`DropReason::BadChunk`]).
+    Dropped(DropReason),
+}
+
+/// A frame to put into a TX ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// Chunk that holds it, in state Sending until it is released.
+    pub chunk: ChunkId,
+    /// Bytes from the start of the chunk to the frame.
+    pub offset: u32,
+    /// Bytes of the frame.
+    pub len: u32,
+}
+
+/// A stack: the view of one image.
+#[derive(Debug)]
+pub struct Stack<'a> {
+    pub(crate) head: &'a mut Head,
+    pub(crate) ports: &'a mut [u32],
+    pub(crate) flows: &'a mut [u32],
+    pub(crate) endpoints: &'a mut [Endpoint],
+    pub(crate) chunks: &'a mut [ChunkSlot],
+    caps: Capacities,
+    /// A look-up met a chain longer than the slab; the next frame rebuilds the tables.
+    pub(crate) chain_broken: Cell<bool>,
+}
+
+impl<'a> Stack<'a> {
+    /// Makes a new, empty stack in these bytes, which must be aligned to 8 and at least
+    /// [`image_bytes`] long. `seed` keys the hash tables: give it random bits.
+    pub fn create(bytes: &'a mut [u8], caps: Capacities, seed: u64) -> Result<Self, LayoutError> {
+        let mut stack = Self::over(bytes, caps)?;
+        stack.head.zero();
+        stack.head.endpoint_capacity = caps.endpoints;
+        stack.head.chunk_capacity = caps.chunks;
+        stack.head.chunk_size = caps.chunk_size;
+        stack.head.image_bytes = image_bytes(&caps) as u64;
+        stack.head.seed = seed;
+        for list in &mut stack.head.transmit {
+            list.head = NONE;
+            list.tail = NONE;
+        }
+        stack.ports.fill(NONE);
+        stack.flows.fill(NONE);
+        let mut next = NONE;
+        for (index, endpoint) in stack.endpoints.iter_mut().enumerate().rev() {
+            endpoint.zero();
+            endpoint.generation = 1;
+            endpoint.next = next;
+            next = index as u32;
+        }
+        stack.head.free_endpoint = next;
+        for slot in stack.chunks.iter_mut() {
+            slot.zero();
+        }
+        stack.rebuild_free_chunks();
+        stack.head.version = LAYOUT_VERSION;
+        stack.head.magic = MAGIC;
+        Ok(stack)
+    }
+
+    /// Views an image that [`Stack::create`] has made. Magic, version and sizes are checked; the
+    /// rest of the content may be anything.
+    pub fn attach(bytes: &'a mut [u8]) -> Result<Self, LayoutError> {
+        let caps = stated_capacities(bytes)?;
+        Self::over(bytes, caps)
+    }
+
+    fn over(bytes: &'a mut [u8], caps: Capacities) -> Result<Self, LayoutError> {
+        let slabs = split(bytes, &caps)?;
+        Ok(Self {
+            head: slabs.head,
+            ports: slabs.ports,
+            flows: slabs.flows,
+            endpoints: slabs.endpoints,
+            chunks: slabs.chunks,
+            caps,
+            chain_broken: Cell::new(false),
+        })
+    }
+}
+
+impl Stack<'_> {
+    /// What the image has room for.
+    #[must_use]
+    pub fn capacities(&self) -> Capacities {
+        self.caps
+    }
+
+    /// Takes a frame in. Its chunk must be Posted; afterwards it is kept by the endpoint or free.
+    ///
+    /// An endpoint with parked waiters puts them into [`Stack::take_wakeups`].
+    #[inline]
+    pub fn handle_frame(
+        &mut self,
+        memory: &mut impl Memory,
+        frame: RxFrame,
+        now: Instant,
+    ) -> FrameOutcome {
+        match self.chunks.get(frame.chunk.0 as usize) {
+            Some(slot) if slot.state == chunk_state::POSTED => {}
+            _ => {
+                self.count_drop(DropReason::BadChunk);
+                return FrameOutcome::Dropped(DropReason::BadChunk);
+            }
+        }
+        self.head.last_frame_ns = now.0;
+        match self.receive(memory, frame) {
+            Ok(endpoint) => FrameOutcome::Delivered(endpoint),
+            Err(reason) => {
+                self.put_free(frame.chunk.0);
+                self.count_drop(reason);
+                FrameOutcome::Dropped(reason)
+            }
+        }
+    }
+
+    /// Parse, demux, deliver.
+    #[inline]
+    fn receive(
+        &mut self,
+        memory: &mut impl Memory,
+        frame: RxFrame,
+    ) -> Result<EndpointId, DropReason> {
+        let (mac, ifindex) = match self.head.queue_pairs.get_mut(usize::from(frame.queue_pair)) {
+            Some(info) => {
+                info.rx_packets = info.rx_packets.wrapping_add(1);
+                info.rx_bytes = info.rx_bytes.wrapping_add(u64::from(frame.len));
+                (info.mac, info.ifindex)
+            }
+            None => ([0; 6], 0),
+        };
+        let end = (frame.offset as usize).saturating_add(frame.len as usize);
+        let bytes = memory
+            .chunk(frame.chunk)
+            .get(frame.offset as usize..end)
+            .ok_or(DropReason::Truncated)?;
+        let datagram = wire::parse(bytes, &mac, frame.partial_checksums)?;
+        let to = Addresses {
+            local: SocketAddress::new(datagram.destination, datagram.destination_port),
+            remote: SocketAddress::new(datagram.source, datagram.source_port),
+            ifindex,
+            is_v4: datagram.destination.is_v4(),
+        };
+        let found = self.find(&to);
+        if self.chain_broken.get() {
+            self.rebuild_tables();
+        }
+        let index = found.ok_or(DropReason::NoEndpoint)?;
+        let arrival = Arrival {
+            remote: to.remote,
+            local: to.local.ip,
+            offset: frame
+                .offset
+                .saturating_add(u32::from(datagram.payload_offset)),
+            len: datagram.payload_len,
+            tos: datagram.tos,
+            ttl: datagram.ttl,
+            queue_pair: frame.queue_pair,
+            timestamp_ns: frame.timestamp_ns,
+        };
+        let endpoint = self.deliver(index, frame.chunk, &arrival)?;
+        self.count(Counter::DatagramsReceived);
+        self.count_by(Counter::BytesReceived, u64::from(datagram.payload_len));
+        Ok(endpoint)
+    }
+
+    /// The parked waiters of endpoints that got something since the last call. A waiter stays
+    /// parked until [`Stack::unpark`], so it may be named again.
+    pub fn take_wakeups(&mut self) -> WaiterSet {
+        WaiterSet(core::mem::take(&mut self.head.wakeups))
+    }
+
+    /// The next frame to send on a queue pair, first in first out. Its chunk stays Sending until
+    /// [`Stack::release_chunk`].
+    pub fn poll_transmit(&mut self, queue_pair: u8) -> Option<Transmit> {
+        let list = self.head.transmit.get_mut(usize::from(queue_pair))?;
+        if list.head == NONE {
+            return None;
+        }
+        let chunk = ChunkId(list.head);
+        let taken = match self.chunks.get_mut(list.head as usize) {
+            Some(slot)
+                if slot.state == chunk_state::SENDING && slot.owner == u32::from(queue_pair) =>
+            {
+                list.head = slot.next;
+                list.count = list.count.saturating_sub(1);
+                if list.head == NONE {
+                    list.tail = NONE;
+                }
+                slot.owner = NONE;
+                slot.next = NONE;
+                Transmit {
+                    chunk,
+                    offset: u32::from(slot.offset),
+                    len: u32::from(slot.len),
+                }
+            }
+            _ => {
+                list.head = NONE;
+                list.tail = NONE;
+                list.count = 0;
+                self.count(Counter::CorruptList);
+                return None;
+            }
+        };
+        if let Some(info) = self.head.queue_pairs.get_mut(usize::from(queue_pair)) {
+            info.tx_packets = info.tx_packets.wrapping_add(1);
+            info.tx_bytes = info.tx_bytes.wrapping_add(u64::from(taken.len));
+        }
+        Some(taken)
+    }
+
+    /// Puts a frame back at the head of its list because the TX ring was full. Return several in
+    /// reverse order.
+    pub fn untransmit(&mut self, queue_pair: u8, transmit: Transmit) {
+        let Some(list) = self.head.transmit.get_mut(usize::from(queue_pair)) else {
+            return;
+        };
+        match self.chunks.get_mut(transmit.chunk.0 as usize) {
+            Some(slot) if slot.state == chunk_state::SENDING && slot.owner == NONE => {
+                slot.owner = u32::from(queue_pair);
+                slot.next = list.head;
+                list.head = transmit.chunk.0;
+                list.count = list.count.saturating_add(1);
+                if list.tail == NONE {
+                    list.tail = transmit.chunk.0;
+                }
+            }
+            _ => {
+                self.count(Counter::BadChunk);
+                return;
+            }
+        }
+        if let Some(info) = self.head.queue_pairs.get_mut(usize::from(queue_pair)) {
+            info.tx_packets = info.tx_packets.wrapping_sub(1);
+            info.tx_bytes = info.tx_bytes.wrapping_sub(u64::from(transmit.len));
+        }
+        self.count(Counter::TransmitReturned);
+    }
+
+    /// Whether frames wait to be sent on a queue pair.
+    #[must_use]
+    pub fn has_transmit(&self, queue_pair: u8) -> bool {
+        self.head
+            .transmit
+            .get(usize::from(queue_pair))
+            .is_some_and(|list| list.head != NONE)
+    }
+
+    /// Appends a chunk in state Sending, not on a list, to a transmit list. `false` if the queue
+    /// pair does not exist.
+    pub(crate) fn append_transmit(&mut self, queue_pair: u8, chunk: u32) -> bool {
+        let owner = u32::from(queue_pair);
+        let Some(list) = self.head.transmit.get_mut(usize::from(queue_pair)) else {
+            return false;
+        };
+        let tail = list.tail;
+        let mut broken = false;
+        if list.head == NONE {
+            list.head = chunk;
+            list.count = 0;
+        } else {
+            match self.chunks.get_mut(tail as usize) {
+                Some(last) if last.state == chunk_state::SENDING && last.owner == owner => {
+                    last.next = chunk;
+                }
+                _ => {
+                    list.head = chunk;
+                    list.count = 0;
+                    broken = true;
+                }
+            }
+        }
+        list.tail = chunk;
+        list.count = list.count.saturating_add(1);
+        if let Some(slot) = self.chunks.get_mut(chunk as usize) {
+            slot.owner = owner;
+            slot.next = NONE;
+        }
+        if broken {
+            self.count(Counter::CorruptList);
+        }
+        true
+    }
+
+    /// Links every live endpoint anew after a chain was found broken.
+    #[cold]
+    fn rebuild_tables(&mut self) {
+        self.chain_broken.set(false);
+        self.count(Counter::CorruptList);
+        self.ports.fill(NONE);
+        self.flows.fill(NONE);
+        self.head.connected_endpoints = 0;
+        for index in (0..self.endpoints.len() as u32).rev() {
+            let live = self
+                .endpoints
+                .get_mut(index as usize)
+                .is_some_and(|endpoint| {
+                    endpoint.table = crate::image::table::NONE;
+                    endpoint.is_live()
+                });
+            if live {
+                self.link_endpoint(index);
+            }
+        }
+    }
+
+    /// The queue pairs' table, for the owner of the NICs to fill in. Call
+    /// [`Stack::bump_queue_pairs`] after a change.
+    pub fn queue_pairs_mut(&mut self) -> &mut [QueuePairInfo; QUEUE_PAIRS] {
+        &mut self.head.queue_pairs
+    }
+
+    /// The queue pairs' table.
+    #[must_use]
+    pub fn queue_pairs(&self) -> &[QueuePairInfo; QUEUE_PAIRS] {
+        &self.head.queue_pairs
+    }
+
+    /// Changes whenever the table of queue pairs changed.
+    #[must_use]
+    pub fn queue_pairs_generation(&self) -> u32 {
+        self.head.queue_pairs_generation
+    }
+
+    /// Announces a change of the table of queue pairs.
+    pub fn bump_queue_pairs(&mut self) {
+        self.head.queue_pairs_generation = self.head.queue_pairs_generation.wrapping_add(1);
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn counters(&self) -> Counters<'_> {
+        Counters {
+            counters: &self.head.counters,
+            drops: &self.head.drops,
+        }
+    }
+
+    /// Whether the endpoint still exists.
+    #[must_use]
+    pub fn is_live(&self, id: EndpointId) -> bool {
+        self.endpoint(id).is_ok()
+    }
+
+    #[inline]
+    pub(crate) fn endpoint(&self, id: EndpointId) -> Result<&Endpoint, Stale> {
+        match self.endpoints.get(id.index as usize) {
+            Some(found) if found.generation == id.generation && found.kind == kind::UDP => {
+                Ok(found)
+            }
+            _ => Err(Stale),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn endpoint_mut(&mut self, id: EndpointId) -> Result<&mut Endpoint, Stale> {
+        match self.endpoints.get_mut(id.index as usize) {
+            Some(found) if found.generation == id.generation && found.kind == kind::UDP => {
+                Ok(found)
+            }
+            _ => Err(Stale),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn count(&mut self, counter: Counter) {
+        self.count_by(counter, 1);
+    }
+
+    #[inline]
+    pub(crate) fn count_by(&mut self, counter: Counter, amount: u64) {
+        if let Some(value) = self.head.counters.get_mut(counter as usize) {
+            *value = value.wrapping_add(amount);
+        }
+    }
+
+    #[inline]
+    fn count_drop(&mut self, reason: DropReason) {
+        if let Some(value) = self.head.drops.get_mut(reason as usize) {
+            *value = value.wrapping_add(1);
+        }
+    }
+}

@@ -1,0 +1,594 @@
+//! UDP endpoints: open, bind and connect, receive queue, send, hairpin.
+//!
+//! A datagram that arrives stays in its chunk; the endpoint's receive queue is a list of chunks,
+//! and the one copy is made by the caller at `recv` ([`Stack::udp_front`], then
+//! [`Stack::udp_pop`]). A datagram to send is copied once into a free chunk and put on the
+//! transmit list of its next hop's queue pair. What the stack cannot send (too big for the
+//! interface, other family) the caller gives to the kernel through the shadow socket.
+//!
+//! Receive buffer: a datagram costs [`DATAGRAM_OVERHEAD`] bytes more than its payload, and as in
+//! Linux an empty queue always takes one. Beside that limit an endpoint may hold a quarter of
+//! all chunks, so that one slow reader cannot stop the others.
+
+use crate::chunk::next_generation;
+use crate::counters::{Counter, DropReason};
+use crate::cplane::NextHop;
+use crate::demux::{Addresses, specific};
+use crate::image::{NONE, UdpOptions, chunk_state, kind};
+use crate::stack::Stack;
+use crate::types::{
+    ChunkId, EndpointId, Family, IpAddress, Memory, ProcessId, QUEUE_PAIR_NONE, SocketAddress,
+    Stale, set_bit,
+};
+use crate::wire::{self, ipv4, ipv6};
+use zerocopy::FromZeros;
+
+/// What a queued datagram is charged against the receive buffer beside its payload, in bytes.
+/// Linux charges the whole buffer, 768 bytes for a small datagram; ours is cheaper.
+pub const DATAGRAM_OVERHEAD: u32 = 256;
+/// Place of the payload in a chunk that we send: a cache line, room for either family's headers.
+const PAYLOAD_AT: usize = 64;
+/// TTL or hop limit when the option is 0 (Linux's ip_default_ttl).
+const DEFAULT_TTL: u8 = 64;
+
+/// What [`Stack::udp_open`] needs.
+#[derive(Clone, Copy, Debug)]
+pub struct UdpOpen {
+    /// Which packets it takes.
+    pub family: Family,
+    /// Local address; any = every local address. Port 0 = not bound yet, receives nothing.
+    pub local: SocketAddress,
+    /// Remote address if connected.
+    pub remote: Option<SocketAddress>,
+    /// First holder.
+    pub process: ProcessId,
+    /// Options.
+    pub options: UdpOptions,
+    /// The shadow socket's SO_COOKIE, for tools.
+    pub shadow_cookie: u64,
+    /// SO_BINDTODEVICE's interface, or 0.
+    pub ifindex: u32,
+}
+
+/// Why no endpoint was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenError {
+    /// The slab of endpoints is full.
+    Full,
+    /// The process slot is not in use.
+    NoProcess,
+}
+
+/// A received datagram at the head of an endpoint's queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagram {
+    /// Chunk that holds the payload.
+    pub chunk: ChunkId,
+    /// Bytes from the start of the chunk to the payload.
+    pub offset: u32,
+    /// Bytes of payload.
+    pub len: u32,
+    /// Sender.
+    pub remote: SocketAddress,
+    /// The address it was sent to.
+    pub local: IpAddress,
+    /// TOS or traffic class.
+    pub tos: u8,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// Queue pair it came by, or [`QUEUE_PAIR_NONE`] for hairpin.
+    pub queue_pair: u8,
+    /// When it was received, nanoseconds of `CLOCK_REALTIME`.
+    pub timestamp_ns: u64,
+    /// The endpoint's count of drops when this datagram was queued (SO_RXQ_OVFL).
+    pub drops: u32,
+}
+
+/// What an endpoint looks like from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpStatus {
+    /// Datagrams queued.
+    pub queued: u32,
+    /// Bytes charged against the receive buffer.
+    pub queued_bytes: u32,
+    /// Datagrams ever queued, wrapping (an edge for edge-triggered epoll).
+    pub arrivals: u32,
+    /// Datagrams dropped because the endpoint was full, wrapping.
+    pub drops: u32,
+    /// Local address.
+    pub local: SocketAddress,
+    /// Remote address if connected.
+    pub remote: Option<SocketAddress>,
+    /// The filter that feeds it, as [`Stack::set_filter`] noted it; 0 = none.
+    pub filter: u32,
+    /// Which packets it takes.
+    pub family: Family,
+}
+
+/// Why a datagram was not sent. In all cases the caller may use the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendError {
+    /// The endpoint does not exist any more.
+    Stale,
+    /// No free chunk: the device is slower than the program. Like ENOBUFS, or wait.
+    NoChunk,
+    /// Longer than the interface's MTU or a chunk allows.
+    TooBig,
+    /// Source and destination are of different families, a port is zero, or the next hop's queue
+    /// pair does not exist.
+    Address,
+}
+
+/// What became of a hairpin datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hairpin {
+    /// On the receiver's queue.
+    Delivered,
+    /// The receiver was full.
+    Dropped,
+    /// No endpoint of this stack takes it: send it through the kernel.
+    NoEndpoint,
+}
+
+/// A datagram about to be queued.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival {
+    pub(crate) remote: SocketAddress,
+    pub(crate) local: IpAddress,
+    pub(crate) offset: u32,
+    pub(crate) len: u16,
+    pub(crate) tos: u8,
+    pub(crate) ttl: u8,
+    pub(crate) queue_pair: u8,
+    pub(crate) timestamp_ns: u64,
+}
+
+impl Stack<'_> {
+    /// Opens an endpoint, held by `open.process`.
+    pub fn udp_open(&mut self, open: &UdpOpen) -> Result<EndpointId, OpenError> {
+        if !self.is_process(open.process) {
+            return Err(OpenError::NoProcess);
+        }
+        let index = self.head.free_endpoint;
+        let order = self.head.bind_order.wrapping_add(1);
+        let id = match self.endpoints.get_mut(index as usize) {
+            Some(endpoint) if endpoint.kind == kind::FREE => {
+                let generation = endpoint.generation.max(1);
+                self.head.free_endpoint = endpoint.next;
+                endpoint.zero();
+                endpoint.kind = kind::UDP;
+                endpoint.generation = generation;
+                endpoint.family = open.family as u8;
+                endpoint.ifindex = open.ifindex;
+                endpoint.options = open.options;
+                endpoint.shadow_cookie = open.shadow_cookie;
+                endpoint.next = NONE;
+                endpoint.previous = NONE;
+                endpoint.queue_head = NONE;
+                endpoint.queue_tail = NONE;
+                endpoint.bind_order = order;
+                set_bit(&mut endpoint.holders, open.process.0, true);
+                EndpointId { index, generation }
+            }
+            _ => {
+                if index != NONE {
+                    self.head.free_endpoint = NONE;
+                    self.count(Counter::CorruptList);
+                }
+                self.count(Counter::EndpointsFull);
+                return Err(OpenError::Full);
+            }
+        };
+        self.head.live_endpoints = self.head.live_endpoints.saturating_add(1);
+        self.count(Counter::EndpointsOpened);
+        let _ = self.udp_rebind(id, open.local, open.remote);
+        Ok(id)
+    }
+
+    /// Gives an endpoint other addresses: bind, connect (again), or `remote` none to dissolve the
+    /// association. Datagrams already queued stay, as in Linux.
+    pub fn udp_rebind(
+        &mut self,
+        id: EndpointId,
+        local: SocketAddress,
+        remote: Option<SocketAddress>,
+    ) -> Result<(), Stale> {
+        self.endpoint(id)?;
+        self.unlink_endpoint(id.index);
+        let order = self.head.bind_order.wrapping_add(1);
+        self.head.bind_order = order;
+        let endpoint = self.endpoint_mut(id)?;
+        endpoint.local_ip = local.ip;
+        endpoint.local_port = local.port;
+        let connected = remote.unwrap_or(SocketAddress::UNSPECIFIED);
+        endpoint.remote_ip = connected.ip;
+        endpoint.remote_port = connected.port;
+        endpoint.connected = u8::from(remote.is_some());
+        endpoint.bind_order = order;
+        self.link_endpoint(id.index);
+        Ok(())
+    }
+
+    /// Changes SO_BINDTODEVICE: 0 = any interface.
+    pub fn udp_bind_device(&mut self, id: EndpointId, ifindex: u32) -> Result<(), Stale> {
+        self.endpoint_mut(id)?.ifindex = ifindex;
+        Ok(())
+    }
+
+    /// Changes the family (IPV6_V6ONLY may change until bind).
+    pub fn udp_family(&mut self, id: EndpointId, family: Family) -> Result<(), Stale> {
+        self.endpoint_mut(id)?.family = family as u8;
+        Ok(())
+    }
+
+    /// The options, to read or change; a change acts on the next datagram.
+    pub fn udp_options(&mut self, id: EndpointId) -> Result<&mut UdpOptions, Stale> {
+        Ok(&mut self.endpoint_mut(id)?.options)
+    }
+
+    /// The datagram at the head of the receive queue.
+    #[inline]
+    pub fn udp_front(&self, id: EndpointId) -> Result<Option<Datagram>, Stale> {
+        let head = self.endpoint(id)?.queue_head;
+        Ok(self.queued(id.index, head).map(|slot| Datagram {
+            chunk: ChunkId(head),
+            offset: u32::from(slot.offset),
+            len: u32::from(slot.len),
+            remote: SocketAddress::new(slot.remote_ip, slot.remote_port),
+            local: slot.local_ip,
+            tos: slot.tos,
+            ttl: slot.ttl,
+            queue_pair: slot.queue_pair,
+            timestamp_ns: slot.timestamp_ns,
+            drops: slot.drops,
+        }))
+    }
+
+    /// Takes the head of the receive queue off and frees its chunk. Nothing queued: no effect.
+    #[inline]
+    pub fn udp_pop(&mut self, id: EndpointId) -> Result<(), Stale> {
+        let head = self.endpoint(id)?.queue_head;
+        if head == NONE {
+            return Ok(());
+        }
+        let Some((next, len)) = self
+            .queued(id.index, head)
+            .map(|slot| (slot.next, slot.len))
+        else {
+            self.count(Counter::CorruptList);
+            return self.forget_queue(id);
+        };
+        let endpoint = self.endpoint_mut(id)?;
+        endpoint.queue_head = next;
+        endpoint.queued = endpoint.queued.saturating_sub(1);
+        endpoint.queued_bytes = endpoint.queued_bytes.saturating_sub(charge(len));
+        if next == NONE {
+            endpoint.queue_tail = NONE;
+            endpoint.queued = 0;
+            endpoint.queued_bytes = 0;
+        }
+        self.put_free(head);
+        Ok(())
+    }
+
+    /// What the endpoint looks like. A broken queue counts as empty.
+    pub fn udp_status(&self, id: EndpointId) -> Result<UdpStatus, Stale> {
+        let endpoint = self.endpoint(id)?;
+        let readable = self.queued(id.index, endpoint.queue_head).is_some();
+        let remote = SocketAddress::new(endpoint.remote_ip, endpoint.remote_port);
+        Ok(UdpStatus {
+            queued: if readable { endpoint.queued.max(1) } else { 0 },
+            queued_bytes: if readable { endpoint.queued_bytes } else { 0 },
+            arrivals: endpoint.arrivals,
+            drops: endpoint.drops,
+            local: SocketAddress::new(endpoint.local_ip, endpoint.local_port),
+            remote: (endpoint.connected != 0).then_some(remote),
+            filter: endpoint.filter,
+            family: Family::from_byte(endpoint.family),
+        })
+    }
+
+    /// Notes which filter feeds the endpoint; 0 = none. A stale id is ignored.
+    pub fn set_filter(&mut self, id: EndpointId, filter: u32) {
+        if let Ok(endpoint) = self.endpoint_mut(id) {
+            endpoint.filter = filter;
+        }
+    }
+
+    /// Builds a datagram and puts it on the transmit list of `via.queue_pair`.
+    ///
+    /// `fill` writes the payload into a slice of `len` bytes; it is called only when the datagram
+    /// will be sent. The source address is the endpoint's if it is specific, else `via.source`.
+    #[inline]
+    pub fn udp_send(
+        &mut self,
+        memory: &mut impl Memory,
+        id: EndpointId,
+        to: SocketAddress,
+        via: &NextHop,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<(), SendError> {
+        let endpoint = self.endpoint(id).map_err(|_| SendError::Stale)?;
+        let source = specific(endpoint.local_ip, via.source);
+        let (source_port, options) = (endpoint.local_port, endpoint.options);
+        let is_v4 = to.ip.is_v4();
+        if is_v4 != source.is_v4()
+            || source.is_unspecified()
+            || to.port == 0
+            || source_port == 0
+            || usize::from(via.queue_pair) >= self.head.transmit.len()
+        {
+            return Err(SendError::Address);
+        }
+        let all = if is_v4 { ipv4::ALL } else { ipv6::ALL };
+        let frame_len = all.saturating_add(len);
+        let end = PAYLOAD_AT.saturating_add(len);
+        if frame_len > usize::from(via.mtu).saturating_add(wire::ethernet::HEADER)
+            || end > memory.chunk_size()
+            || end > self.capacities().chunk_size as usize
+        {
+            return Err(SendError::TooBig);
+        }
+        let chunk = self
+            .take_free(chunk_state::SENDING)
+            .ok_or(SendError::NoChunk)?;
+        let offset = PAYLOAD_AT.wrapping_sub(all);
+        let Some(frame) = memory.chunk_mut(chunk).get_mut(offset..end) else {
+            self.put_free(chunk.0);
+            return Err(SendError::TooBig);
+        };
+        if let Some(payload) = frame.get_mut(all..) {
+            fill(payload);
+        }
+        self.head.ipv4_id = self.head.ipv4_id.wrapping_add(1);
+        let (tos, ttl) = if is_v4 {
+            (options.tos, options.ttl)
+        } else {
+            (options.traffic_class, options.hop_limit)
+        };
+        let headers = wire::Headers {
+            source_mac: via.source_mac,
+            destination_mac: via.mac,
+            source,
+            destination: to.ip,
+            source_port,
+            destination_port: to.port,
+            tos,
+            ttl: if ttl == 0 { DEFAULT_TTL } else { ttl },
+            ipv4_id: self.head.ipv4_id as u16,
+            dont_fragment: options.has(UdpOptions::DONT_FRAGMENT),
+            checksum_off: options.has(UdpOptions::CHECKSUM_OFF),
+        };
+        if is_v4 {
+            ipv4::emit(frame, &headers)
+        } else {
+            ipv6::emit(frame, &headers)
+        }
+        if let Some(slot) = self.chunks.get_mut(chunk.0 as usize) {
+            slot.offset = offset as u16;
+            slot.len = frame_len as u16;
+        }
+        self.append_transmit(via.queue_pair, chunk.0);
+        if let Some(endpoint) = self.endpoints.get_mut(id.index as usize) {
+            endpoint.tx_datagrams = endpoint.tx_datagrams.wrapping_add(1);
+        }
+        self.count(Counter::DatagramsSent);
+        self.count_by(Counter::BytesSent, len as u64);
+        Ok(())
+    }
+
+    /// Sends a datagram to another endpoint of this same stack, without a frame.
+    ///
+    /// `source` is the sender's address if the endpoint `from` is bound to any. `fill` is called
+    /// only when there is a chunk for the payload.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the datagram's parts, as in udp_send"
+    )]
+    pub fn udp_hairpin(
+        &mut self,
+        memory: &mut impl Memory,
+        from: EndpointId,
+        source: IpAddress,
+        to: SocketAddress,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+        timestamp_ns: u64,
+    ) -> Result<Hairpin, SendError> {
+        let sender = self.endpoint(from).map_err(|_| SendError::Stale)?;
+        let options = sender.options;
+        let remote = SocketAddress::new(specific(sender.local_ip, source), sender.local_port);
+        let is_v4 = to.ip.is_v4();
+        let addresses = Addresses {
+            local: to,
+            remote,
+            ifindex: 0,
+            is_v4,
+        };
+        if remote.ip.is_v4() != is_v4 || to.port == 0 {
+            return Err(SendError::Address);
+        }
+        let Some(index) = self.find(&addresses) else {
+            return Ok(Hairpin::NoEndpoint);
+        };
+        let size = memory
+            .chunk_size()
+            .min(self.capacities().chunk_size as usize);
+        if len > size {
+            return Err(SendError::TooBig);
+        }
+        if self.refuses(index, len as u16).is_some() {
+            self.count_endpoint_drop(index);
+            self.count(Counter::HairpinDropped);
+            return Ok(Hairpin::Dropped);
+        }
+        let chunk = self
+            .take_free(chunk_state::POSTED)
+            .ok_or(SendError::NoChunk)?;
+        let Some(payload) = memory.chunk_mut(chunk).get_mut(..len) else {
+            self.put_free(chunk.0);
+            return Err(SendError::TooBig);
+        };
+        fill(payload);
+        let (tos, ttl) = if is_v4 {
+            (options.tos, options.ttl)
+        } else {
+            (options.traffic_class, options.hop_limit)
+        };
+        let arrival = Arrival {
+            remote,
+            local: to.ip,
+            offset: 0,
+            len: len as u16,
+            tos,
+            ttl: if ttl == 0 { DEFAULT_TTL } else { ttl },
+            queue_pair: QUEUE_PAIR_NONE,
+            timestamp_ns,
+        };
+        if self.deliver(index, chunk, &arrival).is_err() {
+            self.put_free(chunk.0);
+            self.count(Counter::HairpinDropped);
+            return Ok(Hairpin::Dropped);
+        }
+        if let Ok(sender) = self.endpoint_mut(from) {
+            sender.tx_datagrams = sender.tx_datagrams.wrapping_add(1);
+        }
+        self.count(Counter::HairpinDelivered);
+        Ok(Hairpin::Delivered)
+    }
+
+    /// Why an endpoint would not take a datagram of `len` bytes now.
+    #[inline]
+    fn refuses(&self, index: u32, len: u16) -> Option<DropReason> {
+        let endpoint = self.endpoints.get(index as usize)?;
+        if endpoint.queued == 0 {
+            return None;
+        }
+        if endpoint.queued_bytes.saturating_add(charge(len)) > endpoint.options.rcvbuf_bytes {
+            return Some(DropReason::BufferFull);
+        }
+        if endpoint.queued >= (self.chunks.len() / 4) as u32 {
+            return Some(DropReason::ChunkShare);
+        }
+        None
+    }
+
+    #[cold]
+    fn count_endpoint_drop(&mut self, index: u32) {
+        if let Some(endpoint) = self.endpoints.get_mut(index as usize) {
+            endpoint.drops = endpoint.drops.wrapping_add(1);
+        }
+    }
+
+    /// Puts a datagram on an endpoint's receive queue; its chunk is in no list. On an error the
+    /// chunk is still the caller's.
+    #[inline]
+    pub(crate) fn deliver(
+        &mut self,
+        index: u32,
+        chunk: ChunkId,
+        arrival: &Arrival,
+    ) -> Result<EndpointId, DropReason> {
+        if let Some(reason) = self.refuses(index, arrival.len) {
+            self.count_endpoint_drop(index);
+            return Err(reason);
+        }
+        let Some(endpoint) = self.endpoints.get_mut(index as usize) else {
+            return Err(DropReason::Corrupt);
+        };
+        if endpoint.queue_head == NONE {
+            endpoint.queue_head = chunk.0;
+            endpoint.queued = 0;
+            endpoint.queued_bytes = 0;
+        } else {
+            match self.chunks.get_mut(endpoint.queue_tail as usize) {
+                Some(tail) if tail.state == chunk_state::QUEUED && tail.owner == index => {
+                    tail.next = chunk.0;
+                }
+                _ => return Err(DropReason::Corrupt),
+            }
+        }
+        let Some(slot) = self.chunks.get_mut(chunk.0 as usize) else {
+            return Err(DropReason::Corrupt);
+        };
+        slot.next = NONE;
+        slot.owner = index;
+        slot.state = chunk_state::QUEUED;
+        slot.offset = arrival.offset as u16;
+        slot.len = arrival.len;
+        slot.queue_pair = arrival.queue_pair;
+        slot.tos = arrival.tos;
+        slot.ttl = arrival.ttl;
+        slot.timestamp_ns = arrival.timestamp_ns;
+        slot.remote_ip = arrival.remote.ip;
+        slot.remote_port = arrival.remote.port;
+        slot.local_ip = arrival.local;
+        slot.drops = endpoint.drops;
+
+        endpoint.queue_tail = chunk.0;
+        endpoint.queued = endpoint.queued.saturating_add(1);
+        endpoint.queued_bytes = endpoint.queued_bytes.saturating_add(charge(arrival.len));
+        endpoint.arrivals = endpoint.arrivals.wrapping_add(1);
+        endpoint.rx_datagrams = endpoint.rx_datagrams.wrapping_add(1);
+        let [low, high] = endpoint.waiters;
+        self.head.wakeups[0] |= low;
+        self.head.wakeups[1] |= high;
+        Ok(EndpointId {
+            index,
+            generation: endpoint.generation,
+        })
+    }
+
+    /// Destroys an endpoint: out of the tables, its queued chunks free, its slot free.
+    pub(crate) fn destroy(&mut self, id: EndpointId) {
+        if self.endpoint(id).is_err() {
+            return;
+        }
+        self.unlink_endpoint(id.index);
+        for _ in 0..self.chunks.len() {
+            match self.endpoint(id) {
+                Ok(endpoint) if endpoint.queue_head != NONE => {
+                    let _ = self.udp_pop(id);
+                }
+                _ => break,
+            }
+        }
+        let free = self.head.free_endpoint;
+        if let Ok(endpoint) = self.endpoint_mut(id) {
+            endpoint.generation = next_generation(id.generation);
+            endpoint.kind = kind::FREE;
+            endpoint.holders = [0, 0];
+            endpoint.waiters = [0, 0];
+            endpoint.next = free;
+            self.head.free_endpoint = id.index;
+        }
+        self.head.live_endpoints = self.head.live_endpoints.saturating_sub(1);
+        self.count(Counter::EndpointsDestroyed);
+    }
+
+    /// The chunk's slot, if it really is queued on this endpoint.
+    #[inline]
+    fn queued(&self, endpoint: u32, chunk: u32) -> Option<&crate::image::ChunkSlot> {
+        self.chunks
+            .get(chunk as usize)
+            .filter(|slot| slot.state == chunk_state::QUEUED && slot.owner == endpoint)
+    }
+
+    /// Makes a broken receive queue empty. Its chunks are lost until a recovery.
+    #[cold]
+    fn forget_queue(&mut self, id: EndpointId) -> Result<(), Stale> {
+        let endpoint = self.endpoint_mut(id)?;
+        endpoint.queue_head = NONE;
+        endpoint.queue_tail = NONE;
+        endpoint.queued = 0;
+        endpoint.queued_bytes = 0;
+        Ok(())
+    }
+}
+
+/// What a datagram costs against the receive buffer.
+#[inline]
+fn charge(len: u16) -> u32 {
+    u32::from(len).wrapping_add(DATAGRAM_OVERHEAD)
+}
