@@ -1,1 +1,332 @@
-//! Under construction.
+//! The policy: which sockets are accelerated, and why the others are not.
+//!
+//! A [`Policy`] is read once per process from `bypass.toml` ([`Policy::parse`]) and asked once per
+//! `bind`, `connect`, `listen` or first send ([`Policy::decide`], which allocates nothing). Its
+//! rules are ordered and the first that matches decides; before them stands a built-in part that
+//! no rule overrides: login and super-server programs, loopback, multicast and broadcast stay with
+//! the kernel. Where no rule matches, the socket is accelerated on whatever interface can.
+//!
+//! ```toml
+//! [[rule]]
+//! program   = "nginx"             # name, or path; ? and * as in a shell
+//! user      = "www-data"          # name or number
+//! protocol  = "udp"               # tcp | udp
+//! role      = "bind"              # bind | listen | connect | send
+//! local     = "0.0.0.0/0:80-443"  # address[/prefix][:port[-port]]; remote likewise
+//! interface = "eth0"
+//! action    = "accelerate"        # accelerate | kernel
+//! backend   = "auto"              # auto | af_xdp | dpdk | ef_vi | shm
+//!
+//! [options]
+//! spin_us = 50                    # the BYPASS_* options, in lower case without the prefix
+//!
+//! [daemon]
+//! allow   = [{ user = "nobody" }, { group = "bypass" }]
+//! clients = 64
+//! ```
+//!
+//! What an interface can do, local routes and whether the daemon agrees are not known here.
+
+mod daemon;
+mod parse;
+mod pattern;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub use daemon::{Allow, DaemonPolicy, InterfaceChoice, Peer};
+pub use parse::PolicyError;
+pub use pattern::{Address, AddressPattern, Glob, PatternError};
+
+use crate::options::Setting;
+use crate::reason::FallThrough;
+
+/// Where the policy is read from when `BYPASS_CONFIG` does not say otherwise.
+pub const DEFAULT_PATH: &str = "/etc/bypass/bypass.toml";
+
+/// Programs that stay with the kernel whatever the rules say: a mistake in them locks people out.
+pub const KERNEL_PROGRAMS: [&str; 4] = ["sshd", "inetd", "xinetd", "sudo"];
+
+/// Rules, option settings and the daemon's part of one configuration file. The default is the
+/// policy without a file: no rules, no settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// In the order of the file; [`Decision::rule`] counts from 0.
+    pub rules: Vec<Rule>,
+    /// Settings of the `[options]` table, checked; for [`crate::options::Options::resolve`].
+    pub options: Vec<Setting>,
+    /// The `[daemon]` table.
+    pub daemon: DaemonPolicy,
+}
+
+impl Policy {
+    /// Decides about a socket at the call that fixes an address. Allocates nothing.
+    #[must_use]
+    pub fn decide(&self, query: &Query<'_>) -> Decision<'_> {
+        if let Some(reason) = builtin(query) {
+            return Decision {
+                verdict: Verdict::Kernel(reason),
+                rule: None,
+            };
+        }
+        match self
+            .rules
+            .iter()
+            .enumerate()
+            .find(|(_, rule)| rule.matches(query))
+        {
+            Some((index, rule)) => Decision {
+                verdict: rule.verdict(),
+                rule: Some(index),
+            },
+            None => Decision {
+                verdict: Verdict::Accelerate {
+                    interface: None,
+                    backend: Backend::Auto,
+                },
+                rule: None,
+            },
+        }
+    }
+}
+
+/// What no rule overrides.
+fn builtin(query: &Query<'_>) -> Option<FallThrough> {
+    if KERNEL_PROGRAMS.contains(&pattern::file_name(query.program)) {
+        return Some(FallThrough::Program);
+    }
+    let any = |is: fn(&Address) -> bool| [query.local, query.remote].iter().flatten().any(is);
+    if any(Address::is_loopback) {
+        Some(FallThrough::Loopback)
+    } else if any(Address::is_multicast) {
+        Some(FallThrough::Multicast)
+    } else if any(Address::is_broadcast) {
+        Some(FallThrough::Broadcast)
+    } else {
+        None
+    }
+}
+
+/// What is known of a socket when the policy is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'a> {
+    /// Path of the program, or its bare name.
+    pub program: &'a str,
+    /// The effective user.
+    pub user: User<'a>,
+    /// The socket's protocol.
+    pub protocol: Protocol,
+    /// The call that fixes the address.
+    pub role: Role,
+    /// Local address as bound so far; `None` when nothing is bound.
+    pub local: Option<Address>,
+    /// Remote address of a connect or first send.
+    pub remote: Option<Address>,
+    /// Interface of the local address or route, where that is known already.
+    pub interface: Option<&'a str>,
+}
+
+/// A user by number, and by name where the caller knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct User<'a> {
+    /// User id.
+    pub uid: u32,
+    /// Name in the user database. Without it, rules that name a user by name do not match.
+    pub name: Option<&'a str>,
+}
+
+/// The answer of [`Policy::decide`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision<'a> {
+    /// Accelerate, or why not.
+    pub verdict: Verdict<'a>,
+    /// Index of the rule that decided; `None` for the built-in policy.
+    pub rule: Option<usize>,
+}
+
+/// Accelerate or kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict<'a> {
+    /// Accelerate, where a backend can be had.
+    Accelerate {
+        /// Only on this interface; `None` = on every one that serves the address.
+        interface: Option<&'a str>,
+        /// The wanted backend.
+        backend: Backend,
+    },
+    /// The kernel serves the socket.
+    Kernel(FallThrough),
+}
+
+/// One `[[rule]]`. An absent condition matches everything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Program name or path pattern.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<Glob>,
+    /// User name or number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Protocol.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    /// The call that asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Local address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<AddressPattern>,
+    /// Remote address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<AddressPattern>,
+    /// Interface name. An accelerate rule also matches where the interface is not known yet (a
+    /// socket bound to any address) and then restricts acceleration to this one; a kernel rule
+    /// matches only where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// What to do.
+    pub action: Action,
+    /// With which backend; only for `accelerate`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<Backend>,
+}
+
+impl Rule {
+    /// Whether every condition holds.
+    #[must_use]
+    pub fn matches(&self, query: &Query<'_>) -> bool {
+        let address = |wanted: &Option<AddressPattern>, actual: Option<Address>| match wanted {
+            None => true,
+            Some(pattern) => actual.is_some_and(|address| pattern.matches(&address)),
+        };
+        self.program
+            .as_ref()
+            .is_none_or(|glob| glob.matches_program(query.program))
+            && self
+                .user
+                .as_ref()
+                .is_none_or(|user| pattern::same_user(user, query.user.uid, query.user.name))
+            && self
+                .protocol
+                .is_none_or(|protocol| protocol == query.protocol)
+            && self.role.is_none_or(|role| role == query.role)
+            && address(&self.local, query.local)
+            && address(&self.remote, query.remote)
+            && self
+                .interface
+                .as_ref()
+                .is_none_or(|wanted| match query.interface {
+                    Some(actual) => wanted == actual,
+                    None => self.action == Action::Accelerate,
+                })
+    }
+
+    fn verdict(&self) -> Verdict<'_> {
+        match self.action {
+            Action::Kernel => Verdict::Kernel(FallThrough::Rule),
+            Action::Accelerate => Verdict::Accelerate {
+                interface: self.interface.as_deref(),
+                backend: self.backend.unwrap_or(Backend::Auto),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    /// One line: the conditions, then the action.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut part = |name: &str, value: Option<&dyn fmt::Display>| match value {
+            Some(value) => write!(f, "{name}={value} "),
+            None => Ok(()),
+        };
+        part("program", self.program.as_ref().map(|value| value as _))?;
+        part("user", self.user.as_ref().map(|value| value as _))?;
+        part("protocol", self.protocol.as_ref().map(|value| value as _))?;
+        part("role", self.role.as_ref().map(|value| value as _))?;
+        part("local", self.local.as_ref().map(|value| value as _))?;
+        part("remote", self.remote.as_ref().map(|value| value as _))?;
+        part("interface", self.interface.as_ref().map(|value| value as _))?;
+        part("backend", self.backend.as_ref().map(|value| value as _))?;
+        write!(f, "-> {}", self.action)
+    }
+}
+
+/// Declares an enum of words of the configuration file: variant, number, word.
+macro_rules! words {
+    ($( $(#[$meta:meta])* $name:ident { $( $(#[doc = $doc:literal])+ $variant:ident = $number:literal, $word:literal; )+ } )+) => { $(
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[repr(u8)]
+        pub enum $name { $( $(#[doc = $doc])+ #[serde(rename = $word)] $variant = $number, )+ }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &'static [Self] = &[ $( Self::$variant, )+ ];
+
+            /// The word of the configuration file.
+            #[must_use]
+            pub fn word(self) -> &'static str { match self { $( Self::$variant => $word, )+ } }
+
+            /// The value with this word.
+            #[must_use]
+            pub fn from_word(word: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|value| value.word() == word)
+            }
+
+            /// The value with this number (as the process report stores it).
+            #[must_use]
+            pub fn from_number(number: u8) -> Option<Self> {
+                Self::ALL.iter().copied().find(|value| *value as u8 == number)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.write_str(self.word()) }
+        }
+    )+ };
+}
+
+words! {
+    /// A transport protocol; its number is the IP protocol number.
+    Protocol {
+        /// TCP.
+        Tcp = 6, "tcp";
+        /// UDP.
+        Udp = 17, "udp";
+    }
+    /// The call that fixes an address.
+    Role {
+        /// `bind`.
+        Bind = 1, "bind";
+        /// `listen`.
+        Listen = 2, "listen";
+        /// `connect`.
+        Connect = 3, "connect";
+        /// The first send of an unbound socket.
+        Send = 4, "send";
+    }
+    /// What a rule decides.
+    Action {
+        /// Our stack serves the socket where a backend can be had.
+        Accelerate = 1, "accelerate";
+        /// The kernel serves the socket.
+        Kernel = 2, "kernel";
+    }
+    /// How frames reach the stack.
+    Backend {
+        /// The best that the interface has.
+        Auto = 0, "auto";
+        /// An AF_XDP socket.
+        AfXdp = 1, "af_xdp";
+        /// A DPDK port.
+        Dpdk = 2, "dpdk";
+        /// A Solarflare virtual interface.
+        EfVi = 3, "ef_vi";
+        /// Shared memory between two processes of one host.
+        Shm = 4, "shm";
+    }
+}

@@ -1,0 +1,342 @@
+//! Tests of decisions and of the configuration file.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn query<'a>(program: &'a str, local: &str) -> Query<'a> {
+    Query {
+        program,
+        user: User {
+            uid: 1000,
+            name: Some("alice"),
+        },
+        protocol: Protocol::Udp,
+        role: Role::Bind,
+        local: Some(local.parse().expect("an address")),
+        remote: None,
+        interface: None,
+    }
+}
+
+fn parse(text: &str) -> Policy {
+    Policy::parse(text).unwrap_or_else(|error| panic!("{error} in\n{text}"))
+}
+
+fn error(text: &str) -> (usize, usize, String) {
+    let error = Policy::parse(text).expect_err(text);
+    (error.line, error.column, error.message)
+}
+
+#[test]
+fn the_built_in_part_comes_before_every_rule() {
+    let policy = parse("[[rule]]\naction = \"accelerate\"");
+    for (program, local, reason) in [
+        ("/usr/sbin/sshd", "198.18.0.1:22", FallThrough::Program),
+        ("sudo", "198.18.0.1:22", FallThrough::Program),
+        ("server", "127.0.0.1:53", FallThrough::Loopback),
+        ("server", "[::1]:53", FallThrough::Loopback),
+        ("server", "239.1.1.1:53", FallThrough::Multicast),
+        ("server", "255.255.255.255:53", FallThrough::Broadcast),
+    ] {
+        let decision = policy.decide(&query(program, local));
+        assert_eq!(
+            decision,
+            Decision {
+                verdict: Verdict::Kernel(reason),
+                rule: None
+            }
+        );
+    }
+    let decision = policy.decide(&query("server", "*:53"));
+    assert_eq!(decision.rule, Some(0));
+    let to = Some("224.0.0.251:5353".parse().expect("an address"));
+    let decision = policy.decide(&Query {
+        remote: to,
+        ..query("server", "*:0")
+    });
+    assert_eq!(decision.verdict, Verdict::Kernel(FallThrough::Multicast));
+}
+
+#[test]
+fn the_first_rule_that_matches_decides() {
+    let policy = parse(
+        r#"
+        [[rule]]
+        program = "nginx"
+        local = "0.0.0.0/0:80-443"
+        interface = "eth0"
+        action = "accelerate"
+        backend = "af_xdp"
+
+        [[rule]]
+        user = "1000"
+        role = "connect"
+        action = "kernel"
+
+        [[rule]]
+        user = "bob"
+        action = "kernel"
+        "#,
+    );
+    let accelerate = |interface, backend| Verdict::Accelerate { interface, backend };
+    let decision = policy.decide(&query("/usr/sbin/nginx", "*:80"));
+    assert_eq!(decision.verdict, accelerate(Some("eth0"), Backend::AfXdp));
+    assert_eq!(decision.rule, Some(0));
+    let on_eth1 = Query {
+        interface: Some("eth1"),
+        ..query("nginx", "*:80")
+    };
+    assert_eq!(
+        policy.decide(&on_eth1).verdict,
+        accelerate(None, Backend::Auto)
+    );
+    let connect = Query {
+        role: Role::Connect,
+        ..query("curl", "*:0")
+    };
+    assert_eq!(
+        policy.decide(&connect).verdict,
+        Verdict::Kernel(FallThrough::Rule)
+    );
+    assert_eq!(policy.decide(&connect).rule, Some(1));
+    let bob = Query {
+        user: User {
+            uid: 5,
+            name: Some("bob"),
+        },
+        ..connect
+    };
+    assert_eq!(policy.decide(&bob).rule, Some(2));
+    assert_eq!(
+        policy.rules[1].to_string(),
+        "user=1000 role=connect -> kernel"
+    );
+}
+
+#[test]
+fn a_kernel_rule_needs_its_interface_to_be_known() {
+    let policy = parse("[[rule]]\ninterface = \"eth0\"\naction = \"kernel\"");
+    assert_eq!(policy.decide(&query("p", "*:1")).rule, None);
+    let on_eth0 = Query {
+        interface: Some("eth0"),
+        ..query("p", "198.18.0.1:1")
+    };
+    assert_eq!(policy.decide(&on_eth0).rule, Some(0));
+}
+
+#[test]
+fn errors_have_line_and_column() {
+    for (text, line, column, part) in [
+        (
+            "[[rule]]\nprogramm = \"x\"\naction = \"kernel\"",
+            2,
+            1,
+            "programm",
+        ),
+        (
+            "[[rule]]\nlocal = \"1.2.3\"\naction = \"kernel\"",
+            2,
+            9,
+            "address",
+        ),
+        (
+            "[[rule]]\n  local = \"1.2.3.4:9-3\"\naction = \"kernel\"",
+            2,
+            11,
+            "ports",
+        ),
+        ("[[rule]]\naction = \"drop\"", 2, 10, "drop"),
+        ("[[rule]]\nprogram = \"x\"", 1, 1, "action"),
+        (
+            "[[rule]]\naction = \"kernel\"\n\n[[rule]]\naction = \"accelerate\"",
+            4,
+            1,
+            "duplicate",
+        ),
+        (
+            "[[rule]]\naction = \"kernel\"\nbackend = \"dpdk\"",
+            1,
+            1,
+            "backend",
+        ),
+        (
+            "[[rule]]\naction = \"kernel\"\ninterface = \"a b\"",
+            1,
+            1,
+            "interface",
+        ),
+        (
+            "[options]\nlog = \"info\"\nspin_us = 9999999",
+            3,
+            1,
+            "spin_us",
+        ),
+        ("[options]\nspin = 1", 2, 1, "unknown option"),
+        ("[options]\nspin_us = 1.5", 2, 1, "float"),
+        ("[options]\nspin_us = 1\nspin_us = 2", 3, 1, "duplicate"),
+        ("[daemon]\nchunks = 1", 2, 1, "chunks"),
+        ("[daemon]\nchunk = 1", 2, 1, "chunk"),
+        ("[daemon]\nallow = [{}]", 2, 1, "allow"),
+        ("[daemon]\nclients = -1", 2, 11, ""),
+        ("[rules]", 1, 2, "rules"),
+        ("rule = 1", 1, 8, ""),
+        ("[[rule]\n", 1, 8, ""),
+        ("# é\n[[rule]]\nprogram = \"é\" x", 3, 15, ""),
+    ] {
+        let found = error(text);
+        assert_eq!((found.0, found.1), (line, column), "{text}: {}", found.2);
+        assert!(found.2.contains(part), "{text}: {}", found.2);
+        assert!(!found.2.contains('\n'));
+    }
+}
+
+#[test]
+fn an_accelerate_rule_behind_a_kernel_rule_of_one_interface_is_no_duplicate() {
+    let rules = "[[rule]]\ninterface = \"a\"\naction = \"kernel\"\n\
+                 [[rule]]\ninterface = \"a\"\naction = \"accelerate\"\n";
+    assert_eq!(parse(rules).rules.len(), 2);
+}
+
+#[test]
+fn options_and_daemon_tables_are_read() {
+    let policy = parse(
+        r#"
+        [options]
+        spin_us = 50
+        accelerate_local = true
+        profile = "safe"
+
+        [daemon]
+        allow = [{ user = "nobody", program = "nsd*" }, { group = "33" }]
+        clients = 8
+        interfaces = { include = ["veth*"], exclude = ["veth9"] }
+        "#,
+    );
+    let (options, messages) = crate::options::Options::resolve(&policy.options, []);
+    assert_eq!(
+        (options.spin_us, options.accelerate_local, messages.len()),
+        (50, true, 0)
+    );
+    let daemon = &policy.daemon;
+    assert_eq!(
+        (daemon.clients, daemon.endpoints),
+        (8, DaemonPolicy::default().endpoints)
+    );
+    let peer = |uid, user, gids, program| Peer {
+        uid,
+        user,
+        gids,
+        groups: &[],
+        program,
+    };
+    assert!(daemon.allows(&peer(0, None, &[], "x")));
+    assert!(daemon.allows(&peer(9, Some("nobody"), &[], "/usr/sbin/nsd4")));
+    assert!(!daemon.allows(&peer(9, Some("nobody"), &[], "/usr/sbin/named")));
+    assert!(daemon.allows(&peer(9, None, &[5, 33], "x")));
+    assert!(DaemonPolicy::default().allows(&peer(9, None, &[], "x")));
+    assert!(daemon.interfaces.takes("veth1") && !daemon.interfaces.takes("veth9"));
+    assert!(!daemon.interfaces.takes("eth0") && InterfaceChoice::default().takes("eth0"));
+}
+
+#[test]
+fn an_empty_file_is_the_default_policy() {
+    assert_eq!(parse(""), Policy::default());
+    assert_eq!(parse("# nothing\n[daemon]\n"), Policy::default());
+    assert_eq!(Policy::default().to_toml(), "");
+}
+
+fn pattern() -> impl Strategy<Value = AddressPattern> {
+    let ports = prop_oneof![
+        Just(String::new()),
+        (1..=u16::MAX).prop_map(|port| format!(":{port}")),
+        (1..=u16::MAX, 1..=u16::MAX).prop_map(|(a, b)| format!(":{}-{}", a.min(b), a.max(b))),
+    ];
+    let v4 = (any::<u32>(), 0..=32_u32).prop_map(|(ip, bits)| {
+        let ip = ip & u32::MAX.checked_shl(32 - bits).unwrap_or(0);
+        format!("{}/{bits}", std::net::Ipv4Addr::from(ip))
+    });
+    let v6 = (any::<u128>(), 0..=128_u32).prop_map(|(ip, bits)| {
+        let ip = ip & u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+        format!("[{}]/{bits}", std::net::Ipv6Addr::from(ip))
+    });
+    let prefix = prop_oneof![Just("*".to_owned()), v4, v6];
+    (prefix, ports).prop_map(|(prefix, ports)| {
+        let text = prefix + &ports;
+        text.parse()
+            .unwrap_or_else(|error| panic!("{text}: {error}"))
+    })
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    let word = |words: &'static [Protocol]| proptest::option::of(proptest::sample::select(words));
+    let name = || proptest::option::of("[a-z\"\\\\\\n*?é]{1,9}");
+    (
+        (name(), name(), word(Protocol::ALL)),
+        proptest::option::of(proptest::sample::select(Role::ALL)),
+        (
+            proptest::option::of(pattern()),
+            proptest::option::of(pattern()),
+        ),
+        proptest::option::of("[a-z0-9.]{3,15}"),
+        proptest::option::of(proptest::sample::select(Backend::ALL)),
+        any::<bool>(),
+    )
+        .prop_map(
+            |((program, user, protocol), role, (local, remote), interface, backend, on)| Rule {
+                program: program.map(|text| Glob::try_from(text).expect("not empty")),
+                user,
+                protocol,
+                role,
+                local,
+                remote,
+                interface,
+                action: if on {
+                    Action::Accelerate
+                } else {
+                    Action::Kernel
+                },
+                backend: backend.filter(|_| on),
+            },
+        )
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_a_policy_or_an_error_inside_the_text(text in "\\PC{0,200}") {
+        if let Err(error) = Policy::parse(&text) {
+            prop_assert!(error.line >= 1 && error.line <= text.lines().count() + 1);
+            prop_assert!(error.column >= 1);
+        }
+    }
+
+    #[test]
+    fn text_out_of_pieces_never_panics(pieces in proptest::collection::vec(
+        proptest::sample::select(vec![
+            "[[rule]]", "[options]", "[daemon]", "\n", "=", "action", "local", "\"", "kernel",
+            "accelerate", "allow", "{", "}", "[", "]", "1", "-", ":", "/", "::", "fd00", "user",
+            "'", "spin_us", " ", ",", "\"\"\"", "é", "interfaces.include", "chunks",
+        ]), 0..40,
+    )) {
+        let _ = Policy::parse(&pieces.concat());
+    }
+
+    #[test]
+    fn a_policy_survives_being_written_and_read(
+        rules in proptest::collection::vec(rule(), 0..6),
+        spin in proptest::option::of(0..1_000_000_u32),
+        clients in 1..1000_u32,
+    ) {
+        let options = spin.map(|us| crate::options::setting("spin_us", &us.to_string()).unwrap());
+        let daemon = DaemonPolicy {
+            clients,
+            allow: Some(vec![Allow { user: Some("x".to_owned()), group: None, program: None }]),
+            ..DaemonPolicy::default()
+        };
+        let policy = Policy { rules, options: options.into_iter().collect(), daemon };
+        match Policy::parse(&policy.to_toml()) {
+            Ok(again) => prop_assert_eq!(again, policy),
+            Err(error) => prop_assert!(error.message.contains("duplicate rule"), "{}", error),
+        }
+    }
+}
