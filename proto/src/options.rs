@@ -5,8 +5,6 @@
 //! sources win: default, profile of the file, file, profile of the environment, environment.
 //! A value that is not understood is reported and left as it was; it never stops a program.
 
-use crate::policy::DEFAULT_PATH;
-
 /// Prefix of every variable.
 pub const PREFIX: &str = "BYPASS_";
 
@@ -120,16 +118,6 @@ impl Log {
     }
 }
 
-/// Whether the shim may start the daemon.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Autostart {
-    /// When none answers and the process is privileged.
-    #[default]
-    Auto,
-    /// Never.
-    Never,
-}
-
 /// Declares the table and the values.
 macro_rules! options {
     ($( $(#[doc = $doc:literal])+ $field:ident: $type:ty, $name:literal, $key:literal, $kind:expr, $default:expr, $read:expr; )+) => {
@@ -166,8 +154,8 @@ macro_rules! options {
 }
 
 options! {
-    /// Configuration file; it replaces the one in /etc.
-    config: String, "BYPASS_CONFIG", "", Kind::Path, DEFAULT_PATH, path;
+    /// Configuration file in place of /etc/bypass/bypass.toml; it must exist.
+    config: Option<String>, "BYPASS_CONFIG", "", Kind::Path, "", path;
     /// Leave every socket of the program with the kernel.
     disable: bool, "BYPASS_DISABLE", "", Kind::Flag, "0", flag;
     /// Named set of values; options that are set by themselves win over it.
@@ -180,7 +168,8 @@ options! {
     log: Log, "BYPASS_LOG", "log",
         Kind::Choice(&["off", "error", "info", "debug"]), "error", Log::from_name;
     /// Whether a privileged program starts the daemon when none answers.
-    daemon: Autostart, "BYPASS_DAEMON", "daemon", Kind::Choice(&["auto", "never"]), "auto", autostart;
+    autostart: bool, "BYPASS_DAEMON", "daemon",
+        Kind::Choice(&["auto", "never"]), "auto", autostart;
     /// Also accelerate sockets whose peer is one of this host's own addresses.
     accelerate_local: bool, "BYPASS_ACCELERATE_LOCAL", "accelerate_local", Kind::Flag, "0", flag;
 }
@@ -194,40 +183,42 @@ impl Default for Options {
 impl Options {
     /// Values from variables alone; variables without the prefix are ignored. The messages name
     /// every unknown `BYPASS_*` variable and every bad value.
-    pub fn from_env<'a>(
-        variables: impl IntoIterator<Item = (&'a str, &'a str)>,
+    pub fn from_env<N: AsRef<str>, V: AsRef<str>>(
+        variables: impl IntoIterator<Item = (N, V)>,
     ) -> (Self, Vec<String>) {
         Self::resolve(&[], variables)
     }
 
     /// Values from a file's settings and from variables, which win.
-    pub fn resolve<'a>(
+    pub fn resolve<N: AsRef<str>, V: AsRef<str>>(
         file: &[Setting],
-        variables: impl IntoIterator<Item = (&'a str, &'a str)>,
+        variables: impl IntoIterator<Item = (N, V)>,
     ) -> (Self, Vec<String>) {
         let mut messages = Vec::new();
         let mut set = Vec::new();
         for (name, value) in variables {
-            match check_variable(name, value) {
+            match check_variable(name.as_ref(), value.as_ref()) {
                 Ok(Some(info)) => set.push((info.name, value)),
                 Ok(None) => {}
                 Err(message) => messages.push(message),
             }
         }
-        let file: Vec<_> = file
-            .iter()
-            .filter_map(|setting| Some((by_key(setting.key)?.name, setting.value.as_str())))
-            .collect();
+        let named = |setting: &Setting| by_key(setting.key).map_or("", |info| info.name);
         let mut options = Self::default();
-        for layer in [&file, &set] {
-            options.apply(layer);
-        }
+        options.apply(
+            file.iter()
+                .map(|setting| (named(setting), setting.value.as_str())),
+        );
+        options.apply(set.iter().map(|(name, value)| (*name, value.as_ref())));
         (options, messages)
     }
 
     /// One source: its profile first, then what it sets by itself.
-    fn apply(&mut self, layer: &[(&'static str, &str)]) {
-        let chosen = layer.iter().rfind(|(name, _)| *name == "BYPASS_PROFILE");
+    fn apply<'a>(&mut self, layer: impl Iterator<Item = (&'a str, &'a str)> + Clone) {
+        let chosen = layer
+            .clone()
+            .filter(|(name, _)| *name == "BYPASS_PROFILE")
+            .last();
         let chosen = chosen.and_then(|(_, value)| Profile::from_name(value));
         for (name, value) in chosen.map(Profile::settings).unwrap_or_default() {
             self.store(name, value);
@@ -323,11 +314,15 @@ fn number(value: &str) -> Option<u32> {
     }
 }
 
-fn path(value: &str) -> Option<String> {
+#[expect(
+    clippy::option_option,
+    reason = "the reader says whether, the value says which"
+)]
+fn path(value: &str) -> Option<Option<String>> {
     if value.is_empty() || value.contains('\0') {
         None
     } else {
-        Some(value.to_owned())
+        Some(Some(value.to_owned()))
     }
 }
 
@@ -339,10 +334,10 @@ fn profile(value: &str) -> Option<Option<Profile>> {
     Profile::from_name(value).map(Some)
 }
 
-fn autostart(value: &str) -> Option<Autostart> {
+fn autostart(value: &str) -> Option<bool> {
     match value {
-        "auto" => Some(Autostart::Auto),
-        "never" => Some(Autostart::Never),
+        "auto" => Some(true),
+        "never" => Some(false),
         _ => None,
     }
 }
@@ -365,11 +360,8 @@ mod tests {
             assert!(info.key.is_empty() || info.key == key);
         }
         let options = Options::default();
-        assert_eq!(
-            (options.spin_us, options.config.as_str()),
-            (20, DEFAULT_PATH)
-        );
-        assert_eq!((options.log, options.daemon), (Log::Error, Autostart::Auto));
+        assert_eq!((options.spin_us, options.config), (20, None));
+        assert_eq!((options.log, options.autostart), (Log::Error, true));
     }
 
     #[test]
@@ -414,7 +406,7 @@ mod tests {
         assert_eq!(
             options,
             Options {
-                daemon: Autostart::Never,
+                autostart: false,
                 ..Options::default()
             }
         );

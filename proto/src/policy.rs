@@ -67,10 +67,7 @@ impl Policy {
     #[must_use]
     pub fn decide(&self, query: &Query<'_>) -> Decision<'_> {
         if let Some(reason) = builtin(query) {
-            return Decision {
-                verdict: Verdict::Kernel(reason),
-                rule: None,
-            };
+            return Decision::Kernel { reason, rule: None };
         }
         match self
             .rules
@@ -78,15 +75,10 @@ impl Policy {
             .enumerate()
             .find(|(_, rule)| rule.matches(query))
         {
-            Some((index, rule)) => Decision {
-                verdict: rule.verdict(),
-                rule: Some(index),
-            },
-            None => Decision {
-                verdict: Verdict::Accelerate {
-                    interface: None,
-                    backend: Backend::Auto,
-                },
+            Some((index, rule)) => rule.decision(index),
+            None => Decision::Accelerate {
+                interface: None,
+                backend: Backend::Auto,
                 rule: None,
             },
         }
@@ -138,27 +130,45 @@ pub struct User<'a> {
     pub name: Option<&'a str>,
 }
 
-/// The answer of [`Policy::decide`].
+/// The answer of [`Policy::decide`]. `rule` is the index of the rule that decided; `None` = the
+/// built-in policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Decision<'a> {
-    /// Accelerate, or why not.
-    pub verdict: Verdict<'a>,
-    /// Index of the rule that decided; `None` for the built-in policy.
-    pub rule: Option<usize>,
-}
-
-/// Accelerate or kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict<'a> {
+pub enum Decision<'a> {
     /// Accelerate, where a backend can be had.
     Accelerate {
         /// Only on this interface; `None` = on every one that serves the address.
         interface: Option<&'a str>,
         /// The wanted backend.
         backend: Backend,
+        /// The rule.
+        rule: Option<usize>,
     },
     /// The kernel serves the socket.
-    Kernel(FallThrough),
+    Kernel {
+        /// Why.
+        reason: FallThrough,
+        /// The rule.
+        rule: Option<usize>,
+    },
+}
+
+impl Decision<'_> {
+    /// Index of the rule that decided.
+    #[must_use]
+    pub fn rule(&self) -> Option<usize> {
+        match self {
+            Self::Accelerate { rule, .. } | Self::Kernel { rule, .. } => *rule,
+        }
+    }
+
+    /// Why the kernel serves the socket; `None` = it is accelerated.
+    #[must_use]
+    pub fn reason(&self) -> Option<FallThrough> {
+        match self {
+            Self::Accelerate { .. } => None,
+            Self::Kernel { reason, .. } => Some(*reason),
+        }
+    }
 }
 
 /// One `[[rule]]`. An absent condition matches everything.
@@ -225,12 +235,18 @@ impl Rule {
                 })
     }
 
-    fn verdict(&self) -> Verdict<'_> {
+    /// What the rule says, as the `index`-th of its policy.
+    fn decision(&self, index: usize) -> Decision<'_> {
+        let rule = Some(index);
         match self.action {
-            Action::Kernel => Verdict::Kernel(FallThrough::Rule),
-            Action::Accelerate => Verdict::Accelerate {
+            Action::Kernel => Decision::Kernel {
+                reason: FallThrough::Rule,
+                rule,
+            },
+            Action::Accelerate => Decision::Accelerate {
                 interface: self.interface.as_deref(),
                 backend: self.backend.unwrap_or(Backend::Auto),
+                rule,
             },
         }
     }

@@ -40,22 +40,15 @@ fn the_built_in_part_comes_before_every_rule() {
         ("server", "255.255.255.255:53", FallThrough::Broadcast),
     ] {
         let decision = policy.decide(&query(program, local));
-        assert_eq!(
-            decision,
-            Decision {
-                verdict: Verdict::Kernel(reason),
-                rule: None
-            }
-        );
+        assert_eq!(decision, Decision::Kernel { reason, rule: None });
     }
-    let decision = policy.decide(&query("server", "*:53"));
-    assert_eq!(decision.rule, Some(0));
+    assert_eq!(policy.decide(&query("server", "*:53")).rule(), Some(0));
     let to = Some("224.0.0.251:5353".parse().expect("an address"));
     let decision = policy.decide(&Query {
         remote: to,
         ..query("server", "*:0")
     });
-    assert_eq!(decision.verdict, Verdict::Kernel(FallThrough::Multicast));
+    assert_eq!(decision.reason(), Some(FallThrough::Multicast));
 }
 
 #[test]
@@ -79,27 +72,27 @@ fn the_first_rule_that_matches_decides() {
         action = "kernel"
         "#,
     );
-    let accelerate = |interface, backend| Verdict::Accelerate { interface, backend };
+    let accelerate = |interface, backend, rule| Decision::Accelerate {
+        interface,
+        backend,
+        rule,
+    };
     let decision = policy.decide(&query("/usr/sbin/nginx", "*:80"));
-    assert_eq!(decision.verdict, accelerate(Some("eth0"), Backend::AfXdp));
-    assert_eq!(decision.rule, Some(0));
+    assert_eq!(decision, accelerate(Some("eth0"), Backend::AfXdp, Some(0)));
     let on_eth1 = Query {
         interface: Some("eth1"),
         ..query("nginx", "*:80")
     };
     assert_eq!(
-        policy.decide(&on_eth1).verdict,
-        accelerate(None, Backend::Auto)
+        policy.decide(&on_eth1),
+        accelerate(None, Backend::Auto, None)
     );
     let connect = Query {
         role: Role::Connect,
         ..query("curl", "*:0")
     };
-    assert_eq!(
-        policy.decide(&connect).verdict,
-        Verdict::Kernel(FallThrough::Rule)
-    );
-    assert_eq!(policy.decide(&connect).rule, Some(1));
+    assert_eq!(policy.decide(&connect).reason(), Some(FallThrough::Rule));
+    assert_eq!(policy.decide(&connect).rule(), Some(1));
     let bob = Query {
         user: User {
             uid: 5,
@@ -107,7 +100,7 @@ fn the_first_rule_that_matches_decides() {
         },
         ..connect
     };
-    assert_eq!(policy.decide(&bob).rule, Some(2));
+    assert_eq!(policy.decide(&bob).rule(), Some(2));
     assert_eq!(
         policy.rules[1].to_string(),
         "user=1000 role=connect -> kernel"
@@ -117,12 +110,12 @@ fn the_first_rule_that_matches_decides() {
 #[test]
 fn a_kernel_rule_needs_its_interface_to_be_known() {
     let policy = parse("[[rule]]\ninterface = \"eth0\"\naction = \"kernel\"");
-    assert_eq!(policy.decide(&query("p", "*:1")).rule, None);
+    assert_eq!(policy.decide(&query("p", "*:1")).rule(), None);
     let on_eth0 = Query {
         interface: Some("eth0"),
         ..query("p", "198.18.0.1:1")
     };
-    assert_eq!(policy.decide(&on_eth0).rule, Some(0));
+    assert_eq!(policy.decide(&on_eth0).rule(), Some(0));
 }
 
 #[test]
@@ -213,7 +206,7 @@ fn options_and_daemon_tables_are_read() {
         interfaces = { include = ["veth*"], exclude = ["veth9"] }
         "#,
     );
-    let (options, messages) = crate::options::Options::resolve(&policy.options, []);
+    let (options, messages) = crate::options::Options::resolve::<&str, &str>(&policy.options, []);
     assert_eq!(
         (options.spin_us, options.accelerate_local, messages.len()),
         (50, true, 0)
