@@ -36,6 +36,7 @@ mod chunk;
 mod counters;
 pub mod cplane;
 mod demux;
+mod find;
 mod image;
 pub mod inspect;
 mod process;

@@ -7,7 +7,7 @@
 
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Queue pairs of one stack.
 pub const QUEUE_PAIRS: usize = 32;
@@ -144,7 +144,18 @@ pub(crate) fn has_bit(words: &[u64; 2], index: u8) -> bool {
 
 /// An IPv6 address, or an IPv4 address as v4-mapped IPv6; all zero is "any" of both families.
 #[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, KnownLayout, Immutable,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    KnownLayout,
+    Immutable,
+    Unaligned,
 )]
 #[repr(transparent)]
 pub struct IpAddress(pub [u8; 16]);

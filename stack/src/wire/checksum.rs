@@ -35,7 +35,7 @@ impl Sum {
     pub fn bytes(self, bytes: &[u8]) -> Self {
         let mut even = self.0;
         let mut odd = 0u128;
-        let (blocks, rest) = bytes.as_chunks::<32>();
+        let (blocks, mut rest) = bytes.as_chunks::<32>();
         for block in blocks {
             // Two sums, so that the two chains of additions with carry do not wait for each other.
             let (words, _) = block.as_chunks::<8>();
@@ -46,37 +46,45 @@ impl Sum {
                 odd = odd.wrapping_add(u128::from(u64::from_ne_bytes(d)));
             }
         }
-        let (words, rest) = rest.as_chunks::<8>();
-        for word in words {
-            even = even.wrapping_add(u128::from(u64::from_ne_bytes(*word)));
+        // At most 31 bytes are left; every piece starts at an even place.
+        if let Some((piece, behind)) = rest.split_first_chunk::<16>() {
+            let (words, _) = piece.as_chunks::<8>();
+            if let [a, b] = *words {
+                even = even.wrapping_add(u128::from(u64::from_ne_bytes(a)));
+                odd = odd.wrapping_add(u128::from(u64::from_ne_bytes(b)));
+            }
+            rest = behind;
         }
-        even = even.wrapping_add(u128::from(tail(rest)));
-        Self(even.wrapping_add(odd))
+        if let Some((piece, behind)) = rest.split_first_chunk::<8>() {
+            even = even.wrapping_add(u128::from(u64::from_ne_bytes(*piece)));
+            rest = behind;
+        }
+        let mut tail = 0u64;
+        if let Some((piece, behind)) = rest.split_first_chunk::<4>() {
+            tail = u64::from(u32::from_ne_bytes(*piece));
+            rest = behind;
+        }
+        if let Some((piece, behind)) = rest.split_first_chunk::<2>() {
+            tail = tail.wrapping_add(u64::from(u16::from_ne_bytes(*piece)));
+            rest = behind;
+        }
+        if let [last] = *rest {
+            tail = tail.wrapping_add(u64::from(u16::from_ne_bytes([last, 0])));
+        }
+        Self(even.wrapping_add(odd).wrapping_add(u128::from(tail)))
     }
 
     /// The 16-bit one's complement sum in host order, not complemented.
     #[inline]
     #[must_use]
     pub fn fold(self) -> u16 {
-        let wide = (self.0 as u64 as u128).wrapping_add(self.0 >> 64);
-        let (low, carry) = (wide as u64).overflowing_add((wide >> 64) as u64);
-        let low = low.wrapping_add(u64::from(carry));
-        let sum = (low & 0xffff_ffff).wrapping_add(low >> 32);
-        let sum = (sum & 0xffff)
-            .wrapping_add((sum >> 16) & 0xffff)
-            .wrapping_add(sum >> 32);
+        // The carries are few, so that low + carries carries at most once.
+        let (low, carry) = (self.0 as u64).overflowing_add((self.0 >> 64) as u64);
+        let (high, low) = (low >> 32, low & 0xffff_ffff);
+        let sum = low.wrapping_add(high).wrapping_add(u64::from(carry));
+        let sum = (sum & 0xffff).wrapping_add(sum >> 16);
         let sum = (sum & 0xffff).wrapping_add(sum >> 16);
         let sum = (sum & 0xffff).wrapping_add(sum >> 16);
         u16::from_be(sum as u16)
     }
-}
-
-/// Up to seven bytes as they would be in memory, followed by zeros.
-#[inline]
-fn tail(rest: &[u8]) -> u64 {
-    let mut word = [0u8; 8];
-    for (to, from) in word.iter_mut().zip(rest) {
-        *to = *from;
-    }
-    u64::from_ne_bytes(word)
 }

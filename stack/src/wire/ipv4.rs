@@ -7,6 +7,8 @@
 use super::{Datagram, Headers, checksum::Sum, ethernet, udp};
 use crate::counters::DropReason;
 use crate::types::IpAddress;
+use zerocopy::byteorder::network_endian::U16;
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned, transmute_ref};
 
 /// Bytes of the header without options.
 pub const HEADER: usize = 20;
@@ -15,61 +17,71 @@ pub const ALL: usize = ethernet::HEADER + HEADER + udp::HEADER;
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
 
+/// Ethernet, IPv4 and UDP headers.
+#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Layout {
+    ethernet: [u8; ethernet::HEADER],
+    version_and_length: u8,
+    tos: u8,
+    total_length: U16,
+    id: U16,
+    fragment: U16,
+    ttl: u8,
+    protocol: u8,
+    checksum: U16,
+    source: [u8; 4],
+    destination: [u8; 4],
+    udp: udp::Layout,
+}
+
 /// Finds the UDP datagram of a frame whose EtherType is IPv4.
 #[inline]
 pub fn parse(frame: &[u8], partial: bool) -> Result<Datagram, DropReason> {
-    let Some(h) = frame.first_chunk::<ALL>() else {
+    let Some(bytes) = frame.first_chunk::<ALL>() else {
         return Err(too_short(frame));
     };
-    let total = u16::from_be_bytes([h[16], h[17]]);
-    if h[14] != 0x45 {
-        return Err(version_reason(h[14]));
+    let h: &Layout = transmute_ref!(bytes);
+    if h.version_and_length != 0x45 {
+        return Err(version_reason(h.version_and_length));
     }
+    let total = h.total_length.get();
     if usize::from(total) < HEADER + udp::HEADER
         || usize::from(total) > frame.len().wrapping_sub(ethernet::HEADER)
     {
         return Err(DropReason::IpLength);
     }
-    let sum = Sum::new()
-        .word([h[14], h[15], h[16], h[17], h[18], h[19], h[20], h[21]])
-        .word([h[22], h[23], h[24], h[25], h[26], h[27], h[28], h[29]])
-        .word([h[30], h[31], h[32], h[33], 0, 0, 0, 0]);
-    if sum.fold() != 0xffff {
+    if Sum::new()
+        .bytes(&bytes[ethernet::HEADER..ethernet::HEADER + HEADER])
+        .fold()
+        != 0xffff
+    {
         return Err(DropReason::IpChecksum);
     }
     // MF, or an offset; the reserved bit and DF do not matter.
-    if u16::from_be_bytes([h[20], h[21]]) & 0x3fff != 0 {
+    if h.fragment.get() & 0x3fff != 0 {
         return Err(DropReason::Fragment);
     }
-    if h[22] == 0 {
+    if h.ttl == 0 {
         return Err(DropReason::IpTtl);
     }
-    if h[23] != UDP {
+    if h.protocol != UDP {
         return Err(DropReason::Protocol);
     }
-    check_addresses([h[26], h[27], h[28], h[29]], [h[30], h[31], h[32], h[33]])?;
+    check_addresses(h.source, h.destination)?;
 
-    let pseudo = Sum::new().word([h[26], h[27], h[28], h[29], h[30], h[31], h[32], h[33]]);
-    let header = [h[34], h[35], h[36], h[37], h[38], h[39], h[40], h[41]];
+    let pseudo = Sum::new().bytes(&bytes[26..34]);
     let ip_payload = total.wrapping_sub(HEADER as u16);
-    let found = udp::check(
-        frame,
-        ALL - udp::HEADER,
-        header,
-        ip_payload,
-        pseudo,
-        partial,
-        true,
-    )?;
+    let payload_len = udp::check(frame, ALL, &h.udp, ip_payload, pseudo, partial, true)?;
     Ok(Datagram {
-        source: IpAddress::mapped([h[26], h[27], h[28], h[29]]),
-        destination: IpAddress::mapped([h[30], h[31], h[32], h[33]]),
-        source_port: found.source_port,
-        destination_port: found.destination_port,
-        tos: h[15],
-        ttl: h[22],
+        source: IpAddress::mapped(h.source),
+        destination: IpAddress::mapped(h.destination),
+        source_port: h.udp.source_port.get(),
+        destination_port: h.udp.destination_port.get(),
+        tos: h.tos,
+        ttl: h.ttl,
         payload_offset: ALL as u16,
-        payload_len: found.payload_len,
+        payload_len,
     })
 }
 

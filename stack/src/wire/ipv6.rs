@@ -3,64 +3,64 @@
 use super::{Datagram, Headers, checksum::Sum, ethernet, ipv4, udp};
 use crate::counters::DropReason;
 use crate::types::IpAddress;
+use zerocopy::byteorder::network_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned, transmute_ref};
 
 /// Bytes of the header.
 pub const HEADER: usize = 40;
 /// Bytes of Ethernet, IPv6 and UDP headers.
 pub const ALL: usize = ethernet::HEADER + HEADER + udp::HEADER;
 
+/// Ethernet, IPv6 and UDP headers.
+#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Layout {
+    ethernet: [u8; ethernet::HEADER],
+    version_class_flow: U32,
+    payload_length: U16,
+    next_header: u8,
+    hop_limit: u8,
+    source: IpAddress,
+    destination: IpAddress,
+    udp: udp::Layout,
+}
+
 /// Finds the UDP datagram of a frame whose EtherType is IPv6.
 #[inline]
 pub fn parse(frame: &[u8], partial: bool) -> Result<Datagram, DropReason> {
-    let Some(h) = frame.first_chunk::<ALL>() else {
+    let Some(bytes) = frame.first_chunk::<ALL>() else {
         return Err(too_short(frame));
     };
-    if h[14] >> 4 != 6 {
+    let h: &Layout = transmute_ref!(bytes);
+    let first = h.version_class_flow.get();
+    if first >> 28 != 6 {
         return Err(DropReason::IpVersion);
     }
-    let len = u16::from_be_bytes([h[18], h[19]]);
+    let len = h.payload_length.get();
     if usize::from(len) < udp::HEADER
         || usize::from(len) > frame.len().wrapping_sub(ethernet::HEADER + HEADER)
     {
         return Err(DropReason::IpLength);
     }
-    if h[20] != ipv4::UDP {
-        return Err(next_header_reason(h[20]));
+    if h.next_header != ipv4::UDP {
+        return Err(next_header_reason(h.next_header));
     }
-    if h[21] == 0 {
+    if h.hop_limit == 0 {
         return Err(DropReason::IpTtl);
     }
-    let Some(addresses) = h.get(22..54).and_then(|part| part.first_chunk::<32>()) else {
-        return Err(DropReason::Truncated);
-    };
-    let (Some(source), Some(destination)) =
-        (addresses.first_chunk::<16>(), addresses.last_chunk::<16>())
-    else {
-        return Err(DropReason::Truncated);
-    };
-    let (source, destination) = (IpAddress(*source), IpAddress(*destination));
-    check_addresses(&source, &destination)?;
+    check_addresses(&h.source, &h.destination)?;
 
-    let pseudo = Sum::new().bytes(addresses);
-    let header = [h[54], h[55], h[56], h[57], h[58], h[59], h[60], h[61]];
-    let found = udp::check(
-        frame,
-        ALL - udp::HEADER,
-        header,
-        len,
-        pseudo,
-        partial,
-        false,
-    )?;
+    let pseudo = Sum::new().bytes(&bytes[22..54]);
+    let payload_len = udp::check(frame, ALL, &h.udp, len, pseudo, partial, false)?;
     Ok(Datagram {
-        source,
-        destination,
-        source_port: found.source_port,
-        destination_port: found.destination_port,
-        tos: h[14] << 4 | h[15] >> 4,
-        ttl: h[21],
+        source: h.source,
+        destination: h.destination,
+        source_port: h.udp.source_port.get(),
+        destination_port: h.udp.destination_port.get(),
+        tos: (first >> 20) as u8,
+        ttl: h.hop_limit,
         payload_offset: ALL as u16,
-        payload_len: found.payload_len,
+        payload_len,
     })
 }
 

@@ -4,43 +4,46 @@
 
 use super::{Headers, checksum::Sum, ipv4};
 use crate::counters::DropReason;
+use zerocopy::byteorder::network_endian::U16;
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 /// Bytes of the header.
 pub const HEADER: usize = 8;
 
-/// What [`check`] finds.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Found {
-    pub(crate) source_port: u16,
-    pub(crate) destination_port: u16,
-    pub(crate) payload_len: u16,
+/// The header.
+#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct Layout {
+    pub(super) source_port: U16,
+    pub(super) destination_port: U16,
+    pub(super) length: U16,
+    pub(super) checksum: U16,
 }
 
-/// Checks the UDP header at `at` of a frame, and its checksum. `pseudo` is the sum of the two
-/// addresses; the length of the IP payload is inside the frame.
+/// Checks a UDP header whose payload is at `at` of the frame, and its checksum: bytes of payload.
+/// `pseudo` is the sum of the two addresses; the IP payload is inside the frame.
 #[inline]
-pub(crate) fn check(
+pub(super) fn check(
     frame: &[u8],
     at: usize,
-    header: [u8; HEADER],
+    header: &Layout,
     ip_payload: u16,
     pseudo: Sum,
     partial: bool,
     is_v4: bool,
-) -> Result<Found, DropReason> {
-    let [s0, s1, d0, d1, l0, l1, c0, c1] = header;
-    let len = u16::from_be_bytes([l0, l1]);
-    let destination_port = u16::from_be_bytes([d0, d1]);
+) -> Result<u16, DropReason> {
+    let len = header.length.get();
     if usize::from(len) < HEADER || len > ip_payload {
         return Err(DropReason::UdpLength);
     }
-    if destination_port == 0 {
+    if header.destination_port.get() == 0 {
         return Err(DropReason::ZeroPort);
     }
-    let Some(bytes) = frame.get(at..at.wrapping_add(usize::from(len))) else {
+    let start = at.wrapping_sub(HEADER);
+    let Some(bytes) = frame.get(start..start.wrapping_add(usize::from(len))) else {
         return Err(DropReason::UdpLength);
     };
-    let field = u16::from_be_bytes([c0, c1]);
+    let field = header.checksum.get();
     let pseudo = pseudo.field(u16::from(ipv4::UDP)).field(len);
     if field == 0 {
         if !is_v4 {
@@ -49,11 +52,7 @@ pub(crate) fn check(
     } else if !(partial && field == pseudo.fold()) && pseudo.bytes(bytes).fold() != 0xffff {
         return Err(DropReason::ChecksumBad);
     }
-    Ok(Found {
-        source_port: u16::from_be_bytes([s0, s1]),
-        destination_port,
-        payload_len: len.wrapping_sub(HEADER as u16),
-    })
+    Ok(len.wrapping_sub(HEADER as u16))
 }
 
 /// Writes a UDP header in front of a payload. `pseudo` is the sum of the two addresses.
