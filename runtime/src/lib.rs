@@ -1,1 +1,20 @@
-//! Under construction.
+//! Maps a stack and runs it: what a program, a forked child and the daemon all do alike.
+//!
+//! Whoever holds a stack's image, packet memory and queue descriptors can run it. [`image`] maps
+//! the image memfd, [`packets`] the packet memory, [`lock`] is the process-shared lock in the
+//! image's first page, [`attachment`] joins them with the queue pairs and pumps frames between
+//! queues and stack, [`cplane`] reads the daemon's control-plane table, [`wake`] wakes a waiter
+//! that sleeps in another thread or process, [`control`] talks to the daemon.
+//!
+//! Everything here makes raw system calls only (`rustix` without libc): it runs inside programs
+//! whose libc symbols are our own hooks. No threads, no signal handlers, nothing printed.
+
+pub mod attachment;
+pub mod clock;
+pub mod control;
+pub mod cplane;
+pub mod image;
+pub mod lock;
+pub mod map;
+pub mod packets;
+pub mod wake;

@@ -1,0 +1,114 @@
+//! Starting the daemon when none answers and this process may.
+//!
+//! The daemon must not be a child that the program could see: it is started through `clone` with no
+//! exit signal, and `bypassctl` detaches itself before it answers.
+
+#![expect(unsafe_code, reason = "UNSAFETY: clone and execve of bypassctl, dladdr")]
+
+use std::ffi::{CStr, CString, c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bypass_proto::reason::FallThrough;
+use bypass_runtime::control::Control;
+
+use crate::symbols;
+
+/// How long a started daemon may take until it answers.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Stack of the short-lived child.
+const CHILD_STACK: usize = 64 * 1024;
+
+/// Path of libbypass.so as it is loaded.
+pub fn library_path() -> Option<PathBuf> {
+    // SAFETY: plain data; all zero is a value.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    let address = library_path as *const c_void;
+    // SAFETY: the address is one of ours, `info` is writable.
+    if unsafe { libc::dladdr(address, &raw mut info) } == 0 || info.dli_fname.is_null() {
+        return None;
+    }
+    // SAFETY: dladdr gives a string that lives as long as the library.
+    let name = unsafe { CStr::from_ptr(info.dli_fname) };
+    Some(PathBuf::from(std::ffi::OsStr::from_bytes(name.to_bytes())))
+}
+
+fn tool_path() -> Option<PathBuf> {
+    let library = library_path()?;
+    let folder = library.parent()?;
+    [folder.join("bypassctl"), folder.join("../bin/bypassctl"), PathBuf::from("/usr/bin/bypassctl")]
+        .into_iter()
+        .find(|path| rustix::fs::access(path.as_path(), rustix::fs::Access::EXEC_OK).is_ok())
+}
+
+struct Exec {
+    path: CString,
+    argv: [*const libc::c_char; 4],
+    envp: [*const libc::c_char; 2],
+}
+
+extern "C" fn child(argument: *mut c_void) -> c_int {
+    // SAFETY: the parent waits (CLONE_VFORK) and keeps the structure alive.
+    let exec = unsafe { &*argument.cast::<Exec>() };
+    // SAFETY: all strings end with NUL, both arrays with a null pointer.
+    unsafe {
+        symbols::execve::original()(exec.path.as_ptr(), exec.argv.as_ptr(), exec.envp.as_ptr());
+    }
+    // SAFETY: ends this child without running the program's exit handlers.
+    unsafe { libc::_exit(127) }
+}
+
+/// Runs `bypassctl daemon --exit-when-idle` and waits until it answers.
+///
+/// # Errors
+/// [`FallThrough::NoDaemon`].
+pub fn start_daemon() -> Result<(), FallThrough> {
+    let path = tool_path().ok_or(FallThrough::NoDaemon)?;
+    let path = c_string(&path)?;
+    let exec = Exec {
+        argv: [
+            path.as_ptr(),
+            c"daemon".as_ptr(),
+            c"--exit-when-idle".as_ptr(),
+            std::ptr::null(),
+        ],
+        envp: [c"PATH=/usr/sbin:/usr/bin:/sbin:/bin".as_ptr(), std::ptr::null()],
+        path,
+    };
+    let mut stack = vec![0_u8; CHILD_STACK];
+    // SAFETY: one past the end of the stack's own allocation; aligned down below.
+    let top = unsafe { stack.as_mut_ptr().add(CHILD_STACK) };
+    let top = top.wrapping_sub(top as usize % 16);
+    // No exit signal: the program's SIGCHLD handler and wait() never see this child. The child
+    // runs on its own stack in our memory until it execs, while we are suspended.
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK;
+    let argument = (&raw const exec).cast_mut().cast::<c_void>();
+    // SAFETY: `child` uses only `exec`, the stack is large enough and outlives the call.
+    let pid = unsafe { libc::clone(child, top.cast(), flags, argument) };
+    if pid < 0 {
+        return Err(FallThrough::NoDaemon);
+    }
+    let mut status = 0;
+    // SAFETY: waits for this very child; __WCLONE takes those without exit signal.
+    unsafe { libc::waitpid(pid, &raw mut status, libc::__WCLONE) };
+    wait_until_it_answers()
+}
+
+fn wait_until_it_answers() -> Result<(), FallThrough> {
+    let step = Duration::from_millis(5);
+    let mut waited = Duration::ZERO;
+    while waited < PATIENCE {
+        if Control::connect().is_ok() {
+            return Ok(());
+        }
+        let pause = rustix::time::Timespec { tv_sec: 0, tv_nsec: step.as_nanos() as i64 };
+        let _ = rustix::thread::nanosleep(&pause);
+        waited += step;
+    }
+    Err(FallThrough::NoDaemon)
+}
+
+fn c_string(path: &Path) -> Result<CString, FallThrough> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| FallThrough::NoDaemon)
+}

@@ -1,0 +1,112 @@
+//! Options and policy of this process, read once.
+
+use std::os::fd::OwnedFd;
+
+use bypass_proto::options::Options;
+use bypass_proto::policy::Policy;
+use once_cell::sync::OnceCell;
+use rustix::fs::{Mode, OFlags};
+
+/// Where the policy is when BYPASS_CONFIG does not say.
+const DEFAULT_PATH: &str = "/etc/bypass/bypass.toml";
+/// Largest file that is read.
+const LARGEST_FILE: usize = 1 << 20;
+
+/// What the environment and the file say.
+#[derive(Debug)]
+pub struct Config {
+    /// BYPASS_* options.
+    pub options: Options,
+    /// The policy, or what is wrong with it.
+    pub policy: Result<Policy, String>,
+    /// Path of the running program.
+    pub program: String,
+    /// What was wrong with BYPASS_* variables.
+    pub complaints: Vec<String>,
+    /// Effective user when the configuration was read.
+    pub uid: u32,
+    secure: bool,
+}
+
+static CONFIG: OnceCell<Config> = OnceCell::new();
+
+/// The configuration.
+pub fn get() -> &'static Config {
+    CONFIG.get_or_init(Config::read)
+}
+
+impl Config {
+    fn read() -> Self {
+        let variables: Vec<(String, String)> = std::env::vars_os()
+            .filter_map(|(name, value)| {
+                Some((name.into_string().ok()?, value.into_string().ok()?))
+            })
+            .collect();
+        let explicit = Options::from_env(variables.iter().map(pair)).0.config;
+        let path = explicit.clone().unwrap_or_else(|| DEFAULT_PATH.into());
+        let policy = match read_file(&path) {
+            Ok(text) => Policy::parse(&text)
+                .map_err(|error| format!("{path}:{}:{}: {}", error.line, error.column, error.message)),
+            Err(rustix::io::Errno::NOENT) if explicit.is_none() => Ok(Policy::default()),
+            Err(errno) => Err(format!("{path}: {errno}")),
+        };
+        let settings = policy.as_ref().map_or(&[][..], |policy| policy.options.as_slice());
+        let (options, complaints) = Options::resolve(settings, variables.iter().map(pair));
+        Self {
+            options,
+            policy,
+            program: program_name(),
+            complaints,
+            uid: rustix::process::geteuid().as_raw(),
+            secure: is_secure(),
+        }
+    }
+
+    /// Whether this process may start the daemon itself.
+    pub fn autostart(&self) -> bool {
+        !self.secure && self.options.autostart && rustix::process::geteuid().is_root()
+    }
+
+    /// Whether the process runs with raised privilege.
+    pub fn is_secure(&self) -> bool {
+        self.secure
+    }
+}
+
+fn pair(variable: &(String, String)) -> (&str, &str) {
+    (&variable.0, &variable.1)
+}
+
+fn is_secure() -> bool {
+    rustix::process::getuid() != rustix::process::geteuid()
+        || rustix::process::getgid() != rustix::process::getegid()
+}
+
+fn program_name() -> String {
+    rustix::fs::readlink("/proc/self/exe", Vec::new())
+        .ok()
+        .and_then(|path| path.into_string().ok())
+        .unwrap_or_default()
+}
+
+fn read_file(path: &str) -> Result<String, rustix::io::Errno> {
+    let file: OwnedFd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut bytes = vec![0; 4096];
+    let mut length = 0;
+    loop {
+        if length == bytes.len() {
+            if length >= LARGEST_FILE {
+                return Err(rustix::io::Errno::FBIG);
+            }
+            bytes.resize(length * 2, 0);
+        }
+        match rustix::io::read(&file, &mut bytes[length..]) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    bytes.truncate(length);
+    String::from_utf8(bytes).map_err(|_| rustix::io::Errno::ILSEQ)
+}

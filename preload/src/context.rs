@@ -1,0 +1,240 @@
+//! What this process knows: configuration, the daemon, the stack, its report.
+//!
+//! Everything is made lazily, at the first socket that needs it, never in a constructor: a program
+//! that has no such socket pays for nothing but the table look-up.
+
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use bypass_backends::af_xdp::AfXdpQueuePair;
+use bypass_proto::control::{Refusal, Request, RequestKind};
+use bypass_proto::reason::FallThrough;
+use bypass_runtime::attachment::{Attachment, Leases};
+use bypass_runtime::clock;
+use bypass_runtime::control::{Answer, Control, ControlError};
+use bypass_runtime::cplane::Cplane;
+use bypass_runtime::image::Image;
+use bypass_runtime::packets::Packets;
+use bypass_runtime::wake::Ringer;
+use bypass_stack::{ProcessId, QueuePairInfo};
+use parking_lot::Mutex;
+
+use crate::config;
+use crate::{autostart, private};
+
+/// After a failure to attach, new sockets go straight to the kernel for this long.
+const RETRY_AFTER_NS: u64 = 1_000_000_000;
+
+/// A stack this process has joined.
+#[derive(Debug)]
+pub struct Joined {
+    /// Image, memory, queues.
+    pub attachment: Attachment,
+    /// Routes and neighbours.
+    pub cplane: Cplane,
+    chunk_size: u32,
+    leases: Mutex<Leases>,
+    seen_queue_pairs: AtomicU32,
+}
+
+static JOINED: AtomicPtr<Joined> = AtomicPtr::new(std::ptr::null_mut());
+static PROCESS: AtomicU32 = AtomicU32::new(u32::MAX);
+static CONTROL: Mutex<Option<Control>> = Mutex::new(None);
+static FAILED_AT: AtomicU64 = AtomicU64::new(0);
+static FAILED_WITH: AtomicU32 = AtomicU32::new(0);
+
+/// The stack, if this process has joined it.
+#[inline]
+pub fn joined() -> Option<&'static Joined> {
+    let joined = JOINED.load(Ordering::Acquire);
+    // SAFETY: the pointer is null or comes from a leaked box, set once in `join`.
+    #[expect(unsafe_code, reason = "UNSAFETY: reads a leaked box")]
+    unsafe {
+        joined.as_ref()
+    }
+}
+
+/// This process's slot in the image.
+#[inline]
+pub fn process() -> ProcessId {
+    ProcessId(PROCESS.load(Ordering::Relaxed) as u8)
+}
+
+/// Notes the slot that the parent has made for this forked child.
+pub fn set_process(process: ProcessId) {
+    PROCESS.store(u32::from(process.0), Ordering::Relaxed);
+}
+
+/// Joins the stack of this user, starting the daemon if need be and allowed.
+///
+/// # Errors
+/// Why it cannot be: the reason of the socket that asked.
+pub fn join() -> Result<&'static Joined, FallThrough> {
+    if let Some(joined) = joined() {
+        return Ok(joined);
+    }
+    let mut control = CONTROL.lock();
+    if let Some(joined) = joined() {
+        return Ok(joined);
+    }
+    let now = clock::now().0;
+    if now.wrapping_sub(FAILED_AT.load(Ordering::Relaxed)) < RETRY_AFTER_NS {
+        if let Some(reason) = FallThrough::from_number(FAILED_WITH.load(Ordering::Relaxed) as u8) {
+            return Err(reason);
+        }
+    }
+    match attach(&mut control) {
+        Ok(joined) => {
+            let joined = Box::leak(Box::new(joined));
+            JOINED.store(joined, Ordering::Release);
+            Ok(joined)
+        }
+        Err(reason) => {
+            *control = None;
+            FAILED_WITH.store(reason as u32, Ordering::Relaxed);
+            FAILED_AT.store(now.max(1), Ordering::Relaxed);
+            Err(reason)
+        }
+    }
+}
+
+fn attach(control: &mut Option<Control>) -> Result<Joined, FallThrough> {
+    let connected = match Control::connect() {
+        Ok(connected) => connected,
+        Err(_) if config::get().autostart() => {
+            autostart::start_daemon()?;
+            Control::connect().map_err(reason_of)?
+        }
+        Err(error) => return Err(reason_of(error)),
+    };
+    let mut connected = connected.moved(private::hide);
+    let answer = connected.ask(Request::new(RequestKind::Attach), None).map_err(reason_of)?;
+    *control = Some(connected);
+    let Answer { reply, fds } = answer;
+    let [image, packets, cplane] = <[_; 3]>::try_from(fds).map_err(|_| FallThrough::Refused)?;
+    let system = |_| FallThrough::System;
+    let image_map = Image::map(&image).map_err(|_| FallThrough::Refused)?;
+    let packets_map = Packets::map(&packets, reply.chunk_size).map_err(system)?;
+    let cplane_map = Cplane::map(&cplane).map_err(system)?;
+    let ringer = Ringer::new().map_err(system)?;
+    let ringer = Ringer::from_fd(private::hide(ringer.into_fd()));
+    let attachment =
+        Attachment::new(image_map, packets_map, ringer).map_err(|_| FallThrough::Refused)?;
+    PROCESS.store(reply.process, Ordering::Relaxed);
+    // The descriptors stay open: a new daemon finds the stack through them.
+    let leases = Leases(vec![private::hide(image), private::hide(packets), private::hide(cplane)]);
+    Ok(Joined {
+        attachment,
+        cplane: cplane_map,
+        chunk_size: reply.chunk_size,
+        leases: Mutex::new(leases),
+        seen_queue_pairs: AtomicU32::new(0),
+    })
+}
+
+/// The reason that a failed request is for a socket.
+pub fn reason_of(error: ControlError) -> FallThrough {
+    match error {
+        ControlError::NoDaemon(_) => FallThrough::NoDaemon,
+        ControlError::Malformed => FallThrough::Refused,
+        ControlError::Refused { refusal, .. } => match refusal {
+            Refusal::Version => FallThrough::Version,
+            Refusal::Malformed | Refusal::NotOwner => FallThrough::Refused,
+            Refusal::NoInterface => FallThrough::NoInterface,
+            Refusal::QueueBusy => FallThrough::QueueBusy,
+            Refusal::NotAllowed => FallThrough::NotAllowed,
+            Refusal::Limit => FallThrough::Limit,
+            Refusal::System => FallThrough::System,
+            Refusal::Conflict => FallThrough::StaticFilter,
+        },
+    }
+}
+
+/// Runs `ask` with a connection to the daemon, connecting again when it was restarted.
+///
+/// # Errors
+/// What `ask` answers the second time.
+pub fn with_control<T>(
+    mut ask: impl FnMut(&mut Control) -> Result<T, ControlError>,
+) -> Result<T, ControlError> {
+    let mut control = CONTROL.lock();
+    if let Some(connected) = control.as_mut() {
+        match ask(connected) {
+            Err(ControlError::NoDaemon(_)) => *control = None,
+            answer => return answer,
+        }
+    }
+    let connected = match Control::connect() {
+        Ok(connected) => connected,
+        Err(error) => {
+            if !config::get().autostart() || autostart::start_daemon().is_err() {
+                return Err(error);
+            }
+            Control::connect()?
+        }
+    };
+    ask(control.insert(connected.moved(private::hide)))
+}
+
+/// A forked child: its parent's connection is not its own, and no thread of the parent lives here.
+pub fn after_fork_in_child() {
+    // SAFETY: this is the only thread of the process; whoever held the lock does not exist here.
+    #[expect(unsafe_code, reason = "UNSAFETY: the holder of the lock did not survive the fork")]
+    unsafe {
+        if CONTROL.is_locked() {
+            CONTROL.force_unlock();
+        }
+    }
+    if let Some(control) = CONTROL.lock().take() {
+        // Closing our copy leaves the parent's connection open.
+        drop(control);
+    }
+}
+
+impl Joined {
+    /// Maps queue pairs that the daemon has opened since we last looked.
+    pub fn refresh(&self) {
+        let Ok(mut locked) = self.attachment.lock() else { return };
+        let generation = locked.stack().queue_pairs_generation();
+        if self.seen_queue_pairs.load(Ordering::Relaxed) == generation {
+            return;
+        }
+        drop(locked);
+        let answer =
+            with_control(|control| control.ask(Request::new(RequestKind::QueuePairs), None));
+        if let Ok(answer) = answer {
+            self.map_queue_pairs(answer);
+            self.seen_queue_pairs.store(generation, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether queue pairs have come or gone since [`Self::refresh`].
+    pub fn is_stale(&self, generation: u32) -> bool {
+        self.seen_queue_pairs.load(Ordering::Relaxed) != generation
+    }
+
+    fn map_queue_pairs(&self, answer: Answer) {
+        let mut fds = answer.fds.into_iter();
+        let count = answer.reply.count as usize;
+        let queues: Vec<_> = fds.by_ref().take(count).collect();
+        let mut leases = self.leases.lock();
+        leases.0.truncate(3);
+        leases.0.extend(fds.map(private::hide));
+        let Ok(mut locked) = self.attachment.lock() else { return };
+        for (index, xsk) in queues.into_iter().enumerate() {
+            let live = locked
+                .stack()
+                .queue_pairs_mut()
+                .get(index)
+                .is_some_and(|info| info.flags & QueuePairInfo::LIVE != 0);
+            if !live {
+                self.attachment.uninstall(&mut locked, index);
+            } else if !locked.has_queue(index) {
+                let xsk = private::hide(xsk);
+                let mapped = AfXdpQueuePair::map(xsk, self.chunk_size, answer.reply.ring_entries);
+                if let Ok(pair) = mapped {
+                    self.attachment.install(&mut locked, index, Box::new(pair));
+                }
+            }
+        }
+    }
+}

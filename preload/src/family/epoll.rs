@@ -1,0 +1,152 @@
+//! epoll_create, epoll_ctl and epoll_wait in their forms.
+
+#![expect(unsafe_code, reason = "UNSAFETY: C pointers of the caller become references")]
+
+use std::ffi::c_int;
+
+use bypass_stack::Instant;
+use libc::{EPOLL_CTL_DEL, epoll_event, sigset_t, timespec};
+
+use crate::errno::to_int;
+use crate::fdtable::{self, Entry};
+use crate::wait::{self, epoll_set};
+use crate::{context, decide, symbols};
+
+pub unsafe fn epoll_create(size: c_int) -> c_int {
+    // SAFETY: plain integer.
+    registered(unsafe { symbols::epoll_create::original()(size) })
+}
+
+pub unsafe fn epoll_create1(flags: c_int) -> c_int {
+    // SAFETY: plain integer.
+    registered(unsafe { symbols::epoll_create1::original()(flags) })
+}
+
+fn registered(fd: c_int) -> c_int {
+    if fd >= 0 {
+        fdtable::set(fd, Entry::Epoll(epoll_set::create()));
+    }
+    fd
+}
+
+pub unsafe fn epoll_ctl(
+    set: c_int,
+    operation: c_int,
+    fd: c_int,
+    event: *mut epoll_event,
+) -> c_int {
+    // SAFETY: the caller's arguments.
+    let original = || unsafe { symbols::epoll_ctl::original()(set, operation, fd, event) };
+    if fdtable::falls_through(fd) {
+        return original();
+    }
+    let Entry::Epoll(index) = fdtable::get(set) else { return original() };
+    let Some(epoll) = epoll_set::get(index) else { return original() };
+    let entry = if operation == EPOLL_CTL_DEL { fdtable::get(fd) } else { decide::ready(fd) };
+    match entry {
+        Entry::Udp(endpoint) => {
+            // SAFETY: null or the caller's event.
+            let event = unsafe { event.as_ref() };
+            to_int(epoll.control(set, operation, fd, endpoint, event))
+        }
+        Entry::Candidate | Entry::Bound => {
+            let result = original();
+            if result == 0 {
+                // SAFETY: null or the caller's event, which the kernel has read.
+                let (events, data) = unsafe { event.as_ref() }
+                    .map_or((0, 0), |event| (event.events, event.u64));
+                epoll.note_pending(set, operation, fd, events, data);
+            }
+            result
+        }
+        _ => original(),
+    }
+}
+
+pub unsafe fn epoll_wait(
+    set: c_int,
+    events: *mut epoll_event,
+    count: c_int,
+    timeout_ms: c_int,
+) -> c_int {
+    if let Some(accelerated) = epoll_set::accelerated(set) {
+        // SAFETY: the caller's arguments.
+        let answer = unsafe {
+            merged(accelerated, set, events, count, wait::deadline_ms(timeout_ms), None)
+        };
+        if let Some(result) = answer {
+            return result;
+        }
+    }
+    // SAFETY: the caller's arguments.
+    unsafe { symbols::epoll_wait::original()(set, events, count, timeout_ms) }
+}
+
+pub unsafe fn epoll_pwait(
+    set: c_int,
+    events: *mut epoll_event,
+    count: c_int,
+    timeout_ms: c_int,
+    mask: *const sigset_t,
+) -> c_int {
+    if let Some(accelerated) = epoll_set::accelerated(set) {
+        let deadline = wait::deadline_ms(timeout_ms);
+        // SAFETY: the caller's arguments.
+        if let Some(result) = unsafe { merged(accelerated, set, events, count, deadline, given(mask)) }
+        {
+            return result;
+        }
+    }
+    // SAFETY: the caller's arguments.
+    unsafe { symbols::epoll_pwait::original()(set, events, count, timeout_ms, mask) }
+}
+
+pub unsafe fn epoll_pwait2(
+    set: c_int,
+    events: *mut epoll_event,
+    count: c_int,
+    timeout: *const timespec,
+    mask: *const sigset_t,
+) -> c_int {
+    if let Some(accelerated) = epoll_set::accelerated(set) {
+        // SAFETY: null or the caller's timeout.
+        let answer = match wait::deadline_of(unsafe { timeout.as_ref() }) {
+            // SAFETY: the caller's arguments.
+            Ok(deadline) => unsafe {
+                merged(accelerated, set, events, count, deadline, given(mask))
+            },
+            Err(errno) => Some(to_int(Err(errno))),
+        };
+        if let Some(result) = answer {
+            return result;
+        }
+    }
+    // SAFETY: the caller's arguments.
+    unsafe { symbols::epoll_pwait2::original()(set, events, count, timeout, mask) }
+}
+
+fn given(mask: *const sigset_t) -> Option<*const sigset_t> {
+    (!mask.is_null()).then_some(mask)
+}
+
+/// A wait on a set with accelerated members; `None` for arguments that the kernel refuses.
+///
+/// # Safety
+/// `events` is writable for `count` events.
+unsafe fn merged(
+    set: &epoll_set::EpollSet,
+    epfd: c_int,
+    events: *mut epoll_event,
+    count: c_int,
+    deadline: Option<Instant>,
+    mask: Option<*const sigset_t>,
+) -> Option<c_int> {
+    let joined = context::joined()?;
+    let count = usize::try_from(count).ok().filter(|&count| count > 0)?;
+    if events.is_null() {
+        return None;
+    }
+    // SAFETY: the caller's promise.
+    let out = unsafe { std::slice::from_raw_parts_mut(events, count) };
+    Some(to_int(set.wait(joined, epfd, out, deadline, mask)))
+}

@@ -1,0 +1,242 @@
+//! close, dup and fcntl: what a descriptor number is, followed through its life.
+
+#![expect(unsafe_code, reason = "UNSAFETY: C arguments are passed on to libc's originals")]
+
+use std::ffi::{c_int, c_uint};
+
+use dashmap::DashMap;
+use libc::size_t;
+use once_cell::sync::Lazy;
+use rustix::io::Errno;
+
+use crate::errno::{set, to_int};
+use crate::fdtable::{self, Entry};
+use crate::wait::epoll_set;
+use crate::{decide, process, report, symbols};
+
+/// How many descriptors of this process share an entry, for entries that were dup'ed.
+static SHARED: Lazy<DashMap<u64, u32>> = Lazy::new(DashMap::new);
+
+/// Key of a shared entry: endpoints and epoll sets have one.
+fn key(entry: Entry) -> Option<u64> {
+    match entry {
+        Entry::Udp(endpoint) => {
+            Some(u64::from(endpoint.index) << 32 | u64::from(endpoint.generation))
+        }
+        Entry::Epoll(index) => Some(1 << 63 | u64::from(index)),
+        _ => None,
+    }
+}
+
+/// One more descriptor has this entry.
+fn share(entry: Entry) {
+    let _guard = process::no_fork();
+    if let Some(key) = key(entry) {
+        *SHARED.entry(key).or_insert(1) += 1;
+    }
+}
+
+/// One descriptor less has this entry; whether it was the last of this process.
+fn unshare(entry: Entry) -> bool {
+    let Some(key) = key(entry) else { return true };
+    let _guard = process::no_fork();
+    let left = SHARED.get_mut(&key).map(|mut count| {
+        *count -= 1;
+        *count
+    });
+    match left {
+        Some(0) | None => true,
+        Some(left) => {
+            if left == 1 {
+                SHARED.remove_if(&key, |_, count| *count <= 1);
+            }
+            false
+        }
+    }
+}
+
+/// The number is about to be closed, or to become something else.
+pub fn forget(fd: c_int) {
+    let entry = fdtable::get(fd);
+    fdtable::set(fd, Entry::Other);
+    report::closed(fd);
+    if !unshare(entry) {
+        return;
+    }
+    match entry {
+        Entry::Udp(endpoint) => decide::release(fd, endpoint),
+        Entry::Epoll(index) => epoll_set::destroy(index),
+        _ => {}
+    }
+}
+
+pub unsafe fn close(fd: c_int) -> c_int {
+    if !fdtable::falls_through(fd) {
+        if fdtable::get(fd) == Entry::Private {
+            return to_int(Err(Errno::BADF));
+        }
+        forget(fd);
+    }
+    // SAFETY: plain integer.
+    unsafe { symbols::close::original()(fd) }
+}
+
+/// Runs `each` on the stretches of `first..=last` that hold none of our descriptors.
+fn around_ours(first: c_uint, last: c_uint, mut each: impl FnMut(c_uint, c_uint)) {
+    let mut from = first;
+    for (fd, entry) in fdtable::entries(first, last) {
+        if entry == Entry::Private {
+            let fd = fd as c_uint;
+            if from < fd {
+                each(from, fd - 1);
+            }
+            from = fd + 1;
+        }
+    }
+    if from <= last {
+        each(from, last);
+    }
+}
+
+pub unsafe fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
+    /// `CLOSE_RANGE_UNSHARE` of linux/close_range.h.
+    const UNSHARE: c_int = 2;
+    /// `CLOSE_RANGE_CLOEXEC` of linux/close_range.h.
+    const CLOEXEC: c_int = 4;
+    if first > last || flags & !(UNSHARE | CLOEXEC) != 0 {
+        // SAFETY: plain integers; the kernel refuses them.
+        return unsafe { symbols::close_range::original()(first, last, flags) };
+    }
+    let mut result = 0;
+    around_ours(first, last, |from, to| {
+        if flags & CLOEXEC == 0 {
+            let numbers: Vec<_> = fdtable::entries(from, to).map(|(fd, _)| fd).collect();
+            for fd in numbers {
+                forget(fd);
+            }
+        }
+        // SAFETY: plain integers.
+        let one = unsafe { symbols::close_range::original()(from, to, flags) };
+        if one != 0 {
+            result = one;
+        }
+    });
+    result
+}
+
+pub unsafe fn closefrom(first: c_int) {
+    let first = first.max(0) as c_uint;
+    if fdtable::entries(first, c_uint::MAX - 1).next().is_none() {
+        // SAFETY: plain integer.
+        return unsafe { symbols::closefrom::original()(first as c_int) };
+    }
+    // SAFETY: plain integers.
+    unsafe { close_range(first, c_uint::MAX, 0) };
+}
+
+/// `new` is now a duplicate of `old`.
+fn duplicated(old: c_int, new: c_int) {
+    let entry = match fdtable::get(old) {
+        // A duplicate shares the address too: decide now, so that both lead to one endpoint.
+        Entry::Bound => decide::activate(old),
+        entry => entry,
+    };
+    if matches!(entry, Entry::Udp(_) | Entry::Epoll(_)) {
+        share(entry);
+        fdtable::set(new, entry);
+        report::duplicated(old, new);
+    } else if entry == Entry::Candidate || !fdtable::falls_through(new) {
+        // A candidate's duplicate is not followed: the kernel serves both from here on.
+        fdtable::set(new, Entry::Other);
+        if entry == Entry::Candidate {
+            fdtable::set(old, Entry::Other);
+            report::refused(old, bypass_proto::reason::FallThrough::Inherited);
+        }
+    }
+}
+
+pub unsafe fn dup(fd: c_int) -> c_int {
+    if fdtable::get(fd) == Entry::Private {
+        return to_int(Err(Errno::BADF));
+    }
+    // SAFETY: plain integer.
+    let new = unsafe { symbols::dup::original()(fd) };
+    if new >= 0 {
+        duplicated(fd, new);
+    }
+    new
+}
+
+pub unsafe fn dup2(old: c_int, new: c_int) -> c_int {
+    if fdtable::falls_through(old) && fdtable::falls_through(new) {
+        // SAFETY: plain integers.
+        return unsafe { symbols::dup2::original()(old, new) };
+    }
+    // SAFETY: plain integers.
+    onto(old, new, || unsafe { symbols::dup2::original()(old, new) })
+}
+
+pub unsafe fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
+    if fdtable::falls_through(old) && fdtable::falls_through(new) {
+        // SAFETY: plain integers.
+        return unsafe { symbols::dup3::original()(old, new, flags) };
+    }
+    // SAFETY: plain integers.
+    onto(old, new, || unsafe { symbols::dup3::original()(old, new, flags) })
+}
+
+fn onto(old: c_int, new: c_int, original: impl FnOnce() -> c_int) -> c_int {
+    if fdtable::get(old) == Entry::Private {
+        return to_int(Err(Errno::BADF));
+    }
+    if fdtable::get(new) == Entry::Private {
+        // Our descriptor sits on that number and cannot move while threads use it.
+        return to_int(Err(Errno::BUSY));
+    }
+    if old == new {
+        return original();
+    }
+    // The kernel refuses a bad `old` before it touches `new`.
+    // SAFETY: F_GETFD takes no argument.
+    if unsafe { symbols::fcntl::original()(old, libc::F_GETFD, 0) } < 0 {
+        return original();
+    }
+    if !fdtable::falls_through(new) {
+        forget(new);
+    }
+    let result = original();
+    if result >= 0 {
+        duplicated(old, new);
+    }
+    result
+}
+
+pub unsafe fn fcntl(fd: c_int, command: c_int, argument: size_t) -> c_int {
+    // SAFETY: the caller's arguments.
+    let original = || unsafe { symbols::fcntl::original()(fd, command, argument) };
+    if fdtable::falls_through(fd) {
+        let result = original();
+        // The new number may have been ours before it was closed behind our back.
+        if matches!(command, libc::F_DUPFD | libc::F_DUPFD_CLOEXEC)
+            && result >= 0
+            && !fdtable::falls_through(result)
+        {
+            fdtable::set(result, Entry::Other);
+        }
+        return result;
+    }
+    if fdtable::get(fd) == Entry::Private {
+        set(Errno::BADF);
+        return -1;
+    }
+    let result = original();
+    if result < 0 {
+        return result;
+    }
+    match command {
+        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => duplicated(fd, result),
+        libc::F_SETFL => super::ioctl::nonblocking_changed(fd),
+        _ => {}
+    }
+    result
+}

@@ -1,0 +1,118 @@
+//! read, write and their relatives; sendfile and splice.
+
+#![expect(unsafe_code, reason = "UNSAFETY: C pointers of the caller become one msghdr")]
+
+use std::ffi::{c_int, c_uint, c_void};
+use std::mem::zeroed;
+
+use libc::{iovec, loff_t, msghdr, off_t, size_t, ssize_t};
+use rustix::io::Errno;
+
+use crate::errno::{set, to_c};
+use crate::fdtable::{self, Entry};
+use crate::{decide, symbols, udp};
+
+pub unsafe fn read(fd: c_int, buffer: *mut c_void, len: size_t) -> ssize_t {
+    if fdtable::falls_through(fd) {
+        // SAFETY: the caller's arguments.
+        return unsafe { symbols::read::original()(fd, buffer, len) };
+    }
+    match decide::ready(fd) {
+        Entry::Udp(_) if len == 0 => 0,
+        // SAFETY: read on a socket is recv without flags.
+        Entry::Udp(_) => unsafe { super::recv::recv(fd, buffer, len, 0) },
+        Entry::Private => hidden(),
+        // SAFETY: the caller's arguments.
+        _ => unsafe { symbols::read::original()(fd, buffer, len) },
+    }
+}
+
+/// One of our descriptors: to the program the number is closed.
+fn hidden() -> ssize_t {
+    set(Errno::BADF);
+    -1
+}
+
+pub unsafe fn read_chk(fd: c_int, buffer: *mut c_void, len: size_t, size: size_t) -> ssize_t {
+    if fdtable::falls_through(fd) || len > size {
+        // SAFETY: the caller's arguments; libc's own check ends the program on overflow.
+        return unsafe { symbols::__read_chk::original()(fd, buffer, len, size) };
+    }
+    // SAFETY: the length was checked.
+    unsafe { read(fd, buffer, len) }
+}
+
+pub unsafe fn readv(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t {
+    if fdtable::falls_through(fd) {
+        // SAFETY: the caller's arguments.
+        return unsafe { symbols::readv::original()(fd, vectors, count) };
+    }
+    match (decide::ready(fd), message_of(vectors, count)) {
+        (Entry::Udp(endpoint), Some(mut message)) => {
+            // SAFETY: the vectors are the caller's buffers.
+            to_c(unsafe { udp::receive::one(fd, endpoint, &mut message, 0) })
+        }
+        // SAFETY: the caller's arguments.
+        _ => unsafe { symbols::readv::original()(fd, vectors, count) },
+    }
+}
+
+pub unsafe fn write(fd: c_int, buffer: *const c_void, len: size_t) -> ssize_t {
+    if fdtable::falls_through(fd) {
+        // SAFETY: the caller's arguments.
+        return unsafe { symbols::write::original()(fd, buffer, len) };
+    }
+    match decide::ready(fd) {
+        // SAFETY: write on a socket is send without flags.
+        Entry::Udp(_) => unsafe { super::send::send(fd, buffer, len, 0) },
+        Entry::Private => hidden(),
+        // SAFETY: the caller's arguments.
+        _ => unsafe { symbols::write::original()(fd, buffer, len) },
+    }
+}
+
+pub unsafe fn writev(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t {
+    if fdtable::falls_through(fd) {
+        // SAFETY: the caller's arguments.
+        return unsafe { symbols::writev::original()(fd, vectors, count) };
+    }
+    match (decide::ready(fd), message_of(vectors, count)) {
+        (Entry::Udp(endpoint), Some(message)) => {
+            // SAFETY: the vectors are the caller's buffers.
+            to_c(unsafe { udp::send::one(fd, endpoint, &message, 0) })
+        }
+        // SAFETY: the caller's arguments.
+        _ => unsafe { symbols::writev::original()(fd, vectors, count) },
+    }
+}
+
+/// A message over the vectors, or `None` for arguments that the kernel refuses.
+fn message_of(vectors: *const iovec, count: c_int) -> Option<msghdr> {
+    if vectors.is_null() || !(0..=1024).contains(&count) {
+        return None;
+    }
+    // SAFETY: plain data; all zero is a value.
+    let mut message: msghdr = unsafe { zeroed() };
+    message.msg_iov = vectors.cast_mut();
+    message.msg_iovlen = count as usize;
+    Some(message)
+}
+
+pub unsafe fn sendfile(out: c_int, input: c_int, offset: *mut off_t, count: size_t) -> ssize_t {
+    // SAFETY: the caller's arguments. To a UDP socket the kernel sends by the shadow, which has
+    // the same address: the peer sees no difference.
+    unsafe { symbols::sendfile64::original()(out, input, offset, count) }
+}
+
+pub unsafe fn splice(
+    input: c_int,
+    input_offset: *mut loff_t,
+    out: c_int,
+    out_offset: *mut loff_t,
+    len: size_t,
+    flags: c_uint,
+) -> ssize_t {
+    // SAFETY: the caller's arguments. Out of a UDP socket splice is EINVAL, into one it is a send
+    // by the shadow.
+    unsafe { symbols::splice::original()(input, input_offset, out, out_offset, len, flags) }
+}

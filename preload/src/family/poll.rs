@@ -1,0 +1,225 @@
+//! poll and ppoll.
+
+#![expect(unsafe_code, reason = "UNSAFETY: C pointers of the caller become slices")]
+
+use std::ffi::c_int;
+
+use bypass_runtime::attachment::Locked;
+use bypass_runtime::clock;
+use bypass_stack::{EndpointId, Instant};
+use libc::{POLLIN, POLLRDNORM, nfds_t, pollfd, sigset_t, size_t, timespec};
+use rustix::io::Errno;
+
+use crate::context::{self, Joined};
+use crate::errno::{Answer, last, to_int};
+use crate::fdtable::{self, Entry};
+use crate::wait::epoll_set::{self, EpollSet};
+use crate::wait::{self, Interest, Woken};
+use crate::{decide, symbols};
+
+pub unsafe fn poll(fds: *mut pollfd, count: nfds_t, timeout_ms: c_int) -> c_int {
+    // SAFETY: the caller's array.
+    if unsafe { is_kernel_only(fds, count) } {
+        // SAFETY: the caller's arguments.
+        return unsafe { symbols::poll::original()(fds, count, timeout_ms) };
+    }
+    // SAFETY: checked to be an array of `count`.
+    let fds = unsafe { std::slice::from_raw_parts_mut(fds, count as usize) };
+    to_int(merged(fds, wait::deadline_ms(timeout_ms), None))
+}
+
+pub unsafe fn ppoll(
+    fds: *mut pollfd,
+    count: nfds_t,
+    timeout: *const timespec,
+    mask: *const sigset_t,
+) -> c_int {
+    // SAFETY: the caller's array.
+    if unsafe { is_kernel_only(fds, count) } {
+        // SAFETY: the caller's arguments.
+        return unsafe { symbols::ppoll::original()(fds, count, timeout, mask) };
+    }
+    // SAFETY: checked to be an array of `count`.
+    let fds = unsafe { std::slice::from_raw_parts_mut(fds, count as usize) };
+    // SAFETY: null or the caller's timeout.
+    match wait::deadline_of(unsafe { timeout.as_ref() }) {
+        Ok(deadline) => to_int(merged(fds, deadline, (!mask.is_null()).then_some(mask))),
+        Err(errno) => to_int(Err(errno)),
+    }
+}
+
+pub unsafe fn poll_chk(
+    fds: *mut pollfd,
+    count: nfds_t,
+    timeout_ms: c_int,
+    size: size_t,
+) -> c_int {
+    // SAFETY: the caller's array.
+    if size / size_of::<pollfd>() < count as usize || unsafe { is_kernel_only(fds, count) } {
+        // SAFETY: the caller's arguments; libc's own check ends the program on overflow.
+        return unsafe { symbols::__poll_chk::original()(fds, count, timeout_ms, size) };
+    }
+    // SAFETY: the size was checked.
+    unsafe { poll(fds, count, timeout_ms) }
+}
+
+pub unsafe fn ppoll_chk(
+    fds: *mut pollfd,
+    count: nfds_t,
+    timeout: *const timespec,
+    mask: *const sigset_t,
+    size: size_t,
+) -> c_int {
+    // SAFETY: the caller's array.
+    if size / size_of::<pollfd>() < count as usize || unsafe { is_kernel_only(fds, count) } {
+        // SAFETY: the caller's arguments; libc's own check ends the program on overflow.
+        return unsafe { symbols::__ppoll_chk::original()(fds, count, timeout, mask, size) };
+    }
+    // SAFETY: the size was checked.
+    unsafe { ppoll(fds, count, timeout, mask) }
+}
+
+/// Whether no descriptor of the array needs us.
+///
+/// # Safety
+/// `fds` is null or an array of `count`.
+unsafe fn is_kernel_only(fds: *const pollfd, count: nfds_t) -> bool {
+    if fds.is_null() || context_is_absent(count) {
+        return true;
+    }
+    (0..count as usize).all(|index| {
+        // SAFETY: `index < count`.
+        let fd = unsafe { (*fds.add(index)).fd };
+        fdtable::falls_through(fd) || !matters(fd)
+    })
+}
+
+/// Nothing can be ours, or the count is one that the kernel refuses.
+fn context_is_absent(count: nfds_t) -> bool {
+    count > 1 << 20
+}
+
+/// Whether waiting on this descriptor is different from the kernel's way.
+pub fn matters(fd: c_int) -> bool {
+    match decide::ready(fd) {
+        Entry::Udp(_) => true,
+        Entry::Epoll(_) => epoll_set::accelerated(fd).is_some(),
+        _ => false,
+    }
+}
+
+/// An accelerated descriptor of the array.
+enum Ours {
+    Udp(EndpointId),
+    Set(&'static EpollSet),
+}
+
+impl Ours {
+    fn is_readable(&self, locked: &mut Locked<'_>) -> bool {
+        match self {
+            Self::Udp(endpoint) => {
+                locked.stack().udp_status(*endpoint).is_ok_and(|status| status.queued > 0)
+            }
+            Self::Set(set) => set.any_ready(locked),
+        }
+    }
+}
+
+/// poll over kernel and accelerated descriptors.
+///
+/// # Errors
+/// As the kernel's.
+pub fn merged(
+    fds: &mut [pollfd],
+    deadline: Option<Instant>,
+    mask: Option<*const sigset_t>,
+) -> Answer {
+    let Some(joined) = context::joined() else { return kernel(fds) };
+    let ours: Vec<(usize, Ours)> = fds
+        .iter()
+        .enumerate()
+        .filter_map(|(index, entry)| match fdtable::get(entry.fd) {
+            Entry::Udp(endpoint) => Some((index, Ours::Udp(endpoint))),
+            Entry::Epoll(_) => epoll_set::accelerated(entry.fd).map(|set| (index, Ours::Set(set))),
+            _ => None,
+        })
+        .collect();
+    loop {
+        let ready = look(joined, fds, &ours)?;
+        if ready > 0 {
+            return Ok(ready);
+        }
+        if deadline.is_some_and(|deadline| clock::now().0 >= deadline.0) {
+            return Ok(0);
+        }
+        match sleep(joined, fds, &ours, deadline, mask) {
+            Woken::Ready => {}
+            Woken::TimedOut => return Ok(0),
+            Woken::Interrupted => return Err(Errno::INTR),
+        }
+    }
+}
+
+fn kernel(fds: &mut [pollfd]) -> Answer {
+    // SAFETY: the slice is writable for its length; no waiting.
+    let count =
+        unsafe { symbols::poll::original()(fds.as_mut_ptr(), fds.len() as nfds_t, 0) };
+    if count < 0 { Err(last()) } else { Ok(count as isize) }
+}
+
+/// Fills `revents` from kernel and stack; returns how many descriptors are ready.
+fn look(joined: &Joined, fds: &mut [pollfd], ours: &[(usize, Ours)]) -> Answer {
+    kernel(fds)?;
+    let mut stale = false;
+    if let Ok(mut locked) = joined.attachment.lock() {
+        locked.pump(clock::now());
+        stale = joined.is_stale(locked.stack().queue_pairs_generation());
+        for (index, ours) in ours {
+            let entry = &mut fds[*index];
+            let wanted = (POLLIN | POLLRDNORM) & entry.events;
+            if wanted != 0 && ours.is_readable(&mut locked) {
+                entry.revents |= wanted;
+            }
+        }
+    }
+    if stale {
+        joined.refresh();
+    }
+    Ok(fds.iter().filter(|entry| entry.revents != 0).count() as isize)
+}
+
+fn sleep(
+    joined: &Joined,
+    fds: &[pollfd],
+    ours: &[(usize, Ours)],
+    deadline: Option<Instant>,
+    mask: Option<*const sigset_t>,
+) -> Woken {
+    let mut watched = Vec::with_capacity(fds.len() + 8);
+    watched.extend_from_slice(fds);
+    for (index, ours) in ours {
+        // The overlay tells of shadows and kernel members, whatever was asked of the set itself.
+        if let (Ours::Set(set), true) = (ours, fds[*index].events & POLLIN != 0) {
+            watched.push(pollfd { fd: set.overlay(), events: POLLIN, revents: 0 });
+        }
+    }
+    let readers = |index: &usize| fds[*index].events & (POLLIN | POLLRDNORM) != 0;
+    let mut interest = Interest {
+        fds: &mut watched,
+        endpoints: &|into| {
+            for (index, ours) in ours {
+                match ours {
+                    Ours::Udp(endpoint) if readers(index) => into.push(*endpoint),
+                    Ours::Set(set) if readers(index) => set.endpoints(into),
+                    _ => {}
+                }
+            }
+        },
+        ready: &mut |locked| {
+            ours.iter().any(|(index, ours)| readers(index) && ours.is_readable(locked))
+        },
+        mask,
+        sleeping: None,
+    };
+    wait::wait(joined, &mut interest, deadline)
+}

@@ -1,0 +1,178 @@
+//! fork, exec and spawn: the stack goes with a fork, the sockets go to the kernel with an exec, and
+//! the library goes into every program that is executed.
+
+#![expect(unsafe_code, reason = "UNSAFETY: C strings and arrays of the caller; fork")]
+
+use std::ffi::{CStr, c_char, c_int};
+
+use libc::{pid_t, posix_spawn_file_actions_t, posix_spawnattr_t};
+
+use crate::environment::Environment;
+use crate::{process, symbols};
+
+pub unsafe fn fork() -> pid_t {
+    // SAFETY: no arguments.
+    process::forked(|| unsafe { symbols::fork::original()() })
+}
+
+pub unsafe fn vfork() -> pid_t {
+    // A vfork child would run our table updates in its parent's memory, and could not return
+    // through this frame: it gets memory of its own.
+    // SAFETY: no arguments.
+    unsafe { fork() }
+}
+
+pub unsafe fn bare_fork() -> pid_t {
+    // SAFETY: no arguments.
+    process::forked(|| unsafe { symbols::_Fork::original()() })
+}
+
+/// The environment of this process.
+fn environ() -> *const *const c_char {
+    unsafe extern "C" {
+        static environ: *const *const c_char;
+    }
+    // SAFETY: libc's own variable; read once.
+    unsafe { environ }
+}
+
+pub unsafe fn execve(
+    path: *const c_char,
+    argv: *const *const c_char,
+    envp: *const *const c_char,
+) -> c_int {
+    // SAFETY: null or the caller's environment.
+    let environment = unsafe { Environment::with_preload(envp) };
+    process::about_to_exec();
+    // SAFETY: the caller's path and arguments; the environment lives until the call fails.
+    unsafe { symbols::execve::original()(path, argv, environment.as_ptr()) }
+}
+
+pub unsafe fn execv(path: *const c_char, argv: *const *const c_char) -> c_int {
+    // SAFETY: the caller's arguments and the process's environment.
+    unsafe { execve(path, argv, environ()) }
+}
+
+pub unsafe fn execvp(file: *const c_char, argv: *const *const c_char) -> c_int {
+    // SAFETY: the caller's arguments and the process's environment.
+    unsafe { execvpe(file, argv, environ()) }
+}
+
+pub unsafe fn execvpe(
+    file: *const c_char,
+    argv: *const *const c_char,
+    envp: *const *const c_char,
+) -> c_int {
+    // SAFETY: null or the caller's environment.
+    let environment = unsafe { Environment::with_preload(envp) };
+    process::about_to_exec();
+    // SAFETY: as in `execve`. The search path is the process's own, as libc's is.
+    unsafe { symbols::execvpe::original()(file, argv, environment.as_ptr()) }
+}
+
+pub unsafe fn fexecve(
+    fd: c_int,
+    argv: *const *const c_char,
+    envp: *const *const c_char,
+) -> c_int {
+    // SAFETY: null or the caller's environment.
+    let environment = unsafe { Environment::with_preload(envp) };
+    process::about_to_exec();
+    // SAFETY: as in `execve`.
+    unsafe { symbols::fexecve::original()(fd, argv, environment.as_ptr()) }
+}
+
+pub unsafe fn posix_spawn(
+    pid: *mut pid_t,
+    path: *const c_char,
+    actions: *const posix_spawn_file_actions_t,
+    attributes: *const posix_spawnattr_t,
+    argv: *const *mut c_char,
+    envp: *const *mut c_char,
+) -> c_int {
+    // SAFETY: null or the caller's environment. The child starts in libc, on the kernel's own
+    // descriptors; the shadows it inherits are plain kernel sockets.
+    let environment = unsafe { Environment::with_preload(envp.cast()) };
+    // SAFETY: the caller's arguments.
+    unsafe {
+        symbols::posix_spawn::original()(
+            pid,
+            path,
+            actions,
+            attributes,
+            argv,
+            environment.as_ptr().cast(),
+        )
+    }
+}
+
+pub unsafe fn posix_spawnp(
+    pid: *mut pid_t,
+    file: *const c_char,
+    actions: *const posix_spawn_file_actions_t,
+    attributes: *const posix_spawnattr_t,
+    argv: *const *mut c_char,
+    envp: *const *mut c_char,
+) -> c_int {
+    // SAFETY: as in `posix_spawn`.
+    let environment = unsafe { Environment::with_preload(envp.cast()) };
+    // SAFETY: the caller's arguments.
+    unsafe {
+        symbols::posix_spawnp::original()(
+            pid,
+            file,
+            actions,
+            attributes,
+            argv,
+            environment.as_ptr().cast(),
+        )
+    }
+}
+
+/// Most arguments of an `execl` call that we can see (they are variadic in C).
+pub const LIST: usize = 32;
+
+/// The arguments up to the null pointer.
+fn list(arguments: &[*const c_char; LIST]) -> Option<usize> {
+    arguments.iter().position(|argument| argument.is_null())
+}
+
+pub unsafe fn execl(path: *const c_char, arguments: [*const c_char; LIST]) -> c_int {
+    match list(&arguments) {
+        // SAFETY: the list ends with a null pointer.
+        Some(_) => unsafe { execv(path, arguments.as_ptr()) },
+        None => too_long(),
+    }
+}
+
+pub unsafe fn execlp(file: *const c_char, arguments: [*const c_char; LIST]) -> c_int {
+    match list(&arguments) {
+        // SAFETY: the list ends with a null pointer.
+        Some(_) => unsafe { execvp(file, arguments.as_ptr()) },
+        None => too_long(),
+    }
+}
+
+pub unsafe fn execle(path: *const c_char, arguments: [*const c_char; LIST]) -> c_int {
+    match list(&arguments) {
+        Some(end) if end + 1 < LIST => {
+            let envp: *const *const c_char = arguments[end + 1].cast();
+            // SAFETY: the environment follows the null pointer.
+            unsafe { execve(path, arguments.as_ptr(), envp) }
+        }
+        _ => too_long(),
+    }
+}
+
+fn too_long() -> c_int {
+    crate::errno::to_int(Err(rustix::io::Errno::TOOBIG))
+}
+
+/// A C string as bytes.
+///
+/// # Safety
+/// `string` ends with NUL.
+pub unsafe fn bytes<'a>(string: *const c_char) -> &'a [u8] {
+    // SAFETY: the caller's promise.
+    unsafe { CStr::from_ptr(string) }.to_bytes()
+}

@@ -1,0 +1,191 @@
+//! socket, bind, connect and the calls that name or tune a socket.
+//!
+//! The kernel's own answer always comes first and is what the program gets: it validates arguments,
+//! reserves ports, picks source addresses, keeps options. We only follow what it accepted.
+
+#![expect(unsafe_code, reason = "UNSAFETY: C arguments are passed on to libc's originals")]
+
+use std::ffi::{c_int, c_void};
+
+use bypass_proto::policy::Role;
+use bypass_proto::reason::FallThrough;
+use libc::{AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM, sockaddr, socklen_t};
+
+use crate::address::{self, Given};
+use crate::fdtable::{self, Entry};
+use crate::{context, decide, report, shadow, symbols};
+
+/// Low bits of socket()'s type; the rest are SOCK_NONBLOCK and SOCK_CLOEXEC.
+const TYPE_MASK: c_int = 0xf;
+
+pub unsafe fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
+    // SAFETY: plain integers.
+    let fd = unsafe { symbols::socket::original()(domain, kind, protocol) };
+    if fd >= 0 {
+        born(fd, domain, kind & TYPE_MASK, protocol);
+    }
+    fd
+}
+
+/// Notes a new socket: a candidate, or the reason why it is none.
+fn born(fd: c_int, domain: c_int, kind: c_int, protocol: c_int) {
+    let inet = domain == AF_INET || domain == AF_INET6;
+    if inet && kind == SOCK_DGRAM && (protocol == 0 || protocol == libc::IPPROTO_UDP) {
+        fdtable::set(fd, Entry::Candidate);
+        report::born(fd, FallThrough::Undecided, 17);
+        return;
+    }
+    // A number that was closed behind our back (inside libc) is born again here.
+    fdtable::set(fd, Entry::Other);
+    if inet && kind == SOCK_STREAM {
+        report::born(fd, FallThrough::TcpNotYet, 6);
+    } else if inet {
+        report::born(fd, FallThrough::SocketType, 0);
+    }
+}
+
+pub unsafe fn socketpair(domain: c_int, kind: c_int, protocol: c_int, pair: *mut c_int) -> c_int {
+    // SAFETY: the caller's arguments.
+    let result = unsafe { symbols::socketpair::original()(domain, kind, protocol, pair) };
+    if result == 0 {
+        // SAFETY: the kernel has written both numbers.
+        let fds = unsafe { [pair.read(), pair.add(1).read()] };
+        for fd in fds {
+            fdtable::set(fd, Entry::Other);
+        }
+    }
+    result
+}
+
+pub unsafe fn bind(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int {
+    // SAFETY: the caller's arguments.
+    let result = unsafe { symbols::bind::original()(fd, address, len) };
+    if result == 0 && fdtable::get(fd) == Entry::Candidate {
+        decide::decide(fd, Role::Bind);
+    }
+    result
+}
+
+pub unsafe fn listen(fd: c_int, backlog: c_int) -> c_int {
+    // SAFETY: plain integers. TCP listeners are the kernel's in this version.
+    unsafe { symbols::listen::original()(fd, backlog) }
+}
+
+pub unsafe fn accept(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int {
+    // SAFETY: the caller's arguments.
+    let accepted = unsafe { symbols::accept::original()(fd, address, len) };
+    accepted_by_kernel(accepted)
+}
+
+pub unsafe fn accept4(
+    fd: c_int,
+    address: *mut sockaddr,
+    len: *mut socklen_t,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: the caller's arguments.
+    let accepted = unsafe { symbols::accept4::original()(fd, address, len, flags) };
+    accepted_by_kernel(accepted)
+}
+
+fn accepted_by_kernel(fd: c_int) -> c_int {
+    if fd >= 0 && !fdtable::falls_through(fd) {
+        fdtable::set(fd, Entry::Other);
+    }
+    fd
+}
+
+pub unsafe fn connect(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int {
+    if fdtable::falls_through(fd) {
+        // SAFETY: the caller's arguments.
+        return unsafe { symbols::connect::original()(fd, address, len) };
+    }
+    // SAFETY: as above.
+    let result = unsafe { symbols::connect::original()(fd, address, len) };
+    if result != 0 {
+        return result;
+    }
+    match fdtable::get(fd) {
+        Entry::Candidate | Entry::Bound => {
+            // SAFETY: the kernel has just read `len` bytes of it.
+            match unsafe { address::read(address, len) } {
+                Given::Inet(_) => {
+                    decide::decide(fd, Role::Connect);
+                }
+                Given::Nothing | Given::Foreign => {}
+            }
+        }
+        Entry::Udp(endpoint) => decide::follow_addresses(fd, endpoint),
+        _ => {}
+    }
+    result
+}
+
+pub unsafe fn shutdown(fd: c_int, how: c_int) -> c_int {
+    // SAFETY: plain integers.
+    let result = unsafe { symbols::shutdown::original()(fd, how) };
+    if result == 0
+        && let Entry::Udp(endpoint) = fdtable::get(fd)
+        && let Some(joined) = context::joined()
+        && let Ok(mut locked) = joined.attachment.lock()
+        && let Ok(options) = locked.stack().udp_options(endpoint)
+    {
+        options.shim_flags |= match how {
+            libc::SHUT_RD => shadow::flags::SHUT_READ,
+            libc::SHUT_WR => shadow::flags::SHUT_WRITE,
+            _ => shadow::flags::SHUT_READ | shadow::flags::SHUT_WRITE,
+        };
+    }
+    result
+}
+
+pub unsafe fn getsockname(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int {
+    // SAFETY: the caller's arguments; the shadow has the name.
+    unsafe { symbols::getsockname::original()(fd, address, len) }
+}
+
+pub unsafe fn getpeername(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int {
+    // SAFETY: the caller's arguments; the shadow has the name.
+    unsafe { symbols::getpeername::original()(fd, address, len) }
+}
+
+pub unsafe fn getsockopt(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *mut c_void,
+    len: *mut socklen_t,
+) -> c_int {
+    // SAFETY: the caller's arguments; the shadow keeps every option.
+    unsafe { symbols::getsockopt::original()(fd, level, name, value, len) }
+}
+
+pub unsafe fn setsockopt(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *const c_void,
+    len: socklen_t,
+) -> c_int {
+    // SAFETY: the caller's arguments.
+    let result = unsafe { symbols::setsockopt::original()(fd, level, name, value, len) };
+    if result == 0
+        && let Entry::Udp(endpoint) = fdtable::get(fd)
+    {
+        options_changed(fd, endpoint);
+    }
+    result
+}
+
+/// Reads the options again after the kernel has accepted a change.
+fn options_changed(fd: c_int, endpoint: bypass_stack::EndpointId) {
+    let (Some(joined), Some(family)) = (context::joined(), shadow::family(fd)) else { return };
+    let mut fresh = shadow::options(fd, family);
+    if let Ok(mut locked) = joined.attachment.lock()
+        && let Ok(options) = locked.stack().udp_options(endpoint)
+    {
+        fresh.shim_flags |=
+            options.shim_flags & (shadow::flags::SHUT_READ | shadow::flags::SHUT_WRITE);
+        *options = fresh;
+    }
+}

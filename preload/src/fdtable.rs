@@ -1,0 +1,159 @@
+//! What each descriptor number is to us: one load per call.
+//!
+//! A flat table in zero-initialised memory, one word per number, so that the fall-through path is
+//! one bounds check and one load, valid before any constructor has run. A word says everything that
+//! a call needs; there is no object behind it that could be freed while another thread uses it. An
+//! endpoint's word carries its generation: the stack refuses a stale one, so a number that was
+//! closed behind our back is never taken for the old socket.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bypass_stack::EndpointId;
+
+/// Numbers that the table knows (the kernel's default `fs.nr_open`). Higher ones fall through.
+const NUMBERS: usize = 1 << 20;
+
+static TABLE: [AtomicU64; NUMBERS] = [const { AtomicU64::new(0) }; NUMBERS];
+
+/// Highest number with an entry so far; walks end there.
+static HIGHEST: AtomicU64 = AtomicU64::new(0);
+
+const KIND_SHIFT: u32 = 60;
+const KIND_CANDIDATE: u64 = 1;
+const KIND_BOUND: u64 = 2;
+const KIND_UDP: u64 = 3;
+const KIND_EPOLL: u64 = 4;
+const KIND_PRIVATE: u64 = 5;
+
+/// What a descriptor number is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Nothing to us: every call falls through.
+    Other,
+    /// A UDP socket whose address nothing has fixed yet.
+    Candidate,
+    /// A UDP socket that policy accelerates from its first use on.
+    Bound,
+    /// An accelerated UDP socket.
+    Udp(EndpointId),
+    /// An epoll set: index into the registry of sets.
+    Epoll(u32),
+    /// One of our own descriptors, hidden from the program.
+    Private,
+}
+
+impl Entry {
+    fn encode(self) -> u64 {
+        match self {
+            Self::Other => 0,
+            Self::Candidate => KIND_CANDIDATE << KIND_SHIFT,
+            Self::Bound => KIND_BOUND << KIND_SHIFT,
+            Self::Udp(endpoint) => {
+                (KIND_UDP << KIND_SHIFT)
+                    | (u64::from(endpoint.index) << 32)
+                    | u64::from(endpoint.generation)
+            }
+            Self::Epoll(set) => (KIND_EPOLL << KIND_SHIFT) | u64::from(set),
+            Self::Private => KIND_PRIVATE << KIND_SHIFT,
+        }
+    }
+
+    fn decode(word: u64) -> Self {
+        let low = word as u32;
+        match word >> KIND_SHIFT {
+            KIND_CANDIDATE => Self::Candidate,
+            KIND_BOUND => Self::Bound,
+            KIND_UDP => Self::Udp(EndpointId {
+                index: (word >> 32) as u32 & 0x0fff_ffff,
+                generation: low,
+            }),
+            KIND_EPOLL => Self::Epoll(low),
+            KIND_PRIVATE => Self::Private,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Whether every call on this number falls through. The whole cost of a call that is not ours.
+#[inline(always)]
+pub fn falls_through(fd: i32) -> bool {
+    match TABLE.get(fd as u32 as usize) {
+        Some(word) => word.load(Ordering::Acquire) == 0,
+        None => true,
+    }
+}
+
+/// What this number is.
+#[inline]
+pub fn get(fd: i32) -> Entry {
+    match TABLE.get(fd as u32 as usize) {
+        Some(word) => Entry::decode(word.load(Ordering::Acquire)),
+        None => Entry::Other,
+    }
+}
+
+/// Notes what this number is. Numbers beyond the table stay [`Entry::Other`].
+pub fn set(fd: i32, entry: Entry) {
+    if let Some(word) = TABLE.get(fd as u32 as usize) {
+        if entry != Entry::Other {
+            HIGHEST.fetch_max(fd as u64, Ordering::Relaxed);
+        }
+        word.store(entry.encode(), Ordering::Release);
+    }
+}
+
+/// Replaces `old` by `new` if the number still is `old`; says whether it did.
+pub fn replace(fd: i32, old: Entry, new: Entry) -> bool {
+    TABLE.get(fd as u32 as usize).is_some_and(|word| {
+        word.compare_exchange(old.encode(), new.encode(), Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    })
+}
+
+/// Every number in `first..=last` that is not [`Entry::Other`], in rising order.
+pub fn entries(first: u32, last: u32) -> impl Iterator<Item = (i32, Entry)> {
+    let end = (HIGHEST.load(Ordering::Relaxed) as usize + 1).min(last as usize + 1).min(NUMBERS);
+    let start = (first as usize).min(end);
+    TABLE[start..end].iter().enumerate().filter_map(move |(offset, word)| {
+        let entry = Entry::decode(word.load(Ordering::Acquire));
+        (entry != Entry::Other).then_some(((start + offset) as i32, entry))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_survive_encoding() {
+        let endpoint = EndpointId { index: 4095, generation: u32::MAX };
+        for entry in [
+            Entry::Other,
+            Entry::Candidate,
+            Entry::Bound,
+            Entry::Udp(endpoint),
+            Entry::Epoll(77),
+            Entry::Private,
+        ] {
+            assert_eq!(Entry::decode(entry.encode()), entry);
+        }
+    }
+
+    #[test]
+    fn numbers_outside_the_table_fall_through() {
+        assert!(falls_through(-1));
+        assert!(falls_through(i32::MAX));
+        set(i32::MAX, Entry::Candidate);
+        assert_eq!(get(i32::MAX), Entry::Other);
+    }
+
+    #[test]
+    fn a_walk_sees_only_its_range() {
+        set(500_001, Entry::Bound);
+        set(500_003, Entry::Private);
+        let seen: Vec<_> = entries(500_000, 500_002).collect();
+        assert_eq!(seen, [(500_001, Entry::Bound)]);
+        set(500_001, Entry::Other);
+        set(500_003, Entry::Other);
+    }
+}

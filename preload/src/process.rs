@@ -1,0 +1,112 @@
+//! This process's part in the stack through fork and exec.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bypass_proto::control::{Request, RequestKind};
+use bypass_runtime::lock;
+use bypass_stack::ProcessId;
+use parking_lot::{RwLock, RwLockReadGuard};
+
+use crate::fdtable::{self, Entry};
+use crate::{context, decide, report, wait};
+
+/// Whether this process was forked, or has forked: sockets may be shared with relatives.
+static RELATIVES: AtomicBool = AtomicBool::new(false);
+
+/// Held for reading by every change of in-process tables, for writing by a fork, so that a child
+/// never inherits a table in the middle of a change.
+static FORK: RwLock<()> = RwLock::new(());
+
+/// Keeps forks away while in-process tables change.
+pub fn no_fork() -> RwLockReadGuard<'static, ()> {
+    FORK.read_recursive()
+}
+
+/// See [`RELATIVES`].
+pub fn has_relatives() -> bool {
+    RELATIVES.load(Ordering::Relaxed)
+}
+
+/// Runs a fork. The parent makes the child's slot before it, so that no moment exists in which the
+/// child holds endpoints that nobody accounts for.
+pub fn forked(original: impl FnOnce() -> i32) -> i32 {
+    let guard = FORK.write();
+    let slot = reserve();
+    let pid = original();
+    if pid == 0 {
+        in_child(slot);
+    }
+    drop(guard);
+    if pid != 0 {
+        in_parent(slot, pid);
+    }
+    pid
+}
+
+fn reserve() -> Option<ProcessId> {
+    let joined = context::joined()?;
+    let mut locked = joined.attachment.lock().ok()?;
+    locked.stack().fork_process(context::process())
+}
+
+fn in_child(slot: Option<ProcessId>) {
+    lock::forget_thread();
+    RELATIVES.store(true, Ordering::Relaxed);
+    context::after_fork_in_child();
+    wait::after_fork_in_child();
+    wait::epoll_set::after_fork_in_child();
+    report::after_fork_in_child();
+    let Some(joined) = context::joined() else { return };
+    match slot {
+        Some(slot) => {
+            context::set_process(slot);
+            if let Ok(mut locked) = joined.attachment.lock() {
+                let pid = rustix::process::getpid().as_raw_nonzero().get().cast_unsigned();
+                locked.stack().set_process_pid(slot, pid, 0);
+            }
+        }
+        // No slot left: the child's sockets are the kernel's.
+        None => forget_all(),
+    }
+}
+
+fn in_parent(slot: Option<ProcessId>, pid: i32) {
+    let Some(slot) = slot else { return };
+    if pid < 0 {
+        if let Some(joined) = context::joined()
+            && let Ok(mut locked) = joined.attachment.lock()
+        {
+            locked.stack().remove_process(slot);
+        }
+        return;
+    }
+    RELATIVES.store(true, Ordering::Relaxed);
+    let request = Request {
+        process: u32::from(slot.0),
+        pid: pid.cast_unsigned(),
+        ..Request::new(RequestKind::Forked)
+    };
+    let _ = context::with_control(|control| control.tell(request));
+}
+
+/// Every accelerated descriptor becomes the kernel's, without touching the endpoints.
+fn forget_all() {
+    for (fd, entry) in fdtable::entries(0, u32::MAX - 1) {
+        if matches!(entry, Entry::Udp(_) | Entry::Bound | Entry::Candidate) {
+            fdtable::set(fd, Entry::Other);
+        }
+    }
+}
+
+/// The program image is about to be replaced: what it has goes to the kernel now, for the next
+/// program reads the shadows. If the exec fails, the sockets stay with the kernel.
+pub fn about_to_exec() {
+    let Some(joined) = context::joined() else { return };
+    for (fd, entry) in fdtable::entries(0, u32::MAX - 1) {
+        if let Entry::Udp(endpoint) = entry {
+            decide::release(fd, endpoint);
+            report::refused(fd, bypass_proto::reason::FallThrough::Inherited);
+        }
+    }
+    let _ = joined;
+}

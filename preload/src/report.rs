@@ -1,0 +1,186 @@
+//! The process report: which socket is served by whom and why, for `bypassctl explain`.
+//!
+//! A memfd that the tool finds through `/proc`. Written only where a decision falls, never on the
+//! data path; made at the first socket, so that programs without sockets have none.
+
+#![expect(unsafe_code, reason = "UNSAFETY: bytes of our own mapping become the report, here only")]
+
+use std::os::fd::OwnedFd;
+
+use bypass_proto::policy::Role;
+use bypass_proto::reason::FallThrough;
+use bypass_proto::report::{Header, NAME, REPORT_BYTES, Record, Report, State};
+use bypass_runtime::map::{Mapping, sealed_memfd};
+use bypass_stack::{EndpointId, SocketAddress};
+use parking_lot::Mutex;
+
+use crate::{config, private, process};
+
+struct Own {
+    report: Report<'static>,
+    _mapping: Mapping,
+    fd: OwnedFd,
+}
+
+enum Slot {
+    /// No socket yet.
+    Unmade,
+    /// Memory was refused: nothing is reported.
+    Refused,
+    Made(Own),
+}
+
+static SLOT: Mutex<Slot> = Mutex::new(Slot::Unmade);
+
+fn make() -> Option<Own> {
+    let fd = private::hide(sealed_memfd(NAME, REPORT_BYTES).ok()?);
+    let mapping = Mapping::new(&fd, true).ok()?;
+    // SAFETY: the memfd was made above and the mapping lives beside the reference, in `Own`;
+    // readers elsewhere copy and check.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(mapping.as_ptr(), mapping.bytes()) };
+    let pid = rustix::process::getpid().as_raw_nonzero().get().cast_unsigned();
+    let config = config::get();
+    let mut header = Header::new(pid, 0, &config.program);
+    match &config.policy {
+        Ok(_) => header.set_config(&config.complaints.join("; ")),
+        Err(message) => header.set_config(message),
+    }
+    let report = Report::create(bytes, header).ok()?;
+    Some(Own { report, _mapping: mapping, fd })
+}
+
+/// Runs `change` on the report, making it at the first use.
+fn with(change: impl FnOnce(&mut Report<'static>)) {
+    let _guard = process::no_fork();
+    let mut slot = SLOT.lock();
+    if matches!(*slot, Slot::Unmade) {
+        *slot = make().map_or(Slot::Refused, Slot::Made);
+    }
+    if let Slot::Made(own) = &mut *slot {
+        change(&mut own.report);
+    }
+}
+
+/// A new socket and why the kernel serves it so far.
+pub fn born(fd: i32, reason: FallThrough, protocol: u8) {
+    with(|report| {
+        report.header().count(reason);
+        let record = Record {
+            fd,
+            state: State::Kernel as u8,
+            reason: reason as u8,
+            rule: -1,
+            protocol,
+            ..Record::default()
+        };
+        report.insert(record);
+    });
+}
+
+/// What the policy has said; `reason` is `None` for "accelerate".
+pub fn note(
+    fd: i32,
+    reason: Option<FallThrough>,
+    rule: Option<usize>,
+    protocol: u8,
+    role: Role,
+    addresses: Option<(SocketAddress, Option<SocketAddress>)>,
+) {
+    with(|report| {
+        // Until its first use a socket that will be accelerated is the kernel's, undecided.
+        let reason = reason.unwrap_or(FallThrough::Undecided);
+        report.header().count(reason);
+        let mut record = Record {
+            fd,
+            state: State::Kernel as u8,
+            reason: reason as u8,
+            rule: rule.and_then(|rule| i16::try_from(rule).ok()).unwrap_or(-1),
+            protocol,
+            role: role as u8,
+            ..Record::default()
+        };
+        if let Some((local, remote)) = addresses {
+            place(&mut record, local, remote);
+        }
+        report.insert(record);
+    });
+}
+
+fn place(record: &mut Record, local: SocketAddress, remote: Option<SocketAddress>) {
+    (record.local, record.local_port) = (local.ip.0, local.port);
+    let remote = remote.unwrap_or(SocketAddress::UNSPECIFIED);
+    (record.remote, record.remote_port) = (remote.ip.0, remote.port);
+    record.family = if local.ip.is_v4() || remote.ip.is_v4() { 4 } else { record.family };
+}
+
+/// The socket is accelerated now.
+pub fn accelerated(fd: i32, endpoint: EndpointId) {
+    with(|report| {
+        report.header().accelerated += 1;
+        if let Some(record) = report.find(fd) {
+            record.state = State::Accelerated as u8;
+            record.reason = 0;
+            record.endpoint_index = endpoint.index;
+            record.endpoint_generation = endpoint.generation;
+        }
+    });
+}
+
+/// The socket stays with the kernel (again), and why.
+pub fn refused(fd: i32, reason: FallThrough) {
+    with(|report| {
+        report.header().count(reason);
+        if let Some(record) = report.find(fd) {
+            record.state = State::Kernel as u8;
+            record.reason = reason as u8;
+            record.endpoint_generation = 0;
+        }
+    });
+}
+
+/// The socket's addresses have changed.
+pub fn addresses(fd: i32, local: SocketAddress, remote: Option<SocketAddress>) {
+    with(|report| {
+        if let Some(record) = report.find(fd) {
+            place(record, local, remote);
+        }
+    });
+}
+
+/// A duplicate has the same record.
+pub fn duplicated(old: i32, new: i32) {
+    with(|report| {
+        if let Some(mut record) = report.find(old).copied() {
+            record.fd = new;
+            report.insert(record);
+        }
+    });
+}
+
+/// The descriptor is closed.
+pub fn closed(fd: i32) {
+    with(|report| report.remove(fd));
+}
+
+/// The child reports for itself: its own copy of what the parent's report says.
+pub fn after_fork_in_child() {
+    let mut slot = SLOT.lock();
+    let Slot::Made(parents) = std::mem::replace(&mut *slot, Slot::Unmade) else { return };
+    let records: Vec<Record> = {
+        let mut parents = parents;
+        let records = (0..bypass_proto::report::CAPACITY as i32)
+            .filter_map(|fd| parents.report.find(fd).copied())
+            .collect();
+        private::close(parents.fd);
+        records
+    };
+    if records.is_empty() {
+        return;
+    }
+    *slot = make().map_or(Slot::Refused, Slot::Made);
+    if let Slot::Made(own) = &mut *slot {
+        for record in records {
+            own.report.insert(record);
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Ancillary data: writing what a receive delivers, reading what a send asks for.
+
+#![expect(unsafe_code, reason = "UNSAFETY: views C structures as bytes")]
+
+use std::mem::size_of;
+
+use bypass_stack::{Datagram, Family, IpAddress};
+use libc::{
+    IPPROTO_IP, IPPROTO_IPV6, SOL_SOCKET, c_int, cmsghdr, in_addr, in_pktinfo, in6_addr,
+    in6_pktinfo, sockaddr_in, timespec, timeval,
+};
+
+use crate::shadow::flags;
+
+const ALIGN: usize = size_of::<usize>();
+const HEADER: usize = size_of::<cmsghdr>();
+
+const fn aligned(length: usize) -> usize {
+    length.next_multiple_of(ALIGN)
+}
+
+/// Appends control messages to a buffer, as net/core/scm.c:put_cmsg does: a message that does not
+/// fit is cut and sets the truncation flag.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    buffer: &'a mut [u8],
+    used: usize,
+    truncated: bool,
+}
+
+/// A C structure as bytes.
+fn bytes_of<T>(value: &T) -> &[u8] {
+    // SAFETY: used only for C structures of integers without padding (see the callers).
+    unsafe { std::slice::from_raw_parts((&raw const *value).cast::<u8>(), size_of::<T>()) }
+}
+
+impl<'a> Writer<'a> {
+    /// Writes into `buffer` from its start.
+    pub fn new(buffer: &'a mut [u8]) -> Self {
+        Self { buffer, used: 0, truncated: false }
+    }
+
+    /// Bytes written: what `msg_controllen` becomes.
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Whether something did not fit.
+    pub fn truncated(&self) -> bool {
+        self.truncated
+    }
+
+    fn put(&mut self, level: c_int, kind: c_int, data: &[u8]) {
+        let room = self.buffer.len() - self.used;
+        if room < HEADER {
+            self.truncated = true;
+            return;
+        }
+        let mut length = HEADER + data.len();
+        if room < length {
+            self.truncated = true;
+            length = room;
+        }
+        let (Some(header), Some(body)) = (
+            self.buffer.get_mut(self.used..self.used + HEADER),
+            data.get(..length - HEADER),
+        ) else {
+            return;
+        };
+        header[..8].copy_from_slice(&length.to_ne_bytes());
+        header[8..12].copy_from_slice(&level.to_ne_bytes());
+        header[12..16].copy_from_slice(&kind.to_ne_bytes());
+        let start = self.used + HEADER;
+        self.buffer[start..start + body.len()].copy_from_slice(body);
+        self.used += aligned(length).min(room);
+    }
+
+    /// Everything that the flags ask for about one datagram.
+    pub fn datagram(&mut self, datagram: &Datagram, family: Family, wanted: u32, ifindex: u32, port: u16) {
+        let wants = |flag: u32| wanted & flag != 0;
+        let seconds = (datagram.timestamp_ns / 1_000_000_000) as i64;
+        let nanoseconds = (datagram.timestamp_ns % 1_000_000_000) as i64;
+        if wants(flags::TIMESTAMPNS) {
+            let time = timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+            self.put(SOL_SOCKET, libc::SCM_TIMESTAMPNS, bytes_of(&time));
+        } else if wants(flags::TIMESTAMP) {
+            let time = timeval { tv_sec: seconds, tv_usec: nanoseconds / 1000 };
+            self.put(SOL_SOCKET, libc::SCM_TIMESTAMP, bytes_of(&time));
+        }
+        // The kernel leaves the message out while nothing was dropped.
+        if wants(flags::RXQ_OVFL) && datagram.drops != 0 {
+            self.put(SOL_SOCKET, libc::SO_RXQ_OVFL, bytes_of(&datagram.drops));
+        }
+        if family != Family::V4 {
+            self.v6(datagram, wanted, ifindex);
+        }
+        if datagram.local.is_v4() {
+            self.v4(datagram, wanted, ifindex, port);
+        }
+    }
+
+    fn v4(&mut self, datagram: &Datagram, wanted: u32, ifindex: u32, port: u16) {
+        let address =
+            in_addr { s_addr: u32::from_ne_bytes(datagram.local.to_v4().unwrap_or_default()) };
+        if wanted & flags::PKTINFO != 0 {
+            let info = in_pktinfo {
+                ipi_ifindex: ifindex as c_int,
+                ipi_spec_dst: address,
+                ipi_addr: address,
+            };
+            self.put(IPPROTO_IP, libc::IP_PKTINFO, bytes_of(&info));
+        }
+        if wanted & flags::RECVTTL != 0 {
+            self.put(IPPROTO_IP, libc::IP_TTL, bytes_of(&c_int::from(datagram.ttl)));
+        }
+        if wanted & flags::RECVTOS != 0 {
+            self.put(IPPROTO_IP, libc::IP_TOS, &[datagram.tos]);
+        }
+        if wanted & flags::ORIGDSTADDR != 0 {
+            let original = sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: port.to_be(),
+                sin_addr: address,
+                sin_zero: [0; 8],
+            };
+            self.put(IPPROTO_IP, libc::IP_ORIGDSTADDR, bytes_of(&original));
+        }
+    }
+
+    fn v6(&mut self, datagram: &Datagram, wanted: u32, ifindex: u32) {
+        if wanted & flags::PKTINFO6 != 0 {
+            let info = in6_pktinfo {
+                ipi6_addr: in6_addr { s6_addr: datagram.local.0 },
+                ipi6_ifindex: ifindex,
+            };
+            self.put(IPPROTO_IPV6, libc::IPV6_PKTINFO, bytes_of(&info));
+        }
+        if datagram.local.is_v4() {
+            return;
+        }
+        if wanted & flags::RECVHOPLIMIT != 0 {
+            self.put(IPPROTO_IPV6, libc::IPV6_HOPLIMIT, bytes_of(&c_int::from(datagram.ttl)));
+        }
+        if wanted & flags::RECVTCLASS != 0 {
+            self.put(IPPROTO_IPV6, libc::IPV6_TCLASS, bytes_of(&c_int::from(datagram.tos)));
+        }
+    }
+}
+
+/// What a sender's ancillary data asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Source address (IP_PKTINFO, IPV6_PKTINFO).
+    pub source: Option<IpAddress>,
+    /// Segment size (UDP_SEGMENT).
+    pub gso_size: Option<u16>,
+    /// Something that only the kernel provides.
+    pub foreign: bool,
+}
+
+/// Reads a sender's control buffer. Anything malformed or unknown is the kernel's to judge.
+pub fn read(buffer: &[u8]) -> Asked {
+    let mut asked = Asked::default();
+    let mut rest = buffer;
+    while rest.len() >= HEADER {
+        let word = |at: usize| {
+            rest.get(at..at + 4)
+                .and_then(|bytes| bytes.try_into().ok())
+                .map_or(0, c_int::from_ne_bytes)
+        };
+        let length = rest
+            .get(..8)
+            .and_then(|bytes| bytes.try_into().ok())
+            .map_or(0, usize::from_ne_bytes);
+        let (level, kind) = (word(8), word(12));
+        let Some(data) = rest.get(HEADER..length) else {
+            asked.foreign = true;
+            return asked;
+        };
+        read_one(level, kind, data, &mut asked);
+        rest = rest.get(aligned(length)..).unwrap_or_default();
+    }
+    asked
+}
+
+fn read_one(level: c_int, kind: c_int, data: &[u8], asked: &mut Asked) {
+    /// `UDP_SEGMENT` of linux/udp.h.
+    const UDP_SEGMENT: c_int = 103;
+    match (level, kind) {
+        (IPPROTO_IP, libc::IP_PKTINFO) if data.len() == size_of::<in_pktinfo>() => {
+            let index = c_int::from_ne_bytes(data[..4].try_into().unwrap_or_default());
+            let source: [u8; 4] = data[4..8].try_into().unwrap_or_default();
+            asked.foreign |= index != 0;
+            if source != [0; 4] {
+                asked.source = Some(IpAddress::from_v4(source));
+            }
+        }
+        (IPPROTO_IPV6, libc::IPV6_PKTINFO) if data.len() == size_of::<in6_pktinfo>() => {
+            let source: [u8; 16] = data[..16].try_into().unwrap_or_default();
+            let index = u32::from_ne_bytes(data[16..20].try_into().unwrap_or_default());
+            asked.foreign |= index != 0;
+            if source != [0; 16] {
+                asked.source = Some(IpAddress(source));
+            }
+        }
+        (libc::SOL_UDP, UDP_SEGMENT) if data.len() == 2 => {
+            asked.gso_size = Some(u16::from_ne_bytes([data[0], data[1]]));
+        }
+        _ => asked.foreign = true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_cut_and_flagged() {
+        let mut buffer = [0_u8; HEADER + 2];
+        let mut writer = Writer::new(&mut buffer);
+        writer.put(1, 2, &[9, 9, 9, 9]);
+        assert!(writer.truncated());
+        assert_eq!(writer.used(), HEADER + 2);
+    }
+
+    #[test]
+    fn a_written_source_is_read_back() {
+        let mut buffer = [0_u8; 64];
+        let mut writer = Writer::new(&mut buffer);
+        let address = in_addr { s_addr: u32::from_ne_bytes([198, 18, 0, 1]) };
+        let info = in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: address, ipi_addr: address };
+        writer.put(IPPROTO_IP, libc::IP_PKTINFO, bytes_of(&info));
+        let used = writer.used();
+        let asked = read(&buffer[..used]);
+        assert_eq!(asked.source, Some(IpAddress::from_v4([198, 18, 0, 1])));
+        assert!(!asked.foreign);
+    }
+
+    #[test]
+    fn garbage_is_the_kernels() {
+        assert!(read(&[0xff; 40]).foreign);
+    }
+}

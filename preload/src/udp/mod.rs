@@ -1,0 +1,5 @@
+//! UDP on an accelerated socket: receive and send, over the endpoint and its shadow.
+
+pub mod cmsg;
+pub mod receive;
+pub mod send;

@@ -1,0 +1,362 @@
+//! Receiving: the endpoint's queue first, the shadow when it is empty, then waiting.
+//!
+//! What the stack cannot carry arrives at the shadow: fragments, datagrams from loopback and other
+//! interfaces, ICMP errors, and what came before acceleration began. So an empty queue asks the
+//! kernel once, and a queue that is never empty does so every [`SHADOW_EVERY`] calls.
+
+#![expect(unsafe_code, reason = "UNSAFETY: writes into the buffers that a msghdr names")]
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bypass_runtime::attachment::Locked;
+use bypass_runtime::clock;
+use bypass_stack::{Datagram, EndpointId, Family, Instant, Memory};
+use libc::{
+    MSG_CTRUNC, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_OOB, MSG_PEEK, MSG_TRUNC, MSG_WAITFORONE, c_int,
+    iovec, mmsghdr, msghdr, timespec,
+};
+use rustix::io::Errno;
+
+use crate::errno::{Answer, from_c};
+use crate::shadow::flags;
+use crate::wait::{self, Woken};
+use crate::{address, context, fdtable, symbols};
+
+use super::cmsg::Writer;
+
+/// Receives served by the stack between two looks at a shadow.
+const SHADOW_EVERY: u32 = 256;
+static SERVED: AtomicU32 = AtomicU32::new(0);
+
+/// The original recvmsg on the shadow.
+///
+/// # Safety
+/// `message` describes buffers that the caller may write.
+unsafe fn from_kernel(fd: c_int, message: &mut msghdr, flags: c_int) -> Answer {
+    // SAFETY: the caller's promise.
+    from_c(unsafe { symbols::recvmsg::original()(fd, message, flags) })
+}
+
+/// What one look at the endpoint's queue brought.
+enum Look {
+    Got(usize),
+    Empty { nonblocking: bool, timeout_ms: u32, shut: bool },
+    /// The endpoint is not ours any more: the call belongs to the kernel.
+    Gone,
+}
+
+/// Takes one datagram from the queue, pumping the stack when the queue is empty.
+///
+/// # Safety
+/// `message` describes buffers that the caller may write.
+unsafe fn look(
+    locked: &mut Locked<'_>,
+    endpoint: EndpointId,
+    message: &mut msghdr,
+    call_flags: c_int,
+    pump: bool,
+) -> Look {
+    for round in 0..2 {
+        match locked.stack().udp_front(endpoint) {
+            Err(_) => return Look::Gone,
+            Ok(Some(datagram)) => {
+                // SAFETY: the caller's promise.
+                let size = unsafe { deliver(locked, endpoint, &datagram, message, call_flags) };
+                if call_flags & MSG_PEEK == 0 {
+                    let _ = locked.stack().udp_pop(endpoint);
+                }
+                return Look::Got(size);
+            }
+            Ok(None) if round == 0 && pump => {
+                locked.pump(clock::now());
+            }
+            Ok(None) => break,
+        }
+    }
+    match locked.stack().udp_options(endpoint) {
+        Ok(options) => Look::Empty {
+            nonblocking: options.shim_flags & flags::NONBLOCKING != 0,
+            timeout_ms: options.rcvtimeo_ms,
+            shut: options.shim_flags & flags::SHUT_READ != 0,
+        },
+        Err(_) => Look::Gone,
+    }
+}
+
+/// recvmsg on an accelerated socket.
+///
+/// # Safety
+/// `message` describes buffers that the caller may write.
+pub unsafe fn one(
+    fd: c_int,
+    endpoint: EndpointId,
+    message: &mut msghdr,
+    call_flags: c_int,
+) -> Answer {
+    // SAFETY: the caller's promise.
+    unsafe { receive(fd, endpoint, message, call_flags, None) }
+}
+
+/// recvmsg with a deadline besides SO_RCVTIMEO.
+///
+/// # Safety
+/// `message` describes buffers that the caller may write.
+unsafe fn receive(
+    fd: c_int,
+    endpoint: EndpointId,
+    message: &mut msghdr,
+    call_flags: c_int,
+    until: Option<Instant>,
+) -> Answer {
+    let Some(joined) = context::joined() else {
+        // SAFETY: the caller's promise.
+        return unsafe { from_kernel(fd, message, call_flags) };
+    };
+    if call_flags & (MSG_ERRQUEUE | MSG_OOB) != 0 {
+        // SAFETY: the caller's promise. The error queue is the shadow's.
+        return unsafe { from_kernel(fd, message, call_flags) };
+    }
+    if SERVED.fetch_add(1, Ordering::Relaxed) % SHADOW_EVERY == 0 {
+        // SAFETY: the caller's promise.
+        match unsafe { from_kernel(fd, message, call_flags | MSG_DONTWAIT) } {
+            Err(Errno::AGAIN) => {}
+            answer => return answer,
+        }
+    }
+    let mut deadline = None;
+    loop {
+        let Ok(mut locked) = joined.attachment.lock() else {
+            // A signal handler that interrupted the stack's owner: the kernel answers.
+            // SAFETY: the caller's promise.
+            return unsafe { from_kernel(fd, message, call_flags | MSG_DONTWAIT) };
+        };
+        // SAFETY: the caller's promise.
+        let looked = unsafe { look(&mut locked, endpoint, message, call_flags, true) };
+        let stale = joined.is_stale(locked.stack().queue_pairs_generation());
+        drop(locked);
+        if stale {
+            joined.refresh();
+        }
+        let (nonblocking, timeout_ms, shut) = match looked {
+            Look::Got(size) => return Ok(size as isize),
+            Look::Gone => {
+                fdtable::replace(fd, fdtable::Entry::Udp(endpoint), fdtable::Entry::Other);
+                // SAFETY: the caller's promise.
+                return unsafe { from_kernel(fd, message, call_flags) };
+            }
+            Look::Empty { nonblocking, timeout_ms, shut } => (nonblocking, timeout_ms, shut),
+        };
+        // SAFETY: the caller's promise.
+        match unsafe { from_kernel(fd, message, call_flags | MSG_DONTWAIT) } {
+            Err(Errno::AGAIN) => {}
+            answer => return answer,
+        }
+        if shut {
+            message.msg_namelen = 0;
+            message.msg_controllen = 0;
+            message.msg_flags = 0;
+            return Ok(0);
+        }
+        if nonblocking || call_flags & MSG_DONTWAIT != 0 {
+            return Err(Errno::AGAIN);
+        }
+        if deadline.is_none() {
+            deadline = earlier(until, timeout_ms);
+        }
+        match wait::block::readable(fd, endpoint, deadline) {
+            Woken::Ready => {}
+            Woken::TimedOut => return Err(Errno::AGAIN),
+            // A receive with a timeout is never restarted (signal(7)).
+            Woken::Interrupted if timeout_ms == 0 && wait::signals::all_restart() => {}
+            Woken::Interrupted => return Err(Errno::INTR),
+        }
+    }
+}
+
+/// The earlier of a deadline and a timeout from now; `None` = never.
+fn earlier(until: Option<Instant>, timeout_ms: u32) -> Option<Instant> {
+    let timeout = (timeout_ms != 0)
+        .then(|| Instant(clock::now().0.saturating_add(u64::from(timeout_ms) * 1_000_000)));
+    match (until, timeout) {
+        (Some(one), Some(two)) => Some(if one.0 < two.0 { one } else { two }),
+        (one, two) => one.or(two),
+    }
+}
+
+/// recvmmsg on an accelerated socket.
+///
+/// # Safety
+/// The messages describe buffers that the caller may write.
+pub unsafe fn many(
+    fd: c_int,
+    endpoint: EndpointId,
+    messages: &mut [mmsghdr],
+    call_flags: c_int,
+    timeout: Option<&mut timespec>,
+) -> Answer {
+    let start = clock::now();
+    let until = match &timeout {
+        None => None,
+        Some(time) if time.tv_sec < 0 || !(0..1_000_000_000).contains(&time.tv_nsec) => {
+            return Err(Errno::INVAL);
+        }
+        Some(time) => {
+            Some(Instant(start.0.saturating_add(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)))
+        }
+    };
+    let mut done = 0;
+    let mut flags = call_flags & !MSG_WAITFORONE;
+    while done < messages.len() {
+        let message = &mut messages[done];
+        // The first message waits as long as the call says; the kernel looks at the timeout only
+        // after each datagram.
+        // SAFETY: the caller's promise.
+        match unsafe { receive(fd, endpoint, &mut message.msg_hdr, flags, None) } {
+            Ok(size) => message.msg_len = size as u32,
+            Err(_) if done > 0 => break,
+            Err(errno) => return Err(errno),
+        }
+        done += 1;
+        // SAFETY: the caller's promise.
+        done += unsafe { drain(endpoint, &mut messages[done..], flags) };
+        if call_flags & MSG_WAITFORONE != 0 {
+            flags |= MSG_DONTWAIT;
+        }
+        if until.is_some_and(|until| clock::now().0 >= until.0) {
+            break;
+        }
+    }
+    if let (Some(time), Some(until)) = (timeout, until) {
+        let left = until.0.saturating_sub(clock::now().0);
+        time.tv_sec = (left / 1_000_000_000) as i64;
+        time.tv_nsec = (left % 1_000_000_000) as i64;
+    }
+    Ok(done as isize)
+}
+
+/// Takes what the queue holds, many datagrams under one lock.
+///
+/// # Safety
+/// The messages describe buffers that the caller may write.
+unsafe fn drain(endpoint: EndpointId, messages: &mut [mmsghdr], call_flags: c_int) -> usize {
+    let Some(joined) = context::joined() else { return 0 };
+    if messages.is_empty() || call_flags & MSG_PEEK != 0 {
+        return 0;
+    }
+    let Ok(mut locked) = joined.attachment.lock() else { return 0 };
+    for (done, message) in messages.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        match unsafe { look(&mut locked, endpoint, &mut message.msg_hdr, call_flags, true) } {
+            Look::Got(size) => message.msg_len = size as u32,
+            Look::Empty { .. } | Look::Gone => return done,
+        }
+    }
+    messages.len()
+}
+
+/// Copies one datagram to where the message wants it; returns what the call returns.
+///
+/// # Safety
+/// `message` describes buffers that the caller may write.
+unsafe fn deliver(
+    locked: &mut Locked<'_>,
+    endpoint: EndpointId,
+    datagram: &Datagram,
+    message: &mut msghdr,
+    call_flags: c_int,
+) -> usize {
+    let (stack, packets) = locked.parts();
+    let (family, port) = match stack.udp_status(endpoint) {
+        Ok(status) => (status.family, status.local.port),
+        Err(_) => return 0,
+    };
+    let shim_flags = stack.udp_options(endpoint).map_or(0, |options| options.shim_flags);
+    let payload = packets
+        .chunk(datagram.chunk)
+        .get(datagram.offset as usize..)
+        .and_then(|rest| rest.get(..datagram.len as usize))
+        .unwrap_or_default();
+    // SAFETY: the caller's promise.
+    let copied = unsafe { scatter(payload, message.msg_iov, message.msg_iovlen) };
+    message.msg_flags = if copied < payload.len() { MSG_TRUNC } else { 0 };
+    if message.msg_name.is_null() {
+        message.msg_namelen = 0;
+    } else {
+        // SAFETY: the caller's buffer of `msg_namelen` bytes.
+        unsafe {
+            address::write(
+                datagram.remote,
+                family,
+                message.msg_name.cast(),
+                &raw mut message.msg_namelen,
+            );
+        }
+    }
+    // SAFETY: the caller's control buffer.
+    unsafe { control(datagram, (family, port), shim_flags, message, stack.queue_pairs()) };
+    if call_flags & MSG_TRUNC != 0 { payload.len() } else { copied }
+}
+
+/// Copies bytes over the vectors; returns how many fitted.
+///
+/// # Safety
+/// The vectors are the caller's to write.
+unsafe fn scatter(payload: &[u8], vectors: *mut iovec, count: usize) -> usize {
+    let mut copied = 0;
+    for index in 0..count {
+        let rest = &payload[copied..];
+        if rest.is_empty() {
+            break;
+        }
+        // SAFETY: `index < count`.
+        let vector = unsafe { vectors.add(index).read() };
+        let length = rest.len().min(vector.iov_len);
+        // SAFETY: the caller's buffer of `iov_len` bytes; packet memory never overlaps it.
+        unsafe {
+            std::ptr::copy_nonoverlapping(rest.as_ptr(), vector.iov_base.cast::<u8>(), length);
+        }
+        copied += length;
+    }
+    copied
+}
+
+/// Writes the ancillary data that the socket's options ask for, in the kernel's order
+/// (net/socket.c:sock_recv_cmsgs, then net/ipv4/ip_sockglue.c:ip_cmsg_recv_offset).
+///
+/// # Safety
+/// The control buffer is the caller's to write.
+unsafe fn control(
+    datagram: &Datagram,
+    (family, port): (Family, u16),
+    shim_flags: u32,
+    message: &mut msghdr,
+    queue_pairs: &[bypass_stack::QueuePairInfo],
+) {
+    const ANY: u32 = flags::PKTINFO
+        | flags::PKTINFO6
+        | flags::RECVTOS
+        | flags::RECVTTL
+        | flags::RECVTCLASS
+        | flags::RECVHOPLIMIT
+        | flags::TIMESTAMP
+        | flags::TIMESTAMPNS
+        | flags::RXQ_OVFL
+        | flags::ORIGDSTADDR;
+    if shim_flags & ANY == 0 || message.msg_control.is_null() {
+        message.msg_controllen = 0;
+        return;
+    }
+    // SAFETY: the caller's control buffer of `msg_controllen` bytes.
+    let buffer = unsafe {
+        std::slice::from_raw_parts_mut(message.msg_control.cast::<u8>(), message.msg_controllen)
+    };
+    let mut writer = Writer::new(buffer);
+    let ifindex = queue_pairs
+        .get(usize::from(datagram.queue_pair))
+        .map_or(0, |info| info.ifindex);
+    writer.datagram(datagram, family, shim_flags, ifindex, port);
+    message.msg_controllen = writer.used();
+    if writer.truncated() {
+        message.msg_flags |= MSG_CTRUNC;
+    }
+}

@@ -1,0 +1,360 @@
+//! Sending: through the stack where it has a route and a neighbour, else through the shadow.
+//!
+//! The kernel is one step away: whatever the stack cannot send (no resolved neighbour yet, another
+//! interface, larger than the MTU, broadcast, multicast, rare flags and ancillary data) is the
+//! original sendmsg on the shadow, which resolves, fragments, refuses with the right errno.
+
+#![expect(unsafe_code, reason = "UNSAFETY: reads the buffers that a msghdr names")]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bypass_runtime::attachment::Locked;
+use bypass_runtime::clock;
+use bypass_stack::cplane::{self, Lookup};
+use bypass_stack::{EndpointId, Hairpin, IpAddress, NextHop, SendError, SocketAddress};
+use libc::{MSG_DONTWAIT, MSG_NOSIGNAL, c_int, iovec, mmsghdr, msghdr};
+use rustix::io::Errno;
+
+use crate::address::{self, Given};
+use crate::context::Joined;
+use crate::errno::{Answer, from_c};
+use crate::shadow::{self, flags};
+use crate::{context, fdtable, symbols};
+
+use super::cmsg::{self, Asked};
+
+/// Flags that change nothing for a datagram that never blocks.
+const HARMLESS: c_int = MSG_DONTWAIT | MSG_NOSIGNAL;
+/// Largest UDP payload over IPv4.
+const LARGEST: usize = 65_507;
+/// Most segments of one UDP_SEGMENT send (UDP_MAX_SEGMENTS of linux/udp.h).
+const MAX_SEGMENTS: usize = 128;
+/// How often a connected socket asks its shadow for a pending ICMP error.
+const ERROR_CHECK_NS: u64 = 100_000;
+/// How often one datagram goes by the kernel while a neighbour is not confirmed, so that the
+/// kernel probes it again.
+const CONFIRM_NS: u64 = 1_000_000_000;
+
+/// Why a datagram goes by the kernel.
+struct ByKernel;
+
+/// The original sendmsg on the shadow.
+///
+/// # Safety
+/// `message` describes buffers that the caller may read.
+unsafe fn by_kernel(fd: c_int, message: &msghdr, flags: c_int) -> Answer {
+    // SAFETY: the caller's promise.
+    from_c(unsafe { symbols::sendmsg::original()(fd, message, flags) })
+}
+
+/// sendmsg on an accelerated socket.
+///
+/// # Safety
+/// `message` describes buffers that the caller may read.
+pub unsafe fn one(fd: c_int, endpoint: EndpointId, message: &msghdr, call_flags: c_int) -> Answer {
+    if let Some(joined) = context::joined()
+        && let Ok(mut locked) = joined.attachment.lock()
+    {
+        // SAFETY: the caller's promise.
+        let sent = unsafe { try_send(joined, &mut locked, fd, endpoint, message, call_flags) };
+        drop(locked);
+        if let Ok(answer) = sent {
+            return answer;
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { by_kernel(fd, message, call_flags) }
+}
+
+/// sendmmsg on an accelerated socket: as many datagrams as the stack takes under one lock, one
+/// doorbell for all of them.
+///
+/// # Safety
+/// The messages describe buffers that the caller may read.
+pub unsafe fn many(
+    fd: c_int,
+    endpoint: EndpointId,
+    messages: &mut [mmsghdr],
+    call_flags: c_int,
+) -> Answer {
+    let mut done = 0;
+    while done < messages.len() {
+        if let Some(joined) = context::joined()
+            && let Ok(mut locked) = joined.attachment.lock()
+        {
+            while let Some(message) = messages.get_mut(done) {
+                // SAFETY: the caller's promise.
+                let sent = unsafe {
+                    try_send(joined, &mut locked, fd, endpoint, &message.msg_hdr, call_flags)
+                };
+                match sent {
+                    Ok(Ok(size)) => message.msg_len = size as u32,
+                    Ok(Err(_)) if done > 0 => return Ok(done as isize),
+                    Ok(Err(errno)) => return Err(errno),
+                    Err(ByKernel) => break,
+                }
+                done += 1;
+            }
+        }
+        let Some(message) = messages.get_mut(done) else { break };
+        // SAFETY: the caller's promise.
+        match unsafe { by_kernel(fd, &message.msg_hdr, call_flags) } {
+            Ok(size) => message.msg_len = size as u32,
+            Err(_) if done > 0 => break,
+            Err(errno) => return Err(errno),
+        }
+        done += 1;
+    }
+    Ok(done as isize)
+}
+
+/// Sends one message through the stack, or says that the kernel must.
+///
+/// # Safety
+/// `message` describes buffers that the caller may read.
+unsafe fn try_send(
+    joined: &Joined,
+    locked: &mut Locked<'_>,
+    fd: c_int,
+    endpoint: EndpointId,
+    message: &msghdr,
+    call_flags: c_int,
+) -> Result<Answer, ByKernel> {
+    let stack = locked.stack();
+    let Ok(status) = stack.udp_status(endpoint) else {
+        fdtable::replace(fd, fdtable::Entry::Udp(endpoint), fdtable::Entry::Other);
+        return Err(ByKernel);
+    };
+    let options = *stack.udp_options(endpoint).map_err(|_| ByKernel)?;
+    if call_flags & !HARMLESS != 0
+        || options.shim_flags & (flags::KERNEL_SENDS | flags::SHUT_WRITE) != 0
+    {
+        return Err(ByKernel);
+    }
+    // SAFETY: the caller's promise.
+    let to = match unsafe { address::read(message.msg_name.cast(), message.msg_namelen) } {
+        Given::Inet(to) => to,
+        Given::Nothing => status.remote.ok_or(ByKernel)?,
+        Given::Foreign => return Err(ByKernel),
+    };
+    // SAFETY: the caller's promise.
+    let asked = unsafe { ancillary(message) }?;
+    if to.port == 0 || to.ip.is_v4() == (status.family == bypass_stack::Family::V6) {
+        return Err(ByKernel);
+    }
+    if status.remote.is_some() && error_pending(fd)? {
+        return Err(ByKernel);
+    }
+    // SAFETY: the caller's promise.
+    let vectors = unsafe { vectors(message) }?;
+    let total: usize = vectors.iter().map(|vector| vector.iov_len).sum();
+    if total > LARGEST {
+        return Err(ByKernel);
+    }
+    let bound = asked.source.unwrap_or(status.local.ip);
+    let segment = usize::from(asked.gso_size.unwrap_or(options.shim_words[shadow::GSO_WORD] as u16));
+    let mut gather = Gather { vectors, index: 0, offset: 0 };
+    let destination = Destination { endpoint, bound, to, port: status.local.port };
+    let looked = route(joined, &destination);
+    if segment == 0 || total <= segment {
+        destination.send(locked, &looked, total, &mut gather)?;
+        return Ok(Ok(total as isize));
+    }
+    if total.div_ceil(segment) > MAX_SEGMENTS {
+        return Ok(Err(Errno::INVAL));
+    }
+    let mut left = total;
+    while left > 0 {
+        let length = left.min(segment);
+        match destination.send(locked, &looked, length, &mut gather) {
+            Ok(()) => left -= length,
+            // The kernel would send all segments again; a partly sent train counts as sent, as
+            // segments lost in a full queue do.
+            Err(ByKernel) if left < total => break,
+            Err(ByKernel) => return Err(ByKernel),
+        }
+    }
+    Ok(Ok(total as isize))
+}
+
+/// A datagram's way.
+struct Destination {
+    endpoint: EndpointId,
+    bound: IpAddress,
+    to: SocketAddress,
+    port: u16,
+}
+
+fn route(joined: &Joined, destination: &Destination) -> Lookup {
+    let local = SocketAddress::new(destination.bound, destination.port);
+    let hash = cplane::flow_hash(&local, &destination.to);
+    joined
+        .cplane
+        .read(|table| cplane::lookup(table, destination.to.ip, destination.bound, 0, hash))
+        .unwrap_or(Lookup::Kernel(cplane::CplaneReason::NoRoute))
+}
+
+impl Destination {
+    fn send(
+        &self,
+        locked: &mut Locked<'_>,
+        looked: &Lookup,
+        length: usize,
+        gather: &mut Gather<'_>,
+    ) -> Result<(), ByKernel> {
+        match looked {
+            Lookup::Via(next_hop) => self.send_via(locked, next_hop, length, gather),
+            Lookup::Local => self.hairpin(locked, length, gather),
+            Lookup::Kernel(_) => Err(ByKernel),
+        }
+    }
+
+    fn send_via(
+        &self,
+        locked: &mut Locked<'_>,
+        next_hop: &NextHop,
+        length: usize,
+        gather: &mut Gather<'_>,
+    ) -> Result<(), ByKernel> {
+        if !next_hop.is_confirmed() && !may_skip_confirmation() {
+            return Err(ByKernel);
+        }
+        let mut next_hop = *next_hop;
+        if !self.bound.is_unspecified() {
+            next_hop.source = self.bound;
+        }
+        let start = (gather.index, gather.offset);
+        for attempt in 0..2 {
+            let (stack, packets) = locked.parts();
+            let sent = stack.udp_send(packets, self.endpoint, self.to, &next_hop, length, &mut |to| {
+                gather.copy(to);
+            });
+            match sent {
+                Ok(()) => return Ok(()),
+                Err(SendError::NoChunk) if attempt == 0 => {
+                    (gather.index, gather.offset) = start;
+                    locked.reclaim();
+                }
+                Err(_) => break,
+            }
+        }
+        (gather.index, gather.offset) = start;
+        Err(ByKernel)
+    }
+
+    fn hairpin(
+        &self,
+        locked: &mut Locked<'_>,
+        length: usize,
+        gather: &mut Gather<'_>,
+    ) -> Result<(), ByKernel> {
+        let source = if self.bound.is_unspecified() { self.to.ip } else { self.bound };
+        let start = (gather.index, gather.offset);
+        let (stack, packets) = locked.parts();
+        let sent = stack.udp_hairpin(
+            packets,
+            self.endpoint,
+            source,
+            self.to,
+            length,
+            &mut |to| gather.copy(to),
+            clock::realtime_ns(),
+        );
+        match sent {
+            Ok(Hairpin::Delivered | Hairpin::Dropped) => Ok(()),
+            Ok(Hairpin::NoEndpoint) | Err(_) => {
+                (gather.index, gather.offset) = start;
+                Err(ByKernel)
+            }
+        }
+    }
+}
+
+/// Whether the neighbour was offered to the kernel recently enough.
+fn may_skip_confirmation() -> bool {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let now = clock::now().0;
+    let last = LAST.load(Ordering::Relaxed);
+    if now.wrapping_sub(last) < CONFIRM_NS {
+        return true;
+    }
+    LAST.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_err()
+}
+
+/// Whether the shadow may hold an ICMP error that this send must report. Asked at intervals: the
+/// question is a system call.
+fn error_pending(fd: c_int) -> Result<bool, ByKernel> {
+    const SLOTS: usize = 256;
+    static ASKED: [AtomicU64; SLOTS] = [const { AtomicU64::new(0) }; SLOTS];
+    let slot = &ASKED[fd as usize % SLOTS];
+    let now = clock::now().0;
+    if now.wrapping_sub(slot.load(Ordering::Relaxed)) < ERROR_CHECK_NS {
+        return Ok(false);
+    }
+    slot.store(now, Ordering::Relaxed);
+    // POLLERR tells without taking the error: the kernel's own send then returns it.
+    shadow::has_error(fd).ok_or(ByKernel)
+}
+
+/// Reads the control buffer.
+///
+/// # Safety
+/// The control buffer is the caller's to read.
+unsafe fn ancillary(message: &msghdr) -> Result<Asked, ByKernel> {
+    if message.msg_control.is_null() || message.msg_controllen == 0 {
+        return Ok(Asked::default());
+    }
+    // SAFETY: the caller's buffer of `msg_controllen` bytes.
+    let buffer = unsafe {
+        std::slice::from_raw_parts(message.msg_control.cast::<u8>(), message.msg_controllen)
+    };
+    let asked = cmsg::read(buffer);
+    if asked.foreign { Err(ByKernel) } else { Ok(asked) }
+}
+
+/// The vectors, when every one of them can be read.
+///
+/// # Safety
+/// The vector array is the caller's to read.
+unsafe fn vectors(message: &msghdr) -> Result<&[iovec], ByKernel> {
+    if message.msg_iovlen == 0 {
+        return Ok(&[]);
+    }
+    if message.msg_iov.is_null() || message.msg_iovlen > 1024 {
+        return Err(ByKernel);
+    }
+    // SAFETY: the caller's array of `msg_iovlen` vectors.
+    let vectors = unsafe { std::slice::from_raw_parts(message.msg_iov, message.msg_iovlen) };
+    let broken = |vector: &iovec| vector.iov_base.is_null() && vector.iov_len != 0
+        || vector.iov_len > LARGEST;
+    if vectors.iter().any(broken) { Err(ByKernel) } else { Ok(vectors) }
+}
+
+/// Reads the vectors one after another.
+struct Gather<'a> {
+    vectors: &'a [iovec],
+    index: usize,
+    offset: usize,
+}
+
+impl Gather<'_> {
+    /// Copies the next `to.len()` bytes.
+    fn copy(&mut self, mut to: &mut [u8]) {
+        while !to.is_empty() {
+            let Some(vector) = self.vectors.get(self.index) else { return };
+            let length = to.len().min(vector.iov_len - self.offset);
+            let (now, later) = to.split_at_mut(length);
+            // SAFETY: the caller's buffer of `iov_len` bytes, of which `offset` are consumed.
+            unsafe {
+                let from = vector.iov_base.cast::<u8>().add(self.offset);
+                std::ptr::copy_nonoverlapping(from, now.as_mut_ptr(), length);
+            }
+            to = later;
+            self.offset += length;
+            if self.offset == vector.iov_len {
+                self.index += 1;
+                self.offset = 0;
+            }
+        }
+    }
+}

@@ -1,0 +1,484 @@
+//! Epoll sets with accelerated members.
+//!
+//! The program's epoll descriptor stays a real one and keeps every kernel member. Accelerated members
+//! are listed here, by endpoint; their shadows, and the program's own epoll descriptor, are members of
+//! a second, hidden epoll set (the *overlay*), so that one descriptor tells whether the kernel has
+//! anything for this set.
+//!
+//! ```text
+//!   program's epfd:  pipes, eventfds, listeners, ...          (kernel)
+//!   overlay:         program's epfd, shadows of the members   (kernel, hidden)
+//!   members:         endpoint, events, data, edge state       (here)
+//! ```
+//!
+//! A set is keyed by its index in the registry, which every dup of the epoll descriptor shares. After
+//! a fork the child has a copy of the members and makes its own overlay.
+
+#![expect(unsafe_code, reason = "UNSAFETY: epoll calls through libc's originals")]
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bypass_runtime::attachment::Locked;
+use bypass_runtime::clock;
+use bypass_stack::{EndpointId, Instant, WaiterId};
+use libc::{
+    EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLEXCLUSIVE, EPOLLHUP,
+    EPOLLIN, EPOLLONESHOT, EPOLLOUT, EPOLLRDNORM, EPOLLWRNORM, POLLIN, epoll_event, pollfd,
+    sigset_t,
+};
+use parking_lot::{Mutex, RwLock};
+use rustix::io::Errno;
+
+use super::{Interest, Woken};
+use crate::context::{self, Joined};
+use crate::errno::{Answer, last};
+use crate::fdtable::{self, Entry};
+use crate::{private, symbols};
+
+/// Token of the program's own epoll descriptor in the overlay; shadows use their fd.
+const PROGRAM: u64 = u64::MAX;
+/// Calls that found accelerated members ready between two questions to the kernel.
+const KERNEL_EVERY: u32 = 8;
+
+/// Bits of `events` that are modes, not conditions.
+const MODES: u32 = (EPOLLET | EPOLLONESHOT | EPOLLEXCLUSIVE | libc::EPOLLWAKEUP) as u32;
+
+#[derive(Debug)]
+struct Member {
+    fd: i32,
+    endpoint: EndpointId,
+    events: u32,
+    data: u64,
+    /// `arrivals` when the edge was last reported.
+    seen: u32,
+    /// Not reported since it was added or modified.
+    fresh: bool,
+    /// What the shadow has told.
+    shadow: u32,
+    /// A one-shot member that has been reported.
+    disarmed: bool,
+}
+
+/// A UDP socket that was added before an address made it accelerated.
+#[derive(Debug)]
+struct Pending {
+    fd: i32,
+    events: u32,
+    data: u64,
+}
+
+#[derive(Debug, Default)]
+struct Members {
+    active: Vec<Member>,
+    pending: Vec<Pending>,
+    overlay: Option<OwnedFd>,
+    next: usize,
+    epfd: i32,
+}
+
+/// One epoll set.
+#[derive(Debug, Default)]
+pub struct EpollSet {
+    members: Mutex<Members>,
+    count: AtomicU32,
+    calls: AtomicU32,
+    sleeping: Mutex<Vec<WaiterId>>,
+}
+
+/// Every set of the process. Sets are leaked and reused: a descriptor's word holds the index.
+static SETS: RwLock<Vec<&'static EpollSet>> = RwLock::new(Vec::new());
+static FREE: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+/// The set with this index.
+pub fn get(index: u32) -> Option<&'static EpollSet> {
+    SETS.read().get(index as usize).copied()
+}
+
+/// A new, empty set; its index.
+pub fn create() -> u32 {
+    if let Some(index) = FREE.lock().pop() {
+        return index;
+    }
+    let mut sets = SETS.write();
+    sets.push(Box::leak(Box::default()));
+    (sets.len() - 1) as u32
+}
+
+/// The last descriptor of a set was closed.
+pub fn destroy(index: u32) {
+    if let Some(set) = get(index) {
+        let mut members = set.members.lock();
+        if let Some(overlay) = members.overlay.take() {
+            private::close(overlay);
+        }
+        *members = Members::default();
+        set.count.store(0, Ordering::Release);
+        drop(members);
+        FREE.lock().push(index);
+    }
+}
+
+/// A socket became accelerated: sets that have it as a kernel member take it over.
+pub fn activated(fd: i32, endpoint: EndpointId) {
+    for set in SETS.read().iter() {
+        let mut members = set.members.lock();
+        if let Some(at) = members.pending.iter().position(|pending| pending.fd == fd) {
+            let Pending { events, data, .. } = members.pending.swap_remove(at);
+            // SAFETY: DEL takes no event.
+            unsafe {
+                let _ = symbols::epoll_ctl::original()(
+                    members.epfd,
+                    EPOLL_CTL_DEL,
+                    fd,
+                    std::ptr::null_mut(),
+                );
+            }
+            let _ = set.insert(&mut members, fd, endpoint, events, data);
+            drop(members);
+            set.ring();
+        }
+    }
+}
+
+/// A forked child: nobody but this thread lives, and the overlays are the parent's.
+pub fn after_fork_in_child() {
+    // SAFETY: this is the only thread; holders of these locks do not exist here.
+    unsafe {
+        if SETS.is_locked_exclusive() {
+            SETS.force_unlock_write();
+        }
+        if FREE.is_locked() {
+            FREE.force_unlock();
+        }
+    }
+    for set in SETS.read().iter() {
+        // SAFETY: as above.
+        unsafe {
+            if set.members.is_locked() {
+                set.members.force_unlock();
+            }
+            if set.sleeping.is_locked() {
+                set.sleeping.force_unlock();
+            }
+        }
+        set.sleeping.lock().clear();
+        let mut members = set.members.lock();
+        if let Some(overlay) = members.overlay.take() {
+            private::close(overlay);
+            let _ = set.build_overlay(&mut members);
+        }
+    }
+}
+
+fn ctl(set: i32, operation: i32, fd: i32, events: u32, token: u64) -> Result<(), Errno> {
+    let mut event = epoll_event { events, u64: token };
+    // SAFETY: the event is readable for the call.
+    let result =
+        unsafe { symbols::epoll_ctl::original()(set, operation, fd, &raw mut event) };
+    if result == 0 { Ok(()) } else { Err(last()) }
+}
+
+/// What the overlay watches on a shadow: what it may have to receive, and errors. Edge-triggered
+/// members stay edge-triggered there.
+fn shadow_events(events: u32) -> u32 {
+    (events & (EPOLLIN | EPOLLRDNORM | EPOLLET) as u32) | EPOLLERR as u32
+}
+
+impl EpollSet {
+    /// Whether the kernel alone can answer for this set.
+    #[inline]
+    pub fn is_kernel_only(&self) -> bool {
+        self.count.load(Ordering::Acquire) == 0
+    }
+
+    /// Wakes every thread that sleeps on this set: what it waits for has changed.
+    fn ring(&self) {
+        if let Some(joined) = context::joined() {
+            for waiter in self.sleeping.lock().iter() {
+                joined.attachment.wake(*waiter);
+            }
+        }
+    }
+
+    /// Notes a UDP socket that the kernel has taken as a member while nothing has decided it.
+    pub fn note_pending(&self, epfd: i32, operation: i32, fd: i32, events: u32, data: u64) {
+        let mut members = self.members.lock();
+        members.epfd = epfd;
+        members.pending.retain(|pending| pending.fd != fd);
+        if operation != EPOLL_CTL_DEL {
+            members.pending.push(Pending { fd, events, data });
+        }
+    }
+
+    fn build_overlay(&self, members: &mut Members) -> Result<(), Errno> {
+        // SAFETY: no pointers.
+        let fd = unsafe { symbols::epoll_create1::original()(libc::EPOLL_CLOEXEC) };
+        if fd < 0 {
+            return Err(last());
+        }
+        // SAFETY: just made.
+        let overlay = private::hide(unsafe { private::adopt(fd) });
+        let number = overlay.as_raw_fd();
+        ctl(number, EPOLL_CTL_ADD, members.epfd, EPOLLIN as u32, PROGRAM)?;
+        for member in &members.active {
+            let _ = ctl(number, EPOLL_CTL_ADD, member.fd, shadow_events(member.events), member.fd as u64);
+        }
+        members.overlay = Some(overlay);
+        Ok(())
+    }
+
+    fn insert(
+        &self,
+        members: &mut Members,
+        fd: i32,
+        endpoint: EndpointId,
+        events: u32,
+        data: u64,
+    ) -> Result<(), Errno> {
+        if members.overlay.is_none() {
+            self.build_overlay(members)?;
+        }
+        let overlay = members.overlay.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        ctl(overlay, EPOLL_CTL_ADD, fd, shadow_events(events), fd as u64)?;
+        members.active.retain(|member| member.fd != fd);
+        members.active.push(Member {
+            fd,
+            endpoint,
+            events,
+            data,
+            seen: 0,
+            fresh: true,
+            shadow: 0,
+            disarmed: false,
+        });
+        self.count.store(members.active.len() as u32, Ordering::Release);
+        Ok(())
+    }
+
+    /// epoll_ctl on an accelerated socket.
+    ///
+    /// # Errors
+    /// As the kernel's: `EEXIST`, `ENOENT`, `EINVAL`.
+    pub fn control(
+        &self,
+        epfd: i32,
+        operation: i32,
+        fd: i32,
+        endpoint: EndpointId,
+        event: Option<&epoll_event>,
+    ) -> Answer {
+        let mut members = self.members.lock();
+        members.epfd = epfd;
+        let at = members
+            .active
+            .iter()
+            .position(|member| member.fd == fd && member.endpoint == endpoint);
+        match (operation, at, event) {
+            (EPOLL_CTL_ADD | EPOLL_CTL_MOD, _, None) => return Err(Errno::FAULT),
+            (EPOLL_CTL_ADD, Some(_), _) => return Err(Errno::EXIST),
+            (EPOLL_CTL_ADD, None, Some(event)) => {
+                self.insert(&mut members, fd, endpoint, event.events, event.u64)?;
+            }
+            (EPOLL_CTL_MOD | EPOLL_CTL_DEL, None, _) => return Err(Errno::NOENT),
+            (EPOLL_CTL_MOD, Some(at), Some(event)) => {
+                let exclusive = EPOLLEXCLUSIVE as u32;
+                if (members.active[at].events | event.events) & exclusive != 0 {
+                    return Err(Errno::INVAL);
+                }
+                let overlay = members.overlay.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+                let _ = ctl(overlay, EPOLL_CTL_MOD, fd, shadow_events(event.events), fd as u64);
+                let member = &mut members.active[at];
+                (member.events, member.data) = (event.events, event.u64);
+                (member.fresh, member.disarmed, member.shadow) = (true, false, 0);
+            }
+            (EPOLL_CTL_DEL, Some(at), _) => {
+                let overlay = members.overlay.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+                let _ = ctl(overlay, EPOLL_CTL_DEL, fd, 0, 0);
+                members.active.swap_remove(at);
+                self.count.store(members.active.len() as u32, Ordering::Release);
+            }
+            _ => return Err(Errno::INVAL),
+        }
+        drop(members);
+        self.ring();
+        Ok(0)
+    }
+
+    /// Whether an accelerated member would be reported now.
+    pub fn any_ready(&self, locked: &mut Locked<'_>) -> bool {
+        let mut members = self.members.lock();
+        members.active.iter_mut().any(|member| member.report(locked, false) != Some(0))
+    }
+
+    /// Pushes the endpoints of the set.
+    pub fn endpoints(&self, into: &mut Vec<EndpointId>) {
+        into.extend(self.members.lock().active.iter().map(|member| member.endpoint));
+    }
+
+    /// The descriptor that is readable when the kernel has something for this set.
+    pub fn overlay(&self) -> i32 {
+        self.members.lock().overlay.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    }
+
+    /// Collects accelerated members that are ready, in rotation.
+    fn collect(&self, locked: &mut Locked<'_>, out: &mut [epoll_event]) -> usize {
+        let mut members = self.members.lock();
+        let total = members.active.len();
+        let mut found = 0;
+        let mut gone = false;
+        let start = members.next;
+        for step in 0..total {
+            if found == out.len() {
+                break;
+            }
+            let at = (start + step) % total;
+            let member = &mut members.active[at];
+            match member.report(locked, true) {
+                None => gone = true,
+                Some(0) => {}
+                Some(events) => {
+                    out[found] = epoll_event { events, u64: member.data };
+                    found += 1;
+                    members.next = (at + 1) % total;
+                }
+            }
+        }
+        if gone {
+            members.active.retain(|member| locked.stack().is_live(member.endpoint));
+            members.next = 0;
+            self.count.store(members.active.len() as u32, Ordering::Release);
+        }
+        found
+    }
+
+    /// Asks the kernel side of the set, without waiting.
+    fn kernel_events(&self, epfd: i32, out: &mut [epoll_event]) -> Answer {
+        let mut told = [epoll_event { events: 0, u64: 0 }; 64];
+        let overlay = self.overlay();
+        // SAFETY: `told` is writable for 64 events; no waiting.
+        let count = unsafe { symbols::epoll_wait::original()(overlay, told.as_mut_ptr(), 64, 0) };
+        if count < 0 {
+            return Err(last());
+        }
+        let mut program = false;
+        let mut members = self.members.lock();
+        for event in &told[..count as usize] {
+            let token = event.u64;
+            if token == PROGRAM {
+                program = true;
+            } else if let Some(member) =
+                members.active.iter_mut().find(|member| member.fd as u64 == token)
+            {
+                member.shadow |= event.events;
+            }
+        }
+        drop(members);
+        if !program || out.is_empty() {
+            return Ok(0);
+        }
+        // SAFETY: `out` is writable for its length; no waiting.
+        let found = unsafe {
+            symbols::epoll_wait::original()(epfd, out.as_mut_ptr(), out.len() as i32, 0)
+        };
+        if found < 0 { Err(last()) } else { Ok(found as isize) }
+    }
+
+    /// epoll_wait on a set with accelerated members.
+    ///
+    /// # Errors
+    /// As the kernel's: `EINTR`, `EBADF`.
+    pub fn wait(
+        &self,
+        joined: &Joined,
+        epfd: i32,
+        out: &mut [epoll_event],
+        deadline: Option<Instant>,
+        mask: Option<*const sigset_t>,
+    ) -> Answer {
+        loop {
+            let mut found = 0;
+            let mut stale = false;
+            if let Ok(mut locked) = joined.attachment.lock() {
+                locked.pump(clock::now());
+                found = self.collect(&mut locked, out);
+                stale = joined.is_stale(locked.stack().queue_pairs_generation());
+            }
+            if stale {
+                joined.refresh();
+            }
+            let calls = self.calls.fetch_add(1, Ordering::Relaxed);
+            if found == 0 || (calls % KERNEL_EVERY == 0 && found < out.len()) {
+                found += self.kernel_events(epfd, &mut out[found..])? as usize;
+                if found == 0
+                    && let Ok(mut locked) = joined.attachment.lock()
+                {
+                    // Shadows may have told something.
+                    found = self.collect(&mut locked, out);
+                }
+            }
+            if found > 0 {
+                return Ok(found as isize);
+            }
+            if deadline.is_some_and(|deadline| clock::now().0 >= deadline.0) {
+                return Ok(0);
+            }
+            let mut fds = Vec::with_capacity(8);
+            fds.push(pollfd { fd: self.overlay(), events: POLLIN, revents: 0 });
+            let mut interest = Interest {
+                fds: &mut fds,
+                endpoints: &|into| self.endpoints(into),
+                ready: &mut |locked| self.any_ready(locked),
+                mask,
+                sleeping: Some(&self.sleeping),
+            };
+            match super::wait(joined, &mut interest, deadline) {
+                Woken::Ready => {}
+                Woken::TimedOut => return Ok(0),
+                Woken::Interrupted => return Err(Errno::INTR),
+            }
+        }
+    }
+}
+
+impl Member {
+    /// What epoll would report for this member now: `None` when its endpoint is gone. `take` notes
+    /// that it was reported.
+    fn report(&mut self, locked: &mut Locked<'_>, take: bool) -> Option<u32> {
+        let status = locked.stack().udp_status(self.endpoint).ok()?;
+        if self.disarmed {
+            return Some(0);
+        }
+        let wanted = self.events & !MODES;
+        let mut now = self.shadow & (wanted | (EPOLLERR | EPOLLHUP) as u32);
+        if status.queued > 0 {
+            now |= (EPOLLIN | EPOLLRDNORM) as u32 & wanted;
+        }
+        let writable = (EPOLLOUT | EPOLLWRNORM) as u32 & wanted;
+        let edge = self.events & EPOLLET as u32 != 0;
+        let result = if edge {
+            let moved = self.fresh || status.arrivals != self.seen || self.shadow != 0;
+            if moved { now | writable } else { 0 }
+        } else {
+            now | writable
+        };
+        if take && result != 0 {
+            self.seen = status.arrivals;
+            self.fresh = false;
+            self.shadow = 0;
+            self.disarmed = self.events & EPOLLONESHOT as u32 != 0;
+        } else if take && edge {
+            self.fresh = false;
+            self.seen = status.arrivals;
+        }
+        Some(result)
+    }
+}
+
+/// The set behind a descriptor, when it has accelerated members.
+pub fn accelerated(epfd: i32) -> Option<&'static EpollSet> {
+    match fdtable::get(epfd) {
+        Entry::Epoll(index) => get(index).filter(|set| !set.is_kernel_only()),
+        _ => None,
+    }
+}

@@ -1,0 +1,286 @@
+//! Waiting over a mix of kernel and accelerated descriptors: one mechanism for all calls.
+//!
+//! ```text
+//!   pump the stack, look  --ready-->  return
+//!        | not ready
+//!   spin for at most spin_us (signals held back)
+//!        | still not ready
+//!   park on the endpoints, look again, then ppoll(kernel fds, queues, bell) until the deadline
+//!        | woken by any of them
+//!   unpark, pump, look
+//! ```
+//!
+//! No wake-up is lost between the last look and the sleep: a frame that arrives then makes a queue
+//! readable; one that another thread or process takes from the queue rings the bell of every
+//! waiter parked on its endpoint.
+
+#![expect(unsafe_code, reason = "UNSAFETY: ppoll and sigmask through libc")]
+
+pub mod block;
+pub mod epoll_set;
+pub mod signals;
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use bypass_runtime::attachment::Locked;
+use bypass_runtime::clock;
+use bypass_runtime::wake::Bell;
+use bypass_stack::{EndpointId, Instant, WaiterId};
+use libc::{POLLIN, pollfd, sigset_t, timespec};
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use crate::context::{self, Joined};
+use crate::{config, errno, private, symbols};
+
+/// How a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// Look again: the stack or one of the kernel descriptors has something.
+    Ready,
+    /// The deadline has passed.
+    TimedOut,
+    /// A signal handler has run.
+    Interrupted,
+}
+
+/// Sleep of a waiter for whom no slot was left: it looks again after this long.
+const WITHOUT_BELL_NS: u64 = 1_000_000;
+
+/// A slot in the image and the socket that wakes its owner.
+#[derive(Debug)]
+struct Waiter {
+    id: WaiterId,
+    bell: Bell,
+}
+
+/// Waiters not in use; a wait takes one and puts it back.
+static POOL: Mutex<Vec<Waiter>> = Mutex::new(Vec::new());
+
+fn take_waiter(joined: &Joined) -> Option<Waiter> {
+    if let Some(waiter) = POOL.lock().pop() {
+        return Some(waiter);
+    }
+    let id = joined.attachment.lock().ok()?.stack().add_waiter(context::process())?;
+    match Bell::new(joined.attachment.id(), id) {
+        Ok(bell) => {
+            let bell = Bell::from_fd(private::hide(bell.into_fd()));
+            Some(Waiter { id, bell })
+        }
+        Err(_) => {
+            if let Ok(mut locked) = joined.attachment.lock() {
+                locked.stack().remove_waiter(id);
+            }
+            None
+        }
+    }
+}
+
+/// The waiters belong to the parent's slot: the child makes its own.
+pub fn after_fork_in_child() {
+    // SAFETY: this is the only thread; whoever held the lock does not exist here.
+    unsafe {
+        if POOL.is_locked() {
+            POOL.force_unlock();
+        }
+    }
+    for waiter in POOL.lock().drain(..) {
+        let fd: OwnedFd = waiter.bell.into_fd();
+        private::close(fd);
+    }
+}
+
+/// What a wait is about.
+pub struct Interest<'a> {
+    /// Kernel descriptors; their `revents` are filled when the wait ends by one of them.
+    pub fds: &'a mut Vec<pollfd>,
+    /// Pushes the endpoints whose readiness counts.
+    pub endpoints: &'a dyn Fn(&mut Vec<EndpointId>),
+    /// Whether the stack's side is ready. Called under the lock, after a pump.
+    pub ready: &'a mut dyn FnMut(&mut Locked<'_>) -> bool,
+    /// Signal mask during the sleep, as ppoll takes it.
+    pub mask: Option<*const sigset_t>,
+    /// Where the waiter is listed while it sleeps, for whoever changes what it waits for.
+    pub sleeping: Option<&'a Mutex<Vec<WaiterId>>>,
+}
+
+impl std::fmt::Debug for Interest<'_> {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Interest").field("fds", &self.fds.len()).finish_non_exhaustive()
+    }
+}
+
+/// Waits until something of the interest is ready, or the deadline, or a signal.
+pub fn wait(joined: &Joined, interest: &mut Interest<'_>, deadline: Option<Instant>) -> Woken {
+    let spin_ns = u64::from(config::get().options.spin_us) * 1000;
+    if spin_ns == 0 {
+        return sleep(joined, interest, deadline, interest.mask);
+    }
+    // Signals are held back while we spin, so that none is missed between the spin and the sleep:
+    // ppoll opens the mask again in the same step in which it falls asleep.
+    let held = signals::hold();
+    let mask = interest.mask.unwrap_or_else(|| held.original());
+    if spin(joined, interest, deadline, spin_ns) {
+        return Woken::Ready;
+    }
+    sleep(joined, interest, deadline, Some(mask))
+}
+
+/// Looks again and again for at most `spin_ns`; whether it became ready.
+fn spin(
+    joined: &Joined,
+    interest: &mut Interest<'_>,
+    deadline: Option<Instant>,
+    spin_ns: u64,
+) -> bool {
+    /// Looks between two questions to the kernel descriptors.
+    const KERNEL_EVERY: u32 = 256;
+    let start = clock::now().0;
+    let end = deadline.map_or(u64::MAX, |deadline| deadline.0).min(start.saturating_add(spin_ns));
+    let mut looks = 0_u32;
+    loop {
+        let now = clock::now();
+        if let Ok(mut locked) = joined.attachment.try_lock() {
+            locked.pump(now);
+            if (interest.ready)(&mut locked) {
+                return true;
+            }
+        }
+        looks = looks.wrapping_add(1);
+        if looks % KERNEL_EVERY == 0 && (kernel_ready(interest.fds) || signals::pending()) {
+            return !signals::pending();
+        }
+        if now.0 >= end {
+            return false;
+        }
+        std::hint::spin_loop();
+    }
+}
+
+/// Whether one of the kernel descriptors is ready now.
+fn kernel_ready(fds: &mut [pollfd]) -> bool {
+    // SAFETY: the slice is writable for its length; no waiting.
+    let ready = unsafe {
+        symbols::poll::original()(fds.as_mut_ptr(), fds.len() as libc::nfds_t, 0)
+    };
+    ready > 0
+}
+
+/// Parks, looks once more, sleeps.
+fn sleep(
+    joined: &Joined,
+    interest: &mut Interest<'_>,
+    deadline: Option<Instant>,
+    mask: Option<*const sigset_t>,
+) -> Woken {
+    let waiter = take_waiter(joined);
+    if let (Some(waiter), Some(sleeping)) = (&waiter, interest.sleeping) {
+        sleeping.lock().push(waiter.id);
+    }
+    let mut endpoints = Vec::new();
+    (interest.endpoints)(&mut endpoints);
+    let woken = park_and_poll(joined, interest, deadline, mask, waiter.as_ref(), &endpoints);
+    if let Some(waiter) = waiter {
+        if let Some(sleeping) = interest.sleeping {
+            sleeping.lock().retain(|id| *id != waiter.id);
+        }
+        POOL.lock().push(waiter);
+    }
+    woken
+}
+
+fn park_and_poll(
+    joined: &Joined,
+    interest: &mut Interest<'_>,
+    deadline: Option<Instant>,
+    mask: Option<*const sigset_t>,
+    waiter: Option<&Waiter>,
+    endpoints: &[EndpointId],
+) -> Woken {
+    {
+        let Ok(mut locked) = joined.attachment.lock() else { return Woken::Ready };
+        locked.pump(clock::now());
+        if (interest.ready)(&mut locked) {
+            return Woken::Ready;
+        }
+        if let Some(waiter) = waiter {
+            for &endpoint in endpoints {
+                locked.stack().park(endpoint, waiter.id);
+            }
+        }
+    }
+    let own = interest.fds.len();
+    let pollin = |fd| pollfd { fd, events: POLLIN, revents: 0 };
+    interest.fds.extend(joined.attachment.wait_fds().map(pollin));
+    if let Some(waiter) = waiter {
+        interest.fds.push(pollin(waiter.bell.as_fd().as_raw_fd()));
+    }
+    let limit = if waiter.is_some() { u64::MAX } else { WITHOUT_BELL_NS };
+    let polled = ppoll(interest.fds, deadline, limit, mask);
+    if let Some(waiter) = waiter {
+        if interest.fds.last().is_some_and(|bell| bell.revents != 0) {
+            waiter.bell.drain();
+        }
+    }
+    interest.fds.truncate(own);
+    let Ok(mut locked) = joined.attachment.lock() else { return Woken::Ready };
+    if let Some(waiter) = waiter {
+        for &endpoint in endpoints {
+            locked.stack().unpark(endpoint, waiter.id);
+        }
+    }
+    locked.pump(clock::now());
+    if (interest.ready)(&mut locked) || interest.fds.iter().any(|entry| entry.revents != 0) {
+        return Woken::Ready;
+    }
+    match polled {
+        Err(Errno::INTR) => Woken::Interrupted,
+        Ok(0) if deadline.is_some_and(|deadline| clock::now().0 >= deadline.0) => Woken::TimedOut,
+        _ => Woken::Ready,
+    }
+}
+
+/// ppoll until the deadline, for at most `limit` nanoseconds.
+fn ppoll(
+    fds: &mut [pollfd],
+    deadline: Option<Instant>,
+    limit: u64,
+    mask: Option<*const sigset_t>,
+) -> Result<i32, Errno> {
+    let left = deadline.map_or(u64::MAX, |deadline| deadline.0.saturating_sub(clock::now().0));
+    let left = left.min(limit);
+    let timeout = timespec {
+        tv_sec: (left / 1_000_000_000) as i64,
+        tv_nsec: (left % 1_000_000_000) as i64,
+    };
+    let timeout_pointer = if left == u64::MAX { std::ptr::null() } else { &raw const timeout };
+    // SAFETY: the slice is writable for its length; timeout and mask are null or valid.
+    let result = unsafe {
+        symbols::ppoll::original()(
+            fds.as_mut_ptr(),
+            fds.len() as libc::nfds_t,
+            timeout_pointer,
+            mask.unwrap_or(std::ptr::null()),
+        )
+    };
+    if result < 0 { Err(errno::last()) } else { Ok(result) }
+}
+
+/// A deadline from a timeout in milliseconds; `None` = never.
+pub fn deadline_ms(timeout_ms: i32) -> Option<Instant> {
+    let ms = u64::try_from(timeout_ms).ok()?;
+    Some(Instant(clock::now().0.saturating_add(ms * 1_000_000)))
+}
+
+/// A deadline from a timespec.
+///
+/// # Errors
+/// `EINVAL` for values that no kernel call takes.
+pub fn deadline_of(timeout: Option<&timespec>) -> Result<Option<Instant>, Errno> {
+    let Some(time) = timeout else { return Ok(None) };
+    if time.tv_sec < 0 || !(0..1_000_000_000).contains(&time.tv_nsec) {
+        return Err(Errno::INVAL);
+    }
+    let span = (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64);
+    Ok(Some(Instant(clock::now().0.saturating_add(span))))
+}

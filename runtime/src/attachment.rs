@@ -1,0 +1,413 @@
+//! A stack that this process takes part in: image, packet memory and queue pairs, joined.
+//!
+//! [`Attachment::lock`] gives the one view through which everything happens; dropping it gives
+//! the lock back, then rings doorbells and wakes sleepers, so that no system call is made under
+//! the lock on the data path.
+//!
+//! ```text
+//!   queue pair --receive--> handle_frame --> endpoint queues --> recv (copy) --> release
+//!   queue pair <--fill----- take_chunk
+//!   queue pair <--submit--- poll_transmit <-- udp_send (copy)
+//!   queue pair --complete-> release_chunk
+//! ```
+
+#![expect(unsafe_code, reason = "UNSAFETY: the state behind the stack lock, here only")]
+
+use std::cell::UnsafeCell;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+
+use bypass_backends::{QueuePair, Received, Transmit};
+use bypass_stack::{
+    ChunkId, Instant, LayoutError, QueuePairInfo, RxFrame, Stack, WaiterId, WaiterSet,
+};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
+
+use crate::clock;
+use crate::image::{Image, ImageError};
+use crate::lock::{self, LockError, Taken};
+use crate::packets::Packets;
+use crate::wake::Ringer;
+
+/// Most queue pairs of one stack.
+pub const MAX_QUEUE_PAIRS: usize = 32;
+/// Frames taken from one queue at a time.
+const BATCH: usize = 64;
+/// Batches taken from one queue in one pump, so that a flood cannot keep a caller for ever.
+const BATCHES_PER_PUMP: usize = 4;
+/// Free descriptors of a fill ring that make a refill worth its cost.
+const REFILL: u32 = BATCH as u32;
+/// Doorbells that one burst may need: a call sends a bounded number of frames.
+const DOORBELLS_PER_BURST: u32 = 64;
+
+/// Why a stack cannot be joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachError {
+    /// The image is not usable.
+    Image(ImageError),
+    /// The stack in it is not usable.
+    Layout(LayoutError),
+    /// The kernel refused a call.
+    System(Errno),
+}
+
+impl From<ImageError> for AttachError {
+    fn from(error: ImageError) -> Self {
+        Self::Image(error)
+    }
+}
+
+impl From<Errno> for AttachError {
+    fn from(errno: Errno) -> Self {
+        Self::System(errno)
+    }
+}
+
+/// What the lock guards in this process.
+struct State {
+    stack: Stack<'static>,
+    packets: Packets,
+    queues: [Option<Box<dyn QueuePair>>; MAX_QUEUE_PAIRS],
+    count: usize,
+}
+
+/// A stack with its memory and queues, mapped into this process.
+pub struct Attachment {
+    image: Image,
+    state: UnsafeCell<State>,
+    ringer: Ringer,
+    wait_fds: [AtomicI32; MAX_QUEUE_PAIRS],
+    installed: AtomicU32,
+}
+
+// SAFETY: `state` is reached only through `lock`, which excludes every other thread of every
+// process; everything else in here is atomic or immutable.
+unsafe impl Sync for Attachment {}
+// SAFETY: nothing in here belongs to a thread.
+unsafe impl Send for Attachment {}
+
+impl std::fmt::Debug for Attachment {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Attachment").field("image", &self.image).finish_non_exhaustive()
+    }
+}
+
+impl Attachment {
+    /// Joins image and packet memory; queue pairs come by [`Self::install`].
+    ///
+    /// # Errors
+    /// Each [`AttachError`].
+    pub fn new(image: Image, packets: Packets, ringer: Ringer) -> Result<Self, AttachError> {
+        let taken = lock::lock(image.lock_word());
+        // SAFETY: the lock is held (a fresh attachment cannot be re-entered), and the reference
+        // stays beside the image in the same struct.
+        let stack = Stack::attach(unsafe { image.stack_bytes() });
+        if taken.is_ok() {
+            lock::unlock(image.lock_word());
+        }
+        let stack = stack.map_err(AttachError::Layout)?;
+        let state = State { stack, packets, queues: [const { None }; MAX_QUEUE_PAIRS], count: 0 };
+        Ok(Self {
+            image,
+            state: UnsafeCell::new(state),
+            ringer,
+            wait_fds: [const { AtomicI32::new(-1) }; MAX_QUEUE_PAIRS],
+            installed: AtomicU32::new(0),
+        })
+    }
+
+    /// The image's identity: names its wake sockets.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.image.id()
+    }
+
+    /// Takes the stack lock, recovering the stack when its owner died inside an update.
+    ///
+    /// # Errors
+    /// [`LockError::Reentered`] for a signal handler that interrupted the owner.
+    pub fn lock(&self) -> Result<Locked<'_>, LockError> {
+        let taken = lock::lock(self.image.lock_word())?;
+        Ok(self.locked(taken))
+    }
+
+    /// Takes the stack lock if it is free.
+    ///
+    /// # Errors
+    /// [`LockError::Busy`] or [`LockError::Reentered`].
+    pub fn try_lock(&self) -> Result<Locked<'_>, LockError> {
+        let taken = lock::try_lock(self.image.lock_word())?;
+        Ok(self.locked(taken))
+    }
+
+    fn locked(&self, taken: Taken) -> Locked<'_> {
+        // SAFETY: the lock is held until `Locked` is dropped, so this is the only reference.
+        let state = unsafe { &mut *self.state.get() };
+        let mut locked = Locked { attachment: self, state };
+        if taken == Taken::Orphaned {
+            locked.recover();
+        }
+        locked
+    }
+
+    /// Descriptors to sleep on: one per queue pair that this process has mapped.
+    pub fn wait_fds(&self) -> impl Iterator<Item = RawFd> + '_ {
+        self.wait_fds.iter().map(|fd| fd.load(Ordering::Acquire)).filter(|&fd| fd >= 0)
+    }
+
+    /// Changes whenever the set of mapped queue pairs changes.
+    #[must_use]
+    pub fn installed(&self) -> u32 {
+        self.installed.load(Ordering::Acquire)
+    }
+
+    /// Gives a waiter one byte. Needed by whoever changes readiness outside a locked section.
+    pub fn wake(&self, waiter: WaiterId) {
+        self.ringer.wake(self.id(), waiter);
+    }
+
+    /// Maps queue pair `index` into this process.
+    pub fn install(&self, locked: &mut Locked<'_>, index: usize, pair: Box<dyn QueuePair>) {
+        let fd = pair.wait_fd().map_or(-1, |fd| fd.as_raw_fd());
+        let (Some(slot), Some(wait)) =
+            (locked.state.queues.get_mut(index), self.wait_fds.get(index))
+        else {
+            return;
+        };
+        *slot = Some(pair);
+        locked.state.count = locked.state.count.max(index + 1);
+        wait.store(fd, Ordering::Release);
+        self.installed.fetch_add(1, Ordering::Release);
+    }
+
+    /// Unmaps a queue pair that is gone.
+    pub fn uninstall(&self, locked: &mut Locked<'_>, index: usize) {
+        if let (Some(slot), Some(wait)) =
+            (locked.state.queues.get_mut(index), self.wait_fds.get(index))
+        {
+            wait.store(-1, Ordering::Release);
+            *slot = None;
+            self.installed.fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
+/// The stack, its memory and its queues, held under the lock.
+pub struct Locked<'a> {
+    attachment: &'a Attachment,
+    state: &'a mut State,
+}
+
+impl std::fmt::Debug for Locked<'_> {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Locked").finish_non_exhaustive()
+    }
+}
+
+impl Locked<'_> {
+    /// The stack.
+    pub fn stack(&mut self) -> &mut Stack<'static> {
+        &mut self.state.stack
+    }
+
+    /// The packet memory, for reading.
+    #[must_use]
+    pub fn packets(&self) -> &Packets {
+        &self.state.packets
+    }
+
+    /// Stack and packet memory at once, for calls that copy.
+    pub fn parts(&mut self) -> (&mut Stack<'static>, &mut Packets) {
+        (&mut self.state.stack, &mut self.state.packets)
+    }
+
+    /// Whether queue pair `index` is mapped here.
+    #[must_use]
+    pub fn has_queue(&self, index: usize) -> bool {
+        self.state.queues.get(index).is_some_and(Option::is_some)
+    }
+
+    /// Moves frames: received ones into the stack, free chunks into fill rings, sent chunks back,
+    /// pending ones out. Returns how many frames came in.
+    pub fn pump(&mut self, now: Instant) -> usize {
+        let State { stack, packets, queues, count } = &mut *self.state;
+        let mut frames = 0;
+        for (index, queue) in queues.iter_mut().take(*count).enumerate() {
+            let Some(queue) = queue else { continue };
+            frames += receive(stack, packets, queue.as_mut(), index, now);
+            reclaim(stack, queue.as_mut());
+            refill(stack, queue.as_mut());
+        }
+        self.transmit();
+        frames
+    }
+
+    /// Takes back chunks that the NICs have sent.
+    pub fn reclaim(&mut self) {
+        let State { stack, queues, count, .. } = &mut *self.state;
+        for queue in queues.iter_mut().take(*count).flatten() {
+            reclaim(stack, queue.as_mut());
+        }
+    }
+
+    /// Moves what the stack wants to send into the TX rings.
+    fn transmit(&mut self) {
+        let State { stack, queues, count, .. } = &mut *self.state;
+        for (index, queue) in queues.iter_mut().take(*count).enumerate() {
+            let number = index as u8;
+            if !stack.has_transmit(number) {
+                continue;
+            }
+            match queue {
+                Some(queue) => submit(stack, queue.as_mut(), number),
+                // Not mapped here (yet): another process of the stack sends it.
+                None => {}
+            }
+        }
+    }
+
+    /// Rebuilds the stack after its lock's owner died inside an update.
+    #[cold]
+    fn recover(&mut self) {
+        self.attachment.image.count_recovery();
+        let State { stack, queues, .. } = &mut *self.state;
+        stack.recover(&mut |each: &mut dyn FnMut(ChunkId)| {
+            for queue in queues.iter().flatten() {
+                queue.in_rings(&mut |chunk| each(ChunkId(chunk)));
+            }
+        });
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.transmit();
+        let mut bells = [-1; MAX_QUEUE_PAIRS];
+        let mut ringing = 0;
+        for (index, queue) in self.state.queues.iter().take(self.state.count).enumerate() {
+            if queue.as_ref().is_some_and(|queue| queue.needs_doorbell()) {
+                bells[ringing] = self.attachment.wait_fds[index].load(Ordering::Relaxed);
+                ringing += 1;
+            }
+        }
+        let sleepers: WaiterSet = self.state.stack.take_wakeups();
+        lock::unlock(self.attachment.image.lock_word());
+        for &fd in bells.iter().take(ringing) {
+            ring_doorbell(fd);
+        }
+        if !sleepers.is_empty() {
+            for waiter in sleepers.iter() {
+                self.attachment.wake(waiter);
+            }
+        }
+    }
+}
+
+/// Takes what a queue has received into the stack.
+fn receive(
+    stack: &mut Stack<'static>,
+    packets: &mut Packets,
+    queue: &mut dyn QueuePair,
+    index: usize,
+    now: Instant,
+) -> usize {
+    if !queue.rx_pending() {
+        return 0;
+    }
+    let mut batch = [Received { chunk: 0, offset: 0, len: 0 }; BATCH];
+    let partial_checksums = stack
+        .queue_pairs_mut()
+        .get(index)
+        .is_some_and(|info| info.flags & QueuePairInfo::PARTIAL_CHECKSUMS != 0);
+    let timestamp_ns = clock::realtime_ns();
+    let mut total = 0;
+    for _ in 0..BATCHES_PER_PUMP {
+        let count = queue.receive(&mut batch);
+        for frame in batch.iter().take(count) {
+            let frame = RxFrame {
+                chunk: ChunkId(frame.chunk),
+                offset: frame.offset,
+                len: frame.len,
+                queue_pair: index as u8,
+                partial_checksums,
+                timestamp_ns,
+            };
+            stack.handle_frame(packets, frame, now);
+        }
+        total += count;
+        if count < BATCH {
+            break;
+        }
+        refill(stack, queue);
+    }
+    total
+}
+
+/// Takes sent chunks back.
+fn reclaim(stack: &mut Stack<'static>, queue: &mut dyn QueuePair) {
+    let mut done = [0; BATCH];
+    loop {
+        let count = queue.complete(&mut done);
+        for &chunk in done.iter().take(count) {
+            stack.release_chunk(ChunkId(chunk));
+        }
+        if count < BATCH {
+            return;
+        }
+    }
+}
+
+/// Posts free chunks when the fill ring has room for a batch.
+fn refill(stack: &mut Stack<'static>, queue: &mut dyn QueuePair) {
+    while queue.fill_space() >= REFILL {
+        let mut chunks = [0; BATCH];
+        let mut count = 0;
+        while count < BATCH {
+            let Some(chunk) = stack.take_chunk() else { break };
+            chunks[count] = chunk.0;
+            count += 1;
+        }
+        let posted = queue.fill(&chunks[..count]);
+        for &chunk in &chunks[posted..count] {
+            stack.release_chunk(ChunkId(chunk));
+        }
+        if posted < BATCH {
+            return;
+        }
+    }
+}
+
+/// Moves pending frames of one queue pair into its TX ring.
+fn submit(stack: &mut Stack<'static>, queue: &mut dyn QueuePair, number: u8) {
+    while let Some(frame) = stack.poll_transmit(number) {
+        let descriptor =
+            Transmit { chunk: frame.chunk.0, offset: frame.offset, len: frame.len };
+        if queue.submit(&[descriptor]) == 0 {
+            stack.untransmit(number, frame);
+            return;
+        }
+    }
+}
+
+/// Tells the driver about new TX descriptors. Its answers need nothing from us: what it could not
+/// take now stays in the ring and is offered again with the next burst.
+fn ring_doorbell(fd: RawFd) {
+    if fd < 0 {
+        return;
+    }
+    // SAFETY: the descriptor belongs to a queue pair of this attachment, which stays installed
+    // while threads use it; were it closed meanwhile, the call would fail with EBADF.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    for _ in 0..DOORBELLS_PER_BURST {
+        match send(fd, &[], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            // EAGAIN: the call's own budget is used up, more is in the ring.
+            Err(Errno::AGAIN) => {}
+            _ => return,
+        }
+    }
+}
+
+/// Keeps descriptors alive that only hold something open (XDP links).
+#[derive(Debug, Default)]
+pub struct Leases(pub Vec<OwnedFd>);

@@ -1,0 +1,143 @@
+//! The image memfd: one page of shared header, then the stack image.
+//!
+//! ```text
+//! 0        4096                                    end
+//! | header | stack image (bypass_stack::Stack)      |
+//!   magic, id, lock word, recoveries
+//! ```
+//!
+//! The header's words are atomics; the stack image is touched only by whoever holds the lock word.
+
+#![expect(unsafe_code, reason = "UNSAFETY: bytes of the mapping become header and stack, here only")]
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use bypass_stack::{Capacities, LayoutError, Stack};
+use rustix::io::Errno;
+
+use crate::map::{Mapping, is_sealed, sealed_memfd};
+
+/// Name of an image memfd, as `/proc/PID/fd` shows it after `/memfd:`.
+pub const NAME: &str = "bypass-image";
+/// Offset of the stack image in the memfd.
+pub const STACK_OFFSET: usize = 4096;
+/// "BYPIMAGE" in memory.
+const MAGIC: u64 = u64::from_le_bytes(*b"BYPIMAGE");
+
+/// First page of the image memfd.
+#[derive(Debug)]
+#[repr(C)]
+pub struct SharedHeader {
+    magic: AtomicU64,
+    id: AtomicU64,
+    lock: AtomicU32,
+    recoveries: AtomicU32,
+}
+
+const _: () = assert!(size_of::<SharedHeader>() <= STACK_OFFSET);
+
+/// Why an image cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageError {
+    /// The kernel refused a call.
+    System(Errno),
+    /// Not an image: wrong magic, unsealed, or too small.
+    NotAnImage,
+    /// The stack refuses the layout (another version, or damaged).
+    Layout(LayoutError),
+}
+
+impl From<Errno> for ImageError {
+    fn from(errno: Errno) -> Self {
+        Self::System(errno)
+    }
+}
+
+/// A mapped image.
+#[derive(Debug)]
+pub struct Image {
+    mapping: Mapping,
+}
+
+impl Image {
+    /// Makes a new image with an empty stack in it.
+    ///
+    /// # Errors
+    /// [`ImageError::System`] when memory is refused, [`ImageError::Layout`] for capacities that
+    /// make no stack.
+    pub fn create(capacities: Capacities, id: u64) -> Result<(OwnedFd, Self), ImageError> {
+        let bytes = STACK_OFFSET + bypass_stack::image_bytes(&capacities);
+        let fd = sealed_memfd(NAME, bytes)?;
+        let image = Self { mapping: Mapping::new(&fd, true)? };
+        // SAFETY: the memfd was made above, so nobody else has it yet.
+        let stack = unsafe { image.stack_bytes() };
+        Stack::create(stack, capacities, id).map_err(ImageError::Layout)?;
+        image.header().id.store(id, Ordering::Relaxed);
+        image.header().magic.store(MAGIC, Ordering::Release);
+        Ok((fd, image))
+    }
+
+    /// Maps an existing image for running its stack.
+    ///
+    /// # Errors
+    /// [`ImageError::NotAnImage`] for any other file, or what the kernel answers.
+    pub fn map(fd: impl AsFd) -> Result<Self, ImageError> {
+        if !is_sealed(&fd) {
+            return Err(ImageError::NotAnImage);
+        }
+        let mapping = Mapping::new(fd, true)?;
+        if mapping.bytes() <= STACK_OFFSET {
+            return Err(ImageError::NotAnImage);
+        }
+        let image = Self { mapping };
+        if image.header().magic.load(Ordering::Acquire) != MAGIC {
+            return Err(ImageError::NotAnImage);
+        }
+        Ok(image)
+    }
+
+    /// The header: atomics only, so shared references are sound whatever others write.
+    fn header(&self) -> &SharedHeader {
+        // SAFETY: the mapping is page aligned, at least a page long (`create` and `map` check) and
+        // lives as long as `self`; every bit pattern is valid for atomics of integers.
+        unsafe { &*self.mapping.as_ptr().cast::<SharedHeader>() }
+    }
+
+    /// The lock word of the stack.
+    #[must_use]
+    pub fn lock_word(&self) -> &AtomicU32 {
+        &self.header().lock
+    }
+
+    /// The image's random identity: names its wake sockets.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.header().id.load(Ordering::Relaxed)
+    }
+
+    /// How often a dead owner's lock was taken over.
+    #[must_use]
+    pub fn recoveries(&self) -> u32 {
+        self.header().recoveries.load(Ordering::Relaxed)
+    }
+
+    /// Notes one take-over.
+    pub fn count_recovery(&self) {
+        self.header().recoveries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The stack image's bytes.
+    ///
+    /// # Safety
+    /// - The result lives no longer than `self`, whatever its lifetime says.
+    /// - It (and what is made of it) is used only while [`Self::lock_word`] is held, or before
+    ///   anybody else has the memfd, and at most one such reference is used at a time.
+    pub(crate) unsafe fn stack_bytes(&self) -> &'static mut [u8] {
+        let length = self.mapping.bytes() - STACK_OFFSET;
+        // SAFETY: the offset is inside the mapping (checked by `create` and `map`).
+        let start = unsafe { self.mapping.as_ptr().add(STACK_OFFSET) };
+        // SAFETY: `length` bytes from `start` are mapped; exclusion and lifetime are the caller's.
+        unsafe { std::slice::from_raw_parts_mut(start, length) }
+    }
+}
