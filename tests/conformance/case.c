@@ -1,0 +1,297 @@
+/* Runs one case: see case.h. `conformance CASE`, or `conformance --list`. */
+#include "case.h"
+
+#include <stdarg.h>
+
+static struct {
+    const char *name;
+    void (*run)(void);
+    enum how how;
+} cases[200];
+static int case_count;
+
+const char *host4, *host6, *peer4, *peer6;
+static int control = -1;
+
+void add_case(const char *name, void (*run)(void), enum how how)
+{
+    cases[case_count].name = name;
+    cases[case_count].run = run;
+    cases[case_count++].how = how;
+}
+
+void line(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vprintf(format, arguments);
+    va_end(arguments);
+    putchar('\n');
+}
+
+long value(const char *call, long value)
+{
+    int error = errno;
+    if (value == -1)
+        line("%s = -1 %s", call, strerrorname_np(error));
+    else
+        line("%s = %ld", call, value);
+    errno = error;
+    return value;
+}
+
+long done(const char *call, long value)
+{
+    int error = errno;
+    if (value == -1)
+        line("%s = -1 %s", call, strerrorname_np(error));
+    else
+        line("%s = ok", call);
+    errno = error;
+    return value;
+}
+
+void yes(const char *fact, bool true_or_not)
+{
+    line("%s: %s", fact, true_or_not ? "yes" : "no");
+}
+
+/* Fletcher's sum: enough to see that bytes are the same. */
+static unsigned sum_of(const unsigned char *bytes, long length)
+{
+    unsigned a = 1, b = 0;
+    for (long i = 0; i < length; i++) {
+        a = (a + bytes[i]) % 65521;
+        b = (b + a) % 65521;
+    }
+    return b << 16 | a;
+}
+
+void content(const char *call, const void *bytes, long length)
+{
+    if (length < 0) {
+        value(call, length);
+        return;
+    }
+    char shown[17] = "";
+    const unsigned char *from = bytes;
+    for (long i = 0; i < length && i < 16; i++)
+        shown[i] = from[i] >= ' ' && from[i] < 127 ? (char)from[i] : '.';
+    line("%s = %ld \"%s\" sum %08x", call, length, shown, sum_of(bytes, length));
+}
+
+void readiness(const char *call, long count, unsigned events)
+{
+    static const struct {
+        unsigned bit;
+        const char *name;
+    } names[] = {{POLLIN, " in"},        {POLLPRI, " pri"},     {POLLOUT, " out"},
+                 {POLLERR, " err"},      {POLLHUP, " hup"},     {POLLNVAL, " nval"},
+                 {POLLRDNORM, " rdnorm"}, {POLLWRNORM, " wrnorm"}, {POLLRDHUP, " rdhup"}};
+    char text[80] = "";
+    if (count == -1) {
+        value(call, count);
+        return;
+    }
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (events & names[i].bit)
+            strcat(text, names[i].name);
+    line("%s = %ld:%s", call, count, text);
+}
+
+struct to at(const char *host, int port)
+{
+    struct to to = {0};
+    struct sockaddr_in *v4 = (struct sockaddr_in *)&to.at;
+    struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)&to.at;
+    if (strchr(host, ':')) {
+        inet_pton(AF_INET6, host, &v6->sin6_addr);
+        v6->sin6_family = AF_INET6;
+        v6->sin6_port = htons((uint16_t)port);
+        to.length = sizeof *v6;
+    } else {
+        if (*host)
+            inet_pton(AF_INET, host, &v4->sin_addr);
+        v4->sin_family = AF_INET;
+        v4->sin_port = htons((uint16_t)port);
+        to.length = sizeof *v4;
+    }
+    return to;
+}
+
+void print_address(const char *what, const struct sockaddr_storage *address)
+{
+    char text[INET6_ADDRSTRLEN] = "?";
+    unsigned port = 0;
+    if (address->ss_family == AF_INET) {
+        const struct sockaddr_in *v4 = (const void *)address;
+        inet_ntop(AF_INET, &v4->sin_addr, text, sizeof text);
+        port = ntohs(v4->sin_port);
+    } else if (address->ss_family == AF_INET6) {
+        const struct sockaddr_in6 *v6 = (const void *)address;
+        inet_ntop(AF_INET6, &v6->sin6_addr, text, sizeof text);
+        port = ntohs(v6->sin6_port);
+    }
+    if (port >= 32768)
+        line("%s %s port ephemeral", what, text);
+    else
+        line("%s %s port %u", what, text, port);
+}
+
+int udp(const char *host, int port)
+{
+    struct to local = at(host, port);
+    int fd = socket(local.at.ss_family, SOCK_DGRAM, 0);
+    done("socket", fd);
+    char call[80];
+    snprintf(call, sizeof call, "bind %s %d", *host ? host : "any", port);
+    value(call, bind(fd, (struct sockaddr *)&local.at, local.length));
+    return fd;
+}
+
+int connect_to(int fd, const char *host, int port)
+{
+    struct to to = at(host, port);
+    char call[80];
+    snprintf(call, sizeof call, "connect %s %d", host, port);
+    return (int)value(call, connect(fd, (struct sockaddr *)&to.at, to.length));
+}
+
+long send_to(int fd, const char *text, const char *host, int port)
+{
+    struct to to = at(host, port);
+    char call[80];
+    snprintf(call, sizeof call, "sendto %s %d", host, port);
+    return value(call, sendto(fd, text, strlen(text), 0, (struct sockaddr *)&to.at, to.length));
+}
+
+long receive(int fd, int flags)
+{
+    static char bytes[70000];
+    long got = recv(fd, bytes, sizeof bytes, flags);
+    content("recv", bytes, got);
+    return got;
+}
+
+long receive_from(int fd, int flags)
+{
+    static char bytes[70000];
+    struct sockaddr_storage from = {0};
+    socklen_t length = sizeof from;
+    long got = recvfrom(fd, bytes, sizeof bytes, flags, (struct sockaddr *)&from, &length);
+    content("recvfrom", bytes, got);
+    if (got >= 0) {
+        print_address("  from", &from);
+        line("  address length %u", length);
+    }
+    return got;
+}
+
+int wait_for(int fd, short events, int timeout_ms)
+{
+    struct pollfd entry = {fd, events, 0};
+    int count = poll(&entry, 1, timeout_ms);
+    readiness("poll", count, (unsigned short)entry.revents);
+    return count;
+}
+
+const char *peer(const char *format, ...)
+{
+    static char answer[256];
+    char command[256];
+    va_list arguments;
+    va_start(arguments, format);
+    int length = vsnprintf(command, sizeof command - 1, format, arguments);
+    va_end(arguments);
+    command[length++] = '\n';
+    if (control < 0) {
+        struct to to = at(peer4, 7000);
+        control = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        /* High and out of the way of cases that close many descriptors. */
+        int high = fcntl(control, F_DUPFD_CLOEXEC, 900);
+        close(control);
+        control = high;
+        if (connect(control, (struct sockaddr *)&to.at, to.length) < 0) {
+            perror("control connection");
+            exit(3);
+        }
+    }
+    if (write(control, command, (size_t)length) != length) {
+        perror("control write");
+        exit(3);
+    }
+    size_t have = 0;
+    while (have < sizeof answer - 1) {
+        ssize_t got = read(control, answer + have, 1);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got != 1) {
+            perror("control read");
+            exit(3);
+        }
+        if (answer[have] == '\n')
+            break;
+        have++;
+    }
+    answer[have] = 0;
+    return answer;
+}
+
+uint64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+void pause_ms(long milliseconds)
+{
+    struct timespec left = {milliseconds / 1000, milliseconds % 1000 * 1000000};
+    while (nanosleep(&left, &left) < 0 && errno == EINTR)
+        ;
+}
+
+void reap(pid_t child)
+{
+    int status = 0;
+    if (waitpid(child, &status, 0) != child)
+        line("waitpid failed: %s", strerrorname_np(errno));
+    else if (WIFSIGNALED(status))
+        line("child: signal %d", WTERMSIG(status));
+    else
+        line("child: exit %d", WEXITSTATUS(status));
+}
+
+static const char *variable(const char *name)
+{
+    const char *text = getenv(name);
+    if (!text) {
+        fprintf(stderr, "%s is not set\n", name);
+        exit(2);
+    }
+    return text;
+}
+
+int main(int argc, char **argv)
+{
+    static const char *const names[] = {"accelerated", "mixed", "kernel"};
+    if (argc == 2 && strcmp(argv[1], "--list") == 0) {
+        for (int i = 0; i < case_count; i++)
+            line("%s %s", cases[i].name, names[cases[i].how]);
+        return 0;
+    }
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    host4 = variable("HOST4");
+    host6 = variable("HOST6");
+    peer4 = variable("PEER4");
+    peer6 = variable("PEER6");
+    for (int i = 0; argc == 2 && i < case_count; i++) {
+        if (strcmp(cases[i].name, argv[1]) == 0) {
+            cases[i].run();
+            line("end");
+            return 0;
+        }
+    }
+    fprintf(stderr, "usage: conformance CASE | --list\n");
+    return 2;
+}

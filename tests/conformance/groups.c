@@ -1,0 +1,220 @@
+/* SO_REUSEPORT and SO_REUSEADDR groups over threads and processes. */
+#include "case.h"
+
+static int member(int port)
+{
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0), on = 1;
+    struct to local = at(host4, port);
+    value("SO_REUSEPORT", setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on));
+    value("bind", bind(fd, (struct sockaddr *)&local.at, local.length));
+    return fd;
+}
+
+/* Forty datagrams from forty ports. */
+static void from_forty(int port)
+{
+    for (int i = 0; i < 40; i++)
+        peer("send %s %d %d 8 1 0", host4, 6200 + i, port);
+}
+
+static int drain(int fd)
+{
+    char bytes[64];
+    int count = 0;
+    while (recv(fd, bytes, sizeof bytes, 0) > 0)
+        count++;
+    return count;
+}
+
+CASE(groups_reuseport, ACCELERATED)
+{
+    int members[4], counts[4], total = 0, served = 0;
+    for (int i = 0; i < 4; i++)
+        members[i] = member(6301);
+    from_forty(6301);
+    pause_ms(50);
+    for (int i = 0; i < 4; i++) {
+        counts[i] = drain(members[i]);
+        total += counts[i];
+        served += counts[i] > 0;
+    }
+    line("total %d", total);
+    yes("spread", served >= 3);
+    line("one flow stays with one member");
+    peer("send %s 6250 6301 8 20 0", host4);
+    pause_ms(50);
+    served = total = 0;
+    for (int i = 0; i < 4; i++) {
+        int count = drain(members[i]);
+        total += count;
+        served += count > 0;
+    }
+    line("total %d members %d", total, served);
+    line("a member leaves, nothing is lost for the others");
+    value("close", close(members[1]));
+    from_forty(6301);
+    pause_ms(50);
+    total = drain(members[0]) + drain(members[2]) + drain(members[3]);
+    line("total %d", total);
+    int plain = udp(host4, 6301);
+    value("close", close(plain));
+}
+
+struct worker {
+    int port, count;
+};
+
+static void *serve(void *argument)
+{
+    struct worker *worker = argument;
+    struct to local = at(host4, worker->port);
+    int fd = socket(AF_INET, SOCK_DGRAM, 0), on = 1;
+    struct timeval patience = {.tv_usec = 500000};
+    setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    if (bind(fd, (struct sockaddr *)&local.at, local.length) < 0)
+        return NULL;
+    char bytes[64];
+    while (recv(fd, bytes, sizeof bytes, 0) > 0)
+        worker->count++;
+    close(fd);
+    return NULL;
+}
+
+/* unbound, knot: a thread for each socket of the group. */
+CASE(groups_threads, ACCELERATED)
+{
+    struct worker workers[3] = {{6302, 0}, {6302, 0}, {6302, 0}};
+    pthread_t threads[3];
+    for (int i = 0; i < 3; i++)
+        pthread_create(&threads[i], NULL, serve, &workers[i]);
+    pause_ms(150);
+    from_forty(6302);
+    int total = 0, served = 0;
+    for (int i = 0; i < 3; i++) {
+        pthread_join(threads[i], NULL);
+        total += workers[i].count;
+        served += workers[i].count > 0;
+    }
+    line("total %d", total);
+    yes("spread", served >= 2);
+}
+
+/* nsd, nginx: a process for each socket of the group; one is killed. */
+CASE(groups_processes, ACCELERATED)
+{
+    int ends[2];
+    pid_t children[2];
+    value("pipe", pipe(ends));
+    for (int i = 0; i < 2; i++) {
+        children[i] = fork();
+        if (children[i] == 0) {
+            struct worker worker = {6303, 0};
+            serve(&worker);
+            _exit(write(ends[1], &worker.count, sizeof worker.count) != sizeof worker.count);
+        }
+    }
+    pause_ms(150);
+    from_forty(6303);
+    int total = 0, served = 0;
+    for (int i = 0; i < 2; i++) {
+        int count = 0;
+        value("read", read(ends[0], &count, sizeof count));
+        total += count;
+        served += count > 0;
+        reap(children[i]);
+    }
+    line("total %d", total);
+    yes("spread", served == 2);
+    line("a killed member leaves the group");
+    pid_t doomed = fork();
+    if (doomed == 0) {
+        member(6304);
+        pause_ms(60000);
+    }
+    pause_ms(150);
+    int fd = member(6304);
+    kill(doomed, SIGKILL);
+    reap(doomed);
+    pause_ms(150);
+    from_forty(6304);
+    pause_ms(50);
+    line("total %d", drain(fd));
+}
+
+/* The sockets of a group are made by the parent, used by the children. */
+CASE(groups_inherited, ACCELERATED)
+{
+    int members[2] = {member(6305), member(6305)}, ends[2];
+    pid_t children[2];
+    value("pipe", pipe(ends));
+    for (int i = 0; i < 2; i++) {
+        children[i] = fork();
+        if (children[i] == 0) {
+            struct pollfd set = {members[i], POLLIN, 0};
+            int count = 0;
+            close(members[1 - i]);
+            while (poll(&set, 1, 500) == 1)
+                count += drain(members[i]);
+            _exit(write(ends[1], &count, sizeof count) != sizeof count);
+        }
+    }
+    close(members[0]);
+    close(members[1]);
+    pause_ms(100);
+    from_forty(6305);
+    int total = 0;
+    for (int i = 0; i < 2; i++) {
+        int count = 0;
+        value("read", read(ends[0], &count, sizeof count));
+        total += count;
+        reap(children[i]);
+    }
+    line("total %d", total);
+}
+
+/* SO_REUSEADDR: two sockets on one port, the last one bound hears. */
+CASE(groups_reuseaddr, ACCELERATED)
+{
+    int sockets[2], on = 1;
+    struct to local = at(host4, 6306);
+    for (int i = 0; i < 2; i++) {
+        sockets[i] = socket(AF_INET, SOCK_DGRAM, 0);
+        setsockopt(sockets[i], SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+        value("bind", bind(sockets[i], (struct sockaddr *)&local.at, local.length));
+    }
+    peer("send %s 6000 6306 5 3 0", host4);
+    pause_ms(50);
+    for (int i = 0; i < 2; i++)
+        for (int k = 0; k < 4; k++)
+            receive(sockets[i], MSG_DONTWAIT);
+    value("close", close(sockets[1]));
+    peer("send %s 6000 6306 5 2 0", host4);
+    wait_for(sockets[0], POLLIN, 2000);
+    receive(sockets[0], MSG_DONTWAIT);
+    wait_for(sockets[0], POLLIN, 2000);
+    receive(sockets[0], MSG_DONTWAIT);
+}
+
+/* A socket on the address beats one on any address. */
+CASE(groups_specific_beats_any, ACCELERATED)
+{
+    int on = 1, any = socket(AF_INET, SOCK_DGRAM, 0), own = socket(AF_INET, SOCK_DGRAM, 0);
+    setsockopt(any, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    setsockopt(own, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    struct to wide = at("", 6307), narrow = at(host4, 6307);
+    value("bind", bind(any, (struct sockaddr *)&wide.at, wide.length));
+    value("bind", bind(own, (struct sockaddr *)&narrow.at, narrow.length));
+    peer("send %s 6000 6307 5 2 0", host4);
+    wait_for(own, POLLIN, 2000);
+    receive(own, 0);
+    wait_for(own, POLLIN, 2000);
+    receive(own, 0);
+    receive(any, MSG_DONTWAIT);
+    value("close", close(own));
+    peer("send %s 6000 6307 5 2 0", host4);
+    wait_for(any, POLLIN, 2000);
+    receive(any, 0);
+    wait_for(any, POLLIN, 2000);
+    receive(any, 0);
+}

@@ -1,0 +1,300 @@
+/* fork, vfork, exec, posix_spawn, and sockets sent to another process. */
+#include "case.h"
+
+#include <spawn.h>
+
+extern char **environ;
+
+static void echo(int fd, const char *text)
+{
+    send_to(fd, text, peer4, ECHO);
+    wait_for(fd, POLLIN, 2000);
+    receive_from(fd, 0);
+}
+
+/* The child serves after the parent has closed its copy. */
+CASE(process_child_serves, ACCELERATED)
+{
+    int fd = udp(host4, 6101), ends[2];
+    echo(fd, "parent");
+    value("pipe", pipe(ends));
+    pid_t child = fork();
+    if (child == 0) {
+        char byte;
+        close(ends[1]);
+        yes("parent has closed", read(ends[0], &byte, 1) == 0);
+        peer("send %s 6000 6101 5 3 0", host4);
+        for (int i = 0; i < 3; i++) {
+            wait_for(fd, POLLIN, 2000);
+            receive_from(fd, 0);
+        }
+        echo(fd, "child");
+        fflush(stdout);
+        _exit(7);
+    }
+    close(ends[0]);
+    value("close", close(fd));
+    close(ends[1]);
+    reap(child);
+    int again = udp(host4, 6101);
+    echo(again, "parent again");
+}
+
+/* The child exits or closes: the parent's socket lives. */
+CASE(process_parent_keeps, ACCELERATED)
+{
+    int fd = udp(host4, 6102);
+    echo(fd, "before");
+    for (int i = 0; i < 3; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            if (i == 0)
+                close(fd);
+            if (i == 2)
+                kill(getpid(), SIGKILL);
+            _exit(i);
+        }
+        reap(child);
+        echo(fd, "after");
+        peer("send %s 6000 6102 5 1 0", host4);
+        wait_for(fd, POLLIN, 2000);
+        receive_from(fd, 0);
+    }
+}
+
+/* Both sides use the socket in turn. */
+CASE(process_both, ACCELERATED)
+{
+    int fd = udp(host4, 6103), down[2], up[2];
+    char byte = 'x';
+    value("pipe", pipe(down));
+    value("pipe", pipe(up));
+    pid_t child = fork();
+    if (child == 0) {
+        for (int i = 0; i < 3 && read(down[0], &byte, 1) == 1; i++) {
+            wait_for(fd, POLLIN, 2000);
+            receive_from(fd, 0);
+            echo(fd, "child");
+            if (write(up[1], &byte, 1) != 1)
+                _exit(1);
+        }
+        _exit(0);
+    }
+    for (int i = 0; i < 3; i++) {
+        echo(fd, "parent");
+        peer("send %s 6000 6103 6 1 0", host4);
+        value("write", write(down[1], &byte, 1));
+        value("read", read(up[0], &byte, 1));
+    }
+    reap(child);
+    echo(fd, "parent alone");
+}
+
+/* A daemonised grandchild uses a socket bound before the double fork. */
+CASE(process_double_fork, ACCELERATED)
+{
+    int fd = udp(host4, 6104), ends[2];
+    value("pipe", pipe(ends));
+    pid_t child = fork();
+    if (child == 0) {
+        setsid();
+        if (fork() != 0)
+            _exit(0);
+        close(ends[0]);
+        for (int i = 0; i < 3; i++)
+            echo(fd, "grandchild");
+        _exit(write(ends[1], "x", 1) != 1);
+    }
+    close(fd);
+    close(ends[1]);
+    reap(child);
+    char byte;
+    value("read", read(ends[0], &byte, 1));
+    value("read", read(ends[0], &byte, 1));
+    int again = udp(host4, 6104);
+    echo(again, "parent");
+}
+
+/* A child makes sockets of its own; so does the parent after it. */
+CASE(process_new_sockets, ACCELERATED)
+{
+    int first = udp(host4, 6105);
+    echo(first, "before fork");
+    pid_t child = fork();
+    if (child == 0) {
+        int own = udp(host4, 6106);
+        echo(own, "child's own");
+        echo(first, "inherited");
+        value("close", close(first));
+        echo(own, "child's own");
+        _exit(0);
+    }
+    reap(child);
+    int later = udp(host4, 6106);
+    echo(later, "parent's later");
+    echo(first, "parent's first");
+}
+
+/* CPython's subprocess: the vfork child closes everything, then execs. */
+CASE(process_vfork_closerange, ACCELERATED)
+{
+    int fd = udp(host4, 6107);
+    echo(fd, "before");
+    for (int i = 0; i < 3; i++) {
+        fflush(stdout);
+        pid_t child = vfork();
+        if (child == 0) {
+            close_range(3, ~0u, 0);
+            execl("/bin/true", "true", (char *)NULL);
+            _exit(9);
+        }
+        reap(child);
+        echo(fd, "after");
+        peer("send %s 6000 6107 5 1 0", host4);
+        wait_for(fd, POLLIN, 2000);
+        receive_from(fd, 0);
+    }
+}
+
+/* system() and posix_spawn() beside a live socket. */
+CASE(process_spawn, ACCELERATED)
+{
+    int fd = udp(host4, 6108);
+    echo(fd, "before");
+    fflush(stdout);
+    value("system", system("exit 3") >> 8);
+    char *const words[] = {"sh", "-c", "exit 4", NULL};
+    pid_t child;
+    value("posix_spawn", posix_spawn(&child, "/bin/sh", NULL, NULL, words, environ));
+    reap(child);
+    value("posix_spawnp", posix_spawnp(&child, "sh", NULL, NULL, words, environ));
+    reap(child);
+    FILE *out = popen("echo from popen", "r");
+    char text[64] = "";
+    yes("fgets", fgets(text, sizeof text, out) != NULL);
+    line("%.*s", (int)strcspn(text, "\n"), text);
+    value("pclose", pclose(out));
+    echo(fd, "after");
+    echo(fd, "after");
+}
+
+/* inetd: the socket becomes fd 0 and 1 of another program, which has no environment. What is
+ * not read yet may be the kernel's by then, so nothing is sent before the exec. */
+CASE(process_exec, MIXED)
+{
+    int fd = udp(host4, 6109);
+    for (int i = 0; i < 4; i++)
+        echo(fd, "before exec");
+    connect_to(fd, peer4, ECHO);
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(fd, 0);
+        dup2(fd, 1);
+        closefrom(3);
+        char *const none[] = {NULL};
+        execle("/bin/sh", "sh", "-c", "echo question; read answer; [ \"$answer\" = question ]",
+               (char *)NULL, none);
+        _exit(9);
+    }
+    reap(child);
+    value("close", close(fd));
+    int again = udp(host4, 6109);
+    echo(again, "after exec");
+}
+
+/* A socket marked close-on-exec is gone in the new program; the port is free for it. */
+CASE(process_cloexec, MIXED)
+{
+    struct to local = at(host4, 6110);
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    value("bind", bind(fd, (struct sockaddr *)&local.at, local.length));
+    for (int i = 0; i < 3; i++)
+        echo(fd, "before");
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        char command[64];
+        snprintf(command, sizeof command, "[ ! -e /proc/self/fd/%d ]", fd);
+        execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+        _exit(9);
+    }
+    reap(child);
+    echo(fd, "after");
+}
+
+static void pass(int over, int fd)
+{
+    char byte = 'x', ancillary[CMSG_SPACE(sizeof fd)] = "";
+    struct iovec part = {&byte, 1};
+    struct msghdr message = {.msg_iov = &part,
+                             .msg_iovlen = 1,
+                             .msg_control = ancillary,
+                             .msg_controllen = sizeof ancillary};
+    struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+    *c = (struct cmsghdr){CMSG_LEN(sizeof fd), SOL_SOCKET, SCM_RIGHTS};
+    memcpy(CMSG_DATA(c), &fd, sizeof fd);
+    value("sendmsg SCM_RIGHTS", sendmsg(over, &message, 0));
+}
+
+static int passed(int over)
+{
+    int fd = -1;
+    char byte, ancillary[CMSG_SPACE(sizeof fd)];
+    struct iovec part = {&byte, 1};
+    struct msghdr message = {.msg_iov = &part,
+                             .msg_iovlen = 1,
+                             .msg_control = ancillary,
+                             .msg_controllen = sizeof ancillary};
+    value("recvmsg", recvmsg(over, &message, 0));
+    struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+    if (c && c->cmsg_type == SCM_RIGHTS)
+        memcpy(&fd, CMSG_DATA(c), sizeof fd);
+    return fd;
+}
+
+/* A bound socket goes to another process and works there. */
+CASE(process_scm_rights, MIXED)
+{
+    int pair[2];
+    value("socketpair", socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+    pid_t child = fork();
+    if (child == 0) {
+        close(pair[0]);
+        int fd = passed(pair[1]);
+        yes("child has it", fd >= 0);
+        for (int i = 0; i < 2; i++)
+            echo(fd, "child");
+        peer("send %s 6000 6111 5 2 0", host4);
+        for (int i = 0; i < 2; i++) {
+            wait_for(fd, POLLIN, 2000);
+            receive_from(fd, 0);
+        }
+        _exit(0);
+    }
+    close(pair[1]);
+    int fd = udp(host4, 6111);
+    for (int i = 0; i < 6; i++)
+        echo(fd, "parent");
+    pass(pair[0], fd);
+    value("close", close(fd));
+    reap(child);
+    int again = udp(host4, 6111);
+    echo(again, "parent");
+}
+
+/* SCM_RIGHTS within one process: a dup by another road. */
+CASE(process_scm_self, MIXED)
+{
+    int pair[2];
+    value("socketpair", socketpair(AF_UNIX, SOCK_DGRAM, 0, pair));
+    int fd = udp(host4, 6112);
+    for (int i = 0; i < 4; i++)
+        echo(fd, "first");
+    pass(pair[0], fd);
+    int copy = passed(pair[1]);
+    echo(copy, "copy");
+    echo(fd, "first");
+    value("close", close(fd));
+    echo(copy, "copy alone");
+}

@@ -1,0 +1,196 @@
+/* Many parts in one datagram, many datagrams in one call. */
+#include "case.h"
+
+#include <sys/sendfile.h>
+
+CASE(vectors_parts, ACCELERATED)
+{
+    int fd = udp(host4, 5601);
+    connect_to(fd, peer4, ECHO);
+    struct iovec parts[5] = {{"one ", 4}, {NULL, 0}, {"two ", 4}, {"", 0}, {"three", 5}};
+    char a[3], b[6], c[20];
+    struct iovec rooms[4] = {{a, sizeof a}, {NULL, 0}, {b, sizeof b}, {c, sizeof c}};
+    value("writev", writev(fd, parts, 5));
+    wait_for(fd, POLLIN, 2000);
+    value("readv", readv(fd, rooms, 4));
+    line("%.3s|%.6s|%.4s", a, b, c);
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 5};
+    value("sendmsg", sendmsg(fd, &message, MSG_DONTWAIT));
+    wait_for(fd, POLLIN, 2000);
+    struct msghdr into = {.msg_iov = rooms, .msg_iovlen = 3};
+    value("recvmsg", recvmsg(fd, &into, MSG_DONTWAIT));
+    yes("MSG_TRUNC", into.msg_flags & MSG_TRUNC);
+    line("%.3s|%.6s", a, b);
+    value("writev of nothing", writev(fd, parts, 0));
+    wait_for(fd, POLLIN, 2000);
+    receive(fd, 0);
+    value("writev, negative", writev(fd, parts, -1));
+    value("readv, too many", readv(fd, rooms, 2000));
+    value("MSG_MORE", send(fd, "first, ", 7, MSG_MORE));
+    value("send", send(fd, "second", 6, 0));
+    wait_for(fd, POLLIN, 2000);
+    receive(fd, 0);
+    value("MSG_WAITALL", send(fd, "short", 5, 0));
+    char big[100];
+    content("recv MSG_WAITALL", big, recv(fd, big, sizeof big, MSG_WAITALL));
+}
+
+/* recvmmsg and sendmmsg as functions and by syscall(): libuv does all its UDP by syscall(). */
+static long by_function(int fd, struct mmsghdr *all, unsigned count, int flags,
+                        struct timespec *limit)
+{
+    return recvmmsg(fd, all, count, flags, limit);
+}
+
+static long by_number(int fd, struct mmsghdr *all, unsigned count, int flags,
+                      struct timespec *limit)
+{
+    return syscall(SYS_recvmmsg, fd, all, count, flags, limit);
+}
+
+static long send_by_function(int fd, struct mmsghdr *all, unsigned count)
+{
+    return sendmmsg(fd, all, count, 0);
+}
+
+static long send_by_number(int fd, struct mmsghdr *all, unsigned count)
+{
+    return syscall(SYS_sendmmsg, fd, all, count, 0);
+}
+
+enum { MANY = 32 };
+static char slots[MANY][256];
+static struct iovec parts[MANY];
+static struct sockaddr_storage names[MANY];
+static struct mmsghdr all[MANY];
+
+static void prepare(void)
+{
+    for (int i = 0; i < MANY; i++) {
+        parts[i] = (struct iovec){slots[i], sizeof slots[i]};
+        all[i] = (struct mmsghdr){.msg_hdr = {.msg_name = &names[i],
+                                              .msg_namelen = sizeof names[i],
+                                              .msg_iov = &parts[i],
+                                              .msg_iovlen = 1}};
+    }
+}
+
+static void show(const char *call, long count)
+{
+    value(call, count);
+    for (long i = 0; i < count; i++) {
+        content("  message", slots[i], all[i].msg_len);
+        print_address("  from", &names[i]);
+    }
+}
+
+static void many(int port, long (*take)(int, struct mmsghdr *, unsigned, int, struct timespec *),
+                 long (*give)(int, struct mmsghdr *, unsigned))
+{
+    int fd = udp(host4, port);
+    peer("send %s 6000 %d 20 10 0", host4, port);
+    pause_ms(50);
+    prepare();
+    show("recvmmsg 4", take(fd, all, 4, 0, NULL));
+    prepare();
+    show("recvmmsg DONTWAIT", take(fd, all, MANY, MSG_DONTWAIT, NULL));
+    value("recvmmsg DONTWAIT", take(fd, all, MANY, MSG_DONTWAIT, NULL));
+    peer("late %s 6000 %d 20 3 100", host4, port);
+    prepare();
+    long got = take(fd, all, 8, MSG_WAITFORONE, NULL);
+    yes("WAITFORONE gave one or more", got >= 1 && got <= 3);
+    pause_ms(100);
+    while (got < 3 && got > 0) {
+        long more = take(fd, all, 8, MSG_DONTWAIT, NULL);
+        got = more > 0 ? got + more : -1;
+    }
+    yes("three in all", got == 3);
+    value("vlen 0", take(fd, all, 0, 0, NULL));
+    /* The time limit is looked at after each datagram only. */
+    peer("late %s 6000 %d 20 1 250", host4, port);
+    struct timespec limit = {.tv_nsec = 100000000};
+    prepare();
+    value("recvmmsg with limit", take(fd, all, 2, 0, &limit));
+    limit.tv_nsec = -5;
+    value("bad limit", take(fd, all, 2, 0, &limit));
+
+    struct to to = at(peer4, SINK);
+    peer("reset");
+    prepare();
+    for (int i = 0; i < MANY; i++) {
+        parts[i].iov_len = (size_t)(i + 1);
+        all[i].msg_hdr.msg_name = &to.at;
+        all[i].msg_hdr.msg_namelen = to.length;
+    }
+    value("sendmmsg 20", give(fd, all, 20));
+    line("msg_len %u and %u", all[0].msg_len, all[19].msg_len);
+    line("sink: %s", peer("sunk"));
+    value("sendmmsg 0", give(fd, NULL, 0));
+    all[3].msg_hdr.msg_namelen = 2;
+    value("sendmmsg, fourth is bad", give(fd, all, 10));
+    line("sink: %s", peer("sunk"));
+    all[0].msg_hdr.msg_namelen = 2;
+    value("sendmmsg, first is bad", give(fd, all, 10));
+    value("close", close(fd));
+}
+
+CASE(vectors_mmsg, ACCELERATED)
+{
+    many(5602, by_function, send_by_function);
+}
+
+CASE(vectors_mmsg_by_syscall, ACCELERATED)
+{
+    many(5603, by_number, send_by_number);
+}
+
+/* The other calls that programs make by number. */
+CASE(vectors_by_syscall, ACCELERATED)
+{
+    int fd = (int)syscall(SYS_socket, AF_INET, SOCK_DGRAM, 0);
+    done("SYS_socket", fd);
+    struct to local = at(host4, 5604), to = at(peer4, ECHO);
+    value("SYS_bind", syscall(SYS_bind, fd, &local.at, local.length));
+    value("SYS_connect", syscall(SYS_connect, fd, &to.at, to.length));
+    for (int i = 0; i < 3; i++) {
+        char bytes[64];
+        value("SYS_sendto", syscall(SYS_sendto, fd, "by number", 9, 0, NULL, 0));
+        wait_for(fd, POLLIN, 2000);
+        content("SYS_recvfrom", bytes, syscall(SYS_recvfrom, fd, bytes, sizeof bytes, 0, NULL, NULL));
+        value("SYS_write", syscall(SYS_write, fd, "written", 7));
+        wait_for(fd, POLLIN, 2000);
+        content("SYS_read", bytes, syscall(SYS_read, fd, bytes, sizeof bytes));
+    }
+    value("SYS_close", syscall(SYS_close, fd));
+    value("SYS_close again", syscall(SYS_close, fd));
+    value("SYS_getppid works", syscall(SYS_getppid) > 0);
+    value("unknown number", syscall(100000));
+}
+
+CASE(vectors_splice_sendfile, ACCELERATED)
+{
+    int fd = udp(host4, 5605), ends[2];
+    connect_to(fd, peer4, ECHO);
+    for (int i = 0; i < 3; i++) {
+        value("send", send(fd, "plain", 5, 0));
+        wait_for(fd, POLLIN, 2000);
+        receive(fd, 0);
+    }
+    FILE *file = tmpfile();
+    fputs("from a file", file);
+    fflush(file);
+    off_t offset = 5;
+    value("sendfile", sendfile(fd, fileno(file), &offset, 100));
+    line("offset %ld", (long)offset);
+    wait_for(fd, POLLIN, 2000);
+    receive(fd, 0);
+    value("pipe", pipe(ends));
+    value("write", write(ends[1], "from a pipe", 11));
+    value("splice", splice(ends[0], NULL, fd, NULL, 100, 0));
+    wait_for(fd, POLLIN, 2000);
+    receive(fd, 0);
+    value("send", send(fd, "into a pipe", 11, 0));
+    wait_for(fd, POLLIN, 2000);
+    value("splice from a UDP socket", splice(fd, NULL, ends[1], NULL, 100, SPLICE_F_NONBLOCK));
+    receive(fd, MSG_DONTWAIT);
+}

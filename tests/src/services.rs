@@ -1,0 +1,1 @@
+//! Servers of Debian with a configuration for the test bed. Under construction.

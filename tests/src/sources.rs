@@ -1,0 +1,1 @@
+//! Reads the repository's own text. Under construction.

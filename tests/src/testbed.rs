@@ -1,0 +1,252 @@
+//! Two network namespaces joined by a veth.
+//!
+//! ```text
+//!   namespace bypPID-N-s                          namespace bypPID-N-c
+//!   server side, native or under the shim         client side, always the plain kernel
+//!   198.18.7.1/24  fd98:7::1/64                   198.18.7.2/24  fd98:7::2/64
+//!        [byp-s] ======================= veth ======================= [byp-c]
+//! ```
+//!
+//! A janitor process holds the reading end of a pipe whose writing end only the owner has. When the
+//! owner drops the test bed, panics, is interrupted or killed, the pipe closes and the janitor
+//! kills what still runs in the two namespaces and removes them. So there is one way to clean up,
+//! and it works after SIGKILL as well.
+
+use std::ffi::OsStr;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::Result;
+use crate::program::{Program, wait_until};
+
+/// Which end of the veth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The end that the shim may serve.
+    Server,
+    /// The end that is always the plain kernel, unless a test says otherwise.
+    Client,
+}
+
+/// What may differ between test beds.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Receive and transmit queues of both ends.
+    pub queues: u32,
+    /// MTU of both ends in bytes.
+    pub mtu: u32,
+    /// Third number of the IPv4 addresses: 198.18.`subnet`.1 and .2.
+    pub subnet: u8,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            queues: 1,
+            mtu: 1500,
+            subnet: 7,
+        }
+    }
+}
+
+/// Two namespaces joined by a veth; see the module.
+#[derive(Debug)]
+pub struct Testbed {
+    name: String,
+    options: Options,
+    folder: PathBuf,
+    janitor: Child,
+}
+
+/// What the janitor does when its input ends; `$1` and `$2` are the namespaces, `$3` the folder.
+const JANITOR: &str = r#"
+trap '' INT TERM HUP
+read -r keep
+for ns in "$1" "$2"; do
+    for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        pids=$(ip netns pids "$ns" 2>/dev/null)
+        [ -z "$pids" ] && break
+        kill -9 $pids 2>/dev/null
+        sleep 0.05
+    done
+    ip netns delete "$ns" 2>/dev/null
+done
+[ "$keep" = keep ] || rm -rf "$3"
+"#;
+
+impl Testbed {
+    /// A test bed with the default options.
+    ///
+    /// # Errors
+    /// When a step fails, most often for want of root.
+    pub fn new() -> Result<Self> {
+        Self::with(Options::default())
+    }
+
+    /// A test bed with these options.
+    ///
+    /// # Errors
+    /// When a step fails, most often for want of root.
+    pub fn with(options: Options) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("byp{}-{number}", std::process::id());
+        let folder = std::env::temp_dir().join(&name);
+        std::fs::create_dir_all(&folder)?;
+        let janitor = Command::new("sh")
+            .args(["-c", JANITOR, "janitor"])
+            .args([format!("{name}-s"), format!("{name}-c")])
+            .arg(&folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .current_dir("/")
+            .process_group(0)
+            .spawn()?;
+        let bed = Self {
+            name,
+            options,
+            folder,
+            janitor,
+        };
+        bed.set_up()?;
+        Ok(bed)
+    }
+
+    fn set_up(&self) -> Result<()> {
+        let (server, client) = (self.namespace(Side::Server), self.namespace(Side::Client));
+        let queues = self.options.queues.to_string();
+        let mtu = self.options.mtu.to_string();
+        ip(["netns", "add", &server])?;
+        ip(["netns", "add", &client])?;
+        let mut link = vec![
+            "link",
+            "add",
+            self.interface(Side::Server),
+            "netns",
+            &server,
+        ];
+        let size = ["mtu", &mtu, "numtxqueues", &queues, "numrxqueues", &queues];
+        link.extend(size);
+        link.extend(["type", "veth", "peer", "name", self.interface(Side::Client)]);
+        link.extend(["netns", &client]);
+        link.extend(size);
+        ip(link)?;
+        for side in [Side::Server, Side::Client] {
+            let (namespace, interface) = (self.namespace(side), self.interface(side));
+            let v4 = format!("{}/24", self.ipv4(side));
+            let v6 = format!("{}/64", self.ipv6(side));
+            ip(["-n", &namespace, "link", "set", "lo", "up"])?;
+            ip(["-n", &namespace, "addr", "add", &v4, "dev", interface])?;
+            ip([
+                "-n", &namespace, "addr", "add", &v6, "dev", interface, "nodad",
+            ])?;
+            ip(["-n", &namespace, "link", "set", interface, "up"])?;
+        }
+        self.wait_for_link()
+    }
+
+    /// Makes the two sides find each other's MAC, so that no test meets an unresolved neighbour.
+    fn wait_for_link(&self) -> Result<()> {
+        let peers = [self.ipv4(Side::Client), self.ipv6(Side::Client)];
+        for peer in &peers {
+            wait_until(&format!("{peer} answers"), Duration::from_secs(5), || {
+                let send = format!("echo > /dev/udp/{peer}/9");
+                let _ = self.program(Side::Server, "bash").args(["-c", &send]).run();
+                let seen = self.ip(Side::Server, &["neigh", "show", "to", peer]);
+                seen.is_ok_and(|text| text.contains("lladdr"))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Name of the network namespace of a side.
+    #[must_use]
+    pub fn namespace(&self, side: Side) -> String {
+        match side {
+            Side::Server => format!("{}-s", self.name),
+            Side::Client => format!("{}-c", self.name),
+        }
+    }
+
+    /// Name of the veth end of a side.
+    #[must_use]
+    pub fn interface(&self, side: Side) -> &'static str {
+        match side {
+            Side::Server => "byp-s",
+            Side::Client => "byp-c",
+        }
+    }
+
+    /// IPv4 address of a side.
+    #[must_use]
+    pub fn ipv4(&self, side: Side) -> String {
+        format!("198.18.{}.{}", self.options.subnet, host_number(side))
+    }
+
+    /// IPv6 address of a side.
+    #[must_use]
+    pub fn ipv6(&self, side: Side) -> String {
+        format!("fd98:{}::{}", self.options.subnet, host_number(side))
+    }
+
+    /// Folder for files of this test bed; removed with it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A program to run in the namespace of a side; native unless told otherwise.
+    pub fn program(&self, side: Side, program: impl AsRef<OsStr>) -> Program<'_> {
+        Program::new(self, side, program.as_ref())
+    }
+
+    /// Runs `ip ARGUMENTS` in the namespace of a side.
+    ///
+    /// # Errors
+    /// When `ip` fails; the text is its standard error.
+    pub fn ip(&self, side: Side, arguments: &[&str]) -> Result<String> {
+        let namespace = self.namespace(side);
+        let mut all = vec!["-n", namespace.as_str()];
+        all.extend(arguments);
+        ip(all)
+    }
+
+    /// Ids of the processes in the namespace of a side.
+    #[must_use]
+    pub fn processes(&self, side: Side) -> Vec<u32> {
+        let list = ip(["netns", "pids", &self.namespace(side)]).unwrap_or_default();
+        list.lines()
+            .filter_map(|line| line.trim().parse().ok())
+            .collect()
+    }
+}
+
+impl Drop for Testbed {
+    fn drop(&mut self) {
+        drop(self.janitor.stdin.take());
+        // A janitor that cannot be waited for has nothing left to do.
+        let _ = self.janitor.wait();
+    }
+}
+
+fn host_number(side: Side) -> u8 {
+    match side {
+        Side::Server => 1,
+        Side::Client => 2,
+    }
+}
+
+/// Runs `ip` and gives what it printed.
+fn ip<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
+    let arguments: Vec<&str> = arguments.into_iter().collect();
+    let run = Command::new("ip").args(&arguments).output()?;
+    if run.status.success() {
+        return Ok(String::from_utf8_lossy(&run.stdout).into_owned());
+    }
+    let why = String::from_utf8_lossy(&run.stderr);
+    Err(format!("ip {}: {}", arguments.join(" "), why.trim()).into())
+}
