@@ -138,7 +138,6 @@ fn recovery_keeps_endpoints_and_loses_datagrams() {
         stack.take_chunk().unwrap(),
     ];
     let _ = (abandoned, process);
-    drop(stack);
     // Somebody died with the lists in any state.
     scribble(&mut rig);
     let mut stack = rig.stack();

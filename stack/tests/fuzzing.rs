@@ -1,0 +1,116 @@
+//! Replays the corpus, and random inputs, through the fuzz targets.
+
+mod common;
+mod fuzz;
+
+use common::{Random, at, datagram};
+use proptest::prelude::*;
+use std::path::PathBuf;
+
+/// Inputs that once failed or that reach deep, as files.
+fn corpus(kind: &str) -> Vec<Vec<u8>> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/corpus")
+        .join(kind);
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    files
+        .iter()
+        .map(|file| std::fs::read(file).unwrap())
+        .collect()
+}
+
+#[test]
+fn corpus_of_frames() {
+    let inputs = corpus("frame");
+    assert!(!inputs.is_empty());
+    inputs.iter().for_each(|data| fuzz::fuzz_frame(data));
+}
+
+#[test]
+fn corpus_of_images() {
+    let inputs = corpus("image");
+    assert!(!inputs.is_empty());
+    inputs.iter().for_each(|data| fuzz::fuzz_image(data));
+}
+
+#[test]
+fn frames_with_a_few_bytes_changed() {
+    let mut random = Random(0xf00d);
+    let frames = [
+        datagram(
+            at("198.18.0.2:6000"),
+            at("198.18.0.1:5000"),
+            b"some payload",
+        ),
+        datagram(
+            at("[2001:db8::2]:6000"),
+            at("[2001:db8::1]:5000"),
+            b"some payload",
+        ),
+    ];
+    for round in 0..4000 {
+        let mut data = vec![random.next() as u8];
+        data.extend(&frames[round % 2]);
+        for _ in 0..random.below(4) {
+            let place = random.below(data.len() as u64) as usize;
+            data[place] = random.next() as u8;
+        }
+        data.truncate(data.len() - random.below(3) as usize);
+        fuzz::fuzz_frame(&data);
+    }
+}
+
+/// Changes that hit what matters: the head, the tables, endpoints and chunk slots, with values that
+/// are plausible links.
+#[test]
+fn images_with_plausible_changes() {
+    let mut random = Random(0xbad1);
+    for _ in 0..6000 {
+        let mut data = Vec::new();
+        for _ in 0..1 + random.below(12) {
+            let place = match random.below(4) {
+                0 => 64 + random.below(32),
+                1 => 3168 + random.below(600),
+                _ => 7800 + random.below(128 + 8 * 192 + 16 * 64),
+            };
+            let value = match random.below(4) {
+                0 => 0xff,
+                1 => random.below(20) as u8,
+                2 => random.below(4) as u8,
+                _ => random.next() as u8,
+            };
+            data.extend([place as u8, (place >> 8) as u8, 0, value]);
+        }
+        fuzz::fuzz_image(&data);
+    }
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_frames(data: Vec<u8>) {
+        fuzz::fuzz_frame(&data);
+    }
+
+    #[test]
+    fn arbitrary_changes_of_images(data in proptest::collection::vec(any::<u8>(), 0..400)) {
+        fuzz::fuzz_image(&data);
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_no_image(words in proptest::collection::vec(any::<u64>(), 0..2000)) {
+        use zerocopy::IntoBytes;
+        let mut words = words;
+        if let Some(first) = words.first_mut() {
+            *first = bypass_stack::MAGIC;
+        }
+        if let Some(second) = words.get_mut(1) {
+            *second = u64::from(bypass_stack::LAYOUT_VERSION) | 1 << 32;
+        }
+        let _ = bypass_stack::Stack::attach(words.as_mut_bytes());
+        let _ = bypass_stack::inspect::Image::attach(words.as_bytes());
+    }
+}
