@@ -73,7 +73,7 @@ pub(crate) fn flow_hash(seed: u64, remote: &SocketAddress, local_port: u16) -> u
 
 /// Both halves of a 128-bit product, mixed.
 #[inline]
-fn fold(a: u64, b: u64) -> u64 {
+pub(crate) fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a).wrapping_mul(u128::from(b));
     (product as u64) ^ (product >> 64) as u64
 }

@@ -15,6 +15,7 @@ mod tests;
 
 pub use lookup::{CplaneReason, Lookup, NextHop, flow_hash, lookup};
 
+use crate::demux::fold;
 use crate::types::IpAddress;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -449,7 +450,8 @@ impl Table {
 /// The places where a neighbour may be.
 fn probes(ip: &IpAddress, ifindex: u32) -> impl Iterator<Item = usize> + use<> {
     let (high, low) = ip.words();
-    let key = low.wrapping_add(high.rotate_left(32)) ^ u64::from(ifindex).rotate_left(16);
-    let hash = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize;
+    // Both halves of the product count: an IPv4 host's octet is the top byte of its word, which
+    // one half of a 64-bit product would lose.
+    let hash = fold(low ^ u64::from(ifindex), high ^ 0x9e37_79b9_7f4a_7c15) as usize;
     (0..PROBES).map(move |step| hash.wrapping_add(step) & NEIGHBOURS.wrapping_sub(1))
 }
