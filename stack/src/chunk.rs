@@ -91,7 +91,7 @@ impl Stack<'_> {
     /// `memory_in_rings` calls its argument with each chunk id that is now in a fill, RX, TX or
     /// completion ring of any queue pair; those become posted, every other chunk free. Queued
     /// datagrams and frames to send are lost (counted); endpoints, their options and holders stay,
-    /// and endpoints that nobody holds are destroyed.
+    /// but those that no live process holds are destroyed.
     pub fn recover(&mut self, memory_in_rings: &mut EachInRings<'_>) {
         let mut lost = 0u64;
         for slot in self.chunks.iter_mut() {
@@ -113,6 +113,7 @@ impl Stack<'_> {
             list.tail = NONE;
             list.count = 0;
         }
+        self.clear_dead_slots();
         self.rebuild_endpoints();
         self.count(Counter::Recoveries);
         self.count_by(Counter::RecoveredDatagrams, lost);

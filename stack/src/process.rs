@@ -195,4 +195,31 @@ impl Stack<'_> {
         self.endpoint(id)
             .map_or([0, 0], |endpoint: &Endpoint| endpoint.holders)
     }
+
+    /// Frees the waiters of processes that are gone, and takes slots that are not in use out of
+    /// every set. Part of a recovery.
+    pub(crate) fn clear_dead_slots(&mut self) {
+        let mut processes = [0u64; 2];
+        for (slot, index) in self.head.processes.iter().zip(0u8..) {
+            set_bit(&mut processes, index, slot.live != 0);
+        }
+        let mut waiters = [0u64; 2];
+        for (slot, index) in self.head.waiters.iter_mut().zip(0u8..) {
+            let process = u8::try_from(slot.process).unwrap_or(u8::MAX);
+            if !has_bit(&processes, process) {
+                slot.live = 0;
+            }
+            set_bit(&mut waiters, index, slot.live != 0);
+        }
+        self.head.wakeups = both(self.head.wakeups, waiters);
+        for endpoint in self.endpoints.iter_mut() {
+            endpoint.holders = both(endpoint.holders, processes);
+            endpoint.waiters = both(endpoint.waiters, waiters);
+        }
+    }
+}
+
+/// What is in both maps.
+fn both([a, b]: [u64; 2], [c, d]: [u64; 2]) -> [u64; 2] {
+    [a & c, b & d]
 }

@@ -33,7 +33,7 @@ pub fn fuzz_frame(data: &[u8]) {
 
 /// The input overwrites bytes of an image in use (three bytes of place, one of value, each), then
 /// every call is made on it, before and after a recovery. Must not panic and must end; after
-/// the recovery the image is sound but for slots and counts that a recovery does not touch.
+/// the recovery the image is sound.
 pub fn fuzz_image(data: &[u8]) {
     let caps = Capacities {
         endpoints: 8,
@@ -82,10 +82,7 @@ pub fn fuzz_image(data: &[u8]) {
 /// After a recovery every list is sound, whatever was there.
 fn check_recovered(bytes: &mut [u8]) {
     let image = Image::attach(bytes).unwrap();
-    image.check(&mut |problem| {
-        let kind = problem.kind;
-        assert!(kind == inspect::ProblemKind::DeadSlot, "{problem:?}");
-    });
+    image.check(&mut |problem| panic!("{problem:?}"));
     let Ok(mut stack) = Stack::attach(bytes) else {
         return;
     };
