@@ -119,6 +119,17 @@ impl Stack<'_> {
     /// The best endpoint of a chain, and how many have its score.
     #[inline]
     fn best_of(&self, first: u32, to: &Addresses) -> Option<(u32, u32)> {
+        // Nearly every chain has one member.
+        let only = self.endpoints.get(first as usize)?;
+        if only.next == NONE {
+            return only.score(to).map(|_| (first, 1));
+        }
+        self.best_of_many(first, to)
+    }
+
+    /// [`Stack::best_of`] for a chain of several.
+    #[inline(never)]
+    fn best_of_many(&self, first: u32, to: &Addresses) -> Option<(u32, u32)> {
         let (mut best, mut best_score, mut best_order, mut equals) = (NONE, 0, 0, 0u32);
         let mut index = first;
         let mut steps = self.endpoints.len();

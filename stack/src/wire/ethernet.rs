@@ -1,6 +1,8 @@
 //! Ethernet II header: destination, source, EtherType; 14 bytes.
 
 use crate::counters::DropReason;
+use zerocopy::byteorder::network_endian::U16;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Bytes of the header.
 pub const HEADER: usize = 14;
@@ -32,12 +34,21 @@ pub fn check_destination(header: &[u8; HEADER], mac: &[u8; 6]) -> Result<(), Dro
     }
 }
 
-/// Writes a header.
+/// The header.
+#[derive(FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct Layout {
+    destination: [u8; 6],
+    source: [u8; 6],
+    ether_type: U16,
+}
+
+/// A header.
 #[inline]
-pub fn emit(into: &mut [u8; HEADER], destination: &[u8; 6], source: &[u8; 6], ether_type: u16) {
-    let (to, rest) = into.split_at_mut(6);
-    let (from, kind) = rest.split_at_mut(6);
-    to.copy_from_slice(destination);
-    from.copy_from_slice(source);
-    kind.copy_from_slice(&ether_type.to_be_bytes());
+pub(super) fn header(destination: [u8; 6], source: [u8; 6], ether_type: u16) -> Layout {
+    Layout {
+        destination,
+        source,
+        ether_type: ether_type.into(),
+    }
 }

@@ -8,20 +8,24 @@ use super::{Datagram, Headers, checksum::Sum, ethernet, udp};
 use crate::counters::DropReason;
 use crate::types::IpAddress;
 use zerocopy::byteorder::network_endian::U16;
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned, transmute_ref};
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute_mut, transmute_ref,
+};
 
 /// Bytes of the header without options.
 pub const HEADER: usize = 20;
 /// Bytes of Ethernet, IPv4 and UDP headers.
 pub const ALL: usize = ethernet::HEADER + HEADER + udp::HEADER;
+/// The DF bit in the word of flags and fragment offset.
+const DONT_FRAGMENT: u16 = 0x4000;
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
 
 /// Ethernet, IPv4 and UDP headers.
-#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Layout {
-    ethernet: [u8; ethernet::HEADER],
+    ethernet: ethernet::Layout,
     version_and_length: u8,
     tos: u8,
     total_length: U16,
@@ -123,65 +127,45 @@ fn check_addresses(source: [u8; 4], destination: [u8; 4]) -> Result<(), DropReas
 /// in place. The caller has checked that the length fits 16 bits; a frame too short is left alone.
 #[inline]
 pub fn emit(frame: &mut [u8], headers: &Headers) {
-    let payload_len = frame.len().saturating_sub(ALL) as u16;
-    let Some((h, payload)) = frame.split_first_chunk_mut::<ALL>() else {
+    let Some((bytes, payload)) = frame.split_first_chunk_mut::<ALL>() else {
         return;
     };
-    let udp_len = payload_len.wrapping_add(udp::HEADER as u16);
-    let total = udp_len.wrapping_add(HEADER as u16);
     let (Some(source), Some(destination)) = (
         headers.source.0.last_chunk::<4>(),
         headers.destination.0.last_chunk::<4>(),
     ) else {
         return;
     };
-    let (eth, rest) = h.split_at_mut(ethernet::HEADER);
-    let (ip, transport) = rest.split_at_mut(HEADER);
-    if let Ok(eth) = eth.try_into() {
-        ethernet::emit(
-            eth,
-            &headers.destination_mac,
-            &headers.source_mac,
-            ethernet::IPV4,
-        );
-    }
-    let [total_high, total_low] = total.to_be_bytes();
-    let [id_high, id_low] = headers.ipv4_id.to_be_bytes();
-    let flags = if headers.dont_fragment { 0x40 } else { 0 };
-    let [s0, s1, s2, s3] = *source;
-    let [d0, d1, d2, d3] = *destination;
-    let mut header = [
-        0x45,
-        headers.tos,
-        total_high,
-        total_low,
-        id_high,
-        id_low,
-        flags,
-        0,
-        headers.ttl,
-        UDP,
-        0,
-        0,
-        s0,
-        s1,
-        s2,
-        s3,
-        d0,
-        d1,
-        d2,
-        d3,
-    ];
-    let sum = !Sum::new().bytes(&header).fold();
-    [header[10], header[11]] = sum.to_be_bytes();
-    ip.copy_from_slice(&header);
-    let pseudo = Sum::new().word([s0, s1, s2, s3, d0, d1, d2, d3]);
-    udp::emit(
-        transport,
-        payload,
-        headers,
-        udp_len,
-        pseudo,
-        headers.checksum_off,
-    );
+    let udp_len = (payload.len() as u16).wrapping_add(udp::HEADER as u16);
+    let pseudo = Sum::new().bytes(source).bytes(destination);
+    let udp = udp::emit(payload, headers, udp_len, pseudo, headers.checksum_off);
+    let h: &mut Layout = transmute_mut!(bytes);
+    *h = Layout {
+        ethernet: ethernet::header(headers.destination_mac, headers.source_mac, ethernet::IPV4),
+        version_and_length: 0x45,
+        tos: headers.tos,
+        total_length: udp_len.wrapping_add(HEADER as u16).into(),
+        id: headers.ipv4_id.into(),
+        fragment: if headers.dont_fragment {
+            DONT_FRAGMENT
+        } else {
+            0
+        }
+        .into(),
+        ttl: headers.ttl,
+        protocol: UDP,
+        checksum: 0.into(),
+        source: *source,
+        destination: *destination,
+        udp,
+    };
+    let sum = Sum::new()
+        .field(u16::from_be_bytes([0x45, headers.tos]))
+        .field(h.total_length.get())
+        .field(headers.ipv4_id)
+        .field(h.fragment.get())
+        .field(u16::from_be_bytes([headers.ttl, UDP]))
+        .bytes(source)
+        .bytes(destination);
+    h.checksum = (!sum.fold()).into();
 }

@@ -4,7 +4,9 @@ use super::{Datagram, Headers, checksum::Sum, ethernet, ipv4, udp};
 use crate::counters::DropReason;
 use crate::types::IpAddress;
 use zerocopy::byteorder::network_endian::{U16, U32};
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned, transmute_ref};
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute_mut, transmute_ref,
+};
 
 /// Bytes of the header.
 pub const HEADER: usize = 40;
@@ -12,10 +14,10 @@ pub const HEADER: usize = 40;
 pub const ALL: usize = ethernet::HEADER + HEADER + udp::HEADER;
 
 /// Ethernet, IPv6 and UDP headers.
-#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Layout {
-    ethernet: [u8; ethernet::HEADER],
+    ethernet: ethernet::Layout,
     version_class_flow: U32,
     payload_length: U16,
     next_header: u8,
@@ -101,40 +103,26 @@ fn check_addresses(source: &IpAddress, destination: &IpAddress) -> Result<(), Dr
 }
 
 /// Writes Ethernet, IPv6 and UDP headers into the first [`ALL`] bytes of a frame whose payload is
-/// in place. The flow label is zero. The caller has checked that the length fits 16 bits.
+/// in place. The flow label is zero. The caller has checked that the length fits 16 bits; a frame
+/// too short is left alone.
 #[inline]
 pub fn emit(frame: &mut [u8], headers: &Headers) {
-    let payload_len = frame.len().saturating_sub(ALL) as u16;
-    let Some((h, payload)) = frame.split_first_chunk_mut::<ALL>() else {
+    let Some((bytes, payload)) = frame.split_first_chunk_mut::<ALL>() else {
         return;
     };
-    let udp_len = payload_len.wrapping_add(udp::HEADER as u16);
-    let (eth, rest) = h.split_at_mut(ethernet::HEADER);
-    let (ip, transport) = rest.split_at_mut(HEADER);
-    if let Ok(eth) = eth.try_into() {
-        ethernet::emit(
-            eth,
-            &headers.destination_mac,
-            &headers.source_mac,
-            ethernet::IPV6,
-        );
-    }
-    let (fixed, addresses) = ip.split_at_mut(8);
-    let [len_high, len_low] = udp_len.to_be_bytes();
-    let first = 0x60 | headers.tos >> 4;
-    fixed.copy_from_slice(&[
-        first,
-        headers.tos << 4,
-        0,
-        0,
-        len_high,
-        len_low,
-        ipv4::UDP,
-        headers.ttl,
-    ]);
-    let (source, destination) = addresses.split_at_mut(16);
-    source.copy_from_slice(&headers.source.0);
-    destination.copy_from_slice(&headers.destination.0);
-    let pseudo = Sum::new().bytes(addresses);
-    udp::emit(transport, payload, headers, udp_len, pseudo, false);
+    let udp_len = (payload.len() as u16).wrapping_add(udp::HEADER as u16);
+    let pseudo = Sum::new()
+        .bytes(&headers.source.0)
+        .bytes(&headers.destination.0);
+    let h: &mut Layout = transmute_mut!(bytes);
+    *h = Layout {
+        ethernet: ethernet::header(headers.destination_mac, headers.source_mac, ethernet::IPV6),
+        version_class_flow: (6 << 28 | u32::from(headers.tos) << 20).into(),
+        payload_length: udp_len.into(),
+        next_header: ipv4::UDP,
+        hop_limit: headers.ttl,
+        source: headers.source,
+        destination: headers.destination,
+        udp: udp::emit(payload, headers, udp_len, pseudo, false),
+    };
 }

@@ -5,13 +5,13 @@
 use super::{Headers, checksum::Sum, ipv4};
 use crate::counters::DropReason;
 use zerocopy::byteorder::network_endian::U16;
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Bytes of the header.
 pub const HEADER: usize = 8;
 
 /// The header.
-#[derive(FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(super) struct Layout {
     pub(super) source_port: U16,
@@ -55,16 +55,15 @@ pub(super) fn check(
     Ok(len.wrapping_sub(HEADER as u16))
 }
 
-/// Writes a UDP header in front of a payload. `pseudo` is the sum of the two addresses.
+/// The UDP header for a payload. `pseudo` is the sum of the two addresses.
 #[inline]
-pub(crate) fn emit(
-    into: &mut [u8],
+pub(super) fn emit(
     payload: &[u8],
     headers: &Headers,
     len: u16,
     pseudo: Sum,
     checksum_off: bool,
-) {
+) -> Layout {
     let sum = if checksum_off {
         0
     } else {
@@ -81,9 +80,10 @@ pub(crate) fn emit(
             sum => sum,
         }
     };
-    let [s0, s1] = headers.source_port.to_be_bytes();
-    let [d0, d1] = headers.destination_port.to_be_bytes();
-    let [l0, l1] = len.to_be_bytes();
-    let [c0, c1] = sum.to_be_bytes();
-    into.copy_from_slice(&[s0, s1, d0, d1, l0, l1, c0, c1]);
+    Layout {
+        source_port: headers.source_port.into(),
+        destination_port: headers.destination_port.into(),
+        length: len.into(),
+        checksum: sum.into(),
+    }
 }
