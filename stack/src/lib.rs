@@ -40,6 +40,7 @@ mod find;
 mod image;
 pub mod inspect;
 mod process;
+mod send;
 mod stack;
 mod types;
 mod udp;
@@ -52,9 +53,10 @@ pub use image::{
     Capacities, LAYOUT_VERSION, LayoutError, MAGIC, MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, QueuePairInfo,
     UdpOptions, image_bytes,
 };
+pub use send::{Hairpin, SendError};
 pub use stack::{FrameOutcome, RxFrame, Stack, Transmit};
 pub use types::{
     ChunkId, Duration, EndpointId, Family, Instant, IpAddress, Memory, PROCESSES, ProcessId,
     QUEUE_PAIR_NONE, QUEUE_PAIRS, SocketAddress, Stale, WAITERS, WaiterId, WaiterSet,
 };
-pub use udp::{Datagram, Hairpin, OpenError, SendError, UdpOpen, UdpStatus};
+pub use udp::{DATAGRAM_OVERHEAD, Datagram, OpenError, UdpOpen, UdpStatus};

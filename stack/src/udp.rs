@@ -1,10 +1,8 @@
-//! UDP endpoints: open, bind and connect, receive queue, send, hairpin.
+//! UDP endpoints: open, bind and connect, receive queue. Sending is in `send`.
 //!
 //! A datagram that arrives stays in its chunk; the endpoint's receive queue is a list of chunks,
 //! and the one copy is made by the caller at `recv` ([`Stack::udp_front`], then
-//! [`Stack::udp_pop`]). A datagram to send is copied once into a free chunk and put on the
-//! transmit list of its next hop's queue pair. What the stack cannot send (too big for the
-//! interface, other family) the caller gives to the kernel through the shadow socket.
+//! [`Stack::udp_pop`]).
 //!
 //! Receive buffer: a datagram costs [`DATAGRAM_OVERHEAD`] bytes more than its payload, and as in
 //! Linux an empty queue always takes one. Beside that limit an endpoint may hold a quarter of
@@ -12,25 +10,16 @@
 
 use crate::chunk::next_generation;
 use crate::counters::{Counter, DropReason};
-use crate::cplane::NextHop;
-use crate::demux::{Addresses, specific};
-use crate::image::{NONE, UdpOptions, chunk_state, kind};
+use crate::image::{ChunkSlot, NONE, UdpOptions, chunk_state, kind};
 use crate::stack::Stack;
 use crate::types::{
-    ChunkId, EndpointId, Family, IpAddress, Memory, ProcessId, QUEUE_PAIR_NONE, SocketAddress,
-    Stale, set_bit,
+    ChunkId, EndpointId, Family, IpAddress, ProcessId, SocketAddress, Stale, set_bit,
 };
-use crate::wire::{self, ipv4, ipv6};
 use zerocopy::FromZeros;
 
 /// What a queued datagram is charged against the receive buffer beside its payload, in bytes.
 /// Linux charges the whole buffer, 768 bytes for a small datagram; ours is cheaper.
 pub const DATAGRAM_OVERHEAD: u32 = 256;
-/// Place of the payload in a chunk that we send: a cache line, room for either family's headers.
-const PAYLOAD_AT: usize = 64;
-/// TTL or hop limit when the option is 0 (Linux's ip_default_ttl).
-const DEFAULT_TTL: u8 = 64;
-
 /// What [`Stack::udp_open`] needs.
 #[derive(Clone, Copy, Debug)]
 pub struct UdpOpen {
@@ -103,31 +92,6 @@ pub struct UdpStatus {
     pub filter: u32,
     /// Which packets it takes.
     pub family: Family,
-}
-
-/// Why a datagram was not sent. In all cases the caller may use the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SendError {
-    /// The endpoint does not exist any more.
-    Stale,
-    /// No free chunk: the device is slower than the program. Like ENOBUFS, or wait.
-    NoChunk,
-    /// Longer than the interface's MTU or a chunk allows.
-    TooBig,
-    /// Source and destination are of different families, a port is zero, or the next hop's queue
-    /// pair does not exist.
-    Address,
-}
-
-/// What became of a hairpin datagram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hairpin {
-    /// On the receiver's queue.
-    Delivered,
-    /// The receiver was full.
-    Dropped,
-    /// No endpoint of this stack takes it: send it through the kernel.
-    NoEndpoint,
 }
 
 /// A datagram about to be queued.
@@ -295,172 +259,9 @@ impl Stack<'_> {
         }
     }
 
-    /// Builds a datagram and puts it on the transmit list of `via.queue_pair`.
-    ///
-    /// `fill` writes the payload into a slice of `len` bytes; it is called only when the datagram
-    /// will be sent. The source address is the endpoint's if it is specific, else `via.source`.
-    #[inline]
-    pub fn udp_send(
-        &mut self,
-        memory: &mut impl Memory,
-        id: EndpointId,
-        to: SocketAddress,
-        via: &NextHop,
-        len: usize,
-        fill: &mut dyn FnMut(&mut [u8]),
-    ) -> Result<(), SendError> {
-        let endpoint = self.endpoint(id).map_err(|_| SendError::Stale)?;
-        let source = specific(endpoint.local_ip, via.source);
-        let (source_port, options) = (endpoint.local_port, endpoint.options);
-        let is_v4 = to.ip.is_v4();
-        if is_v4 != source.is_v4()
-            || source.is_unspecified()
-            || to.port == 0
-            || source_port == 0
-            || usize::from(via.queue_pair) >= self.head.transmit.len()
-        {
-            return Err(SendError::Address);
-        }
-        let all = if is_v4 { ipv4::ALL } else { ipv6::ALL };
-        let frame_len = all.saturating_add(len);
-        let end = PAYLOAD_AT.saturating_add(len);
-        if frame_len > usize::from(via.mtu).saturating_add(wire::ethernet::HEADER)
-            || end > memory.chunk_size()
-            || end > self.capacities().chunk_size as usize
-        {
-            return Err(SendError::TooBig);
-        }
-        let chunk = self
-            .take_free(chunk_state::SENDING)
-            .ok_or(SendError::NoChunk)?;
-        let offset = PAYLOAD_AT.wrapping_sub(all);
-        let Some(frame) = memory.chunk_mut(chunk).get_mut(offset..end) else {
-            self.put_free(chunk.0);
-            return Err(SendError::TooBig);
-        };
-        if let Some(payload) = frame.get_mut(all..) {
-            fill(payload);
-        }
-        self.head.ipv4_id = self.head.ipv4_id.wrapping_add(1);
-        let (tos, ttl) = if is_v4 {
-            (options.tos, options.ttl)
-        } else {
-            (options.traffic_class, options.hop_limit)
-        };
-        let headers = wire::Headers {
-            source_mac: via.source_mac,
-            destination_mac: via.mac,
-            source,
-            destination: to.ip,
-            source_port,
-            destination_port: to.port,
-            tos,
-            ttl: if ttl == 0 { DEFAULT_TTL } else { ttl },
-            ipv4_id: self.head.ipv4_id as u16,
-            dont_fragment: options.has(UdpOptions::DONT_FRAGMENT),
-            checksum_off: options.has(UdpOptions::CHECKSUM_OFF),
-        };
-        if is_v4 {
-            ipv4::emit(frame, &headers)
-        } else {
-            ipv6::emit(frame, &headers)
-        }
-        if let Some(slot) = self.chunks.get_mut(chunk.0 as usize) {
-            slot.offset = offset as u16;
-            slot.len = frame_len as u16;
-        }
-        self.append_transmit(via.queue_pair, chunk.0);
-        if let Some(endpoint) = self.endpoints.get_mut(id.index as usize) {
-            endpoint.tx_datagrams = endpoint.tx_datagrams.wrapping_add(1);
-        }
-        self.count(Counter::DatagramsSent);
-        self.count_by(Counter::BytesSent, len as u64);
-        Ok(())
-    }
-
-    /// Sends a datagram to another endpoint of this same stack, without a frame.
-    ///
-    /// `source` is the sender's address if the endpoint `from` is bound to any. `fill` is called
-    /// only when there is a chunk for the payload.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the datagram's parts, as in udp_send"
-    )]
-    pub fn udp_hairpin(
-        &mut self,
-        memory: &mut impl Memory,
-        from: EndpointId,
-        source: IpAddress,
-        to: SocketAddress,
-        len: usize,
-        fill: &mut dyn FnMut(&mut [u8]),
-        timestamp_ns: u64,
-    ) -> Result<Hairpin, SendError> {
-        let sender = self.endpoint(from).map_err(|_| SendError::Stale)?;
-        let options = sender.options;
-        let remote = SocketAddress::new(specific(sender.local_ip, source), sender.local_port);
-        let is_v4 = to.ip.is_v4();
-        let addresses = Addresses {
-            local: to,
-            remote,
-            ifindex: 0,
-            is_v4,
-        };
-        if remote.ip.is_v4() != is_v4 || to.port == 0 {
-            return Err(SendError::Address);
-        }
-        let Some(index) = self.find(&addresses) else {
-            return Ok(Hairpin::NoEndpoint);
-        };
-        let size = memory
-            .chunk_size()
-            .min(self.capacities().chunk_size as usize);
-        if len > size {
-            return Err(SendError::TooBig);
-        }
-        if self.refuses(index, len as u16).is_some() {
-            self.count_endpoint_drop(index);
-            self.count(Counter::HairpinDropped);
-            return Ok(Hairpin::Dropped);
-        }
-        let chunk = self
-            .take_free(chunk_state::POSTED)
-            .ok_or(SendError::NoChunk)?;
-        let Some(payload) = memory.chunk_mut(chunk).get_mut(..len) else {
-            self.put_free(chunk.0);
-            return Err(SendError::TooBig);
-        };
-        fill(payload);
-        let (tos, ttl) = if is_v4 {
-            (options.tos, options.ttl)
-        } else {
-            (options.traffic_class, options.hop_limit)
-        };
-        let arrival = Arrival {
-            remote,
-            local: to.ip,
-            offset: 0,
-            len: len as u16,
-            tos,
-            ttl: if ttl == 0 { DEFAULT_TTL } else { ttl },
-            queue_pair: QUEUE_PAIR_NONE,
-            timestamp_ns,
-        };
-        if self.deliver(index, chunk, &arrival).is_err() {
-            self.put_free(chunk.0);
-            self.count(Counter::HairpinDropped);
-            return Ok(Hairpin::Dropped);
-        }
-        if let Ok(sender) = self.endpoint_mut(from) {
-            sender.tx_datagrams = sender.tx_datagrams.wrapping_add(1);
-        }
-        self.count(Counter::HairpinDelivered);
-        Ok(Hairpin::Delivered)
-    }
-
     /// Why an endpoint would not take a datagram of `len` bytes now.
     #[inline]
-    fn refuses(&self, index: u32, len: u16) -> Option<DropReason> {
+    pub(crate) fn refuses(&self, index: u32, len: u16) -> Option<DropReason> {
         let endpoint = self.endpoints.get(index as usize)?;
         if endpoint.queued == 0 {
             return None;
@@ -475,7 +276,7 @@ impl Stack<'_> {
     }
 
     #[cold]
-    fn count_endpoint_drop(&mut self, index: u32) {
+    pub(crate) fn count_endpoint_drop(&mut self, index: u32) {
         if let Some(endpoint) = self.endpoints.get_mut(index as usize) {
             endpoint.drops = endpoint.drops.wrapping_add(1);
         }
@@ -569,7 +370,7 @@ impl Stack<'_> {
 
     /// The chunk's slot, if it really is queued on this endpoint.
     #[inline]
-    fn queued(&self, endpoint: u32, chunk: u32) -> Option<&crate::image::ChunkSlot> {
+    fn queued(&self, endpoint: u32, chunk: u32) -> Option<&ChunkSlot> {
         self.chunks
             .get(chunk as usize)
             .filter(|slot| slot.state == chunk_state::QUEUED && slot.owner == endpoint)

@@ -228,3 +228,18 @@ fn attach_refuses_what_is_no_image() {
         assert!(Stack::create(words.as_mut_bytes(), caps, 1).is_err());
     }
 }
+
+#[test]
+fn endpoints_are_found_by_their_shadow() {
+    let mut rig = Rig::new(CAPS);
+    let process = rig.process;
+    let open = UdpOpen {
+        shadow_cookie: 4711,
+        ..udp_open(process, at(LOCAL), None)
+    };
+    let id = rig.stack().udp_open(&open).unwrap();
+    assert_eq!(rig.stack().udp_find(4711), Some(id));
+    assert_eq!(rig.stack().udp_find(4712), None);
+    assert!(rig.stack().unhold(id, process));
+    assert_eq!(rig.stack().udp_find(4711), None);
+}

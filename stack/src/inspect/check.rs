@@ -1,103 +1,13 @@
-//! A read-only view of a stack image, for `bypassctl`, the daemon and tests.
+//! [`Image::check`]: whether every chunk and endpoint of an image is in exactly one place.
 //!
-//! [`Image::attach`] takes bytes that do not change any more: *copy the image first*, then look.
-//! Nothing here panics or loops for long on any bytes; [`Image::check`] says what is wrong with
-//! them. A copy taken without the stack's lock may show an update half done, so a tool should
-//! look again before it reports a problem.
+//! No list is followed further than its slab has entries, all lists of a kind together, so a check
+//! ends soon on any bytes.
 
-use crate::counters::{Counter, Counters, DropReason};
+use super::Image;
 use crate::demux::home;
-use crate::image::{
-    Capacities, ChunkSlot, Endpoint, LayoutError, NONE, QueuePairInfo, SlabsRef, UdpOptions,
-    chunk_state, kind, split_ref, stated_capacities, table,
-};
-use crate::types::{
-    ChunkId, EndpointId, Family, Instant, ProcessId, QUEUE_PAIRS, SocketAddress, WaiterId,
-    WaiterSet, has_bit,
-};
+use crate::image::{ChunkSlot, NONE, SlabsRef, chunk_state, kind, table};
+use crate::types::{WaiterSet, set_bit};
 use core::fmt;
-
-/// A view of a copied image.
-#[derive(Clone, Copy, Debug)]
-pub struct Image<'a> {
-    slabs: SlabsRef<'a>,
-    caps: Capacities,
-}
-
-/// One endpoint, as it was when the image was copied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EndpointView {
-    /// Its id.
-    pub id: EndpointId,
-    /// Which packets it takes.
-    pub family: Family,
-    /// Local address.
-    pub local: SocketAddress,
-    /// Remote address if connected.
-    pub remote: Option<SocketAddress>,
-    /// SO_BINDTODEVICE's interface, or 0.
-    pub ifindex: u32,
-    /// Datagrams queued.
-    pub queued: u32,
-    /// Bytes charged against the receive buffer.
-    pub queued_bytes: u32,
-    /// Datagrams ever queued, wrapping at 32 bits.
-    pub arrivals: u32,
-    /// Datagrams dropped because the endpoint was full.
-    pub drops: u32,
-    /// Datagrams received since it was opened.
-    pub rx_datagrams: u64,
-    /// Datagrams sent since it was opened, hairpin included.
-    pub tx_datagrams: u64,
-    /// The filter that feeds it, 0 = none.
-    pub filter: u32,
-    /// The shadow socket's cookie.
-    pub shadow_cookie: u64,
-    /// Options.
-    pub options: UdpOptions,
-    /// Processes that hold it, a bit per slot.
-    pub holders: [u64; 2],
-    /// Waiters parked on it.
-    pub waiters: WaiterSet,
-}
-
-impl EndpointView {
-    /// Whether a process holds the endpoint.
-    #[must_use]
-    pub fn is_held_by(&self, process: ProcessId) -> bool {
-        has_bit(&self.holders, process.0)
-    }
-}
-
-/// One process of the stack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProcessView {
-    /// Its slot.
-    pub id: ProcessId,
-    /// Process id, as the daemon sees it; 0 = a fork under way.
-    pub pid: u32,
-    /// Start time from /proc/PID/stat.
-    pub start_time: u64,
-    /// User id.
-    pub uid: u32,
-    /// How often the slot was given out.
-    pub generation: u32,
-}
-
-/// Where the chunks are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ChunkCounts {
-    /// On the free list.
-    pub free: u32,
-    /// In fill rings, or on their way.
-    pub posted: u32,
-    /// On receive queues.
-    pub queued: u32,
-    /// On transmit lists or in TX and completion rings.
-    pub sending: u32,
-    /// In no known state.
-    pub unknown: u32,
-}
 
 /// What is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,142 +59,7 @@ impl fmt::Display for Problem {
     }
 }
 
-impl<'a> Image<'a> {
-    /// Views a copy of an image, which must be aligned to 8 bytes (any `Vec<u64>` is).
-    pub fn attach(bytes: &'a [u8]) -> Result<Self, LayoutError> {
-        let caps = stated_capacities(bytes)?;
-        Ok(Self {
-            slabs: split_ref(bytes, &caps)?,
-            caps,
-        })
-    }
-
-    /// What the image has room for.
-    #[must_use]
-    pub fn capacities(&self) -> Capacities {
-        self.caps
-    }
-
-    /// The counters.
-    #[must_use]
-    pub fn counters(&self) -> Counters<'a> {
-        Counters {
-            counters: &self.slabs.head.counters,
-            drops: &self.slabs.head.drops,
-        }
-    }
-
-    /// Value of a counter.
-    #[must_use]
-    pub fn counter(&self, counter: Counter) -> u64 {
-        self.counters().get(counter)
-    }
-
-    /// Frames dropped for a reason.
-    #[must_use]
-    pub fn dropped(&self, reason: DropReason) -> u64 {
-        self.counters().dropped(reason)
-    }
-
-    /// The table of queue pairs; look at [`QueuePairInfo::is_live`].
-    #[must_use]
-    pub fn queue_pairs(&self) -> &'a [QueuePairInfo; QUEUE_PAIRS] {
-        &self.slabs.head.queue_pairs
-    }
-
-    /// Changes whenever the table of queue pairs changed.
-    #[must_use]
-    pub fn queue_pairs_generation(&self) -> u32 {
-        self.slabs.head.queue_pairs_generation
-    }
-
-    /// Frames that wait on a queue pair's transmit list.
-    #[must_use]
-    pub fn transmit_count(&self, queue_pair: u8) -> u32 {
-        self.slabs
-            .head
-            .transmit
-            .get(usize::from(queue_pair))
-            .map_or(0, |list| list.count)
-    }
-
-    /// When the last frame came.
-    #[must_use]
-    pub fn last_frame(&self) -> Instant {
-        Instant(self.slabs.head.last_frame_ns)
-    }
-
-    /// The live endpoints, in index order.
-    pub fn endpoints(&self) -> impl Iterator<Item = EndpointView> + use<'a> {
-        self.live().map(|(index, endpoint)| view(index, endpoint))
-    }
-
-    /// The endpoint with this id, if it is live.
-    #[must_use]
-    pub fn endpoint(&self, id: EndpointId) -> Option<EndpointView> {
-        let endpoint = self.slabs.endpoints.get(id.index as usize)?;
-        (endpoint.is_live() && endpoint.generation == id.generation)
-            .then(|| view(id.index, endpoint))
-    }
-
-    /// The processes, in slot order.
-    pub fn processes(&self) -> impl Iterator<Item = ProcessView> + use<'a> {
-        let slots = self.slabs.head.processes.iter().zip(0u8..);
-        slots
-            .filter(|(slot, _)| slot.live != 0)
-            .map(|(slot, index)| ProcessView {
-                id: ProcessId(index),
-                pid: slot.pid,
-                start_time: slot.start_time,
-                uid: slot.uid,
-                generation: slot.generation,
-            })
-    }
-
-    /// The waiters in use, with their process.
-    pub fn waiters(&self) -> impl Iterator<Item = (WaiterId, ProcessId)> + use<'a> {
-        let slots = self.slabs.head.waiters.iter().zip(0u8..);
-        slots
-            .filter(|(slot, _)| slot.live != 0)
-            .map(|(slot, index)| (WaiterId(index), ProcessId(slot.process as u8)))
-    }
-
-    /// Counts the chunks by state.
-    #[must_use]
-    pub fn chunks(&self) -> ChunkCounts {
-        let mut counts = ChunkCounts::default();
-        for slot in self.slabs.chunks {
-            let count = match slot.state {
-                chunk_state::FREE => &mut counts.free,
-                chunk_state::POSTED => &mut counts.posted,
-                chunk_state::QUEUED => &mut counts.queued,
-                chunk_state::SENDING => &mut counts.sending,
-                _ => &mut counts.unknown,
-            };
-            *count = count.saturating_add(1);
-        }
-        counts
-    }
-
-    /// The chunks queued on an endpoint, oldest first, as far as its queue is sound.
-    pub fn queued(&self, id: EndpointId) -> impl Iterator<Item = ChunkId> + use<'a> {
-        let chunks = self.slabs.chunks;
-        let known = self.slabs.endpoints.get(id.index as usize);
-        let mut next = known.map_or(NONE, |endpoint| endpoint.queue_head);
-        (0..chunks.len()).map_while(move |_| {
-            let slot = chunks.get(next as usize)?;
-            let here = ChunkId(next);
-            next = slot.next;
-            (slot.state == chunk_state::QUEUED && slot.owner == id.index).then_some(here)
-        })
-    }
-
-    fn live(&self) -> impl Iterator<Item = (u32, &'a Endpoint)> + use<'a> {
-        (0u32..)
-            .zip(self.slabs.endpoints)
-            .filter(|(_, endpoint)| endpoint.is_live())
-    }
-
+impl Image<'_> {
     /// Looks for anything wrong and calls `report` for each problem. No call: the image is sound,
     /// that is, every chunk and endpoint is in exactly one place.
     pub fn check(&self, report: &mut dyn FnMut(Problem)) {
@@ -508,7 +283,7 @@ impl<'a> Image<'a> {
         let head = self.slabs.head;
         let mut processes = [0u64; 2];
         for process in self.processes() {
-            crate::types::set_bit(&mut processes, process.id.0, true);
+            set_bit(&mut processes, process.id.0, true);
         }
         let mut waiters = WaiterSet::default();
         for (waiter, _) in self.waiters() {
@@ -553,31 +328,5 @@ fn missing(place: &'static str, expected: u32, found: u32, report: &mut dyn FnMu
             place,
             index,
         });
-    }
-}
-
-/// An endpoint's view.
-fn view(index: u32, endpoint: &Endpoint) -> EndpointView {
-    let remote = SocketAddress::new(endpoint.remote_ip, endpoint.remote_port);
-    EndpointView {
-        id: EndpointId {
-            index,
-            generation: endpoint.generation,
-        },
-        family: Family::from_byte(endpoint.family),
-        local: SocketAddress::new(endpoint.local_ip, endpoint.local_port),
-        remote: (endpoint.connected != 0).then_some(remote),
-        ifindex: endpoint.ifindex,
-        queued: endpoint.queued,
-        queued_bytes: endpoint.queued_bytes,
-        arrivals: endpoint.arrivals,
-        drops: endpoint.drops,
-        rx_datagrams: endpoint.rx_datagrams,
-        tx_datagrams: endpoint.tx_datagrams,
-        filter: endpoint.filter,
-        shadow_cookie: endpoint.shadow_cookie,
-        options: endpoint.options,
-        holders: endpoint.holders,
-        waiters: WaiterSet(endpoint.waiters),
     }
 }

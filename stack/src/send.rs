@@ -1,0 +1,210 @@
+//! Sending datagrams: on the wire, and to another endpoint of the same stack (hairpin).
+//!
+//! A datagram is copied once, by the caller's `fill`, into a free chunk; headers go in front of
+//! it, and the frame on the transmit list of its next hop's queue pair. What the stack cannot
+//! send (too big for the interface, other family) the caller gives to the kernel through the
+//! shadow socket.
+
+use crate::counters::Counter;
+use crate::cplane::NextHop;
+use crate::demux::{Addresses, specific};
+use crate::image::{UdpOptions, chunk_state};
+use crate::stack::Stack;
+use crate::types::{EndpointId, IpAddress, Memory, QUEUE_PAIR_NONE, SocketAddress};
+use crate::udp::Arrival;
+use crate::wire::{self, ipv4, ipv6};
+
+/// Place of the payload in a chunk that we send: a cache line, room for either family's headers.
+const PAYLOAD_AT: usize = 64;
+/// TTL or hop limit when the option is 0 (Linux's ip_default_ttl).
+const DEFAULT_TTL: u8 = 64;
+
+/// Why a datagram was not sent. In all cases the caller may use the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendError {
+    /// The endpoint does not exist any more.
+    Stale,
+    /// No free chunk: the device is slower than the program. Like ENOBUFS, or wait.
+    NoChunk,
+    /// Longer than the interface's MTU or a chunk allows.
+    TooBig,
+    /// Source and destination are of different families, a port is zero, or the next hop's queue
+    /// pair does not exist.
+    Address,
+}
+
+/// What became of a hairpin datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hairpin {
+    /// On the receiver's queue.
+    Delivered,
+    /// The receiver was full.
+    Dropped,
+    /// No endpoint of this stack takes it: send it through the kernel.
+    NoEndpoint,
+}
+
+impl Stack<'_> {
+    /// Builds a datagram and puts it on the transmit list of `via.queue_pair`.
+    ///
+    /// `fill` writes the payload into a slice of `len` bytes; it is called only when the datagram
+    /// will be sent. The source address is the endpoint's if it is specific, else `via.source`.
+    #[inline]
+    pub fn udp_send(
+        &mut self,
+        memory: &mut impl Memory,
+        id: EndpointId,
+        to: SocketAddress,
+        via: &NextHop,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<(), SendError> {
+        let endpoint = self.endpoint(id).map_err(|_| SendError::Stale)?;
+        let source = specific(endpoint.local_ip, via.source);
+        let (source_port, options) = (endpoint.local_port, endpoint.options);
+        let is_v4 = to.ip.is_v4();
+        if is_v4 != source.is_v4()
+            || source.is_unspecified()
+            || to.port == 0
+            || source_port == 0
+            || usize::from(via.queue_pair) >= self.head.transmit.len()
+        {
+            return Err(SendError::Address);
+        }
+        let all = if is_v4 { ipv4::ALL } else { ipv6::ALL };
+        let frame_len = all.saturating_add(len);
+        let end = PAYLOAD_AT.saturating_add(len);
+        if frame_len > usize::from(via.mtu).saturating_add(wire::ethernet::HEADER)
+            || end > memory.chunk_size()
+            || end > self.capacities().chunk_size as usize
+        {
+            return Err(SendError::TooBig);
+        }
+        let chunk = self
+            .take_free(chunk_state::SENDING)
+            .ok_or(SendError::NoChunk)?;
+        let offset = PAYLOAD_AT.wrapping_sub(all);
+        let Some(frame) = memory.chunk_mut(chunk).get_mut(offset..end) else {
+            self.put_free(chunk.0);
+            return Err(SendError::TooBig);
+        };
+        if let Some(payload) = frame.get_mut(all..) {
+            fill(payload);
+        }
+        self.head.ipv4_id = self.head.ipv4_id.wrapping_add(1);
+        let (tos, ttl) = if is_v4 {
+            (options.tos, options.ttl)
+        } else {
+            (options.traffic_class, options.hop_limit)
+        };
+        let headers = wire::Headers {
+            source_mac: via.source_mac,
+            destination_mac: via.mac,
+            source,
+            destination: to.ip,
+            source_port,
+            destination_port: to.port,
+            tos,
+            ttl: if ttl == 0 { DEFAULT_TTL } else { ttl },
+            ipv4_id: self.head.ipv4_id as u16,
+            dont_fragment: options.has(UdpOptions::DONT_FRAGMENT),
+            checksum_off: options.has(UdpOptions::CHECKSUM_OFF),
+        };
+        if is_v4 {
+            ipv4::emit(frame, &headers)
+        } else {
+            ipv6::emit(frame, &headers)
+        }
+        if let Some(slot) = self.chunks.get_mut(chunk.0 as usize) {
+            slot.offset = offset as u16;
+            slot.len = frame_len as u16;
+        }
+        self.append_transmit(via.queue_pair, chunk.0);
+        if let Some(endpoint) = self.endpoints.get_mut(id.index as usize) {
+            endpoint.tx_datagrams = endpoint.tx_datagrams.wrapping_add(1);
+        }
+        self.count(Counter::DatagramsSent);
+        self.count_by(Counter::BytesSent, len as u64);
+        Ok(())
+    }
+
+    /// Sends a datagram to another endpoint of this same stack, without a frame.
+    ///
+    /// `source` is the sender's address if the endpoint `from` is bound to any. `fill` is called
+    /// only when there is a chunk for the payload.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the datagram's parts, as in udp_send"
+    )]
+    pub fn udp_hairpin(
+        &mut self,
+        memory: &mut impl Memory,
+        from: EndpointId,
+        source: IpAddress,
+        to: SocketAddress,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+        timestamp_ns: u64,
+    ) -> Result<Hairpin, SendError> {
+        let sender = self.endpoint(from).map_err(|_| SendError::Stale)?;
+        let options = sender.options;
+        let remote = SocketAddress::new(specific(sender.local_ip, source), sender.local_port);
+        let is_v4 = to.ip.is_v4();
+        let addresses = Addresses {
+            local: to,
+            remote,
+            ifindex: 0,
+            is_v4,
+        };
+        if remote.ip.is_v4() != is_v4 || to.port == 0 {
+            return Err(SendError::Address);
+        }
+        let Some(index) = self.find(&addresses) else {
+            return Ok(Hairpin::NoEndpoint);
+        };
+        let size = memory
+            .chunk_size()
+            .min(self.capacities().chunk_size as usize);
+        if len > size {
+            return Err(SendError::TooBig);
+        }
+        if self.refuses(index, len as u16).is_some() {
+            self.count_endpoint_drop(index);
+            self.count(Counter::HairpinDropped);
+            return Ok(Hairpin::Dropped);
+        }
+        let chunk = self
+            .take_free(chunk_state::POSTED)
+            .ok_or(SendError::NoChunk)?;
+        let Some(payload) = memory.chunk_mut(chunk).get_mut(..len) else {
+            self.put_free(chunk.0);
+            return Err(SendError::TooBig);
+        };
+        fill(payload);
+        let (tos, ttl) = if is_v4 {
+            (options.tos, options.ttl)
+        } else {
+            (options.traffic_class, options.hop_limit)
+        };
+        let arrival = Arrival {
+            remote,
+            local: to.ip,
+            offset: 0,
+            len: len as u16,
+            tos,
+            ttl: if ttl == 0 { DEFAULT_TTL } else { ttl },
+            queue_pair: QUEUE_PAIR_NONE,
+            timestamp_ns,
+        };
+        if self.deliver(index, chunk, &arrival).is_err() {
+            self.put_free(chunk.0);
+            self.count(Counter::HairpinDropped);
+            return Ok(Hairpin::Dropped);
+        }
+        if let Ok(sender) = self.endpoint_mut(from) {
+            sender.tx_datagrams = sender.tx_datagrams.wrapping_add(1);
+        }
+        self.count(Counter::HairpinDelivered);
+        Ok(Hairpin::Delivered)
+    }
+}
