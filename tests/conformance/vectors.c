@@ -21,9 +21,8 @@ CASE(vectors_parts, ACCELERATED)
     value("recvmsg", recvmsg(fd, &into, MSG_DONTWAIT));
     yes("MSG_TRUNC", into.msg_flags & MSG_TRUNC);
     line("%.3s|%.6s", a, b);
-    value("writev of nothing", writev(fd, parts, 0));
-    wait_for(fd, POLLIN, 2000);
-    receive(fd, 0);
+    value("writev of nothing sends nothing", writev(fd, parts, 0));
+    wait_for(fd, POLLIN, 50);
     value("writev, negative", writev(fd, parts, -1));
     value("readv, too many", readv(fd, rooms, 2000));
     value("MSG_MORE", send(fd, "first, ", 7, MSG_MORE));

@@ -135,16 +135,18 @@ impl Testbed {
         link.extend(["netns", &client]);
         link.extend(size);
         ip(link)?;
-        for side in [Side::Server, Side::Client] {
-            let (namespace, interface) = (self.namespace(side), self.interface(side));
+        let sides = [Side::Server, Side::Client];
+        for side in sides {
+            self.ip(side, &["link", "set", "lo", "up"])?;
+            self.ip(side, &["link", "set", self.interface(side), "up"])?;
+        }
+        // After both ends are up: before it, IPv6 keeps silent for a second.
+        for side in sides {
+            let interface = self.interface(side);
             let v4 = format!("{}/24", self.ipv4(side));
             let v6 = format!("{}/64", self.ipv6(side));
-            ip(["-n", &namespace, "link", "set", "lo", "up"])?;
-            ip(["-n", &namespace, "addr", "add", &v4, "dev", interface])?;
-            ip([
-                "-n", &namespace, "addr", "add", &v6, "dev", interface, "nodad",
-            ])?;
-            ip(["-n", &namespace, "link", "set", interface, "up"])?;
+            self.ip(side, &["addr", "add", &v4, "dev", interface])?;
+            self.ip(side, &["addr", "add", &v6, "dev", interface, "nodad"])?;
         }
         self.wait_for_link()
     }
