@@ -4,6 +4,7 @@
 //! - [`testbed`]: two namespaces joined by a veth, removed whatever happens to the owner.
 //! - [`program`]: one program in a namespace, in the [`program::Column`] native or shim.
 //! - [`counters`]: what the kernel of a namespace carried, and processor time of a process.
+//! - [`daemon`]: `bypassctl` in the test bed; [`services`]: name servers and their client.
 //! - [`paths`]: where the repository, the built shim and the C programs are.
 //! - [`conformance`]: one case run in two columns, outputs compared line by line.
 //! - [`leftovers`]: what the bypass must not leave behind.
@@ -16,6 +17,7 @@
 
 pub mod conformance;
 pub mod counters;
+pub mod daemon;
 pub mod leftovers;
 pub mod paths;
 pub mod program;

@@ -1,0 +1,81 @@
+//! `bypassctl` as the tests use it: run in the server's namespace, its JSON read.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::program::{Finished, Running, wait_until};
+use crate::testbed::{Side, Testbed};
+use crate::{Result, paths};
+
+/// Runs `bypassctl ARGUMENTS` on the server side to its end, whatever that is.
+///
+/// # Errors
+/// When it cannot be run or does not end in time.
+pub fn bypassctl(bed: &Testbed, arguments: &[&str]) -> Result<Finished> {
+    let mut program = bed.program(Side::Server, paths::bypassctl());
+    program
+        .args(arguments)
+        .timeout(Duration::from_secs(10))
+        .run()
+}
+
+/// Runs `bypassctl ARGUMENTS --json` and reads the list that it prints.
+///
+/// # Errors
+/// When it fails, or prints no JSON list (an object with one list in it is taken as well).
+pub fn list(bed: &Testbed, arguments: &[&str]) -> Result<Vec<Value>> {
+    let mut all = arguments.to_vec();
+    all.push("--json");
+    let run = bypassctl(bed, &all)?;
+    // 3 is "nothing to do": an empty list.
+    if run.status.code() == Some(3) {
+        return Ok(Vec::new());
+    }
+    let run = run.check()?;
+    let json: Value = serde_json::from_str(&run.stdout)
+        .map_err(|error| format!("bypassctl {}: {error}: {}", all.join(" "), run.stdout))?;
+    match json {
+        Value::Array(list) => Ok(list),
+        Value::Object(map) => map
+            .into_iter()
+            .find_map(|(_, value)| {
+                if let Value::Array(list) = value {
+                    Some(list)
+                } else {
+                    None
+                }
+            })
+            .ok_or_else(|| format!("no list in {}", run.stdout).into()),
+        _ => Err(format!("no list: {}", run.stdout).into()),
+    }
+}
+
+/// Starts a daemon on the server side, with these variables, and waits until it answers.
+///
+/// # Errors
+/// When it does not answer in time.
+pub fn start(bed: &Testbed, environment: &[(&str, &str)]) -> Result<Running> {
+    let mut program = bed.program(Side::Server, paths::bypassctl());
+    for (name, value) in environment {
+        program.env(name, value);
+    }
+    let daemon = program.arg("daemon").spawn()?;
+    wait_until("the daemon answers", Duration::from_secs(5), || {
+        list(bed, &["stacks"]).is_ok() || list(bed, &["filters", "list"]).is_ok()
+    })
+    .map_err(|error| format!("{error}\n{}{}", daemon.stdout(), daemon.stderr()))?;
+    Ok(daemon)
+}
+
+/// Process ids of the daemons on the server side.
+#[must_use]
+pub fn running(bed: &Testbed) -> Vec<u32> {
+    let program = paths::bypassctl();
+    bed.processes(Side::Server)
+        .into_iter()
+        .filter(|pid| {
+            std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program)
+        })
+        .collect()
+}

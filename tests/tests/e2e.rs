@@ -1,0 +1,77 @@
+//! End to end: real programs in namespaces, the kernel on the other end of a veth.
+//!
+//! `<test>::kernel` proves the test itself; `<test>::shim` runs the program under test with
+//! `LD_PRELOAD=libbypass.so`, and proves by the kernel's counters who carried its datagrams and by
+//! a look round that nothing is left. The picture is in `tests/e2e/README.md`.
+
+mod e2e {
+    pub mod faults;
+    pub mod harness;
+    pub mod names;
+    pub mod programs;
+}
+
+use e2e::harness::{Carried, check};
+use e2e::{faults, names, programs};
+
+macro_rules! tests {
+    ($( $module:ident::$name:ident: $carried:ident, )+) => {
+        $( mod $name {
+            use bypass_tests::program::Column;
+
+            #[test]
+            fn kernel() {
+                super::check(Column::Native, super::Carried::$carried, super::$module::$name);
+            }
+
+            #[test]
+            fn shim() {
+                super::check(Column::Shim, super::Carried::$carried, super::$module::$name);
+            }
+        } )+
+    };
+}
+
+tests! {
+    programs::udp_receiver: Bypass,
+    programs::udp_receiver_threads: Bypass,
+    programs::udp_sender: Bypass,
+    programs::udp_echo: Bypass,
+    programs::udp_echo_epoll: Bypass,
+    programs::udp_echo_ipv6: Bypass,
+    programs::udp_echo_any_address: Bypass,
+    programs::sockperf_ping_pong: Bypass,
+    programs::sockperf_throughput: Bypass,
+    programs::sockperf_recvfrom: Bypass,
+    programs::sockperf_select: Bypass,
+    programs::sockperf_poll: Bypass,
+    programs::sockperf_epoll: Bypass,
+    programs::sockperf_client: Bypass,
+    programs::sockperf_without_server: Any,
+    programs::iperf3_to_server: Bypass,
+    programs::iperf3_from_server: Bypass,
+    programs::memcached: Bypass,
+    programs::socat_connected: Bypass,
+    programs::socat_receiver: Bypass,
+    programs::python_asyncio: Bypass,
+    programs::python_socketserver: Bypass,
+    programs::idle_uses_no_processor: Any,
+    programs::everything_else_is_unaffected: Any,
+    programs::cpython_socket_tests: Any,
+    names::dnsperf_knot: Bypass,
+    names::dnsperf_nsd: Bypass,
+    names::dnsperf_unbound: Bypass,
+    names::dnsperf_client: Bypass,
+    names::curl_through_unbound: Any,
+    faults::program_killed: Any,
+    faults::daemon_killed: Bypass,
+    faults::unprivileged_without_daemon: Any,
+    faults::unprivileged_with_daemon: Bypass,
+    faults::no_daemon_wanted: Any,
+    faults::bad_configuration: Any,
+    faults::kernel_by_rule: Any,
+    faults::interface_down_and_up: Any,
+    faults::mtu_changes: Any,
+    faults::address_removed: Any,
+    faults::two_queues: Bypass,
+}

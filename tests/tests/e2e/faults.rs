@@ -1,0 +1,337 @@
+//! What goes wrong: programs and daemons killed, no privilege, bad configuration, an interface that
+//! changes. Without the shim these only prove that the tests themselves are right.
+
+use std::fs;
+use std::time::Duration;
+
+use bypass_tests::counters::{KernelUdp, wait_for_udp_port};
+use bypass_tests::program::{Running, wait_until};
+use bypass_tests::testbed::{Options, Side, Testbed};
+use bypass_tests::{Result, daemon, paths};
+
+use super::harness::Scene;
+use super::programs::{ping_pong, start_example};
+
+const PORT: u16 = 7007;
+
+fn echo(scene: &Scene) -> Result<Running> {
+    start_example(scene, "udpecho", PORT, &["--bind", &scene.host()])
+}
+
+/// Fails when the kernel did not carry (nearly) all of `exchanges` echoes since `before`.
+fn kernel_carried(scene: &Scene, before: KernelUdp, exchanges: u64) -> Result<()> {
+    let carried = KernelUdp::read(&scene.bed, Side::Server)?
+        .since(before)
+        .total();
+    if carried >= exchanges * 2 - exchanges / 10 {
+        return Ok(());
+    }
+    Err(format!("the kernel carried {carried} datagrams of {exchanges} exchanges").into())
+}
+
+/// `kill -9` of a program: its filters are gone within 100 ms, the kernel answers for the port.
+pub(crate) fn program_killed(scene: &Scene) -> Result<()> {
+    let host = scene.host();
+    let server = echo(scene)?;
+    // A second one keeps the daemon and the XDP program there.
+    let keeper = start_example(scene, "udpecho", 7010, &["--bind", &host])?;
+    ping_pong(scene, &host, PORT, 500)?;
+    ping_pong(scene, &host, 7010, 100)?;
+    if scene.has_shim() {
+        let filters = daemon::list(&scene.bed, &["filters", "list"])?;
+        if filters.len() != 2 {
+            return Err(format!("two filters expected: {filters:?}").into());
+        }
+    }
+    server.kill();
+    std::thread::sleep(Duration::from_millis(100));
+    let before = KernelUdp::read(&scene.bed, Side::Server)?;
+    let poke = format!("echo > /dev/udp/{host}/{PORT}");
+    scene
+        .bed
+        .program(Side::Client, "bash")
+        .args(["-c", &poke])
+        .run()?
+        .check()?;
+    std::thread::sleep(Duration::from_millis(20));
+    let no_port = KernelUdp::read(&scene.bed, Side::Server)?
+        .since(before)
+        .no_port;
+    if no_port == 0 {
+        return Err("the kernel does not answer for the port of a killed program".into());
+    }
+    if scene.has_shim() {
+        let filters = daemon::list(&scene.bed, &["filters", "list"])?;
+        if filters.len() != 1 {
+            return Err(format!("one filter expected: {filters:?}").into());
+        }
+    }
+    ping_pong(scene, &host, 7010, 100)?;
+    let again = echo(scene)?;
+    ping_pong(scene, &host, PORT, 500)?;
+    again.stop()?.check()?;
+    keeper.stop()?.check()?;
+    Ok(())
+}
+
+/// `kill -9` of the daemon: running programs go on; the next daemon takes over.
+pub(crate) fn daemon_killed(scene: &Scene) -> Result<()> {
+    let host = scene.host();
+    let server = echo(scene)?;
+    ping_pong(scene, &host, PORT, 500)?;
+    if scene.has_shim() {
+        let daemons = daemon::running(&scene.bed);
+        let [pid] = daemons.as_slice() else {
+            return Err(format!("one daemon expected: {daemons:?}").into());
+        };
+        kill(*pid)?;
+        wait_until("the daemon is gone", Duration::from_secs(2), || {
+            daemon::running(&scene.bed).is_empty()
+        })?;
+    }
+    ping_pong(scene, &host, PORT, 2000)?;
+    let second = start_example(scene, "udpecho", 7010, &["--bind", &host])?;
+    ping_pong(scene, &host, 7010, 500)?;
+    ping_pong(scene, &host, PORT, 500)?;
+    if scene.has_shim() {
+        let filters = daemon::list(&scene.bed, &["filters", "list"])?;
+        if filters.len() != 2 {
+            return Err(format!("the next daemon knows both filters: {filters:?}").into());
+        }
+    }
+    second.stop()?.check()?;
+    ping_pong(scene, &host, PORT, 500)?;
+    server.stop()?.check()?;
+    Ok(())
+}
+
+fn kill(pid: u32) -> Result<()> {
+    let status = std::process::Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("kill {pid}: {status}").into())
+    }
+}
+
+/// Starts the echo as uid 65534 without capabilities, on a copy that everybody may read.
+fn unprivileged_echo(scene: &Scene) -> Result<Running> {
+    let folder = std::path::Path::new("/tmp").join(format!("byp-open-{}", std::process::id()));
+    fs::create_dir_all(&folder)?;
+    let mut files = vec![(paths::example("udpecho")?, folder.join("udpecho"))];
+    if scene.has_shim() {
+        files.push((paths::shim(), folder.join("libbypass.so")));
+        files.push((paths::bypassctl(), folder.join("bypassctl")));
+    }
+    for (from, to) in &files {
+        fs::copy(from, to)?;
+    }
+    let mut program = scene.bed.program(Side::Server, folder.join("udpecho"));
+    program
+        .user(65534)
+        .args(["--bind", &scene.host(), "--port", &PORT.to_string()]);
+    if scene.has_shim() {
+        program.env("LD_PRELOAD", folder.join("libbypass.so"));
+    }
+    let running = program.spawn()?;
+    let bound = wait_for_udp_port(&scene.bed, Side::Server, PORT);
+    fs::remove_dir_all(&folder)?;
+    bound.map_err(|error| format!("{error}\n{}{}", running.stdout(), running.stderr()))?;
+    Ok(running)
+}
+
+/// No privilege and no daemon: the program runs on the kernel.
+pub(crate) fn unprivileged_without_daemon(scene: &Scene) -> Result<()> {
+    let before = KernelUdp::read(&scene.bed, Side::Server)?;
+    let server = unprivileged_echo(scene)?;
+    ping_pong(scene, &scene.host(), PORT, 500)?;
+    kernel_carried(scene, before, 500)?;
+    explains(scene, server.pid(), "no-daemon")?;
+    server.stop()?.check()?;
+    Ok(())
+}
+
+/// No privilege, but a daemon whose policy allows the user.
+pub(crate) fn unprivileged_with_daemon(scene: &Scene) -> Result<()> {
+    let mut daemon = None;
+    if scene.has_shim() {
+        let config = scene.bed.folder().join("daemon.toml");
+        fs::write(&config, "[daemon]\nallow = [{ user = \"nobody\" }]\n")?;
+        let config = config.display().to_string();
+        daemon = Some(daemon::start(&scene.bed, &[("BYPASS_CONFIG", &config)])?);
+    }
+    let server = unprivileged_echo(scene)?;
+    ping_pong(scene, &scene.host(), PORT, 1000)?;
+    server.stop()?.check()?;
+    if let Some(daemon) = daemon {
+        daemon.stop()?;
+    }
+    Ok(())
+}
+
+/// `bypassctl explain PID` names the reason.
+fn explains(scene: &Scene, pid: u32, reason: &str) -> Result<()> {
+    if !scene.has_shim() {
+        return Ok(());
+    }
+    let run = daemon::bypassctl(&scene.bed, &["explain", &pid.to_string(), "--json"])?;
+    if run.stdout.contains(reason) {
+        return Ok(());
+    }
+    Err(format!("no \"{reason}\" in: {}{}", run.stdout, run.stderr).into())
+}
+
+/// The echo with one more variable: it must run, and on the kernel.
+fn on_the_kernel(scene: &Scene, variable: (&str, &str), reason: &str) -> Result<()> {
+    let before = KernelUdp::read(&scene.bed, Side::Server)?;
+    let mut program = scene.bed.program(Side::Server, paths::example("udpecho")?);
+    program.column(scene.column).env(variable.0, variable.1);
+    let server = program
+        .args(["--bind", &scene.host(), "--port", &PORT.to_string()])
+        .spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Server, PORT)?;
+    ping_pong(scene, &scene.host(), PORT, 500)?;
+    kernel_carried(scene, before, 500)?;
+    explains(scene, server.pid(), reason)?;
+    server.stop()?.check()?;
+    Ok(())
+}
+
+/// Privileged, but told not to start a daemon.
+pub(crate) fn no_daemon_wanted(scene: &Scene) -> Result<()> {
+    on_the_kernel(scene, ("BYPASS_DAEMON", "off"), "no-daemon")
+}
+
+/// A configuration with an error: a message with line and column, the program on the kernel.
+pub(crate) fn bad_configuration(scene: &Scene) -> Result<()> {
+    let config = scene.bed.folder().join("bad.toml");
+    fs::write(
+        &config,
+        "[[rule]]\nprotocol = \"udp\"\naktion = \"kernel\"\n",
+    )?;
+    let config = config.display().to_string();
+    on_the_kernel(scene, ("BYPASS_CONFIG", &config), "bad-config")?;
+    if scene.has_shim() {
+        let mut program = scene.bed.program(Side::Server, paths::bypassctl());
+        program
+            .env("BYPASS_CONFIG", &config)
+            .args(["explain", "--dry-run", "--", "udpecho"]);
+        let run = program.run()?;
+        let text = format!("{}{}", run.stdout, run.stderr);
+        if run.status.success() || !text.contains('3') || !text.contains("aktion") {
+            return Err(format!("no message with the place: {} {text}", run.status).into());
+        }
+    }
+    Ok(())
+}
+
+/// A rule keeps a port in the kernel.
+pub(crate) fn kernel_by_rule(scene: &Scene) -> Result<()> {
+    let config = scene.bed.folder().join("rule.toml");
+    fs::write(
+        &config,
+        format!(
+            "[[rule]]\nprotocol = \"udp\"\nlocal = \"0.0.0.0/0:{PORT}\"\naction = \"kernel\"\n"
+        ),
+    )?;
+    let config = config.display().to_string();
+    on_the_kernel(scene, ("BYPASS_CONFIG", &config), "rule")
+}
+
+/// The interface goes down and comes back.
+pub(crate) fn interface_down_and_up(scene: &Scene) -> Result<()> {
+    let (host, bed) = (scene.host(), &scene.bed);
+    let server = echo(scene)?;
+    ping_pong(scene, &host, PORT, 500)?;
+    let interface = bed.interface(Side::Server);
+    bed.ip(Side::Server, &["link", "set", interface, "down"])?;
+    std::thread::sleep(Duration::from_millis(300));
+    bed.ip(Side::Server, &["link", "set", interface, "up"])?;
+    wait_until("it answers again", Duration::from_secs(5), || {
+        ping_pong(scene, &host, PORT, 10).is_ok()
+    })?;
+    ping_pong(scene, &host, PORT, 500)?;
+    server.stop()?.check()?;
+    Ok(())
+}
+
+/// The MTU shrinks and grows while datagrams of 1400 bytes are echoed.
+pub(crate) fn mtu_changes(scene: &Scene) -> Result<()> {
+    let (host, bed) = (scene.host(), &scene.bed);
+    let server = echo(scene)?;
+    let large = || -> Result<()> {
+        let mut client = bed.program(Side::Client, paths::example("udprr")?);
+        client.args(["--size", "1400", "--count", "200", "--warmup", "5", &host]);
+        client.run()?.check()?;
+        Ok(())
+    };
+    large()?;
+    bed.ip(
+        Side::Server,
+        &["link", "set", bed.interface(Side::Server), "mtu", "1000"],
+    )?;
+    std::thread::sleep(Duration::from_millis(200));
+    large()?;
+    ping_pong(scene, &host, PORT, 200)?;
+    bed.ip(
+        Side::Server,
+        &["link", "set", bed.interface(Side::Server), "mtu", "1500"],
+    )?;
+    std::thread::sleep(Duration::from_millis(200));
+    large()?;
+    server.stop()?.check()?;
+    Ok(())
+}
+
+/// The address goes away, and comes back: the program does not notice more than on the kernel.
+pub(crate) fn address_removed(scene: &Scene) -> Result<()> {
+    let (host, bed) = (scene.host(), &scene.bed);
+    let interface = bed.interface(Side::Server);
+    let server = echo(scene)?;
+    ping_pong(scene, &host, PORT, 500)?;
+    let address = format!("{host}/24");
+    bed.ip(Side::Server, &["addr", "del", &address, "dev", interface])?;
+    std::thread::sleep(Duration::from_millis(200));
+    bed.ip(Side::Server, &["addr", "add", &address, "dev", interface])?;
+    wait_until("it answers again", Duration::from_secs(5), || {
+        ping_pong(scene, &host, PORT, 10).is_ok()
+    })?;
+    ping_pong(scene, &host, PORT, 500)?;
+    server.stop()?.check()?;
+    Ok(())
+}
+
+/// Every queue of an interface with several is served.
+pub(crate) fn two_queues(scene: &Scene) -> Result<()> {
+    let bed = Testbed::with(Options {
+        queues: 2,
+        ..Options::default()
+    })?;
+    let wide = Scene {
+        bed,
+        column: scene.column,
+    };
+    let host = wide.host();
+    let server = start_example(&wide, "udpreceiver", 4321, &["--bind", &host, "--json"])?;
+    std::thread::sleep(Duration::from_millis(200));
+    let mut client = wide.bed.program(Side::Client, paths::example("udpsender")?);
+    client.args(["--json", "--threads", "8", "--batch", "8", "--size", "22"]);
+    client.args(["--rate", "8000", "--count", "16000", &host]);
+    let sent = client.run()?.check()?.json()?["packets"]
+        .as_u64()
+        .ok_or("no count")?;
+    std::thread::sleep(Duration::from_millis(200));
+    let got = server.stop()?.check()?.json()?["packets"]
+        .as_u64()
+        .ok_or("no count")?;
+    if got < sent * 98 / 100 {
+        return Err(format!("{got} of {sent} datagrams arrived").into());
+    }
+    let kernel = KernelUdp::read(&wide.bed, Side::Server)?.received;
+    if wide.has_shim() && kernel > sent / 20 {
+        return Err(format!("the kernel carried {kernel} of {sent} datagrams").into());
+    }
+    Ok(())
+}

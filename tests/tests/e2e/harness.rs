@@ -1,0 +1,80 @@
+//! Runs one test in one column and proves who carried the datagrams.
+
+use std::time::Duration;
+
+use bypass_tests::Result;
+use bypass_tests::counters::{KernelUdp, interface_frames};
+use bypass_tests::leftovers::Leftovers;
+use bypass_tests::program::Column;
+use bypass_tests::testbed::{Options, Side, Testbed};
+
+/// Who is to carry the datagrams of the program under test in the shim column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carried {
+    /// The bypass, but for a few.
+    Bypass,
+    /// No demand, or one that the test makes itself.
+    Any,
+}
+
+/// What a test gets: its test bed and its column.
+#[derive(Debug)]
+pub(crate) struct Scene {
+    pub(crate) bed: Testbed,
+    pub(crate) column: Column,
+}
+
+impl Scene {
+    /// IPv4 address of the program under test.
+    pub(crate) fn host(&self) -> String {
+        self.bed.ipv4(Side::Server)
+    }
+
+    /// IPv4 address of its peers.
+    pub(crate) fn peer(&self) -> String {
+        self.bed.ipv4(Side::Client)
+    }
+
+    /// Whether the shim is there.
+    pub(crate) fn has_shim(&self) -> bool {
+        self.column == Column::Shim
+    }
+}
+
+/// Runs a test with the default test bed.
+pub(crate) fn check(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) {
+    if !Column::available().contains(&column) {
+        return;
+    }
+    if let Err(error) = run(column, carried, body) {
+        panic!("{}: {error}", column.name());
+    }
+}
+
+fn run(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) -> Result<()> {
+    let scene = Scene {
+        bed: Testbed::with(Options {
+            queues: 1,
+            ..Options::default()
+        })?,
+        column,
+    };
+    let kernel = KernelUdp::read(&scene.bed, Side::Server)?;
+    let frames = interface_frames(&scene.bed, Side::Server)?;
+    body(&scene)?;
+    if column == Column::Native {
+        return Ok(());
+    }
+    let kernel = KernelUdp::read(&scene.bed, Side::Server)?.since(kernel);
+    let after = interface_frames(&scene.bed, Side::Server)?;
+    let frames = (after.0 - frames.0) + (after.1 - frames.1);
+    if carried == Carried::Bypass && kernel.total() > frames / 20 + 20 {
+        let carried = kernel.total();
+        return Err(format!("the kernel carried {carried} datagrams of {frames} frames").into());
+    }
+    let left = Leftovers::after(&scene.bed, Duration::from_secs(10));
+    if left != Leftovers::default() {
+        return Err(format!("left behind: {left}").into());
+    }
+    Ok(())
+}

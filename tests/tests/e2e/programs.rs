@@ -1,0 +1,441 @@
+//! The programs of `examples/c`, sockperf, iperf3, memcached, socat, Python.
+
+use std::fs;
+use std::time::Duration;
+
+use bypass_tests::counters::{processor_time, wait_for_tcp_port, wait_for_udp_port};
+use bypass_tests::program::{Running, wait_until};
+use bypass_tests::testbed::Side;
+use bypass_tests::{Result, paths};
+
+use super::harness::Scene;
+
+/// Starts a program of `examples/c` on the server side, in the scene's column, on a UDP port.
+pub(crate) fn start_example(
+    scene: &Scene,
+    name: &str,
+    port: u16,
+    arguments: &[&str],
+) -> Result<Running> {
+    let mut program = scene.bed.program(Side::Server, paths::example(name)?);
+    program
+        .column(scene.column)
+        .args(["--port", &port.to_string()])
+        .args(arguments);
+    let running = program.spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Server, port)
+        .map_err(|error| format!("{error}\n{}{}", running.stdout(), running.stderr()))?;
+    Ok(running)
+}
+
+/// Runs `udprr` on the client side; all but one in a hundred of its exchanges must succeed.
+pub(crate) fn ping_pong(scene: &Scene, address: &str, port: u16, count: u32) -> Result<()> {
+    let mut client = scene.bed.program(Side::Client, paths::example("udprr")?);
+    client.args(["--json", "--warmup", "10", "--count", &count.to_string()]);
+    let run = client
+        .args(["--port", &port.to_string(), address])
+        .run()?
+        .check()?;
+    let lost = run.json()?["lost"]
+        .as_u64()
+        .ok_or("no count of lost ones")?;
+    if lost > u64::from(count) / 100 {
+        return Err(format!("{lost} of {count} answers are lost").into());
+    }
+    Ok(())
+}
+
+fn echo_works(scene: &Scene, program: &str, arguments: &[&str], address: &str) -> Result<()> {
+    let server = start_example(scene, program, 7007, arguments)?;
+    ping_pong(scene, address, 7007, 2000)?;
+    server.stop()?.check()?;
+    Ok(())
+}
+
+pub(crate) fn udp_echo(scene: &Scene) -> Result<()> {
+    echo_works(scene, "udpecho", &["--bind", &scene.host()], &scene.host())
+}
+
+pub(crate) fn udp_echo_epoll(scene: &Scene) -> Result<()> {
+    echo_works(
+        scene,
+        "udpecho-epoll",
+        &["--bind", &scene.host()],
+        &scene.host(),
+    )
+}
+
+pub(crate) fn udp_echo_ipv6(scene: &Scene) -> Result<()> {
+    let address = scene.bed.ipv6(Side::Server);
+    echo_works(scene, "udpecho", &["--bind", &address], &address)
+}
+
+pub(crate) fn udp_echo_any_address(scene: &Scene) -> Result<()> {
+    echo_works(scene, "udpecho", &[], &scene.host())
+}
+
+/// The receiver gets what a paced kernel sender sends.
+fn receives(scene: &Scene, arguments: &[&str]) -> Result<()> {
+    let host = scene.host();
+    let mut all = vec!["--bind", &host, "--json"];
+    all.extend(arguments);
+    let server = start_example(scene, "udpreceiver", 4321, &all)?;
+    std::thread::sleep(Duration::from_millis(200));
+    let mut client = scene
+        .bed
+        .program(Side::Client, paths::example("udpsender")?);
+    client.args(["--json", "--threads", "2", "--batch", "32", "--size", "22"]);
+    client.args(["--rate", "20000", "--count", "40000", &host]);
+    let sent = client.run()?.check()?.json()?["packets"]
+        .as_u64()
+        .ok_or("no count")?;
+    std::thread::sleep(Duration::from_millis(200));
+    let got = server.stop()?.check()?.json()?["packets"]
+        .as_u64()
+        .ok_or("no count")?;
+    if got < sent * 98 / 100 {
+        return Err(format!("{got} of {sent} datagrams arrived").into());
+    }
+    Ok(())
+}
+
+pub(crate) fn udp_receiver(scene: &Scene) -> Result<()> {
+    receives(scene, &[])
+}
+
+pub(crate) fn udp_receiver_threads(scene: &Scene) -> Result<()> {
+    receives(scene, &["--threads", "3", "--batch", "64"])
+}
+
+/// The sender under test, a receiver on the kernel.
+pub(crate) fn udp_sender(scene: &Scene) -> Result<()> {
+    let peer = scene.peer();
+    let mut server = scene
+        .bed
+        .program(Side::Client, paths::example("udpreceiver")?);
+    let server = server
+        .args(["--bind", &peer, "--json", "--rcvbuf", "4000000"])
+        .spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Client, 4321)?;
+    let mut client = scene
+        .bed
+        .program(Side::Server, paths::example("udpsender")?);
+    client
+        .column(scene.column)
+        .args(["--json", "--batch", "32", "--size", "22"]);
+    client.args(["--rate", "20000", "--count", "40000", &peer]);
+    let sent = client.run()?.check()?.json()?["packets"]
+        .as_u64()
+        .ok_or("no count")?;
+    std::thread::sleep(Duration::from_millis(200));
+    let got = server.stop()?.check()?.json()?["packets"]
+        .as_u64()
+        .ok_or("no count")?;
+    if got < sent * 98 / 100 {
+        return Err(format!("{got} of {sent} datagrams arrived").into());
+    }
+    Ok(())
+}
+
+fn start_sockperf(scene: &Scene, arguments: &[&str]) -> Result<Running> {
+    let mut program = scene.bed.program(Side::Server, "sockperf");
+    program.column(scene.column).arg("server").args(arguments);
+    let running = program.spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Server, 11111)
+        .map_err(|error| format!("{error}\n{}{}", running.stdout(), running.stderr()))?;
+    Ok(running)
+}
+
+/// A sockperf client ended well and lost, doubled or mixed up nothing.
+fn sockperf_is_content(text: &str) -> Result<()> {
+    let fine = text.contains("# dropped messages = 0; # duplicated messages = 0; # out-of-order");
+    if fine {
+        Ok(())
+    } else {
+        Err(format!("sockperf: {text}").into())
+    }
+}
+
+fn sockperf_pings(scene: &Scene, arguments: &[&str]) -> Result<()> {
+    let mut client = scene.bed.program(Side::Client, "sockperf");
+    client
+        .arg("ping-pong")
+        .args(["-t", "2", "--mps", "2000", "-m", "48"])
+        .args(arguments);
+    let run = client.timeout(Duration::from_secs(20)).run()?.check()?;
+    sockperf_is_content(&run.stdout)
+}
+
+pub(crate) fn sockperf_ping_pong(scene: &Scene) -> Result<()> {
+    let _server = start_sockperf(scene, &["-i", &scene.host()])?;
+    sockperf_pings(scene, &["-i", &scene.host()])
+}
+
+pub(crate) fn sockperf_throughput(scene: &Scene) -> Result<()> {
+    let _server = start_sockperf(scene, &["-i", &scene.host()])?;
+    let mut client = scene.bed.program(Side::Client, "sockperf");
+    client.args(["throughput", "-t", "2", "-m", "64", "-i", &scene.host()]);
+    client.timeout(Duration::from_secs(20)).run()?.check()?;
+    sockperf_pings(scene, &["-i", &scene.host()])
+}
+
+/// Two UDP sockets and one TCP socket behind one way of waiting.
+fn sockperf_mux(scene: &Scene, way: &str) -> Result<()> {
+    let host = scene.host();
+    let feed = scene.bed.folder().join("feed");
+    // recvfrom can wait for one socket only.
+    let tcp = if way == "r" {
+        String::new()
+    } else {
+        format!("T:{host}:11113\n")
+    };
+    let second = if way == "r" {
+        String::new()
+    } else {
+        format!("U:{host}:11112\n")
+    };
+    fs::write(&feed, format!("U:{host}:11111\n{second}{tcp}"))?;
+    let feed = feed.display().to_string();
+    let server = start_sockperf(scene, &["-f", &feed, "-F", way])?;
+    if !tcp.is_empty() {
+        wait_for_tcp_port(&scene.bed, Side::Server, 11113)?;
+    }
+    sockperf_pings(scene, &["-f", &feed, "-F", way])
+        .map_err(|error| format!("{error}\nserver: {}{}", server.stdout(), server.stderr()).into())
+}
+
+pub(crate) fn sockperf_recvfrom(scene: &Scene) -> Result<()> {
+    sockperf_mux(scene, "r")
+}
+
+pub(crate) fn sockperf_select(scene: &Scene) -> Result<()> {
+    sockperf_mux(scene, "s")
+}
+
+pub(crate) fn sockperf_poll(scene: &Scene) -> Result<()> {
+    sockperf_mux(scene, "p")
+}
+
+pub(crate) fn sockperf_epoll(scene: &Scene) -> Result<()> {
+    sockperf_mux(scene, "e")
+}
+
+/// The client under test, its server on the kernel.
+pub(crate) fn sockperf_client(scene: &Scene) -> Result<()> {
+    let peer = scene.peer();
+    let mut server = scene.bed.program(Side::Client, "sockperf");
+    let _server = server.args(["server", "-i", &peer]).spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Client, 11111)?;
+    let mut client = scene.bed.program(Side::Server, "sockperf");
+    client
+        .column(scene.column)
+        .args(["ping-pong", "-t", "2", "--mps", "2000", "-i", &peer]);
+    let run = client.timeout(Duration::from_secs(20)).run()?.check()?;
+    sockperf_is_content(&run.stdout)
+}
+
+/// No server: a timer's signal must end the blocked recvfrom.
+pub(crate) fn sockperf_without_server(scene: &Scene) -> Result<()> {
+    let mut client = scene.bed.program(Side::Server, "sockperf");
+    client
+        .column(scene.column)
+        .args(["ping-pong", "-t", "1", "-i", &scene.peer()]);
+    client.timeout(Duration::from_secs(10)).run()?;
+    Ok(())
+}
+
+fn iperf3(scene: &Scene, arguments: &[&str]) -> Result<()> {
+    let host = scene.host();
+    let mut server = scene.bed.program(Side::Server, "iperf3");
+    let server = server
+        .column(scene.column)
+        .args(["-s", "-B", &host])
+        .spawn()?;
+    wait_for_tcp_port(&scene.bed, Side::Server, 5201)?;
+    let mut client = scene.bed.program(Side::Client, "iperf3");
+    client
+        .args([
+            "-c", &host, "-u", "-b", "60M", "-l", "1200", "-t", "2", "-J",
+        ])
+        .args(arguments);
+    let run = client.run()?;
+    let report: serde_json::Value = serde_json::from_str(&run.stdout)?;
+    let sum = &report["end"]["sum"];
+    let (packets, lost) = (sum["packets"].as_f64(), sum["lost_percent"].as_f64());
+    match (packets, lost) {
+        (Some(packets), Some(lost)) if packets > 10_000.0 && lost < 2.0 => Ok(()),
+        _ => Err(format!("iperf3: {}\n{}", sum, server.stderr()).into()),
+    }
+}
+
+pub(crate) fn iperf3_to_server(scene: &Scene) -> Result<()> {
+    iperf3(scene, &[])
+}
+
+pub(crate) fn iperf3_from_server(scene: &Scene) -> Result<()> {
+    iperf3(scene, &["-R"])
+}
+
+/// Starts a script of `tests/e2e` on the server side.
+fn start_script(scene: &Scene, name: &str, port: u16) -> Result<Running> {
+    let script = paths::repository().join("tests/e2e").join(name);
+    let mut python = scene.bed.program(Side::Server, "/usr/bin/python3");
+    python.column(scene.column).arg("-I").arg(script);
+    let running = python.args([&scene.host(), &port.to_string()]).spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Server, port)
+        .map_err(|error| format!("{error}\n{}{}", running.stdout(), running.stderr()))?;
+    Ok(running)
+}
+
+pub(crate) fn python_asyncio(scene: &Scene) -> Result<()> {
+    let _server = start_script(scene, "asyncio_echo.py", 7007)?;
+    ping_pong(scene, &scene.host(), 7007, 1000)
+}
+
+pub(crate) fn python_socketserver(scene: &Scene) -> Result<()> {
+    let _server = start_script(scene, "socketserver_echo.py", 7007)?;
+    ping_pong(scene, &scene.host(), 7007, 1000)
+}
+
+pub(crate) fn memcached(scene: &Scene) -> Result<()> {
+    let (host, port) = (scene.host(), 11211);
+    let mut server = scene.bed.program(Side::Server, "memcached");
+    server.column(scene.column);
+    server.args([
+        "-u", "root", "-l", &host, "-p", "11211", "-U", "11211", "-t", "2",
+    ]);
+    let _server = server.spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Server, port)?;
+    let script = paths::repository().join("tests/e2e/memcached_client.py");
+    let mut client = scene.bed.program(Side::Client, "/usr/bin/python3");
+    client
+        .arg("-I")
+        .arg(script)
+        .args([&host, "11211"])
+        .run()?
+        .check()?;
+    Ok(())
+}
+
+/// socat connects its listening UDP socket to the first peer.
+pub(crate) fn socat_connected(scene: &Scene) -> Result<()> {
+    let host = scene.host();
+    let mut server = scene.bed.program(Side::Server, "socat");
+    server
+        .column(scene.column)
+        .args([&format!("UDP4-LISTEN:5006,bind={host}"), "PIPE"]);
+    let _server = server.spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Server, 5006)?;
+    ping_pong(scene, &host, 5006, 500)
+}
+
+/// socat writes what it receives into a file.
+pub(crate) fn socat_receiver(scene: &Scene) -> Result<()> {
+    let host = scene.host();
+    let file = scene.bed.folder().join("received");
+    let mut server = scene.bed.program(Side::Server, "socat");
+    server
+        .column(scene.column)
+        .args(["-u", &format!("UDP4-RECV:5005,bind={host}")]);
+    server.arg(format!("OPEN:{},creat,append", file.display()));
+    let _server = server.spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Server, 5005)?;
+    let text = format!("for i in $(seq 100); do echo line $i > /dev/udp/{host}/5005; done");
+    scene
+        .bed
+        .program(Side::Client, "bash")
+        .args(["-c", &text])
+        .run()?
+        .check()?;
+    wait_until("a hundred lines", Duration::from_secs(5), || {
+        fs::read_to_string(&file).is_ok_and(|text| text.lines().count() == 100)
+    })
+}
+
+/// An accelerated program that waits uses no processor time.
+pub(crate) fn idle_uses_no_processor(scene: &Scene) -> Result<()> {
+    let host = scene.host();
+    let server = start_example(scene, "idle", 7007, &["--bind", &host, "--seconds", "60"])?;
+    let poke = format!("echo > /dev/udp/{host}/7007");
+    scene
+        .bed
+        .program(Side::Client, "bash")
+        .args(["-c", &poke])
+        .run()?
+        .check()?;
+    std::thread::sleep(Duration::from_millis(500));
+    let all = || {
+        scene
+            .bed
+            .processes(Side::Server)
+            .into_iter()
+            .map(processor_time)
+            .sum()
+    };
+    let before: Duration = all();
+    std::thread::sleep(Duration::from_secs(3));
+    let used = all() - before;
+    if used > Duration::from_millis(15) {
+        return Err(format!("{} ms of processor time in 3 s", used.as_millis()).into());
+    }
+    server.stop()?.check()?;
+    Ok(())
+}
+
+/// Ping, ARP, TCP and other UDP ports on the interface of an accelerated program.
+pub(crate) fn everything_else_is_unaffected(scene: &Scene) -> Result<()> {
+    let host = scene.host();
+    let _server = start_example(scene, "udpecho", 7007, &["--bind", &host])?;
+    ping_pong(scene, &host, 7007, 200)?;
+    let mut other = scene.bed.program(Side::Server, paths::example("udpecho")?);
+    let _other = other.args(["--bind", &host, "--port", "7008"]).spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Server, 7008)?;
+    ping_pong(scene, &host, 7008, 200)?;
+    let mut tcp = scene.bed.program(Side::Server, "iperf3");
+    let _tcp = tcp.args(["-s", "-B", &host]).spawn()?;
+    wait_for_tcp_port(&scene.bed, Side::Server, 5201)?;
+    let mut client = scene.bed.program(Side::Client, "iperf3");
+    client.args(["-c", &host, "-t", "1"]).run()?.check()?;
+    for address in [host.clone(), scene.bed.ipv6(Side::Server)] {
+        let mut ping = scene.bed.program(Side::Client, "ping");
+        ping.args(["-n", "-q", "-c", "5", "-i", "0.1", "-s", "3000", &address])
+            .run()?
+            .check()?;
+    }
+    // ARP starts from nothing, on both sides.
+    for side in [Side::Client, Side::Server] {
+        scene.bed.ip(side, &["neigh", "flush", "all"])?;
+    }
+    ping_pong(scene, &host, 7007, 200)?;
+    ping_pong(scene, &host, 7008, 200)
+}
+
+/// CPython's own tests of UDP sockets and selectors, with 127.0.0.1 made the accelerated address.
+pub(crate) fn cpython_socket_tests(scene: &Scene) -> Result<()> {
+    let mut preload = paths::test_program("remap", "libremap.so")?.into_os_string();
+    if scene.has_shim() {
+        preload.push(" ");
+        preload.push(paths::shim());
+    }
+    let mut python = scene.bed.program(Side::Server, "/usr/bin/python3");
+    python
+        .env("LD_PRELOAD", &preload)
+        .env("REMAP_TO", scene.host());
+    python
+        .env("BYPASS_ACCELERATE_LOCAL", "1")
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    python.args(["-m", "test", "-i", "*VSOCK*"]);
+    for class in ["*UDP*", "*BasicSelectorTest*", "*SelectorTestCase*"] {
+        python.args(["-m", class]);
+    }
+    python
+        .args(["test_socket", "test_selectors"])
+        .timeout(Duration::from_secs(120));
+    let run = python.run()?;
+    if run.status.success() {
+        return Ok(());
+    }
+    let text = format!("{}{}", run.stdout, run.stderr);
+    let tail: Vec<&str> = text.lines().rev().take(60).collect();
+    Err(tail.into_iter().rev().collect::<Vec<_>>().join("\n").into())
+}
