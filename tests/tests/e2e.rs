@@ -73,5 +73,5 @@ tests! {
     faults::interface_down_and_up: Any,
     faults::mtu_changes: Any,
     faults::address_removed: Any,
-    faults::two_queues: Bypass,
+    faults::two_queues: Any,
 }

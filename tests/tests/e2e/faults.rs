@@ -267,19 +267,19 @@ pub(crate) fn mtu_changes(scene: &Scene) -> Result<()> {
         client.run()?.check()?;
         Ok(())
     };
+    let set_mtu = |mtu: &str| -> Result<()> {
+        for side in [Side::Server, Side::Client] {
+            bed.ip(side, &["link", "set", bed.interface(side), "mtu", mtu])?;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        Ok(())
+    };
     large()?;
-    bed.ip(
-        Side::Server,
-        &["link", "set", bed.interface(Side::Server), "mtu", "1000"],
-    )?;
-    std::thread::sleep(Duration::from_millis(200));
+    // Of both ends: a veth drops what is longer than the receiving end's MTU.
+    set_mtu("1000")?;
     large()?;
     ping_pong(scene, &host, PORT, 200)?;
-    bed.ip(
-        Side::Server,
-        &["link", "set", bed.interface(Side::Server), "mtu", "1500"],
-    )?;
-    std::thread::sleep(Duration::from_millis(200));
+    set_mtu("1500")?;
     large()?;
     server.stop()?.check()?;
     Ok(())
