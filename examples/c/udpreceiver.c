@@ -144,7 +144,8 @@ int main(int argc, char **argv)
             shown = packets;
             second = now;
         }
-        bool late = options.seconds && first && now - first >= (uint64_t)options.seconds * 1000000000u;
+        uint64_t most_ns = (uint64_t)options.seconds * 1000000000u;
+        bool late = options.seconds && first && now - first >= most_ns;
         bool full = options.count && packets >= (unsigned long long)options.count;
         if (late || full)
             atomic_store(&stopping, true);
@@ -158,8 +159,8 @@ int main(int argc, char **argv)
     double cpu = packets ? (double)(cpu_after - cpu_before) / (double)packets : 0;
     printf(options.json ? "{\"packets\":%llu,\"bytes\":%llu,\"seconds\":%.6f,\"rate\":%.0f,"
                           "\"cpu_ns_per_packet\":%.1f}\n"
-                        : "%llu packets, %llu bytes in %.3f s: %.0f packets/s, %.0f ns of processor "
-                          "time each\n",
+                        : "%llu packets, %llu bytes in %.3f s: %.0f packets/s, %.0f ns of "
+                          "processor time each\n",
            packets, bytes, seconds, rate, cpu);
     return 0;
 }

@@ -106,7 +106,9 @@ static void *send_all(void *argument)
     while (!atomic_load_explicit(&stopping, memory_order_relaxed)) {
         unsigned some = allowance(start, sent);
         if (some == 0) {
-            if (options.count && sent >= (unsigned long long)options.count / (unsigned)options.threads)
+            unsigned long long share =
+                (unsigned long long)options.count / (unsigned)options.threads;
+            if (options.count && sent >= share)
                 break;
             sleep_ms(0);
             continue;
@@ -169,7 +171,8 @@ int main(int argc, char **argv)
     double cpu = packets ? (double)cpu_ns() / (double)packets : 0;
     printf(options.json ? "{\"packets\":%llu,\"seconds\":%.6f,\"rate\":%.0f,"
                           "\"cpu_ns_per_packet\":%.1f}\n"
-                        : "%llu packets in %.3f s: %.0f packets/s, %.0f ns of processor time each\n",
+                        : "%llu packets in %.3f s: %.0f packets/s, %.0f ns of processor time "
+                          "each\n",
            packets, seconds, (double)packets / seconds, cpu);
     return 0;
 }

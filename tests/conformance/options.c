@@ -144,7 +144,8 @@ CASE(options_rcvtimeo, ACCELERATED)
     socklen_t length = sizeof back;
     value("SO_RCVTIMEO", setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof time));
     value("get", getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &back, &length));
-    yes("250 ms within 10 ms", back.tv_sec == 0 && back.tv_usec >= 240000 && back.tv_usec <= 260000);
+    yes("250 ms within 10 ms",
+        back.tv_sec == 0 && back.tv_usec >= 240000 && back.tv_usec <= 260000);
     uint64_t start = now_ms();
     receive(fd, 0);
     yes("after 250 ms", about(start, 250));

@@ -85,7 +85,8 @@ static void echo(int fd)
     static char bytes[70000];
     struct sockaddr_storage from;
     socklen_t length = sizeof from;
-    ssize_t got = recvfrom(fd, bytes, sizeof bytes, MSG_DONTWAIT, (struct sockaddr *)&from, &length);
+    ssize_t got =
+        recvfrom(fd, bytes, sizeof bytes, MSG_DONTWAIT, (struct sockaddr *)&from, &length);
     if (got >= 0)
         sendto(fd, bytes, (size_t)got, 0, (struct sockaddr *)&from, length);
 }

@@ -196,8 +196,8 @@ CASE(process_exec, MIXED)
         dup2(fd, 1);
         closefrom(3);
         char *const none[] = {NULL};
-        execle("/bin/sh", "sh", "-c", "echo question; [ \"$(dd bs=100 count=1 2>/dev/null)\" = question ]",
-               (char *)NULL, none);
+        const char *ask = "echo question; [ \"$(dd bs=100 count=1 2>/dev/null)\" = question ]";
+        execle("/bin/sh", "sh", "-c", ask, (char *)NULL, none);
         _exit(9);
     }
     reap(child);

@@ -155,7 +155,8 @@ CASE(vectors_by_syscall, ACCELERATED)
         char bytes[64];
         value("SYS_sendto", syscall(SYS_sendto, fd, "by number", 9, 0, NULL, 0));
         wait_for(fd, POLLIN, 2000);
-        content("SYS_recvfrom", bytes, syscall(SYS_recvfrom, fd, bytes, sizeof bytes, 0, NULL, NULL));
+        long got = syscall(SYS_recvfrom, fd, bytes, sizeof bytes, 0, NULL, NULL);
+        content("SYS_recvfrom", bytes, got);
         value("SYS_write", syscall(SYS_write, fd, "written", 7));
         wait_for(fd, POLLIN, 2000);
         content("SYS_read", bytes, syscall(SYS_read, fd, bytes, sizeof bytes));

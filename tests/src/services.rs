@@ -244,7 +244,7 @@ pub struct DnsLoad {
     pub verbose: bool,
 }
 
-/// Runs dnsperf from the client side, on the plain kernel, against a name server of the server side.
+/// Runs dnsperf on the client side, on the plain kernel, against a server of the server side.
 ///
 /// # Errors
 /// When it fails or prints something else.

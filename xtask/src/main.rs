@@ -1,2 +1,99 @@
-//! Under construction.
-fn main() {}
+//! `cargo xtask`: the one developer command.
+//!
+//! `demo` shows the product on this machine, `test` prepares the machine and runs every test, `ci`
+//! adds format, lints and the instruction gate, `bench` measures kernel against shim, `tidy` checks
+//! the rules that no compiler knows, `testbed` opens a shell between two namespaces. Everything
+//! that needs a network makes its own namespaces and removes them.
+
+mod bench;
+mod build;
+mod cargo_tests;
+mod demo;
+mod measure;
+mod packages;
+mod progress;
+mod shell;
+mod table;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use bypass_tests::Result;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Builds, tests, measures and shows bypass"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Show the bypass at work: name server, packet receiver and ping-pong, kernel against shim
+    Demo {
+        /// Print one JSON object instead of the table
+        #[arg(long)]
+        json: bool,
+        /// Length of each measurement in seconds
+        #[arg(long, default_value_t = 3)]
+        seconds: u32,
+    },
+    /// Prepare the machine, build, and run every test
+    Test {
+        /// Only the groups with these names (unit, abi, conformance, e2e)
+        groups: Vec<String>,
+    },
+    /// What a change must pass: format, lints, tidy, tests, instruction counts
+    Ci,
+    /// Measure: fallthrough, udp-rx, udp-e2e, udp-rr, idle, stack-udp
+    Bench {
+        /// Which one
+        name: bench::Name,
+        /// Print one JSON object instead of the table
+        #[arg(long)]
+        json: bool,
+        /// Rounds; kernel and shim take turns in each
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+        /// stack-udp: write the figures as the new reference
+        #[arg(long)]
+        record: bool,
+    },
+    /// Open a shell on the server side of a test bed
+    Testbed {
+        /// Queues of the veth
+        #[arg(long, default_value_t = 1)]
+        queues: u32,
+    },
+    /// Check module docs, unsafe code, dependencies, words and line width
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let done: Result<()> = match Arguments::parse().task {
+        Task::Demo { json, seconds } => demo::run(json, seconds),
+        Task::Test { groups } => test::run(&groups),
+        Task::Ci => test::ci(),
+        Task::Bench {
+            name,
+            json,
+            rounds,
+            record,
+        } => bench::run(name, json, rounds, record),
+        Task::Testbed { queues } => shell::run(queues),
+        Task::Tidy => tidy::run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

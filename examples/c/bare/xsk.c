@@ -104,7 +104,8 @@ static int bpf(enum bpf_cmd command, union bpf_attr *attributes)
 }
 
 #define INSTRUCTION(CODE, TO, FROM, OFF, IMM) \
-    ((struct bpf_insn){.code = (CODE), .dst_reg = (TO), .src_reg = (FROM), .off = (OFF), .imm = (IMM)})
+    ((struct bpf_insn){                          \
+        .code = (CODE), .dst_reg = (TO), .src_reg = (FROM), .off = (OFF), .imm = (IMM)})
 #define LOAD(SIZE, TO, FROM, OFF) INSTRUCTION(BPF_LDX | BPF_MEM | (SIZE), TO, FROM, OFF, 0)
 #define COPY(TO, FROM) INSTRUCTION(BPF_ALU64 | BPF_MOV | BPF_X, TO, FROM, 0, 0)
 #define SET(TO, IMM) INSTRUCTION(BPF_ALU64 | BPF_MOV | BPF_K, TO, 0, 0, IMM)

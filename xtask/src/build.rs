@@ -1,0 +1,43 @@
+//! Builds the product, and tells where cargo is.
+
+use std::process::Command;
+
+use bypass_tests::{Result, paths};
+
+use crate::progress::step;
+
+/// A `cargo` command in the repository.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(paths::repository());
+    command
+}
+
+/// Builds `libbypass.so` and `bypassctl` for release; not when `BYPASS_TEST_DIR` says that they
+/// are somewhere already.
+///
+/// # Errors
+/// When cargo fails.
+pub(crate) fn release() -> Result<()> {
+    if std::env::var_os("BYPASS_TEST_DIR").is_some() {
+        return Ok(());
+    }
+    step("building libbypass.so and bypassctl", || {
+        let status = cargo()
+            .args([
+                "build",
+                "--quiet",
+                "--release",
+                "-p",
+                "bypass-preload",
+                "-p",
+                "bypass-ctl",
+            ])
+            .status()?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err("the build failed".into())
+        }
+    })
+}

@@ -1,0 +1,116 @@
+//! Runs `cargo test` and counts what passed and failed.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
+use bypass_tests::Result;
+
+use crate::build::cargo;
+
+/// Tests passed and failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+
+    /// One check that is no Rust test.
+    pub(crate) fn check(&mut self, name: &str, result: Result<()>) {
+        match result {
+            Ok(()) => self.passed += 1,
+            Err(error) => {
+                println!("{name}: {error}");
+                self.failed += 1;
+            }
+        }
+    }
+}
+
+/// Runs `cargo test ARGUMENTS`, shows failures only, and counts.
+///
+/// # Errors
+/// When cargo cannot be started.
+pub(crate) fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Tally> {
+    let mut command = cargo();
+    command
+        .args(["test", "--quiet", "--no-fail-fast"])
+        .args(arguments);
+    command
+        .envs(environment.iter().copied())
+        .env_remove("RUST_BACKTRACE");
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
+    let output = child.stdout.take().ok_or("no output")?;
+    let mut tally = Tally::default();
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        match parse(&line) {
+            Some(some) => tally.add(some),
+            None if is_noise(&line) => {}
+            None => println!("{line}"),
+        }
+    }
+    let status = child.wait()?;
+    // It did not compile, or a test program died without a result.
+    if !status.success() && tally.failed == 0 {
+        tally.failed = 1;
+    }
+    Ok(tally)
+}
+
+/// `test result: ok. 3 passed; 1 failed; …`.
+fn parse(line: &str) -> Option<Tally> {
+    let rest = line.trim().strip_prefix("test result: ")?;
+    let count = |word: &str| -> Option<u64> {
+        let words: Vec<&str> = rest.split_whitespace().collect();
+        let at = words.iter().position(|w| w.trim_end_matches(';') == word)?;
+        words.get(at.checked_sub(1)?)?.parse().ok()
+    };
+    Some(Tally {
+        passed: count("passed")?,
+        failed: count("failed")?,
+    })
+}
+
+/// Blank lines, dots and "running n tests".
+fn is_noise(line: &str) -> bool {
+    let text = line.trim();
+    text.is_empty()
+        || text.starts_with("running ") && text.ends_with(['t', 's'])
+        || text
+            .split(' ')
+            .next()
+            .is_some_and(|dots| dots.chars().all(|c| c == '.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Tally, is_noise, parse};
+
+    #[test]
+    fn results_are_counted() {
+        let line =
+            "test result: FAILED. 41 passed; 1 failed; 0 ignored; 0 measured; 2 filtered out";
+        assert_eq!(
+            parse(line),
+            Some(Tally {
+                passed: 41,
+                failed: 1
+            })
+        );
+        assert_eq!(parse("running 3 tests"), None);
+    }
+
+    #[test]
+    fn noise_is_told_from_failures() {
+        assert!(is_noise("running 3 tests"));
+        assert!(is_noise("....... 7/9"));
+        assert!(is_noise(""));
+        assert!(!is_noise("udp_echo: kernel (-) and shim (+) differ:"));
+    }
+}

@@ -1,0 +1,104 @@
+//! The Debian packages that building and testing need.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use bypass_tests::Result;
+
+use crate::progress::step;
+
+/// Package and the program or file that shows that it is there.
+const PACKAGES: &[(&str, &str)] = &[
+    ("binutils", "/usr/bin/nm"),
+    ("bind9-dnsutils", "/usr/bin/dig"),
+    ("clang", "/usr/bin/clang"),
+    ("curl", "/usr/bin/curl"),
+    ("dnsperf", "/usr/bin/dnsperf"),
+    ("ethtool", "/usr/sbin/ethtool"),
+    ("gcc", "/usr/bin/gcc"),
+    ("iperf3", "/usr/bin/iperf3"),
+    ("iproute2", "/usr/sbin/ip"),
+    ("iputils-ping", "/usr/bin/ping"),
+    ("knot", "/usr/sbin/knotd"),
+    ("libc6-dev", "/usr/include/stdio.h"),
+    (
+        "libpython3.11-testsuite",
+        "/usr/lib/python3.11/test/test_socket.py",
+    ),
+    ("linux-libc-dev", "/usr/include/linux/if_xdp.h"),
+    ("make", "/usr/bin/make"),
+    ("memcached", "/usr/bin/memcached"),
+    ("nsd", "/usr/sbin/nsd"),
+    ("procps", "/usr/bin/ps"),
+    ("python3", "/usr/bin/python3"),
+    ("socat", "/usr/bin/socat"),
+    ("sockperf", "/usr/bin/sockperf"),
+    ("strace", "/usr/bin/strace"),
+    ("unbound", "/usr/sbin/unbound"),
+    ("util-linux", "/usr/bin/setpriv"),
+    ("valgrind", "/usr/bin/valgrind"),
+];
+
+/// Installs what is missing.
+///
+/// # Errors
+/// When `apt-get` fails, or something is missing and we are not root.
+pub(crate) fn install_missing() -> Result<()> {
+    let missing: Vec<&str> = PACKAGES
+        .iter()
+        .filter(|(_, file)| !Path::new(file).exists())
+        .map(|(package, _)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    step(&format!("installing {}", missing.join(" ")), || {
+        let _quiet = NoServices::new();
+        apt_get(&["update"])?;
+        let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
+        arguments.extend(&missing);
+        apt_get(&arguments)
+    })
+}
+
+fn apt_get(arguments: &[&str]) -> Result<()> {
+    let run = Command::new("apt-get")
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .output()?;
+    if run.status.success() {
+        return Ok(());
+    }
+    let why = String::from_utf8_lossy(&run.stderr);
+    Err(format!("apt-get {} failed:\n{why}", arguments.join(" ")).into())
+}
+
+/// Keeps the packages' services from being started while it lives; our tests start them
+/// themselves. Debian asks this file before it starts a service.
+struct NoServices {
+    ours: bool,
+}
+
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+impl NoServices {
+    fn new() -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let ours = !Path::new(POLICY).exists()
+            && fs::write(POLICY, "#!/bin/sh\nexit 101\n").is_ok()
+            && fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755)).is_ok();
+        Self { ours }
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours {
+            // What cannot be removed was removed by somebody else.
+            let _ = fs::remove_file(POLICY);
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! `cargo xtask test` and `cargo xtask ci`.
+
+use bypass_tests::{Result, paths};
+
+use crate::build::cargo;
+use crate::cargo_tests::{self, Tally};
+use crate::progress::step;
+use crate::{bench, build, packages, tidy};
+
+/// A group of tests: its name and the arguments of `cargo test`.
+struct Group {
+    name: &'static str,
+    arguments: &'static [&'static str],
+}
+
+/// In this order: cheap ones first. Two at a time where a test bed is quiet most of the time, one
+/// at a time where load or time is measured.
+const GROUPS: &[Group] = &[
+    Group {
+        name: "unit",
+        arguments: &["--workspace", "--exclude", "bypass-tests"],
+    },
+    Group {
+        name: "unit",
+        arguments: &["-p", "bypass-tests", "--lib"],
+    },
+    Group {
+        name: "abi",
+        arguments: &["-p", "bypass-tests", "--test", "abi"],
+    },
+    Group {
+        name: "conformance",
+        arguments: &[
+            "-p",
+            "bypass-tests",
+            "--test",
+            "conformance",
+            "--",
+            "--test-threads=2",
+        ],
+    },
+    Group {
+        name: "e2e",
+        arguments: &[
+            "-p",
+            "bypass-tests",
+            "--test",
+            "e2e",
+            "--",
+            "--test-threads=1",
+        ],
+    },
+];
+
+/// Prepares the machine, builds, runs the tests; ends with the line `N passed, N failed`.
+///
+/// # Errors
+/// When a test failed or a step before the tests did.
+pub(crate) fn run(groups: &[String]) -> Result<()> {
+    let tally = all(groups)?;
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    if tally.failed == 0 {
+        Ok(())
+    } else {
+        Err("there are failures".into())
+    }
+}
+
+fn all(groups: &[String]) -> Result<Tally> {
+    let wanted = |name: &str| groups.is_empty() || groups.iter().any(|group| group == name);
+    packages::install_missing()?;
+    build::release()?;
+    let mut tally = Tally::default();
+    if wanted("unit") {
+        tally.check("tidy", step("tidy", tidy::run));
+    }
+    // Once it is written the shim's column must run: a skip would be no test.
+    let environment: &[(&str, &str)] =
+        if paths::repository().join("preload/src/symbols.rs").exists() {
+            &[("BYPASS_TEST_REQUIRE_SHIM", "1")]
+        } else {
+            &[]
+        };
+    for group in GROUPS.iter().filter(|group| wanted(group.name)) {
+        let what = format!(
+            "{} tests: cargo test {}",
+            group.name,
+            group.arguments.join(" ")
+        );
+        tally.add(step(&what, || {
+            cargo_tests::run(group.arguments, environment)
+        })?);
+    }
+    Ok(tally)
+}
+
+/// Everything that a change must pass.
+///
+/// # Errors
+/// When something failed.
+pub(crate) fn ci() -> Result<()> {
+    let mut tally = Tally::default();
+    let checks: [(&str, &[&str]); 3] = [
+        ("format", &["fmt", "--all", "--check"]),
+        (
+            "lints",
+            &[
+                "clippy",
+                "--quiet",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-Dwarnings",
+            ],
+        ),
+        (
+            "licences and sources",
+            &["deny", "--offline", "check", "licenses", "bans", "sources"],
+        ),
+    ];
+    for (name, arguments) in checks {
+        if arguments[0] == "deny" && !has_cargo_deny() {
+            println!("{name}: cargo-deny is not installed, skipped");
+            continue;
+        }
+        let result = step(name, || -> Result<()> {
+            let status = cargo().args(arguments).status()?;
+            if status.success() {
+                Ok(())
+            } else {
+                Err(format!("{status}").into())
+            }
+        });
+        tally.check(name, result);
+    }
+    tally.add(all(&[])?);
+    tally.check("instructions per datagram", bench::stack_udp_gate());
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    if tally.failed == 0 {
+        Ok(())
+    } else {
+        Err("there are failures".into())
+    }
+}
+
+fn has_cargo_deny() -> bool {
+    cargo()
+        .args(["deny", "--version"])
+        .output()
+        .is_ok_and(|run| run.status.success())
+}
