@@ -1,9 +1,9 @@
 //! One case run in two columns, its output compared line by line.
 //!
 //! A case is a name of the C program in `tests/conformance` or a Python script there. It runs on
-//! the server side of a fresh test bed with `peer` on the client side. Natively it runs twice and must
-//! print the same twice: what varies would hide what differs. Under the shim it must print what it
-//! prints natively, and the kernel must not have carried its datagrams.
+//! the server side of a fresh test bed with `peer` on the client side. Natively it runs twice and
+//! must print the same twice: what varies would hide what differs. Under the shim it must print
+//! what it prints natively, and the kernel must not have carried its datagrams.
 
 use std::time::Duration;
 
