@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::program::{Finished, Running, wait_until};
@@ -66,6 +67,17 @@ pub fn start(bed: &Testbed, environment: &[(&str, &str)]) -> Result<Running> {
     })
     .map_err(|error| format!("{error}\n{}{}", daemon.stdout(), daemon.stderr()))?;
     Ok(daemon)
+}
+
+/// Asks every daemon on the server side to end (SIGTERM).
+pub fn stop_all(bed: &Testbed) {
+    for pid in running(bed) {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            // A daemon that has left by itself needs no signal.
+            let _ = kill_process(pid, Signal::TERM);
+        }
+    }
 }
 
 /// Process ids of the daemons on the server side.

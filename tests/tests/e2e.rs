@@ -74,4 +74,8 @@ tests! {
     faults::mtu_changes: Any,
     faults::address_removed: Any,
     faults::two_queues: Any,
+    faults::bad_frames: Any,
+    faults::flood_to_unread_socket: Any,
+    faults::daemon_messages: Any,
+    faults::image_corrupted: Any,
 }

@@ -335,3 +335,118 @@ pub(crate) fn two_queues(scene: &Scene) -> Result<()> {
     }
     Ok(())
 }
+
+/// A number for the scripts that draw their nonsense: `BYPASS_SEED`, or the process id.
+fn seed() -> String {
+    std::env::var("BYPASS_SEED").unwrap_or_else(|_| std::process::id().to_string())
+}
+
+fn script(name: &str) -> std::path::PathBuf {
+    paths::repository().join("tests/e2e").join(name)
+}
+
+/// Malformed frames of every kind: nothing breaks, the next good datagrams are served.
+pub(crate) fn bad_frames(scene: &Scene) -> Result<()> {
+    let (host, bed) = (scene.host(), &scene.bed);
+    let server = echo(scene)?;
+    ping_pong(scene, &host, PORT, 500)?;
+    let links = bed.ip(
+        Side::Server,
+        &["-j", "link", "show", bed.interface(Side::Server)],
+    )?;
+    let links: serde_json::Value = serde_json::from_str(&links)?;
+    let mac = links[0]["address"].as_str().ok_or("no MAC")?;
+    let seed = seed();
+    let mut sender = bed.program(Side::Client, "/usr/bin/python3");
+    sender.arg("-I").arg(script("bad_frames.py"));
+    sender.args([bed.interface(Side::Client), mac, &scene.peer(), &host]);
+    sender.args([&PORT.to_string(), &seed]).run()?.check()?;
+    ping_pong(scene, &host, PORT, 500).map_err(|error| format!("BYPASS_SEED={seed}: {error}"))?;
+    server.stop()?.check()?;
+    Ok(())
+}
+
+/// A flood to a socket that nobody reads costs another socket of the same stack nothing.
+pub(crate) fn flood_to_unread_socket(scene: &Scene) -> Result<()> {
+    let (host, bed) = (scene.host(), &scene.bed);
+    let server = echo(scene)?;
+    let mut unread = bed.program(Side::Server, "/usr/bin/python3");
+    unread
+        .column(scene.column)
+        .arg("-I")
+        .arg(script("unread.py"));
+    let _unread = unread.args([&host, "4321"]).spawn()?;
+    wait_for_udp_port(bed, Side::Server, 4321)?;
+    std::thread::sleep(Duration::from_millis(200));
+    let mut flood = bed.program(Side::Client, paths::example("udpsender")?);
+    flood.args([
+        "--seconds",
+        "3",
+        "--rate",
+        "50000",
+        "--batch",
+        "16",
+        "--size",
+        "200",
+        &host,
+    ]);
+    let flood = flood.spawn()?;
+    std::thread::sleep(Duration::from_millis(500));
+    ping_pong(scene, &host, PORT, 2000)?;
+    flood.wait(Duration::from_secs(10))?.check()?;
+    server.stop()?.check()?;
+    Ok(())
+}
+
+/// Malformed messages, wrong descriptors, silent and deaf clients: refused, others served.
+pub(crate) fn daemon_messages(scene: &Scene) -> Result<()> {
+    if !scene.has_shim() {
+        return Ok(());
+    }
+    let server = echo(scene)?;
+    ping_pong(scene, &scene.host(), PORT, 200)?;
+    let mut client = scene.bed.program(Side::Server, "/usr/bin/python3");
+    client
+        .arg("-I")
+        .arg(script("daemon_messages.py"))
+        .arg(seed());
+    client.timeout(Duration::from_secs(60)).run()?.check()?;
+    ping_pong(scene, &scene.host(), PORT, 200)?;
+    server.stop()?.check()?;
+    Ok(())
+}
+
+/// A client corrupts its stack image on purpose: the daemon and `bypassctl` report it and survive.
+pub(crate) fn image_corrupted(scene: &Scene) -> Result<()> {
+    if !scene.has_shim() {
+        return Ok(());
+    }
+    let (bed, seed) = (&scene.bed, seed());
+    let server = echo(scene)?;
+    ping_pong(scene, &scene.host(), PORT, 200)?;
+    let before = daemon::running(bed);
+    let mut corrupt = bed.program(Side::Server, "/usr/bin/python3");
+    corrupt.arg("-I").arg(script("corrupt_image.py"));
+    corrupt
+        .args([&server.pid().to_string(), &seed])
+        .run()?
+        .check()?;
+    for arguments in [
+        &["dump"][..],
+        &["stacks"],
+        &["sockets"],
+        &["filters", "list"],
+        &["stats"],
+    ] {
+        let run = daemon::bypassctl(bed, arguments)?;
+        if run.status.code().is_none() {
+            let what = arguments.join(" ");
+            return Err(format!("BYPASS_SEED={seed}: bypassctl {what}: {}", run.status).into());
+        }
+    }
+    if daemon::running(bed) != before {
+        return Err(format!("BYPASS_SEED={seed}: the daemon did not survive").into());
+    }
+    server.kill();
+    Ok(())
+}
