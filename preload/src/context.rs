@@ -77,10 +77,10 @@ pub fn join() -> Result<&'static Joined, FallThrough> {
         return Ok(joined);
     }
     let now = clock::now().0;
-    if now.wrapping_sub(FAILED_AT.load(Ordering::Relaxed)) < RETRY_AFTER_NS {
-        if let Some(reason) = FallThrough::from_number(FAILED_WITH.load(Ordering::Relaxed) as u8) {
-            return Err(reason);
-        }
+    if now.wrapping_sub(FAILED_AT.load(Ordering::Relaxed)) < RETRY_AFTER_NS
+        && let Some(reason) = FallThrough::from_number(FAILED_WITH.load(Ordering::Relaxed) as u8)
+    {
+        return Err(reason);
     }
     match attach(&mut control) {
         Ok(joined) => {

@@ -105,19 +105,15 @@ fn try_activate(fd: i32) -> Result<EndpointId, FallThrough> {
         shadow_cookie: cookie,
         ifindex: bound_device(fd),
     };
-    {
-        let mut locked = joined.attachment.lock().map_err(|_| FallThrough::System)?;
-        // After a fork the socket may be accelerated already, by a relative of this process.
-        if process::has_relatives() {
-            if let Some(endpoint) = locked.stack().udp_find(cookie) {
-                locked.stack().hold(endpoint, context::process());
-                return Ok(endpoint);
-            }
-        }
-        drop(locked);
-    }
     let endpoint = {
         let mut locked = joined.attachment.lock().map_err(|_| FallThrough::System)?;
+        // After a fork the socket may be accelerated already, by a relative of this process.
+        if process::has_relatives()
+            && let Some(endpoint) = locked.stack().udp_find(cookie)
+        {
+            locked.stack().hold(endpoint, context::process());
+            return Ok(endpoint);
+        }
         locked.stack().udp_open(&open).map_err(|_| FallThrough::Limit)?
     };
     match add_filter(fd, endpoint, family, local, remote) {

@@ -11,9 +11,8 @@
 
 #![expect(unsafe_code, reason = "UNSAFETY: C symbols; each body only passes its arguments on")]
 #![expect(missing_docs, reason = "each module is one libc function; see its man page")]
-#![expect(non_camel_case_types, missing_debug_implementations, reason = "redhook names its type as C names the function")]
-#![expect(clippy::missing_safety_doc, clippy::too_many_arguments, reason = "the contracts are libc's")]
-#![expect(static_mut_refs, reason = "redhook keeps its once-cell so")]
+#![expect(non_snake_case, reason = "modules are named as C names the functions")]
+#![expect(clippy::too_many_arguments, reason = "the execl forms are variadic in C")]
 
 use libc::{
     c_char, c_int, c_uint, c_ulong, c_void, epoll_event, fd_set, iovec, loff_t, mmsghdr,

@@ -259,10 +259,9 @@ impl Locked<'_> {
             if !stack.has_transmit(number) {
                 continue;
             }
-            match queue {
-                Some(queue) => submit(stack, queue.as_mut(), number),
-                // Not mapped here (yet): another process of the stack sends it.
-                None => {}
+            // One that is not mapped here (yet) is sent by another process of the stack.
+            if let Some(queue) = queue {
+                submit(stack, queue.as_mut(), number);
             }
         }
     }

@@ -116,7 +116,7 @@ unsafe fn receive(
         // SAFETY: the caller's promise. The error queue is the shadow's.
         return unsafe { from_kernel(fd, message, call_flags) };
     }
-    if SERVED.fetch_add(1, Ordering::Relaxed) % SHADOW_EVERY == 0 {
+    if SERVED.fetch_add(1, Ordering::Relaxed).is_multiple_of(SHADOW_EVERY) {
         // SAFETY: the caller's promise.
         match unsafe { from_kernel(fd, message, call_flags | MSG_DONTWAIT) } {
             Err(Errno::AGAIN) => {}

@@ -219,6 +219,12 @@ impl Destination {
         if !next_hop.is_confirmed() && !may_skip_confirmation() {
             return Err(ByKernel);
         }
+        // The table is everybody's; its queue pair numbers are those of the interface's owner.
+        let index = usize::from(next_hop.queue_pair);
+        let owner = locked.stack().queue_pairs().get(index).map_or(0, |info| info.ifindex);
+        if owner != next_hop.ifindex || !locked.has_queue(index) {
+            return Err(ByKernel);
+        }
         let mut next_hop = *next_hop;
         if !self.bound.is_unspecified() {
             next_hop.source = self.bound;

@@ -408,7 +408,7 @@ impl EpollSet {
                 joined.refresh();
             }
             let calls = self.calls.fetch_add(1, Ordering::Relaxed);
-            if found == 0 || (calls % KERNEL_EVERY == 0 && found < out.len()) {
+            if found == 0 || (calls.is_multiple_of(KERNEL_EVERY) && found < out.len()) {
                 found += self.kernel_events(epfd, &mut out[found..])? as usize;
                 if found == 0
                     && let Ok(mut locked) = joined.attachment.lock()

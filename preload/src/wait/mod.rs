@@ -147,7 +147,7 @@ fn spin(
             }
         }
         looks = looks.wrapping_add(1);
-        if looks % KERNEL_EVERY == 0 && (kernel_ready(interest.fds) || signals::pending()) {
+        if looks.is_multiple_of(KERNEL_EVERY) && (kernel_ready(interest.fds) || signals::pending()) {
             return !signals::pending();
         }
         if now.0 >= end {
@@ -217,10 +217,10 @@ fn park_and_poll(
     }
     let limit = if waiter.is_some() { u64::MAX } else { WITHOUT_BELL_NS };
     let polled = ppoll(interest.fds, deadline, limit, mask);
-    if let Some(waiter) = waiter {
-        if interest.fds.last().is_some_and(|bell| bell.revents != 0) {
-            waiter.bell.drain();
-        }
+    if let Some(waiter) = waiter
+        && interest.fds.last().is_some_and(|bell| bell.revents != 0)
+    {
+        waiter.bell.drain();
     }
     interest.fds.truncate(own);
     let Ok(mut locked) = joined.attachment.lock() else { return Woken::Ready };
