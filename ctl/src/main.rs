@@ -1,2 +1,147 @@
-//! Under construction.
-fn main() {}
+//! `bypassctl`: shows and controls the bypass, and runs its daemon.
+//!
+//! This file only says what can be asked; each command has a file in `cmd/`. Exit codes: 0 fine,
+//! 1 failed, 2 wrong usage, 3 nothing to do.
+
+mod cmd;
+mod daemon;
+mod render;
+mod source;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// What went wrong, in a sentence that says what to do; and the exit code.
+#[derive(Debug)]
+pub struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// Exit code 1.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { code: 1, message: message.into() }
+    }
+
+    /// Exit code 3: there is nothing to show or do.
+    pub fn nothing(message: impl Into<String>) -> Self {
+        Self { code: 3, message: message.into() }
+    }
+}
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "bypassctl",
+    version,
+    about = "Show and control kernel bypass for unmodified programs",
+    after_help = "Examples:\n  bypassctl run -- knotd -c knot.conf   start a program under the bypass\n  bypassctl filters list                what is led past the kernel, for whom\n  bypassctl explain --all               every socket: accelerated, or why not\n  bypassctl doctor                      test this machine\n\nExit codes: 0 fine, 1 failed, 2 wrong usage, 3 nothing to do."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a program with libbypass.so.
+    Run(cmd::run::Run),
+    /// Run the privileged daemon of this network namespace.
+    Daemon {
+        /// End about two seconds after the last program has gone.
+        #[arg(long)]
+        exit_when_idle: bool,
+        /// Stay in the foreground.
+        #[arg(long)]
+        foreground: bool,
+        /// Configuration file in place of /etc/bypass/bypass.toml.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Filters: what is led past the kernel.
+    Filters {
+        #[command(subcommand)]
+        command: cmd::filters::Filters,
+    },
+    /// Accelerated sockets, like ss -uan.
+    Sockets(cmd::Json),
+    /// Every counter with its sentence.
+    Stats(cmd::stats::Stats),
+    /// Each socket of a program: accelerated, or why not.
+    Explain(cmd::explain::Explain),
+    /// Test this machine: kernel, privileges, interfaces, daemon.
+    Doctor(cmd::Json),
+    /// Stacks with their users, processes and queues.
+    Stacks(cmd::Json),
+    /// Read stack images and check them.
+    Dump(cmd::Json),
+    /// Stop the daemon. Running programs go on.
+    Shutdown,
+    /// Shell completions on standard output.
+    Completions {
+        /// bash, zsh, fish, elvish or powershell.
+        shell: clap_complete::Shell,
+    },
+    /// Manual pages: to a folder, or the main one to standard output.
+    Man {
+        /// Folder for all pages.
+        folder: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            render::complain(&failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Run(run) => run.execute(),
+        Command::Daemon { exit_when_idle, foreground, config } => {
+            let options = daemon::DaemonOptions { exit_when_idle, foreground, config };
+            daemon::run(&options).map_err(|error| Failure {
+                code: u8::try_from(error.exit_code()).unwrap_or(1),
+                message: error.to_string(),
+            })
+        }
+        Command::Filters { command } => command.execute(),
+        Command::Sockets(json) => cmd::sockets::execute(&json),
+        Command::Stats(stats) => stats.execute(),
+        Command::Explain(explain) => explain.execute(),
+        Command::Doctor(json) => cmd::doctor::execute(&json),
+        Command::Stacks(json) => cmd::stacks::list(&json),
+        Command::Dump(json) => cmd::stacks::dump(&json),
+        Command::Shutdown => cmd::filters::shutdown(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "bypassctl", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man { folder } => manual(folder),
+    }
+}
+
+fn manual(folder: Option<PathBuf>) -> Result<(), Failure> {
+    let command = Cli::command();
+    let failed = |error: std::io::Error| Failure::new(format!("cannot write the manual: {error}"));
+    match folder {
+        Some(folder) => clap_mangen::generate_to(command, folder).map_err(failed),
+        None => clap_mangen::Man::new(command).render(&mut std::io::stdout()).map_err(failed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bypass_proto::reason::FallThrough;
 use bypass_runtime::control::Control;
 
+use crate::family::raw::direct;
 use crate::symbols;
 
 /// How long a started daemon may take until it answers.
@@ -51,12 +52,18 @@ struct Exec {
 extern "C" fn child(argument: *mut c_void) -> c_int {
     // SAFETY: the parent waits (CLONE_VFORK) and keeps the structure alive.
     let exec = unsafe { &*argument.cast::<Exec>() };
-    // SAFETY: all strings end with NUL, both arrays with a null pointer.
-    unsafe {
-        symbols::execve::original()(exec.path.as_ptr(), exec.argv.as_ptr(), exec.envp.as_ptr());
+    // A second fork, by its system call: the daemon becomes nobody's child here.
+    // SAFETY: fork as a plain clone; this child uses only its own stack and `exec`.
+    let grandchild =
+        unsafe { direct(libc::SYS_clone as usize, [libc::SIGCHLD as usize, 0, 0, 0, 0, 0]) };
+    if grandchild == 0 {
+        // SAFETY: all strings end with NUL, both arrays with a null pointer.
+        unsafe {
+            symbols::execve::original()(exec.path.as_ptr(), exec.argv.as_ptr(), exec.envp.as_ptr());
+        }
     }
     // SAFETY: ends this child without running the program's exit handlers.
-    unsafe { libc::_exit(127) }
+    unsafe { libc::_exit(0) }
 }
 
 /// Runs `bypassctl daemon --exit-when-idle` and waits until it answers.
