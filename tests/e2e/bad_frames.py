@@ -35,7 +35,8 @@ def udp(payload, sport=9999, dport=port, length=None, bad=False):
     return struct.pack(">HHHH", sport, dport, length, value or 0xFFFF) + payload
 
 
-def ipv4(content, version=0x45, total=None, fragment=0, protocol=17, options=b"", bad=False, ident=1):
+def ipv4(content, version=0x45, total=None, fragment=0, options=b"", bad=False, ident=1):
+    protocol = 17
     total = 20 + len(options) + len(content) if total is None else total
     fields = [version, 0, total, ident, fragment, 64, protocol, 0]
     head = struct.pack(">BBHHHBBH", *fields) + source + destination + options
@@ -65,7 +66,8 @@ for offset in (0, 1, 2, 3):
     frames.append(frame(ipv4(udp(b"y" * 64), fragment=0x2000 | offset, ident=7)))
     frames.append(frame(ipv4(b"z" * 64, fragment=offset, ident=7)))
 for tags in (1, 2, 3):
-    frames.append(frame(b"\0\x05\x81\0" * (tags - 1) + b"\0\x05\x08\0" + ipv4(udp(b"v")), b"\x81\0"))
+    tagged = b"\0\x05\x81\0" * (tags - 1) + b"\0\x05\x08\0" + ipv4(udp(b"v"))
+    frames.append(frame(tagged, b"\x81\0"))
 frames.append(frame(ipv4(udp(b"m" * 1472))))
 frames.append(frame(b"\x60" + b"\0" * 39, b"\x86\xdd"))
 frames.append(frame(struct.pack(">IHBB", 0x60000000, 8, 17, 64) + b"\0" * 40, b"\x86\xdd"))

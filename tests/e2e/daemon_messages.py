@@ -93,7 +93,8 @@ for what, descriptors in (
 
 chance = random.Random(int(sys.argv[1]))
 for number in range(300):
-    message = bytearray(request(chance.choice((QUEUE_PAIRS, ADD_FILTER, REMOVE_FILTER, FORKED, 99))))
+    kind = chance.choice((QUEUE_PAIRS, ADD_FILTER, REMOVE_FILTER, FORKED, 99))
+    message = bytearray(request(kind))
     for _ in range(chance.randrange(1, 30)):
         message[chance.randrange(6 if number % 2 else 16, SIZE)] = chance.randrange(256)
     if struct.unpack("<H", message[6:8])[0] in (ATTACH, QUERY, 7, 8, 9):
