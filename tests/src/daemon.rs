@@ -61,7 +61,7 @@ pub fn start(bed: &Testbed, environment: &[(&str, &str)]) -> Result<Running> {
     for (name, value) in environment {
         program.env(name, value);
     }
-    let daemon = program.arg("daemon").spawn()?;
+    let daemon = program.args(["daemon", "--foreground"]).spawn()?;
     wait_until("the daemon answers", Duration::from_secs(5), || {
         list(bed, &["stacks"]).is_ok() || list(bed, &["filters", "list"]).is_ok()
     })
