@@ -13,7 +13,6 @@ use std::time::Duration;
 use bypass_proto::reason::FallThrough;
 use bypass_runtime::control::Control;
 
-use crate::family::raw::direct;
 use crate::symbols;
 
 /// How long a started daemon may take until it answers.
@@ -52,18 +51,12 @@ struct Exec {
 extern "C" fn child(argument: *mut c_void) -> c_int {
     // SAFETY: the parent waits (CLONE_VFORK) and keeps the structure alive.
     let exec = unsafe { &*argument.cast::<Exec>() };
-    // A second fork, by its system call: the daemon becomes nobody's child here.
-    // SAFETY: fork as a plain clone; this child uses only its own stack and `exec`.
-    let grandchild =
-        unsafe { direct(libc::SYS_clone as usize, [libc::SIGCHLD as usize, 0, 0, 0, 0, 0]) };
-    if grandchild == 0 {
-        // SAFETY: all strings end with NUL, both arrays with a null pointer.
-        unsafe {
-            symbols::execve::original()(exec.path.as_ptr(), exec.argv.as_ptr(), exec.envp.as_ptr());
-        }
+    // SAFETY: all strings end with NUL, both arrays with a null pointer.
+    unsafe {
+        symbols::execve::original()(exec.path.as_ptr(), exec.argv.as_ptr(), exec.envp.as_ptr());
     }
     // SAFETY: ends this child without running the program's exit handlers.
-    unsafe { libc::_exit(0) }
+    unsafe { libc::_exit(127) }
 }
 
 /// Runs `bypassctl daemon --exit-when-idle` and waits until it answers.
@@ -97,8 +90,15 @@ pub fn start_daemon() -> Result<(), FallThrough> {
         return Err(FallThrough::NoDaemon);
     }
     let mut status = 0;
+    // The started process ends when the daemon, its child, answers; or when there can be none.
     // SAFETY: waits for this very child; __WCLONE takes those without exit signal.
-    unsafe { libc::waitpid(pid, &raw mut status, libc::__WCLONE) };
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, libc::__WCLONE) };
+    /// Exit code of a daemon that found another one serving already.
+    const ANOTHER_SERVES: i32 = 3;
+    let code = libc::WEXITSTATUS(status);
+    if waited == pid && libc::WIFEXITED(status) && code != 0 && code != ANOTHER_SERVES {
+        return Err(FallThrough::NoDaemon);
+    }
     wait_until_it_answers()
 }
 

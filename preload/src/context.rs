@@ -22,7 +22,7 @@ use crate::config;
 use crate::{autostart, private};
 
 /// After a failure to attach, new sockets go straight to the kernel for this long.
-const RETRY_AFTER_NS: u64 = 1_000_000_000;
+const RETRY_AFTER_NS: u64 = 5_000_000_000;
 
 /// A stack this process has joined.
 #[derive(Debug)]

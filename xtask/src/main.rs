@@ -8,6 +8,7 @@
 mod bench;
 mod build;
 mod cargo_tests;
+mod codegen;
 mod demo;
 mod measure;
 mod packages;
@@ -71,6 +72,12 @@ enum Task {
         #[arg(long, default_value_t = 1)]
         queues: u32,
     },
+    /// Build the steering program's bytecode again
+    Codegen {
+        /// Only compare with the committed one
+        #[arg(long)]
+        check: bool,
+    },
     /// Check module docs, unsafe code, dependencies, words and line width
     Tidy,
 }
@@ -87,6 +94,7 @@ fn main() -> ExitCode {
             record,
         } => bench::run(name, json, rounds, record),
         Task::Testbed { queues } => shell::run(queues),
+        Task::Codegen { check } => codegen::run(check),
         Task::Tidy => tidy::run(),
     };
     match done {

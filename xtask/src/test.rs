@@ -5,7 +5,7 @@ use bypass_tests::{Result, paths};
 use crate::build::cargo;
 use crate::cargo_tests::{self, Tally};
 use crate::progress::step;
-use crate::{bench, build, packages, tidy};
+use crate::{bench, build, codegen, packages, tidy};
 
 /// A group of tests: its name and the arguments of `cargo test`.
 struct Group {
@@ -73,6 +73,7 @@ fn all(groups: &[String]) -> Result<Tally> {
     let mut tally = Tally::default();
     if wanted("unit") {
         tally.check("tidy", step("tidy", tidy::run));
+        tally.check("bytecode", step("bytecode", || codegen::run(true)));
     }
     // Once it is written the shim's column must run: a skip would be no test.
     let environment: &[(&str, &str)] =

@@ -71,12 +71,20 @@ pub fn forget(fd: c_int) {
 }
 
 pub unsafe fn close(fd: c_int) -> c_int {
-    if !fdtable::falls_through(fd) {
-        if fdtable::get(fd) == Entry::Private {
-            return to_int(Err(Errno::BADF));
-        }
-        forget(fd);
+    if fdtable::falls_through(fd) {
+        // SAFETY: plain integer.
+        return unsafe { symbols::close::original()(fd) };
     }
+    close_ours(fd)
+}
+
+#[cold]
+#[inline(never)]
+fn close_ours(fd: c_int) -> c_int {
+    if fdtable::get(fd) == Entry::Private {
+        return to_int(Err(Errno::BADF));
+    }
+    forget(fd);
     // SAFETY: plain integer.
     unsafe { symbols::close::original()(fd) }
 }

@@ -84,7 +84,8 @@ pub unsafe fn ppoll_chk(
 /// # Safety
 /// `fds` is null or an array of `count`.
 unsafe fn is_kernel_only(fds: *const pollfd, count: nfds_t) -> bool {
-    if fds.is_null() || context_is_absent(count) {
+    // The first page is never mapped, and the kernel refuses counts above any limit on open files.
+    if (fds as usize) < 4096 || count > 1 << 20 {
         return true;
     }
     (0..count as usize).all(|index| {
@@ -92,11 +93,6 @@ unsafe fn is_kernel_only(fds: *const pollfd, count: nfds_t) -> bool {
         let fd = unsafe { (*fds.add(index)).fd };
         fdtable::falls_through(fd) || !matters(fd)
     })
-}
-
-/// Nothing can be ours, or the count is one that the kernel refuses.
-fn context_is_absent(count: nfds_t) -> bool {
-    count > 1 << 20
 }
 
 /// Whether waiting on this descriptor is different from the kernel's way.

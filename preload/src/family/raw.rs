@@ -21,7 +21,7 @@ use crate::{context, fdtable};
 /// # Safety
 /// Whatever the system call demands.
 #[inline(always)]
-pub unsafe fn direct(number: size_t, arguments: [size_t; 6]) -> size_t {
+unsafe fn direct(number: size_t, arguments: [size_t; 6]) -> size_t {
     let [a, b, c, d, e, f] = arguments;
     let result: isize;
     #[cfg(target_arch = "x86_64")]
