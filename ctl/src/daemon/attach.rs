@@ -1,0 +1,127 @@
+//! A program joins the stack of its user.
+
+use bypass_proto::control::{Refusal, Reply, ReplyKind};
+use bypass_proto::policy::Peer;
+use rustix::io::Errno;
+
+use super::client::Client;
+use super::counters::Counter;
+use super::nics;
+use super::process::{self, Process};
+use super::requests::Refused;
+use super::server::{Server, Token};
+use super::stacks::{self, StackEntry};
+use super::{sockopt, watch};
+
+impl Server {
+    /// Gives a program a process slot in the stack of its user, which is made if need be.
+    pub(super) fn attach(&mut self, client: &mut Client) -> Result<Reply, Refused> {
+        if self.config.error.is_some() || !self.is_allowed(&client.peer) {
+            return Err(Refusal::NotAllowed.into());
+        }
+        let peer = &client.peer;
+        let uid = peer.uid;
+        if peer.pid == 0 || peer.start_time == 0 {
+            // Invisible from here or gone already: its end could not be noticed.
+            return Err(Errno::SRCH.into());
+        }
+        if let Some((number, slot)) = self.watch.find(uid, peer.pid, peer.start_time) {
+            let inode = self.stacks.get(uid).map(|stack| stack.inode);
+            let is_joined = client.stack == Some(uid)
+                || inode.is_some_and(|inode| process::mapped_images(peer.pid).contains(&inode));
+            if is_joined {
+                client.stack = Some(uid);
+                return Ok(self.attached(uid, u32::from(slot.0)));
+            }
+            // The same process runs another program now.
+            self.process_gone(number);
+        }
+        self.ensure_stack(uid)?;
+        let stack = self.stacks.get(uid).ok_or(Errno::INVAL)?;
+        let slot = stack
+            .lock()?
+            .stack()
+            .add_process(peer.pid, peer.start_time, uid)
+            .ok_or(Refusal::Limit)?;
+        // The kernel's own word on who connected, where it gives it (Linux 6.5).
+        let pidfd = sockopt::peer_pidfd(&*client).ok();
+        let watched = match watch::open(peer.pid, peer.start_time, pidfd, uid, slot) {
+            Ok(watched) => watched,
+            Err(errno) => {
+                self.chores.remove_slot(uid, slot);
+                return Err(errno.into());
+            }
+        };
+        let number = self.watch.insert(watched);
+        if let Some(watched) = self.watch.get(number) {
+            self.listen_to(watched, Token::Process(number))?;
+        }
+        client.stack = Some(uid);
+        Ok(self.attached(uid, u32::from(slot.0)))
+    }
+
+    fn attached(&self, uid: u32, process: u32) -> Reply {
+        let chunk_size = self.stacks.get(uid).map_or(0, |stack| stack.chunk_size);
+        Reply {
+            process,
+            chunk_size,
+            ..Reply::new(ReplyKind::Attached)
+        }
+    }
+
+    fn is_allowed(&self, process: &Process) -> bool {
+        let policy = &self.config.policy.daemon;
+        // Names are looked up only when somebody asks for them.
+        let by_name = policy.allow.is_some();
+        let user = by_name.then(|| process::user_name(process.uid)).flatten();
+        let groups: Vec<String> = if by_name {
+            process
+                .gids
+                .iter()
+                .filter_map(|gid| process::group_name(*gid))
+                .collect()
+        } else {
+            Vec::new()
+        };
+        let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+        policy.allows(&Peer {
+            uid: process.uid,
+            user: user.as_deref(),
+            gids: &process.gids,
+            groups: &groups,
+            program: &process.program,
+        })
+    }
+
+    fn ensure_stack(&mut self, uid: u32) -> Result<(), Refused> {
+        if self.stacks.get(uid).is_some() {
+            return Ok(());
+        }
+        let policy = &self.config.policy.daemon;
+        let fit = || {
+            self.mirror
+                .links()
+                .filter(|link| nics::unfit(link, policy).is_none())
+        };
+        let chunk_size = stacks::chunk_size(fit());
+        let queues = fit().map(|link| link.rx_queues.clamp(1, 32)).sum();
+        let entries = stacks::ring_entries(policy.chunks, queues);
+        let stack = StackEntry::make(uid, policy, chunk_size, entries)?;
+        self.counters.add(Counter::StacksMade);
+        self.stacks.insert(stack);
+        self.unpublished = true;
+        self.publish();
+        Ok(())
+    }
+
+    /// A connection has ended. The program may live on: it has lost interest, or runs another
+    /// program now, which has nothing of the stack any more.
+    pub(super) fn client_gone(&mut self, client: &Client) {
+        for (number, uid) in self.watch.of_pid(client.peer.pid) {
+            let inode = self.stacks.get(uid).map_or(0, |stack| stack.inode);
+            if !process::mapped_images(client.peer.pid).contains(&inode) {
+                self.process_gone(number);
+            }
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! Filters: which packets are led to which stack.
+//!
+//! A *filter* is what a program asked for, for one socket: a local address and port, perhaps a
+//! remote one. It becomes *entries*: one flow on one interface each. A socket bound to any address
+//! has an entry for every address of the host on every interface that serves it, so that packets
+//! that are only passing through, broadcasts and multicasts stay with the kernel. Entries are
+//! decided anew whenever links, addresses or static filters change ([`wanted`]).
+//!
+//! Several sockets may have one address (SO_REUSEPORT, SO_REUSEADDR): their entries are one entry
+//! of the interface's map, which is removed with the last of them. The stack picks the socket.
+//!
+//! A *static filter* is an administrator's: it keeps addresses in the kernel, whoever asks.
+
+use std::collections::HashMap;
+
+use bypass_backends::af_xdp::FilterCounters;
+use bypass_stack::cplane::Address;
+use bypass_stack::{EndpointId, IpAddress, SocketAddress};
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry as Place;
+
+/// Up to so many entries on an interface, a socket bound to any address is served on all of the
+/// host's addresses there; above, on those of the interface itself.
+const FOREIGN_ADDRESSES: usize = 64;
+
+/// Packets of one flow, or with `remote` unspecified all datagrams to a local address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Flow {
+    /// Where they are sent to; a specific address.
+    pub local: SocketAddress,
+    /// Where they come from; unspecified = from anywhere.
+    pub remote: SocketAddress,
+    /// IP protocol number.
+    pub protocol: u8,
+}
+
+/// What a socket takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wish {
+    /// Local address; unspecified = all.
+    pub local: SocketAddress,
+    /// Remote address if connected, else unspecified.
+    pub remote: SocketAddress,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Whether IPv4 packets are taken.
+    pub v4: bool,
+    /// Whether IPv6 packets are taken.
+    pub v6: bool,
+    /// Only on this interface; 0 = all.
+    pub ifindex: u32,
+}
+
+impl Wish {
+    /// Addresses that the wish covers on an interface, of the host's addresses.
+    fn locals(&self, ifindex: u32, addresses: &[Address]) -> Vec<IpAddress> {
+        let takes = |address: &&Address| {
+            let ip = address.ip;
+            let family = if ip.is_v4() { self.v4 } else { self.v6 };
+            let is_here = address.ifindex == ifindex;
+            family && !ip.is_loopback() && (is_here || !ip.is_link_local_v6())
+        };
+        if !self.local.ip.is_unspecified() {
+            let is_owned = addresses
+                .iter()
+                .any(|address| address.ip == self.local.ip && address.ifindex == ifindex);
+            return if is_owned {
+                vec![self.local.ip]
+            } else {
+                Vec::new()
+            };
+        }
+        let mut all: Vec<IpAddress> = addresses
+            .iter()
+            .filter(takes)
+            .map(|address| address.ip)
+            .collect();
+        if all.len() > FOREIGN_ADDRESSES {
+            let own = addresses
+                .iter()
+                .filter(|address| address.ifindex == ifindex);
+            all = own.filter(takes).map(|address| address.ip).collect();
+        }
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// The flows that the wish means on an interface.
+    pub(super) fn flows(&self, ifindex: u32, addresses: &[Address]) -> Vec<Flow> {
+        if self.ifindex != 0 && self.ifindex != ifindex {
+            return Vec::new();
+        }
+        let flow = |ip| Flow {
+            local: SocketAddress::new(ip, self.local.port),
+            remote: self.remote,
+            protocol: self.protocol,
+        };
+        self.locals(ifindex, addresses)
+            .into_iter()
+            .map(flow)
+            .collect()
+    }
+
+    /// Whether a flow on an interface is inside this wish (as that of a static filter).
+    pub(super) fn covers(&self, ifindex: u32, flow: &Flow) -> bool {
+        let any = SocketAddress::UNSPECIFIED;
+        (self.ifindex == 0 || self.ifindex == ifindex)
+            && self.protocol == flow.protocol
+            && self.local.port == flow.local.port
+            && (self.local.ip.is_unspecified() || self.local.ip == flow.local.ip)
+            && (self.remote == any || self.remote == flow.remote)
+            && if flow.local.ip.is_v4() {
+                self.v4
+            } else {
+                self.v6
+            }
+    }
+}
+
+/// One flow of a filter on one interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// Interface index.
+    pub ifindex: u32,
+    /// The flow.
+    pub flow: Flow,
+    /// What the map had counted when the entry was added.
+    pub before: FilterCounters,
+}
+
+/// A program's filter.
+#[derive(Clone, Debug)]
+pub(super) struct Filter {
+    /// Its id, never zero.
+    pub id: u32,
+    /// User of the stack that it leads to.
+    pub uid: u32,
+    /// Process that asked.
+    pub pid: u32,
+    /// Endpoint that it feeds, with which it ends.
+    pub endpoint: EndpointId,
+    /// What was asked for.
+    pub wish: Wish,
+    /// What is in place.
+    pub entries: Vec<Entry>,
+}
+
+/// An administrator's filter: stays with the kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StaticFilter {
+    /// Its id, from the same numbers as the others'.
+    pub id: u32,
+    /// What it keeps in the kernel.
+    pub wish: Wish,
+}
+
+/// What a map entry of an interface has to do after a change of its references.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MapChange {
+    /// It must be written, or removed.
+    Needed,
+    /// Others share it.
+    Shared,
+}
+
+/// All filters: by id, and how many share each flow.
+#[derive(Debug, Default)]
+pub(super) struct Filters {
+    by_id: DashMap<u32, Filter>,
+    shares: DashMap<(u32, Flow), u32>,
+    statics: Vec<StaticFilter>,
+    per_process: HashMap<u32, u32>,
+    last_id: u32,
+}
+
+impl Filters {
+    /// An id that is not in use.
+    pub(super) fn new_id(&mut self) -> u32 {
+        loop {
+            self.last_id = self.last_id.wrapping_add(1).max(1);
+            let id = self.last_id;
+            if !self.by_id.contains_key(&id) && !self.statics.iter().any(|known| known.id == id) {
+                return id;
+            }
+        }
+    }
+
+    /// Keeps ids that programs of an adopted stack hold out of use.
+    pub(super) fn reserve_ids(&mut self, highest: u32) {
+        self.last_id = self.last_id.max(highest);
+    }
+
+    /// Adds a filter whose entries are in place.
+    pub(super) fn insert(&mut self, filter: Filter) {
+        *self.per_process.entry(filter.pid).or_default() += 1;
+        self.by_id.insert(filter.id, filter);
+    }
+
+    /// Takes a filter out; its entries are still in place.
+    pub(super) fn remove(&mut self, id: u32) -> Option<Filter> {
+        let (_, filter) = self.by_id.remove(&id)?;
+        if let Some(count) = self.per_process.get_mut(&filter.pid) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_process.remove(&filter.pid);
+            }
+        }
+        Some(filter)
+    }
+
+    /// A copy of a filter.
+    pub(super) fn get(&self, id: u32) -> Option<Filter> {
+        self.by_id.get(&id).map(|filter| filter.clone())
+    }
+
+    /// Changes what is in place for a filter.
+    pub(super) fn set_entries(&self, id: u32, entries: Vec<Entry>) {
+        if let Some(mut filter) = self.by_id.get_mut(&id) {
+            filter.entries = entries;
+        }
+    }
+
+    /// Ids of the filters that `which` picks, lowest first.
+    pub(super) fn ids(&self, which: impl Fn(&Filter) -> bool) -> Vec<u32> {
+        let picked = self.by_id.iter().filter(|filter| which(filter));
+        let mut ids: Vec<u32> = picked.map(|filter| filter.id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Id and endpoint of every filter of a stack.
+    pub(super) fn endpoints(&self, uid: u32) -> Vec<(u32, EndpointId)> {
+        let mine = self.by_id.iter().filter(|filter| filter.uid == uid);
+        mine.map(|filter| (filter.id, filter.endpoint)).collect()
+    }
+
+    /// How many filters a process has asked for.
+    pub(super) fn of_process(&self, pid: u32) -> u32 {
+        self.per_process.get(&pid).copied().unwrap_or(0)
+    }
+
+    /// How many there are, static ones not counted.
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Notes one more filter with this flow.
+    pub(super) fn share(&self, ifindex: u32, flow: Flow) -> MapChange {
+        match self.shares.entry((ifindex, flow)) {
+            Place::Occupied(mut place) => {
+                *place.get_mut() += 1;
+                MapChange::Shared
+            }
+            Place::Vacant(place) => {
+                place.insert(1);
+                MapChange::Needed
+            }
+        }
+    }
+
+    /// Notes one filter less with this flow.
+    pub(super) fn unshare(&self, ifindex: u32, flow: Flow) -> MapChange {
+        match self.shares.entry((ifindex, flow)) {
+            Place::Occupied(mut place) if *place.get() > 1 => {
+                *place.get_mut() -= 1;
+                MapChange::Shared
+            }
+            Place::Occupied(place) => {
+                place.remove();
+                MapChange::Needed
+            }
+            Place::Vacant(_) => MapChange::Shared,
+        }
+    }
+
+    /// Adds a static filter.
+    pub(super) fn insert_static(&mut self, filter: StaticFilter) {
+        self.statics.push(filter);
+    }
+
+    /// Removes a static filter; whether there was one of this id.
+    pub(super) fn remove_static(&mut self, id: u32) -> bool {
+        let before = self.statics.len();
+        self.statics.retain(|filter| filter.id != id);
+        self.statics.len() != before
+    }
+
+    /// The static filters.
+    pub(super) fn statics(&self) -> &[StaticFilter] {
+        &self.statics
+    }
+
+    /// Whether a static filter keeps this flow in the kernel.
+    pub(super) fn is_kept(&self, ifindex: u32, flow: &Flow) -> bool {
+        self.statics
+            .iter()
+            .any(|filter| filter.wish.covers(ifindex, flow))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wish(local: IpAddress) -> Wish {
+        Wish {
+            local: SocketAddress::new(local, 53),
+            remote: SocketAddress::UNSPECIFIED,
+            protocol: 17,
+            v4: true,
+            v6: true,
+            ifindex: 0,
+        }
+    }
+
+    fn host() -> Vec<Address> {
+        vec![
+            Address::v4([127, 0, 0, 1], 8, 1),
+            Address::v4([198, 18, 0, 1], 24, 2),
+            Address::v6(
+                [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+                64,
+                2,
+            ),
+            Address::v4([198, 18, 1, 1], 24, 3),
+            Address::v6(
+                [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2],
+                64,
+                3,
+            ),
+        ]
+    }
+
+    #[test]
+    fn any_address_means_the_hosts_own_ones() {
+        let any = wish(IpAddress::UNSPECIFIED);
+        let flows = any.flows(2, &host());
+        let locals: Vec<String> = flows.iter().map(|flow| flow.local.ip.to_string()).collect();
+        assert_eq!(locals, ["198.18.0.1", "198.18.1.1", "fe80::1"]);
+        let v6_only = Wish { v4: false, ..any };
+        assert_eq!(v6_only.flows(2, &host()).len(), 1);
+        let elsewhere = Wish { ifindex: 3, ..any };
+        assert!(elsewhere.flows(2, &host()).is_empty());
+    }
+
+    #[test]
+    fn one_address_is_served_where_it_is() {
+        let one = wish(IpAddress::from_v4([198, 18, 1, 1]));
+        assert!(one.flows(2, &host()).is_empty());
+        assert_eq!(one.flows(3, &host()).len(), 1);
+    }
+
+    #[test]
+    fn an_entry_goes_with_its_last_filter() {
+        let filters = Filters::default();
+        let flow = wish(IpAddress::UNSPECIFIED).flows(2, &host())[0];
+        assert_eq!(filters.share(2, flow), MapChange::Needed);
+        assert_eq!(filters.share(2, flow), MapChange::Shared);
+        assert_eq!(filters.share(3, flow), MapChange::Needed);
+        assert_eq!(filters.unshare(2, flow), MapChange::Shared);
+        assert_eq!(filters.unshare(2, flow), MapChange::Needed);
+        assert_eq!(filters.unshare(2, flow), MapChange::Shared);
+    }
+
+    #[test]
+    fn a_static_filter_covers_what_is_inside_it() {
+        let mut filters = Filters::default();
+        let id = filters.new_id();
+        filters.insert_static(StaticFilter {
+            id,
+            wish: wish(IpAddress::from_v4([198, 18, 1, 1])),
+        });
+        let flows = wish(IpAddress::UNSPECIFIED).flows(3, &host());
+        let kept = flows.iter().filter(|flow| filters.is_kept(3, flow)).count();
+        assert_eq!((flows.len(), kept), (3, 1));
+        assert!(filters.remove_static(id));
+        assert!(!filters.remove_static(id));
+    }
+}

@@ -1,0 +1,304 @@
+//! Interfaces that the daemon has opened: XDP program attached, one XSK per queue.
+//!
+//! An interface is opened when the first filter needs it, for one stack, and then belongs to that
+//! stack until it is closed: all of its queues feed one packet memory. It is closed when its
+//! stack ends or when the interface disappears; both ways its filter entries go first, so that no
+//! moment exists in which packets are led to a queue that nobody reads.
+//!
+//! Which interfaces are fit at all is said here too ([`unfit`]), in sentences, because
+//! `bypassctl` prints them.
+
+use std::collections::BTreeMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use bypass_backends::af_xdp::{
+    self, FilterCounters, FilterKey, Listener, Mode, Nic, NicConfig, NicError, PacketMemory,
+};
+use bypass_proto::policy::DaemonPolicy;
+use bypass_runtime::packets::Packets;
+use bypass_stack::{IpAddress, SocketAddress};
+use rustix::io::Errno;
+
+use super::filters::Flow;
+use super::netlink::message::LinkInfo;
+
+/// After a failure an interface is left alone for this long.
+const RETRY: Duration = Duration::from_secs(2);
+/// What a frame needs beside the MTU: Ethernet header, one VLAN tag, and the headroom that
+/// AF_XDP keeps in each chunk.
+const FRAME_OVERHEAD: u32 = 14 + 4 + 256;
+/// Slot of the owning stack in the program's map of XSKs. An interface has one owner at a time.
+const SLOT: u32 = 0;
+/// Kinds of virtual interfaces that cannot be served, or whose traffic is seen elsewhere.
+const UNFIT_KINDS: [&str; 14] = [
+    "bridge", "vlan", "bond", "team", "macvlan", "macvtap", "ipvlan", "ipvtap", "vrf", "dummy",
+    "ifb", "vxlan", "geneve", "hsr",
+];
+
+/// One opened interface.
+#[derive(Debug)]
+pub(super) struct OpenNic {
+    nic: Nic,
+    /// User whose stack owns it.
+    pub owner: u32,
+    /// First queue pair of that stack which is a queue of this interface.
+    pub first_queue_pair: u8,
+    /// How many there are.
+    pub queue_pairs: u8,
+}
+
+impl OpenNic {
+    /// The descriptor that keeps the program attached.
+    pub(super) fn link(&self) -> BorrowedFd<'_> {
+        self.nic.link()
+    }
+
+    /// Queues of the interface.
+    pub(super) fn queue_count(&self) -> u32 {
+        self.nic.queue_count
+    }
+
+    /// Whether the program runs in the driver.
+    pub(super) fn is_native(&self) -> bool {
+        self.nic.mode == Mode::Native
+    }
+
+    /// Opens one queue over the packet memory and makes the program lead packets to it.
+    pub(super) fn open_queue(
+        &self,
+        queue: u32,
+        packets: &Packets,
+        chunk_size: u32,
+        ring_entries: u32,
+    ) -> Result<OwnedFd, NicError> {
+        let (address, bytes) = packets.range();
+        let memory = PacketMemory {
+            address,
+            bytes,
+            chunk_size,
+        };
+        self.nic.open_queue(queue, &memory, ring_entries, SLOT)
+    }
+
+    /// Leads packets of this flow to the owner's queues.
+    pub(super) fn add_filter(&self, flow: &Flow) -> Result<(), NicError> {
+        self.nic.add_filter(key(flow), SLOT)
+    }
+
+    /// Whether the interface's map has an entry for a flow.
+    pub(super) fn has_filter(&self, flow: &Flow) -> bool {
+        self.nic.target(key(flow)).is_some()
+    }
+
+    /// Removes every entry that `is_wanted` does not want. Those of other kinds than the daemon
+    /// writes go too.
+    pub(super) fn retain_filters(&self, is_wanted: impl Fn(&Flow) -> bool) {
+        for known in self.nic.filters() {
+            if !flow(&known).is_some_and(|flow| is_wanted(&flow)) {
+                self.nic.remove_filter(known);
+            }
+        }
+    }
+
+    /// Leaves them to the kernel again. A flow that is not there is no matter.
+    pub(super) fn remove_filter(&self, flow: &Flow) {
+        self.nic.remove_filter(key(flow));
+    }
+
+    /// What came by a flow since its entry was written.
+    pub(super) fn filter_counters(&self, flow: &Flow) -> FilterCounters {
+        self.nic.filter_counters(key(flow))
+    }
+
+    /// Takes the queues out of the program's map.
+    pub(super) fn close_queues(&self) {
+        for queue in 0..u32::from(self.queue_pairs) {
+            self.nic.close_queue(queue, SLOT);
+        }
+    }
+
+    /// Whether frames from the other end come with partial checksums.
+    pub(super) fn has_partial_checksums(&self) -> bool {
+        self.nic.interface.is_local_only()
+    }
+}
+
+/// Why an interface could not be opened, and when.
+#[derive(Clone, Debug)]
+struct Failure {
+    at: Instant,
+    reason: String,
+    busy: bool,
+}
+
+/// The opened interfaces, by interface index.
+#[derive(Debug, Default)]
+pub(super) struct Nics {
+    open: BTreeMap<u32, OpenNic>,
+    failures: BTreeMap<u32, Failure>,
+}
+
+impl Nics {
+    /// The opened interface.
+    pub(super) fn get(&self, ifindex: u32) -> Option<&OpenNic> {
+        self.open.get(&ifindex)
+    }
+
+    /// All opened interfaces in index order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &OpenNic)> {
+        self.open.iter().map(|(ifindex, nic)| (*ifindex, nic))
+    }
+
+    /// The interfaces that belong to a stack.
+    pub(super) fn of_owner(&self, owner: u32) -> impl Iterator<Item = (u32, &OpenNic)> {
+        self.iter().filter(move |(_, nic)| nic.owner == owner)
+    }
+
+    /// Notes an interface whose queues are open.
+    pub(super) fn insert(&mut self, ifindex: u32, open: OpenNic) {
+        self.failures.remove(&ifindex);
+        self.open.insert(ifindex, open);
+    }
+
+    /// Forgets an interface; its program is detached when no process holds the link any more.
+    pub(super) fn remove(&mut self, ifindex: u32) -> Option<OpenNic> {
+        self.open.remove(&ifindex)
+    }
+
+    /// Notes that an interface cannot be opened now.
+    pub(super) fn note_failure(&mut self, ifindex: u32, error: &NicError) {
+        let busy = matches!(error.errno, Errno::BUSY | Errno::EXIST);
+        let failure = Failure {
+            at: Instant::now(),
+            reason: error.to_string(),
+            busy,
+        };
+        self.failures.insert(ifindex, failure);
+    }
+
+    /// Whether the last attempt failed because somebody else has the interface or a queue of it.
+    pub(super) fn is_taken(&self, ifindex: u32) -> bool {
+        self.failures
+            .get(&ifindex)
+            .is_some_and(|failure| failure.busy)
+    }
+
+    /// Whether the last attempt failed so lately that another is not worth its time.
+    pub(super) fn failed_lately(&self, ifindex: u32) -> bool {
+        self.failures
+            .get(&ifindex)
+            .is_some_and(|failure| failure.at.elapsed() < RETRY)
+    }
+
+    /// Why the last attempt failed.
+    pub(super) fn failure(&self, ifindex: u32) -> Option<&str> {
+        self.failures
+            .get(&ifindex)
+            .map(|failure| failure.reason.as_str())
+    }
+
+    /// Forgets the failures of interfaces that are gone.
+    pub(super) fn retain_failures(&mut self, exists: impl Fn(u32) -> bool) {
+        self.failures.retain(|ifindex, _| exists(*ifindex));
+    }
+}
+
+impl OpenNic {
+    /// Attaches the program to an interface. Nothing is steered and no queue open yet.
+    pub(super) fn attach(ifindex: u32, owner: u32) -> Result<Self, NicError> {
+        let nic = Nic::open(NicConfig {
+            ifindex,
+            mode: Mode::Auto,
+        })?;
+        Ok(Self {
+            nic,
+            owner,
+            first_queue_pair: 0,
+            queue_pairs: 0,
+        })
+    }
+
+    /// Takes over an attached program from a copy of its link.
+    pub(super) fn from_link(link: OwnedFd, owner: u32) -> Result<Self, NicError> {
+        Ok(Self {
+            nic: Nic::from_link(link)?,
+            owner,
+            first_queue_pair: 0,
+            queue_pairs: 0,
+        })
+    }
+
+    /// Interface index.
+    pub(super) fn ifindex(&self) -> u32 {
+        self.nic.interface.ifindex
+    }
+}
+
+/// A flow as the program's maps name it.
+fn key(flow: &Flow) -> FilterKey {
+    if flow.remote == SocketAddress::UNSPECIFIED {
+        return FilterKey::Listener(Listener {
+            ip: flow.local.ip.0,
+            port: flow.local.port,
+            protocol: flow.protocol,
+            any: 0,
+        });
+    }
+    FilterKey::Flow(af_xdp::Flow {
+        local: flow.local.ip.0,
+        remote: flow.remote.ip.0,
+        local_port: flow.local.port,
+        remote_port: flow.remote.port,
+        protocol: u32::from(flow.protocol),
+    })
+}
+
+/// The other way; `None` for keys that the daemon does not write.
+fn flow(key: &FilterKey) -> Option<Flow> {
+    match key {
+        FilterKey::Listener(key) if key.any == 0 => Some(Flow {
+            local: SocketAddress::new(IpAddress(key.ip), key.port),
+            remote: SocketAddress::UNSPECIFIED,
+            protocol: key.protocol,
+        }),
+        FilterKey::Listener(_) => None,
+        FilterKey::Flow(key) => Some(Flow {
+            local: SocketAddress::new(IpAddress(key.local), key.local_port),
+            remote: SocketAddress::new(IpAddress(key.remote), key.remote_port),
+            protocol: u8::try_from(key.protocol).ok()?,
+        }),
+    }
+}
+
+/// Why an interface gets no backend whatever the stack; `None` = it may be tried.
+pub(super) fn unfit(link: &LinkInfo, policy: &DaemonPolicy) -> Option<String> {
+    const ETHERNET: u16 = 1;
+    if link.is_loopback() {
+        return Some("loopback traffic stays in the kernel".to_owned());
+    }
+    if link.device_type != ETHERNET {
+        return Some("it is not an Ethernet interface".to_owned());
+    }
+    if UNFIT_KINDS.contains(&link.kind.as_str()) {
+        return Some(format!("interfaces of kind {} are not served", link.kind));
+    }
+    if link.master != 0 {
+        return Some("it is a port of a bridge, bond or VRF, which has its addresses".to_owned());
+    }
+    if !policy.interfaces.takes(&link.name) {
+        return Some("the configuration's [daemon] interfaces exclude it".to_owned());
+    }
+    None
+}
+
+/// Why an interface cannot feed chunks of this size; `None` = it can.
+pub(super) fn too_big(link: &LinkInfo, chunk_size: u32) -> Option<String> {
+    let most = chunk_size.saturating_sub(FRAME_OVERHEAD);
+    (link.mtu > most).then(|| {
+        format!(
+            "its MTU of {} is above {most}, the most that chunks of {chunk_size} bytes hold",
+            link.mtu
+        )
+    })
+}

@@ -1,0 +1,121 @@
+//! What /proc says of a process.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+/// A process as the daemon knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Process {
+    /// In the daemon's pid namespace; 0 = not visible from it.
+    pub pid: u32,
+    /// Field 22 of /proc/PID/stat; tells two processes with one pid apart.
+    pub start_time: u64,
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group and supplementary groups.
+    pub gids: Vec<u32>,
+    /// Path of the program; a name in brackets when it has none.
+    pub program: String,
+}
+
+impl Process {
+    /// Looks a process up. `None` when it is gone (a zombie is).
+    pub(super) fn find(pid: u32) -> Option<Self> {
+        let (start_time, name) = start_time(pid)?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let numbers = |field: &str| -> Vec<u32> {
+            let line = status.lines().find_map(|line| line.strip_prefix(field));
+            line.unwrap_or_default()
+                .split_whitespace()
+                .filter_map(|word| word.parse().ok())
+                .collect()
+        };
+        let uid = *numbers("Uid:").get(1)?;
+        let mut gids: Vec<u32> = numbers("Gid:").get(1).copied().into_iter().collect();
+        gids.extend(numbers("Groups:"));
+        let program = fs::read_link(format!("/proc/{pid}/exe"))
+            .map_or_else(|_| format!("[{name}]"), |path| path_text(&path));
+        Some(Self {
+            pid,
+            start_time,
+            uid,
+            gids,
+            program,
+        })
+    }
+
+    /// Name of the program without its folder.
+    pub(super) fn name(&self) -> &str {
+        self.program.rsplit('/').next().unwrap_or_default()
+    }
+}
+
+fn path_text(path: &std::path::Path) -> String {
+    let text = path.to_string_lossy();
+    text.strip_suffix(" (deleted)").unwrap_or(&text).to_owned()
+}
+
+/// Start time and name of a living process or thread.
+pub(super) fn start_time(pid: u32) -> Option<(u64, String)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (head, tail) = stat.rsplit_once(')')?;
+    let name = head.split_once('(').map_or("", |(_, name)| name).to_owned();
+    // Behind the name: state is field 3, the start time field 22.
+    let mut fields = tail.split_whitespace();
+    let state = fields.next()?;
+    let start_time = fields.nth(18)?.parse().ok()?;
+    (!matches!(state, "Z" | "X" | "x")).then_some((start_time, name))
+}
+
+/// Inodes of the stack images that a process has mapped now. An exec leaves none.
+pub(super) fn mapped_images(pid: u32) -> Vec<u64> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let wanted = format!("/memfd:{}", bypass_runtime::image::NAME);
+    let mut inodes: Vec<u64> = maps
+        .lines()
+        .filter(|line| line.contains(&wanted))
+        .filter_map(|line| line.split_whitespace().nth(4)?.parse().ok())
+        .collect();
+    inodes.dedup();
+    inodes
+}
+
+/// Identity of an open file inside its file system.
+pub(super) fn inode(fd: impl AsFd) -> u64 {
+    rustix::fs::fstat(fd).map_or(0, |stat| stat.st_ino)
+}
+
+/// The calling thread's network namespace, and that of a process, as inode numbers.
+pub(super) fn own_namespace() -> Option<u64> {
+    namespace("/proc/thread-self/ns/net".into())
+}
+
+/// See [`own_namespace`].
+pub(super) fn namespace_of(pid: u32) -> Option<u64> {
+    namespace(format!("/proc/{pid}/ns/net").into())
+}
+
+fn namespace(path: PathBuf) -> Option<u64> {
+    rustix::fs::stat(path).ok().map(|stat| stat.st_ino)
+}
+
+/// Name of a user, from /etc/passwd.
+pub(super) fn user_name(uid: u32) -> Option<String> {
+    name_in("/etc/passwd", uid)
+}
+
+/// Name of a group, from /etc/group.
+pub(super) fn group_name(gid: u32) -> Option<String> {
+    name_in("/etc/group", gid)
+}
+
+/// Both files: name, password, number, then whatever.
+fn name_in(path: &str, number: u32) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(number)).then(|| name.to_owned())
+    })
+}

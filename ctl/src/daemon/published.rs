@@ -1,0 +1,141 @@
+//! A stack's control-plane table as its programs see it.
+//!
+//! Programs map the memfd for reading; the daemon writes it as a file, which is coherent with the
+//! mappings and works alike for a table of its own and for one whose first writer is gone. The
+//! sequence word at offset 0 is odd while the table is being written (`bypass_runtime::cplane`).
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use bypass_runtime::cplane::{Cplane, TABLE_OFFSET};
+use bypass_stack::cplane::Table;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use zerocopy::{FromZeros, IntoBytes};
+
+/// A table that is being published.
+pub(super) struct Published {
+    writer: OwnedFd,
+    /// What programs get: opened for reading only.
+    reader: OwnedFd,
+    sequence: u64,
+    table: Box<Table>,
+}
+
+impl std::fmt::Debug for Published {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Published")
+            .field("sequence", &self.sequence)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Published {
+    /// Makes an empty table.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub(super) fn make() -> Result<Self, Errno> {
+        let (writer, _) = Cplane::create()?;
+        // Nobody but root can open it again for writing.
+        rustix::fs::fchmod(&writer, Mode::RUSR)?;
+        Self::over(writer)
+    }
+
+    /// Goes on with a table that another daemon has published.
+    ///
+    /// # Errors
+    /// `EINVAL` for any other file; else what the kernel answers.
+    pub(super) fn adopt(writer: OwnedFd) -> Result<Self, Errno> {
+        Cplane::map(&writer)?;
+        let mut published = Self::over(writer)?;
+        let mut word = [0; 8];
+        rustix::io::pread(&published.writer, &mut word, 0)?;
+        published.sequence = u64::from_ne_bytes(word);
+        // Programs keep answers as long as the generation stays: it must go on from theirs.
+        let mut generation = [0; 4];
+        rustix::io::pread(&published.writer, &mut generation, TABLE_OFFSET as u64)?;
+        published.table.generation = u32::from_ne_bytes(generation);
+        Ok(published)
+    }
+
+    fn over(writer: OwnedFd) -> Result<Self, Errno> {
+        let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let reader = rustix::fs::open(path, flags, Mode::empty())?;
+        Ok(Self {
+            writer,
+            reader,
+            sequence: 0,
+            table: Box::new(Table::new_zeroed()),
+        })
+    }
+
+    /// Publishes a table; `change` adds what only this stack has.
+    ///
+    /// # Errors
+    /// What `pwrite` answers; then programs go on asking until the next attempt.
+    pub(super) fn publish(
+        &mut self,
+        table: &Table,
+        change: impl FnOnce(&mut Table),
+    ) -> Result<(), Errno> {
+        let generation = self.table.generation.wrapping_add(1);
+        self.table.as_mut_bytes().copy_from_slice(table.as_bytes());
+        change(&mut self.table);
+        self.table.generation = generation;
+        self.sequence |= 1;
+        self.write(&self.sequence.to_ne_bytes(), 0)?;
+        self.write(self.table.as_bytes(), TABLE_OFFSET)?;
+        self.sequence = self.sequence.wrapping_add(1);
+        self.write(&self.sequence.to_ne_bytes(), 0)
+    }
+
+    fn write(&self, bytes: &[u8], offset: usize) -> Result<(), Errno> {
+        let written = rustix::io::pwrite(&self.writer, bytes, offset as u64)?;
+        if written == bytes.len() {
+            Ok(())
+        } else {
+            Err(Errno::IO)
+        }
+    }
+}
+
+const _: () = assert!(std::mem::offset_of!(Table, generation) == 0);
+
+impl AsFd for Published {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reader.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_see_what_was_published_last() {
+        let mut published = Published::make().expect("table");
+        let reader = Cplane::map(&published).expect("map");
+        let table = Table::new_zeroed();
+        for overflow in [1, 0, 1] {
+            let before = reader.read(|table| table.generation);
+            published
+                .publish(&table, |own| own.overflow = overflow)
+                .expect("publish");
+            assert_eq!(reader.read(|table| table.overflow), Some(overflow));
+            assert_ne!(reader.read(|table| table.generation), before);
+        }
+    }
+
+    #[test]
+    fn a_later_daemon_goes_on_with_the_generation() {
+        let mut first = Published::make().expect("table");
+        let table = Table::new_zeroed();
+        first.publish(&table, |_| ()).expect("publish");
+        let writer = first.writer.try_clone().expect("clone");
+        let mut second = Published::adopt(writer).expect("adopt");
+        second.publish(&table, |_| ()).expect("publish");
+        let reader = Cplane::map(&first).expect("map");
+        assert_eq!(reader.read(|table| table.generation), Some(2));
+    }
+}

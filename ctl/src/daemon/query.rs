@@ -1,0 +1,293 @@
+//! Lists for `bypassctl`, as JSON.
+
+use bypass_proto::control::{QueryKind, VERSION};
+use bypass_proto::policy::Backend;
+use bypass_stack::cplane::Address;
+use bypass_stack::inspect::Image;
+use bypass_stack::{EndpointId, QueuePairInfo, SocketAddress};
+use serde_json::{Value, json};
+
+use super::counters::Counter;
+use super::filters::{Filter, Wish};
+use super::netlink::message::LinkInfo;
+use super::nics;
+use super::process::{self, Process};
+use super::server::Server;
+use super::stacks::{Origin, StackEntry};
+
+impl Server {
+    /// The answer to a query. Users other than root see their own stack and filters only.
+    pub(super) fn query(&self, kind: QueryKind, asker: u32) -> Value {
+        let sees = |uid: u32| asker == 0 || asker == uid;
+        match kind {
+            QueryKind::Filters => self.filter_list(sees),
+            QueryKind::Stacks => {
+                let stacks = self.stacks.iter().filter(|stack| sees(stack.uid));
+                stacks.map(|stack| self.stack_object(stack)).collect()
+            }
+            QueryKind::Daemon => self.daemon_object(),
+            QueryKind::Interfaces => self
+                .mirror
+                .links()
+                .map(|link| self.interface_object(link))
+                .collect(),
+        }
+    }
+
+    fn filter_list(&self, sees: impl Fn(u32) -> bool) -> Value {
+        let mut list = Vec::new();
+        for stack in self.stacks.iter().filter(|stack| sees(stack.uid)) {
+            let bytes = stack.copy_image().unwrap_or_default();
+            let image = Image::attach(&bytes).ok();
+            for id in self.filters.ids(|filter| filter.uid == stack.uid) {
+                if let Some(filter) = self.filters.get(id) {
+                    self.filter_objects(&filter, image.as_ref(), &mut list);
+                }
+            }
+        }
+        for filter in self.filters.statics() {
+            list.push(json!({
+                "id": filter.id, "protocol": protocol(filter.wish.protocol),
+                "local": address(&filter.wish.local), "remote": remote(&filter.wish),
+                "interface": self.interface_name(filter.wish.ifindex), "backend": null,
+                "action": "kernel", "owner": null, "packets": 0, "bytes": 0, "state": "static",
+            }));
+        }
+        list.into()
+    }
+
+    fn filter_objects(&self, filter: &Filter, image: Option<&Image<'_>>, list: &mut Vec<Value>) {
+        let is_live = image.is_some_and(|image| image.endpoint(filter.endpoint).is_some());
+        let owner = self.owner(filter, image);
+        let object = |interface: Value, backend: Value, packets: u64, bytes: u64| {
+            json!({
+                "id": filter.id, "protocol": protocol(filter.wish.protocol),
+                "local": address(&filter.wish.local), "remote": remote(&filter.wish),
+                "interface": interface, "backend": backend, "action": "steer", "owner": owner,
+                "packets": packets, "bytes": bytes,
+                "state": if is_live { "live" } else { "orphan" },
+            })
+        };
+        let mut seen = false;
+        for (ifindex, nic) in self.nics.iter() {
+            let mine = || {
+                filter
+                    .entries
+                    .iter()
+                    .filter(|entry| entry.ifindex == ifindex)
+            };
+            if mine().next().is_none() {
+                continue;
+            }
+            let (mut packets, mut bytes) = (0, 0);
+            for entry in mine() {
+                let now = nic.filter_counters(&entry.flow);
+                packets += now.packets.saturating_sub(entry.before.packets);
+                bytes += now.bytes.saturating_sub(entry.before.bytes);
+            }
+            seen = true;
+            let backend = Backend::AfXdp.word().into();
+            list.push(object(
+                self.interface_name(ifindex),
+                backend,
+                packets,
+                bytes,
+            ));
+        }
+        if !seen {
+            list.push(object(Value::Null, Backend::AfXdp.word().into(), 0, 0));
+        }
+    }
+
+    /// The first living holder of the endpoint; without one, the process that asked.
+    fn owner(&self, filter: &Filter, image: Option<&Image<'_>>) -> Value {
+        let holder = image.and_then(|image| {
+            let endpoint = image.endpoint(filter.endpoint)?;
+            image
+                .processes()
+                .find(|process| endpoint.is_held_by(process.id))
+        });
+        let pid = holder
+            .and_then(|holder| self.watch.of_slot(filter.uid, holder.id))
+            .and_then(|number| self.watch.get(number))
+            .map_or(filter.pid, |watched| watched.pid);
+        let process = Process::find(pid);
+        let program = process.as_ref().map(|process| process.name().to_owned());
+        let uid = process.map_or(filter.uid, |process| process.uid);
+        json!({"pid": pid, "program": program, "uid": uid})
+    }
+
+    fn stack_object(&self, stack: &StackEntry) -> Value {
+        let bytes = stack.copy_image().unwrap_or_default();
+        let image = Image::attach(&bytes).ok();
+        let mut processes: Vec<_> = self
+            .watch
+            .iter()
+            .filter(|(_, watched)| watched.uid == stack.uid)
+            .collect();
+        processes.sort_by_key(|(_, watched)| watched.slot);
+        let processes: Vec<Value> = processes
+            .into_iter()
+            .map(|(_, watched)| {
+                let process = Process::find(watched.pid);
+                json!({
+                    "slot": watched.slot.0, "pid": watched.pid,
+                    "program": process.as_ref().map(|process| process.name().to_owned()),
+                    "uid": process.map_or(stack.uid, |process| process.uid),
+                })
+            })
+            .collect();
+        let state = match (processes.is_empty(), stack.origin) {
+            (true, _) => "idle",
+            (false, Origin::Adopted) => "adopted",
+            (false, Origin::Made) => "live",
+        };
+        json!({
+            "id": format!("{:016x}", stack.id), "uid": stack.uid,
+            "user": process::user_name(stack.uid),
+            "endpoints": image.map(|image| image.endpoints().count()),
+            "endpoints_max": stack.capacities.endpoints,
+            "chunks": stack.capacities.chunks,
+            "chunks_free": image.map(|image| image.chunks().free),
+            "chunk_size": stack.chunk_size,
+            "filters": self.filters.endpoints(stack.uid).len(),
+            "processes": processes,
+            "queue_pairs": self.queue_pair_list(stack, image.as_ref()),
+            "state": state,
+        })
+    }
+
+    fn queue_pair_list(&self, stack: &StackEntry, image: Option<&Image<'_>>) -> Value {
+        let infos = image
+            .map(|image| image.queue_pairs().as_slice())
+            .unwrap_or_default();
+        let pairs = stack.queues().iter().zip(infos).enumerate();
+        pairs
+            .filter_map(|(index, (queue, info))| queue.as_ref().map(|queue| (index, queue, info)))
+            .map(|(index, queue, info)| {
+                json!({
+                    "index": index, "interface": self.interface_name(queue.ifindex),
+                    "queue": queue.queue, "backend": Backend::AfXdp.word(),
+                    "mode": mode(info.flags & QueuePairInfo::NATIVE != 0),
+                    "zero_copy": info.flags & QueuePairInfo::ZERO_COPY != 0,
+                    "live": info.is_live(),
+                    "rx_packets": info.rx_packets, "rx_bytes": info.rx_bytes,
+                    "tx_packets": info.tx_packets, "tx_bytes": info.tx_bytes,
+                })
+            })
+            .collect()
+    }
+
+    fn daemon_object(&self) -> Value {
+        let counters: Vec<Value> = Counter::ALL
+            .iter()
+            .map(|&counter| {
+                json!({
+                    "name": counter.name(), "value": self.counters.get(counter),
+                    "sentence": counter.sentence(),
+                })
+            })
+            .collect();
+        json!({
+            "pid": std::process::id(), "version": env!("CARGO_PKG_VERSION"), "protocol": VERSION,
+            "uptime_s": self.started.elapsed().as_secs(), "netns": process::own_namespace(),
+            "exit_when_idle": self.exit_when_idle,
+            "config": self.config.path, "config_error": self.config.error,
+            "clients": self.clients.len(), "stacks": self.stacks.len(),
+            "filters": self.filters.len(), "counters": counters,
+        })
+    }
+
+    fn interface_object(&self, link: &LinkInfo) -> Value {
+        let nic = self.nics.get(link.ifindex);
+        let reason = if nic.is_some() {
+            None
+        } else {
+            self.why_not(link)
+        };
+        let has_backend = reason.is_none();
+        json!({
+            "name": link.name, "ifindex": link.ifindex, "mac": mac(&link.mac), "mtu": link.mtu,
+            "up": link.is_up(),
+            "addresses": self.addresses_of(link.ifindex),
+            "backend": has_backend.then(|| Backend::AfXdp.word()),
+            "mode": nic.map(|nic| mode(nic.is_native())),
+            "queues": nic.map_or(link.rx_queues, |nic| nic.queue_count()),
+            "partial_checksums":
+                nic.map_or(link.kind == "veth", |nic| nic.has_partial_checksums()),
+            "zero_copy": false,
+            "owner": nic.map(|nic| nic.owner),
+            "reason": reason,
+        })
+    }
+
+    /// Why an interface that is not open could not serve a socket now.
+    fn why_not(&self, link: &LinkInfo) -> Option<String> {
+        const LARGEST_CHUNK: u32 = 4096;
+        nics::unfit(link, &self.config.policy.daemon)
+            .or_else(|| (!link.is_up()).then(|| "it is down".to_owned()))
+            .or_else(|| nics::too_big(link, LARGEST_CHUNK))
+            .or_else(|| self.nics.failure(link.ifindex).map(str::to_owned))
+            .or_else(|| {
+                let program = link.xdp_program;
+                (program != 0).then(|| {
+                    format!("another program has XDP on it (program id {program}; see bpftool net)")
+                })
+            })
+    }
+
+    fn addresses_of(&self, ifindex: u32) -> Vec<String> {
+        let mine = self
+            .mirror
+            .addresses()
+            .iter()
+            .filter(|address| address.ifindex == ifindex);
+        mine.map(prefix).collect()
+    }
+
+    fn interface_name(&self, ifindex: u32) -> Value {
+        self.mirror
+            .link(ifindex)
+            .map(|link| link.name.as_str())
+            .into()
+    }
+}
+
+fn protocol(number: u8) -> &'static str {
+    if number == 6 { "tcp" } else { "udp" }
+}
+
+fn mode(is_native: bool) -> &'static str {
+    if is_native { "native" } else { "generic" }
+}
+
+fn address(address: &SocketAddress) -> String {
+    if address.ip.is_unspecified() {
+        format!("*:{}", address.port)
+    } else {
+        address.to_string()
+    }
+}
+
+fn remote(wish: &Wish) -> Option<String> {
+    (wish.remote != SocketAddress::UNSPECIFIED).then(|| wish.remote.to_string())
+}
+
+fn prefix(address: &Address) -> String {
+    let bits = if address.ip.is_v4() {
+        address.prefix_len.saturating_sub(96)
+    } else {
+        address.prefix_len
+    };
+    format!("{}/{bits}", address.ip)
+}
+
+fn mac(bytes: &[u8; 6]) -> String {
+    bytes.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// The endpoint's id as text, for messages.
+#[cfg(test)]
+pub(super) fn endpoint_text(endpoint: EndpointId) -> String {
+    format!("{}.{}", endpoint.index, endpoint.generation)
+}

@@ -1,0 +1,289 @@
+//! What clients ask, and who may.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use bypass_proto::control::{QueryKind, Refusal, Reply, ReplyKind, Request, RequestKind};
+use bypass_stack::{EndpointId, ProcessId};
+use rustix::io::Errno;
+
+use super::client::Client;
+use super::counters::Counter;
+use super::filters::{Filter, StaticFilter};
+use super::process::{self, Process};
+use super::proof;
+use super::server::{Server, Token};
+use super::stacks::Busy;
+use super::watch;
+
+/// A refusal with its errno, or zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    /// Why.
+    pub refusal: Refusal,
+    /// errno of [`Refusal::System`].
+    pub detail: u32,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, detail: 0 }
+    }
+}
+
+impl From<Errno> for Refused {
+    fn from(errno: Errno) -> Self {
+        Self {
+            refusal: Refusal::System,
+            detail: errno.raw_os_error().unsigned_abs(),
+        }
+    }
+}
+
+impl From<Busy> for Refused {
+    fn from(_: Busy) -> Self {
+        Errno::BUSY.into()
+    }
+}
+
+impl Server {
+    /// Answers a request. An error means that the connection is of no use any more.
+    pub(super) fn handle(
+        &mut self,
+        client: &mut Client,
+        request: &Request,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), Errno> {
+        let sequence = request.sequence;
+        let answer = match self.answer(client, request, fds) {
+            Ok(answer) => answer,
+            Err(refused) => {
+                return self.refuse(client, refused.refusal, refused.detail, sequence);
+            }
+        };
+        match answer {
+            Answer::None => Ok(()),
+            Answer::Reply(reply) => client.reply(Reply { sequence, ..reply }, &[]),
+            Answer::Text(text) => client.reply_text(sequence, &text),
+            Answer::Stack(reply) => {
+                let Some(stack) = client.stack.and_then(|uid| self.stacks.get(uid)) else {
+                    return self.refuse(client, Refusal::System, 0, sequence);
+                };
+                client.reply(Reply { sequence, ..reply }, &stack.shared())
+            }
+            Answer::Queues(uid, reply) => {
+                let Some(stack) = self.stacks.get(uid) else {
+                    return self.refuse(client, Refusal::System, 0, sequence);
+                };
+                let links = self.nics.of_owner(uid).map(|(_, nic)| nic.link());
+                let fds: Vec<BorrowedFd<'_>> = stack.queue_fds().chain(links).collect();
+                client.reply(Reply { sequence, ..reply }, &fds)
+            }
+        }
+    }
+
+    fn answer(
+        &mut self,
+        client: &mut Client,
+        request: &Request,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Answer, Refused> {
+        let kind = RequestKind::from_wire(request.kind).ok_or(Refusal::Malformed)?;
+        if !fds.is_empty() && kind != RequestKind::AddFilter {
+            return Err(Refusal::Malformed.into());
+        }
+        match kind {
+            RequestKind::Attach => self.attach(client).map(Answer::Stack),
+            RequestKind::QueuePairs => self.queue_pairs(client),
+            RequestKind::AddFilter => self.add_filter(client, request, fds).map(Answer::Reply),
+            RequestKind::RemoveFilter => {
+                let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
+                if self
+                    .filters
+                    .get(request.filter)
+                    .is_some_and(|filter| filter.uid == uid)
+                {
+                    self.counters.add(Counter::FiltersRemoved);
+                    self.remove_filter(request.filter);
+                }
+                Ok(Answer::None)
+            }
+            RequestKind::Forked => self.forked(client, request).map(|()| Answer::None),
+            RequestKind::Query => {
+                let kinds = [
+                    QueryKind::Filters,
+                    QueryKind::Stacks,
+                    QueryKind::Daemon,
+                    QueryKind::Interfaces,
+                ];
+                let query = kinds.into_iter().find(|kind| *kind as u32 == request.query);
+                let query = query.ok_or(Refusal::Malformed)?;
+                Ok(Answer::Text(self.query(query, client.peer.uid).to_string()))
+            }
+            RequestKind::AddStatic => self.add_static(client, request).map(Answer::Reply),
+            RequestKind::RemoveStatic => {
+                privileged(client)?;
+                if !self.filters.remove_static(request.filter) {
+                    return Err(Refusal::Malformed.into());
+                }
+                self.reconcile_all();
+                Ok(Answer::Reply(Reply::new(ReplyKind::End)))
+            }
+            RequestKind::Shutdown => {
+                privileged(client)?;
+                self.stopping = true;
+                Ok(Answer::Reply(Reply::new(ReplyKind::End)))
+            }
+        }
+    }
+
+    fn queue_pairs(&mut self, client: &mut Client) -> Result<Answer, Refused> {
+        let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
+        let stack = self.stacks.get(uid).ok_or(Refusal::Malformed)?;
+        let reply = Reply {
+            count: stack.queues().len() as u32,
+            ring_entries: stack.ring_entries,
+            ..Reply::new(ReplyKind::QueuePairs)
+        };
+        Ok(Answer::Queues(uid, reply))
+    }
+
+    /// The stack that a client's requests mean: the one it has attached to on this connection, or
+    /// the one whose image its process has mapped. (A forked child that has changed its user since
+    /// goes on with its parent's stack.)
+    pub(super) fn stack_of(&mut self, client: &mut Client) -> Option<u32> {
+        if let Some(uid) = client.stack.filter(|uid| self.stacks.get(*uid).is_some()) {
+            return Some(uid);
+        }
+        let pid = client.peer.pid;
+        let inodes = process::mapped_images(pid);
+        let stack = inodes
+            .into_iter()
+            .find_map(|inode| self.stacks.by_inode(inode))?;
+        let uid = stack.uid;
+        client.stack = Some(uid);
+        if self.watch.find(uid, pid, client.peer.start_time).is_none() {
+            self.find_relatives(uid);
+        }
+        Some(uid)
+    }
+
+    fn add_filter(
+        &mut self,
+        client: &mut Client,
+        request: &Request,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Reply, Refused> {
+        let [socket] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| Refusal::Malformed)?;
+        let wish = proof::wish(request)?;
+        let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
+        proof::check(&socket, request, &wish, self.namespace)?;
+        let pid = client.peer.pid;
+        if self.filters.of_process(pid) >= self.config.policy.daemon.filters_per_client {
+            return Err(Refusal::Limit.into());
+        }
+        let endpoint = EndpointId {
+            index: request.endpoint_index,
+            generation: request.endpoint_generation,
+        };
+        let stack = self.stacks.get(uid).ok_or(Refusal::Malformed)?;
+        if !stack.lock()?.stack().is_live(endpoint) {
+            return Err(Refusal::Malformed.into());
+        }
+        let id = self.filters.new_id();
+        let filter = Filter {
+            id,
+            uid,
+            pid,
+            endpoint,
+            wish,
+            entries: Vec::new(),
+        };
+        let count = self.place_filter(filter)?;
+        self.counters.add(Counter::FiltersAdded);
+        Ok(Reply {
+            filter: id,
+            count,
+            ..Reply::new(ReplyKind::Filter)
+        })
+    }
+
+    fn add_static(&mut self, client: &Client, request: &Request) -> Result<Reply, Refused> {
+        privileged(client)?;
+        let wish = proof::wish(request)?;
+        // A static filter that steers would need an endpoint, which it has not.
+        if request.keep_in_kernel != 1 {
+            return Err(Refusal::Malformed.into());
+        }
+        let id = self.filters.new_id();
+        self.filters.insert_static(StaticFilter { id, wish });
+        self.reconcile_all();
+        Ok(Reply {
+            filter: id,
+            ..Reply::new(ReplyKind::Filter)
+        })
+    }
+
+    /// A program says which process now owns a slot of its stack.
+    fn forked(&mut self, client: &mut Client, request: &Request) -> Result<(), Refused> {
+        let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
+        let slot = u8::try_from(request.process).map_err(|_| Refusal::Malformed)?;
+        let slot = ProcessId(slot);
+        let Some(child) = Process::find(request.pid) else {
+            // It has ended already; its slot is found by the next look at the image.
+            self.chores.look_for_relatives(uid);
+            return Ok(());
+        };
+        if self.watch.find(uid, child.pid, child.start_time).is_some() {
+            return Ok(());
+        }
+        // Of another user, or in another pid namespace: then the number means nothing here.
+        if child.uid != client.peer.uid && client.peer.uid != 0 {
+            return Err(Refusal::NotAllowed.into());
+        }
+        self.watch_process(uid, &child, slot)
+    }
+
+    /// Watches a process in a slot of a stack, and writes into the image whose slot it is.
+    pub(super) fn watch_process(
+        &mut self,
+        uid: u32,
+        process: &Process,
+        slot: ProcessId,
+    ) -> Result<(), Refused> {
+        let watched = watch::open(process.pid, process.start_time, None, uid, slot)?;
+        if let Some(old) = self.watch.of_slot(uid, slot) {
+            self.watch.remove(old);
+        }
+        let number = self.watch.insert(watched);
+        if let Some(watched) = self.watch.get(number) {
+            self.listen_to(watched, Token::Process(number))?;
+        }
+        if let Some(stack) = self.stacks.get(uid)
+            && let Ok(mut locked) = stack.lock()
+        {
+            locked
+                .stack()
+                .set_process_pid(slot, process.pid, process.start_time);
+        }
+        Ok(())
+    }
+}
+
+/// What a request is answered with.
+enum Answer {
+    None,
+    Reply(Reply),
+    Text(String),
+    /// With what an attached program gets.
+    Stack(Reply),
+    /// With the queue pairs of the stack of this user.
+    Queues(u32, Reply),
+}
+
+fn privileged(client: &Client) -> Result<(), Refused> {
+    if client.peer.uid == 0 {
+        Ok(())
+    } else {
+        Err(Refusal::NotAllowed.into())
+    }
+}

@@ -1,0 +1,111 @@
+//! Socket options that `rustix` does not offer: who may have a filter, and which queue an XSK is.
+
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: getsockopt and setsockopt, and a descriptor that the former returns"
+)]
+
+use std::ffi::{c_int, c_void};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use rustix::io::Errno;
+
+// asm-generic/socket.h.
+const SOL_SOCKET: c_int = 1;
+const SO_RCVLOWAT: c_int = 18;
+const SO_BINDTOIFINDEX: c_int = 62;
+const SO_NETNS_COOKIE: c_int = 71;
+const SO_PEERPIDFD: c_int = 77;
+
+unsafe extern "C" {
+    fn getsockopt(
+        fd: c_int,
+        level: c_int,
+        name: c_int,
+        value: *mut c_void,
+        length: *mut u32,
+    ) -> c_int;
+    fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, length: u32)
+    -> c_int;
+}
+
+/// Upper half of the mark that [`tag_queue`] leaves.
+const QUEUE_TAG: u32 = 0x4259_0000;
+
+/// Reads an option of `N` bytes.
+fn option<const N: usize>(fd: impl AsFd, name: c_int) -> Result<[u8; N], Errno> {
+    let mut value = [0_u8; N];
+    let mut length = N as u32;
+    // SAFETY: the kernel writes at most `length` bytes to `value`, which has that many, and the
+    // new length to `length`; both live across the call.
+    let result = unsafe {
+        getsockopt(
+            fd.as_fd().as_raw_fd(),
+            SOL_SOCKET,
+            name,
+            value.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(last_error());
+    }
+    if length as usize == N {
+        Ok(value)
+    } else {
+        Err(Errno::PROTO)
+    }
+}
+
+fn last_error() -> Errno {
+    let code = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
+    Errno::from_raw_os_error(code.max(1))
+}
+
+/// Notes in an XSK which queue pair it is, for a daemon that finds it later: the kernel tells
+/// nobody what an XSK is bound to. The note is in SO_RCVLOWAT, which AF_XDP stores and never uses.
+pub(super) fn tag_queue(xsk: impl AsFd, index: u32) -> Result<(), Errno> {
+    let value = QUEUE_TAG | index;
+    // SAFETY: the kernel reads four bytes from `value`, which lives across the call.
+    let result = unsafe {
+        setsockopt(
+            xsk.as_fd().as_raw_fd(),
+            SOL_SOCKET,
+            SO_RCVLOWAT,
+            (&raw const value).cast(),
+            size_of::<u32>() as u32,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(last_error())
+    }
+}
+
+/// What [`tag_queue`] noted.
+pub(super) fn queue_tag(xsk: impl AsFd) -> Option<u32> {
+    let value = u32::from_ne_bytes(option(xsk, SO_RCVLOWAT).ok()?);
+    (value & 0xffff_0000 == QUEUE_TAG).then_some(value & 0xffff)
+}
+
+/// Interface that the socket is bound to (SO_BINDTODEVICE); 0 = none.
+pub(super) fn bound_interface(fd: impl AsFd) -> Result<u32, Errno> {
+    option(fd, SO_BINDTOIFINDEX).map(u32::from_ne_bytes)
+}
+
+/// The network namespace that the socket was made in, as a number that is never used again.
+pub(super) fn namespace_cookie(fd: impl AsFd) -> Result<u64, Errno> {
+    option(fd, SO_NETNS_COOKIE).map(u64::from_ne_bytes)
+}
+
+/// A pidfd of the process that connected a UNIX socket: unlike its pid never another's.
+pub(super) fn peer_pidfd(fd: impl AsFd) -> Result<OwnedFd, Errno> {
+    let number = option(fd, SO_PEERPIDFD).map(c_int::from_ne_bytes)?;
+    if number < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: the kernel has just installed this descriptor for us (close-on-exec), and nobody
+    // else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}

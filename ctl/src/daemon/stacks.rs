@@ -1,0 +1,488 @@
+//! The stacks: one per user, each an image, a packet memory, a control-plane table and the XSKs
+//! of the interfaces that it owns.
+//!
+//! The daemon joins each stack as any program does, with every queue mapped: it posts the first
+//! chunks, and a recovery after a dead lock owner needs the rings to know which chunks they hold.
+//! Its mappings keep nothing alive that its descriptors do not keep anyway; both go when the
+//! stack is dropped.
+//!
+//! A stack's lock is in memory that its programs can write, and one of them may be stopped while
+//! it holds the lock. So the daemon never waits for it longer than [`PATIENCE`]; what could not be
+//! done then is refused or done at the next sweep.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bypass_backends::af_xdp::AfXdpQueuePair;
+use bypass_proto::policy::{Backend, DaemonPolicy};
+use bypass_runtime::attachment::{AttachError, Attachment, Locked};
+use bypass_runtime::clock;
+use bypass_runtime::image::{Image, ImageError, STACK_OFFSET};
+use bypass_runtime::packets::Packets;
+use bypass_runtime::wake::Ringer;
+use bypass_stack::{Capacities, QUEUE_PAIRS, QueuePairInfo};
+use rustix::io::Errno;
+
+use super::netlink::message::LinkInfo;
+use super::process;
+use super::published::Published;
+use super::sockopt;
+
+/// How long the daemon waits for a stack's lock. Programs hold it for microseconds.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// Chunk sizes: the usual one, and the one for larger MTUs.
+const CHUNK_SIZES: [u32; 2] = [2048, 4096];
+/// An MTU above this needs the larger chunks.
+const LARGE_MTU: u32 = 1700;
+/// Entries of each ring, at least and at most.
+const RING_ENTRIES: (u32, u32) = (64, 2048);
+/// Set in the lock word while somebody sleeps on it; the rest is the owner's thread id.
+const LOCK_WAITERS: u32 = 1 << 31;
+
+/// The lock was not to be had in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Busy;
+
+/// Where a stack comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// This daemon has made it.
+    Made,
+    /// It was taken over from a daemon that is gone.
+    Adopted,
+}
+
+/// One queue pair of a stack.
+#[derive(Debug)]
+pub(super) struct Queue {
+    /// Interface index.
+    pub ifindex: u32,
+    /// Queue of the interface.
+    pub queue: u32,
+    /// The XSK.
+    pub xsk: OwnedFd,
+}
+
+/// One stack.
+#[derive(Debug)]
+pub(super) struct StackEntry {
+    /// Its user.
+    pub uid: u32,
+    /// Identity of the image, for names.
+    pub id: u64,
+    /// Inode of the image, by which a process that maps it is found.
+    pub inode: u64,
+    /// Bytes of a chunk.
+    pub chunk_size: u32,
+    /// Entries of each ring of its queue pairs.
+    pub ring_entries: u32,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// What it has room for.
+    pub capacities: Capacities,
+    /// Queue pairs by index; `None` = closed.
+    queues: Vec<Option<Queue>>,
+    image: OwnedFd,
+    packets: OwnedFd,
+    /// Its control-plane table.
+    pub cplane: Published,
+    attachment: Attachment,
+    /// A second mapping of the image, for the lock word.
+    words: Image,
+}
+
+/// Chunk size for a host with these links.
+pub(super) fn chunk_size<'a>(links: impl Iterator<Item = &'a LinkInfo>) -> u32 {
+    let [usual, large] = CHUNK_SIZES;
+    let largest = links.map(|link| link.mtu).max().unwrap_or(0);
+    if largest > LARGE_MTU { large } else { usual }
+}
+
+/// Ring entries such that the fill rings of `queues` queues take at most half of the chunks.
+pub(super) fn ring_entries(chunks: u32, queues: u32) -> u32 {
+    let share = (chunks / 2 / queues.max(1)).max(1);
+    let power = 1 << share.ilog2();
+    power.clamp(RING_ENTRIES.0, RING_ENTRIES.1)
+}
+
+impl StackEntry {
+    /// Makes a stack for a user.
+    ///
+    /// # Errors
+    /// errno of what the kernel refused.
+    pub(super) fn make(
+        uid: u32,
+        policy: &DaemonPolicy,
+        chunk_size: u32,
+        ring_entries: u32,
+    ) -> Result<Self, Errno> {
+        let capacities = Capacities {
+            endpoints: policy.endpoints,
+            chunks: policy.chunks,
+            chunk_size,
+        };
+        let id = random()?;
+        let (image, _) = Image::create(capacities, id).map_err(errno_of_image)?;
+        let (packets, _) = Packets::create(policy.chunks, chunk_size)?;
+        Self::join(
+            uid,
+            image,
+            packets,
+            Published::make()?,
+            ring_entries,
+            Origin::Made,
+        )
+    }
+
+    /// Joins a stack whose image and packet memory exist.
+    ///
+    /// # Errors
+    /// errno of what the kernel refused; `EINVAL` when they are no stack.
+    pub(super) fn join(
+        uid: u32,
+        image: OwnedFd,
+        packets: OwnedFd,
+        cplane: Published,
+        ring_entries: u32,
+        origin: Origin,
+    ) -> Result<Self, Errno> {
+        let capacities = stated_capacities(&image)?;
+        let chunk_size = capacities.chunk_size;
+        let mapped = Image::map(&image).map_err(errno_of_image)?;
+        let words = Image::map(&image).map_err(errno_of_image)?;
+        let id = mapped.id();
+        let memory = Packets::map(&packets, chunk_size)?;
+        if memory.range().1 < capacities.chunks as usize * chunk_size as usize {
+            return Err(Errno::INVAL);
+        }
+        let attachment =
+            Attachment::new(mapped, memory, Ringer::new()?).map_err(|error| match error {
+                AttachError::Image(error) => errno_of_image(error),
+                AttachError::Layout(_) => Errno::INVAL,
+                AttachError::System(errno) => errno,
+            })?;
+        Ok(Self {
+            uid,
+            id,
+            inode: process::inode(&image),
+            chunk_size,
+            ring_entries,
+            origin,
+            capacities,
+            queues: Vec::new(),
+            image,
+            packets,
+            cplane,
+            attachment,
+            words,
+        })
+    }
+
+    /// Takes the stack's lock; a dead owner's is taken over and the stack recovered.
+    ///
+    /// # Errors
+    /// [`Busy`] when its owner lives and keeps it.
+    pub(super) fn lock(&self) -> Result<Locked<'_>, Busy> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(locked) = self.attachment.try_lock() {
+                return Ok(locked);
+            }
+            let owner = self.words.lock_word().load(Ordering::Relaxed) & !LOCK_WAITERS;
+            if owner != 0 && process::start_time(owner).is_none() {
+                return self.attachment.lock().map_err(|_| Busy);
+            }
+            if Instant::now() >= deadline {
+                return Err(Busy);
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    /// What an attached program gets: image, packet memory, control-plane table.
+    pub(super) fn shared(&self) -> [BorrowedFd<'_>; 3] {
+        [
+            self.image.as_fd(),
+            self.packets.as_fd(),
+            self.cplane.as_fd(),
+        ]
+    }
+
+    /// One descriptor per queue pair in index order; the image stands for a closed one.
+    pub(super) fn queue_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let closed = self.image.as_fd();
+        self.queues
+            .iter()
+            .map(move |queue| queue.as_ref().map_or(closed, |queue| queue.xsk.as_fd()))
+    }
+
+    /// The packet memory, mapped anew for registering it with a queue.
+    ///
+    /// # Errors
+    /// What `mmap` answers.
+    pub(super) fn map_packets(&self) -> Result<Packets, Errno> {
+        Packets::map(&self.packets, self.chunk_size)
+    }
+
+    /// Indexes for `count` new queue pairs in a row, or `None` when the stack has no room. Numbers
+    /// that were never used come first, for programs notice a closed pair only when they look.
+    pub(super) fn room_for(&self, count: usize) -> Option<usize> {
+        if self.queues.len() + count <= QUEUE_PAIRS {
+            return Some(self.queues.len());
+        }
+        let is_free = |index: usize| self.queues.get(index).is_none_or(Option::is_none);
+        (0..=QUEUE_PAIRS.checked_sub(count)?).find(|first| (*first..first + count).all(is_free))
+    }
+
+    /// Puts an interface's queues in place: maps them, posts the first chunks and tells the
+    /// programs.
+    ///
+    /// # Errors
+    /// [`Busy`], or errno of a mapping; then nothing has changed.
+    pub(super) fn install(
+        &mut self,
+        first: usize,
+        queues: Vec<Queue>,
+        link: &LinkInfo,
+        flags: u32,
+    ) -> Result<(), Errno> {
+        let mut mapped = Vec::with_capacity(queues.len());
+        for queue in &queues {
+            let xsk = queue.xsk.try_clone().map_err(|_| Errno::MFILE)?;
+            mapped.push(AfXdpQueuePair::map(
+                xsk,
+                self.chunk_size,
+                self.ring_entries,
+            )?);
+        }
+        let mut locked = self.lock().map_err(|Busy| Errno::BUSY)?;
+        for (index, (queue, pair)) in (first..).zip(queues.iter().zip(mapped)) {
+            // Without it the queue works, but a later daemon could not tell which it is.
+            let _ = sockopt::tag_queue(&queue.xsk, index as u32);
+            if let Some(info) = locked.stack().queue_pairs_mut().get_mut(index) {
+                *info = queue_pair_info(queue, link, flags);
+            }
+            self.attachment.install(&mut locked, index, Box::new(pair));
+        }
+        locked.stack().bump_queue_pairs();
+        locked.pump(clock::now());
+        drop(locked);
+        self.queues
+            .resize_with(self.queues.len().max(first + queues.len()), || None);
+        for (place, queue) in self.queues.iter_mut().skip(first).zip(queues) {
+            *place = Some(queue);
+        }
+        Ok(())
+    }
+
+    /// Puts the queue pairs of an adopted stack in place, as they are in its image.
+    ///
+    /// # Errors
+    /// `EBUSY`, or errno of a mapping.
+    pub(super) fn install_adopted(&mut self, queues: Vec<Option<Queue>>) -> Result<(), Errno> {
+        let mut locked = self.lock().map_err(|Busy| Errno::BUSY)?;
+        for (index, queue) in queues.iter().enumerate() {
+            if let Some(queue) = queue {
+                let xsk = queue.xsk.try_clone().map_err(|_| Errno::MFILE)?;
+                let pair = AfXdpQueuePair::map(xsk, self.chunk_size, self.ring_entries)?;
+                self.attachment.install(&mut locked, index, Box::new(pair));
+            }
+        }
+        drop(locked);
+        self.queues = queues;
+        Ok(())
+    }
+
+    /// Marks queue pairs as closed in the image where that could not be done at the time.
+    pub(super) fn settle(&self, locked: &mut Locked<'_>) {
+        let mut changed = false;
+        for (index, info) in locked.stack().queue_pairs_mut().iter_mut().enumerate() {
+            let is_open = self.queues.get(index).is_some_and(Option::is_some);
+            if !is_open && info.is_live() {
+                info.flags &= !QueuePairInfo::LIVE;
+                changed = true;
+            }
+        }
+        if changed {
+            locked.stack().bump_queue_pairs();
+        }
+    }
+
+    /// Closes the queue pairs of an interface.
+    pub(super) fn close_interface(&mut self, ifindex: u32) {
+        let closed: Vec<usize> = (0..)
+            .zip(&self.queues)
+            .filter(|(_, queue)| queue.as_ref().is_some_and(|queue| queue.ifindex == ifindex))
+            .map(|(index, _)| index)
+            .collect();
+        if let Ok(mut locked) = self.lock() {
+            for &index in &closed {
+                self.attachment.uninstall(&mut locked, index);
+                if let Some(info) = locked.stack().queue_pairs_mut().get_mut(index) {
+                    info.flags &= !QueuePairInfo::LIVE;
+                }
+            }
+            locked.stack().bump_queue_pairs();
+        }
+        for index in closed {
+            if let Some(queue) = self.queues.get_mut(index) {
+                *queue = None;
+            }
+        }
+    }
+
+    /// Writes a changed MTU or MAC address of a link into its queue pairs.
+    ///
+    /// # Errors
+    /// [`Busy`].
+    pub(super) fn refresh_interface(&self, link: &LinkInfo) -> Result<(), Busy> {
+        let mut locked = self.lock()?;
+        let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
+        let mut changed = false;
+        for (queue, info) in self.queues.iter().zip(locked.stack().queue_pairs_mut()) {
+            let is_ours = queue
+                .as_ref()
+                .is_some_and(|queue| queue.ifindex == link.ifindex);
+            if is_ours && (info.mtu, info.mac) != (mtu, link.mac) {
+                (info.mtu, info.mac) = (mtu, link.mac);
+                changed = true;
+            }
+        }
+        if changed {
+            locked.stack().bump_queue_pairs();
+        }
+        Ok(())
+    }
+
+    /// A copy of the image, for [`bypass_stack::inspect::Image::attach`].
+    ///
+    /// # Errors
+    /// What `pread` answers.
+    pub(super) fn copy_image(&self) -> Result<Vec<u8>, Errno> {
+        copy_image(&self.image)
+    }
+
+    /// The queue pairs by index; `None` = closed.
+    pub(super) fn queues(&self) -> &[Option<Queue>] {
+        &self.queues
+    }
+}
+
+fn queue_pair_info(queue: &Queue, link: &LinkInfo, flags: u32) -> QueuePairInfo {
+    QueuePairInfo {
+        ifindex: queue.ifindex,
+        queue_id: queue.queue,
+        mac: link.mac,
+        mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
+        flags: flags | QueuePairInfo::LIVE,
+        backend: Backend::AfXdp as u8,
+        reserved: [0; 3],
+        rx_packets: 0,
+        rx_bytes: 0,
+        tx_packets: 0,
+        tx_bytes: 0,
+        spare: 0,
+    }
+}
+
+/// All stacks, by user.
+#[derive(Debug, Default)]
+pub(super) struct Stacks {
+    by_uid: BTreeMap<u32, StackEntry>,
+}
+
+impl Stacks {
+    /// The stack of a user.
+    pub(super) fn get(&self, uid: u32) -> Option<&StackEntry> {
+        self.by_uid.get(&uid)
+    }
+
+    /// The stack of a user, to change.
+    pub(super) fn get_mut(&mut self, uid: u32) -> Option<&mut StackEntry> {
+        self.by_uid.get_mut(&uid)
+    }
+
+    /// All stacks.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &StackEntry> {
+        self.by_uid.values()
+    }
+
+    /// All stacks, to change.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut StackEntry> {
+        self.by_uid.values_mut()
+    }
+
+    /// The stack whose image has this inode.
+    pub(super) fn by_inode(&self, inode: u64) -> Option<&StackEntry> {
+        self.iter().find(|stack| stack.inode == inode)
+    }
+
+    /// Adds a stack; its user has none.
+    pub(super) fn insert(&mut self, stack: StackEntry) {
+        self.by_uid.insert(stack.uid, stack);
+    }
+
+    /// Drops a stack: queues closed, memory gone when no process maps it.
+    pub(super) fn remove(&mut self, uid: u32) -> Option<StackEntry> {
+        self.by_uid.remove(&uid)
+    }
+
+    /// How many.
+    pub(super) fn len(&self) -> usize {
+        self.by_uid.len()
+    }
+}
+
+/// A copy of the stack image in an image memfd; aligned as every allocation of this size is.
+pub(super) fn copy_image(image: impl AsFd) -> Result<Vec<u8>, Errno> {
+    let size = usize::try_from(rustix::fs::fstat(&image)?.st_size).unwrap_or(0);
+    let mut bytes = vec![0; size.saturating_sub(STACK_OFFSET)];
+    let mut done = 0;
+    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        let read = rustix::io::pread(&image, rest, (STACK_OFFSET + done) as u64)?;
+        if read == 0 {
+            return Err(Errno::INVAL);
+        }
+        done += read;
+    }
+    Ok(bytes)
+}
+
+/// The capacities that an image states, checked.
+fn stated_capacities(image: impl AsFd) -> Result<Capacities, Errno> {
+    let bytes = copy_image(image)?;
+    let image = bypass_stack::inspect::Image::attach(&bytes).map_err(|_| Errno::INVAL)?;
+    Ok(image.capacities())
+}
+
+fn errno_of_image(error: ImageError) -> Errno {
+    match error {
+        ImageError::System(errno) => errno,
+        ImageError::NotAnImage | ImageError::Layout(_) => Errno::INVAL,
+    }
+}
+
+/// 64 random bits.
+fn random() -> Result<u64, Errno> {
+    use std::io::Read;
+    let mut bytes = [0; 8];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(|_| Errno::IO)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rings_take_at_most_half_of_the_chunks() {
+        assert_eq!(ring_entries(16384, 1), 2048);
+        assert_eq!(ring_entries(16384, 8), 1024);
+        assert_eq!(ring_entries(256, 32), 64);
+        assert_eq!(ring_entries(256, 0), 128);
+    }
+}

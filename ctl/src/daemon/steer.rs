@@ -1,0 +1,329 @@
+//! Steering: opening interfaces, and bringing the entries of filters in line with what is wanted.
+//!
+//! One function does the work, [`Server::reconcile`]: it computes the entries that a filter should
+//! have now, removes those that it should not, opens interfaces where needed and adds what is
+//! missing. It runs when a filter is added and whenever links, addresses or static filters change.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+
+use bypass_backends::af_xdp::{FilterCounters, NicError};
+use bypass_proto::control::Refusal;
+use bypass_stack::QueuePairInfo;
+use rustix::io::Errno;
+
+use super::counters::Counter;
+use super::filters::{Entry, Filter, Flow, MapChange, Wish};
+use super::nics::{self, OpenNic};
+use super::requests::Refused;
+use super::server::Server;
+use super::stacks::Queue;
+
+/// What kept flows out of [`Server::wanted`].
+#[derive(Clone, Copy, Debug, Default)]
+struct Obstacles {
+    /// A static filter.
+    kept: bool,
+    /// Another stack or program.
+    taken: bool,
+}
+
+impl Obstacles {
+    fn refusal(self) -> Refusal {
+        if self.taken {
+            Refusal::QueueBusy
+        } else if self.kept {
+            Refusal::Conflict
+        } else {
+            Refusal::NoInterface
+        }
+    }
+}
+
+impl Server {
+    /// Puts a new filter in place; how many interfaces serve it. A filter that none serves is
+    /// refused and forgotten.
+    pub(super) fn place_filter(&mut self, filter: Filter) -> Result<u32, Refused> {
+        let id = filter.id;
+        self.filters.insert(filter);
+        let mut obstacles = self.reconcile(id);
+        if self.interfaces_of(id) == 0 {
+            // The address may be newer than what we know.
+            self.mirror.refresh_now(&mut self.counters);
+            self.follow_mirror();
+            obstacles = self.reconcile(id);
+        }
+        let count = self.interfaces_of(id);
+        if count == 0 {
+            self.remove_filter(id);
+            return Err(obstacles.into());
+        }
+        self.publish();
+        Ok(count)
+    }
+
+    fn interfaces_of(&self, id: u32) -> u32 {
+        let entries = self
+            .filters
+            .get(id)
+            .map(|filter| filter.entries)
+            .unwrap_or_default();
+        let interfaces: BTreeSet<u32> = entries.iter().map(|entry| entry.ifindex).collect();
+        interfaces.len() as u32
+    }
+
+    /// Takes a filter away: its entries first.
+    pub(super) fn remove_filter(&mut self, id: u32) {
+        if let Some(filter) = self.filters.remove(id) {
+            for entry in &filter.entries {
+                self.remove_entry(entry);
+            }
+        }
+    }
+
+    fn remove_entry(&self, entry: &Entry) {
+        if self.filters.unshare(entry.ifindex, entry.flow) == MapChange::Needed
+            && let Some(nic) = self.nics.get(entry.ifindex)
+        {
+            nic.remove_filter(&entry.flow);
+        }
+    }
+
+    /// [`Server::reconcile`] for every filter.
+    pub(super) fn reconcile_all(&mut self) {
+        for id in self.filters.ids(|_| true) {
+            self.reconcile(id);
+        }
+    }
+
+    /// Brings one filter's entries in line; why there are not more of them, if there are none.
+    fn reconcile(&mut self, id: u32) -> Refusal {
+        let Some(filter) = self.filters.get(id) else {
+            return Refusal::NoInterface;
+        };
+        let (wanted, mut obstacles) = self.wanted(&filter.wish, filter.uid);
+        let is_wanted = |entry: &Entry| wanted.contains(&(entry.ifindex, entry.flow));
+        let (mut entries, gone): (Vec<Entry>, Vec<Entry>) =
+            filter.entries.iter().partition(|entry| is_wanted(entry));
+        for entry in &gone {
+            self.remove_entry(entry);
+        }
+        for (ifindex, flow) in wanted {
+            if entries
+                .iter()
+                .any(|entry| (entry.ifindex, entry.flow) == (ifindex, flow))
+            {
+                continue;
+            }
+            if self.open_interface(ifindex, filter.uid).is_err() {
+                obstacles.taken |= self.nics.is_taken(ifindex);
+                continue;
+            }
+            if let Some(before) = self.add_entry(ifindex, &flow) {
+                entries.push(Entry {
+                    ifindex,
+                    flow,
+                    before,
+                });
+            }
+        }
+        self.filters.set_entries(id, entries);
+        obstacles.refusal()
+    }
+
+    /// Writes one entry; what it had counted before, or `None` when it could not be written.
+    fn add_entry(&mut self, ifindex: u32, flow: &Flow) -> Option<FilterCounters> {
+        let nic = self.nics.get(ifindex)?;
+        if self.filters.share(ifindex, *flow) == MapChange::Shared {
+            return Some(nic.filter_counters(flow));
+        }
+        // An adopted interface has it already; writing it again would start its counters anew.
+        if nic.has_filter(flow) || nic.add_filter(flow).is_ok() {
+            return Some(nic.filter_counters(flow));
+        }
+        self.filters.unshare(ifindex, *flow);
+        self.counters.add(Counter::FilterFailures);
+        None
+    }
+
+    /// The entries that a wish of a stack's program should have now.
+    fn wanted(&self, wish: &Wish, uid: u32) -> (Vec<(u32, Flow)>, Obstacles) {
+        let (mut wanted, mut obstacles) = (Vec::new(), Obstacles::default());
+        let chunk_size = self.stacks.get(uid).map_or(0, |stack| stack.chunk_size);
+        let policy = &self.config.policy.daemon;
+        for link in self.mirror.links() {
+            let ifindex = link.ifindex;
+            if nics::unfit(link, policy).is_some() || nics::too_big(link, chunk_size).is_some() {
+                continue;
+            }
+            let mut flows = wish.flows(ifindex, self.mirror.addresses());
+            let before = flows.len();
+            flows.retain(|flow| !self.filters.is_kept(ifindex, flow));
+            obstacles.kept |= flows.len() != before;
+            if flows.is_empty() {
+                continue;
+            }
+            let is_ready = match self.nics.get(ifindex) {
+                Some(nic) => {
+                    obstacles.taken |= nic.owner != uid;
+                    nic.owner == uid
+                }
+                None if self.nics.failed_lately(ifindex) => {
+                    obstacles.taken |= self.nics.is_taken(ifindex);
+                    false
+                }
+                None => link.is_up(),
+            };
+            if is_ready {
+                wanted.extend(flows.into_iter().map(|flow| (ifindex, flow)));
+            }
+        }
+        (wanted, obstacles)
+    }
+
+    /// Opens an interface for a stack, unless that is done already.
+    fn open_interface(&mut self, ifindex: u32, uid: u32) -> Result<(), ()> {
+        if let Some(nic) = self.nics.get(ifindex) {
+            return if nic.owner == uid { Ok(()) } else { Err(()) };
+        }
+        if self.nics.failed_lately(ifindex) {
+            return Err(());
+        }
+        match self.try_open(ifindex, uid) {
+            Ok(nic) => {
+                self.counters.add(Counter::InterfacesOpened);
+                self.nics.insert(ifindex, nic);
+                self.unpublished = true;
+                Ok(())
+            }
+            Err(error) => {
+                self.counters.add(Counter::InterfaceFailures);
+                self.nics.note_failure(ifindex, &error);
+                Err(())
+            }
+        }
+    }
+
+    fn try_open(&mut self, ifindex: u32, uid: u32) -> Result<OpenNic, NicError> {
+        let failed = |errno, what: &str| NicError {
+            errno,
+            what: what.to_owned(),
+        };
+        let stack = self
+            .stacks
+            .get_mut(uid)
+            .ok_or_else(|| failed(Errno::NOENT, "no stack"))?;
+        let link = self
+            .mirror
+            .link(ifindex)
+            .ok_or_else(|| failed(Errno::NODEV, "no interface"))?;
+        let mut nic = OpenNic::attach(ifindex, uid)?;
+        let count = nic.queue_count();
+        let first = stack
+            .room_for(count as usize)
+            .ok_or_else(|| failed(Errno::NOSPC, "the stack has no room for its queues"))?;
+        // Mapped for the registration only: the kernel keeps the pages, not the addresses.
+        let packets = stack
+            .map_packets()
+            .map_err(|errno| failed(errno, "mapping packet memory"))?;
+        let queues: Result<Vec<Queue>, NicError> = (0..count)
+            .map(|queue| {
+                let xsk: OwnedFd =
+                    nic.open_queue(queue, &packets, stack.chunk_size, stack.ring_entries)?;
+                Ok(Queue {
+                    ifindex,
+                    queue,
+                    xsk,
+                })
+            })
+            .collect();
+        let native = if nic.is_native() {
+            QueuePairInfo::NATIVE
+        } else {
+            0
+        };
+        let partial = if nic.has_partial_checksums() {
+            QueuePairInfo::PARTIAL_CHECKSUMS
+        } else {
+            0
+        };
+        stack
+            .install(first, queues?, link, native | partial)
+            .map_err(|errno| failed(errno, "mapping its queues"))?;
+        nic.first_queue_pair = first as u8;
+        nic.queue_pairs = count as u8;
+        Ok(nic)
+    }
+
+    /// Closes an interface that belongs to a stack: entries, queues, program.
+    pub(super) fn close_interface(&mut self, ifindex: u32) {
+        for id in self
+            .filters
+            .ids(|filter| filter.entries.iter().any(|entry| entry.ifindex == ifindex))
+        {
+            let Some(filter) = self.filters.get(id) else {
+                continue;
+            };
+            let (gone, left): (Vec<Entry>, Vec<Entry>) = filter
+                .entries
+                .iter()
+                .partition(|entry| entry.ifindex == ifindex);
+            for entry in &gone {
+                self.remove_entry(entry);
+            }
+            self.filters.set_entries(id, left);
+        }
+        if let Some(nic) = self.nics.remove(ifindex) {
+            nic.close_queues();
+            if let Some(stack) = self.stacks.get_mut(nic.owner) {
+                stack.close_interface(ifindex);
+            }
+            self.counters.add(Counter::InterfacesClosed);
+            self.unpublished = true;
+        }
+    }
+
+    /// Follows what the mirror has learnt: interfaces that are gone or changed, addresses.
+    pub(super) fn follow_mirror(&mut self) {
+        let changes = self.mirror.take_changes();
+        self.unpublished |= changes.table;
+        if !changes.interfaces {
+            return;
+        }
+        let open: Vec<u32> = self.nics.iter().map(|(ifindex, _)| ifindex).collect();
+        for ifindex in open {
+            match self.mirror.link(ifindex) {
+                None => self.close_interface(ifindex),
+                Some(link) => {
+                    let owner = self
+                        .nics
+                        .get(ifindex)
+                        .and_then(|nic| self.stacks.get(nic.owner));
+                    if owner.is_some_and(|stack| stack.refresh_interface(link).is_err()) {
+                        self.counters.add(Counter::StackLocksBusy);
+                    }
+                }
+            }
+        }
+        let mirror = &self.mirror;
+        self.nics
+            .retain_failures(|ifindex| mirror.link(ifindex).is_some());
+        self.reconcile_all();
+    }
+
+    /// Writes the control-plane tables if anything in them changed.
+    pub(super) fn publish(&mut self) {
+        if !std::mem::take(&mut self.unpublished) {
+            return;
+        }
+        for stack in self.stacks.iter_mut() {
+            let nics = self.nics.of_owner(stack.uid);
+            let written = stack.cplane.publish(self.mirror.table(), |table| {
+                for (ifindex, nic) in nics {
+                    table.set_queue_pairs(ifindex, nic.first_queue_pair, nic.queue_pairs);
+                }
+            });
+            self.unpublished |= written.is_err();
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Giving back what the dead held, and what could not be done at once.
+
+use std::time::{Duration, Instant};
+
+use bypass_stack::inspect::Image;
+use bypass_stack::{EndpointId, ProcessId};
+
+use super::counters::Counter;
+use super::process::Process;
+use super::server::Server;
+
+/// When to try again what a busy lock prevented.
+const RETRY: Duration = Duration::from_millis(20);
+/// Sweeps between two looks for processes that nobody has told us of.
+const LOOK_EVERY: u32 = 10;
+/// How long a forked child's slot may be without a process.
+const BIRTH: Duration = Duration::from_secs(5);
+
+/// Work that waits.
+#[derive(Debug, Default)]
+pub(super) struct Chores {
+    /// Slots of dead processes that could not be given back yet.
+    slots: Vec<(u32, ProcessId)>,
+    /// Stacks whose images may name processes that are not watched.
+    unknown: Vec<u32>,
+    /// Slots without a process, since when.
+    unborn: Vec<(u32, ProcessId, Instant)>,
+    retry_at: Option<Instant>,
+    sweeps: u32,
+}
+
+impl Chores {
+    /// Gives a slot back at the next opportunity.
+    pub(super) fn remove_slot(&mut self, uid: u32, slot: ProcessId) {
+        self.slots.push((uid, slot));
+        self.retry_at.get_or_insert_with(|| Instant::now() + RETRY);
+    }
+
+    /// Looks into a stack's image at the next opportunity.
+    pub(super) fn look_for_relatives(&mut self, uid: u32) {
+        self.unknown.push(uid);
+        self.retry_at.get_or_insert_with(|| Instant::now() + RETRY);
+    }
+
+    /// When something is to be tried again.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// Whether that is now.
+    pub(super) fn are_urgent(&self, now: Instant) -> bool {
+        self.retry_at.is_some_and(|at| at <= now)
+    }
+}
+
+impl Server {
+    /// A watched process has ended, or runs another program now.
+    pub(super) fn process_gone(&mut self, number: u64) {
+        let Some(watched) = self.watch.remove(number) else {
+            return;
+        };
+        self.counters.add(Counter::ProcessesGone);
+        // A child may have been forked that nobody could tell of any more.
+        self.find_relatives(watched.uid);
+        self.give_back(watched.uid, watched.slot);
+        self.drop_stack_without_process(watched.uid);
+    }
+
+    /// Gives a slot back: first the filters of endpoints that nobody else holds, then the slot.
+    fn give_back(&mut self, uid: u32, slot: ProcessId) {
+        let Some(stack) = self.stacks.get(uid) else {
+            return;
+        };
+        let filters = self.filters.endpoints(uid);
+        let orphaned: Option<Vec<u32>> = stack.lock().ok().map(|mut locked| {
+            let stack = locked.stack();
+            let is_orphaned = |endpoint: EndpointId| {
+                let mut holders = stack.holders(endpoint);
+                if let Some(word) = holders.get_mut(usize::from(slot.0 >> 6)) {
+                    *word &= !(1 << (slot.0 & 63));
+                }
+                holders == [0, 0]
+            };
+            filters
+                .iter()
+                .filter(|(_, endpoint)| is_orphaned(*endpoint))
+                .map(|(id, _)| *id)
+                .collect()
+        });
+        let Some(orphaned) = orphaned else {
+            self.counters.add(Counter::StackLocksBusy);
+            self.chores.remove_slot(uid, slot);
+            return;
+        };
+        for id in orphaned {
+            self.counters.add(Counter::FiltersSwept);
+            self.remove_filter(id);
+        }
+        match self.stacks.get(uid).map(|stack| stack.lock()) {
+            Some(Ok(mut locked)) => {
+                locked.stack().remove_process(slot);
+            }
+            Some(Err(_)) => self.chores.remove_slot(uid, slot),
+            None => {}
+        }
+    }
+
+    /// Looks into a stack's image for processes that are not watched: forked children whose parent
+    /// could not tell, or did not yet.
+    pub(super) fn find_relatives(&mut self, uid: u32) {
+        let Some(stack) = self.stacks.get(uid) else {
+            return;
+        };
+        let inode = stack.inode;
+        let Ok(bytes) = stack.copy_image() else {
+            return;
+        };
+        let Ok(image) = Image::attach(&bytes) else {
+            return;
+        };
+        for known in image.processes() {
+            if self.watch.of_slot(uid, known.id).is_some()
+                || self.chores.slots.contains(&(uid, known.id))
+            {
+                continue;
+            }
+            if known.pid == 0 {
+                self.note_unborn(uid, known.id);
+                continue;
+            }
+            // What the image says is the program's word; that it has the image mapped is a fact.
+            let found = Process::find(known.pid)
+                .filter(|process| [0, process.start_time].contains(&known.start_time))
+                .filter(|process| super::process::mapped_images(process.pid).contains(&inode));
+            match found {
+                Some(process) if self.watch_process(uid, &process, known.id).is_ok() => {
+                    self.counters.add(Counter::ProcessesFound);
+                }
+                _ => self.give_back(uid, known.id),
+            }
+        }
+    }
+
+    /// A slot that a parent has made for a child which has not said who it is.
+    fn note_unborn(&mut self, uid: u32, slot: ProcessId) {
+        let known = self
+            .chores
+            .unborn
+            .iter()
+            .find(|(u, s, _)| (*u, *s) == (uid, slot));
+        match known.map(|(_, _, since)| since.elapsed() > BIRTH) {
+            None => self.chores.unborn.push((uid, slot, Instant::now())),
+            Some(false) => {}
+            Some(true) => {
+                self.chores
+                    .unborn
+                    .retain(|(u, s, _)| (*u, *s) != (uid, slot));
+                self.give_back(uid, slot);
+            }
+        }
+    }
+
+    /// Ends a stack that no process takes part in.
+    fn drop_stack_without_process(&mut self, uid: u32) {
+        let is_unborn =
+            |(user, _, since): &(u32, ProcessId, Instant)| *user == uid && since.elapsed() <= BIRTH;
+        if self.watch.count(uid) != 0 || self.chores.unborn.iter().any(is_unborn) {
+            return;
+        }
+        for id in self.filters.ids(|filter| filter.uid == uid) {
+            self.counters.add(Counter::FiltersSwept);
+            self.remove_filter(id);
+        }
+        let interfaces: Vec<u32> = self
+            .nics
+            .of_owner(uid)
+            .map(|(ifindex, _)| ifindex)
+            .collect();
+        for ifindex in interfaces {
+            self.close_interface(ifindex);
+        }
+        self.chores.slots.retain(|(user, _)| *user != uid);
+        self.chores.unborn.retain(|(user, _, _)| *user != uid);
+        if self.stacks.remove(uid).is_some() {
+            self.counters.add(Counter::StacksDropped);
+        }
+        // Others may have been waiting for its interfaces.
+        self.reconcile_all();
+    }
+
+    /// Everything that is looked at once a second.
+    pub(super) fn sweep(&mut self) {
+        self.do_chores();
+        self.chores.sweeps = self.chores.sweeps.wrapping_add(1);
+        let looks = self.chores.sweeps.is_multiple_of(LOOK_EVERY);
+        let users: Vec<u32> = self.stacks.iter().map(|stack| stack.uid).collect();
+        for uid in users {
+            let has_unborn = self.chores.unborn.iter().any(|(user, _, _)| *user == uid);
+            if looks || has_unborn {
+                self.find_relatives(uid);
+            }
+            self.sweep_filters(uid);
+            self.drop_stack_without_process(uid);
+        }
+    }
+
+    /// Tries again what waits.
+    pub(super) fn do_chores(&mut self) {
+        self.chores.retry_at = None;
+        for (uid, slot) in std::mem::take(&mut self.chores.slots) {
+            self.give_back(uid, slot);
+        }
+        for uid in std::mem::take(&mut self.chores.unknown) {
+            self.find_relatives(uid);
+            self.drop_stack_without_process(uid);
+        }
+    }
+
+    /// Removes the filters of endpoints that are gone.
+    fn sweep_filters(&mut self, uid: u32) {
+        let Some(stack) = self.stacks.get(uid) else {
+            return;
+        };
+        let filters = self.filters.endpoints(uid);
+        let Ok(mut locked) = stack.lock() else {
+            self.counters.add(Counter::StackLocksBusy);
+            return;
+        };
+        stack.settle(&mut locked);
+        let stack = locked.stack();
+        let dead = filters
+            .into_iter()
+            .filter(|(_, endpoint)| !stack.is_live(*endpoint));
+        let dead: Vec<u32> = dead.map(|(id, _)| id).collect();
+        drop(locked);
+        for id in dead {
+            self.counters.add(Counter::FiltersSwept);
+            self.remove_filter(id);
+        }
+    }
+}

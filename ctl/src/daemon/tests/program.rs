@@ -1,0 +1,244 @@
+//! A program as the shim would make it, reduced to what the daemon sees of it.
+
+use std::mem::MaybeUninit;
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use bypass_backends::af_xdp::AfXdpQueuePair;
+use bypass_proto::control::{ADDRESS, QueryKind, Refusal, Reply, ReplyKind, Request, RequestKind};
+use bypass_runtime::attachment::Attachment;
+use bypass_runtime::control::{Answer, Control, ControlError};
+use bypass_runtime::cplane::Cplane;
+use bypass_runtime::image::Image;
+use bypass_runtime::packets::Packets;
+use bypass_runtime::wake::Ringer;
+use bypass_stack::{EndpointId, Family, IpAddress, ProcessId, SocketAddress, UdpOpen, UdpOptions};
+use rustix::io::{IoSlice, IoSliceMut};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg, socket_with,
+};
+use serde_json::Value;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// A program that has joined its user's stack.
+pub(super) struct Program {
+    pub control: Control,
+    pub attachment: Attachment,
+    pub cplane: Cplane,
+    pub process: ProcessId,
+    chunk_size: u32,
+    _shared: Vec<OwnedFd>,
+    leases: Vec<OwnedFd>,
+}
+
+impl Program {
+    pub(super) fn join() -> Result<Self, ControlError> {
+        let mut control = Control::connect()?;
+        let Answer { reply, fds } = control.ask(Request::new(RequestKind::Attach), None)?;
+        assert_eq!(reply.kind, ReplyKind::Attached as u16);
+        let [image, packets, cplane] = fds.as_slice() else {
+            panic!("three descriptors")
+        };
+        let packets = Packets::map(packets, reply.chunk_size).expect("packets");
+        let cplane = Cplane::map(cplane).expect("cplane");
+        let image = Image::map(image).expect("image");
+        let attachment =
+            Attachment::new(image, packets, Ringer::new().expect("ringer")).expect("attachment");
+        let process = ProcessId(reply.process as u8);
+        let chunk_size = reply.chunk_size;
+        Ok(Self {
+            control,
+            attachment,
+            cplane,
+            process,
+            chunk_size,
+            _shared: fds,
+            leases: Vec::new(),
+        })
+    }
+
+    /// Opens an endpoint for a bound socket.
+    pub(super) fn open(&mut self, socket: &UdpSocket) -> EndpointId {
+        let open = UdpOpen {
+            family: family(socket),
+            local: local(socket),
+            remote: remote(socket),
+            process: self.process,
+            options: UdpOptions::new(),
+            shadow_cookie: 0,
+            ifindex: 0,
+        };
+        let mut locked = self.attachment.lock().expect("lock");
+        locked.stack().udp_open(&open).expect("open")
+    }
+
+    /// Asks for a filter for it; the filter's id.
+    pub(super) fn filter(
+        &mut self,
+        socket: &UdpSocket,
+        endpoint: EndpointId,
+    ) -> Result<u32, ControlError> {
+        let request = filter_request(socket, endpoint);
+        let answer = self.control.ask(request, Some(socket.as_fd()))?;
+        assert_eq!(answer.reply.kind, ReplyKind::Filter as u16);
+        assert!(answer.reply.count > 0);
+        let mut locked = self.attachment.lock().expect("lock");
+        locked.stack().set_filter(endpoint, answer.reply.filter);
+        Ok(answer.reply.filter)
+    }
+
+    /// Maps the queue pairs; how many.
+    pub(super) fn map_queues(&mut self) -> u32 {
+        let answer = self
+            .control
+            .ask(Request::new(RequestKind::QueuePairs), None)
+            .expect("queue pairs");
+        let count = answer.reply.count;
+        let mut fds = answer.fds.into_iter();
+        let mut locked = self.attachment.lock().expect("lock");
+        for (index, xsk) in fds.by_ref().take(count as usize).enumerate() {
+            let is_live = locked.stack().queue_pairs()[index].is_live();
+            if is_live && !locked.has_queue(index) {
+                let pair = AfXdpQueuePair::map(xsk, self.chunk_size, answer.reply.ring_entries)
+                    .expect("map queue");
+                self.attachment.install(&mut locked, index, Box::new(pair));
+            }
+        }
+        drop(locked);
+        self.leases = fds.collect();
+        count
+    }
+
+    /// How many links the program holds.
+    pub(super) fn links(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// Takes frames in; how many datagrams the endpoint has then.
+    pub(super) fn queued(&self, endpoint: EndpointId) -> u32 {
+        let mut locked = self.attachment.lock().expect("lock");
+        locked.pump(bypass_runtime::clock::now());
+        locked.stack().udp_status(endpoint).expect("status").queued
+    }
+}
+
+pub(super) fn filter_request(socket: &UdpSocket, endpoint: EndpointId) -> Request {
+    let (local, remote) = (local(socket), remote(socket));
+    let remote = remote.unwrap_or(SocketAddress::UNSPECIFIED);
+    Request {
+        local: local.ip.0,
+        local_port: local.port,
+        remote: remote.ip.0,
+        remote_port: remote.port,
+        protocol: 17,
+        family: match family(socket) {
+            Family::V4 => 0,
+            Family::Dual => 1,
+            Family::V6 => 2,
+        },
+        endpoint_index: endpoint.index,
+        endpoint_generation: endpoint.generation,
+        ..Request::new(RequestKind::AddFilter)
+    }
+}
+
+fn family(socket: &UdpSocket) -> Family {
+    if socket.local_addr().expect("address").is_ipv4() {
+        Family::V4
+    } else {
+        Family::Dual
+    }
+}
+
+fn local(socket: &UdpSocket) -> SocketAddress {
+    from_std(socket.local_addr().expect("address"))
+}
+
+fn remote(socket: &UdpSocket) -> Option<SocketAddress> {
+    socket.peer_addr().ok().map(from_std)
+}
+
+fn from_std(address: std::net::SocketAddr) -> SocketAddress {
+    SocketAddress::new(IpAddress::from(address.ip()), address.port())
+}
+
+/// Asks for a list.
+pub(super) fn query(kind: QueryKind) -> Value {
+    let raw = Raw::connect();
+    raw.send(
+        Request {
+            query: kind as u32,
+            ..Request::new(RequestKind::Query)
+        }
+        .as_bytes(),
+        &[],
+    );
+    let mut text = Vec::new();
+    loop {
+        let packet = raw.receive();
+        match Reply::read_from_bytes(&packet) {
+            Ok(reply) if reply.magic == bypass_proto::control::MAGIC => {
+                assert_eq!(reply.kind, ReplyKind::End as u16);
+                return serde_json::from_slice(&text).expect("JSON");
+            }
+            _ => text.extend(packet),
+        }
+    }
+}
+
+/// A connection that sends whatever it is told to.
+pub(super) struct Raw(pub OwnedFd);
+
+impl Raw {
+    pub(super) fn connect() -> Self {
+        let fd = socket_with(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .expect("socket");
+        connect(
+            &fd,
+            &SocketAddrUnix::new_abstract_name(ADDRESS).expect("name"),
+        )
+        .expect("connect");
+        Self(fd)
+    }
+
+    pub(super) fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            assert!(ancillary.push(SendAncillaryMessage::ScmRights(fds)));
+        }
+        sendmsg(
+            &self.0,
+            &[IoSlice::new(bytes)],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )
+        .expect("send");
+    }
+
+    pub(super) fn receive(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 64 * 1024];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(128))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received = {
+            let mut into = [IoSliceMut::new(&mut bytes)];
+            recvmsg(&self.0, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC).expect("receive")
+        };
+        bytes.truncate(received.bytes);
+        bytes
+    }
+
+    /// Sends something wrong; how it is refused.
+    pub(super) fn refusal(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Option<Refusal> {
+        self.send(bytes, fds);
+        let reply = Reply::read_from_bytes(&self.receive()).expect("reply");
+        assert_eq!(reply.kind, ReplyKind::Refused as u16);
+        Refusal::from_wire(reply.refusal)
+    }
+}
