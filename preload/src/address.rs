@@ -18,6 +18,12 @@ pub enum Given {
     Foreign,
 }
 
+/// Whether a pointer is in the first page, which is never mapped: the kernel's EFAULT is the answer.
+/// (Other wild pointers fault in the program, as they would in any library.)
+pub fn is_nowhere<T>(pointer: *const T) -> bool {
+    (pointer as usize) < 4096
+}
+
 /// Reads a caller's address.
 ///
 /// # Safety
@@ -27,7 +33,10 @@ pub unsafe fn read(address: *const sockaddr, len: socklen_t) -> Given {
         return Given::Nothing;
     }
     let len = len as usize;
-    if len < size_of::<libc::sa_family_t>() {
+    if len < size_of::<libc::sa_family_t>()
+        || len > size_of::<sockaddr_storage>()
+        || is_nowhere(address)
+    {
         return Given::Foreign;
     }
     // SAFETY: at least the family is readable; C addresses may be unaligned.

@@ -43,6 +43,7 @@ fn tool_path() -> Option<PathBuf> {
 }
 
 struct Exec {
+    null: Option<std::os::fd::OwnedFd>,
     path: CString,
     argv: [*const libc::c_char; 4],
     envp: [*const libc::c_char; 2],
@@ -51,6 +52,12 @@ struct Exec {
 extern "C" fn child(argument: *mut c_void) -> c_int {
     // SAFETY: the parent waits (CLONE_VFORK) and keeps the structure alive.
     let exec = unsafe { &*argument.cast::<Exec>() };
+    // The program's streams are not the daemon's. (This child has a descriptor table of its own.)
+    if let Some(null) = &exec.null {
+        let _ = rustix::stdio::dup2_stdin(null);
+        let _ = rustix::stdio::dup2_stdout(null);
+        let _ = rustix::stdio::dup2_stderr(null);
+    }
     // SAFETY: all strings end with NUL, both arrays with a null pointer.
     unsafe {
         symbols::execve::original()(exec.path.as_ptr(), exec.argv.as_ptr(), exec.envp.as_ptr());
@@ -66,7 +73,13 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
 pub fn start_daemon() -> Result<(), FallThrough> {
     let path = tool_path().ok_or(FallThrough::NoDaemon)?;
     let path = c_string(&path)?;
+    let null = rustix::fs::open(
+        "/dev/null",
+        rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    );
     let exec = Exec {
+        null: null.ok(),
         argv: [
             path.as_ptr(),
             c"daemon".as_ptr(),

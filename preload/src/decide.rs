@@ -1,8 +1,7 @@
 //! Whether a socket is accelerated, and the step that makes it so.
 //!
-//! Policy is asked when the first call fixes an address (bind, connect). The endpoint and its filter
-//! are made at the first use after that (a receive, a send, a wait): until then the kernel serves
-//! the socket, and what it has received by then is read from the shadow first.
+//! Policy is asked when a call fixes an address (bind, connect, the first send); the endpoint and its
+//! filter are made in that same call. What the kernel has received by then is read from the shadow.
 
 use std::os::fd::BorrowedFd;
 
@@ -28,7 +27,7 @@ pub fn decide(fd: i32, role: Role) -> Entry {
     };
     fdtable::set(fd, entry);
     report::note(fd, reason, rule, UDP, role, Some((local, remote)));
-    entry
+    if entry == Entry::Bound { activate(fd) } else { entry }
 }
 
 /// The rule that accelerates, or the reason and rule that do not.
@@ -210,6 +209,16 @@ pub fn follow_addresses(fd: i32, endpoint: EndpointId) {
             report::refused(fd, reason);
         }
     }
+}
+
+/// Every descriptor of this process lets go of the endpoint.
+pub fn release_all(endpoint: EndpointId) {
+    for (fd, entry) in fdtable::entries(0, u32::MAX - 1) {
+        if entry == Entry::Udp(endpoint) {
+            fdtable::set(fd, Entry::Other);
+        }
+    }
+    release(-1, endpoint);
 }
 
 /// This process lets go of the endpoint: the socket is the kernel's from here on.

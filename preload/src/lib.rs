@@ -24,6 +24,7 @@ pub mod environment;
 pub mod errno;
 pub mod family;
 pub mod fdtable;
+pub mod passing;
 pub mod private;
 pub mod process;
 pub mod report;

@@ -110,6 +110,8 @@ pub mod flags {
 
 /// Which of the endpoint's shim words holds UDP_SEGMENT.
 pub const GSO_WORD: usize = 0;
+/// Which of them says that MSG_MORE has left a datagram open in the shadow.
+pub const CORK_WORD: usize = 1;
 
 /// Reads everything that the stack or the shim acts on.
 pub fn options(fd: i32, family: Family) -> UdpOptions {

@@ -94,6 +94,8 @@ reasons! {
     TooBig = 26, "too-big", "";
     /// The call carries ancillary data or flags that only the kernel provides.
     Ancillary = 27, "ancillary", "";
+    /// The descriptor was passed to another process, which may be any program.
+    Passed = 29, "passed", "";
     /// The descriptor was handed to the kernel by rollback.
     Rollback = 28, "rollback", "";
 }

@@ -7,6 +7,7 @@ use std::ffi::c_int;
 use bypass_stack::Instant;
 use libc::{EPOLL_CTL_DEL, epoll_event, sigset_t, timespec};
 
+use crate::address::is_nowhere;
 use crate::errno::to_int;
 use crate::fdtable::{self, Entry};
 use crate::wait::{self, epoll_set};
@@ -45,8 +46,8 @@ pub unsafe fn epoll_ctl(
     let entry = if operation == EPOLL_CTL_DEL { fdtable::get(fd) } else { decide::ready(fd) };
     match entry {
         Entry::Udp(endpoint) => {
-            // SAFETY: null or the caller's event.
-            let event = unsafe { event.as_ref() };
+            // SAFETY: the caller's event, unless it is nowhere.
+            let event = if is_nowhere(event) { None } else { unsafe { event.as_ref() } };
             to_int(epoll.control(set, operation, fd, endpoint, event))
         }
         Entry::Candidate | Entry::Bound => {
@@ -56,6 +57,15 @@ pub unsafe fn epoll_ctl(
                 let (events, data) = unsafe { event.as_ref() }
                     .map_or((0, 0), |event| (event.events, event.u64));
                 epoll.note_pending(set, operation, fd, events, data);
+            }
+            result
+        }
+        Entry::Epoll(inner) if inner != index => {
+            let result = original();
+            if result == 0 {
+                // SAFETY: null or the caller's event, which the kernel has read.
+                let event = unsafe { event.as_ref() }.copied();
+                epoll.note_nested(set, operation, fd, inner, event);
             }
             result
         }
@@ -78,8 +88,11 @@ pub unsafe fn epoll_wait(
             return result;
         }
     }
+    let deadline = wait::deadline_ms(timeout_ms);
     // SAFETY: the caller's arguments.
-    unsafe { symbols::epoll_wait::original()(set, events, count, timeout_ms) }
+    let found = unsafe { symbols::epoll_wait::original()(set, events, count, timeout_ms) };
+    // SAFETY: the kernel has written `found` events.
+    unsafe { after_kernel_wait(set, events, count, found, deadline, None) }
 }
 
 pub unsafe fn epoll_pwait(
@@ -97,8 +110,39 @@ pub unsafe fn epoll_pwait(
             return result;
         }
     }
+    let deadline = wait::deadline_ms(timeout_ms);
     // SAFETY: the caller's arguments.
-    unsafe { symbols::epoll_pwait::original()(set, events, count, timeout_ms, mask) }
+    let found =
+        unsafe { symbols::epoll_pwait::original()(set, events, count, timeout_ms, mask) };
+    // SAFETY: the kernel has written `found` events.
+    unsafe { after_kernel_wait(set, events, count, found, deadline, given(mask)) }
+}
+
+/// A wait that began in the kernel alone may be ended by the set's first accelerated member: then it
+/// goes on as a merged one.
+///
+/// # Safety
+/// The first `found` of the `count` events were written.
+#[inline]
+unsafe fn after_kernel_wait(
+    set: c_int,
+    events: *mut epoll_event,
+    count: c_int,
+    found: c_int,
+    deadline: Option<Instant>,
+    mask: Option<*const sigset_t>,
+) -> c_int {
+    let Some(written) = usize::try_from(found).ok().filter(|&found| found > 0) else {
+        return found;
+    };
+    let Some(accelerated) = epoll_set::accelerated(set) else { return found };
+    // SAFETY: the caller's promise.
+    let out = unsafe { std::slice::from_raw_parts_mut(events, written) };
+    match epoll_set::without_kick(out) {
+        // SAFETY: the caller's array.
+        0 => unsafe { merged(accelerated, set, events, count, deadline, mask) }.unwrap_or(0),
+        left => left as c_int,
+    }
 }
 
 pub unsafe fn epoll_pwait2(
@@ -143,7 +187,7 @@ unsafe fn merged(
 ) -> Option<c_int> {
     let joined = context::joined()?;
     let count = usize::try_from(count).ok().filter(|&count| count > 0)?;
-    if events.is_null() {
+    if is_nowhere(events) {
         return None;
     }
     // SAFETY: the caller's promise.

@@ -8,6 +8,7 @@ use std::mem::zeroed;
 use libc::{iovec, loff_t, msghdr, off_t, size_t, ssize_t};
 use rustix::io::Errno;
 
+use crate::address::is_nowhere;
 use crate::errno::{set, to_c};
 use crate::fdtable::{self, Entry};
 use crate::{decide, symbols, udp};
@@ -77,6 +78,8 @@ pub unsafe fn writev(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t 
         return unsafe { symbols::writev::original()(fd, vectors, count) };
     }
     match (decide::ready(fd), message_of(vectors, count)) {
+        // SAFETY: the vectors are the caller's.
+        (Entry::Udp(_), Some(message)) if unsafe { is_empty(&message) } => 0,
         (Entry::Udp(endpoint), Some(message)) => {
             // SAFETY: the vectors are the caller's buffers.
             to_c(unsafe { udp::send::one(fd, endpoint, &message, 0) })
@@ -86,9 +89,18 @@ pub unsafe fn writev(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t 
     }
 }
 
+/// Whether the vectors hold nothing: writev then sends nothing (fs/read_write.c), unlike write.
+///
+/// # Safety
+/// The vectors are readable.
+unsafe fn is_empty(message: &msghdr) -> bool {
+    // SAFETY: every index is below the array's length.
+    (0..message.msg_iovlen).all(|index| unsafe { (*message.msg_iov.add(index)).iov_len } == 0)
+}
+
 /// A message over the vectors, or `None` for arguments that the kernel refuses.
 fn message_of(vectors: *const iovec, count: c_int) -> Option<msghdr> {
-    if vectors.is_null() || !(0..=1024).contains(&count) {
+    if is_nowhere(vectors) || !(0..=1024).contains(&count) {
         return None;
     }
     // SAFETY: plain data; all zero is a value.
@@ -112,7 +124,23 @@ pub unsafe fn splice(
     len: size_t,
     flags: c_uint,
 ) -> ssize_t {
-    // SAFETY: the caller's arguments. Out of a UDP socket splice is EINVAL, into one it is a send
-    // by the shadow.
+    if !fdtable::falls_through(input) && matches!(decide::ready(input), Entry::Udp(_)) {
+        return from_socket(input, out, len);
+    }
+    // SAFETY: the caller's arguments. Into a UDP socket it is a send by the shadow.
     unsafe { symbols::splice::original()(input, input_offset, out, out_offset, len, flags) }
+}
+
+/// splice out of an accelerated socket: one datagram, by way of a buffer.
+fn from_socket(input: c_int, out: c_int, len: size_t) -> ssize_t {
+    /// No datagram is larger.
+    const LARGEST: usize = 65_536;
+    let mut buffer = vec![0_u8; len.min(LARGEST)];
+    // SAFETY: the buffer is writable for its length.
+    let got = unsafe { super::recv::recv(input, buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+    if got <= 0 {
+        return got;
+    }
+    // SAFETY: `got` bytes were received.
+    unsafe { symbols::write::original()(out, buffer.as_ptr().cast(), got as size_t) }
 }

@@ -196,7 +196,7 @@ fn sleep(
     for (index, ours) in ours {
         // The overlay tells of shadows and kernel members, whatever was asked of the set itself.
         if let (Ours::Set(set), true) = (ours, fds[*index].events & POLLIN != 0) {
-            watched.push(pollfd { fd: set.overlay(), events: POLLIN, revents: 0 });
+            set.overlays(&mut watched);
         }
     }
     let readers = |index: &usize| fds[*index].events & (POLLIN | POLLRDNORM) != 0;

@@ -8,6 +8,7 @@ use std::mem::zeroed;
 use libc::{iovec, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec};
 use rustix::io::Errno;
 
+use crate::address::is_nowhere;
 use crate::errno::{to_c, to_int};
 use crate::fdtable::{self, Entry};
 use crate::udp::receive;
@@ -65,12 +66,11 @@ pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t 
         // SAFETY: the caller's arguments.
         return unsafe { symbols::recvmsg::original()(fd, message, flags) };
     };
-    // SAFETY: null or the caller's message.
-    match unsafe { message.as_mut() } {
-        // SAFETY: the message describes the caller's own buffers.
-        Some(message) => to_c(unsafe { receive::one(fd, endpoint, message, flags) }),
-        None => to_c(Err(Errno::FAULT)),
+    if is_nowhere(message) {
+        return to_c(Err(Errno::FAULT));
     }
+    // SAFETY: the caller's message, which describes its own buffers.
+    to_c(unsafe { receive::one(fd, endpoint, &mut *message, flags) })
 }
 
 pub unsafe fn recvmmsg(
@@ -87,7 +87,7 @@ pub unsafe fn recvmmsg(
     if count == 0 {
         return 0;
     }
-    if messages.is_null() {
+    if is_nowhere(messages) {
         return to_int(Err(Errno::FAULT));
     }
     // The kernel cuts the count to UIO_MAXIOV.

@@ -8,9 +8,10 @@ use std::mem::zeroed;
 use libc::{iovec, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t};
 use rustix::io::Errno;
 
+use crate::address::is_nowhere;
 use crate::errno::{to_c, to_int};
 use crate::fdtable::{self, Entry};
-use crate::{decide, symbols, udp};
+use crate::{decide, passing, symbols, udp};
 
 pub unsafe fn send(fd: c_int, buffer: *const c_void, len: size_t, flags: c_int) -> ssize_t {
     if fdtable::falls_through(fd) {
@@ -53,6 +54,8 @@ pub unsafe fn sendto(
 
 pub unsafe fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
     if fdtable::falls_through(fd) {
+        // SAFETY: the caller's message.
+        unsafe { passing::about_to_pass(message) };
         // SAFETY: the caller's arguments.
         return unsafe { symbols::sendmsg::original()(fd, message, flags) };
     }
@@ -62,12 +65,11 @@ pub unsafe fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_
         decide::after_first_send(fd, sent);
         return sent;
     };
-    // SAFETY: null or the caller's message.
-    match unsafe { message.as_ref() } {
-        // SAFETY: the message describes the caller's own buffers.
-        Some(message) => to_c(unsafe { udp::send::one(fd, endpoint, message, flags) }),
-        None => to_c(Err(Errno::FAULT)),
+    if is_nowhere(message) {
+        return to_c(Err(Errno::FAULT));
     }
+    // SAFETY: the caller's message, which describes its own buffers.
+    to_c(unsafe { udp::send::one(fd, endpoint, &*message, flags) })
 }
 
 pub unsafe fn sendmmsg(
@@ -85,7 +87,7 @@ pub unsafe fn sendmmsg(
     if count == 0 {
         return 0;
     }
-    if messages.is_null() {
+    if is_nowhere(messages) {
         return to_int(Err(Errno::FAULT));
     }
     // The kernel cuts the count to UIO_MAXIOV.

@@ -41,6 +41,8 @@ unsafe fn from_kernel(fd: c_int, message: &mut msghdr, flags: c_int) -> Answer {
 enum Look {
     Got(usize),
     Empty { nonblocking: bool, timeout_ms: u32, shut: bool },
+    /// The caller's buffers are not usable.
+    Failed(Errno),
     /// The endpoint is not ours any more: the call belongs to the kernel.
     Gone,
 }
@@ -60,6 +62,14 @@ unsafe fn look(
         match locked.stack().udp_front(endpoint) {
             Err(_) => return Look::Gone,
             Ok(Some(datagram)) => {
+                // SAFETY: the caller's promise.
+                if let Some(errno) = unsafe { unusable(message) } {
+                    // As the kernel: the datagram is lost to a bad pointer.
+                    if call_flags & MSG_PEEK == 0 {
+                        let _ = locked.stack().udp_pop(endpoint);
+                    }
+                    return Look::Failed(errno);
+                }
                 // SAFETY: the caller's promise.
                 let size = unsafe { deliver(locked, endpoint, &datagram, message, call_flags) };
                 if call_flags & MSG_PEEK == 0 {
@@ -139,6 +149,7 @@ unsafe fn receive(
         }
         let (nonblocking, timeout_ms, shut) = match looked {
             Look::Got(size) => return Ok(size as isize),
+            Look::Failed(errno) => return Err(errno),
             Look::Gone => {
                 fdtable::replace(fd, fdtable::Entry::Udp(endpoint), fdtable::Entry::Other);
                 // SAFETY: the caller's promise.
@@ -248,10 +259,34 @@ unsafe fn drain(endpoint: EndpointId, messages: &mut [mmsghdr], call_flags: c_in
         // SAFETY: the caller's promise.
         match unsafe { look(&mut locked, endpoint, &mut message.msg_hdr, call_flags, true) } {
             Look::Got(size) => message.msg_len = size as u32,
-            Look::Empty { .. } | Look::Gone => return done,
+            Look::Empty { .. } | Look::Gone | Look::Failed(_) => return done,
         }
     }
     messages.len()
+}
+
+/// Why the kernel would refuse to write there; `None` = it would write.
+///
+/// # Safety
+/// The vector array is readable.
+unsafe fn unusable(message: &msghdr) -> Option<Errno> {
+    if !message.msg_name.is_null() {
+        if message.msg_namelen.cast_signed() < 0 {
+            return Some(Errno::INVAL);
+        }
+        if address::is_nowhere(message.msg_name) {
+            return Some(Errno::FAULT);
+        }
+    }
+    if message.msg_iovlen != 0 && address::is_nowhere(message.msg_iov) {
+        return Some(Errno::FAULT);
+    }
+    let broken = (0..message.msg_iovlen).any(|index| {
+        // SAFETY: `index` is below the array's length.
+        let vector = unsafe { message.msg_iov.add(index).read() };
+        vector.iov_len != 0 && address::is_nowhere(vector.iov_base)
+    });
+    broken.then_some(Errno::FAULT)
 }
 
 /// Copies one datagram to where the message wants it; returns what the call returns.

@@ -12,7 +12,7 @@ use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
 use bypass_stack::cplane::{self, Lookup};
 use bypass_stack::{EndpointId, Hairpin, IpAddress, NextHop, SendError, SocketAddress};
-use libc::{MSG_DONTWAIT, MSG_NOSIGNAL, c_int, iovec, mmsghdr, msghdr};
+use libc::{MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, c_int, iovec, mmsghdr, msghdr};
 use rustix::io::Errno;
 
 use crate::address::{self, Given};
@@ -30,7 +30,7 @@ const LARGEST: usize = 65_507;
 /// Most segments of one UDP_SEGMENT send (UDP_MAX_SEGMENTS of linux/udp.h).
 const MAX_SEGMENTS: usize = 128;
 /// How often a connected socket asks its shadow for a pending ICMP error.
-const ERROR_CHECK_NS: u64 = 100_000;
+const ERROR_CHECK_NS: u64 = 10_000;
 /// How often one datagram goes by the kernel while a neighbour is not confirmed, so that the
 /// kernel probes it again.
 const CONFIRM_NS: u64 = 1_000_000_000;
@@ -126,6 +126,14 @@ unsafe fn try_send(
         return Err(ByKernel);
     };
     let options = *stack.udp_options(endpoint).map_err(|_| ByKernel)?;
+    let corked = options.shim_words[shadow::CORK_WORD] != 0;
+    if call_flags & MSG_MORE != 0 || corked {
+        // The kernel gathers one datagram from several sends: all of them are its.
+        if let Ok(options) = locked.stack().udp_options(endpoint) {
+            options.shim_words[shadow::CORK_WORD] = u32::from(call_flags & MSG_MORE != 0);
+        }
+        return Err(ByKernel);
+    }
     if call_flags & !HARMLESS != 0
         || options.shim_flags & (flags::KERNEL_SENDS | flags::SHUT_WRITE) != 0
     {
@@ -310,6 +318,9 @@ unsafe fn ancillary(message: &msghdr) -> Result<Asked, ByKernel> {
     if message.msg_control.is_null() || message.msg_controllen == 0 {
         return Ok(Asked::default());
     }
+    if address::is_nowhere(message.msg_control) {
+        return Err(ByKernel);
+    }
     // SAFETY: the caller's buffer of `msg_controllen` bytes.
     let buffer = unsafe {
         std::slice::from_raw_parts(message.msg_control.cast::<u8>(), message.msg_controllen)
@@ -326,12 +337,12 @@ unsafe fn vectors(message: &msghdr) -> Result<&[iovec], ByKernel> {
     if message.msg_iovlen == 0 {
         return Ok(&[]);
     }
-    if message.msg_iov.is_null() || message.msg_iovlen > 1024 {
+    if address::is_nowhere(message.msg_iov) || message.msg_iovlen > 1024 {
         return Err(ByKernel);
     }
     // SAFETY: the caller's array of `msg_iovlen` vectors.
     let vectors = unsafe { std::slice::from_raw_parts(message.msg_iov, message.msg_iovlen) };
-    let broken = |vector: &iovec| vector.iov_base.is_null() && vector.iov_len != 0
+    let broken = |vector: &iovec| address::is_nowhere(vector.iov_base) && vector.iov_len != 0
         || vector.iov_len > LARGEST;
     if vectors.iter().any(broken) { Err(ByKernel) } else { Ok(vectors) }
 }

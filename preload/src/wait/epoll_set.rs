@@ -17,7 +17,7 @@
 #![expect(unsafe_code, reason = "UNSAFETY: epoll calls through libc's originals")]
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
@@ -38,8 +38,14 @@ use crate::{private, symbols};
 
 /// Token of the program's own epoll descriptor in the overlay; shadows use their fd.
 const PROGRAM: u64 = u64::MAX;
-/// Calls that found accelerated members ready between two questions to the kernel.
-const KERNEL_EVERY: u32 = 8;
+/// While accelerated members keep a set busy, its kernel side is asked this often.
+const KERNEL_EVERY_NS: u64 = 50_000;
+/// `data` of the event that ends waits which began before the set had accelerated members.
+const KICK: u64 = 0x6279_7061_7373_2121;
+
+/// What may stand beside EPOLLEXCLUSIVE (fs/eventpoll.c:EPOLLEXCLUSIVE_OK_BITS).
+const EXCLUSIVE_OK: u32 = (EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | libc::EPOLLWAKEUP | EPOLLET
+    | EPOLLEXCLUSIVE) as u32;
 
 /// Bits of `events` that are modes, not conditions.
 const MODES: u32 = (EPOLLET | EPOLLONESHOT | EPOLLEXCLUSIVE | libc::EPOLLWAKEUP) as u32;
@@ -68,10 +74,21 @@ struct Pending {
     data: u64,
 }
 
+/// Another epoll set as a member: the kernel reports its kernel side, we its accelerated members.
+#[derive(Debug)]
+struct Nested {
+    fd: i32,
+    set: u32,
+    events: u32,
+    data: u64,
+}
+
 #[derive(Debug, Default)]
 struct Members {
     active: Vec<Member>,
     pending: Vec<Pending>,
+    nested: Vec<Nested>,
+    kick: Option<OwnedFd>,
     overlay: Option<OwnedFd>,
     next: usize,
     epfd: i32,
@@ -82,7 +99,7 @@ struct Members {
 pub struct EpollSet {
     members: Mutex<Members>,
     count: AtomicU32,
-    calls: AtomicU32,
+    asked_kernel: AtomicU64,
     sleeping: Mutex<Vec<WaiterId>>,
 }
 
@@ -109,8 +126,8 @@ pub fn create() -> u32 {
 pub fn destroy(index: u32) {
     if let Some(set) = get(index) {
         let mut members = set.members.lock();
-        if let Some(overlay) = members.overlay.take() {
-            private::close(overlay);
+        for fd in [members.overlay.take(), members.kick.take()].into_iter().flatten() {
+            private::close(fd);
         }
         *members = Members::default();
         set.count.store(0, Ordering::Release);
@@ -221,6 +238,12 @@ impl EpollSet {
         let overlay = private::hide(unsafe { private::adopt(fd) });
         let number = overlay.as_raw_fd();
         ctl(number, EPOLL_CTL_ADD, members.epfd, EPOLLIN as u32, PROGRAM)?;
+        // Threads that wait in the kernel alone must come out and wait for both.
+        if let Ok(kick) = rustix::event::eventfd(1, rustix::event::EventfdFlags::CLOEXEC) {
+            let kick = private::hide(kick);
+            let _ = ctl(members.epfd, EPOLL_CTL_ADD, kick.as_raw_fd(), EPOLLIN as u32, KICK);
+            members.kick = Some(kick);
+        }
         for member in &members.active {
             let _ = ctl(number, EPOLL_CTL_ADD, member.fd, shadow_events(member.events), member.fd as u64);
         }
@@ -252,8 +275,35 @@ impl EpollSet {
             shadow: 0,
             disarmed: false,
         });
-        self.count.store(members.active.len() as u32, Ordering::Release);
+        self.recount(members);
         Ok(())
+    }
+
+    /// Members that the kernel alone does not serve.
+    fn recount(&self, members: &Members) {
+        let count = members.active.len() + members.nested.len();
+        self.count.store(count as u32, Ordering::Release);
+    }
+
+    /// Follows another set as a member, after the kernel has accepted the change.
+    pub fn note_nested(
+        &self,
+        epfd: i32,
+        operation: i32,
+        fd: i32,
+        set: u32,
+        event: Option<epoll_event>,
+    ) {
+        let mut members = self.members.lock();
+        members.epfd = epfd;
+        members.nested.retain(|nested| nested.fd != fd);
+        if let (Some(event), true) = (event, operation != EPOLL_CTL_DEL) {
+            members.nested.push(Nested { fd, set, events: event.events, data: event.u64 });
+            if members.overlay.is_none() {
+                let _ = self.build_overlay(&mut members);
+            }
+        }
+        self.recount(&members);
     }
 
     /// epoll_ctl on an accelerated socket.
@@ -277,6 +327,12 @@ impl EpollSet {
         match (operation, at, event) {
             (EPOLL_CTL_ADD | EPOLL_CTL_MOD, _, None) => return Err(Errno::FAULT),
             (EPOLL_CTL_ADD, Some(_), _) => return Err(Errno::EXIST),
+            (EPOLL_CTL_ADD, None, Some(event))
+                if event.events & EPOLLEXCLUSIVE as u32 != 0
+                    && event.events & !EXCLUSIVE_OK != 0 =>
+            {
+                return Err(Errno::INVAL);
+            }
             (EPOLL_CTL_ADD, None, Some(event)) => {
                 self.insert(&mut members, fd, endpoint, event.events, event.u64)?;
             }
@@ -296,7 +352,7 @@ impl EpollSet {
                 let overlay = members.overlay.as_ref().map_or(-1, AsRawFd::as_raw_fd);
                 let _ = ctl(overlay, EPOLL_CTL_DEL, fd, 0, 0);
                 members.active.swap_remove(at);
-                self.count.store(members.active.len() as u32, Ordering::Release);
+                self.recount(&members);
             }
             _ => return Err(Errno::INVAL),
         }
@@ -309,11 +365,28 @@ impl EpollSet {
     pub fn any_ready(&self, locked: &mut Locked<'_>) -> bool {
         let mut members = self.members.lock();
         members.active.iter_mut().any(|member| member.report(locked, false) != Some(0))
+            || members.nested.iter().any(|nested| nested.is_ready(locked))
     }
 
     /// Pushes the endpoints of the set.
     pub fn endpoints(&self, into: &mut Vec<EndpointId>) {
-        into.extend(self.members.lock().active.iter().map(|member| member.endpoint));
+        let members = self.members.lock();
+        into.extend(members.active.iter().map(|member| member.endpoint));
+        for nested in &members.nested {
+            if let Some(set) = get(nested.set) {
+                set.endpoints(into);
+            }
+        }
+    }
+
+    /// Pushes the descriptors that are readable when the kernel has something for this set.
+    pub fn overlays(&self, into: &mut Vec<pollfd>) {
+        into.push(pollfd { fd: self.overlay(), events: POLLIN, revents: 0 });
+        for nested in &self.members.lock().nested {
+            if let Some(set) = get(nested.set).filter(|set| !set.is_kernel_only()) {
+                set.overlays(into);
+            }
+        }
     }
 
     /// The descriptor that is readable when the kernel has something for this set.
@@ -347,7 +420,13 @@ impl EpollSet {
         if gone {
             members.active.retain(|member| locked.stack().is_live(member.endpoint));
             members.next = 0;
-            self.count.store(members.active.len() as u32, Ordering::Release);
+            self.recount(&members);
+        }
+        for nested in &members.nested {
+            if found < out.len() && nested.is_ready(locked) {
+                out[found] = epoll_event { events: EPOLLIN as u32, u64: nested.data };
+                found += 1;
+            }
         }
         found
     }
@@ -373,6 +452,11 @@ impl EpollSet {
                 member.shadow |= event.events;
             }
         }
+        // Whoever waits from now on waits for both sides: the kick has done its work.
+        if program && let Some(kick) = members.kick.take() {
+            let _ = ctl(epfd, EPOLL_CTL_DEL, kick.as_raw_fd(), 0, 0);
+            private::close(kick);
+        }
         drop(members);
         if !program || out.is_empty() {
             return Ok(0);
@@ -381,7 +465,10 @@ impl EpollSet {
         let found = unsafe {
             symbols::epoll_wait::original()(epfd, out.as_mut_ptr(), out.len() as i32, 0)
         };
-        if found < 0 { Err(last()) } else { Ok(found as isize) }
+        if found < 0 {
+            return Err(last());
+        }
+        Ok(without_kick(&mut out[..found as usize]) as isize)
     }
 
     /// epoll_wait on a set with accelerated members.
@@ -407,9 +494,18 @@ impl EpollSet {
             if stale {
                 joined.refresh();
             }
-            let calls = self.calls.fetch_add(1, Ordering::Relaxed);
-            if found == 0 || (calls.is_multiple_of(KERNEL_EVERY) && found < out.len()) {
-                found += self.kernel_events(epfd, &mut out[found..])? as usize;
+            let now = clock::now().0;
+            let asked = self.asked_kernel.load(Ordering::Relaxed);
+            let due = now.wrapping_sub(asked) >= KERNEL_EVERY_NS;
+            if found == 0 || (due && found < out.len()) {
+                self.asked_kernel.store(now, Ordering::Relaxed);
+                let (ours, rest) = out.split_at_mut(found);
+                let more = self.kernel_events(epfd, rest)? as usize;
+                found += if self.members.lock().nested.is_empty() {
+                    more
+                } else {
+                    without_doubles(ours, &mut rest[..more])
+                };
                 if found == 0
                     && let Ok(mut locked) = joined.attachment.lock()
                 {
@@ -424,7 +520,7 @@ impl EpollSet {
                 return Ok(0);
             }
             let mut fds = Vec::with_capacity(8);
-            fds.push(pollfd { fd: self.overlay(), events: POLLIN, revents: 0 });
+            self.overlays(&mut fds);
             let mut interest = Interest {
                 fds: &mut fds,
                 endpoints: &|into| self.endpoints(into),
@@ -439,6 +535,40 @@ impl EpollSet {
             }
         }
     }
+}
+
+impl Nested {
+    /// Whether the accelerated members of the inner set make it readable.
+    fn is_ready(&self, locked: &mut Locked<'_>) -> bool {
+        self.events & EPOLLIN as u32 != 0
+            && get(self.set).is_some_and(|set| set.any_ready(locked))
+    }
+}
+
+/// Takes the kick out of the kernel's events; returns how many are left.
+pub fn without_kick(events: &mut [epoll_event]) -> usize {
+    keep(events, |event| event.u64 != KICK)
+}
+
+/// Takes out of `more` what `ours` reports already (a nested set that is ready on both sides).
+fn without_doubles(ours: &[epoll_event], more: &mut [epoll_event]) -> usize {
+    keep(more, |event| {
+        let data = event.u64;
+        !ours.iter().any(|other| other.u64 == data)
+    })
+}
+
+/// Moves the events that are kept to the front; returns their count.
+fn keep(events: &mut [epoll_event], mut is_kept: impl FnMut(&epoll_event) -> bool) -> usize {
+    let mut left = 0;
+    for index in 0..events.len() {
+        let event = events[index];
+        if is_kept(&event) {
+            events[left] = event;
+            left += 1;
+        }
+    }
+    left
 }
 
 impl Member {

@@ -230,6 +230,11 @@ fn park_and_poll(
         }
     }
     locked.pump(clock::now());
+    let gone = endpoints.iter().any(|&endpoint| !locked.stack().is_live(endpoint));
+    if gone && polled == Err(Errno::INTR) {
+        // Another thread has closed the socket and interrupts us: that is what the caller hears.
+        return Woken::Interrupted;
+    }
     if (interest.ready)(&mut locked) || interest.fds.iter().any(|entry| entry.revents != 0) {
         return Woken::Ready;
     }
