@@ -1,8 +1,360 @@
 //! Taking over what a daemon that is gone has left with running programs.
+//!
+//! Programs hold copies of everything: image, packet memory, control-plane table, XSKs, links.
+//! A new daemon looks through the descriptors of every process of its network namespace, takes
+//! copies of those that it knows, and goes on:
+//!
+//! ```text
+//!   /proc/PID/fd -> memfds by name, XSKs by socket domain, XDP links by fdinfo
+//!   stack: image + packets + table       whose: owner of the image file (only root gives files away)
+//!   interface: link -> program -> maps   queue pair: note in the XSK (sockopt::tag_queue)
+//!   filters: endpoints of the image, as far as the program's maps already have their entries
+//! ```
+//!
+//! Names and images are the programs' word and prove nothing, so what they say is taken only for
+//! their own user's stack, and no filter comes out of it that the daemon before has not granted.
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use bypass_runtime::{cplane, image, packets};
+use bypass_stack::inspect::{EndpointView, Image};
+use bypass_stack::{Family, QUEUE_PAIRS, QueuePairInfo, SocketAddress};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, sockopt};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+use super::counters::Counter;
+use super::filters::{Entry, Filter, Flow, Wish};
+use super::nics::OpenNic;
+use super::process;
+use super::published::Published;
 use super::server::Server;
+use super::sockopt as own;
+use super::stacks::{self, Origin, Queue, StackEntry};
+
+/// How long joining one stack may take: its lock is in memory that its programs can write.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// Descriptors of one stack, from whatever processes have them.
+#[derive(Debug)]
+struct Found {
+    image: OwnedFd,
+    uid: u32,
+    packets: OwnedFd,
+    cplane: OwnedFd,
+    /// By index of the queue pair, with the entries of its rings.
+    xsks: BTreeMap<u8, (OwnedFd, u32)>,
+    /// By interface index.
+    links: BTreeMap<u32, OwnedFd>,
+}
+
+/// The descriptors of one process that may matter.
+#[derive(Debug, Default)]
+struct Held {
+    image: Option<OwnedFd>,
+    packets: Option<OwnedFd>,
+    cplane: Option<OwnedFd>,
+    xsks: BTreeMap<u8, (OwnedFd, u32)>,
+    links: BTreeMap<u32, OwnedFd>,
+}
 
 impl Server {
     /// Finds the stacks of this network namespace that programs have mapped, and goes on with them.
-    pub(super) fn adopt_stacks(&mut self) {}
+    pub(super) fn adopt_stacks(&mut self) {
+        for found in find_all() {
+            if self.stacks.get(found.uid).is_some() {
+                continue;
+            }
+            let uid = found.uid;
+            if self.adopt(found).is_ok() {
+                self.counters.add(Counter::StacksAdopted);
+                self.find_relatives(uid);
+                self.drop_stack_without_process(uid);
+            }
+        }
+        self.publish();
+    }
+
+    fn adopt(&mut self, found: Found) -> Result<(), Errno> {
+        let Found {
+            image,
+            uid,
+            packets,
+            cplane,
+            xsks,
+            links,
+        } = found;
+        let bytes = stacks::copy_image(&image)?;
+        let view = Image::attach(&bytes).map_err(|_| Errno::INVAL)?;
+        let policy = &self.config.policy.daemon;
+        let entries = xsks.values().next().map_or_else(
+            || stacks::ring_entries(policy.chunks, links.len() as u32),
+            |(_, entries)| *entries,
+        );
+        let cplane = Published::adopt(cplane)?;
+        let mut stack = join(uid, image, packets, cplane, entries)?;
+        let infos = view.queue_pairs();
+        let nics = adopt_links(links, infos, uid);
+        let is_ours = |info: &QueuePairInfo| nics.iter().any(|nic| nic.ifindex() == info.ifindex);
+        let mut queues: Vec<Option<Queue>> = Vec::new();
+        for (index, (xsk, ring)) in xsks {
+            let index = usize::from(index);
+            let Some(info) = infos
+                .get(index)
+                .filter(|info| info.is_live() && is_ours(info))
+            else {
+                continue;
+            };
+            if ring != entries {
+                continue;
+            }
+            queues.resize_with(queues.len().max(index + 1), || None);
+            queues[index] = Some(Queue {
+                ifindex: info.ifindex,
+                queue: info.queue_id,
+                xsk,
+            });
+        }
+        stack.install_adopted(queues)?;
+        self.stacks.insert(stack);
+        for nic in nics {
+            self.nics.insert(nic.ifindex(), nic);
+        }
+        self.adopt_filters(uid, &view);
+        self.unpublished = true;
+        Ok(())
+    }
+
+    /// Filters of the image's endpoints, as far as they were granted before.
+    fn adopt_filters(&mut self, uid: u32, view: &Image<'_>) {
+        for endpoint in view.endpoints().filter(|endpoint| endpoint.filter != 0) {
+            let wish = wish_of(&endpoint);
+            let mut known = Vec::new();
+            let mut is_whole = true;
+            for (ifindex, flow) in self.wanted_by(&wish, uid) {
+                let is_there = self
+                    .nics
+                    .get(ifindex)
+                    .is_some_and(|nic| nic.has_filter(&flow));
+                is_whole &= is_there;
+                if is_there {
+                    known.push((ifindex, flow));
+                }
+            }
+            if known.is_empty() {
+                continue;
+            }
+            let holder = view
+                .processes()
+                .find(|process| endpoint.is_held_by(process.id));
+            let id = if self.filters.get(endpoint.filter).is_some() {
+                self.filters.new_id()
+            } else {
+                endpoint.filter
+            };
+            let entries = known.into_iter().filter_map(|(ifindex, flow)| {
+                let before = self.add_entry(ifindex, &flow).map(|_| Default::default())?;
+                Some(Entry {
+                    ifindex,
+                    flow,
+                    before,
+                })
+            });
+            let entries = entries.collect();
+            self.filters.reserve_ids(id);
+            self.filters.insert(Filter {
+                id,
+                uid,
+                pid: holder.map_or(0, |holder| holder.pid),
+                endpoint: endpoint.id,
+                wish,
+                entries,
+                may_grow: is_whole,
+            });
+        }
+        for (ifindex, nic) in self.nics.of_owner(uid) {
+            nic.retain_filters(|flow| self.filters.is_shared(ifindex, flow));
+        }
+    }
+
+    /// What a wish means on the interfaces that are open.
+    fn wanted_by(&self, wish: &Wish, uid: u32) -> Vec<(u32, Flow)> {
+        let open = self.nics.of_owner(uid);
+        open.flat_map(|(ifindex, _)| {
+            let flows = wish.flows(ifindex, self.mirror.addresses());
+            flows.into_iter().map(move |flow| (ifindex, flow))
+        })
+        .collect()
+    }
+}
+
+/// Joins a stack in a thread of its own, which is left behind if a program keeps the lock.
+fn join(
+    uid: u32,
+    image: OwnedFd,
+    packets: OwnedFd,
+    cplane: Published,
+    ring_entries: u32,
+) -> Result<StackEntry, Errno> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let stack = StackEntry::join(uid, image, packets, cplane, ring_entries, Origin::Adopted);
+        // Nobody receives any more when it took too long.
+        let _ = sender.send(stack);
+    });
+    receiver.recv_timeout(PATIENCE).unwrap_or(Err(Errno::BUSY))
+}
+
+fn wish_of(endpoint: &EndpointView) -> Wish {
+    let is_any = endpoint.local.ip.is_unspecified();
+    let is_v4 = endpoint.local.ip.is_v4();
+    Wish {
+        local: endpoint.local,
+        remote: endpoint.remote.unwrap_or(SocketAddress::UNSPECIFIED),
+        protocol: 17,
+        v4: endpoint.family != Family::V6 && (is_any || is_v4),
+        v6: endpoint.family != Family::V4 && (is_any || !is_v4),
+        ifindex: endpoint.ifindex,
+    }
+}
+
+/// The interfaces of a stack, with the queue pairs that the image says are theirs.
+fn adopt_links(
+    links: BTreeMap<u32, OwnedFd>,
+    infos: &[QueuePairInfo; QUEUE_PAIRS],
+    uid: u32,
+) -> Vec<OpenNic> {
+    let mut nics = Vec::new();
+    for (ifindex, link) in links {
+        let is_here = |info: &QueuePairInfo| info.is_live() && info.ifindex == ifindex;
+        let Some(first) = infos.iter().position(is_here) else {
+            continue;
+        };
+        let native = infos[first].flags & QueuePairInfo::NATIVE != 0;
+        if let Ok(mut nic) = OpenNic::from_link(link, uid, native) {
+            nic.first_queue_pair = first as u8;
+            nic.queue_pairs = infos.iter().filter(|info| is_here(info)).count() as u8;
+            nics.push(nic);
+        }
+    }
+    nics
+}
+
+/// Every stack that a process of this network namespace holds, those with queues first.
+fn find_all() -> Vec<Found> {
+    let mut found: BTreeMap<u64, Found> = BTreeMap::new();
+    let namespace = process::own_namespace();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    for pid in pids {
+        if pid == std::process::id() || process::namespace_of(pid) != namespace {
+            continue;
+        }
+        let Some(held) = look_into(pid) else { continue };
+        let (Some(image), Some(packets), Some(cplane)) = (held.image, held.packets, held.cplane)
+        else {
+            continue;
+        };
+        let (Some(uid), Some(cplane)) = (owner(&image), reopen(&cplane)) else {
+            continue;
+        };
+        // The memory must be the same user's, and the table the daemon's.
+        if owner(&packets) != Some(uid) || owner(&cplane) != Some(0) {
+            continue;
+        }
+        let stack = found
+            .entry(process::inode(&image))
+            .or_insert_with(|| Found {
+                image,
+                uid,
+                packets,
+                cplane,
+                xsks: BTreeMap::new(),
+                links: BTreeMap::new(),
+            });
+        stack.xsks.extend(held.xsks);
+        stack.links.extend(held.links);
+    }
+    let mut found: Vec<Found> = found.into_values().collect();
+    found.sort_by_key(|stack| std::cmp::Reverse(stack.xsks.len()));
+    found
+}
+
+/// Copies of a process's descriptors that belong to a stack; `None` when it has no image.
+fn look_into(pid: u32) -> Option<Held> {
+    let folder = format!("/proc/{pid}/fd");
+    let mut names: Vec<(i32, String)> = Vec::new();
+    for entry in fs::read_dir(&folder).ok()?.flatten() {
+        let number = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        let target = fs::read_link(entry.path());
+        if let (Some(number), Ok(target)) = (number, target) {
+            names.push((number, target.to_string_lossy().into_owned()));
+        }
+    }
+    let is_memfd = |name: &str, of: &str| {
+        name.strip_prefix("/memfd:")
+            .is_some_and(|rest| rest.trim_end_matches(" (deleted)") == of)
+    };
+    if !names.iter().any(|(_, name)| is_memfd(name, image::NAME)) {
+        return None;
+    }
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+    let pidfd = pidfd_open(raw, PidfdFlags::empty()).ok()?;
+    let mut held = Held::default();
+    for (number, name) in names {
+        let copy = || pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).ok();
+        if is_memfd(&name, image::NAME) {
+            held.image = held.image.or_else(copy);
+        } else if is_memfd(&name, packets::NAME) {
+            held.packets = held.packets.or_else(copy);
+        } else if is_memfd(&name, cplane::NAME) {
+            held.cplane = held.cplane.or_else(copy);
+        } else if name.starts_with("socket:") {
+            held.xsks.extend(copy().and_then(as_xsk));
+        } else if name.starts_with("anon_inode:bpf") {
+            held.links.extend(copy().and_then(as_link));
+        }
+    }
+    Some(held)
+}
+
+/// An XSK that a daemon has made, with what it is.
+fn as_xsk(fd: OwnedFd) -> Option<(u8, (OwnedFd, u32))> {
+    if sockopt::socket_domain(&fd).ok()? != AddressFamily::XDP {
+        return None;
+    }
+    let (index, entries) = own::queue_tag(&fd)?;
+    Some((index, (fd, entries)))
+}
+
+/// A link that attaches an XDP program, with its interface.
+fn as_link(fd: OwnedFd) -> Option<(u32, OwnedFd)> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
+    let field = |name: &str| {
+        let line = info
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.map(str::trim)
+    };
+    let ifindex = field("ifindex")?.parse().ok()?;
+    (field("link_type") == Some("xdp") && ifindex != 0).then_some((ifindex, fd))
+}
+
+/// User who owns an open file.
+fn owner(fd: impl AsFd) -> Option<u32> {
+    rustix::fs::fstat(fd).ok().map(|stat| stat.st_uid)
+}
+
+/// The same file, opened for writing.
+fn reopen(fd: &OwnedFd) -> Option<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", BorrowedFd::as_raw_fd(&fd.as_fd()));
+    rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).ok()
 }

@@ -61,6 +61,8 @@ pub(super) enum Incoming {
     Nothing,
     /// The connection is over.
     Closed,
+    /// One malformed message too many.
+    Rubbish,
 }
 
 impl Client {
@@ -116,7 +118,7 @@ impl Client {
     fn mistake(&mut self, refusal: Refusal, sequence: u32) -> Incoming {
         self.mistakes += 1;
         if self.mistakes > MISTAKES {
-            return Incoming::Closed;
+            return Incoming::Rubbish;
         }
         Incoming::Refuse(refusal, sequence)
     }

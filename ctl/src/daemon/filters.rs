@@ -144,6 +144,8 @@ pub(super) struct Filter {
     pub wish: Wish,
     /// What is in place.
     pub entries: Vec<Entry>,
+    /// Whether entries may be added later. Not for a filter whose wish is only the program's word.
+    pub may_grow: bool,
 }
 
 /// An administrator's filter: stays with the kernel.
@@ -272,6 +274,11 @@ impl Filters {
             }
             Place::Vacant(_) => MapChange::Shared,
         }
+    }
+
+    /// Whether a filter has this flow.
+    pub(super) fn is_shared(&self, ifindex: u32, flow: &Flow) -> bool {
+        self.shares.contains_key(&(ifindex, *flow))
     }
 
     /// Adds a static filter.

@@ -136,7 +136,7 @@ struct Config {
 
 impl Config {
     fn read(named: Option<&Path>) -> Result<Self, DaemonError> {
-        let path = named.unwrap_or(Path::new(DEFAULT_PATH));
+        let path = named.unwrap_or_else(|| Path::new(DEFAULT_PATH));
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {

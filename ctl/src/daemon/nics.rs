@@ -220,9 +220,13 @@ impl OpenNic {
     }
 
     /// Takes over an attached program from a copy of its link.
-    pub(super) fn from_link(link: OwnedFd, owner: u32) -> Result<Self, NicError> {
+    pub(super) fn from_link(link: OwnedFd, owner: u32, native: bool) -> Result<Self, NicError> {
+        let mut nic = Nic::from_link(link)?;
+        if !native {
+            nic.mode = Mode::Generic;
+        }
         Ok(Self {
-            nic: Nic::from_link(link)?,
+            nic,
             owner,
             first_queue_pair: 0,
             queue_pairs: 0,

@@ -4,7 +4,7 @@ use bypass_proto::control::{QueryKind, VERSION};
 use bypass_proto::policy::Backend;
 use bypass_stack::cplane::Address;
 use bypass_stack::inspect::Image;
-use bypass_stack::{EndpointId, QueuePairInfo, SocketAddress};
+use bypass_stack::{QueuePairInfo, SocketAddress};
 use serde_json::{Value, json};
 
 use super::counters::Counter;
@@ -179,6 +179,7 @@ impl Server {
     }
 
     fn daemon_object(&self) -> Value {
+        // The asker is not among the clients while it is served.
         let counters: Vec<Value> = Counter::ALL
             .iter()
             .map(|&counter| {
@@ -193,7 +194,7 @@ impl Server {
             "uptime_s": self.started.elapsed().as_secs(), "netns": process::own_namespace(),
             "exit_when_idle": self.exit_when_idle,
             "config": self.config.path, "config_error": self.config.error,
-            "clients": self.clients.len(), "stacks": self.stacks.len(),
+            "clients": self.clients.len() + 1, "stacks": self.stacks.len(),
             "filters": self.filters.len(), "counters": counters,
         })
     }
@@ -284,10 +285,4 @@ fn prefix(address: &Address) -> String {
 
 fn mac(bytes: &[u8; 6]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-/// The endpoint's id as text, for messages.
-#[cfg(test)]
-pub(super) fn endpoint_text(endpoint: EndpointId) -> String {
-    format!("{}.{}", endpoint.index, endpoint.generation)
 }

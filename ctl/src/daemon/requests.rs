@@ -197,6 +197,7 @@ impl Server {
             endpoint,
             wish,
             entries: Vec::new(),
+            may_grow: true,
         };
         let count = self.place_filter(filter)?;
         self.counters.add(Counter::FiltersAdded);

@@ -308,6 +308,10 @@ impl Server {
         let sent = match client.receive() {
             Incoming::Nothing => return !flags.intersects(EventFlags::ERR | EventFlags::HUP),
             Incoming::Closed => return false,
+            Incoming::Rubbish => {
+                self.counters.add(Counter::ClientsDropped);
+                return false;
+            }
             Incoming::Refuse(refusal, sequence) => self.refuse(client, refusal, 0, sequence),
             Incoming::Request(request, _) if client.surplus => {
                 let _ = self.refuse(client, Refusal::Limit, 0, request.sequence);

@@ -62,10 +62,11 @@ fn last_error() -> Errno {
     Errno::from_raw_os_error(code.max(1))
 }
 
-/// Notes in an XSK which queue pair it is, for a daemon that finds it later: the kernel tells
-/// nobody what an XSK is bound to. The note is in SO_RCVLOWAT, which AF_XDP stores and never uses.
-pub(super) fn tag_queue(xsk: impl AsFd, index: u32) -> Result<(), Errno> {
-    let value = QUEUE_TAG | index;
+/// Notes in an XSK which queue pair it is and how many entries its rings have (a power of two),
+/// for a daemon that finds it later: the kernel tells nobody. The note is in SO_RCVLOWAT, which
+/// AF_XDP stores and never uses.
+pub(super) fn tag_queue(xsk: impl AsFd, index: u8, ring_entries: u32) -> Result<(), Errno> {
+    let value = QUEUE_TAG | ring_entries.trailing_zeros() << 8 | u32::from(index);
     // SAFETY: the kernel reads four bytes from `value`, which lives across the call.
     let result = unsafe {
         setsockopt(
@@ -83,10 +84,12 @@ pub(super) fn tag_queue(xsk: impl AsFd, index: u32) -> Result<(), Errno> {
     }
 }
 
-/// What [`tag_queue`] noted.
-pub(super) fn queue_tag(xsk: impl AsFd) -> Option<u32> {
+/// What [`tag_queue`] noted: index and ring entries.
+pub(super) fn queue_tag(xsk: impl AsFd) -> Option<(u8, u32)> {
     let value = u32::from_ne_bytes(option(xsk, SO_RCVLOWAT).ok()?);
-    (value & 0xffff_0000 == QUEUE_TAG).then_some(value & 0xffff)
+    let [index, power, ..] = value.to_le_bytes();
+    let entries = 1_u32.checked_shl(u32::from(power))?;
+    (value & 0xffff_0000 == QUEUE_TAG).then_some((index, entries))
 }
 
 /// Interface that the socket is bound to (SO_BINDTODEVICE); 0 = none.

@@ -126,6 +126,10 @@ impl StackEntry {
         let id = random()?;
         let (image, _) = Image::create(capacities, id).map_err(errno_of_image)?;
         let (packets, _) = Packets::create(policy.chunks, chunk_size)?;
+        // Only root can give a file away, so a later daemon sees by its owner whose stack it is.
+        let owner = Some(rustix::fs::Uid::from_raw(uid));
+        rustix::fs::fchown(&image, owner, None)?;
+        rustix::fs::fchown(&packets, owner, None)?;
         Self::join(
             uid,
             image,
@@ -260,7 +264,7 @@ impl StackEntry {
         let mut locked = self.lock().map_err(|Busy| Errno::BUSY)?;
         for (index, (queue, pair)) in (first..).zip(queues.iter().zip(mapped)) {
             // Without it the queue works, but a later daemon could not tell which it is.
-            let _ = sockopt::tag_queue(&queue.xsk, index as u32);
+            let _ = sockopt::tag_queue(&queue.xsk, index as u8, self.ring_entries);
             if let Some(info) = locked.stack().queue_pairs_mut().get_mut(index) {
                 *info = queue_pair_info(queue, link, flags);
             }

@@ -115,6 +115,9 @@ impl Server {
             {
                 continue;
             }
+            if !filter.may_grow {
+                continue;
+            }
             if self.open_interface(ifindex, filter.uid).is_err() {
                 obstacles.taken |= self.nics.is_taken(ifindex);
                 continue;
@@ -132,7 +135,7 @@ impl Server {
     }
 
     /// Writes one entry; what it had counted before, or `None` when it could not be written.
-    fn add_entry(&mut self, ifindex: u32, flow: &Flow) -> Option<FilterCounters> {
+    pub(super) fn add_entry(&mut self, ifindex: u32, flow: &Flow) -> Option<FilterCounters> {
         let nic = self.nics.get(ifindex)?;
         if self.filters.share(ifindex, *flow) == MapChange::Shared {
             return Some(nic.filter_counters(flow));

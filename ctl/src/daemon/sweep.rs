@@ -161,7 +161,7 @@ impl Server {
     }
 
     /// Ends a stack that no process takes part in.
-    fn drop_stack_without_process(&mut self, uid: u32) {
+    pub(super) fn drop_stack_without_process(&mut self, uid: u32) {
         let is_unborn =
             |(user, _, since): &(u32, ProcessId, Instant)| *user == uid && since.elapsed() <= BIRTH;
         if self.watch.count(uid) != 0 || self.chores.unborn.iter().any(is_unborn) {

@@ -5,3 +5,5 @@
 
 pub(super) mod message;
 pub(super) mod mirror;
+#[cfg(test)]
+mod tests;

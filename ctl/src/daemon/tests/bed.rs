@@ -119,6 +119,16 @@ impl Bed {
     pub(super) fn ip(&self, arguments: &str) {
         ip(&format!("-n {} {arguments}", self.namespace()));
     }
+
+    /// The same, for what it prints.
+    pub(super) fn show(&self, arguments: &str) -> String {
+        let all = format!("-n {} {arguments}", self.namespace());
+        let run = Command::new("ip")
+            .args(all.split_whitespace())
+            .output()
+            .expect("ip");
+        String::from_utf8_lossy(&run.stdout).into_owned()
+    }
 }
 
 impl Drop for Bed {

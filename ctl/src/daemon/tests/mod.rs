@@ -1,7 +1,10 @@
 //! The daemon in namespaces of its own, with programs that behave and programs that do not.
 //!
-//! Needs root. Programs that must die are this test binary again ([`victim`]).
+//! Needs root. Programs that must die are this test binary again ([`child`]).
 
 mod bed;
+mod child;
+mod life;
 mod program;
+mod rude;
 mod serve;

@@ -1,0 +1,175 @@
+//! Processes of their own, which tests can kill: this test binary again, running one ignored test.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::UdpSocket;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use bypass_proto::control::{Request, RequestKind};
+use bypass_stack::{IpAddress, SocketAddress};
+
+use super::bed::Bed;
+use super::program::Program;
+use crate::daemon::{DaemonOptions, run};
+
+/// Tells the child what to do.
+const VARIABLE: &str = "BYPASS_TEST_CHILD";
+
+/// A child process that answers lines with lines; killed when dropped.
+pub(super) struct Lines {
+    child: Child,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl Lines {
+    /// A program in the daemon's namespace with one filter for `address`; what came of it is the
+    /// first line: "ready", or how it was refused.
+    pub(super) fn program(bed: &Bed, address: &str, uid: u32) -> Self {
+        Self::start(bed, "program_child", address, uid)
+    }
+
+    /// A daemon.
+    pub(super) fn daemon(bed: &Bed) -> Self {
+        Self::start(bed, "daemon_child", "run", 0)
+    }
+
+    fn start(bed: &Bed, test: &str, argument: &str, uid: u32) -> Self {
+        let program = std::env::current_exe().expect("path");
+        let name = format!("daemon::tests::child::{test}");
+        let mut child = bed.inside(|| {
+            Command::new(program)
+                .args(["--exact", &name, "--ignored", "--nocapture"])
+                .env(VARIABLE, argument)
+                .uid(uid)
+                .gid(uid)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("spawn")
+        });
+        let output = BufReader::new(child.stdout.take().expect("output"));
+        Self { child, output }
+    }
+
+    /// The next line that begins with "> " (the test harness prints others).
+    pub(super) fn read(&mut self) -> String {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            assert_ne!(
+                self.output.read_line(&mut line).expect("read"),
+                0,
+                "child has ended"
+            );
+            if let Some(text) = line.split("> ").nth(1) {
+                return text.trim().to_owned();
+            }
+        }
+    }
+
+    /// Sends a line.
+    pub(super) fn tell(&mut self, line: &str) {
+        let input = self.child.stdin.as_mut().expect("input");
+        writeln!(input, "{line}").expect("write");
+    }
+
+    /// Sends a line and reads the answer.
+    pub(super) fn ask(&mut self, line: &str) -> String {
+        self.tell(line);
+        self.read()
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `kill -9`; returns when the process is gone.
+    pub(super) fn kill(&mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("wait");
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+#[ignore = "runs only as a child of other tests"]
+fn program_child() {
+    let Ok(address) = std::env::var(VARIABLE) else {
+        return;
+    };
+    let socket = UdpSocket::bind(address.as_str()).expect("bind");
+    let mut program = match Program::join() {
+        Ok(program) => program,
+        Err(error) => {
+            println!("> join: {error:?}");
+            return;
+        }
+    };
+    let endpoint = program.open(&socket);
+    match program.filter(&socket, endpoint) {
+        Ok(_) => {
+            program.map_queues();
+            println!("> ready");
+        }
+        Err(error) => println!("> filter: {error:?}"),
+    }
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        match line.as_str() {
+            "queued" => println!("> {}", program.queued(endpoint)),
+            "lock" => {
+                std::mem::forget(program.attachment.lock().expect("lock"));
+                println!("> locked");
+            }
+            "exec" => {
+                let error = Command::new("sleep").arg("1000").exec();
+                panic!("exec: {error}");
+            }
+            "fork" => {
+                let mut locked = program.attachment.lock().expect("lock");
+                let slot = locked.stack().fork_process(program.process).expect("slot");
+                println!("> {}", slot.0);
+            }
+            "close" => {
+                let mut locked = program.attachment.lock().expect("lock");
+                locked.stack().unhold(endpoint, program.process);
+                println!("> closed");
+            }
+            "shutdown" => {
+                let answer = program
+                    .control
+                    .ask(Request::new(RequestKind::Shutdown), None);
+                println!("> {answer:?}");
+            }
+            _ => {
+                let address = line.strip_prefix("forge ").expect("command");
+                let address: std::net::SocketAddr = address.parse().expect("address");
+                let local = SocketAddress::new(IpAddress::from(address.ip()), address.port());
+                let mut locked = program.attachment.lock().expect("lock");
+                locked
+                    .stack()
+                    .udp_rebind(endpoint, local, None)
+                    .expect("rebind");
+                println!("> forged");
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "runs only as a child of other tests"]
+fn daemon_child() {
+    if std::env::var(VARIABLE).is_err() {
+        return;
+    }
+    run(&DaemonOptions {
+        foreground: true,
+        ..DaemonOptions::default()
+    })
+    .expect("daemon");
+}

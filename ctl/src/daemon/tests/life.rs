@@ -1,0 +1,232 @@
+//! Deaths: of programs, of daemons, of interfaces.
+
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
+use bypass_proto::control::QueryKind;
+use bypass_runtime::control::Control;
+
+use super::bed::{Bed, until};
+use super::child::Lines;
+use crate::daemon::{DaemonError, DaemonOptions};
+
+/// What the end of a program may take to show.
+const PROMPTLY: Duration = Duration::from_millis(100);
+
+fn filters(bed: &Bed) -> usize {
+    bed.list(QueryKind::Filters).as_array().map_or(0, Vec::len)
+}
+
+fn send(bed: &Bed, to: &str, count: usize) {
+    bed.outside(|| {
+        let sender = UdpSocket::bind("198.18.9.2:0").expect("bind");
+        for _ in 0..count {
+            sender.send_to(b"datagram", to).expect("send");
+        }
+    });
+}
+
+/// Whether the program has an XDP program on the server's interface.
+fn is_attached(bed: &Bed) -> bool {
+    let shown = bed.show("link show dmns");
+    shown.contains("xdp")
+}
+
+#[test]
+fn a_killed_programs_filters_are_gone_at_once() {
+    let bed = Bed::with_daemon();
+    let mut keeper = Lines::program(&bed, "198.18.9.1:7001", 0);
+    let mut victim = Lines::program(&bed, "198.18.9.1:7002", 0);
+    assert_eq!(
+        (keeper.read(), victim.read()),
+        ("ready".into(), "ready".into())
+    );
+    assert_eq!(filters(&bed), 2);
+    let begun = Instant::now();
+    victim.kill();
+    until("the filter is gone", || filters(&bed) == 1);
+    assert!(begun.elapsed() < PROMPTLY, "{:?}", begun.elapsed());
+    send(&bed, "198.18.9.1:7001", 2);
+    until("the other goes on", || true);
+    assert_eq!(keeper.ask("queued"), "2");
+    assert!(is_attached(&bed));
+    keeper.kill();
+    until("nothing is attached", || !is_attached(&bed));
+    assert_eq!(
+        bed.list(QueryKind::Stacks).as_array().map(Vec::len),
+        Some(0)
+    );
+}
+
+#[test]
+fn a_program_that_dies_with_the_lock_costs_only_its_own() {
+    let bed = Bed::with_daemon();
+    let mut keeper = Lines::program(&bed, "198.18.9.1:7001", 0);
+    let mut victim = Lines::program(&bed, "198.18.9.1:7002", 0);
+    assert_eq!(
+        (keeper.read(), victim.read()),
+        ("ready".into(), "ready".into())
+    );
+    assert_eq!(victim.ask("lock"), "locked");
+    let begun = Instant::now();
+    victim.kill();
+    until("the filter is gone", || filters(&bed) == 1);
+    assert!(begun.elapsed() < PROMPTLY, "{:?}", begun.elapsed());
+    send(&bed, "198.18.9.1:7001", 3);
+    assert_eq!(keeper.ask("queued"), "3");
+}
+
+#[test]
+fn a_stopped_lock_owner_does_not_stop_the_daemon() {
+    let bed = Bed::with_daemon();
+    let mut owner = Lines::program(&bed, "198.18.9.1:7001", 0);
+    assert_eq!(owner.read(), "ready");
+    assert_eq!(owner.ask("lock"), "locked");
+    let mut late = Lines::program(&bed, "198.18.9.1:7002", 0);
+    assert!(late.read().contains("System"), "refused");
+    let begun = Instant::now();
+    assert_eq!(filters(&bed), 1);
+    assert!(begun.elapsed() < PROMPTLY);
+    owner.kill();
+    until("nothing is attached", || !is_attached(&bed));
+}
+
+#[test]
+fn another_program_in_the_same_process_has_nothing() {
+    let bed = Bed::with_daemon();
+    let mut keeper = Lines::program(&bed, "198.18.9.1:7001", 0);
+    let mut victim = Lines::program(&bed, "198.18.9.1:7002", 0);
+    assert_eq!(
+        (keeper.read(), victim.read()),
+        ("ready".into(), "ready".into())
+    );
+    victim.tell("exec");
+    until("the filter is gone", || filters(&bed) == 1);
+    assert!(std::path::Path::new(&format!("/proc/{}", victim.id())).exists());
+}
+
+#[test]
+fn an_endpoint_that_is_gone_takes_its_filter_along() {
+    let bed = Bed::with_daemon();
+    let mut program = Lines::program(&bed, "198.18.9.1:7001", 0);
+    assert_eq!(program.read(), "ready");
+    assert_eq!(program.ask("close"), "closed");
+    until("the filter is swept", || filters(&bed) == 0);
+}
+
+#[test]
+fn the_next_daemon_takes_over() {
+    let mut bed = Bed::new();
+    let mut first = Lines::daemon(&bed);
+    bed.inside(|| until("the daemon answers", || Control::connect().is_ok()));
+    let mut program = Lines::program(&bed, "[::]:7001", 65534);
+    assert_eq!(program.read(), "ready");
+    let stacks = bed.list(QueryKind::Stacks);
+    first.kill();
+    send(&bed, "198.18.9.1:7001", 2);
+    assert_eq!(program.ask("queued"), "2");
+    assert!(is_attached(&bed), "the program keeps the link");
+
+    bed.start(DaemonOptions {
+        foreground: true,
+        ..DaemonOptions::default()
+    });
+    let again = bed.list(QueryKind::Stacks);
+    assert_eq!(again[0]["state"], "adopted");
+    for field in ["id", "uid", "processes", "filters"] {
+        assert_eq!(again[0][field], stacks[0][field], "{field}");
+    }
+    assert_eq!(again[0]["queue_pairs"][0]["mode"], "native");
+    assert_eq!(filters(&bed), 1);
+    send(&bed, "198.18.9.1:7001", 2);
+    assert_eq!(program.ask("queued"), "4");
+    assert_eq!(bed.list(QueryKind::Filters)[0]["packets"], 4);
+
+    let mut second = Lines::program(&bed, "198.18.9.1:7002", 65534);
+    assert_eq!(second.read(), "ready");
+    send(&bed, "198.18.9.1:7002", 1);
+    assert_eq!(second.ask("queued"), "1");
+    second.kill();
+    program.kill();
+    until("nothing is attached", || !is_attached(&bed));
+}
+
+#[test]
+fn nothing_is_adopted_that_was_not_granted() {
+    let mut bed = Bed::new();
+    let mut first = Lines::daemon(&bed);
+    bed.inside(|| until("the daemon answers", || Control::connect().is_ok()));
+    let mut program = Lines::program(&bed, "198.18.9.1:7001", 65534);
+    assert_eq!(program.read(), "ready");
+    // The program writes another address into its image.
+    assert_eq!(program.ask("forge 198.18.9.1:7053"), "forged");
+    first.kill();
+    bed.start(DaemonOptions {
+        foreground: true,
+        ..DaemonOptions::default()
+    });
+    assert_eq!(bed.list(QueryKind::Stacks)[0]["state"], "adopted");
+    assert_eq!(filters(&bed), 0);
+}
+
+#[test]
+fn an_idle_daemon_ends_and_a_second_one_is_told() {
+    let mut bed = Bed::new();
+    let options = DaemonOptions {
+        foreground: true,
+        exit_when_idle: true,
+        ..DaemonOptions::default()
+    };
+    bed.start(options.clone());
+    let second = bed.inside(|| crate::daemon::run(&options));
+    assert!(matches!(second, Err(DaemonError::Running)), "{second:?}");
+    let mut program = Lines::program(&bed, "198.18.9.1:7001", 0);
+    assert_eq!(program.read(), "ready");
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(filters(&bed), 1, "it stays while a program lives");
+    let begun = Instant::now();
+    program.kill();
+    assert!(bed.wait().expect("daemon").is_ok());
+    assert!(
+        begun.elapsed() > Duration::from_millis(1500),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert!(
+        begun.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[test]
+fn filters_follow_addresses_and_interfaces() {
+    let bed = Bed::with_daemon();
+    let mut program = Lines::program(&bed, "0.0.0.0:7001", 0);
+    assert_eq!(program.read(), "ready");
+    send(&bed, "198.18.9.1:7001", 1);
+    assert_eq!(program.ask("queued"), "1");
+    bed.ip("addr add 198.18.9.3/32 dev dmns");
+    std::thread::sleep(Duration::from_millis(100));
+    send(&bed, "198.18.9.3:7001", 1);
+    assert_eq!(program.ask("queued"), "2");
+    bed.ip("addr del 198.18.9.1/24 dev dmns");
+    bed.ip("link set dmns mtu 3000");
+    until("an MTU above what chunks hold stops it", || {
+        bed.list(QueryKind::Filters)[0]["interface"].is_null()
+    });
+    bed.ip("link set dmns mtu 1400");
+    until("it comes back", || {
+        bed.list(QueryKind::Filters)[0]["interface"] == "dmns"
+    });
+    bed.ip("link del dmns");
+    until("the interface is gone", || {
+        bed.list(QueryKind::Filters)[0]["interface"].is_null()
+    });
+    assert_eq!(
+        bed.list(QueryKind::Stacks)[0]["queue_pairs"]
+            .as_array()
+            .map(Vec::len),
+        Some(0)
+    );
+}
