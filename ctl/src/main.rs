@@ -26,6 +26,11 @@ impl Failure {
         Self { code: 1, message: message.into() }
     }
 
+    /// Exit code 2: the arguments make no sense.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { code: 2, message: message.into() }
+    }
+
     /// Exit code 3: there is nothing to show or do.
     pub fn nothing(message: impl Into<String>) -> Self {
         Self { code: 3, message: message.into() }
@@ -46,7 +51,6 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Start a program with libbypass.so.
     Run(cmd::run::Run),
     /// Run the privileged daemon of this network namespace.
     Daemon {
@@ -65,18 +69,13 @@ enum Command {
         #[command(subcommand)]
         command: cmd::filters::Filters,
     },
-    /// Accelerated sockets, like ss -uan.
-    Sockets(cmd::Json),
-    /// Every counter with its sentence.
+    Sockets(cmd::sockets::Sockets),
     Stats(cmd::stats::Stats),
-    /// Each socket of a program: accelerated, or why not.
     Explain(cmd::explain::Explain),
-    /// Test this machine: kernel, privileges, interfaces, daemon.
-    Doctor(cmd::Json),
+    Doctor(cmd::doctor::Doctor),
     /// Stacks with their users, processes and queues.
     Stacks(cmd::Json),
-    /// Read stack images and check them.
-    Dump(cmd::Json),
+    Dump(cmd::stacks::Dump),
     /// Stop the daemon. Running programs go on.
     Shutdown,
     /// Shell completions on standard output.
@@ -112,12 +111,12 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             })
         }
         Command::Filters { command } => command.execute(),
-        Command::Sockets(json) => cmd::sockets::execute(&json),
+        Command::Sockets(sockets) => sockets.execute(),
         Command::Stats(stats) => stats.execute(),
         Command::Explain(explain) => explain.execute(),
-        Command::Doctor(json) => cmd::doctor::execute(&json),
+        Command::Doctor(doctor) => doctor.execute(),
         Command::Stacks(json) => cmd::stacks::list(&json),
-        Command::Dump(json) => cmd::stacks::dump(&json),
+        Command::Dump(dump) => dump.execute(),
         Command::Shutdown => cmd::filters::shutdown(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "bypassctl", &mut std::io::stdout());

@@ -179,6 +179,12 @@ pub fn remove_filter(filter: u32) {
     }
 }
 
+/// Waits until the daemon has done what it was told: it answers in order.
+pub fn settle() {
+    let request = Request::new(RequestKind::QueuePairs);
+    let _ = context::with_control(|control| control.ask(request, None));
+}
+
 /// The socket's addresses have changed (connect, or a dissolved association): the endpoint and its
 /// filter follow. The new filter is in place before the old one goes.
 pub fn follow_addresses(fd: i32, endpoint: EndpointId) {
@@ -219,6 +225,7 @@ pub fn release_all(endpoint: EndpointId) {
         }
     }
     release(-1, endpoint);
+    settle();
 }
 
 /// This process lets go of the endpoint: the socket is the kernel's from here on.

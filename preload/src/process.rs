@@ -101,12 +101,18 @@ fn forget_all() {
 /// The program image is about to be replaced: what it has goes to the kernel now, for the next
 /// program reads the shadows. If the exec fails, the sockets stay with the kernel.
 pub fn about_to_exec() {
-    let Some(joined) = context::joined() else { return };
+    if context::joined().is_none() {
+        return;
+    }
+    let mut any = false;
     for (fd, entry) in fdtable::entries(0, u32::MAX - 1) {
         if let Entry::Udp(endpoint) = entry {
             decide::release(fd, endpoint);
             report::refused(fd, bypass_proto::reason::FallThrough::Inherited);
+            any = true;
         }
     }
-    let _ = joined;
+    if any {
+        decide::settle();
+    }
 }

@@ -100,7 +100,8 @@ pub mod flags {
     pub const RXQ_OVFL: u32 = 1 << 9;
     /// IP_RECVORIGDSTADDR.
     pub const ORIGDSTADDR: u32 = 1 << 10;
-    /// An option that makes sends the kernel's: SO_MARK, SO_PRIORITY, IP_OPTIONS, UDP_CORK ...
+    /// An option that makes sends the kernel's: SO_MARK, UDP_CORK. (SO_PRIORITY only tells queueing
+    /// disciplines, which accelerated packets do not meet.)
     pub const KERNEL_SENDS: u32 = 1 << 11;
     /// shutdown(SHUT_RD) was called.
     pub const SHUT_READ: u32 = 1 << 12;
@@ -170,7 +171,6 @@ fn shim_flags(fd: i32, v6: bool) -> u32 {
         (flags::TIMESTAMPNS, SOL_SOCKET, libc::SO_TIMESTAMPNS),
         (flags::RXQ_OVFL, SOL_SOCKET, libc::SO_RXQ_OVFL),
         (flags::KERNEL_SENDS, SOL_SOCKET, libc::SO_MARK),
-        (flags::KERNEL_SENDS, SOL_SOCKET, libc::SO_PRIORITY),
         (flags::KERNEL_SENDS, IPPROTO_UDP, UDP_CORK),
     ];
     let v6_options = [
@@ -216,4 +216,9 @@ pub fn has_error(fd: i32) -> Option<bool> {
     // SAFETY: one entry, no waiting.
     let result = unsafe { symbols::poll::original()(&raw mut entry, 1, 0) };
     (result >= 0).then_some(entry.revents & libc::POLLERR != 0)
+}
+
+/// Whether the number still is a UDP socket.
+pub fn is_udp(fd: i32) -> bool {
+    option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(libc::IPPROTO_UDP)
 }

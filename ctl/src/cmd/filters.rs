@@ -1,10 +1,9 @@
 //! `bypassctl filters` and `bypassctl shutdown`.
 
-use std::net::SocketAddr;
-
 use bypass_proto::control::{QueryKind, Request, RequestKind};
-use bypass_proto::policy::Address;
-use serde_json::Value;
+use bypass_proto::policy::{Address, Protocol};
+use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+use serde_json::{Value, json};
 
 use super::Json;
 use crate::{Failure, render, source};
@@ -15,51 +14,116 @@ pub enum Filters {
     /// Every filter with its owner, backend, packets and bytes.
     List(Json),
     /// Keep an address in the kernel whatever programs ask for.
-    #[command(after_help = "Example:\n  bypassctl filters add udp 198.18.0.1:53")]
-    Add {
-        /// tcp or udp.
-        #[arg(value_parser = ["tcp", "udp"])]
-        protocol: String,
-        /// Local address and port; 0.0.0.0 or [::] = any.
-        local: SocketAddr,
-    },
+    #[command(after_help = "\
+Examples:
+  bypassctl filters add udp 198.18.0.1:53
+  bypassctl filters add udp *:53 --interface eth0
+
+It lasts until it is removed or the daemon ends; a rule in bypass.toml is for good.")]
+    Add(Add),
     /// Remove a static filter.
+    #[command(after_help = "Example:\n  bypassctl filters del 7")]
     Del {
-        /// Its number in `filters list`.
+        /// Its number in filters list.
         id: u32,
     },
 }
 
+/// Keep an address in the kernel.
+#[derive(Debug, clap::Args)]
+pub struct Add {
+    /// tcp or udp.
+    #[arg(value_parser = protocol)]
+    protocol: Protocol,
+    /// Local address and port: 198.18.0.1:53, [2001:db8::1]:53; *:53 = any address.
+    #[arg(value_parser = address)]
+    local: Address,
+    /// Only on this interface.
+    #[arg(long)]
+    interface: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn protocol(word: &str) -> Result<Protocol, String> {
+    Protocol::from_word(word).ok_or_else(|| "expected tcp or udp".to_owned())
+}
+
+fn address(text: &str) -> Result<Address, String> {
+    let address: Address = text.parse().map_err(|error| format!("{error}"))?;
+    if address.port == 0 {
+        return Err("the port is missing, as in 198.18.0.1:53".to_owned());
+    }
+    Ok(address)
+}
+
 impl Filters {
     /// Runs the command.
+    ///
+    /// # Errors
+    /// When no daemon runs (exit code 3) or it refuses.
     pub fn execute(&self) -> Result<(), Failure> {
         match self {
             Self::List(json) => list(json),
-            Self::Add { protocol, local } => {
-                let address = Address::new(local.ip(), local.port());
-                let request = Request {
-                    local: address.ip,
-                    local_port: address.port,
-                    protocol: if protocol == "tcp" { 6 } else { 17 },
-                    family: if local.is_ipv4() { 0 } else { 2 },
-                    keep_in_kernel: 1,
-                    ..Request::new(RequestKind::AddStatic)
-                };
-                let answer = source::ask(&request)?;
-                render::line(&format!("static filter {}", answer["filter"]));
-                Ok(())
-            }
+            Self::Add(add) => add.execute(),
             Self::Del { id } => {
-                let request = Request { filter: *id, ..Request::new(RequestKind::RemoveStatic) };
-                source::ask(&request).map(drop)
+                let request = Request {
+                    filter: *id,
+                    ..Request::new(RequestKind::RemoveStatic)
+                };
+                source::ask(&request)?;
+                render::line(&format!("static filter {id} is removed"));
+                Ok(())
             }
         }
     }
 }
 
+impl Add {
+    fn execute(&self) -> Result<(), Failure> {
+        let answer = source::ask(&self.request()?)?;
+        if self.json {
+            render::json(&json!({ "id": answer["filter"], "interfaces": answer["count"] }));
+        } else {
+            let id = &answer["filter"];
+            render::line(&format!(
+                "static filter {id}: {} stays in the kernel",
+                self.local
+            ));
+        }
+        Ok(())
+    }
+
+    fn request(&self) -> Result<Request, Failure> {
+        /// [`Request::family`]: IPv4, both, IPv6.
+        const FAMILIES: [u8; 3] = [0, 1, 2];
+        let family = match (self.local.is_any(), self.local.v4()) {
+            (true, _) => FAMILIES[1],
+            (false, Some(_)) => FAMILIES[0],
+            (false, None) => FAMILIES[2],
+        };
+        Ok(Request {
+            local: self.local.ip,
+            local_port: self.local.port,
+            protocol: self.protocol as u8,
+            family,
+            keep_in_kernel: 1,
+            ifindex: self.interface.as_deref().map_or(Ok(0), ifindex)?,
+            ..Request::new(RequestKind::AddStatic)
+        })
+    }
+}
+
+fn ifindex(name: &str) -> Result<u32, Failure> {
+    let failed = |errno| Failure::new(format!("no interface {name}: {errno}"));
+    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).map_err(failed)?;
+    netdevice::name_to_index(&socket, name).map_err(failed)
+}
+
 fn list(json: &Json) -> Result<(), Failure> {
     let answer = match source::query(QueryKind::Filters) {
-        // Without a daemon nothing is steered: an empty list is the truth.
+        // Without a daemon nothing new is steered: an empty list is the truth.
         Err(failure) if failure.code == 3 && json.json => Value::Array(Vec::new()),
         answer => answer?,
     };
@@ -69,7 +133,9 @@ fn list(json: &Json) -> Result<(), Failure> {
     }
     let list = answer.as_array().map_or(&[][..], Vec::as_slice);
     if list.is_empty() {
-        return Err(Failure::nothing("no filters: no accelerated socket has been used yet"));
+        return Err(Failure::nothing(
+            "no filters: no accelerated socket has been used yet",
+        ));
     }
     let columns = [
         ("ID", "id"),
@@ -81,6 +147,7 @@ fn list(json: &Json) -> Result<(), Failure> {
         ("ACTION", "action"),
         ("PID", "owner.pid"),
         ("PROGRAM", "owner.program"),
+        ("UID", "owner.uid"),
         ("PACKETS", "packets"),
         ("BYTES", "bytes"),
         ("STATE", "state"),
@@ -90,6 +157,31 @@ fn list(json: &Json) -> Result<(), Failure> {
 }
 
 /// Stops the daemon.
+///
+/// # Errors
+/// When none runs (exit code 3) or it refuses.
 pub fn shutdown() -> Result<(), Failure> {
     source::ask(&Request::new(RequestKind::Shutdown)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_have_their_family() {
+        for (text, family) in [("198.18.0.1:53", 0), ("*:53", 1), ("[fd00::1]:53", 2)] {
+            let add = Add {
+                protocol: Protocol::Udp,
+                local: address(text).expect(text),
+                interface: None,
+                json: false,
+            };
+            let request = add.request().expect("no interface to look up");
+            assert_eq!((request.family, request.local_port), (family, 53), "{text}");
+            assert_eq!((request.keep_in_kernel, request.protocol), (1, 17));
+        }
+        assert!(address("198.18.0.1").is_err() && address("x:1").is_err());
+        assert!(ifindex("no-such-if").is_err() && ifindex("lo").is_ok());
+    }
 }

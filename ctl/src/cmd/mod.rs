@@ -1,8 +1,10 @@
-//! The commands.
+//! The commands, a file each.
 
 pub mod doctor;
+mod dry_run;
 pub mod explain;
 pub mod filters;
+mod program_file;
 pub mod run;
 pub mod sockets;
 pub mod stacks;

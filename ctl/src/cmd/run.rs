@@ -1,21 +1,28 @@
 //! `bypassctl run`: a program with libbypass.so.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::Failure;
+use super::program_file;
+use crate::{Failure, render};
 
 /// Start a program with libbypass.so.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  bypassctl run --profile latency -- redis-server --port 6379")]
+#[command(after_help = "\
+Examples:
+  bypassctl run -- knotd -c knot.conf
+  bypassctl run --profile latency -- redis-server --port 6379
+
+It sets LD_PRELOAD (in front of what is there already) and BYPASS_PROFILE, then becomes the program.
+Whatever cannot be accelerated runs on the kernel as before; bypassctl explain says why.")]
 pub struct Run {
-    /// latency, throughput or safe.
+    /// What to tune for: latency spins long, throughput briefly, safe never.
     #[arg(long, value_parser = ["latency", "throughput", "safe"])]
     profile: Option<String>,
     /// Program and arguments.
-    #[arg(last = true, required = true)]
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<OsString>,
 }
 
@@ -23,31 +30,76 @@ pub struct Run {
 pub fn library() -> Option<PathBuf> {
     let own = std::env::current_exe().ok()?;
     let folder = own.parent()?;
-    ["libbypass.so", "../lib/libbypass.so", "../lib/bypass/libbypass.so"]
-        .iter()
-        .map(|name| folder.join(name))
-        .find(|path| path.exists())
+    [
+        "libbypass.so",
+        "../lib/libbypass.so",
+        "../lib/bypass/libbypass.so",
+    ]
+    .iter()
+    .map(|name| folder.join(name))
+    .find(|path| path.exists())
+    .and_then(|path| path.canonicalize().ok())
 }
 
 impl Run {
     /// Replaces this process by the program.
+    ///
+    /// # Errors
+    /// When library or program are not found.
     pub fn execute(&self) -> Result<(), Failure> {
         let library = library().ok_or_else(|| {
-            Failure::new("libbypass.so is not beside bypassctl nor in ../lib; build or install it")
+            Failure::new(
+                "libbypass.so is neither beside bypassctl nor in ../lib: build or install it",
+            )
         })?;
-        let mut preload = library.into_os_string();
-        if let Some(given) = std::env::var_os("LD_PRELOAD") {
-            preload.push(":");
-            preload.push(given);
+        let (program, arguments) = self
+            .command
+            .split_first()
+            .ok_or_else(|| Failure::usage("no program given"))?;
+        if let Some(problem) =
+            program_file::find(program).and_then(|path| program_file::problem(&path))
+        {
+            render::complain(&format!("warning: {}: {problem}", program.display()));
         }
-        let (program, arguments) =
-            self.command.split_first().ok_or_else(|| Failure::new("no program given"))?;
         let mut command = Command::new(program);
-        command.args(arguments).env("LD_PRELOAD", preload);
+        command.args(arguments);
+        command.env(
+            "LD_PRELOAD",
+            preload(library, std::env::var_os("LD_PRELOAD")),
+        );
         if let Some(profile) = &self.profile {
             command.env("BYPASS_PROFILE", profile);
         }
         let error = command.exec();
-        Err(Failure::new(format!("cannot run {}: {error}", program.display())))
+        Err(Failure::new(format!(
+            "cannot run {}: {error}",
+            program.display()
+        )))
+    }
+}
+
+/// The library in front of what was preloaded already.
+fn preload(library: PathBuf, given: Option<OsString>) -> OsString {
+    let mut value = library.into_os_string();
+    if let Some(given) = given.filter(|given| !given.is_empty() && given != OsStr::new(":")) {
+        value.push(":");
+        value.push(given);
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_preloaded_stays() {
+        let library = || PathBuf::from("/lib/libbypass.so");
+        assert_eq!(preload(library(), None), "/lib/libbypass.so");
+        assert_eq!(preload(library(), Some("".into())), "/lib/libbypass.so");
+        assert_eq!(
+            preload(library(), Some("/x.so".into())),
+            "/lib/libbypass.so:/x.so"
+        );
     }
 }

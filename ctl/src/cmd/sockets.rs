@@ -1,57 +1,109 @@
-//! `bypassctl sockets`: accelerated sockets, read from the stack images.
+//! `bypassctl sockets`: accelerated sockets, read from the stack images; with `--all` also those
+//! that the kernel serves, from the process reports.
 
-use bypass_proto::policy::Address;
-use bypass_proto::report::{NAME as REPORT, ReportView};
+use bypass_proto::policy::{Address, Backend, Protocol};
+use bypass_proto::report::{Record, ReportView, State};
+use bypass_runtime::image;
 use bypass_stack::SocketAddress;
 use bypass_stack::inspect::{EndpointView, Image};
 use serde_json::{Value, json};
 
-use super::Json;
 use crate::{Failure, render, source};
 
-/// An address as text.
-pub fn text(address: SocketAddress) -> String {
-    Address { ip: address.ip.0, port: address.port }.to_string()
+/// Accelerated sockets, like ss -uan.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  bypassctl sockets
+  bypassctl sockets --all --json
+
+RECV-Q counts datagrams. A socket that several processes hold has a line for each.")]
+pub struct Sockets {
+    /// Also the sockets of accelerated programs that the kernel serves.
+    #[arg(long)]
+    all: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
-/// Every accelerated socket of every image.
-pub fn all() -> Vec<Value> {
-    let pids = source::pids();
-    let reports: Vec<ReportView> = source::memfds(REPORT, &pids)
-        .iter()
-        .filter_map(|held| ReportView::read(&held.read()?).ok())
-        .collect();
+impl Sockets {
+    /// Prints the list.
+    ///
+    /// # Errors
+    /// Exit code 3 when there are none.
+    pub fn execute(&self) -> Result<(), Failure> {
+        let pids = source::in_this_namespace();
+        let reports = source::reports(&pids);
+        let mut sockets = accelerated(&pids, &reports);
+        if self.all {
+            sockets.extend(in_the_kernel(&reports));
+        }
+        if self.json {
+            render::json(&Value::Array(sockets));
+            return Ok(());
+        }
+        if sockets.is_empty() {
+            return Err(Failure::nothing(
+                "no accelerated sockets: see bypassctl explain --all for the reasons",
+            ));
+        }
+        let columns = [
+            ("PROTO", "protocol"),
+            ("STATE", "state"),
+            ("RECV-Q", "recv_queued"),
+            ("LOCAL", "local"),
+            ("REMOTE", "remote"),
+            ("BACKEND", "backend"),
+            ("RX", "rx_packets"),
+            ("TX", "tx_packets"),
+            ("DROPS", "drops"),
+            ("PID", "pid"),
+            ("FD", "fd"),
+            ("PROGRAM", "program"),
+        ];
+        render::objects(&columns, &sockets);
+        Ok(())
+    }
+}
+
+/// Every accelerated socket of every image, once for each process that holds it.
+fn accelerated(pids: &[u32], reports: &[(u32, ReportView)]) -> Vec<Value> {
     let mut sockets = Vec::new();
-    for held in source::memfds(bypass_runtime::image::NAME, &pids) {
-        let Some(bytes) = held.read_stack() else { continue };
-        let Ok(image) = Image::attach(bytes.bytes()) else { continue };
+    for held in source::memfds(image::NAME, pids) {
+        let Some(copy) = held.read_image() else {
+            continue;
+        };
+        let Ok(image) = Image::attach(copy.stack()) else {
+            continue;
+        };
         for endpoint in image.endpoints() {
-            for process in image.processes().filter(|process| endpoint.is_held_by(process.id)) {
-                sockets.push(socket(&endpoint, process.pid, &reports));
+            for process in image
+                .processes()
+                .filter(|process| endpoint.is_held_by(process.id))
+            {
+                sockets.push(socket(&endpoint, process.pid, reports));
             }
         }
     }
     sockets
 }
 
-fn socket(endpoint: &EndpointView, pid: u32, reports: &[ReportView]) -> Value {
-    let fd = reports
+fn socket(endpoint: &EndpointView, pid: u32, reports: &[(u32, ReportView)]) -> Value {
+    let id = (endpoint.id.index, endpoint.id.generation);
+    let record = reports
         .iter()
-        .filter(|report| report.header.pid == pid)
-        .flat_map(|report| &report.records)
-        .find(|record| {
-            (record.endpoint_index, record.endpoint_generation)
-                == (endpoint.id.index, endpoint.id.generation)
-        })
-        .map(|record| record.fd);
+        .filter(|(owner, _)| *owner == pid)
+        .flat_map(|(_, report)| &report.records)
+        .find(|record| (record.endpoint_index, record.endpoint_generation) == id);
     json!({
         "pid": pid,
         "program": source::program(pid),
-        "fd": fd,
-        "protocol": "udp",
+        "fd": record.map(|record| record.fd),
+        "protocol": Protocol::Udp.word(),
         "local": text(endpoint.local),
         "remote": endpoint.remote.map(text),
-        "backend": "af_xdp",
+        "backend": Backend::AfXdp.word(),
         "state": if endpoint.remote.is_some() { "connected" } else { "bound" },
         "recv_queued": endpoint.queued,
         "recv_queued_bytes": endpoint.queued_bytes,
@@ -61,30 +113,34 @@ fn socket(endpoint: &EndpointView, pid: u32, reports: &[ReportView]) -> Value {
     })
 }
 
-/// Prints the list.
-pub fn execute(json: &Json) -> Result<(), Failure> {
-    let sockets = all();
-    if json.json {
-        render::json(&Value::Array(sockets));
-        return Ok(());
+/// What the reports say of sockets that the kernel serves. Their traffic is not known here.
+fn in_the_kernel(reports: &[(u32, ReportView)]) -> impl Iterator<Item = Value> {
+    reports.iter().flat_map(|(pid, report)| {
+        let kernel = |record: &&Record| record.state() == Some(State::Kernel);
+        report.records.iter().filter(kernel).map(move |record| {
+            let remote = record.remote();
+            let state = match (record.role, remote) {
+                (0, _) => "unbound",
+                (_, Some(_)) => "connected",
+                (_, None) => "bound",
+            };
+            json!({
+                "pid": pid, "program": source::program(*pid), "fd": record.fd,
+                "protocol": record.protocol().map(Protocol::word),
+                "local": (record.role != 0).then(|| record.local().to_string()),
+                "remote": remote.map(|remote| remote.to_string()),
+                "backend": "kernel", "state": state,
+                "recv_queued": null, "recv_queued_bytes": null, "drops": null,
+                "rx_packets": null, "tx_packets": null,
+            })
+        })
+    })
+}
+
+fn text(address: SocketAddress) -> String {
+    Address {
+        ip: address.ip.0,
+        port: address.port,
     }
-    if sockets.is_empty() {
-        return Err(Failure::nothing("no accelerated sockets"));
-    }
-    let columns = [
-        ("PROTO", "protocol"),
-        ("STATE", "state"),
-        ("RECV-Q", "recv_queued"),
-        ("LOCAL", "local"),
-        ("REMOTE", "remote"),
-        ("BACKEND", "backend"),
-        ("RX", "rx_packets"),
-        ("TX", "tx_packets"),
-        ("DROPS", "drops"),
-        ("PID", "pid"),
-        ("FD", "fd"),
-        ("PROGRAM", "program"),
-    ];
-    render::objects(&columns, &sockets);
-    Ok(())
+    .to_string()
 }

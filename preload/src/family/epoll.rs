@@ -79,20 +79,23 @@ pub unsafe fn epoll_wait(
     count: c_int,
     timeout_ms: c_int,
 ) -> c_int {
-    if let Some(accelerated) = epoll_set::accelerated(set) {
+    let Some(epoll) = epoll_set::behind(set) else {
         // SAFETY: the caller's arguments.
-        let answer = unsafe {
-            merged(accelerated, set, events, count, wait::deadline_ms(timeout_ms), None)
-        };
-        if let Some(result) = answer {
+        return unsafe { symbols::epoll_wait::original()(set, events, count, timeout_ms) };
+    };
+    if !epoll.is_kernel_only() {
+        let deadline = wait::deadline_ms(timeout_ms);
+        // SAFETY: the caller's arguments.
+        if let Some(result) = unsafe { merged(epoll, set, events, count, deadline, None) } {
             return result;
         }
+    } else if timeout_ms != 0 {
+        epoll.waits_in_kernel();
     }
-    let deadline = wait::deadline_ms(timeout_ms);
     // SAFETY: the caller's arguments.
     let found = unsafe { symbols::epoll_wait::original()(set, events, count, timeout_ms) };
     // SAFETY: the kernel has written `found` events.
-    unsafe { after_kernel_wait(set, events, count, found, deadline, None) }
+    unsafe { after_kernel_wait(set, events, count, found, timeout_ms, None) }
 }
 
 pub unsafe fn epoll_pwait(
@@ -110,12 +113,14 @@ pub unsafe fn epoll_pwait(
             return result;
         }
     }
-    let deadline = wait::deadline_ms(timeout_ms);
+    if let Some(epoll) = epoll_set::behind(set).filter(|_| timeout_ms != 0) {
+        epoll.waits_in_kernel();
+    }
     // SAFETY: the caller's arguments.
     let found =
         unsafe { symbols::epoll_pwait::original()(set, events, count, timeout_ms, mask) };
     // SAFETY: the kernel has written `found` events.
-    unsafe { after_kernel_wait(set, events, count, found, deadline, given(mask)) }
+    unsafe { after_kernel_wait(set, events, count, found, timeout_ms, given(mask)) }
 }
 
 /// A wait that began in the kernel alone may be ended by the set's first accelerated member: then it
@@ -129,7 +134,7 @@ unsafe fn after_kernel_wait(
     events: *mut epoll_event,
     count: c_int,
     found: c_int,
-    deadline: Option<Instant>,
+    timeout_ms: c_int,
     mask: Option<*const sigset_t>,
 ) -> c_int {
     let Some(written) = usize::try_from(found).ok().filter(|&found| found > 0) else {
@@ -139,8 +144,12 @@ unsafe fn after_kernel_wait(
     // SAFETY: the caller's promise.
     let out = unsafe { std::slice::from_raw_parts_mut(events, written) };
     match epoll_set::without_kick(out) {
-        // SAFETY: the caller's array.
-        0 => unsafe { merged(accelerated, set, events, count, deadline, mask) }.unwrap_or(0),
+        0 => {
+            // The timeout begins again: the kick came within it, and ends a wait only once.
+            let deadline = wait::deadline_ms(timeout_ms);
+            // SAFETY: the caller's array.
+            unsafe { merged(accelerated, set, events, count, deadline, mask) }.unwrap_or(0)
+        }
         left => left as c_int,
     }
 }

@@ -7,7 +7,7 @@ use std::ffi::c_int;
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
 use bypass_stack::{EndpointId, Instant};
-use libc::{POLLIN, POLLRDNORM, nfds_t, pollfd, sigset_t, size_t, timespec};
+use libc::{POLLERR, POLLIN, POLLRDNORM, nfds_t, pollfd, sigset_t, size_t, timespec};
 use rustix::io::Errno;
 
 use crate::context::{self, Joined};
@@ -15,7 +15,7 @@ use crate::errno::{Answer, last, to_int};
 use crate::fdtable::{self, Entry};
 use crate::wait::epoll_set::{self, EpollSet};
 use crate::wait::{self, Interest, Woken};
-use crate::{decide, symbols};
+use crate::{decide, symbols, udp};
 
 pub unsafe fn poll(fds: *mut pollfd, count: nfds_t, timeout_ms: c_int) -> c_int {
     // SAFETY: the caller's array.
@@ -172,6 +172,9 @@ fn look(joined: &Joined, fds: &mut [pollfd], ours: &[(usize, Ours)]) -> Answer {
         stale = joined.is_stale(locked.stack().queue_pairs_generation());
         for (index, ours) in ours {
             let entry = &mut fds[*index];
+            if entry.revents & POLLERR != 0 {
+                udp::send::error_seen(entry.fd);
+            }
             let wanted = (POLLIN | POLLRDNORM) & entry.events;
             if wanted != 0 && ours.is_readable(&mut locked) {
                 entry.revents |= wanted;
@@ -216,6 +219,7 @@ fn sleep(
         },
         mask,
         sleeping: None,
+        alone: None,
     };
     wait::wait(joined, &mut interest, deadline)
 }

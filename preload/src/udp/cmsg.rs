@@ -152,6 +152,8 @@ impl<'a> Writer<'a> {
 pub struct Asked {
     /// Source address (IP_PKTINFO, IPV6_PKTINFO).
     pub source: Option<IpAddress>,
+    /// Interface (IP_PKTINFO, IPV6_PKTINFO); 0 = any.
+    pub ifindex: u32,
     /// Segment size (UDP_SEGMENT).
     pub gso_size: Option<u16>,
     /// Something that only the kernel provides.
@@ -188,17 +190,15 @@ fn read_one(level: c_int, kind: c_int, data: &[u8], asked: &mut Asked) {
     const UDP_SEGMENT: c_int = 103;
     match (level, kind) {
         (IPPROTO_IP, libc::IP_PKTINFO) if data.len() == size_of::<in_pktinfo>() => {
-            let index = c_int::from_ne_bytes(data[..4].try_into().unwrap_or_default());
+            asked.ifindex = u32::from_ne_bytes(data[..4].try_into().unwrap_or_default());
             let source: [u8; 4] = data[4..8].try_into().unwrap_or_default();
-            asked.foreign |= index != 0;
             if source != [0; 4] {
                 asked.source = Some(IpAddress::from_v4(source));
             }
         }
         (IPPROTO_IPV6, libc::IPV6_PKTINFO) if data.len() == size_of::<in6_pktinfo>() => {
             let source: [u8; 16] = data[..16].try_into().unwrap_or_default();
-            let index = u32::from_ne_bytes(data[16..20].try_into().unwrap_or_default());
-            asked.foreign |= index != 0;
+            asked.ifindex = u32::from_ne_bytes(data[16..20].try_into().unwrap_or_default());
             if source != [0; 16] {
                 asked.source = Some(IpAddress(source));
             }

@@ -162,7 +162,8 @@ unsafe fn try_send(
     let bound = asked.source.unwrap_or(status.local.ip);
     let segment = usize::from(asked.gso_size.unwrap_or(options.shim_words[shadow::GSO_WORD] as u16));
     let mut gather = Gather { vectors, index: 0, offset: 0 };
-    let destination = Destination { endpoint, bound, to, port: status.local.port };
+    let destination =
+        Destination { endpoint, bound, to, port: status.local.port, ifindex: asked.ifindex };
     let looked = route(joined, &destination);
     if segment == 0 || total <= segment {
         destination.send(locked, &looked, total, &mut gather)?;
@@ -191,6 +192,8 @@ struct Destination {
     bound: IpAddress,
     to: SocketAddress,
     port: u16,
+    /// Interface that the caller asks for; 0 = any.
+    ifindex: u32,
 }
 
 fn route(joined: &Joined, destination: &Destination) -> Lookup {
@@ -198,7 +201,7 @@ fn route(joined: &Joined, destination: &Destination) -> Lookup {
     let hash = cplane::flow_hash(&local, &destination.to);
     joined
         .cplane
-        .read(|table| cplane::lookup(table, destination.to.ip, destination.bound, 0, hash))
+        .read(|table| cplane::lookup(table, destination.to.ip, destination.bound, destination.ifindex, hash))
         .unwrap_or(Lookup::Kernel(cplane::CplaneReason::NoRoute))
 }
 
@@ -295,12 +298,18 @@ fn may_skip_confirmation() -> bool {
     LAST.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_err()
 }
 
+/// When each shadow was last asked for errors, by descriptor number.
+static ASKED: [AtomicU64; 256] = [const { AtomicU64::new(0) }; 256];
+
+/// A wait has seen an error on the shadow: the next send asks for it.
+pub fn error_seen(fd: c_int) {
+    ASKED[fd as usize % ASKED.len()].store(0, Ordering::Relaxed);
+}
+
 /// Whether the shadow may hold an ICMP error that this send must report. Asked at intervals: the
 /// question is a system call.
 fn error_pending(fd: c_int) -> Result<bool, ByKernel> {
-    const SLOTS: usize = 256;
-    static ASKED: [AtomicU64; SLOTS] = [const { AtomicU64::new(0) }; SLOTS];
-    let slot = &ASKED[fd as usize % SLOTS];
+    let slot = &ASKED[fd as usize % ASKED.len()];
     let now = clock::now().0;
     if now.wrapping_sub(slot.load(Ordering::Relaxed)) < ERROR_CHECK_NS {
         return Ok(false);

@@ -17,6 +17,7 @@ pub fn readable(fd: i32, endpoint: EndpointId, deadline: Option<Instant>) -> Wok
         ready: &mut |locked| locked.stack().udp_status(endpoint).map_or(true, |status| status.queued > 0),
         mask: None,
         sleeping: None,
+        alone: Some((fd, endpoint)),
     };
     wait(joined, &mut interest, deadline)
 }

@@ -17,7 +17,7 @@
 #![expect(unsafe_code, reason = "UNSAFETY: epoll calls through libc's originals")]
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
@@ -101,6 +101,8 @@ pub struct EpollSet {
     count: AtomicU32,
     asked_kernel: AtomicU64,
     sleeping: Mutex<Vec<WaiterId>>,
+    /// A thread has waited on this set in the kernel alone, and may still do so.
+    kernel_waits: AtomicBool,
 }
 
 /// Every set of the process. Sets are leaked and reused: a descriptor's word holds the index.
@@ -188,6 +190,17 @@ pub fn after_fork_in_child() {
     }
 }
 
+/// Ends the waits of threads that wait in the kernel alone: they must wait for both sides now.
+fn kick(members: &mut Members) {
+    if let Ok(kick) = rustix::event::eventfd(1, rustix::event::EventfdFlags::CLOEXEC) {
+        let kick = private::hide(kick);
+        let _ = ctl(members.epfd, EPOLL_CTL_ADD, kick.as_raw_fd(), EPOLLIN as u32, KICK);
+        if let Some(old) = members.kick.replace(kick) {
+            private::close(old);
+        }
+    }
+}
+
 fn ctl(set: i32, operation: i32, fd: i32, events: u32, token: u64) -> Result<(), Errno> {
     let mut event = epoll_event { events, u64: token };
     // SAFETY: the event is readable for the call.
@@ -207,6 +220,14 @@ impl EpollSet {
     #[inline]
     pub fn is_kernel_only(&self) -> bool {
         self.count.load(Ordering::Acquire) == 0
+    }
+
+    /// A thread is about to wait on this set in the kernel alone.
+    #[inline]
+    pub fn waits_in_kernel(&self) {
+        if !self.kernel_waits.load(Ordering::Relaxed) {
+            self.kernel_waits.store(true, Ordering::Release);
+        }
     }
 
     /// Wakes every thread that sleeps on this set: what it waits for has changed.
@@ -238,12 +259,6 @@ impl EpollSet {
         let overlay = private::hide(unsafe { private::adopt(fd) });
         let number = overlay.as_raw_fd();
         ctl(number, EPOLL_CTL_ADD, members.epfd, EPOLLIN as u32, PROGRAM)?;
-        // Threads that wait in the kernel alone must come out and wait for both.
-        if let Ok(kick) = rustix::event::eventfd(1, rustix::event::EventfdFlags::CLOEXEC) {
-            let kick = private::hide(kick);
-            let _ = ctl(members.epfd, EPOLL_CTL_ADD, kick.as_raw_fd(), EPOLLIN as u32, KICK);
-            members.kick = Some(kick);
-        }
         for member in &members.active {
             let _ = ctl(number, EPOLL_CTL_ADD, member.fd, shadow_events(member.events), member.fd as u64);
         }
@@ -264,6 +279,9 @@ impl EpollSet {
         }
         let overlay = members.overlay.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         ctl(overlay, EPOLL_CTL_ADD, fd, shadow_events(events), fd as u64)?;
+        if self.is_kernel_only() && self.kernel_waits.load(Ordering::Acquire) {
+            kick(members);
+        }
         members.active.retain(|member| member.fd != fd);
         members.active.push(Member {
             fd,
@@ -450,6 +468,9 @@ impl EpollSet {
                 members.active.iter_mut().find(|member| member.fd as u64 == token)
             {
                 member.shadow |= event.events;
+                if event.events & EPOLLERR as u32 != 0 {
+                    crate::udp::send::error_seen(member.fd);
+                }
             }
         }
         // Whoever waits from now on waits for both sides: the kick has done its work.
@@ -527,6 +548,7 @@ impl EpollSet {
                 ready: &mut |locked| self.any_ready(locked),
                 mask,
                 sleeping: Some(&self.sleeping),
+                alone: None,
             };
             match super::wait(joined, &mut interest, deadline) {
                 Woken::Ready => {}
@@ -607,8 +629,13 @@ impl Member {
 
 /// The set behind a descriptor, when it has accelerated members.
 pub fn accelerated(epfd: i32) -> Option<&'static EpollSet> {
+    behind(epfd).filter(|set| !set.is_kernel_only())
+}
+
+/// The set behind a descriptor.
+pub fn behind(epfd: i32) -> Option<&'static EpollSet> {
     match fdtable::get(epfd) {
-        Entry::Epoll(index) => get(index).filter(|set| !set.is_kernel_only()),
+        Entry::Epoll(index) => get(index),
         _ => None,
     }
 }

@@ -102,6 +102,8 @@ pub struct Interest<'a> {
     pub mask: Option<*const sigset_t>,
     /// Where the waiter is listed while it sleeps, for whoever changes what it waits for.
     pub sleeping: Option<&'a Mutex<Vec<WaiterId>>>,
+    /// The one socket of a blocking call.
+    pub alone: Option<(i32, EndpointId)>,
 }
 
 impl std::fmt::Debug for Interest<'_> {
@@ -120,10 +122,31 @@ pub fn wait(joined: &Joined, interest: &mut Interest<'_>, deadline: Option<Insta
     // ppoll opens the mask again in the same step in which it falls asleep.
     let held = signals::hold();
     let mask = interest.mask.unwrap_or_else(|| held.original());
-    if spin(joined, interest, deadline, spin_ns) {
-        return Woken::Ready;
+    let woken = if spin(joined, interest, deadline, spin_ns) {
+        Woken::Ready
+    } else {
+        sleep(joined, interest, deadline, Some(mask))
+    };
+    match interest.alone {
+        Some((fd, endpoint)) if woken == Woken::Ready && is_replaced(joined, fd, endpoint) => {
+            // Another thread has put something else on this number. The kernel's call would go on
+            // with the old socket, which nobody can reach any more, until a signal ends it.
+            match ppoll(&mut [], deadline, u64::MAX, Some(mask)) {
+                Err(_) => Woken::Interrupted,
+                Ok(_) => Woken::TimedOut,
+            }
+        }
+        _ => woken,
     }
-    sleep(joined, interest, deadline, Some(mask))
+}
+
+/// Whether the endpoint is gone and its descriptor is no UDP socket any more.
+fn is_replaced(joined: &Joined, fd: i32, endpoint: EndpointId) -> bool {
+    let gone = joined
+        .attachment
+        .lock()
+        .is_ok_and(|mut locked| !locked.stack().is_live(endpoint));
+    gone && !crate::shadow::is_udp(fd)
 }
 
 /// Looks again and again for at most `spin_ns`; whether it became ready.
@@ -230,9 +253,8 @@ fn park_and_poll(
         }
     }
     locked.pump(clock::now());
-    let gone = endpoints.iter().any(|&endpoint| !locked.stack().is_live(endpoint));
+    let gone = interest.alone.is_some_and(|(_, endpoint)| !locked.stack().is_live(endpoint));
     if gone && polled == Err(Errno::INTR) {
-        // Another thread has closed the socket and interrupts us: that is what the caller hears.
         return Woken::Interrupted;
     }
     if (interest.ready)(&mut locked) || interest.fds.iter().any(|entry| entry.revents != 0) {

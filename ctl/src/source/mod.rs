@@ -1,0 +1,14 @@
+//! Where the facts come from: the daemon's answers, and what processes hold in memory.
+//!
+//! [`ask`] talks to the daemon. Images and reports are memfds that [`memfd`] finds through
+//! `/proc/PID/fd`, copies and hands out for checking: nobody is asked and nothing is stopped.
+//! [`process`] reads what `/proc` says of a process. All of it may be written by others at any
+//! time; it is believed only as far as it is checked.
+
+mod ask;
+mod memfd;
+mod process;
+
+pub use ask::{Interface, ask, interfaces, query};
+pub use memfd::{Held, memfds, reports};
+pub use process::{exists, has_library, in_this_namespace, program, user_name, users};
