@@ -7,8 +7,8 @@
 //!
 //! Raw system calls only: this code runs inside programs whose libc symbols are our own hooks.
 
-mod api;
 pub mod af_xdp;
+mod api;
 pub mod sim;
 
 pub use api::{QueuePair, Received, Transmit};

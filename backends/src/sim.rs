@@ -59,8 +59,10 @@ impl Link {
             let bit = self.draw() as usize % (frame.len() * 8);
             frame[bit / 8] ^= 1 << (bit % 8);
         }
-        let (twice, overtakes) =
-            (self.happens(self.faults.duplicate), self.happens(self.faults.reorder));
+        let (twice, overtakes) = (
+            self.happens(self.faults.duplicate),
+            self.happens(self.faults.reorder),
+        );
         let queue = &mut self.toward[to].frames;
         if twice {
             queue.push_back(frame.clone());
@@ -99,7 +101,11 @@ pub fn wire(
     faults: Faults,
     seed: u64,
 ) -> [SimQueuePair; 2] {
-    let link = Link { toward: Default::default(), faults, state: seed | 1 };
+    let link = Link {
+        toward: Default::default(),
+        faults,
+        state: seed | 1,
+    };
     let link = Arc::new(Mutex::new(link));
     let [one, two] = memories;
     [(0, one), (1, two)].map(|(side, memory)| SimQueuePair {
@@ -120,14 +126,22 @@ impl QueuePair for SimQueuePair {
         let queue = &mut link.toward[self.side].frames;
         let mut count = 0;
         while count < into.len() && !queue.is_empty() {
-            let Some(chunk) = self.posted.pop_front() else { break };
-            let Some(frame) = queue.pop_front() else { break };
+            let Some(chunk) = self.posted.pop_front() else {
+                break;
+            };
+            let Some(frame) = queue.pop_front() else {
+                break;
+            };
             let start = chunk as usize * self.chunk_size;
             let length = frame.len().min(self.chunk_size);
             if let Some(place) = memory.get_mut(start..start + length) {
                 place.copy_from_slice(&frame[..length]);
             }
-            into[count] = Received { chunk, offset: 0, len: length as u32 };
+            into[count] = Received {
+                chunk,
+                offset: 0,
+                len: length as u32,
+            };
             count += 1;
         }
         count
@@ -148,7 +162,9 @@ impl QueuePair for SimQueuePair {
     }
 
     fn submit(&mut self, frames: &[Transmit]) -> usize {
-        let count = frames.len().min(self.entries - self.sent.len().min(self.entries));
+        let count = frames
+            .len()
+            .min(self.entries - self.sent.len().min(self.entries));
         let mut link = held(&self.link);
         let memory = held(&self.memory);
         for frame in &frames[..count] {
@@ -174,7 +190,10 @@ impl QueuePair for SimQueuePair {
     }
 
     fn in_rings(&self, each: &mut dyn FnMut(u32)) {
-        self.posted.iter().chain(&self.sent).for_each(|&chunk| each(chunk));
+        self.posted
+            .iter()
+            .chain(&self.sent)
+            .for_each(|&chunk| each(chunk));
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -189,16 +208,31 @@ mod tests {
     fn run(faults: Faults, seed: u64) -> Vec<u8> {
         let memory = || Arc::new(Mutex::new(vec![0_u8; 64 * 64]));
         let (left, right) = (memory(), memory());
-        let [mut one, mut two] =
-            wire([Arc::clone(&left), Arc::clone(&right)], 64, 32, faults, seed);
+        let [mut one, mut two] = wire(
+            [Arc::clone(&left), Arc::clone(&right)],
+            64,
+            32,
+            faults,
+            seed,
+        );
         assert_eq!(two.fill(&(0..32).collect::<Vec<_>>()), 32);
         for number in 0..16_u8 {
             held(&left)[0] = number;
-            assert_eq!(one.submit(&[Transmit { chunk: 0, offset: 0, len: 1 }]), 1);
+            assert_eq!(
+                one.submit(&[Transmit {
+                    chunk: 0,
+                    offset: 0,
+                    len: 1
+                }]),
+                1
+            );
         }
         let mut got = [Received::default(); 64];
         let count = two.receive(&mut got);
-        got[..count].iter().map(|frame| held(&right)[frame.chunk as usize * 64]).collect()
+        got[..count]
+            .iter()
+            .map(|frame| held(&right)[frame.chunk as usize * 64])
+            .collect()
     }
 
     #[test]
@@ -208,7 +242,12 @@ mod tests {
 
     #[test]
     fn equal_seeds_give_equal_faults() {
-        let faults = Faults { loss: 200, duplicate: 200, reorder: 200, corrupt: 100 };
+        let faults = Faults {
+            loss: 200,
+            duplicate: 200,
+            reorder: 200,
+            corrupt: 100,
+        };
         assert_eq!(run(faults, 7), run(faults, 7));
         assert_ne!(run(faults, 7), (0..16).collect::<Vec<_>>());
     }

@@ -1,6 +1,9 @@
 //! C socket addresses to and from ours.
 
-#![expect(unsafe_code, reason = "UNSAFETY: reads and writes sockaddr structures of the caller")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: reads and writes sockaddr structures of the caller"
+)]
 
 use std::mem::{offset_of, size_of, zeroed};
 
@@ -67,7 +70,11 @@ pub unsafe fn read(address: *const sockaddr, len: socklen_t) -> Given {
 
 /// `::ffff:0.0.0.0` means "any" like `::` and `0.0.0.0`.
 fn normal(ip: IpAddress) -> IpAddress {
-    if ip.to_v4() == Some([0; 4]) { IpAddress::UNSPECIFIED } else { ip }
+    if ip.to_v4() == Some([0; 4]) {
+        IpAddress::UNSPECIFIED
+    } else {
+        ip
+    }
 }
 
 /// Writes an address where a caller wants it, cut to `*len`, and sets `*len` to the full length.

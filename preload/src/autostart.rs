@@ -3,7 +3,10 @@
 //! The daemon must not be a child that the program could see: it is started through `clone` with no
 //! exit signal, and `bypassctl` detaches itself before it answers.
 
-#![expect(unsafe_code, reason = "UNSAFETY: clone and execve of bypassctl, dladdr")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: clone and execve of bypassctl, dladdr"
+)]
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
@@ -37,9 +40,13 @@ pub fn library_path() -> Option<PathBuf> {
 fn tool_path() -> Option<PathBuf> {
     let library = library_path()?;
     let folder = library.parent()?;
-    [folder.join("bypassctl"), folder.join("../bin/bypassctl"), PathBuf::from("/usr/bin/bypassctl")]
-        .into_iter()
-        .find(|path| rustix::fs::access(path.as_path(), rustix::fs::Access::EXEC_OK).is_ok())
+    [
+        folder.join("bypassctl"),
+        folder.join("../bin/bypassctl"),
+        PathBuf::from("/usr/bin/bypassctl"),
+    ]
+    .into_iter()
+    .find(|path| rustix::fs::access(path.as_path(), rustix::fs::Access::EXEC_OK).is_ok())
 }
 
 struct Exec {
@@ -86,7 +93,10 @@ pub fn start_daemon() -> Result<(), FallThrough> {
             c"--exit-when-idle".as_ptr(),
             std::ptr::null(),
         ],
-        envp: [c"PATH=/usr/sbin:/usr/bin:/sbin:/bin".as_ptr(), std::ptr::null()],
+        envp: [
+            c"PATH=/usr/sbin:/usr/bin:/sbin:/bin".as_ptr(),
+            std::ptr::null(),
+        ],
         path,
     };
     let mut stack = vec![0_u8; CHILD_STACK];
@@ -122,7 +132,10 @@ fn wait_until_it_answers() -> Result<(), FallThrough> {
         if Control::connect().is_ok() {
             return Ok(());
         }
-        let pause = rustix::time::Timespec { tv_sec: 0, tv_nsec: step.as_nanos() as i64 };
+        let pause = rustix::time::Timespec {
+            tv_sec: 0,
+            tv_nsec: step.as_nanos() as i64,
+        };
         let _ = rustix::thread::nanosleep(&pause);
         waited += step;
     }

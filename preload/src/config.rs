@@ -38,19 +38,20 @@ pub fn get() -> &'static Config {
 impl Config {
     fn read() -> Self {
         let variables: Vec<(String, String)> = std::env::vars_os()
-            .filter_map(|(name, value)| {
-                Some((name.into_string().ok()?, value.into_string().ok()?))
-            })
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
         let explicit = Options::from_env(variables.iter().map(pair)).0.config;
         let path = explicit.clone().unwrap_or_else(|| DEFAULT_PATH.into());
         let policy = match read_file(&path) {
-            Ok(text) => Policy::parse(&text)
-                .map_err(|error| format!("{path}:{}:{}: {}", error.line, error.column, error.message)),
+            Ok(text) => Policy::parse(&text).map_err(|error| {
+                format!("{path}:{}:{}: {}", error.line, error.column, error.message)
+            }),
             Err(rustix::io::Errno::NOENT) if explicit.is_none() => Ok(Policy::default()),
             Err(errno) => Err(format!("{path}: {errno}")),
         };
-        let settings = policy.as_ref().map_or(&[][..], |policy| policy.options.as_slice());
+        let settings = policy
+            .as_ref()
+            .map_or(&[][..], |policy| policy.options.as_slice());
         let (options, complaints) = Options::resolve(settings, variables.iter().map(pair));
         Self {
             options,

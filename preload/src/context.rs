@@ -107,7 +107,9 @@ fn attach(control: &mut Option<Control>) -> Result<Joined, FallThrough> {
         Err(error) => return Err(reason_of(error)),
     };
     let mut connected = connected.moved(private::hide);
-    let answer = connected.ask(Request::new(RequestKind::Attach), None).map_err(reason_of)?;
+    let answer = connected
+        .ask(Request::new(RequestKind::Attach), None)
+        .map_err(reason_of)?;
     *control = Some(connected);
     let Answer { reply, fds } = answer;
     let [image, packets, cplane] = <[_; 3]>::try_from(fds).map_err(|_| FallThrough::Refused)?;
@@ -121,7 +123,11 @@ fn attach(control: &mut Option<Control>) -> Result<Joined, FallThrough> {
         Attachment::new(image_map, packets_map, ringer).map_err(|_| FallThrough::Refused)?;
     PROCESS.store(reply.process, Ordering::Relaxed);
     // The descriptors stay open: a new daemon finds the stack through them.
-    let leases = Leases(vec![private::hide(image), private::hide(packets), private::hide(cplane)]);
+    let leases = Leases(vec![
+        private::hide(image),
+        private::hide(packets),
+        private::hide(cplane),
+    ]);
     Ok(Joined {
         attachment,
         cplane: cplane_map,
@@ -178,7 +184,10 @@ pub fn with_control<T>(
 /// A forked child: its parent's connection is not its own, and no thread of the parent lives here.
 pub fn after_fork_in_child() {
     // SAFETY: this is the only thread of the process; whoever held the lock does not exist here.
-    #[expect(unsafe_code, reason = "UNSAFETY: the holder of the lock did not survive the fork")]
+    #[expect(
+        unsafe_code,
+        reason = "UNSAFETY: the holder of the lock did not survive the fork"
+    )]
     unsafe {
         if CONTROL.is_locked() {
             CONTROL.force_unlock();
@@ -193,7 +202,9 @@ pub fn after_fork_in_child() {
 impl Joined {
     /// Maps queue pairs that the daemon has opened since we last looked.
     pub fn refresh(&self) {
-        let Ok(mut locked) = self.attachment.lock() else { return };
+        let Ok(mut locked) = self.attachment.lock() else {
+            return;
+        };
         let generation = locked.stack().queue_pairs_generation();
         if self.seen_queue_pairs.load(Ordering::Relaxed) == generation {
             return;
@@ -219,7 +230,9 @@ impl Joined {
         let mut leases = self.leases.lock();
         leases.0.truncate(3);
         leases.0.extend(fds.map(private::hide));
-        let Ok(mut locked) = self.attachment.lock() else { return };
+        let Ok(mut locked) = self.attachment.lock() else {
+            return;
+        };
         for (index, xsk) in queues.into_iter().enumerate() {
             let live = locked
                 .stack()

@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use bypass_proto::control::{Request, RequestKind};
 use bypass_proto::policy::{Address, Decision, Protocol, Query, Role, User};
 use bypass_proto::reason::FallThrough;
-use bypass_stack::{EndpointId, Family, IpAddress, SocketAddress, UdpOpen};
+use bypass_stack::{EndpointId, Family, IpAddress, ProcessId, SocketAddress, UdpOpen};
 
 use crate::fdtable::{self, Entry};
 use crate::{config, context, process, report, shadow, wait};
@@ -19,7 +19,9 @@ const UDP: u8 = 17;
 /// Asks the policy about a UDP socket whose addresses are now `local` and `remote`; notes the
 /// answer in the table and in the report.
 pub fn decide(fd: i32, role: Role) -> Entry {
-    let Some(local) = shadow::local(fd) else { return Entry::Candidate };
+    let Some(local) = shadow::local(fd) else {
+        return Entry::Candidate;
+    };
     let remote = shadow::remote(fd);
     let (entry, reason, rule) = match ask_policy(role, local, remote) {
         Ok(rule) => (Entry::Bound, None, rule),
@@ -27,7 +29,11 @@ pub fn decide(fd: i32, role: Role) -> Entry {
     };
     fdtable::set(fd, entry);
     report::note(fd, reason, rule, UDP, role, Some((local, remote)));
-    if entry == Entry::Bound { activate(fd) } else { entry }
+    if entry == Entry::Bound {
+        activate(fd)
+    } else {
+        entry
+    }
 }
 
 /// The rule that accelerates, or the reason and rule that do not.
@@ -45,14 +51,25 @@ fn ask_policy(role: Role, local: SocketAddress, remote: Option<SocketAddress>) -
     if config.program.ends_with("/bypassctl") {
         return Err((FallThrough::Program, None));
     }
-    let Ok(policy) = &config.policy else { return Err((FallThrough::BadConfig, None)) };
+    let Ok(policy) = &config.policy else {
+        return Err((FallThrough::BadConfig, None));
+    };
     let query = Query {
         program: &config.program,
-        user: User { uid: config.uid, name: None },
+        user: User {
+            uid: config.uid,
+            name: None,
+        },
         protocol: Protocol::Udp,
         role,
-        local: Some(Address { ip: local.ip.0, port: local.port }),
-        remote: remote.map(|remote| Address { ip: remote.ip.0, port: remote.port }),
+        local: Some(Address {
+            ip: local.ip.0,
+            port: local.port,
+        }),
+        remote: remote.map(|remote| Address {
+            ip: remote.ip.0,
+            port: remote.port,
+        }),
         interface: None,
     };
     match policy.decide(&query) {
@@ -113,7 +130,10 @@ fn try_activate(fd: i32) -> Result<EndpointId, FallThrough> {
             locked.stack().hold(endpoint, context::process());
             return Ok(endpoint);
         }
-        locked.stack().udp_open(&open).map_err(|_| FallThrough::Limit)?
+        locked
+            .stack()
+            .udp_open(&open)
+            .map_err(|_| FallThrough::Limit)?
     };
     match add_filter(fd, endpoint, family, local, remote) {
         Ok(filter) => {
@@ -136,7 +156,9 @@ fn try_activate(fd: i32) -> Result<EndpointId, FallThrough> {
 fn bound_device(fd: i32) -> u32 {
     /// `SO_BINDTOIFINDEX` of asm-generic/socket.h.
     const SO_BINDTOIFINDEX: i32 = 62;
-    shadow::option::<i32>(fd, libc::SOL_SOCKET, SO_BINDTOIFINDEX).unwrap_or(0).max(0) as u32
+    shadow::option::<i32>(fd, libc::SOL_SOCKET, SO_BINDTOIFINDEX)
+        .unwrap_or(0)
+        .max(0) as u32
 }
 
 /// Asks the daemon to steer the socket's packets to the endpoint.
@@ -165,16 +187,24 @@ pub fn add_filter(
         ..Request::new(RequestKind::AddFilter)
     };
     // SAFETY: the program's descriptor is open during its own call on it.
-    #[expect(unsafe_code, reason = "UNSAFETY: borrows the program's descriptor for one call")]
+    #[expect(
+        unsafe_code,
+        reason = "UNSAFETY: borrows the program's descriptor for one call"
+    )]
     let proof = unsafe { BorrowedFd::borrow_raw(fd) };
     let answer = context::with_control(|control| control.ask(request, Some(proof)));
-    answer.map(|answer| answer.reply.filter).map_err(context::reason_of)
+    answer
+        .map(|answer| answer.reply.filter)
+        .map_err(context::reason_of)
 }
 
 /// Gives a filter back to the daemon.
 pub fn remove_filter(filter: u32) {
     if filter != 0 {
-        let request = Request { filter, ..Request::new(RequestKind::RemoveFilter) };
+        let request = Request {
+            filter,
+            ..Request::new(RequestKind::RemoveFilter)
+        };
         let _ = context::with_control(|control| control.tell(request));
     }
 }
@@ -194,8 +224,12 @@ pub fn follow_addresses(fd: i32, endpoint: EndpointId) {
         return;
     };
     let remote = shadow::remote(fd);
-    let Ok(mut locked) = joined.attachment.lock() else { return };
-    let Ok(status) = locked.stack().udp_status(endpoint) else { return };
+    let Ok(mut locked) = joined.attachment.lock() else {
+        return;
+    };
+    let Ok(status) = locked.stack().udp_status(endpoint) else {
+        return;
+    };
     drop(locked);
     if status.local == local && status.remote == remote {
         return;
@@ -224,16 +258,46 @@ pub fn release_all(endpoint: EndpointId) {
             fdtable::set(fd, Entry::Other);
         }
     }
-    release(-1, endpoint);
+    abolish(-1, endpoint);
     settle();
+}
+
+/// The endpoint ends, for every process that holds it: the socket is the kernel's from here on.
+pub fn abolish(fd: i32, endpoint: EndpointId) {
+    fdtable::replace(fd, Entry::Udp(endpoint), Entry::Other);
+    let Some(joined) = context::joined() else {
+        return;
+    };
+    let Ok(mut locked) = joined.attachment.lock() else {
+        return;
+    };
+    let filter = locked
+        .stack()
+        .udp_status(endpoint)
+        .map_or(0, |status| status.filter);
+    let holders = locked.stack().holders(endpoint);
+    for slot in 0..128_u8 {
+        if holders[usize::from(slot / 64)] >> (slot % 64) & 1 == 1 {
+            locked.stack().unhold(endpoint, ProcessId(slot));
+        }
+    }
+    drop(locked);
+    remove_filter(filter);
 }
 
 /// This process lets go of the endpoint: the socket is the kernel's from here on.
 pub fn release(fd: i32, endpoint: EndpointId) {
     fdtable::replace(fd, Entry::Udp(endpoint), Entry::Other);
-    let Some(joined) = context::joined() else { return };
-    let Ok(mut locked) = joined.attachment.lock() else { return };
-    let filter = locked.stack().udp_status(endpoint).map_or(0, |status| status.filter);
+    let Some(joined) = context::joined() else {
+        return;
+    };
+    let Ok(mut locked) = joined.attachment.lock() else {
+        return;
+    };
+    let filter = locked
+        .stack()
+        .udp_status(endpoint)
+        .map_or(0, |status| status.filter);
     let gone = locked.stack().unhold(endpoint, context::process());
     drop(locked);
     if gone {

@@ -3,7 +3,10 @@
 //! nginx starts its successor with an environment of two variables; without this it would run
 //! without us. Variables that the program set itself are left as they are.
 
-#![expect(unsafe_code, reason = "UNSAFETY: walks the caller's array of C strings")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: walks the caller's array of C strings"
+)]
 
 use std::ffi::{CString, c_char};
 
@@ -52,7 +55,11 @@ impl Environment {
         }
         let given = pointers.len();
         for ours in OURS.get().map_or(&[][..], Vec::as_slice) {
-            let name = ours.to_bytes().split(|&byte| byte == b'=').next().unwrap_or_default();
+            let name = ours
+                .to_bytes()
+                .split(|&byte| byte == b'=')
+                .next()
+                .unwrap_or_default();
             let has = pointers[..given].iter().any(|&string| {
                 // SAFETY: the caller's strings.
                 let string = unsafe { bytes(string) };

@@ -105,19 +105,29 @@ pub fn set(fd: i32, entry: Entry) {
 /// Replaces `old` by `new` if the number still is `old`; says whether it did.
 pub fn replace(fd: i32, old: Entry, new: Entry) -> bool {
     TABLE.get(fd as u32 as usize).is_some_and(|word| {
-        word.compare_exchange(old.encode(), new.encode(), Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok()
+        word.compare_exchange(
+            old.encode(),
+            new.encode(),
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        )
+        .is_ok()
     })
 }
 
 /// Every number in `first..=last` that is not [`Entry::Other`], in rising order.
 pub fn entries(first: u32, last: u32) -> impl Iterator<Item = (i32, Entry)> {
-    let end = (HIGHEST.load(Ordering::Relaxed) as usize + 1).min(last as usize + 1).min(NUMBERS);
+    let end = (HIGHEST.load(Ordering::Relaxed) as usize + 1)
+        .min(last as usize + 1)
+        .min(NUMBERS);
     let start = (first as usize).min(end);
-    TABLE[start..end].iter().enumerate().filter_map(move |(offset, word)| {
-        let entry = Entry::decode(word.load(Ordering::Acquire));
-        (entry != Entry::Other).then_some(((start + offset) as i32, entry))
-    })
+    TABLE[start..end]
+        .iter()
+        .enumerate()
+        .filter_map(move |(offset, word)| {
+            let entry = Entry::decode(word.load(Ordering::Acquire));
+            (entry != Entry::Other).then_some(((start + offset) as i32, entry))
+        })
 }
 
 #[cfg(test)]
@@ -126,7 +136,10 @@ mod tests {
 
     #[test]
     fn entries_survive_encoding() {
-        let endpoint = EndpointId { index: 4095, generation: u32::MAX };
+        let endpoint = EndpointId {
+            index: 4095,
+            generation: u32::MAX,
+        };
         for entry in [
             Entry::Other,
             Entry::Candidate,

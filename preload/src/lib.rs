@@ -13,7 +13,10 @@
 //! Inside a hook only raw system calls (`rustix`) and originals are called, so that no hook is
 //! entered again. A panic ends the process (`panic = "abort"`).
 
-#![expect(clippy::missing_safety_doc, reason = "the contracts of the hooks are libc's")]
+#![expect(
+    clippy::missing_safety_doc,
+    reason = "the contracts of the hooks are libc's"
+)]
 
 pub mod address;
 pub mod autostart;

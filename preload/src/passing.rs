@@ -37,8 +37,13 @@ unsafe fn look(message: &msghdr) {
     let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
     while !header.is_null() {
         // SAFETY: a header inside the buffer.
-        let (level, kind, length) =
-            unsafe { ((*header).cmsg_level, (*header).cmsg_type, (*header).cmsg_len) };
+        let (level, kind, length) = unsafe {
+            (
+                (*header).cmsg_level,
+                (*header).cmsg_type,
+                (*header).cmsg_len,
+            )
+        };
         if level == SOL_SOCKET && kind == SCM_RIGHTS {
             // SAFETY: the data of this header.
             let data = unsafe { libc::CMSG_DATA(header) }.cast::<i32>();

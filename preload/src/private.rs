@@ -3,7 +3,10 @@
 //! A program that closes "everything from 3 on" (inetd, CPython's children, daemons) must not cut
 //! our queues, and `dup2` to a number must not hit them.
 
-#![expect(unsafe_code, reason = "UNSAFETY: takes ownership of descriptor numbers it just made")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: takes ownership of descriptor numbers it just made"
+)]
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
@@ -20,7 +23,10 @@ const FLOOR: u64 = 256;
 
 /// First number to try.
 fn base() -> i32 {
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(CEILING).min(CEILING);
+    let limit = getrlimit(Resource::Nofile)
+        .current
+        .unwrap_or(CEILING)
+        .min(CEILING);
     limit.saturating_sub(ROOM).max(FLOOR) as i32
 }
 

@@ -8,7 +8,7 @@ use bypass_stack::ProcessId;
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use crate::fdtable::{self, Entry};
-use crate::{context, decide, report, wait};
+use crate::{context, decide, report, shadow, wait};
 
 /// Whether this process was forked, or has forked: sockets may be shared with relatives.
 static RELATIVES: AtomicBool = AtomicBool::new(false);
@@ -56,12 +56,17 @@ fn in_child(slot: Option<ProcessId>) {
     wait::after_fork_in_child();
     wait::epoll_set::after_fork_in_child();
     report::after_fork_in_child();
-    let Some(joined) = context::joined() else { return };
+    let Some(joined) = context::joined() else {
+        return;
+    };
     match slot {
         Some(slot) => {
             context::set_process(slot);
             if let Ok(mut locked) = joined.attachment.lock() {
-                let pid = rustix::process::getpid().as_raw_nonzero().get().cast_unsigned();
+                let pid = rustix::process::getpid()
+                    .as_raw_nonzero()
+                    .get()
+                    .cast_unsigned();
                 locked.stack().set_process_pid(slot, pid, 0);
             }
         }
@@ -107,7 +112,13 @@ pub fn about_to_exec() {
     let mut any = false;
     for (fd, entry) in fdtable::entries(0, u32::MAX - 1) {
         if let Entry::Udp(endpoint) = entry {
-            decide::release(fd, endpoint);
+            if shadow::is_close_on_exec(fd) {
+                decide::release(fd, endpoint);
+            } else {
+                // The next program reads the shadow, so packets must go there, whoever else holds
+                // the endpoint: relatives find it gone and use the kernel as well.
+                decide::abolish(fd, endpoint);
+            }
             report::refused(fd, bypass_proto::reason::FallThrough::Inherited);
             any = true;
         }

@@ -3,7 +3,10 @@
 //! A memfd that the tool finds through `/proc`. Written only where a decision falls, never on the
 //! data path; made at the first socket, so that programs without sockets have none.
 
-#![expect(unsafe_code, reason = "UNSAFETY: bytes of our own mapping become the report, here only")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: bytes of our own mapping become the report, here only"
+)]
 
 use std::os::fd::OwnedFd;
 
@@ -38,7 +41,10 @@ fn make() -> Option<Own> {
     // SAFETY: the memfd was made above and the mapping lives beside the reference, in `Own`;
     // readers elsewhere copy and check.
     let bytes = unsafe { std::slice::from_raw_parts_mut(mapping.as_ptr(), mapping.bytes()) };
-    let pid = rustix::process::getpid().as_raw_nonzero().get().cast_unsigned();
+    let pid = rustix::process::getpid()
+        .as_raw_nonzero()
+        .get()
+        .cast_unsigned();
     let config = config::get();
     let mut header = Header::new(pid, 0, &config.program);
     match &config.policy {
@@ -46,7 +52,11 @@ fn make() -> Option<Own> {
         Err(message) => header.set_config(message),
     }
     let report = Report::create(bytes, header).ok()?;
-    Some(Own { report, _mapping: mapping, fd })
+    Some(Own {
+        report,
+        _mapping: mapping,
+        fd,
+    })
 }
 
 /// Runs `change` on the report, making it at the first use.
@@ -110,7 +120,11 @@ fn place(record: &mut Record, local: SocketAddress, remote: Option<SocketAddress
     (record.local, record.local_port) = (local.ip.0, local.port);
     let remote = remote.unwrap_or(SocketAddress::UNSPECIFIED);
     (record.remote, record.remote_port) = (remote.ip.0, remote.port);
-    record.family = if local.ip.is_v4() || remote.ip.is_v4() { 4 } else { record.family };
+    record.family = if local.ip.is_v4() || remote.ip.is_v4() {
+        4
+    } else {
+        record.family
+    };
 }
 
 /// The socket is accelerated now.
@@ -165,7 +179,9 @@ pub fn closed(fd: i32) {
 /// The child reports for itself: its own copy of what the parent's report says.
 pub fn after_fork_in_child() {
     let mut slot = SLOT.lock();
-    let Slot::Made(parents) = std::mem::replace(&mut *slot, Slot::Unmade) else { return };
+    let Slot::Made(parents) = std::mem::replace(&mut *slot, Slot::Unmade) else {
+        return;
+    };
     let records: Vec<Record> = {
         let mut parents = parents;
         let records = (0..bypass_proto::report::CAPACITY as i32)

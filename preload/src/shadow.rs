@@ -3,7 +3,10 @@
 //! The kernel keeps addresses and options; the endpoint only caches what the stack acts on. So
 //! everything is asked here when a socket becomes accelerated and after each `setsockopt`.
 
-#![expect(unsafe_code, reason = "UNSAFETY: getsockopt and getsockname through libc's originals")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: getsockopt and getsockname through libc's originals"
+)]
 
 use std::mem::{size_of, zeroed};
 
@@ -119,7 +122,9 @@ pub fn options(fd: i32, family: Family) -> UdpOptions {
     use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, SOL_SOCKET};
     let v6 = family != Family::V4;
     let mut options = UdpOptions {
-        rcvbuf_bytes: option::<c_int>(fd, SOL_SOCKET, libc::SO_RCVBUF).unwrap_or(0).max(0) as u32,
+        rcvbuf_bytes: option::<c_int>(fd, SOL_SOCKET, libc::SO_RCVBUF)
+            .unwrap_or(0)
+            .max(0) as u32,
         rcvtimeo_ms: timeout_ms(fd, libc::SO_RCVTIMEO),
         ..UdpOptions::default()
     };
@@ -149,8 +154,9 @@ pub fn options(fd: i32, family: Family) -> UdpOptions {
     if !matches!(discover, 0 | 5) {
         stack |= UdpOptions::DONT_FRAGMENT;
     }
-    options.shim_words[GSO_WORD] =
-        option::<c_int>(fd, IPPROTO_UDP, libc::UDP_SEGMENT).unwrap_or(0).max(0) as u32;
+    options.shim_words[GSO_WORD] = option::<c_int>(fd, IPPROTO_UDP, libc::UDP_SEGMENT)
+        .unwrap_or(0)
+        .max(0) as u32;
     options.flags = stack;
     options.shim_flags = shim_flags(fd, v6);
     options
@@ -199,7 +205,10 @@ fn timeout_ms(fd: i32, name: c_int) -> u32 {
         microseconds: i64,
     }
     let time: Time = option(fd, libc::SOL_SOCKET, name).unwrap_or_default();
-    let ms = time.seconds.saturating_mul(1000).saturating_add((time.microseconds + 999) / 1000);
+    let ms = time
+        .seconds
+        .saturating_mul(1000)
+        .saturating_add((time.microseconds + 999) / 1000);
     u32::try_from(ms).unwrap_or(if ms < 0 { 0 } else { u32::MAX })
 }
 
@@ -212,7 +221,11 @@ pub fn is_nonblocking(fd: i32) -> bool {
 
 /// Whether the socket has a pending error, without taking it.
 pub fn has_error(fd: i32) -> Option<bool> {
-    let mut entry = libc::pollfd { fd, events: 0, revents: 0 };
+    let mut entry = libc::pollfd {
+        fd,
+        events: 0,
+        revents: 0,
+    };
     // SAFETY: one entry, no waiting.
     let result = unsafe { symbols::poll::original()(&raw mut entry, 1, 0) };
     (result >= 0).then_some(entry.revents & libc::POLLERR != 0)
@@ -221,4 +234,11 @@ pub fn has_error(fd: i32) -> Option<bool> {
 /// Whether the number still is a UDP socket.
 pub fn is_udp(fd: i32) -> bool {
     option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(libc::IPPROTO_UDP)
+}
+
+/// Whether an exec closes the descriptor.
+pub fn is_close_on_exec(fd: i32) -> bool {
+    // SAFETY: F_GETFD takes no argument.
+    let flags = unsafe { symbols::fcntl::original()(fd, libc::F_GETFD, 0) };
+    flags < 0 || flags & libc::FD_CLOEXEC != 0
 }

@@ -1,7 +1,10 @@
 //! What runs when the library is loaded: resolve the originals, note our variables. Nothing else:
 //! programs without a socket of ours must not notice us.
 
-#![expect(unsafe_code, reason = "UNSAFETY: a constructor in .init_array, and raw write in the panic hook")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: a constructor in .init_array, and raw write in the panic hook"
+)]
 
 use crate::{environment, symbols};
 

@@ -9,15 +9,24 @@
 //! first variadic integer arguments travel in the same registers, and the last one is passed on
 //! untouched when the command takes none.
 
-#![expect(unsafe_code, reason = "UNSAFETY: C symbols; each body only passes its arguments on")]
-#![expect(missing_docs, reason = "each module is one libc function; see its man page")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: C symbols; each body only passes its arguments on"
+)]
+#![expect(
+    missing_docs,
+    reason = "each module is one libc function; see its man page"
+)]
 #![expect(non_snake_case, reason = "modules are named as C names the functions")]
-#![expect(clippy::too_many_arguments, reason = "the execl forms are variadic in C")]
+#![expect(
+    clippy::too_many_arguments,
+    reason = "the execl forms are variadic in C"
+)]
 
 use libc::{
-    c_char, c_int, c_uint, c_ulong, c_void, epoll_event, fd_set, iovec, loff_t, mmsghdr,
-    msghdr, nfds_t, off_t, pid_t, pollfd, posix_spawn_file_actions_t, posix_spawnattr_t, sigset_t,
-    size_t, sockaddr, socklen_t, ssize_t, timespec, timeval,
+    c_char, c_int, c_uint, c_ulong, c_void, epoll_event, fd_set, iovec, loff_t, mmsghdr, msghdr,
+    nfds_t, off_t, pid_t, pollfd, posix_spawn_file_actions_t, posix_spawnattr_t, sigset_t, size_t,
+    sockaddr, socklen_t, ssize_t, timespec, timeval,
 };
 
 use crate::family;
@@ -35,9 +44,18 @@ mod list {
             }
         };
     }
-    gather!(execl, a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15, a16, a17, a18, a19, a20, a21, a22, a23, a24, a25, a26, a27, a28, a29, a30, a31);
-    gather!(execlp, a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15, a16, a17, a18, a19, a20, a21, a22, a23, a24, a25, a26, a27, a28, a29, a30, a31);
-    gather!(execle, a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15, a16, a17, a18, a19, a20, a21, a22, a23, a24, a25, a26, a27, a28, a29, a30, a31);
+    gather!(
+        execl, a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15, a16, a17, a18,
+        a19, a20, a21, a22, a23, a24, a25, a26, a27, a28, a29, a30, a31
+    );
+    gather!(
+        execlp, a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15, a16, a17,
+        a18, a19, a20, a21, a22, a23, a24, a25, a26, a27, a28, a29, a30, a31
+    );
+    gather!(
+        execle, a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15, a16, a17,
+        a18, a19, a20, a21, a22, a23, a24, a25, a26, a27, a28, a29, a30, a31
+    );
 }
 
 macro_rules! hooks {
@@ -161,4 +179,3 @@ hooks! {
 
     fn syscall(number: size_t, a: size_t, b: size_t, c: size_t, d: size_t, e: size_t, f: size_t) -> size_t => family::raw::syscall;
 }
-

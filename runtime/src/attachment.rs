@@ -11,7 +11,10 @@
 //!   queue pair --complete-> release_chunk
 //! ```
 
-#![expect(unsafe_code, reason = "UNSAFETY: the state behind the stack lock, here only")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: the state behind the stack lock, here only"
+)]
 
 use std::cell::UnsafeCell;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -89,7 +92,9 @@ unsafe impl Send for Attachment {}
 
 impl std::fmt::Debug for Attachment {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Attachment").field("image", &self.image).finish_non_exhaustive()
+        out.debug_struct("Attachment")
+            .field("image", &self.image)
+            .finish_non_exhaustive()
     }
 }
 
@@ -107,7 +112,12 @@ impl Attachment {
             lock::unlock(image.lock_word());
         }
         let stack = stack.map_err(AttachError::Layout)?;
-        let state = State { stack, packets, queues: [const { None }; MAX_QUEUE_PAIRS], count: 0 };
+        let state = State {
+            stack,
+            packets,
+            queues: [const { None }; MAX_QUEUE_PAIRS],
+            count: 0,
+        };
         Ok(Self {
             image,
             state: UnsafeCell::new(state),
@@ -144,7 +154,10 @@ impl Attachment {
     fn locked(&self, taken: Taken) -> Locked<'_> {
         // SAFETY: the lock is held until `Locked` is dropped, so this is the only reference.
         let state = unsafe { &mut *self.state.get() };
-        let mut locked = Locked { attachment: self, state };
+        let mut locked = Locked {
+            attachment: self,
+            state,
+        };
         if taken == Taken::Orphaned {
             locked.recover();
         }
@@ -153,7 +166,10 @@ impl Attachment {
 
     /// Descriptors to sleep on: one per queue pair that this process has mapped.
     pub fn wait_fds(&self) -> impl Iterator<Item = RawFd> + '_ {
-        self.wait_fds.iter().map(|fd| fd.load(Ordering::Acquire)).filter(|&fd| fd >= 0)
+        self.wait_fds
+            .iter()
+            .map(|fd| fd.load(Ordering::Acquire))
+            .filter(|&fd| fd >= 0)
     }
 
     /// Changes whenever the set of mapped queue pairs changes.
@@ -231,7 +247,12 @@ impl Locked<'_> {
     /// Moves frames: received ones into the stack, free chunks into fill rings, sent chunks back,
     /// pending ones out. Returns how many frames came in.
     pub fn pump(&mut self, now: Instant) -> usize {
-        let State { stack, packets, queues, count } = &mut *self.state;
+        let State {
+            stack,
+            packets,
+            queues,
+            count,
+        } = &mut *self.state;
         let mut frames = 0;
         for (index, queue) in queues.iter_mut().take(*count).enumerate() {
             let Some(queue) = queue else { continue };
@@ -245,7 +266,12 @@ impl Locked<'_> {
 
     /// Takes back chunks that the NICs have sent.
     pub fn reclaim(&mut self) {
-        let State { stack, queues, count, .. } = &mut *self.state;
+        let State {
+            stack,
+            queues,
+            count,
+            ..
+        } = &mut *self.state;
         for queue in queues.iter_mut().take(*count).flatten() {
             reclaim(stack, queue.as_mut());
         }
@@ -253,7 +279,12 @@ impl Locked<'_> {
 
     /// Moves what the stack wants to send into the TX rings.
     fn transmit(&mut self) {
-        let State { stack, queues, count, .. } = &mut *self.state;
+        let State {
+            stack,
+            queues,
+            count,
+            ..
+        } = &mut *self.state;
         for (index, queue) in queues.iter_mut().take(*count).enumerate() {
             let number = index as u8;
             if !stack.has_transmit(number) {
@@ -314,7 +345,11 @@ fn receive(
     if !queue.rx_pending() {
         return 0;
     }
-    let mut batch = [Received { chunk: 0, offset: 0, len: 0 }; BATCH];
+    let mut batch = [Received {
+        chunk: 0,
+        offset: 0,
+        len: 0,
+    }; BATCH];
     let partial_checksums = stack
         .queue_pairs_mut()
         .get(index)
@@ -363,7 +398,9 @@ fn refill(stack: &mut Stack<'static>, queue: &mut dyn QueuePair) {
         let mut chunks = [0; BATCH];
         let mut count = 0;
         while count < BATCH {
-            let Some(chunk) = stack.take_chunk() else { break };
+            let Some(chunk) = stack.take_chunk() else {
+                break;
+            };
             chunks[count] = chunk.0;
             count += 1;
         }
@@ -380,8 +417,11 @@ fn refill(stack: &mut Stack<'static>, queue: &mut dyn QueuePair) {
 /// Moves pending frames of one queue pair into its TX ring.
 fn submit(stack: &mut Stack<'static>, queue: &mut dyn QueuePair, number: u8) {
     while let Some(frame) = stack.poll_transmit(number) {
-        let descriptor =
-            Transmit { chunk: frame.chunk.0, offset: frame.offset, len: frame.len };
+        let descriptor = Transmit {
+            chunk: frame.chunk.0,
+            offset: frame.offset,
+            len: frame.len,
+        };
         if queue.submit(&[descriptor]) == 0 {
             stack.untransmit(number, frame);
             return;

@@ -3,9 +3,7 @@
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use bypass_proto::control::{
-    ADDRESS, MAGIC, MAX_FDS, Refusal, Reply, ReplyKind, Request, VERSION,
-};
+use bypass_proto::control::{ADDRESS, MAGIC, MAX_FDS, Refusal, Reply, ReplyKind, Request, VERSION};
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -74,7 +72,10 @@ impl Control {
     /// Replaces the descriptor by what `move_fd` makes of it (out of the program's way).
     #[must_use]
     pub fn moved(self, move_fd: impl FnOnce(OwnedFd) -> OwnedFd) -> Self {
-        Self { fd: move_fd(self.fd), sequence: self.sequence }
+        Self {
+            fd: move_fd(self.fd),
+            sequence: self.sequence,
+        }
     }
 
     /// Sends a request that has no reply.
@@ -107,7 +108,10 @@ impl Control {
             if ReplyKind::from_wire(answer.reply.kind) == Some(ReplyKind::Refused) {
                 let refusal = Refusal::from_wire(answer.reply.refusal);
                 return Err(refusal.map_or(ControlError::Malformed, |refusal| {
-                    ControlError::Refused { refusal, detail: answer.reply.detail }
+                    ControlError::Refused {
+                        refusal,
+                        detail: answer.reply.detail,
+                    }
                 }));
             }
             return Ok(answer);
@@ -154,8 +158,7 @@ impl Control {
         }
         let reply = Reply::read_from_bytes(bytes.get(..received.bytes).unwrap_or_default())
             .map_err(|_| ControlError::Malformed)?;
-        if reply.magic != MAGIC || reply.version != VERSION || usize::from(reply.fds) != fds.len()
-        {
+        if reply.magic != MAGIC || reply.version != VERSION || usize::from(reply.fds) != fds.len() {
             return Err(ControlError::Malformed);
         }
         Ok(Answer { reply, fds })

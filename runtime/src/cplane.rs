@@ -3,7 +3,10 @@
 //! One memfd: a sequence word (odd while the daemon writes) and, at [`TABLE_OFFSET`], the table.
 //! A reader asks, then checks that the word did not change; if it did, it asks again.
 
-#![expect(unsafe_code, reason = "UNSAFETY: bytes of the mapping become the table, here only")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: bytes of the mapping become the table, here only"
+)]
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -38,7 +41,9 @@ impl Cplane {
     /// What the kernel answers to memfd_create, ftruncate or mmap.
     pub fn create() -> Result<(OwnedFd, Self), Errno> {
         let fd = sealed_memfd(NAME, BYTES)?;
-        let cplane = Self { mapping: Mapping::new(&fd, true)? };
+        let cplane = Self {
+            mapping: Mapping::new(&fd, true)?,
+        };
         Ok((fd, cplane))
     }
 
@@ -100,6 +105,7 @@ impl Cplane {
         // process, readers elsewhere detect the change by the sequence word.
         change(unsafe { &mut *self.table() });
         fence(Ordering::Release);
-        self.sequence().store((before | 1).wrapping_add(1), Ordering::Release);
+        self.sequence()
+            .store((before | 1).wrapping_add(1), Ordering::Release);
     }
 }

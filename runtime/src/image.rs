@@ -8,7 +8,10 @@
 //!
 //! The header's words are atomics; the stack image is touched only by whoever holds the lock word.
 
-#![expect(unsafe_code, reason = "UNSAFETY: bytes of the mapping become header and stack, here only")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: bytes of the mapping become header and stack, here only"
+)]
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -69,7 +72,9 @@ impl Image {
     pub fn create(capacities: Capacities, id: u64) -> Result<(OwnedFd, Self), ImageError> {
         let bytes = STACK_OFFSET + bypass_stack::image_bytes(&capacities);
         let fd = sealed_memfd(NAME, bytes)?;
-        let image = Self { mapping: Mapping::new(&fd, true)? };
+        let image = Self {
+            mapping: Mapping::new(&fd, true)?,
+        };
         // SAFETY: the memfd was made above, so nobody else has it yet.
         let stack = unsafe { image.stack_bytes() };
         Stack::create(stack, capacities, id).map_err(ImageError::Layout)?;

@@ -18,7 +18,10 @@ use rustix::time::Timespec;
 /// Set beside the owner's thread id while a waiter sleeps.
 const WAITERS: u32 = 1 << 31;
 /// How long a waiter sleeps before it asks whether the owner lives.
-const OWNER_CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+const OWNER_CHECK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 5_000_000,
+};
 /// Attempts before a waiter sleeps: a batch of frames takes a few microseconds.
 const SPINS: u32 = 200;
 
@@ -31,7 +34,12 @@ thread_local! {
 fn thread_id() -> u32 {
     THREAD.with(|cell| {
         if cell.get() == 0 {
-            cell.set(rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned());
+            cell.set(
+                rustix::thread::gettid()
+                    .as_raw_nonzero()
+                    .get()
+                    .cast_unsigned(),
+            );
         }
         cell.get()
     })
@@ -66,7 +74,10 @@ pub enum LockError {
 /// [`LockError::Reentered`].
 pub fn lock(word: &AtomicU32) -> Result<Taken, LockError> {
     let me = thread_id();
-    if word.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+    if word
+        .compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
+        .is_ok()
+    {
         return Ok(Taken::Clean);
     }
     lock_slow(word, me)
@@ -92,7 +103,9 @@ fn lock_slow(word: &AtomicU32, me: u32) -> Result<Taken, LockError> {
     }
     for _ in 0..SPINS {
         if word.load(Ordering::Relaxed) == 0
-            && word.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_ok()
+            && word
+                .compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok()
         {
             return Ok(Taken::Clean);
         }
@@ -102,7 +115,9 @@ fn lock_slow(word: &AtomicU32, me: u32) -> Result<Taken, LockError> {
         let seen = word.load(Ordering::Relaxed);
         if seen == 0 {
             // Whoever has slept cannot know whether others still do: keep the waiters' bit.
-            if word.compare_exchange(0, me | WAITERS, Ordering::Acquire, Ordering::Relaxed).is_ok()
+            if word
+                .compare_exchange(0, me | WAITERS, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok()
             {
                 return Ok(Taken::Clean);
             }
@@ -115,8 +130,12 @@ fn lock_slow(word: &AtomicU32, me: u32) -> Result<Taken, LockError> {
         {
             continue;
         }
-        let slept =
-            futex::wait(word, futex::Flags::empty(), seen | WAITERS, Some(&OWNER_CHECK));
+        let slept = futex::wait(
+            word,
+            futex::Flags::empty(),
+            seen | WAITERS,
+            Some(&OWNER_CHECK),
+        );
         if slept == Err(rustix::io::Errno::TIMEDOUT) {
             let owner = word.load(Ordering::Relaxed);
             if owner != 0
@@ -148,15 +167,17 @@ fn thread_lives(thread: u32) -> bool {
     }
     // kill() still finds a zombie; its state letter follows the last ')' of /proc/TID/stat.
     let path = format!("/proc/{thread}/stat");
-    let Ok(file) =
-        rustix::fs::open(path, rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
+    let Ok(file) = rustix::fs::open(path, rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
     else {
         return true;
     };
     let mut text = [0; 256];
     let length = rustix::io::read(&file, &mut text).unwrap_or(0);
     let text = text.get(..length).unwrap_or_default();
-    let state = text.iter().rposition(|&byte| byte == b')').and_then(|at| text.get(at + 2));
+    let state = text
+        .iter()
+        .rposition(|&byte| byte == b')')
+        .and_then(|at| text.get(at + 2));
     !matches!(state, Some(b'Z' | b'X' | b'x'))
 }
 
@@ -201,7 +222,10 @@ mod tests {
     fn a_dead_owners_lock_is_taken_over() {
         let word = Arc::new(AtomicU32::new(0));
         let dead = Arc::clone(&word);
-        std::thread::spawn(move || lock(&dead)).join().expect("thread").expect("lock");
+        std::thread::spawn(move || lock(&dead))
+            .join()
+            .expect("thread")
+            .expect("lock");
         assert_eq!(lock(&word), Ok(Taken::Orphaned));
     }
 }

@@ -1,6 +1,9 @@
 //! A shared mapping of a memfd, unmapped when dropped.
 
-#![expect(unsafe_code, reason = "UNSAFETY: mmap and munmap; the pointer stays inside `Mapping`")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: mmap and munmap; the pointer stays inside `Mapping`"
+)]
 
 use std::ffi::c_void;
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,12 +37,22 @@ impl Mapping {
         if bytes == 0 {
             return Err(Errno::INVAL);
         }
-        let protection =
-            if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+        let protection = if writable {
+            ProtFlags::READ | ProtFlags::WRITE
+        } else {
+            ProtFlags::READ
+        };
         // SAFETY: a null hint lets the kernel choose a free range, so nothing that exists is
         // replaced; `bytes` is the size of the file.
         let address = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, fd, 0)
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                protection,
+                MapFlags::SHARED,
+                fd,
+                0,
+            )
         }?;
         let address = NonNull::new(address.cast::<u8>()).ok_or(Errno::NOMEM)?;
         Ok(Self { address, bytes })
@@ -73,8 +86,7 @@ impl Drop for Mapping {
 /// # Errors
 /// What `memfd_create`, `ftruncate` or `fcntl(F_ADD_SEALS)` answers.
 pub fn sealed_memfd(name: &str, bytes: usize) -> Result<OwnedFd, Errno> {
-    let fd =
-        rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     rustix::fs::ftruncate(&fd, bytes as u64)?;
     rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(fd)
@@ -94,7 +106,10 @@ mod tests {
     fn two_mappings_of_one_memfd_see_the_same_bytes() {
         let fd = sealed_memfd("bypass-test", 8192).expect("memfd");
         assert!(is_sealed(&fd));
-        let (one, two) = (Mapping::new(&fd, true).expect("map"), Mapping::new(&fd, false).expect("map"));
+        let (one, two) = (
+            Mapping::new(&fd, true).expect("map"),
+            Mapping::new(&fd, false).expect("map"),
+        );
         // SAFETY: both pointers are valid for 8192 bytes and no reference exists.
         unsafe { one.as_ptr().add(5000).write(7) };
         // SAFETY: as above.

@@ -1,6 +1,9 @@
 //! Packet memory: the chunks that queues fill and the stack reads and writes.
 
-#![expect(unsafe_code, reason = "UNSAFETY: chunks of the mapping become slices, here only")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: chunks of the mapping become slices, here only"
+)]
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -50,7 +53,11 @@ impl Packets {
         if chunks == 0 {
             return Err(Errno::INVAL);
         }
-        Ok(Self { mapping, chunk_size, chunks })
+        Ok(Self {
+            mapping,
+            chunk_size,
+            chunks,
+        })
     }
 
     /// First byte of the memory and its size, for registering it with a NIC.
@@ -76,7 +83,9 @@ impl Memory for Packets {
     }
 
     fn chunk(&self, chunk: ChunkId) -> &[u8] {
-        let Some(address) = self.address(chunk) else { return &[] };
+        let Some(address) = self.address(chunk) else {
+            return &[];
+        };
         // SAFETY: the chunk is mapped for `chunk_size` bytes while `self` lives, and is not in the
         // NIC's hands (see the type); a process that breaks that rule can change the bytes, which
         // are then wrong data, never an invalid value.
@@ -84,7 +93,9 @@ impl Memory for Packets {
     }
 
     fn chunk_mut(&mut self, chunk: ChunkId) -> &mut [u8] {
-        let Some(address) = self.address(chunk) else { return &mut [] };
+        let Some(address) = self.address(chunk) else {
+            return &mut [];
+        };
         // SAFETY: as in `chunk`; `&mut self` makes this the only slice of this process.
         unsafe { std::slice::from_raw_parts_mut(address, self.chunk_size) }
     }

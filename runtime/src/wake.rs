@@ -89,7 +89,9 @@ impl Ringer {
     /// # Errors
     /// What `socket` answers.
     pub fn new() -> Result<Self, Errno> {
-        Ok(Self { fd: datagram_socket()? })
+        Ok(Self {
+            fd: datagram_socket()?,
+        })
     }
 
     /// Made from a descriptor that was moved out of the program's way.
@@ -107,7 +109,12 @@ impl Ringer {
     /// Wakes one waiter. A waiter that is gone, or that has bytes waiting already, needs none.
     pub fn wake(&self, image: u64, waiter: WaiterId) {
         if let Ok(address) = address(image, waiter) {
-            let _ = sendto(&self.fd, &[1], SendFlags::DONTWAIT | SendFlags::NOSIGNAL, &address);
+            let _ = sendto(
+                &self.fd,
+                &[1],
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+                &address,
+            );
         }
     }
 }
@@ -122,8 +129,14 @@ mod tests {
         let bell = Bell::new(image, WaiterId(200)).expect("bell");
         Ringer::new().expect("ringer").wake(image, WaiterId(200));
         let mut byte = [0_u8; 8];
-        assert_eq!(recv(&bell, &mut byte, RecvFlags::DONTWAIT).map(|(n, _)| n), Ok(1));
+        assert_eq!(
+            recv(&bell, &mut byte, RecvFlags::DONTWAIT).map(|(n, _)| n),
+            Ok(1)
+        );
         bell.drain();
-        assert_eq!(recv(&bell, &mut byte, RecvFlags::DONTWAIT).map(|(n, _)| n), Err(Errno::AGAIN));
+        assert_eq!(
+            recv(&bell, &mut byte, RecvFlags::DONTWAIT).map(|(n, _)| n),
+            Err(Errno::AGAIN)
+        );
     }
 }

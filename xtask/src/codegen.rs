@@ -11,7 +11,9 @@ use bypass_tests::Result;
 const FOLDER: &str = "backends/src/af_xdp/bpf";
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(FOLDER)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .join(FOLDER)
 }
 
 /// Where Debian keeps `asm/types.h`.
@@ -33,7 +35,15 @@ pub(crate) fn run(check: bool) -> Result<()> {
     // Inside the folder: the object names its source file as it was given.
     let status = Command::new("clang")
         .current_dir(folder())
-        .args(["-O2", "-target", "bpf", &headers(), "-c", "steer.bpf.c", "-o"])
+        .args([
+            "-O2",
+            "-target",
+            "bpf",
+            &headers(),
+            "-c",
+            "steer.bpf.c",
+            "-o",
+        ])
         .arg(&built)
         .status()
         .map_err(|error| format!("cannot run clang: {error}; apt-get install clang"))?;

@@ -1,6 +1,9 @@
 //! The bpf() system call: maps, programs, links. linux/bpf.h gives the layouts.
 
-#![expect(unsafe_code, reason = "UNSAFETY: the bpf() system call and the descriptors it makes")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: the bpf() system call and the descriptors it makes"
+)]
 
 use std::arch::asm;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -54,7 +57,11 @@ unsafe fn call<T>(command: usize, attribute: &mut T) -> Result<usize, Errno> {
             in("x1") pointer, in("x2") size_of::<T>(), options(nostack)
         );
     }
-    if result < 0 { Err(Errno::from_raw_os_error(-result as i32)) } else { Ok(result as usize) }
+    if result < 0 {
+        Err(Errno::from_raw_os_error(-result as i32))
+    } else {
+        Ok(result as usize)
+    }
 }
 
 fn owned(result: usize) -> OwnedFd {
@@ -91,9 +98,21 @@ pub(super) fn create_map(name: &str, shape: MapShape) -> Result<OwnedFd, Errno> 
         numa: u32,
         name: [u8; 16],
     }
-    let MapShape { kind, key_size, value_size, entries } = shape;
+    let MapShape {
+        kind,
+        key_size,
+        value_size,
+        entries,
+    } = shape;
     let mut attribute = Attribute {
-        kind, key_size, value_size, entries, flags: 0, inner: 0, numa: 0, name: name16(name),
+        kind,
+        key_size,
+        value_size,
+        entries,
+        flags: 0,
+        inner: 0,
+        numa: 0,
+        name: name16(name),
     };
     // SAFETY: the attribute holds no pointers.
     unsafe { call(MAP_CREATE, &mut attribute) }.map(owned)
@@ -109,7 +128,13 @@ struct Element {
 }
 
 fn element(map: BorrowedFd<'_>, key: u64, value: u64) -> Element {
-    Element { map: map.as_raw_fd().cast_unsigned(), pad: 0, key, value, flags: 0 }
+    Element {
+        map: map.as_raw_fd().cast_unsigned(),
+        pad: 0,
+        key,
+        value,
+        flags: 0,
+    }
 }
 
 /// Writes an element.
@@ -118,8 +143,11 @@ pub(super) fn update<K: IntoBytes + Immutable, V: IntoBytes + Immutable>(
     key: &K,
     value: &V,
 ) -> Result<(), Errno> {
-    let mut attribute =
-        element(map, key.as_bytes().as_ptr() as u64, value.as_bytes().as_ptr() as u64);
+    let mut attribute = element(
+        map,
+        key.as_bytes().as_ptr() as u64,
+        value.as_bytes().as_ptr() as u64,
+    );
     // SAFETY: key and value have the sizes that the map was made with (types of `program`).
     unsafe { call(MAP_UPDATE, &mut attribute) }.map(drop)
 }
@@ -130,8 +158,11 @@ pub(super) fn find<K: IntoBytes + Immutable, V: FromBytes + IntoBytes>(
     key: &K,
 ) -> Result<V, Errno> {
     let mut value = V::new_zeroed();
-    let mut attribute =
-        element(map, key.as_bytes().as_ptr() as u64, value.as_mut_bytes().as_mut_ptr() as u64);
+    let mut attribute = element(
+        map,
+        key.as_bytes().as_ptr() as u64,
+        value.as_mut_bytes().as_mut_ptr() as u64,
+    );
     // SAFETY: as in `update`; the kernel writes the value.
     unsafe { call(MAP_LOOKUP, &mut attribute) }.map(|_| value)
 }
@@ -161,8 +192,7 @@ pub(super) fn keys<K: FromBytes + IntoBytes + Immutable + Copy>(map: BorrowedFd<
 /// Sums a per-CPU counter.
 pub(super) fn sum(map: BorrowedFd<'_>, index: u32, cpus: usize) -> u64 {
     let mut values = vec![0_u64; cpus];
-    let mut attribute =
-        element(map, (&raw const index) as u64, values.as_mut_ptr() as u64);
+    let mut attribute = element(map, (&raw const index) as u64, values.as_mut_ptr() as u64);
     // SAFETY: the kernel writes one value for each possible CPU; `cpus` counts them.
     match unsafe { call(MAP_LOOKUP, &mut attribute) } {
         Ok(_) => values.iter().sum(),
@@ -207,10 +237,12 @@ pub(super) fn load_xdp(name: &str, instructions: &[u64]) -> Result<OwnedFd, (Err
         attach: ATTACH_XDP,
     };
     // SAFETY: all pointers are to live buffers of the stated sizes.
-    unsafe { call(PROG_LOAD, &mut attribute) }.map(owned).map_err(|errno| {
-        let end = log.iter().position(|&byte| byte == 0).unwrap_or(0);
-        (errno, String::from_utf8_lossy(&log[..end]).into_owned())
-    })
+    unsafe { call(PROG_LOAD, &mut attribute) }
+        .map(owned)
+        .map_err(|errno| {
+            let end = log.iter().position(|&byte| byte == 0).unwrap_or(0);
+            (errno, String::from_utf8_lossy(&log[..end]).into_owned())
+        })
 }
 
 /// Attaches a program to an interface for as long as the link lives.
@@ -219,8 +251,16 @@ pub(super) fn attach_xdp(
     ifindex: u32,
     flags: u32,
 ) -> Result<OwnedFd, Errno> {
-    let mut attribute =
-        [program.as_raw_fd().cast_unsigned(), ifindex, ATTACH_XDP, flags, 0, 0, 0, 0];
+    let mut attribute = [
+        program.as_raw_fd().cast_unsigned(),
+        ifindex,
+        ATTACH_XDP,
+        flags,
+        0,
+        0,
+        0,
+        0,
+    ];
     // SAFETY: the attribute holds no pointers.
     unsafe { call(LINK_CREATE, &mut attribute) }.map(owned)
 }
@@ -271,8 +311,11 @@ pub(super) fn maps_of(program_id: u32) -> Result<Vec<(String, OwnedFd)>, Errno> 
         let map = fd_by_id(MAP_FD_BY_ID, id)?;
         let mut words = [0_u64; 11]; // bpf_map_info: name at byte 24
         info(std::os::fd::AsFd::as_fd(&map), &mut words)?;
-        let name: Vec<u8> =
-            words.as_bytes()[24..40].iter().copied().take_while(|&byte| byte != 0).collect();
+        let name: Vec<u8> = words.as_bytes()[24..40]
+            .iter()
+            .copied()
+            .take_while(|&byte| byte != 0)
+            .collect();
         maps.push((String::from_utf8_lossy(&name).into_owned(), map));
     }
     Ok(maps)

@@ -84,12 +84,23 @@ unsafe impl Ioctl for Call<'_> {
 fn ask(socket: &OwnedFd, name: &str, opcode: Opcode) -> Result<[u8; 24], Errno> {
     let mut request = named(name);
     // SAFETY: see `Call`.
-    unsafe { ioctl(socket, Call { opcode, request: &mut request }) }?;
+    unsafe {
+        ioctl(
+            socket,
+            Call {
+                opcode,
+                request: &mut request,
+            },
+        )
+    }?;
     Ok(request.data)
 }
 
 fn named(name: &str) -> Request {
-    let mut request = Request { name: [0; 16], data: [0; 24] };
+    let mut request = Request {
+        name: [0; 16],
+        data: [0; 24],
+    };
     for (to, from) in request.name.iter_mut().take(15).zip(name.bytes()) {
         *to = from;
     }
@@ -106,16 +117,32 @@ fn ethtool<const BYTES: usize>(
     let mut request = named(name);
     request.data[..8].copy_from_slice(&(buffer.as_mut_ptr() as u64).to_ne_bytes());
     // SAFETY: the request points at a buffer of the command's size.
-    unsafe { ioctl(socket, Call { opcode: SIOCETHTOOL, request: &mut request }) }?;
+    unsafe {
+        ioctl(
+            socket,
+            Call {
+                opcode: SIOCETHTOOL,
+                request: &mut request,
+            },
+        )
+    }?;
     Ok(buffer)
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).and_then(|four| four.try_into().ok()).map_or(0, u32::from_ne_bytes)
+    bytes
+        .get(at..at + 4)
+        .and_then(|four| four.try_into().ok())
+        .map_or(0, u32::from_ne_bytes)
 }
 
 pub(super) fn query_socket() -> Result<OwnedFd, Errno> {
-    socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+    socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
 }
 
 /// Facts about one interface of this network namespace.
@@ -132,8 +159,11 @@ pub(super) fn interface(ifindex: u32) -> Result<Interface, Errno> {
     mac.copy_from_slice(&hardware[2..8]);
     let driver = ethtool::<196>(&socket, &name, ETHTOOL_GDRVINFO)
         .map(|info| {
-            let text: Vec<u8> =
-                info[4..36].iter().copied().take_while(|&byte| byte != 0).collect();
+            let text: Vec<u8> = info[4..36]
+                .iter()
+                .copied()
+                .take_while(|&byte| byte != 0)
+                .collect();
             String::from_utf8_lossy(&text).into_owned()
         })
         .unwrap_or_default();
@@ -171,7 +201,9 @@ pub fn interfaces() -> Vec<Interface> {
         }
         text.extend_from_slice(&buffer[..count]);
     }
-    let Ok(socket) = query_socket() else { return Vec::new() };
+    let Ok(socket) = query_socket() else {
+        return Vec::new();
+    };
     String::from_utf8_lossy(&text)
         .lines()
         .skip(2)

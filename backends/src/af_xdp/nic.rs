@@ -66,7 +66,10 @@ impl std::fmt::Display for NicError {
 impl std::error::Error for NicError {}
 
 fn failed(what: &str) -> impl FnOnce(Errno) -> NicError + '_ {
-    move |errno| NicError { errno, what: what.to_owned() }
+    move |errno| NicError {
+        errno,
+        what: what.to_owned(),
+    }
 }
 
 /// Packet memory of a stack, as it is mapped in this process.
@@ -118,23 +121,39 @@ impl Nic {
     /// With the step that failed; `EBUSY` or `EEXIST` when another XDP program is attached, `ERANGE`
     /// when the MTU (or a veth peer's) is too large.
     pub fn open(config: NicConfig) -> Result<Self, NicError> {
-        let before = netdev::interface(config.ifindex).map_err(failed("asking for the interface"))?;
-        let (program, maps) = program::load()
-            .map_err(|error| NicError { errno: error.errno, what: error.what })?;
+        let before =
+            netdev::interface(config.ifindex).map_err(failed("asking for the interface"))?;
+        let (program, maps) = program::load().map_err(|error| NicError {
+            errno: error.errno,
+            what: error.what,
+        })?;
         let modes: &[Mode] = match config.mode {
             Mode::Auto => &[Mode::Native, Mode::Generic],
             Mode::Native => &[Mode::Native],
             Mode::Generic => &[Mode::Generic],
         };
-        let mut error = NicError { errno: Errno::OPNOTSUPP, what: "attaching".to_owned() };
+        let mut error = NicError {
+            errno: Errno::OPNOTSUPP,
+            what: "attaching".to_owned(),
+        };
         for &mode in modes {
-            let flags = if mode == Mode::Native { DRV_MODE } else { SKB_MODE };
+            let flags = if mode == Mode::Native {
+                DRV_MODE
+            } else {
+                SKB_MODE
+            };
             match bpf::attach_xdp(program.as_fd(), config.ifindex, flags) {
                 Ok(link) => {
                     // Attaching may change the number of queues (virtio_net).
                     let interface = netdev::interface(config.ifindex).unwrap_or(before);
                     let queue_count = interface.queues;
-                    return Ok(Self { interface, mode, queue_count, link, maps });
+                    return Ok(Self {
+                        interface,
+                        mode,
+                        queue_count,
+                        link,
+                        maps,
+                    });
                 }
                 Err(errno) => {
                     error = NicError {
@@ -163,7 +182,13 @@ impl Nic {
             .ok_or(Errno::INVAL)
             .map_err(failed("recognising the program"))?;
         let queue_count = interface.queues;
-        Ok(Self { interface, mode: Mode::Native, queue_count, link, maps })
+        Ok(Self {
+            interface,
+            mode: Mode::Native,
+            queue_count,
+            link,
+            maps,
+        })
     }
 
     /// The lease on the attachment.
@@ -184,8 +209,13 @@ impl Nic {
         ring_entries: u32,
         slot: u32,
     ) -> Result<OwnedFd, NicError> {
-        let fd = socket_with(AddressFamily::XDP, SocketType::RAW, SocketFlags::CLOEXEC, None)
-            .map_err(failed("making the AF_XDP socket"))?;
+        let fd = socket_with(
+            AddressFamily::XDP,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(failed("making the AF_XDP socket"))?;
         let registration = XdpUmemReg {
             addr: memory.address as u64,
             len: memory.bytes as u64,
@@ -194,7 +224,8 @@ impl Nic {
             flags: XdpUmemRegFlags::empty(),
             tx_metadata_len: 0,
         };
-        sockopt::set_xdp_umem_reg(&fd, registration).map_err(failed("registering packet memory"))?;
+        sockopt::set_xdp_umem_reg(&fd, registration)
+            .map_err(failed("registering packet memory"))?;
         sockopt::set_xdp_umem_fill_ring_size(&fd, ring_entries)
             .and_then(|()| sockopt::set_xdp_umem_completion_ring_size(&fd, ring_entries))
             .and_then(|()| sockopt::set_xdp_rx_ring_size(&fd, ring_entries))
@@ -205,8 +236,12 @@ impl Nic {
         // Kernels before 6.18 lack it: a doorbell then sends 32 frames.
         let _ = xdp_option::set_tx_budget(fd.as_fd(), TX_BUDGET);
         let index = slot * QUEUES_PER_SLOT + queue_id;
-        bpf::update(self.maps.xsks.as_fd(), &index, &fd.as_raw_fd().cast_unsigned())
-            .map_err(failed("entering the queue in the program's map"))?;
+        bpf::update(
+            self.maps.xsks.as_fd(),
+            &index,
+            &fd.as_raw_fd().cast_unsigned(),
+        )
+        .map_err(failed("entering the queue in the program's map"))?;
         Ok(fd)
     }
 
@@ -242,7 +277,13 @@ impl Nic {
     /// # Errors
     /// `E2BIG` when the map is full.
     pub fn add_filter(&self, filter: FilterKey, slot: u32) -> Result<(), NicError> {
-        self.enter(filter, Target { slot, ..Target::default() })
+        self.enter(
+            filter,
+            Target {
+                slot,
+                ..Target::default()
+            },
+        )
     }
 
     /// Keeps matching frames in the kernel, whatever less exact filters say.
@@ -250,7 +291,13 @@ impl Nic {
     /// # Errors
     /// `E2BIG` when the map is full.
     pub fn keep_in_kernel(&self, filter: FilterKey) -> Result<(), NicError> {
-        self.enter(filter, Target { flags: Target::KEEP_IN_KERNEL, ..Target::default() })
+        self.enter(
+            filter,
+            Target {
+                flags: Target::KEEP_IN_KERNEL,
+                ..Target::default()
+            },
+        )
     }
 
     fn enter(&self, filter: FilterKey, target: Target) -> Result<(), NicError> {
@@ -282,17 +329,22 @@ impl Nic {
     /// What a filter has counted.
     #[must_use]
     pub fn filter_counters(&self, filter: FilterKey) -> FilterCounters {
-        self.target(filter).map_or_else(FilterCounters::default, |target| FilterCounters {
-            packets: target.packets,
-            bytes: target.bytes,
-        })
+        self.target(filter)
+            .map_or_else(FilterCounters::default, |target| FilterCounters {
+                packets: target.packets,
+                bytes: target.bytes,
+            })
     }
 
     /// Every filter in the program's maps.
     #[must_use]
     pub fn filters(&self) -> Vec<FilterKey> {
-        let listeners = bpf::keys(self.maps.listeners.as_fd()).into_iter().map(FilterKey::Listener);
-        let flows = bpf::keys(self.maps.flows.as_fd()).into_iter().map(FilterKey::Flow);
+        let listeners = bpf::keys(self.maps.listeners.as_fd())
+            .into_iter()
+            .map(FilterKey::Listener);
+        let flows = bpf::keys(self.maps.flows.as_fd())
+            .into_iter()
+            .map(FilterKey::Flow);
         listeners.chain(flows).collect()
     }
 
@@ -319,7 +371,12 @@ fn possible_cpus() -> usize {
         let mut text = [0; 64];
         let count = rustix::io::read(&file, &mut text).ok()?;
         let text = std::str::from_utf8(text.get(..count)?).ok()?;
-        let last = text.trim().rsplit(['-', ',']).next()?.parse::<usize>().ok()?;
+        let last = text
+            .trim()
+            .rsplit(['-', ','])
+            .next()?
+            .parse::<usize>()
+            .ok()?;
         Some(last + 1)
     };
     read().unwrap_or(MOST).min(MOST)

@@ -73,14 +73,26 @@ impl Target {
 
 /// The program's own counters, in the order of `enum reason` in the C file: name and sentence.
 pub const COUNTERS: [(&str, &str); 10] = [
-    ("redirected", "Frames that matched a filter and went to its queue."),
-    ("unmatched", "Frames that matched no filter and went to the kernel."),
-    ("not-ip", "Frames that are neither plain IPv4 nor IPv6 (ARP, VLAN tags and others)."),
+    (
+        "redirected",
+        "Frames that matched a filter and went to its queue.",
+    ),
+    (
+        "unmatched",
+        "Frames that matched no filter and went to the kernel.",
+    ),
+    (
+        "not-ip",
+        "Frames that are neither plain IPv4 nor IPv6 (ARP, VLAN tags and others).",
+    ),
     ("group", "Broadcast and multicast frames."),
     ("truncated", "Frames shorter than their headers."),
     ("options", "IPv4 packets with options."),
     ("fragment", "IPv4 fragments."),
-    ("other-protocol", "Packets that are neither UDP nor TCP (ICMP and others)."),
+    (
+        "other-protocol",
+        "Packets that are neither UDP nor TCP (ICMP and others).",
+    ),
     ("kept", "Frames that a static filter keeps in the kernel."),
     ("empty-slot", "Unused."),
 ];
@@ -107,7 +119,12 @@ impl Maps {
                 _ => {}
             }
         }
-        Some(Self { xsks: xsks?, listeners: listeners?, flows: flows?, counters: counters? })
+        Some(Self {
+            xsks: xsks?,
+            listeners: listeners?,
+            flows: flows?,
+            counters: counters?,
+        })
     }
 }
 
@@ -122,20 +139,27 @@ pub struct LoadError {
 
 /// Makes the maps and loads the program.
 pub(super) fn load() -> Result<(OwnedFd, Maps), LoadError> {
-    let broken = |what: &str| LoadError { errno: Errno::INVAL, what: what.to_owned() };
+    let broken = |what: &str| LoadError {
+        errno: Errno::INVAL,
+        what: what.to_owned(),
+    };
     let words = aligned_object();
     let bytes = words.as_bytes().get(..OBJECT.len()).unwrap_or_default();
     let file: ElfFile64<'_> =
         ElfFile64::parse(bytes).map_err(|_| broken("reading the program's object file"))?;
     let maps = create_maps(&file)?;
-    let section = file.section_by_name("xdp").ok_or_else(|| broken("finding section xdp"))?;
+    let section = file
+        .section_by_name("xdp")
+        .ok_or_else(|| broken("finding section xdp"))?;
     let code = section.data().map_err(|_| broken("reading section xdp"))?;
     let mut instructions: Vec<u64> = code
         .chunks_exact(8)
         .map(|chunk| u64::from_le_bytes(chunk.try_into().unwrap_or_default()))
         .collect();
     for (offset, relocation) in section.relocations() {
-        let RelocationTarget::Symbol(index) = relocation.target() else { continue };
+        let RelocationTarget::Symbol(index) = relocation.target() else {
+            continue;
+        };
         let name = file
             .symbol_by_index(index)
             .and_then(|symbol| symbol.name().map(str::to_owned))
@@ -146,9 +170,15 @@ pub(super) fn load() -> Result<(OwnedFd, Maps), LoadError> {
             .ok_or_else(|| broken("resolving a map"))?;
         relocate(&mut instructions, offset as usize / 8, map.as_fd());
     }
-    let program = bpf::load_xdp("bypass_steer", &instructions)
-        .map_err(|(errno, log)| LoadError { errno, what: format!("loading the program\n{log}") })?;
-    Ok((program, Maps::from_named(maps).ok_or_else(|| broken("finding the maps"))?))
+    let program =
+        bpf::load_xdp("bypass_steer", &instructions).map_err(|(errno, log)| LoadError {
+            errno,
+            what: format!("loading the program\n{log}"),
+        })?;
+    Ok((
+        program,
+        Maps::from_named(maps).ok_or_else(|| broken("finding the maps"))?,
+    ))
 }
 
 /// Puts a map's descriptor into a 64-bit load (BPF_PSEUDO_MAP_FD).
@@ -161,11 +191,17 @@ fn relocate(instructions: &mut [u64], at: usize, map: BorrowedFd<'_>) {
 }
 
 fn create_maps(file: &ElfFile64<'_>) -> Result<Vec<(String, OwnedFd)>, LoadError> {
-    let broken = || LoadError { errno: Errno::INVAL, what: "reading the map table".to_owned() };
+    let broken = || LoadError {
+        errno: Errno::INVAL,
+        what: "reading the map table".to_owned(),
+    };
     let section = file.section_by_name("maps").ok_or_else(broken)?;
     let data = section.data().map_err(|_| broken())?;
     let mut maps = Vec::new();
-    for symbol in file.symbols().filter(|symbol| symbol.section_index() == Some(section.index())) {
+    for symbol in file
+        .symbols()
+        .filter(|symbol| symbol.section_index() == Some(section.index()))
+    {
         let name = symbol.name().map_err(|_| broken())?;
         let at = symbol.address() as usize;
         if name.is_empty() {
@@ -178,10 +214,16 @@ fn create_maps(file: &ElfFile64<'_>) -> Result<Vec<(String, OwnedFd)>, LoadError
                 .and_then(|bytes| bytes.try_into().ok())
                 .map_or(0, u32::from_le_bytes)
         };
-        let shape =
-            MapShape { kind: word(0), key_size: word(1), value_size: word(2), entries: word(3) };
-        let map = bpf::create_map(name, shape)
-            .map_err(|errno| LoadError { errno, what: format!("making map {name}") })?;
+        let shape = MapShape {
+            kind: word(0),
+            key_size: word(1),
+            value_size: word(2),
+            entries: word(3),
+        };
+        let map = bpf::create_map(name, shape).map_err(|errno| LoadError {
+            errno,
+            what: format!("making map {name}"),
+        })?;
         maps.push((name.to_owned(), map));
     }
     Ok(maps)

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::sockopt;
 use rustix::net::xdp::{
-    XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_COMPLETION_RING,
-    XDP_UMEM_PGOFF_FILL_RING, XdpDesc, XdpDescOptions,
+    XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING,
+    XdpDesc, XdpDescOptions,
 };
 
 use super::ring::Ring;
@@ -37,7 +37,12 @@ impl AfXdpQueuePair {
         let xsk = fd.as_fd();
         Ok(Self {
             fill: Ring::map(xsk, XDP_UMEM_PGOFF_FILL_RING, &offsets.fr, ring_entries)?,
-            completion: Ring::map(xsk, XDP_UMEM_PGOFF_COMPLETION_RING, &offsets.cr, ring_entries)?,
+            completion: Ring::map(
+                xsk,
+                XDP_UMEM_PGOFF_COMPLETION_RING,
+                &offsets.cr,
+                ring_entries,
+            )?,
             rx: Ring::map(xsk, XDP_PGOFF_RX_RING, &offsets.rx, ring_entries)?,
             tx: Ring::map(xsk, XDP_PGOFF_TX_RING, &offsets.tx, ring_entries)?,
             fd,
@@ -48,9 +53,11 @@ impl AfXdpQueuePair {
     /// Chunk and offset of an address in the packet memory.
     fn place(chunk_size: u32, address: u64) -> (u32, u32) {
         let shift = chunk_size.trailing_zeros();
-        ((address >> shift) as u32, (address as u32) & (chunk_size - 1))
+        (
+            (address >> shift) as u32,
+            (address as u32) & (chunk_size - 1),
+        )
     }
-
 }
 
 impl QueuePair for AfXdpQueuePair {
@@ -60,7 +67,11 @@ impl QueuePair for AfXdpQueuePair {
         self.rx.consume(slots.len(), |descriptor| {
             if let Some(slot) = slots.next() {
                 let (chunk, offset) = Self::place(chunk_size, descriptor.addr);
-                *slot = Received { chunk, offset, len: descriptor.len };
+                *slot = Received {
+                    chunk,
+                    offset,
+                    len: descriptor.len,
+                };
             }
         })
     }
@@ -75,7 +86,8 @@ impl QueuePair for AfXdpQueuePair {
 
     fn fill(&mut self, chunks: &[u32]) -> usize {
         let chunk_size = u64::from(self.chunk_size);
-        self.fill.produce(chunks.iter().map(|&chunk| u64::from(chunk) * chunk_size))
+        self.fill
+            .produce(chunks.iter().map(|&chunk| u64::from(chunk) * chunk_size))
     }
 
     fn submit(&mut self, frames: &[Transmit]) -> usize {

@@ -10,7 +10,10 @@
 //! consumer's acquire load of `producer` pairs with the producer's release store, and likewise for
 //! `consumer` (Documentation/networking/af_xdp.rst).
 
-#![expect(unsafe_code, reason = "UNSAFETY: pointers into the ring mapping, bounded here")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: pointers into the ring mapping, bounded here"
+)]
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
@@ -109,21 +112,25 @@ impl<T: Copy> Ring<T> {
             each(unsafe { self.entry(consumer.wrapping_add(step)).read() });
         }
         if count > 0 {
-            self.cursor(self.consumer).store(consumer.wrapping_add(count), Ordering::Release);
+            self.cursor(self.consumer)
+                .store(consumer.wrapping_add(count), Ordering::Release);
         }
         count as usize
     }
 
     /// Produces entries as long as there is room; returns how many.
     pub(super) fn produce(&mut self, items: impl ExactSizeIterator<Item = T>) -> usize {
-        let count = self.free().min(u32::try_from(items.len()).unwrap_or(u32::MAX));
+        let count = self
+            .free()
+            .min(u32::try_from(items.len()).unwrap_or(u32::MAX));
         let producer = self.cursor(self.producer).load(Ordering::Relaxed);
         for (step, item) in (0..count).zip(items) {
             // SAFETY: the entry is free (acquired above) and ours until the cursor moves.
             unsafe { self.entry(producer.wrapping_add(step)).write(item) };
         }
         if count > 0 {
-            self.cursor(self.producer).store(producer.wrapping_add(count), Ordering::Release);
+            self.cursor(self.producer)
+                .store(producer.wrapping_add(count), Ordering::Release);
         }
         count as usize
     }

@@ -40,5 +40,9 @@ pub(super) fn set_tx_budget(fd: BorrowedFd<'_>, frames: u32) -> Result<(), Errno
             in("x4") size_of::<u32>(), options(nostack)
         );
     }
-    if result < 0 { Err(Errno::from_raw_os_error(-result as i32)) } else { Ok(()) }
+    if result < 0 {
+        Err(Errno::from_raw_os_error(-result as i32))
+    } else {
+        Ok(())
+    }
 }

@@ -1,6 +1,9 @@
 //! epoll_create, epoll_ctl and epoll_wait in their forms.
 
-#![expect(unsafe_code, reason = "UNSAFETY: C pointers of the caller become references")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: C pointers of the caller become references"
+)]
 
 use std::ffi::c_int;
 
@@ -30,32 +33,39 @@ fn registered(fd: c_int) -> c_int {
     fd
 }
 
-pub unsafe fn epoll_ctl(
-    set: c_int,
-    operation: c_int,
-    fd: c_int,
-    event: *mut epoll_event,
-) -> c_int {
+pub unsafe fn epoll_ctl(set: c_int, operation: c_int, fd: c_int, event: *mut epoll_event) -> c_int {
     // SAFETY: the caller's arguments.
     let original = || unsafe { symbols::epoll_ctl::original()(set, operation, fd, event) };
     if fdtable::falls_through(fd) {
         return original();
     }
-    let Entry::Epoll(index) = fdtable::get(set) else { return original() };
-    let Some(epoll) = epoll_set::get(index) else { return original() };
-    let entry = if operation == EPOLL_CTL_DEL { fdtable::get(fd) } else { decide::ready(fd) };
+    let Entry::Epoll(index) = fdtable::get(set) else {
+        return original();
+    };
+    let Some(epoll) = epoll_set::get(index) else {
+        return original();
+    };
+    let entry = if operation == EPOLL_CTL_DEL {
+        fdtable::get(fd)
+    } else {
+        decide::ready(fd)
+    };
     match entry {
         Entry::Udp(endpoint) => {
             // SAFETY: the caller's event, unless it is nowhere.
-            let event = if is_nowhere(event) { None } else { unsafe { event.as_ref() } };
+            let event = if is_nowhere(event) {
+                None
+            } else {
+                unsafe { event.as_ref() }
+            };
             to_int(epoll.control(set, operation, fd, endpoint, event))
         }
         Entry::Candidate | Entry::Bound => {
             let result = original();
             if result == 0 {
                 // SAFETY: null or the caller's event, which the kernel has read.
-                let (events, data) = unsafe { event.as_ref() }
-                    .map_or((0, 0), |event| (event.events, event.u64));
+                let (events, data) =
+                    unsafe { event.as_ref() }.map_or((0, 0), |event| (event.events, event.u64));
                 epoll.note_pending(set, operation, fd, events, data);
             }
             result
@@ -108,7 +118,8 @@ pub unsafe fn epoll_pwait(
     if let Some(accelerated) = epoll_set::accelerated(set) {
         let deadline = wait::deadline_ms(timeout_ms);
         // SAFETY: the caller's arguments.
-        if let Some(result) = unsafe { merged(accelerated, set, events, count, deadline, given(mask)) }
+        if let Some(result) =
+            unsafe { merged(accelerated, set, events, count, deadline, given(mask)) }
         {
             return result;
         }
@@ -117,8 +128,7 @@ pub unsafe fn epoll_pwait(
         epoll.waits_in_kernel();
     }
     // SAFETY: the caller's arguments.
-    let found =
-        unsafe { symbols::epoll_pwait::original()(set, events, count, timeout_ms, mask) };
+    let found = unsafe { symbols::epoll_pwait::original()(set, events, count, timeout_ms, mask) };
     // SAFETY: the kernel has written `found` events.
     unsafe { after_kernel_wait(set, events, count, found, timeout_ms, given(mask)) }
 }
@@ -140,7 +150,9 @@ unsafe fn after_kernel_wait(
     let Some(written) = usize::try_from(found).ok().filter(|&found| found > 0) else {
         return found;
     };
-    let Some(accelerated) = epoll_set::accelerated(set) else { return found };
+    let Some(accelerated) = epoll_set::accelerated(set) else {
+        return found;
+    };
     // SAFETY: the caller's promise.
     let out = unsafe { std::slice::from_raw_parts_mut(events, written) };
     match epoll_set::without_kick(out) {

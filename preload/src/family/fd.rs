@@ -1,6 +1,9 @@
 //! close, dup and fcntl: what a descriptor number is, followed through its life.
 
-#![expect(unsafe_code, reason = "UNSAFETY: C arguments are passed on to libc's originals")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: C arguments are passed on to libc's originals"
+)]
 
 use std::ffi::{c_int, c_uint};
 
@@ -190,7 +193,9 @@ pub unsafe fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int {
         return unsafe { symbols::dup3::original()(old, new, flags) };
     }
     // SAFETY: plain integers.
-    onto(old, new, || unsafe { symbols::dup3::original()(old, new, flags) })
+    onto(old, new, || unsafe {
+        symbols::dup3::original()(old, new, flags)
+    })
 }
 
 fn onto(old: c_int, new: c_int, original: impl FnOnce() -> c_int) -> c_int {

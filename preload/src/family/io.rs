@@ -1,6 +1,9 @@
 //! read, write and their relatives; sendfile and splice.
 
-#![expect(unsafe_code, reason = "UNSAFETY: C pointers of the caller become one msghdr")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: C pointers of the caller become one msghdr"
+)]
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::mem::zeroed;

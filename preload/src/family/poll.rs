@@ -1,6 +1,9 @@
 //! poll and ppoll.
 
-#![expect(unsafe_code, reason = "UNSAFETY: C pointers of the caller become slices")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: C pointers of the caller become slices"
+)]
 
 use std::ffi::c_int;
 
@@ -48,12 +51,7 @@ pub unsafe fn ppoll(
     }
 }
 
-pub unsafe fn poll_chk(
-    fds: *mut pollfd,
-    count: nfds_t,
-    timeout_ms: c_int,
-    size: size_t,
-) -> c_int {
+pub unsafe fn poll_chk(fds: *mut pollfd, count: nfds_t, timeout_ms: c_int, size: size_t) -> c_int {
     // SAFETY: the caller's array.
     if size / size_of::<pollfd>() < count as usize || unsafe { is_kernel_only(fds, count) } {
         // SAFETY: the caller's arguments; libc's own check ends the program on overflow.
@@ -113,9 +111,10 @@ enum Ours {
 impl Ours {
     fn is_readable(&self, locked: &mut Locked<'_>) -> bool {
         match self {
-            Self::Udp(endpoint) => {
-                locked.stack().udp_status(*endpoint).is_ok_and(|status| status.queued > 0)
-            }
+            Self::Udp(endpoint) => locked
+                .stack()
+                .udp_status(*endpoint)
+                .is_ok_and(|status| status.queued > 0),
             Self::Set(set) => set.any_ready(locked),
         }
     }
@@ -130,7 +129,9 @@ pub fn merged(
     deadline: Option<Instant>,
     mask: Option<*const sigset_t>,
 ) -> Answer {
-    let Some(joined) = context::joined() else { return kernel(fds) };
+    let Some(joined) = context::joined() else {
+        return kernel(fds);
+    };
     let ours: Vec<(usize, Ours)> = fds
         .iter()
         .enumerate()
@@ -158,9 +159,12 @@ pub fn merged(
 
 fn kernel(fds: &mut [pollfd]) -> Answer {
     // SAFETY: the slice is writable for its length; no waiting.
-    let count =
-        unsafe { symbols::poll::original()(fds.as_mut_ptr(), fds.len() as nfds_t, 0) };
-    if count < 0 { Err(last()) } else { Ok(count as isize) }
+    let count = unsafe { symbols::poll::original()(fds.as_mut_ptr(), fds.len() as nfds_t, 0) };
+    if count < 0 {
+        Err(last())
+    } else {
+        Ok(count as isize)
+    }
 }
 
 /// Fills `revents` from kernel and stack; returns how many descriptors are ready.
@@ -215,7 +219,8 @@ fn sleep(
             }
         },
         ready: &mut |locked| {
-            ours.iter().any(|(index, ours)| readers(index) && ours.is_readable(locked))
+            ours.iter()
+                .any(|(index, ours)| readers(index) && ours.is_readable(locked))
         },
         mask,
         sleeping: None,

@@ -1,7 +1,10 @@
 //! fork, exec and spawn: the stack goes with a fork, the sockets go to the kernel with an exec, and
 //! the library goes into every program that is executed.
 
-#![expect(unsafe_code, reason = "UNSAFETY: C strings and arrays of the caller; fork")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: C strings and arrays of the caller; fork"
+)]
 
 use std::ffi::{CStr, c_char, c_int};
 
@@ -70,11 +73,7 @@ pub unsafe fn execvpe(
     unsafe { symbols::execvpe::original()(file, argv, environment.as_ptr()) }
 }
 
-pub unsafe fn fexecve(
-    fd: c_int,
-    argv: *const *const c_char,
-    envp: *const *const c_char,
-) -> c_int {
+pub unsafe fn fexecve(fd: c_int, argv: *const *const c_char, envp: *const *const c_char) -> c_int {
     // SAFETY: null or the caller's environment.
     let environment = unsafe { Environment::with_preload(envp) };
     process::about_to_exec();

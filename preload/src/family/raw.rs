@@ -4,7 +4,10 @@
 //! number or descriptor that is not ours becomes the system call itself, two instructions away,
 //! without libc's function, whose resolution could allocate.
 
-#![expect(unsafe_code, reason = "UNSAFETY: passes raw arguments to the named call they stand for")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: passes raw arguments to the named call they stand for"
+)]
 
 use std::arch::asm;
 use std::ffi::{c_int, c_uint};
@@ -129,7 +132,9 @@ pub unsafe fn syscall(
             libc::SYS_accept4 => return int(socket::accept4(fd, b as _, c as _, d as c_int)),
             libc::SYS_shutdown => return int(socket::shutdown(fd, b as c_int)),
             libc::SYS_setsockopt => {
-                return int(socket::setsockopt(fd, b as c_int, c as c_int, d as _, e as _));
+                return int(socket::setsockopt(
+                    fd, b as c_int, c as c_int, d as _, e as _,
+                ));
             }
             libc::SYS_dup => return int(fd::dup(fd)),
             libc::SYS_dup3 => return int(fd::dup3(fd, b as c_int, c as c_int)),
@@ -139,14 +144,18 @@ pub unsafe fn syscall(
             libc::SYS_pselect6 => {
                 // The sixth argument is a pointer to {mask, size}.
                 let mask = (f as *const size_t).as_ref().map_or(0, |mask| *mask);
-                return int(select::pselect(fd, b as _, c as _, d as _, e as _, mask as _));
+                return int(select::pselect(
+                    fd, b as _, c as _, d as _, e as _, mask as _,
+                ));
             }
             libc::SYS_epoll_create1 => return int(epoll::epoll_create1(fd)),
             libc::SYS_epoll_ctl => {
                 return int(epoll::epoll_ctl(fd, b as c_int, c as c_int, d as _));
             }
             libc::SYS_epoll_pwait => {
-                return int(epoll::epoll_pwait(fd, b as _, c as c_int, d as c_int, e as _));
+                return int(epoll::epoll_pwait(
+                    fd, b as _, c as c_int, d as c_int, e as _,
+                ));
             }
             libc::SYS_io_uring_setup if context::joined().is_some() => {
                 // A ring would carry socket calls past us; ENOSYS makes runtimes use epoll.

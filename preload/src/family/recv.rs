@@ -1,6 +1,9 @@
 //! recv, recvfrom, recvmsg, recvmmsg and their fortified forms.
 
-#![expect(unsafe_code, reason = "UNSAFETY: C pointers of the caller become one msghdr")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: C pointers of the caller become one msghdr"
+)]
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::mem::zeroed;
@@ -20,7 +23,16 @@ pub unsafe fn recv(fd: c_int, buffer: *mut c_void, len: size_t, flags: c_int) ->
         return unsafe { symbols::recv::original()(fd, buffer, len, flags) };
     }
     // SAFETY: recv is recvfrom without an address.
-    unsafe { recvfrom(fd, buffer, len, flags, std::ptr::null_mut(), std::ptr::null_mut()) }
+    unsafe {
+        recvfrom(
+            fd,
+            buffer,
+            len,
+            flags,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+        )
+    }
 }
 
 pub unsafe fn recvfrom(
@@ -37,7 +49,10 @@ pub unsafe fn recvfrom(
             symbols::recvfrom::original()(fd, buffer, len, flags, address, address_len)
         };
     };
-    let mut vector = iovec { iov_base: buffer, iov_len: len };
+    let mut vector = iovec {
+        iov_base: buffer,
+        iov_len: len,
+    };
     // SAFETY: plain data; all zero is a value.
     let mut message: msghdr = unsafe { zeroed() };
     message.msg_iov = &raw mut vector;

@@ -1,6 +1,9 @@
 //! select and pselect, served by the same mechanism as poll when a descriptor is accelerated.
 
-#![expect(unsafe_code, reason = "UNSAFETY: fd_set macros of libc on the caller's sets")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: fd_set macros of libc on the caller's sets"
+)]
 
 use std::ffi::c_int;
 
@@ -37,7 +40,12 @@ pub unsafe fn select(
     except: *mut fd_set,
     timeout: *mut timeval,
 ) -> c_int {
-    let sets = Sets { count, read, write, except };
+    let sets = Sets {
+        count,
+        read,
+        write,
+        except,
+    };
     if !sets.matter() {
         // SAFETY: the caller's arguments.
         return unsafe { symbols::select::original()(count, read, write, except, timeout) };
@@ -61,12 +69,17 @@ pub unsafe fn select(
 
 fn unsafe_timeout(timeout: *const timeval) -> Result<Option<Instant>, Errno> {
     // SAFETY: null or the caller's timeout.
-    let Some(time) = (unsafe { timeout.as_ref() }) else { return Ok(None) };
+    let Some(time) = (unsafe { timeout.as_ref() }) else {
+        return Ok(None);
+    };
     if time.tv_sec < 0 || time.tv_usec < 0 {
         return Err(Errno::INVAL);
     }
     let seconds = time.tv_sec + time.tv_usec / 1_000_000;
-    let time = timespec { tv_sec: seconds, tv_nsec: time.tv_usec % 1_000_000 * 1000 };
+    let time = timespec {
+        tv_sec: seconds,
+        tv_nsec: time.tv_usec % 1_000_000 * 1000,
+    };
     wait::deadline_of(Some(&time))
 }
 
@@ -78,7 +91,12 @@ pub unsafe fn pselect(
     timeout: *const timespec,
     mask: *const sigset_t,
 ) -> c_int {
-    let sets = Sets { count, read, write, except };
+    let sets = Sets {
+        count,
+        read,
+        write,
+        except,
+    };
     if !sets.matter() {
         // SAFETY: the caller's arguments.
         return unsafe { symbols::pselect::original()(count, read, write, except, timeout, mask) };
@@ -133,13 +151,21 @@ impl Sets {
         let mut fds: Vec<pollfd> = Vec::with_capacity(16);
         for fd in 0..self.count {
             let mut events = 0;
-            for (set, mark) in [(self.read, READ), (self.write, WRITE), (self.except, EXCEPT)] {
+            for (set, mark) in [
+                (self.read, READ),
+                (self.write, WRITE),
+                (self.except, EXCEPT),
+            ] {
                 if has(set, fd) {
                     events |= mark & !(POLLHUP | POLLERR);
                 }
             }
             if events != 0 {
-                fds.push(pollfd { fd, events, revents: 0 });
+                fds.push(pollfd {
+                    fd,
+                    events,
+                    revents: 0,
+                });
             }
         }
         poll::merged(&mut fds, deadline, mask)?;
@@ -148,7 +174,11 @@ impl Sets {
         }
         let asked = |entry: &pollfd, mark: i16| entry.events & mark & !(POLLHUP | POLLERR) != 0;
         let mut ready = 0;
-        for (set, mark) in [(self.read, READ), (self.write, WRITE), (self.except, EXCEPT)] {
+        for (set, mark) in [
+            (self.read, READ),
+            (self.write, WRITE),
+            (self.except, EXCEPT),
+        ] {
             clear(set, self.count);
             for entry in &fds {
                 if !set.is_null() && asked(entry, mark) && entry.revents & mark != 0 {

@@ -1,6 +1,9 @@
 //! send, sendto, sendmsg, sendmmsg.
 
-#![expect(unsafe_code, reason = "UNSAFETY: C pointers of the caller become one msghdr")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: C pointers of the caller become one msghdr"
+)]
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::mem::zeroed;
@@ -32,7 +35,9 @@ pub unsafe fn sendto(
 ) -> ssize_t {
     if fdtable::falls_through(fd) {
         // SAFETY: the caller's arguments.
-        return unsafe { symbols::sendto::original()(fd, buffer, len, flags, address, address_len) };
+        return unsafe {
+            symbols::sendto::original()(fd, buffer, len, flags, address, address_len)
+        };
     }
     let Entry::Udp(endpoint) = decide::ready(fd) else {
         // SAFETY: the caller's arguments.
@@ -41,7 +46,17 @@ pub unsafe fn sendto(
         decide::after_first_send(fd, sent);
         return sent;
     };
-    let mut vector = iovec { iov_base: buffer.cast_mut(), iov_len: len };
+    if address_len as usize > size_of::<libc::sockaddr_storage>() {
+        // sendto refuses what sendmsg would cut.
+        // SAFETY: the caller's arguments.
+        return unsafe {
+            symbols::sendto::original()(fd, buffer, len, flags, address, address_len)
+        };
+    }
+    let mut vector = iovec {
+        iov_base: buffer.cast_mut(),
+        iov_len: len,
+    };
     // SAFETY: plain data; all zero is a value.
     let mut message: msghdr = unsafe { zeroed() };
     message.msg_iov = &raw mut vector;
@@ -72,12 +87,7 @@ pub unsafe fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_
     to_c(unsafe { udp::send::one(fd, endpoint, &*message, flags) })
 }
 
-pub unsafe fn sendmmsg(
-    fd: c_int,
-    messages: *mut mmsghdr,
-    count: c_uint,
-    flags: c_int,
-) -> c_int {
+pub unsafe fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
     let Entry::Udp(endpoint) = decide::ready(fd) else {
         // SAFETY: the caller's arguments.
         let sent = unsafe { symbols::sendmmsg::original()(fd, messages, count, flags) };

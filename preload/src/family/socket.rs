@@ -3,7 +3,10 @@
 //! The kernel's own answer always comes first and is what the program gets: it validates arguments,
 //! reserves ports, picks source addresses, keeps options. We only follow what it accepted.
 
-#![expect(unsafe_code, reason = "UNSAFETY: C arguments are passed on to libc's originals")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: C arguments are passed on to libc's originals"
+)]
 
 use std::ffi::{c_int, c_void};
 
@@ -179,7 +182,9 @@ pub unsafe fn setsockopt(
 
 /// Reads the options again after the kernel has accepted a change.
 fn options_changed(fd: c_int, endpoint: bypass_stack::EndpointId) {
-    let (Some(joined), Some(family)) = (context::joined(), shadow::family(fd)) else { return };
+    let (Some(joined), Some(family)) = (context::joined(), shadow::family(fd)) else {
+        return;
+    };
     let mut fresh = shadow::options(fd, family);
     if let Ok(mut locked) = joined.attachment.lock()
         && let Ok(options) = locked.stack().udp_options(endpoint)

@@ -37,7 +37,11 @@ fn bytes_of<T>(value: &T) -> &[u8] {
 impl<'a> Writer<'a> {
     /// Writes into `buffer` from its start.
     pub fn new(buffer: &'a mut [u8]) -> Self {
-        Self { buffer, used: 0, truncated: false }
+        Self {
+            buffer,
+            used: 0,
+            truncated: false,
+        }
     }
 
     /// Bytes written: what `msg_controllen` becomes.
@@ -76,15 +80,28 @@ impl<'a> Writer<'a> {
     }
 
     /// Everything that the flags ask for about one datagram.
-    pub fn datagram(&mut self, datagram: &Datagram, family: Family, wanted: u32, ifindex: u32, port: u16) {
+    pub fn datagram(
+        &mut self,
+        datagram: &Datagram,
+        family: Family,
+        wanted: u32,
+        ifindex: u32,
+        port: u16,
+    ) {
         let wants = |flag: u32| wanted & flag != 0;
         let seconds = (datagram.timestamp_ns / 1_000_000_000) as i64;
         let nanoseconds = (datagram.timestamp_ns % 1_000_000_000) as i64;
         if wants(flags::TIMESTAMPNS) {
-            let time = timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+            let time = timespec {
+                tv_sec: seconds,
+                tv_nsec: nanoseconds,
+            };
             self.put(SOL_SOCKET, libc::SCM_TIMESTAMPNS, bytes_of(&time));
         } else if wants(flags::TIMESTAMP) {
-            let time = timeval { tv_sec: seconds, tv_usec: nanoseconds / 1000 };
+            let time = timeval {
+                tv_sec: seconds,
+                tv_usec: nanoseconds / 1000,
+            };
             self.put(SOL_SOCKET, libc::SCM_TIMESTAMP, bytes_of(&time));
         }
         // The kernel leaves the message out while nothing was dropped.
@@ -100,8 +117,9 @@ impl<'a> Writer<'a> {
     }
 
     fn v4(&mut self, datagram: &Datagram, wanted: u32, ifindex: u32, port: u16) {
-        let address =
-            in_addr { s_addr: u32::from_ne_bytes(datagram.local.to_v4().unwrap_or_default()) };
+        let address = in_addr {
+            s_addr: u32::from_ne_bytes(datagram.local.to_v4().unwrap_or_default()),
+        };
         if wanted & flags::PKTINFO != 0 {
             let info = in_pktinfo {
                 ipi_ifindex: ifindex as c_int,
@@ -111,7 +129,11 @@ impl<'a> Writer<'a> {
             self.put(IPPROTO_IP, libc::IP_PKTINFO, bytes_of(&info));
         }
         if wanted & flags::RECVTTL != 0 {
-            self.put(IPPROTO_IP, libc::IP_TTL, bytes_of(&c_int::from(datagram.ttl)));
+            self.put(
+                IPPROTO_IP,
+                libc::IP_TTL,
+                bytes_of(&c_int::from(datagram.ttl)),
+            );
         }
         if wanted & flags::RECVTOS != 0 {
             self.put(IPPROTO_IP, libc::IP_TOS, &[datagram.tos]);
@@ -130,7 +152,9 @@ impl<'a> Writer<'a> {
     fn v6(&mut self, datagram: &Datagram, wanted: u32, ifindex: u32) {
         if wanted & flags::PKTINFO6 != 0 {
             let info = in6_pktinfo {
-                ipi6_addr: in6_addr { s6_addr: datagram.local.0 },
+                ipi6_addr: in6_addr {
+                    s6_addr: datagram.local.0,
+                },
                 ipi6_ifindex: ifindex,
             };
             self.put(IPPROTO_IPV6, libc::IPV6_PKTINFO, bytes_of(&info));
@@ -139,10 +163,18 @@ impl<'a> Writer<'a> {
             return;
         }
         if wanted & flags::RECVHOPLIMIT != 0 {
-            self.put(IPPROTO_IPV6, libc::IPV6_HOPLIMIT, bytes_of(&c_int::from(datagram.ttl)));
+            self.put(
+                IPPROTO_IPV6,
+                libc::IPV6_HOPLIMIT,
+                bytes_of(&c_int::from(datagram.ttl)),
+            );
         }
         if wanted & flags::RECVTCLASS != 0 {
-            self.put(IPPROTO_IPV6, libc::IPV6_TCLASS, bytes_of(&c_int::from(datagram.tos)));
+            self.put(
+                IPPROTO_IPV6,
+                libc::IPV6_TCLASS,
+                bytes_of(&c_int::from(datagram.tos)),
+            );
         }
     }
 }
@@ -227,8 +259,14 @@ mod tests {
     fn a_written_source_is_read_back() {
         let mut buffer = [0_u8; 64];
         let mut writer = Writer::new(&mut buffer);
-        let address = in_addr { s_addr: u32::from_ne_bytes([198, 18, 0, 1]) };
-        let info = in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: address, ipi_addr: address };
+        let address = in_addr {
+            s_addr: u32::from_ne_bytes([198, 18, 0, 1]),
+        };
+        let info = in_pktinfo {
+            ipi_ifindex: 0,
+            ipi_spec_dst: address,
+            ipi_addr: address,
+        };
         writer.put(IPPROTO_IP, libc::IP_PKTINFO, bytes_of(&info));
         let used = writer.used();
         let asked = read(&buffer[..used]);

@@ -4,7 +4,10 @@
 //! interfaces, ICMP errors, and what came before acceleration began. So an empty queue asks the
 //! kernel once, and a queue that is never empty does so every [`SHADOW_EVERY`] calls.
 
-#![expect(unsafe_code, reason = "UNSAFETY: writes into the buffers that a msghdr names")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: writes into the buffers that a msghdr names"
+)]
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -40,7 +43,11 @@ unsafe fn from_kernel(fd: c_int, message: &mut msghdr, flags: c_int) -> Answer {
 /// What one look at the endpoint's queue brought.
 enum Look {
     Got(usize),
-    Empty { nonblocking: bool, timeout_ms: u32, shut: bool },
+    Empty {
+        nonblocking: bool,
+        timeout_ms: u32,
+        shut: bool,
+    },
     /// The caller's buffers are not usable.
     Failed(Errno),
     /// The endpoint is not ours any more: the call belongs to the kernel.
@@ -126,7 +133,10 @@ unsafe fn receive(
         // SAFETY: the caller's promise. The error queue is the shadow's.
         return unsafe { from_kernel(fd, message, call_flags) };
     }
-    if SERVED.fetch_add(1, Ordering::Relaxed).is_multiple_of(SHADOW_EVERY) {
+    if SERVED
+        .fetch_add(1, Ordering::Relaxed)
+        .is_multiple_of(SHADOW_EVERY)
+    {
         // SAFETY: the caller's promise.
         match unsafe { from_kernel(fd, message, call_flags | MSG_DONTWAIT) } {
             Err(Errno::AGAIN) => {}
@@ -155,7 +165,11 @@ unsafe fn receive(
                 // SAFETY: the caller's promise.
                 return unsafe { from_kernel(fd, message, call_flags) };
             }
-            Look::Empty { nonblocking, timeout_ms, shut } => (nonblocking, timeout_ms, shut),
+            Look::Empty {
+                nonblocking,
+                timeout_ms,
+                shut,
+            } => (nonblocking, timeout_ms, shut),
         };
         // SAFETY: the caller's promise.
         match unsafe { from_kernel(fd, message, call_flags | MSG_DONTWAIT) } {
@@ -186,8 +200,13 @@ unsafe fn receive(
 
 /// The earlier of a deadline and a timeout from now; `None` = never.
 fn earlier(until: Option<Instant>, timeout_ms: u32) -> Option<Instant> {
-    let timeout = (timeout_ms != 0)
-        .then(|| Instant(clock::now().0.saturating_add(u64::from(timeout_ms) * 1_000_000)));
+    let timeout = (timeout_ms != 0).then(|| {
+        Instant(
+            clock::now()
+                .0
+                .saturating_add(u64::from(timeout_ms) * 1_000_000),
+        )
+    });
     match (until, timeout) {
         (Some(one), Some(two)) => Some(if one.0 < two.0 { one } else { two }),
         (one, two) => one.or(two),
@@ -212,7 +231,9 @@ pub unsafe fn many(
             return Err(Errno::INVAL);
         }
         Some(time) => {
-            Some(Instant(start.0.saturating_add(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)))
+            Some(Instant(start.0.saturating_add(
+                time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64,
+            )))
         }
     };
     let mut done = 0;
@@ -250,14 +271,26 @@ pub unsafe fn many(
 /// # Safety
 /// The messages describe buffers that the caller may write.
 unsafe fn drain(endpoint: EndpointId, messages: &mut [mmsghdr], call_flags: c_int) -> usize {
-    let Some(joined) = context::joined() else { return 0 };
+    let Some(joined) = context::joined() else {
+        return 0;
+    };
     if messages.is_empty() || call_flags & MSG_PEEK != 0 {
         return 0;
     }
-    let Ok(mut locked) = joined.attachment.lock() else { return 0 };
+    let Ok(mut locked) = joined.attachment.lock() else {
+        return 0;
+    };
     for (done, message) in messages.iter_mut().enumerate() {
         // SAFETY: the caller's promise.
-        match unsafe { look(&mut locked, endpoint, &mut message.msg_hdr, call_flags, true) } {
+        match unsafe {
+            look(
+                &mut locked,
+                endpoint,
+                &mut message.msg_hdr,
+                call_flags,
+                true,
+            )
+        } {
             Look::Got(size) => message.msg_len = size as u32,
             Look::Empty { .. } | Look::Gone | Look::Failed(_) => return done,
         }
@@ -305,7 +338,9 @@ unsafe fn deliver(
         Ok(status) => (status.family, status.local.port),
         Err(_) => return 0,
     };
-    let shim_flags = stack.udp_options(endpoint).map_or(0, |options| options.shim_flags);
+    let shim_flags = stack
+        .udp_options(endpoint)
+        .map_or(0, |options| options.shim_flags);
     let payload = packets
         .chunk(datagram.chunk)
         .get(datagram.offset as usize..)
@@ -328,8 +363,20 @@ unsafe fn deliver(
         }
     }
     // SAFETY: the caller's control buffer.
-    unsafe { control(datagram, (family, port), shim_flags, message, stack.queue_pairs()) };
-    if call_flags & MSG_TRUNC != 0 { payload.len() } else { copied }
+    unsafe {
+        control(
+            datagram,
+            (family, port),
+            shim_flags,
+            message,
+            stack.queue_pairs(),
+        )
+    };
+    if call_flags & MSG_TRUNC != 0 {
+        payload.len()
+    } else {
+        copied
+    }
 }
 
 /// Copies bytes over the vectors; returns how many fitted.

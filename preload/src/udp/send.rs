@@ -4,7 +4,10 @@
 //! interface, larger than the MTU, broadcast, multicast, rare flags and ancillary data) is the
 //! original sendmsg on the shadow, which resolves, fragments, refuses with the right errno.
 
-#![expect(unsafe_code, reason = "UNSAFETY: reads the buffers that a msghdr names")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: reads the buffers that a msghdr names"
+)]
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -85,7 +88,14 @@ pub unsafe fn many(
             while let Some(message) = messages.get_mut(done) {
                 // SAFETY: the caller's promise.
                 let sent = unsafe {
-                    try_send(joined, &mut locked, fd, endpoint, &message.msg_hdr, call_flags)
+                    try_send(
+                        joined,
+                        &mut locked,
+                        fd,
+                        endpoint,
+                        &message.msg_hdr,
+                        call_flags,
+                    )
                 };
                 match sent {
                     Ok(Ok(size)) => message.msg_len = size as u32,
@@ -96,7 +106,9 @@ pub unsafe fn many(
                 done += 1;
             }
         }
-        let Some(message) = messages.get_mut(done) else { break };
+        let Some(message) = messages.get_mut(done) else {
+            break;
+        };
         // SAFETY: the caller's promise.
         match unsafe { by_kernel(fd, &message.msg_hdr, call_flags) } {
             Ok(size) => message.msg_len = size as u32,
@@ -160,10 +172,23 @@ unsafe fn try_send(
         return Err(ByKernel);
     }
     let bound = asked.source.unwrap_or(status.local.ip);
-    let segment = usize::from(asked.gso_size.unwrap_or(options.shim_words[shadow::GSO_WORD] as u16));
-    let mut gather = Gather { vectors, index: 0, offset: 0 };
-    let destination =
-        Destination { endpoint, bound, to, port: status.local.port, ifindex: asked.ifindex };
+    let segment = usize::from(
+        asked
+            .gso_size
+            .unwrap_or(options.shim_words[shadow::GSO_WORD] as u16),
+    );
+    let mut gather = Gather {
+        vectors,
+        index: 0,
+        offset: 0,
+    };
+    let destination = Destination {
+        endpoint,
+        bound,
+        to,
+        port: status.local.port,
+        ifindex: asked.ifindex,
+    };
     let looked = route(joined, &destination);
     if segment == 0 || total <= segment {
         destination.send(locked, &looked, total, &mut gather)?;
@@ -201,7 +226,15 @@ fn route(joined: &Joined, destination: &Destination) -> Lookup {
     let hash = cplane::flow_hash(&local, &destination.to);
     joined
         .cplane
-        .read(|table| cplane::lookup(table, destination.to.ip, destination.bound, destination.ifindex, hash))
+        .read(|table| {
+            cplane::lookup(
+                table,
+                destination.to.ip,
+                destination.bound,
+                destination.ifindex,
+                hash,
+            )
+        })
         .unwrap_or(Lookup::Kernel(cplane::CplaneReason::NoRoute))
 }
 
@@ -232,7 +265,11 @@ impl Destination {
         }
         // The table is everybody's; its queue pair numbers are those of the interface's owner.
         let index = usize::from(next_hop.queue_pair);
-        let owner = locked.stack().queue_pairs().get(index).map_or(0, |info| info.ifindex);
+        let owner = locked
+            .stack()
+            .queue_pairs()
+            .get(index)
+            .map_or(0, |info| info.ifindex);
         if owner != next_hop.ifindex || !locked.has_queue(index) {
             return Err(ByKernel);
         }
@@ -243,9 +280,16 @@ impl Destination {
         let start = (gather.index, gather.offset);
         for attempt in 0..2 {
             let (stack, packets) = locked.parts();
-            let sent = stack.udp_send(packets, self.endpoint, self.to, &next_hop, length, &mut |to| {
-                gather.copy(to);
-            });
+            let sent = stack.udp_send(
+                packets,
+                self.endpoint,
+                self.to,
+                &next_hop,
+                length,
+                &mut |to| {
+                    gather.copy(to);
+                },
+            );
             match sent {
                 Ok(()) => return Ok(()),
                 Err(SendError::NoChunk) if attempt == 0 => {
@@ -265,7 +309,11 @@ impl Destination {
         length: usize,
         gather: &mut Gather<'_>,
     ) -> Result<(), ByKernel> {
-        let source = if self.bound.is_unspecified() { self.to.ip } else { self.bound };
+        let source = if self.bound.is_unspecified() {
+            self.to.ip
+        } else {
+            self.bound
+        };
         let start = (gather.index, gather.offset);
         let (stack, packets) = locked.parts();
         let sent = stack.udp_hairpin(
@@ -295,7 +343,8 @@ fn may_skip_confirmation() -> bool {
     if now.wrapping_sub(last) < CONFIRM_NS {
         return true;
     }
-    LAST.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_err()
+    LAST.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+        .is_err()
 }
 
 /// When each shadow was last asked for errors, by descriptor number.
@@ -335,7 +384,11 @@ unsafe fn ancillary(message: &msghdr) -> Result<Asked, ByKernel> {
         std::slice::from_raw_parts(message.msg_control.cast::<u8>(), message.msg_controllen)
     };
     let asked = cmsg::read(buffer);
-    if asked.foreign { Err(ByKernel) } else { Ok(asked) }
+    if asked.foreign {
+        Err(ByKernel)
+    } else {
+        Ok(asked)
+    }
 }
 
 /// The vectors, when every one of them can be read.
@@ -351,9 +404,14 @@ unsafe fn vectors(message: &msghdr) -> Result<&[iovec], ByKernel> {
     }
     // SAFETY: the caller's array of `msg_iovlen` vectors.
     let vectors = unsafe { std::slice::from_raw_parts(message.msg_iov, message.msg_iovlen) };
-    let broken = |vector: &iovec| address::is_nowhere(vector.iov_base) && vector.iov_len != 0
-        || vector.iov_len > LARGEST;
-    if vectors.iter().any(broken) { Err(ByKernel) } else { Ok(vectors) }
+    let broken = |vector: &iovec| {
+        address::is_nowhere(vector.iov_base) && vector.iov_len != 0 || vector.iov_len > LARGEST
+    };
+    if vectors.iter().any(broken) {
+        Err(ByKernel)
+    } else {
+        Ok(vectors)
+    }
 }
 
 /// Reads the vectors one after another.
@@ -367,7 +425,9 @@ impl Gather<'_> {
     /// Copies the next `to.len()` bytes.
     fn copy(&mut self, mut to: &mut [u8]) {
         while !to.is_empty() {
-            let Some(vector) = self.vectors.get(self.index) else { return };
+            let Some(vector) = self.vectors.get(self.index) else {
+                return;
+            };
             let length = to.len().min(vector.iov_len - self.offset);
             let (now, later) = to.split_at_mut(length);
             // SAFETY: the caller's buffer of `iov_len` bytes, of which `offset` are consumed.

@@ -44,8 +44,9 @@ const KERNEL_EVERY_NS: u64 = 50_000;
 const KICK: u64 = 0x6279_7061_7373_2121;
 
 /// What may stand beside EPOLLEXCLUSIVE (fs/eventpoll.c:EPOLLEXCLUSIVE_OK_BITS).
-const EXCLUSIVE_OK: u32 = (EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | libc::EPOLLWAKEUP | EPOLLET
-    | EPOLLEXCLUSIVE) as u32;
+const EXCLUSIVE_OK: u32 =
+    (EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | libc::EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE)
+        as u32;
 
 /// Bits of `events` that are modes, not conditions.
 const MODES: u32 = (EPOLLET | EPOLLONESHOT | EPOLLEXCLUSIVE | libc::EPOLLWAKEUP) as u32;
@@ -128,7 +129,10 @@ pub fn create() -> u32 {
 pub fn destroy(index: u32) {
     if let Some(set) = get(index) {
         let mut members = set.members.lock();
-        for fd in [members.overlay.take(), members.kick.take()].into_iter().flatten() {
+        for fd in [members.overlay.take(), members.kick.take()]
+            .into_iter()
+            .flatten()
+        {
             private::close(fd);
         }
         *members = Members::default();
@@ -194,7 +198,13 @@ pub fn after_fork_in_child() {
 fn kick(members: &mut Members) {
     if let Ok(kick) = rustix::event::eventfd(1, rustix::event::EventfdFlags::CLOEXEC) {
         let kick = private::hide(kick);
-        let _ = ctl(members.epfd, EPOLL_CTL_ADD, kick.as_raw_fd(), EPOLLIN as u32, KICK);
+        let _ = ctl(
+            members.epfd,
+            EPOLL_CTL_ADD,
+            kick.as_raw_fd(),
+            EPOLLIN as u32,
+            KICK,
+        );
         if let Some(old) = members.kick.replace(kick) {
             private::close(old);
         }
@@ -204,8 +214,7 @@ fn kick(members: &mut Members) {
 fn ctl(set: i32, operation: i32, fd: i32, events: u32, token: u64) -> Result<(), Errno> {
     let mut event = epoll_event { events, u64: token };
     // SAFETY: the event is readable for the call.
-    let result =
-        unsafe { symbols::epoll_ctl::original()(set, operation, fd, &raw mut event) };
+    let result = unsafe { symbols::epoll_ctl::original()(set, operation, fd, &raw mut event) };
     if result == 0 { Ok(()) } else { Err(last()) }
 }
 
@@ -260,7 +269,13 @@ impl EpollSet {
         let number = overlay.as_raw_fd();
         ctl(number, EPOLL_CTL_ADD, members.epfd, EPOLLIN as u32, PROGRAM)?;
         for member in &members.active {
-            let _ = ctl(number, EPOLL_CTL_ADD, member.fd, shadow_events(member.events), member.fd as u64);
+            let _ = ctl(
+                number,
+                EPOLL_CTL_ADD,
+                member.fd,
+                shadow_events(member.events),
+                member.fd as u64,
+            );
         }
         members.overlay = Some(overlay);
         Ok(())
@@ -316,7 +331,12 @@ impl EpollSet {
         members.epfd = epfd;
         members.nested.retain(|nested| nested.fd != fd);
         if let (Some(event), true) = (event, operation != EPOLL_CTL_DEL) {
-            members.nested.push(Nested { fd, set, events: event.events, data: event.u64 });
+            members.nested.push(Nested {
+                fd,
+                set,
+                events: event.events,
+                data: event.u64,
+            });
             if members.overlay.is_none() {
                 let _ = self.build_overlay(&mut members);
             }
@@ -361,7 +381,13 @@ impl EpollSet {
                     return Err(Errno::INVAL);
                 }
                 let overlay = members.overlay.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-                let _ = ctl(overlay, EPOLL_CTL_MOD, fd, shadow_events(event.events), fd as u64);
+                let _ = ctl(
+                    overlay,
+                    EPOLL_CTL_MOD,
+                    fd,
+                    shadow_events(event.events),
+                    fd as u64,
+                );
                 let member = &mut members.active[at];
                 (member.events, member.data) = (event.events, event.u64);
                 (member.fresh, member.disarmed, member.shadow) = (true, false, 0);
@@ -382,7 +408,10 @@ impl EpollSet {
     /// Whether an accelerated member would be reported now.
     pub fn any_ready(&self, locked: &mut Locked<'_>) -> bool {
         let mut members = self.members.lock();
-        members.active.iter_mut().any(|member| member.report(locked, false) != Some(0))
+        members
+            .active
+            .iter_mut()
+            .any(|member| member.report(locked, false) != Some(0))
             || members.nested.iter().any(|nested| nested.is_ready(locked))
     }
 
@@ -399,7 +428,11 @@ impl EpollSet {
 
     /// Pushes the descriptors that are readable when the kernel has something for this set.
     pub fn overlays(&self, into: &mut Vec<pollfd>) {
-        into.push(pollfd { fd: self.overlay(), events: POLLIN, revents: 0 });
+        into.push(pollfd {
+            fd: self.overlay(),
+            events: POLLIN,
+            revents: 0,
+        });
         for nested in &self.members.lock().nested {
             if let Some(set) = get(nested.set).filter(|set| !set.is_kernel_only()) {
                 set.overlays(into);
@@ -409,7 +442,11 @@ impl EpollSet {
 
     /// The descriptor that is readable when the kernel has something for this set.
     pub fn overlay(&self) -> i32 {
-        self.members.lock().overlay.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+        self.members
+            .lock()
+            .overlay
+            .as_ref()
+            .map_or(-1, AsRawFd::as_raw_fd)
     }
 
     /// Collects accelerated members that are ready, in rotation.
@@ -429,20 +466,28 @@ impl EpollSet {
                 None => gone = true,
                 Some(0) => {}
                 Some(events) => {
-                    out[found] = epoll_event { events, u64: member.data };
+                    out[found] = epoll_event {
+                        events,
+                        u64: member.data,
+                    };
                     found += 1;
                     members.next = (at + 1) % total;
                 }
             }
         }
         if gone {
-            members.active.retain(|member| locked.stack().is_live(member.endpoint));
+            members
+                .active
+                .retain(|member| locked.stack().is_live(member.endpoint));
             members.next = 0;
             self.recount(&members);
         }
         for nested in &members.nested {
             if found < out.len() && nested.is_ready(locked) {
-                out[found] = epoll_event { events: EPOLLIN as u32, u64: nested.data };
+                out[found] = epoll_event {
+                    events: EPOLLIN as u32,
+                    u64: nested.data,
+                };
                 found += 1;
             }
         }
@@ -464,8 +509,10 @@ impl EpollSet {
             let token = event.u64;
             if token == PROGRAM {
                 program = true;
-            } else if let Some(member) =
-                members.active.iter_mut().find(|member| member.fd as u64 == token)
+            } else if let Some(member) = members
+                .active
+                .iter_mut()
+                .find(|member| member.fd as u64 == token)
             {
                 member.shadow |= event.events;
                 if event.events & EPOLLERR as u32 != 0 {
@@ -483,9 +530,8 @@ impl EpollSet {
             return Ok(0);
         }
         // SAFETY: `out` is writable for its length; no waiting.
-        let found = unsafe {
-            symbols::epoll_wait::original()(epfd, out.as_mut_ptr(), out.len() as i32, 0)
-        };
+        let found =
+            unsafe { symbols::epoll_wait::original()(epfd, out.as_mut_ptr(), out.len() as i32, 0) };
         if found < 0 {
             return Err(last());
         }
@@ -562,8 +608,7 @@ impl EpollSet {
 impl Nested {
     /// Whether the accelerated members of the inner set make it readable.
     fn is_ready(&self, locked: &mut Locked<'_>) -> bool {
-        self.events & EPOLLIN as u32 != 0
-            && get(self.set).is_some_and(|set| set.any_ready(locked))
+        self.events & EPOLLIN as u32 != 0 && get(self.set).is_some_and(|set| set.any_ready(locked))
     }
 }
 

@@ -61,7 +61,12 @@ fn take_waiter(joined: &Joined) -> Option<Waiter> {
     if let Some(waiter) = POOL.lock().pop() {
         return Some(waiter);
     }
-    let id = joined.attachment.lock().ok()?.stack().add_waiter(context::process())?;
+    let id = joined
+        .attachment
+        .lock()
+        .ok()?
+        .stack()
+        .add_waiter(context::process())?;
     match Bell::new(joined.attachment.id(), id) {
         Ok(bell) => {
             let bell = Bell::from_fd(private::hide(bell.into_fd()));
@@ -108,7 +113,9 @@ pub struct Interest<'a> {
 
 impl std::fmt::Debug for Interest<'_> {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Interest").field("fds", &self.fds.len()).finish_non_exhaustive()
+        out.debug_struct("Interest")
+            .field("fds", &self.fds.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -159,7 +166,9 @@ fn spin(
     /// Looks between two questions to the kernel descriptors.
     const KERNEL_EVERY: u32 = 256;
     let start = clock::now().0;
-    let end = deadline.map_or(u64::MAX, |deadline| deadline.0).min(start.saturating_add(spin_ns));
+    let end = deadline
+        .map_or(u64::MAX, |deadline| deadline.0)
+        .min(start.saturating_add(spin_ns));
     let mut looks = 0_u32;
     loop {
         let now = clock::now();
@@ -170,7 +179,8 @@ fn spin(
             }
         }
         looks = looks.wrapping_add(1);
-        if looks.is_multiple_of(KERNEL_EVERY) && (kernel_ready(interest.fds) || signals::pending()) {
+        if looks.is_multiple_of(KERNEL_EVERY) && (kernel_ready(interest.fds) || signals::pending())
+        {
             return !signals::pending();
         }
         if now.0 >= end {
@@ -183,9 +193,8 @@ fn spin(
 /// Whether one of the kernel descriptors is ready now.
 fn kernel_ready(fds: &mut [pollfd]) -> bool {
     // SAFETY: the slice is writable for its length; no waiting.
-    let ready = unsafe {
-        symbols::poll::original()(fds.as_mut_ptr(), fds.len() as libc::nfds_t, 0)
-    };
+    let ready =
+        unsafe { symbols::poll::original()(fds.as_mut_ptr(), fds.len() as libc::nfds_t, 0) };
     ready > 0
 }
 
@@ -202,7 +211,14 @@ fn sleep(
     }
     let mut endpoints = Vec::new();
     (interest.endpoints)(&mut endpoints);
-    let woken = park_and_poll(joined, interest, deadline, mask, waiter.as_ref(), &endpoints);
+    let woken = park_and_poll(
+        joined,
+        interest,
+        deadline,
+        mask,
+        waiter.as_ref(),
+        &endpoints,
+    );
     if let Some(waiter) = waiter {
         if let Some(sleeping) = interest.sleeping {
             sleeping.lock().retain(|id| *id != waiter.id);
@@ -221,7 +237,9 @@ fn park_and_poll(
     endpoints: &[EndpointId],
 ) -> Woken {
     {
-        let Ok(mut locked) = joined.attachment.lock() else { return Woken::Ready };
+        let Ok(mut locked) = joined.attachment.lock() else {
+            return Woken::Ready;
+        };
         locked.pump(clock::now());
         if (interest.ready)(&mut locked) {
             return Woken::Ready;
@@ -233,12 +251,22 @@ fn park_and_poll(
         }
     }
     let own = interest.fds.len();
-    let pollin = |fd| pollfd { fd, events: POLLIN, revents: 0 };
-    interest.fds.extend(joined.attachment.wait_fds().map(pollin));
+    let pollin = |fd| pollfd {
+        fd,
+        events: POLLIN,
+        revents: 0,
+    };
+    interest
+        .fds
+        .extend(joined.attachment.wait_fds().map(pollin));
     if let Some(waiter) = waiter {
         interest.fds.push(pollin(waiter.bell.as_fd().as_raw_fd()));
     }
-    let limit = if waiter.is_some() { u64::MAX } else { WITHOUT_BELL_NS };
+    let limit = if waiter.is_some() {
+        u64::MAX
+    } else {
+        WITHOUT_BELL_NS
+    };
     let polled = ppoll(interest.fds, deadline, limit, mask);
     if let Some(waiter) = waiter
         && interest.fds.last().is_some_and(|bell| bell.revents != 0)
@@ -246,14 +274,18 @@ fn park_and_poll(
         waiter.bell.drain();
     }
     interest.fds.truncate(own);
-    let Ok(mut locked) = joined.attachment.lock() else { return Woken::Ready };
+    let Ok(mut locked) = joined.attachment.lock() else {
+        return Woken::Ready;
+    };
     if let Some(waiter) = waiter {
         for &endpoint in endpoints {
             locked.stack().unpark(endpoint, waiter.id);
         }
     }
     locked.pump(clock::now());
-    let gone = interest.alone.is_some_and(|(_, endpoint)| !locked.stack().is_live(endpoint));
+    let gone = interest
+        .alone
+        .is_some_and(|(_, endpoint)| !locked.stack().is_live(endpoint));
     if gone && polled == Err(Errno::INTR) {
         return Woken::Interrupted;
     }
@@ -274,13 +306,19 @@ fn ppoll(
     limit: u64,
     mask: Option<*const sigset_t>,
 ) -> Result<i32, Errno> {
-    let left = deadline.map_or(u64::MAX, |deadline| deadline.0.saturating_sub(clock::now().0));
+    let left = deadline.map_or(u64::MAX, |deadline| {
+        deadline.0.saturating_sub(clock::now().0)
+    });
     let left = left.min(limit);
     let timeout = timespec {
         tv_sec: (left / 1_000_000_000) as i64,
         tv_nsec: (left % 1_000_000_000) as i64,
     };
-    let timeout_pointer = if left == u64::MAX { std::ptr::null() } else { &raw const timeout };
+    let timeout_pointer = if left == u64::MAX {
+        std::ptr::null()
+    } else {
+        &raw const timeout
+    };
     // SAFETY: the slice is writable for its length; timeout and mask are null or valid.
     let result = unsafe {
         symbols::ppoll::original()(
@@ -290,7 +328,11 @@ fn ppoll(
             mask.unwrap_or(std::ptr::null()),
         )
     };
-    if result < 0 { Err(errno::last()) } else { Ok(result) }
+    if result < 0 {
+        Err(errno::last())
+    } else {
+        Ok(result)
+    }
 }
 
 /// A deadline from a timeout in milliseconds; `None` = never.
@@ -308,6 +350,8 @@ pub fn deadline_of(timeout: Option<&timespec>) -> Result<Option<Instant>, Errno>
     if time.tv_sec < 0 || !(0..1_000_000_000).contains(&time.tv_nsec) {
         return Err(Errno::INVAL);
     }
-    let span = (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64);
+    let span = (time.tv_sec as u64)
+        .saturating_mul(1_000_000_000)
+        .saturating_add(time.tv_nsec as u64);
     Ok(Some(Instant(clock::now().0.saturating_add(span))))
 }

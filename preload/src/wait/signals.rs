@@ -21,7 +21,9 @@ pub fn hold() -> Held {
     // SAFETY: `all` is filled, `original` is written by the call (which cannot fail with these).
     unsafe { libc::pthread_sigmask(SIG_SETMASK, all.as_ptr(), original.as_mut_ptr()) };
     // SAFETY: written just above.
-    Held { original: unsafe { original.assume_init() } }
+    Held {
+        original: unsafe { original.assume_init() },
+    }
 }
 
 impl Held {
@@ -34,7 +36,9 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         // SAFETY: `original` came from the call that replaced it.
-        unsafe { libc::pthread_sigmask(SIG_SETMASK, &raw const self.original, std::ptr::null_mut()) };
+        unsafe {
+            libc::pthread_sigmask(SIG_SETMASK, &raw const self.original, std::ptr::null_mut())
+        };
     }
 }
 
