@@ -1,0 +1,207 @@
+//! Tests of interfaces: driver, MTU, queues, offloads, XDP programs.
+
+use bypass_backends::af_xdp;
+
+use super::facts::{self, Offload};
+use super::netlink::{self, Link};
+use super::{Findings, State};
+use crate::source;
+
+/// Most MTU: a frame with its headroom must fit a chunk of 4096 bytes, and the kernel's own limit
+/// for a native program on one page is near it.
+const LARGEST_MTU: u32 = 3498;
+/// Name of our own XDP program.
+const OWN_PROGRAM: &str = "bypass_steer";
+/// `ARPHRD_ETHER`.
+const ETHERNET: u16 = 1;
+/// LRO in `ETHTOOL_GFLAGS`.
+const LRO: u32 = 1 << 15;
+/// Drivers whose native XDP has copy-mode AF_XDP; others fall back to generic mode.
+const NATIVE: [&str; 16] = [
+    "veth",
+    "tun",
+    "virtio_net",
+    "e1000e",
+    "igb",
+    "igc",
+    "ixgbe",
+    "i40e",
+    "ice",
+    "mlx5_core",
+    "mlx4_en",
+    "ena",
+    "bnxt_en",
+    "sfc",
+    "nfp",
+    "gve",
+];
+
+pub(super) fn test(only: Option<&str>, findings: &mut Findings) {
+    let links = match netlink::links() {
+        Ok(links) => links,
+        Err(errno) => {
+            return findings.fail(
+                format!("interfaces: no list: {errno}"),
+                "allow netlink sockets",
+            );
+        }
+    };
+    let wanted = |link: &&Link| match only {
+        Some(name) => link.name == name,
+        // Loopback and whatever is not Ethernet is never served: nothing to test.
+        None => link.device_type == ETHERNET,
+    };
+    let mut links = links.iter().filter(wanted).peekable();
+    match (links.peek(), only) {
+        (None, Some(name)) => {
+            findings.fail(
+                format!("{name}: no such interface"),
+                "see ip link for the names",
+            );
+        }
+        (None, None) => findings.warn(
+            "interfaces: no Ethernet interface in this network namespace",
+            "run it in the namespace of the programs: ip netns exec NAME bypassctl doctor",
+        ),
+        _ => {}
+    }
+    let daemon = source::interfaces();
+    let drivers = af_xdp::interfaces();
+    for link in links {
+        let driver = drivers.iter().find(|interface| interface.name == link.name);
+        one(
+            link,
+            driver.map_or("", |interface| interface.driver.as_str()),
+            findings,
+        );
+        let seen = daemon
+            .iter()
+            .flatten()
+            .find(|interface| interface.name == link.name);
+        if let Some(interface) = seen {
+            served(link, interface, findings);
+        }
+    }
+}
+
+fn one(link: &Link, driver: &str, findings: &mut Findings) {
+    let name = &link.name;
+    if link.device_type != ETHERNET {
+        return findings.warn(
+            format!("{name}: is not an Ethernet interface"),
+            "its traffic stays in the kernel: name another interface",
+        );
+    }
+    if !link.up {
+        return findings.warn(format!("{name}: is down"), "to use it: ip link set NAME up");
+    }
+    if link.has_master {
+        findings.warn(
+            format!("{name}: is a port of a bridge, bond or VRF"),
+            "the addresses are the master's: its traffic stays in the kernel",
+        );
+    }
+    let shown = if driver.is_empty() {
+        "unknown driver"
+    } else {
+        driver
+    };
+    if NATIVE.contains(&driver) {
+        findings.ok(format!("{name}: driver {shown}, native XDP"));
+    } else {
+        findings.warn(
+            format!("{name}: driver {shown}, not known to have native XDP"),
+            "generic mode serves as fall-back; it is slower",
+        );
+    }
+    mtu(link, findings);
+    findings.ok(format!(
+        "{name}: {} RX queues, all of them are served",
+        link.rx_queues.max(1)
+    ));
+    offloads(name, findings);
+    program(link, findings);
+}
+
+fn mtu(link: &Link, findings: &mut Findings) {
+    let what = format!("{}: MTU {} (at most {LARGEST_MTU})", link.name, link.mtu);
+    if link.mtu > LARGEST_MTU {
+        findings.fail(
+            what,
+            "lower it: ip link set NAME mtu 3498; frames must fit one chunk",
+        );
+    } else {
+        findings.ok(what);
+    }
+}
+
+fn offloads(name: &str, findings: &mut Findings) {
+    let flags = facts::offload(name, Offload::Flags);
+    let lro = flags.map(|flags| flags & LRO);
+    let told = [
+        ("RX checksum", facts::offload(name, Offload::RxChecksum)),
+        ("TX checksum", facts::offload(name, Offload::TxChecksum)),
+        ("TSO", facts::offload(name, Offload::SegmentationTcp)),
+        ("GRO", facts::offload(name, Offload::Gro)),
+        ("LRO", lro),
+    ];
+    let text: Vec<String> = told
+        .iter()
+        .filter_map(|(what, value)| value.map(|value| (what, value != 0)))
+        .map(|(what, on)| format!("{what} {}", if on { "on" } else { "off" }))
+        .collect();
+    if text.is_empty() {
+        return;
+    }
+    let what = format!("{name}: offloads: {}", text.join(", "));
+    if lro.is_some_and(|lro| lro != 0) {
+        findings.warn(what, "drivers refuse XDP with LRO: ethtool -K NAME lro off");
+    } else {
+        findings.ok(what);
+    }
+}
+
+fn program(link: &Link, findings: &mut Findings) {
+    let name = &link.name;
+    let Some(xdp) = link.xdp else {
+        return findings.ok(format!("{name}: no XDP program: free to use"));
+    };
+    let program = facts::program_name(xdp.program);
+    let shown = program.as_deref().unwrap_or("name not to be seen");
+    let what = format!(
+        "{name}: XDP program {} ({shown}) in {} mode",
+        xdp.program, xdp.mode
+    );
+    match program.as_deref() {
+        Some(OWN_PROGRAM) if xdp.mode == "generic" => {
+            findings.warn(
+                what,
+                "generic mode is slower: a driver with native XDP would help",
+            );
+        }
+        Some(OWN_PROGRAM) => findings.ok(what),
+        None => findings.warn(what, "run bypassctl doctor as root to see whose it is"),
+        Some(_) => findings.fail(
+            what,
+            "another program has the interface: detach it, or use another",
+        ),
+    }
+}
+
+/// What the daemon says of the interface.
+fn served(link: &Link, interface: &source::Interface, findings: &mut Findings) {
+    let name = &link.name;
+    match (&interface.reason, &interface.mode) {
+        (Some(reason), _) => {
+            let state = if link.up { State::Warn } else { State::Ok };
+            let todo = if link.up {
+                "its sockets stay in the kernel until that changes"
+            } else {
+                ""
+            };
+            findings.add(state, format!("{name}: the daemon says: {reason}"), todo);
+        }
+        (None, Some(mode)) => findings.ok(format!("{name}: the daemon serves it in {mode} mode")),
+        (None, None) => findings.ok(format!("{name}: the daemon will open it when it is needed")),
+    }
+}

@@ -1,0 +1,186 @@
+//! Copies of the memfds that accelerated programs hold: stack images and process reports.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+use bypass_proto::report::{self, REPORT_BYTES, ReportView};
+use bypass_runtime::image;
+use rustix::fs::OFlags;
+use zerocopy::IntoBytes;
+
+use super::process;
+
+/// Largest memfd that is copied.
+const LARGEST: u64 = 1 << 30;
+
+/// A memfd of ours that some process holds.
+#[derive(Debug)]
+pub struct Held {
+    /// A process that holds it.
+    pub pid: u32,
+    path: PathBuf,
+    inode: u64,
+    bytes: u64,
+}
+
+impl Held {
+    /// Opens the file again for reading, if the descriptor still is that file.
+    fn open(&self) -> Option<File> {
+        // The descriptor may have become anything meanwhile, a FIFO too: never wait.
+        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(&self.path)
+            .ok()?;
+        let same = file.metadata().ok()?.ino() == self.inode;
+        same.then_some(file)
+    }
+
+    /// A copy of a stack image.
+    pub fn read_image(&self) -> Option<ImageCopy> {
+        let length = usize::try_from(self.bytes.min(LARGEST)).ok()?;
+        let stack = length.checked_sub(image::STACK_OFFSET)?;
+        let file = self.open()?;
+        let mut header = [0_u64; 2];
+        file.read_exact_at(header.as_mut_bytes(), 0).ok()?;
+        let mut words = Vec::new();
+        words.try_reserve_exact(stack.div_ceil(8)).ok()?;
+        words.resize(stack.div_ceil(8), 0_u64);
+        file.read_exact_at(
+            words.as_mut_bytes().get_mut(..stack)?,
+            image::STACK_OFFSET as u64,
+        )
+        .ok()?;
+        Some(ImageCopy {
+            id: header[1],
+            words,
+            length: stack,
+        })
+    }
+
+    fn read_report(&self) -> Option<ReportView> {
+        let mut bytes = Vec::new();
+        let file = self.open()?;
+        file.take(REPORT_BYTES as u64)
+            .read_to_end(&mut bytes)
+            .ok()?;
+        ReportView::read(&bytes).ok()
+    }
+}
+
+/// A stack image as it was when it was copied.
+#[derive(Debug)]
+pub struct ImageCopy {
+    /// The image's random identity.
+    pub id: u64,
+    words: Vec<u64>,
+    length: usize,
+}
+
+impl ImageCopy {
+    /// The stack's bytes, aligned to eight.
+    pub fn stack(&self) -> &[u8] {
+        self.words.as_bytes().get(..self.length).unwrap_or_default()
+    }
+
+    /// The identity as everything prints it.
+    pub fn name(&self) -> String {
+        format!("{:016x}", self.id)
+    }
+}
+
+/// Memfds with this name that these processes hold, each once, with the first holder.
+pub fn memfds(name: &str, pids: &[u32]) -> Vec<Held> {
+    let wanted = format!("/memfd:{name} (deleted)");
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    for &pid in pids {
+        let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if fs::read_link(&path).is_ok_and(|target| target.as_os_str() == wanted.as_str())
+                && let Ok(facts) = fs::metadata(&path)
+                && seen.insert((facts.dev(), facts.ino()))
+            {
+                found.push(Held {
+                    pid,
+                    path,
+                    inode: facts.ino(),
+                    bytes: facts.len(),
+                });
+            }
+        }
+    }
+    found
+}
+
+/// The reports of these processes: process id as seen from here, and what it says. A report that
+/// a process holds only because it was inherited is its parent's and left out.
+pub fn reports(pids: &[u32]) -> Vec<(u32, ReportView)> {
+    let mut found = Vec::new();
+    for &pid in pids {
+        for held in memfds(report::NAME, &[pid]) {
+            let Some(view) = held.read_report() else {
+                continue;
+            };
+            if Some(view.header.pid) == process::own_pid(pid) {
+                found.push((pid, view));
+                break;
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use bypass_proto::report::{Header, Report};
+    use rustix::fs::MemfdFlags;
+
+    use super::*;
+
+    fn memfd(name: &str, content: &[u8]) -> File {
+        let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC).expect("memfd");
+        let file = File::from(fd);
+        file.write_all_at(content, 0).expect("room");
+        file
+    }
+
+    fn own() -> u32 {
+        std::process::id()
+    }
+
+    #[test]
+    fn a_report_is_found_and_one_of_another_process_is_not() {
+        let mut words = vec![0_u64; REPORT_BYTES / 8];
+        Report::create(words.as_mut_bytes(), Header::new(own() + 1, 0, "parent")).expect("room");
+        let _inherited = memfd(report::NAME, words.as_bytes());
+        let _garbage = memfd(report::NAME, b"garbage");
+        assert!(reports(&[own()]).is_empty());
+        Report::create(words.as_mut_bytes(), Header::new(own(), 0, "own")).expect("room");
+        let _own = memfd(report::NAME, words.as_bytes());
+        let found = reports(&[own()]);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].1.header.program_text(), "own");
+    }
+
+    #[test]
+    fn images_of_any_size_are_copied_or_refused() {
+        let name = "bypass-image-test";
+        let _small = memfd(name, &[7; 100]);
+        let file = memfd(name, &[7; image::STACK_OFFSET + 13]);
+        let found = memfds(name, &[own()]);
+        let copies: Vec<_> = found.iter().filter_map(Held::read_image).collect();
+        assert_eq!((found.len(), copies.len()), (2, 1));
+        assert_eq!(copies[0].stack(), [7; 13]);
+        assert_eq!(copies[0].name(), "0707070707070707");
+        drop(file);
+        assert!(found.iter().filter_map(Held::read_image).next().is_none());
+    }
+}
