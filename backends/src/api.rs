@@ -26,10 +26,12 @@ pub struct Transmit {
 
 /// One RX and one TX path of a NIC.
 ///
-/// Several processes may use one queue pair in turn, each with its own mapping, under the stack lock:
+/// Several processes may use one queue pair in turn, each with its own mapping, under the stack
+/// lock:
 /// an implementation keeps no cursor between two calls that lives in one process only.
 pub trait QueuePair: Send {
-    /// Takes received frames, as many as there are and fit; returns their count. Their chunks are the
+    /// Takes received frames, as many as there are and fit; returns their count. Their chunks are
+    /// the
     /// caller's from then on.
     fn receive(&mut self, into: &mut [Received]) -> usize;
     /// Whether frames wait to be received. Cheap.

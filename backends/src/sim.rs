@@ -1,7 +1,8 @@
 //! A queue pair over plain memory: two of them make a wire for tests.
 //!
 //! [`wire`] gives two ends. What one end submits the other receives, in its own chunks, in order;
-//! [`Faults`] drops, duplicates, reorders and corrupts by a seeded generator, so that equal seeds give
+//! [`Faults`] drops, duplicates, reorders and corrupts by a seeded generator, so that equal seeds
+//! give
 //! equal runs.
 
 use std::collections::VecDeque;

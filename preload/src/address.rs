@@ -21,7 +21,8 @@ pub enum Given {
     Foreign,
 }
 
-/// Whether a pointer is in the first page, which is never mapped: the kernel's EFAULT is the answer.
+/// Whether a pointer is in the first page, which is never mapped: the kernel's EFAULT is the
+/// answer.
 /// (Other wild pointers fault in the program, as they would in any library.)
 pub fn is_nowhere<T>(pointer: *const T) -> bool {
     (pointer as usize) < 4096

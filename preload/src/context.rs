@@ -183,11 +183,11 @@ pub fn with_control<T>(
 
 /// A forked child: its parent's connection is not its own, and no thread of the parent lives here.
 pub fn after_fork_in_child() {
-    // SAFETY: this is the only thread of the process; whoever held the lock does not exist here.
     #[expect(
         unsafe_code,
         reason = "UNSAFETY: the holder of the lock did not survive the fork"
     )]
+    // SAFETY: this is the only thread of the process; whoever held the lock does not exist here.
     unsafe {
         if CONTROL.is_locked() {
             CONTROL.force_unlock();

@@ -1,6 +1,7 @@
 //! Whether a socket is accelerated, and the step that makes it so.
 //!
-//! Policy is asked when a call fixes an address (bind, connect, the first send); the endpoint and its
+//! Policy is asked when a call fixes an address (bind, connect, the first send); the endpoint and
+//! its
 //! filter are made in that same call. What the kernel has received by then is read from the shadow.
 
 use std::os::fd::BorrowedFd;
@@ -186,11 +187,11 @@ pub fn add_filter(
         endpoint_generation: endpoint.generation,
         ..Request::new(RequestKind::AddFilter)
     };
-    // SAFETY: the program's descriptor is open during its own call on it.
     #[expect(
         unsafe_code,
         reason = "UNSAFETY: borrows the program's descriptor for one call"
     )]
+    // SAFETY: the program's descriptor is open during its own call on it.
     let proof = unsafe { BorrowedFd::borrow_raw(fd) };
     let answer = context::with_control(|control| control.ask(request, Some(proof)));
     answer

@@ -6,8 +6,10 @@
 //! reason in its report; nothing is printed, no thread and no signal handler is installed, nothing
 //! outlives the process.
 //!
-//! Map: [`symbols`] is the one list of hooks; `family` has what each hook does; [`fdtable`] says what
-//! a descriptor number is; [`decide`] asks the policy and makes endpoints; `udp` receives and sends;
+//! Map: [`symbols`] is the one list of hooks; `family` has what each hook does; [`fdtable`] says
+//! what
+//! a descriptor number is; [`decide`] asks the policy and makes endpoints; `udp` receives and
+//! sends;
 //! `wait` is the one waiting mechanism; [`context`] holds the stack that this process has joined.
 //!
 //! Inside a hook only raw system calls (`rustix`) and originals are called, so that no hook is

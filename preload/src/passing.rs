@@ -1,6 +1,7 @@
 //! Descriptors that leave this process by SCM_RIGHTS.
 //!
-//! The receiver may be any program, so what is passed must be a plain kernel socket: an accelerated one
+//! The receiver may be any program, so what is passed must be a plain kernel socket: an accelerated
+//! one
 //! goes to the kernel before it is sent.
 
 #![expect(unsafe_code, reason = "UNSAFETY: walks the caller's control buffer")]

@@ -4,7 +4,8 @@ use crate::Stack;
 use crate::types::EndpointId;
 
 impl Stack<'_> {
-    /// The endpoint whose shadow has this cookie (`SO_COOKIE`), if one is live. Walks the endpoints:
+    /// The endpoint whose shadow has this cookie (`SO_COOKIE`), if one is live. Walks the
+    /// endpoints:
     /// for sockets that came by fork or by descriptor passing, not for the data path.
     #[must_use]
     pub fn udp_find(&self, shadow_cookie: u64) -> Option<EndpointId> {

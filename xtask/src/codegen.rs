@@ -1,6 +1,7 @@
 //! Generated files: the steering program's bytecode.
 //!
-//! Debian's clang makes the same bytes from the same source, so the object file is committed, a normal
+//! Debian's clang makes the same bytes from the same source, so the object file is committed, a
+//! normal
 //! build needs no clang, and CI builds it again and compares.
 
 use std::path::{Path, PathBuf};

@@ -1,7 +1,9 @@
 //! AF_XDP: a queue of any Linux interface, shared with the kernel by the steering program.
 //!
-//! The daemon side: [`Nic`] loads and attaches the program, opens queues, writes filters. The client
-//! side: [`AfXdpQueuePair`] maps the rings of a queue through its descriptor alone, so an unprivileged
+//! The daemon side: [`Nic`] loads and attaches the program, opens queues, writes filters. The
+//! client
+//! side: [`AfXdpQueuePair`] maps the rings of a queue through its descriptor alone, so an
+//! unprivileged
 //! program can use what it was given. Each uses only what stands to its left:
 //! `syscall` → `bpf` → `program`, `netdev` → `nic`; `ring` → `queue_pair`.
 

@@ -118,7 +118,8 @@ impl Nic {
     /// Loads the program and attaches it.
     ///
     /// # Errors
-    /// With the step that failed; `EBUSY` or `EEXIST` when another XDP program is attached, `ERANGE`
+    /// With the step that failed; `EBUSY` or `EEXIST` when another XDP program is attached,
+    /// `ERANGE`
     /// when the MTU (or a veth peer's) is too large.
     pub fn open(config: NicConfig) -> Result<Self, NicError> {
         let before =

@@ -1,6 +1,7 @@
 //! The steering program: its maps, their keys and values, and how it is loaded.
 //!
-//! The bytecode is `bpf/steer.bpf.o`, built from `bpf/steer.bpf.c` by `cargo xtask codegen`; the C file
+//! The bytecode is `bpf/steer.bpf.o`, built from `bpf/steer.bpf.c` by `cargo xtask codegen`; the C
+//! file
 //! says what it does.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

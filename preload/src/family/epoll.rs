@@ -52,10 +52,10 @@ pub unsafe fn epoll_ctl(set: c_int, operation: c_int, fd: c_int, event: *mut epo
     };
     match entry {
         Entry::Udp(endpoint) => {
-            // SAFETY: the caller's event, unless it is nowhere.
             let event = if is_nowhere(event) {
                 None
             } else {
+                // SAFETY: the caller's event.
                 unsafe { event.as_ref() }
             };
             to_int(epoll.control(set, operation, fd, endpoint, event))
@@ -118,9 +118,8 @@ pub unsafe fn epoll_pwait(
     if let Some(accelerated) = epoll_set::accelerated(set) {
         let deadline = wait::deadline_ms(timeout_ms);
         // SAFETY: the caller's arguments.
-        if let Some(result) =
-            unsafe { merged(accelerated, set, events, count, deadline, given(mask)) }
-        {
+        let answer = unsafe { merged(accelerated, set, events, count, deadline, given(mask)) };
+        if let Some(result) = answer {
             return result;
         }
     }
@@ -133,8 +132,8 @@ pub unsafe fn epoll_pwait(
     unsafe { after_kernel_wait(set, events, count, found, timeout_ms, given(mask)) }
 }
 
-/// A wait that began in the kernel alone may be ended by the set's first accelerated member: then it
-/// goes on as a merged one.
+/// A wait that began in the kernel alone may be ended by the set's first accelerated member: then
+/// it goes on as a merged one.
 ///
 /// # Safety
 /// The first `found` of the `count` events were written.

@@ -1,7 +1,9 @@
 //! Epoll sets with accelerated members.
 //!
-//! The program's epoll descriptor stays a real one and keeps every kernel member. Accelerated members
-//! are listed here, by endpoint; their shadows, and the program's own epoll descriptor, are members of
+//! The program's epoll descriptor stays a real one and keeps every kernel member. Accelerated
+//! members
+//! are listed here, by endpoint; their shadows, and the program's own epoll descriptor, are members
+//! of
 //! a second, hidden epoll set (the *overlay*), so that one descriptor tells whether the kernel has
 //! anything for this set.
 //!
@@ -11,7 +13,8 @@
 //!   members:         endpoint, events, data, edge state       (here)
 //! ```
 //!
-//! A set is keyed by its index in the registry, which every dup of the epoll descriptor shares. After
+//! A set is keyed by its index in the registry, which every dup of the epoll descriptor shares.
+//! After
 //! a fork the child has a copy of the members and makes its own overlay.
 
 #![expect(unsafe_code, reason = "UNSAFETY: epoll calls through libc's originals")]

@@ -21,9 +21,8 @@ pub fn hold() -> Held {
     // SAFETY: `all` is filled, `original` is written by the call (which cannot fail with these).
     unsafe { libc::pthread_sigmask(SIG_SETMASK, all.as_ptr(), original.as_mut_ptr()) };
     // SAFETY: written just above.
-    Held {
-        original: unsafe { original.assume_init() },
-    }
+    let original = unsafe { original.assume_init() };
+    Held { original }
 }
 
 impl Held {
