@@ -57,6 +57,9 @@ impl Server {
             self.listen_to(watched, Token::Process(number))?;
         }
         client.stack = Some(uid);
+        if let Some(stack) = self.stacks.get_mut(uid) {
+            stack.has_foreign_pids |= !process::shares_pids(client.peer.pid);
+        }
         Ok(self.attached(uid, u32::from(slot.0)))
     }
 

@@ -114,6 +114,13 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     }
     let config = Config::read(options.config.as_deref())?;
     let listener = claim_address()?;
+    if let (Some(path), Some(error)) = (&config.path, &config.error) {
+        eprintln!(
+            "bypassctl: {}: {error}; nobody is served until it is corrected and the daemon is \
+             started again",
+            path.display()
+        );
+    }
     if !options.foreground && detach::detach()? == Side::Caller {
         return Ok(());
     }

@@ -100,6 +100,35 @@ fn namespace(path: PathBuf) -> Option<u64> {
     rustix::fs::stat(path).ok().map(|stat| stat.st_ino)
 }
 
+/// Whether a process numbers processes as the daemon does.
+pub(super) fn shares_pids(pid: u32) -> bool {
+    let own = namespace("/proc/self/ns/pid".into());
+    namespace(format!("/proc/{pid}/ns/pid").into()) == own
+}
+
+/// The daemon's number of a child of `parent`, which `parent` itself numbers `pid`.
+pub(super) fn child_of(parent: u32, pid: u32) -> Option<u32> {
+    let tasks = fs::read_dir(format!("/proc/{parent}/task")).ok()?.flatten();
+    let children = tasks.flat_map(|task| {
+        let list = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        list.split_whitespace()
+            .filter_map(|word| word.parse().ok())
+            .collect::<Vec<u32>>()
+    });
+    let mut children = children;
+    // From the outermost namespace to the innermost.
+    let names = |child: &u32| {
+        let status = fs::read_to_string(format!("/proc/{child}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        line.is_some_and(|line| {
+            line.split_whitespace()
+                .skip(1)
+                .any(|word| word.parse() == Ok(pid))
+        })
+    };
+    children.find(names)
+}
+
 /// Name of a user, from /etc/passwd.
 pub(super) fn user_name(uid: u32) -> Option<String> {
     name_in("/etc/passwd", uid)

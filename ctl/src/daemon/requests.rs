@@ -229,7 +229,13 @@ impl Server {
         let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
         let slot = u8::try_from(request.process).map_err(|_| Refusal::Malformed)?;
         let slot = ProcessId(slot);
-        let Some(child) = Process::find(request.pid) else {
+        let parent = client.peer.pid;
+        let pid = if process::shares_pids(parent) {
+            Some(request.pid)
+        } else {
+            process::child_of(parent, request.pid)
+        };
+        let Some(child) = pid.and_then(Process::find) else {
             // It has ended already; its slot is found by the next look at the image.
             self.chores.look_for_relatives(uid);
             return Ok(());
@@ -237,7 +243,6 @@ impl Server {
         if self.watch.find(uid, child.pid, child.start_time).is_some() {
             return Ok(());
         }
-        // Of another user, or in another pid namespace: then the number means nothing here.
         if child.uid != client.peer.uid && client.peer.uid != 0 {
             return Err(Refusal::NotAllowed.into());
         }

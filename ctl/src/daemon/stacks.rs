@@ -10,6 +10,7 @@
 //! it holds the lock. So the daemon never waits for it longer than [`PATIENCE`]; what could not be
 //! done then is refused or done at the next sweep.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -30,8 +31,12 @@ use super::process;
 use super::published::Published;
 use super::sockopt;
 
-/// How long the daemon waits for a stack's lock. Programs hold it for microseconds.
-const PATIENCE: Duration = Duration::from_millis(20);
+/// How long the daemon waits for a stack's lock. Programs hold it for microseconds, unless they are
+/// preempted.
+const PATIENCE: Duration = Duration::from_millis(10);
+/// After it has waited in vain, it only looks for this long, so that the requests of a stuck stack's
+/// programs cost nobody else's time.
+const RESENTMENT: Duration = Duration::from_millis(200);
 /// Chunk sizes: the usual one, and the one for larger MTUs.
 const CHUNK_SIZES: [u32; 2] = [2048, 4096];
 /// An MTU above this needs the larger chunks.
@@ -82,6 +87,8 @@ pub(super) struct StackEntry {
     pub origin: Origin,
     /// What it has room for.
     pub capacities: Capacities,
+    /// Whether programs of it live in another pid namespace than the daemon.
+    pub has_foreign_pids: bool,
     /// Queue pairs by index; `None` = closed.
     queues: Vec<Option<Queue>>,
     image: OwnedFd,
@@ -91,6 +98,8 @@ pub(super) struct StackEntry {
     attachment: Attachment,
     /// A second mapping of the image, for the lock word.
     words: Image,
+    /// Until when the lock is not waited for.
+    busy_until: Cell<Option<Instant>>,
 }
 
 /// Chunk size for a host with these links.
@@ -175,12 +184,14 @@ impl StackEntry {
             ring_entries,
             origin,
             capacities,
+            has_foreign_pids: false,
             queues: Vec::new(),
             image,
             packets,
             cplane,
             attachment,
             words,
+            busy_until: Cell::new(None),
         })
     }
 
@@ -189,9 +200,12 @@ impl StackEntry {
     /// # Errors
     /// [`Busy`] when its owner lives and keeps it.
     pub(super) fn lock(&self) -> Result<Locked<'_>, Busy> {
-        let deadline = Instant::now() + PATIENCE;
+        let begun = Instant::now();
+        let is_resented = self.busy_until.get().is_some_and(|until| begun < until);
+        let deadline = if is_resented { begun } else { begun + PATIENCE };
         loop {
             if let Ok(locked) = self.attachment.try_lock() {
+                self.busy_until.set(None);
                 return Ok(locked);
             }
             let owner = self.words.lock_word().load(Ordering::Relaxed) & !LOCK_WAITERS;
@@ -199,6 +213,9 @@ impl StackEntry {
                 return self.attachment.lock().map_err(|_| Busy);
             }
             if Instant::now() >= deadline {
+                if !is_resented {
+                    self.busy_until.set(Some(Instant::now() + RESENTMENT));
+                }
                 return Err(Busy);
             }
             std::thread::sleep(Duration::from_micros(50));

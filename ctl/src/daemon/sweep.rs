@@ -8,9 +8,10 @@ use bypass_stack::{EndpointId, ProcessId};
 use super::counters::Counter;
 use super::process::Process;
 use super::server::Server;
+use super::stacks::{Busy, StackEntry};
 
-/// When to try again what a busy lock prevented.
-const RETRY: Duration = Duration::from_millis(20);
+/// When to try again what a busy lock prevented: soon, then ever later.
+const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// Sweeps between two looks for processes that nobody has told us of.
 const LOOK_EVERY: u32 = 10;
 /// How long a forked child's slot may be without a process.
@@ -26,20 +27,28 @@ pub(super) struct Chores {
     /// Slots without a process, since when.
     unborn: Vec<(u32, ProcessId, Instant)>,
     retry_at: Option<Instant>,
+    pause: Duration,
     sweeps: u32,
 }
 
 impl Chores {
     /// Gives a slot back at the next opportunity.
     pub(super) fn remove_slot(&mut self, uid: u32, slot: ProcessId) {
-        self.slots.push((uid, slot));
-        self.retry_at.get_or_insert_with(|| Instant::now() + RETRY);
+        if !self.slots.contains(&(uid, slot)) {
+            self.slots.push((uid, slot));
+        }
+        self.try_again();
+    }
+
+    fn try_again(&mut self) {
+        let pause = self.pause.clamp(RETRY.0, RETRY.1);
+        self.retry_at.get_or_insert_with(|| Instant::now() + pause);
     }
 
     /// Looks into a stack's image at the next opportunity.
     pub(super) fn look_for_relatives(&mut self, uid: u32) {
         self.unknown.push(uid);
-        self.retry_at.get_or_insert_with(|| Instant::now() + RETRY);
+        self.try_again();
     }
 
     /// When something is to be tried again.
@@ -72,36 +81,45 @@ impl Server {
             return;
         };
         let filters = self.filters.endpoints(uid);
-        let orphaned: Option<Vec<u32>> = stack.lock().ok().map(|mut locked| {
-            let stack = locked.stack();
-            let is_orphaned = |endpoint: EndpointId| {
-                let mut holders = stack.holders(endpoint);
-                if let Some(word) = holders.get_mut(usize::from(slot.0 >> 6)) {
-                    *word &= !(1 << (slot.0 & 63));
-                }
-                holders == [0, 0]
-            };
-            filters
-                .iter()
-                .filter(|(_, endpoint)| is_orphaned(*endpoint))
-                .map(|(id, _)| *id)
-                .collect()
-        });
-        let Some(orphaned) = orphaned else {
-            self.counters.add(Counter::StackLocksBusy);
-            self.chores.remove_slot(uid, slot);
-            return;
+        let (orphaned, is_busy) = match stack.lock() {
+            Ok(mut locked) => {
+                let stack = locked.stack();
+                (
+                    orphans(&filters, slot, |endpoint| stack.holders(endpoint)),
+                    false,
+                )
+            }
+            // Somebody keeps the lock. Reading without it may show an update half done, but no
+            // update makes a dead process's endpoints others'.
+            Err(Busy) => {
+                let bytes = stack.copy_image().unwrap_or_default();
+                let image = Image::attach(&bytes).ok();
+                let holders = |endpoint| {
+                    let found = image.and_then(|image| image.endpoint(endpoint));
+                    found.map_or([0, 0], |found| found.holders)
+                };
+                (orphans(&filters, slot, holders), true)
+            }
         };
         for id in orphaned {
             self.counters.add(Counter::FiltersSwept);
             self.remove_filter(id);
         }
-        match self.stacks.get(uid).map(|stack| stack.lock()) {
+        let given = match self
+            .stacks
+            .get(uid)
+            .filter(|_| !is_busy)
+            .map(StackEntry::lock)
+        {
             Some(Ok(mut locked)) => {
                 locked.stack().remove_process(slot);
+                true
             }
-            Some(Err(_)) => self.chores.remove_slot(uid, slot),
-            None => {}
+            _ => false,
+        };
+        if !given {
+            self.counters.add(Counter::StackLocksBusy);
+            self.chores.remove_slot(uid, slot);
         }
     }
 
@@ -112,6 +130,7 @@ impl Server {
             return;
         };
         let inode = stack.inode;
+        let is_foreign = stack.has_foreign_pids;
         let Ok(bytes) = stack.copy_image() else {
             return;
         };
@@ -136,6 +155,9 @@ impl Server {
                 Some(process) if self.watch_process(uid, &process, known.id).is_ok() => {
                     self.counters.add(Counter::ProcessesFound);
                 }
+                // In a container's pid namespace the number means another process, or none. The
+                // parent tells, and is understood there (`Server::forked`).
+                _ if is_foreign => self.note_unborn(uid, known.id),
                 _ => self.give_back(uid, known.id),
             }
         }
@@ -193,6 +215,10 @@ impl Server {
         self.do_chores();
         self.chores.sweeps = self.chores.sweeps.wrapping_add(1);
         let looks = self.chores.sweeps.is_multiple_of(LOOK_EVERY);
+        if looks && self.stacks.len() != 0 {
+            // The kernel does not announce that a neighbour has become stale.
+            self.mirror.doubt_neighbours();
+        }
         let users: Vec<u32> = self.stacks.iter().map(|stack| stack.uid).collect();
         for uid in users {
             let has_unborn = self.chores.unborn.iter().any(|(user, _, _)| *user == uid);
@@ -207,12 +233,16 @@ impl Server {
     /// Tries again what waits.
     pub(super) fn do_chores(&mut self) {
         self.chores.retry_at = None;
+        self.chores.pause = (self.chores.pause * 2).clamp(RETRY.0, RETRY.1);
         for (uid, slot) in std::mem::take(&mut self.chores.slots) {
             self.give_back(uid, slot);
         }
         for uid in std::mem::take(&mut self.chores.unknown) {
             self.find_relatives(uid);
             self.drop_stack_without_process(uid);
+        }
+        if self.chores.retry_at.is_none() {
+            self.chores.pause = RETRY.0;
         }
     }
 
@@ -238,4 +268,24 @@ impl Server {
             self.remove_filter(id);
         }
     }
+}
+
+/// The filters whose endpoints nobody holds when this slot is empty.
+fn orphans(
+    filters: &[(u32, EndpointId)],
+    slot: ProcessId,
+    holders: impl Fn(EndpointId) -> [u64; 2],
+) -> Vec<u32> {
+    let is_orphaned = |endpoint: EndpointId| {
+        let mut holders = holders(endpoint);
+        if let Some(word) = holders.get_mut(usize::from(slot.0 >> 6)) {
+            *word &= !(1 << (slot.0 & 63));
+        }
+        holders == [0, 0]
+    };
+    filters
+        .iter()
+        .filter(|(_, endpoint)| is_orphaned(*endpoint))
+        .map(|(id, _)| *id)
+        .collect()
 }

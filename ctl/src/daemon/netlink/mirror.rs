@@ -141,6 +141,11 @@ impl Mirror {
         std::mem::take(&mut self.changes)
     }
 
+    /// Reads the neighbours again soon: not every change of their state is announced.
+    pub(in crate::daemon) fn doubt_neighbours(&mut self) {
+        self.neighbours_stale = true;
+    }
+
     /// When [`Mirror::refresh_if_due`] wants to be called; `None` = not before the next message.
     pub(in crate::daemon) fn due(&self) -> Option<Instant> {
         let is_stale = self.stale || self.neighbours_stale;

@@ -79,6 +79,13 @@ impl Lines {
         self.read()
     }
 
+    /// Whatever the child says first; nothing when it has ended.
+    pub(super) fn child_output(&mut self) -> String {
+        let mut line = String::new();
+        while self.output.read_line(&mut line).unwrap_or(0) != 0 && !line.contains("> ") {}
+        line
+    }
+
     pub(super) fn id(&self) -> u32 {
         self.child.id()
     }
@@ -135,6 +142,10 @@ fn program_child() {
                 let slot = locked.stack().fork_process(program.process).expect("slot");
                 println!("> {}", slot.0);
             }
+            "scribble" => {
+                program.scribble();
+                println!("> scribbled");
+            }
             "close" => {
                 let mut locked = program.attachment.lock().expect("lock");
                 locked.stack().unhold(endpoint, program.process);
@@ -145,6 +156,20 @@ fn program_child() {
                     .control
                     .ask(Request::new(RequestKind::Shutdown), None);
                 println!("> {answer:?}");
+            }
+            _ if line.starts_with("forked ") => {
+                let numbers: Vec<u32> = line
+                    .split(' ')
+                    .skip(1)
+                    .map(|word| word.parse().expect("number"))
+                    .collect();
+                let request = Request {
+                    process: numbers[0],
+                    pid: numbers[1],
+                    ..Request::new(RequestKind::Forked)
+                };
+                program.control.tell(request).expect("tell");
+                println!("> told");
             }
             _ => {
                 let address = line.strip_prefix("forge ").expect("command");

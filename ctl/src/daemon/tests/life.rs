@@ -26,6 +26,18 @@ fn send(bed: &Bed, to: &str, count: usize) {
     });
 }
 
+/// Waits until a program has so many datagrams: the sender may have to resolve the address first.
+fn wait_for(program: &mut Lines, queued: &str) {
+    let begun = Instant::now();
+    while program.ask("queued") != queued {
+        assert!(
+            begun.elapsed() < Duration::from_secs(3),
+            "not {queued} in time"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Whether the program has an XDP program on the server's interface.
 fn is_attached(bed: &Bed) -> bool {
     let shown = bed.show("link show dmns");
@@ -47,8 +59,7 @@ fn a_killed_programs_filters_are_gone_at_once() {
     until("the filter is gone", || filters(&bed) == 1);
     assert!(begun.elapsed() < PROMPTLY, "{:?}", begun.elapsed());
     send(&bed, "198.18.9.1:7001", 2);
-    until("the other goes on", || true);
-    assert_eq!(keeper.ask("queued"), "2");
+    wait_for(&mut keeper, "2");
     assert!(is_attached(&bed));
     keeper.kill();
     until("nothing is attached", || !is_attached(&bed));
@@ -73,7 +84,7 @@ fn a_program_that_dies_with_the_lock_costs_only_its_own() {
     until("the filter is gone", || filters(&bed) == 1);
     assert!(begun.elapsed() < PROMPTLY, "{:?}", begun.elapsed());
     send(&bed, "198.18.9.1:7001", 3);
-    assert_eq!(keeper.ask("queued"), "3");
+    wait_for(&mut keeper, "3");
 }
 
 #[test]
@@ -124,7 +135,7 @@ fn the_next_daemon_takes_over() {
     let stacks = bed.list(QueryKind::Stacks);
     first.kill();
     send(&bed, "198.18.9.1:7001", 2);
-    assert_eq!(program.ask("queued"), "2");
+    wait_for(&mut program, "2");
     assert!(is_attached(&bed), "the program keeps the link");
 
     bed.start(DaemonOptions {
@@ -139,13 +150,13 @@ fn the_next_daemon_takes_over() {
     assert_eq!(again[0]["queue_pairs"][0]["mode"], "native");
     assert_eq!(filters(&bed), 1);
     send(&bed, "198.18.9.1:7001", 2);
-    assert_eq!(program.ask("queued"), "4");
+    wait_for(&mut program, "4");
     assert_eq!(bed.list(QueryKind::Filters)[0]["packets"], 4);
 
     let mut second = Lines::program(&bed, "198.18.9.1:7002", 65534);
     assert_eq!(second.read(), "ready");
     send(&bed, "198.18.9.1:7002", 1);
-    assert_eq!(second.ask("queued"), "1");
+    wait_for(&mut second, "1");
     second.kill();
     program.kill();
     until("nothing is attached", || !is_attached(&bed));
@@ -157,7 +168,12 @@ fn nothing_is_adopted_that_was_not_granted() {
     let mut first = Lines::daemon(&bed);
     bed.inside(|| until("the daemon answers", || Control::connect().is_ok()));
     let mut program = Lines::program(&bed, "198.18.9.1:7001", 65534);
-    assert_eq!(program.read(), "ready");
+    assert_eq!(
+        program.read(),
+        "ready",
+        "{}",
+        bed.list(QueryKind::Interfaces)
+    );
     // The program writes another address into its image.
     assert_eq!(program.ask("forge 198.18.9.1:7053"), "forged");
     first.kill();
@@ -205,11 +221,11 @@ fn filters_follow_addresses_and_interfaces() {
     let mut program = Lines::program(&bed, "0.0.0.0:7001", 0);
     assert_eq!(program.read(), "ready");
     send(&bed, "198.18.9.1:7001", 1);
-    assert_eq!(program.ask("queued"), "1");
+    wait_for(&mut program, "1");
     bed.ip("addr add 198.18.9.3/32 dev dmns");
     std::thread::sleep(Duration::from_millis(100));
     send(&bed, "198.18.9.3:7001", 1);
-    assert_eq!(program.ask("queued"), "2");
+    wait_for(&mut program, "2");
     bed.ip("addr del 198.18.9.1/24 dev dmns");
     bed.ip("link set dmns mtu 3000");
     until("an MTU above what chunks hold stops it", || {
@@ -229,4 +245,100 @@ fn filters_follow_addresses_and_interfaces() {
             .map(Vec::len),
         Some(0)
     );
+}
+
+#[test]
+fn a_child_goes_on_with_its_parents_sockets() {
+    let bed = Bed::with_daemon();
+    let mut parent = Lines::program(&bed, "198.18.9.1:7001", 0);
+    assert_eq!(parent.read(), "ready");
+    let slot = parent.ask("fork");
+    // Whoever the child is: a process that lives on.
+    let mut child = std::process::Command::new("sleep")
+        .arg("100")
+        .spawn()
+        .expect("spawn");
+    assert_eq!(parent.ask(&format!("forked {slot} {}", child.id())), "told");
+    until("both are known", || {
+        bed.list(QueryKind::Stacks)[0]["processes"]
+            .as_array()
+            .map(Vec::len)
+            == Some(2)
+    });
+    parent.kill();
+    until("the parent is gone", || {
+        bed.list(QueryKind::Stacks)[0]["processes"]
+            .as_array()
+            .map(Vec::len)
+            == Some(1)
+    });
+    assert_eq!(filters(&bed), 1);
+    assert_eq!(bed.list(QueryKind::Filters)[0]["owner"]["program"], "sleep");
+    child.kill().expect("kill");
+    until("nothing is attached", || !is_attached(&bed));
+    child.wait().expect("wait");
+}
+
+#[test]
+fn a_child_that_was_never_born_holds_nothing_for_long() {
+    let bed = Bed::with_daemon();
+    let mut parent = Lines::program(&bed, "198.18.9.1:7001", 0);
+    assert_eq!(parent.read(), "ready");
+    parent.ask("fork");
+    parent.kill();
+    std::thread::sleep(Duration::from_secs(4));
+    until("nothing is attached", || !is_attached(&bed));
+}
+
+#[test]
+fn rubbish_in_an_image_hurts_only_its_own_stack() {
+    let bed = Bed::with_daemon();
+    let mut vandal = Lines::program(&bed, "198.18.9.1:7001", 65534);
+    assert_eq!(vandal.read(), "ready");
+    for _ in 0..3 {
+        assert_eq!(vandal.ask("scribble"), "scribbled");
+        for kind in [QueryKind::Stacks, QueryKind::Filters, QueryKind::Interfaces] {
+            assert!(bed.list(kind).is_array());
+        }
+        let mut late = Lines::program(&bed, "198.18.9.1:7002", 65534);
+        let _ = late.child_output();
+        std::thread::sleep(Duration::from_millis(1100));
+    }
+    vandal.kill();
+    until("nothing is attached", || !is_attached(&bed));
+    let mut next = Lines::program(&bed, "198.18.9.1:7001", 65534);
+    assert_eq!(next.read(), "ready");
+}
+
+#[test]
+fn rules_leave_routing_to_the_kernel() {
+    use bypass_stack::IpAddress;
+    use bypass_stack::cplane::{CplaneReason, Lookup, lookup};
+    let bed = Bed::with_daemon();
+    bed.inside(|| {
+        let program = super::program::Program::join().expect("join");
+        let peer = IpAddress::from_v4([198, 18, 9, 2]);
+        let ask = || {
+            program
+                .cplane
+                .read(|table| lookup(table, peer, IpAddress::UNSPECIFIED, 0, 0))
+        };
+        let by_rules = Some(Lookup::Kernel(CplaneReason::PolicyRules));
+        assert_ne!(ask(), by_rules);
+        bed.ip("rule add fwmark 7 table 100");
+        until("the rule is seen", || ask() == by_rules);
+        bed.ip("rule del fwmark 7 table 100");
+        until("it is gone", || ask() != by_rules);
+        bed.ip("route add 198.18.77.0/24 via 198.18.9.2");
+        let far = IpAddress::from_v4([198, 18, 77, 1]);
+        let far = || {
+            program
+                .cplane
+                .read(|table| lookup(table, far, IpAddress::UNSPECIFIED, 0, 0))
+        };
+        let no_route = Some(Lookup::Kernel(CplaneReason::NoRoute));
+        until("the route is seen", || far() != no_route);
+        bed.ip("link set dmns down");
+        until("its end is seen", || far() == no_route);
+    });
 }

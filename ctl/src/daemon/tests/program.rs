@@ -28,7 +28,7 @@ pub(super) struct Program {
     pub cplane: Cplane,
     pub process: ProcessId,
     chunk_size: u32,
-    _shared: Vec<OwnedFd>,
+    shared: Vec<OwnedFd>,
     leases: Vec<OwnedFd>,
 }
 
@@ -53,7 +53,7 @@ impl Program {
             cplane,
             process,
             chunk_size,
-            _shared: fds,
+            shared: fds,
             leases: Vec::new(),
         })
     }
@@ -108,6 +108,24 @@ impl Program {
         drop(locked);
         self.leases = fds.collect();
         count
+    }
+
+    /// Writes rubbish all over the image, lock word and identity included.
+    pub(super) fn scribble(&self) {
+        let image = &self.shared[0];
+        let size = rustix::fs::fstat(image).expect("stat").st_size as u64;
+        let mut state = u64::from(std::process::id()) | 1;
+        for page in 0..size / 4096 {
+            let bytes: Vec<u8> = (0..4096)
+                .map(|_| {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    state as u8
+                })
+                .collect();
+            rustix::io::pwrite(image, &bytes, page * 4096).expect("write");
+        }
     }
 
     /// How many links the program holds.
