@@ -53,8 +53,16 @@ struct Cli {
 enum Command {
     Run(cmd::run::Run),
     /// Run the privileged daemon of this network namespace.
+    #[command(after_help = "\
+Examples:
+  bypassctl daemon                                    in the background, until bypassctl shutdown
+  bypassctl daemon --foreground                       for a service manager
+  ip netns exec blue bypassctl daemon --exit-when-idle
+
+There is one daemon in each network namespace. A program of root starts one by itself when none
+answers; others need one that runs. Running programs survive its end, and the next one finds them.")]
     Daemon {
-        /// End about two seconds after the last program has gone.
+        /// End about two seconds after the last program and client have gone.
         #[arg(long)]
         exit_when_idle: bool,
         /// Stay in the foreground.
@@ -73,17 +81,26 @@ enum Command {
     Stats(cmd::stats::Stats),
     Explain(cmd::explain::Explain),
     Doctor(cmd::doctor::Doctor),
-    /// Stacks with their users, processes and queues.
+    /// Stacks with their users, programs and interfaces.
+    #[command(after_help = "Examples:\n  bypassctl stacks\n  bypassctl stacks --json")]
     Stacks(cmd::Json),
     Dump(cmd::stacks::Dump),
-    /// Stop the daemon. Running programs go on.
+    /// Stop the daemon. Running programs go on; new sockets stay in the kernel until one runs again.
+    #[command(after_help = "Example:\n  bypassctl shutdown && bypassctl daemon    restart it")]
     Shutdown,
     /// Shell completions on standard output.
+    #[command(after_help = "\
+Example:
+  bypassctl completions bash > /usr/share/bash-completion/completions/bypassctl")]
     Completions {
-        /// bash, zsh, fish, elvish or powershell.
+        /// Which shell.
         shell: clap_complete::Shell,
     },
     /// Manual pages: to a folder, or the main one to standard output.
+    #[command(after_help = "\
+Examples:
+  bypassctl man | man -l -
+  bypassctl man /usr/share/man/man1")]
     Man {
         /// Folder for all pages.
         folder: Option<PathBuf>,
@@ -119,7 +136,9 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Dump(dump) => dump.execute(),
         Command::Shutdown => cmd::filters::shutdown(),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "bypassctl", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "bypassctl", &mut script);
+            render::text(&String::from_utf8_lossy(&script));
             Ok(())
         }
         Command::Man { folder } => manual(folder),
@@ -129,10 +148,14 @@ fn dispatch(command: Command) -> Result<(), Failure> {
 fn manual(folder: Option<PathBuf>) -> Result<(), Failure> {
     let command = Cli::command();
     let failed = |error: std::io::Error| Failure::new(format!("cannot write the manual: {error}"));
-    match folder {
-        Some(folder) => clap_mangen::generate_to(command, folder).map_err(failed),
-        None => clap_mangen::Man::new(command).render(&mut std::io::stdout()).map_err(failed),
+    if let Some(folder) = folder {
+        std::fs::create_dir_all(&folder).map_err(failed)?;
+        return clap_mangen::generate_to(command, folder).map_err(failed);
     }
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command).render(&mut page).map_err(failed)?;
+    render::text(&String::from_utf8_lossy(&page));
+    Ok(())
 }
 
 #[cfg(test)]

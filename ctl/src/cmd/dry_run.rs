@@ -261,9 +261,12 @@ impl Scene {
         answer["role"] = role.word().into();
         answer["local"] = local.to_string().into();
         answer["remote"] = query.remote.map(|remote| remote.to_string()).into();
-        if let Decision::Accelerate {
-            interface, backend, ..
-        } = decision
+        if let (
+            None,
+            Decision::Accelerate {
+                interface, backend, ..
+            },
+        ) = (reason, decision)
         {
             answer["interface"] = interface.or(query.interface).into();
             answer["backend"] = backend.word().into();

@@ -131,7 +131,8 @@ fn print(pid: u32, report: &ReportView) {
     let counts: Vec<String> = FallThrough::ALL
         .iter()
         .map(|reason| (reason, header.count_of(*reason)))
-        .filter(|(_, count)| *count > 0)
+        // Every socket begins undecided: that says nothing.
+        .filter(|(reason, count)| **reason != FallThrough::Undecided && *count > 0)
         .map(|(reason, count)| format!("{} {count}", reason.name()))
         .collect();
     if !counts.is_empty() {

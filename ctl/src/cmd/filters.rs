@@ -67,15 +67,7 @@ impl Filters {
         match self {
             Self::List(json) => list(json),
             Self::Add(add) => add.execute(),
-            Self::Del { id } => {
-                let request = Request {
-                    filter: *id,
-                    ..Request::new(RequestKind::RemoveStatic)
-                };
-                source::ask(&request)?;
-                render::line(&format!("static filter {id} is removed"));
-                Ok(())
-            }
+            Self::Del { id } => delete(*id),
         }
     }
 }
@@ -113,6 +105,32 @@ impl Add {
             ..Request::new(RequestKind::AddStatic)
         })
     }
+}
+
+fn delete(id: u32) -> Result<(), Failure> {
+    let filters = source::query(QueryKind::Filters)?;
+    let of_id = |filter: &&Value| filter["id"] == id;
+    match filters.as_array().into_iter().flatten().find(of_id) {
+        None => {
+            return Err(Failure::nothing(format!(
+                "no filter {id}: see bypassctl filters list"
+            )));
+        }
+        Some(filter) if filter["action"] == "steer" => {
+            return Err(Failure::new(format!(
+                "filter {id} is a socket's and goes with it; to keep its address in the kernel, \
+                 see bypassctl filters add"
+            )));
+        }
+        Some(_) => {}
+    }
+    let request = Request {
+        filter: id,
+        ..Request::new(RequestKind::RemoveStatic)
+    };
+    source::ask(&request)?;
+    render::line(&format!("static filter {id} is removed"));
+    Ok(())
 }
 
 fn ifindex(name: &str) -> Result<u32, Failure> {

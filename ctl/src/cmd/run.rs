@@ -5,18 +5,46 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
+use bypass_proto::options::{self, Kind};
+
 use super::program_file;
 use crate::{Failure, render};
 
-/// Start a program with libbypass.so.
-#[derive(Debug, clap::Args)]
-#[command(after_help = "\
+const HELP: &str = "\
 Examples:
   bypassctl run -- knotd -c knot.conf
   bypassctl run --profile latency -- redis-server --port 6379
 
 It sets LD_PRELOAD (in front of what is there already) and BYPASS_PROFILE, then becomes the program.
-Whatever cannot be accelerated runs on the kernel as before; bypassctl explain says why.")]
+Whatever cannot be accelerated runs on the kernel as before; bypassctl explain says why.";
+
+/// The examples and the table of options.
+fn long_help() -> String {
+    let mut text = format!("{HELP}\n\nOptions of libbypass.so, as environment variables:\n");
+    for option in options::TABLE {
+        let values = match option.kind {
+            Kind::Flag => "0 or 1".to_owned(),
+            Kind::Number { unit, least, most } => format!("{least} to {most} {unit}"),
+            Kind::Choice(words) => words.join(", "),
+            Kind::Path => "a path".to_owned(),
+        };
+        let default = match option.default {
+            "" => String::new(),
+            default => format!("; default {default}"),
+        };
+        text += &format!(
+            "  {}  ({values}{default})\n      {}\n",
+            option.name, option.sentence
+        );
+    }
+    text += "\nAll but BYPASS_CONFIG and BYPASS_DISABLE may stand in the [options] table of bypass.toml, in \
+             lower case without BYPASS_; the environment wins.";
+    text
+}
+
+/// Start a program with libbypass.so.
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP, after_long_help = long_help())]
 pub struct Run {
     /// What to tune for: latency spins long, throughput briefly, safe never.
     #[arg(long, value_parser = ["latency", "throughput", "safe"])]

@@ -120,9 +120,10 @@ fn in_the_kernel(reports: &[(u32, ReportView)]) -> impl Iterator<Item = Value> {
         report.records.iter().filter(kernel).map(move |record| {
             let remote = record.remote();
             let state = match (record.role, remote) {
-                (0, _) => "unbound",
-                (_, Some(_)) => "connected",
-                (_, None) => "bound",
+                // The report follows the addresses of sockets that may be accelerated only.
+                (0, _) => None,
+                (_, Some(_)) => Some("connected"),
+                (_, None) => Some("bound"),
             };
             json!({
                 "pid": pid, "program": source::program(*pid), "fd": record.fd,

@@ -202,7 +202,10 @@ impl Dump {
         } else if images.is_empty() {
             return Err(Failure::nothing("no such stack image here"));
         } else {
-            images.iter().for_each(print);
+            images
+                .iter()
+                .flat_map(lines)
+                .for_each(|line| render::line(&line));
         }
         let damaged = |image: &&Value| {
             image["problems"]
@@ -219,21 +222,23 @@ impl Dump {
     }
 }
 
-fn print(image: &Value) {
+/// An image as a person reads it.
+fn lines(image: &Value) -> Vec<String> {
     let cell = |field: &str| render::cell(&image[field]);
-    render::line(&format!(
+    let list = |field: &str| image[field].as_array().cloned().unwrap_or_default();
+    let mut lines = vec![format!(
         "stack {}, user {}, found in process {}",
         cell("id"),
         cell("user"),
         cell("found_in")
-    ));
+    )];
     if image.get("chunks").is_some() {
-        render::line(&format!(
+        lines.push(format!(
             "  endpoints: {} of {}",
             cell("endpoints"),
             cell("endpoints_max")
         ));
-        render::line(&format!(
+        lines.push(format!(
             "  chunks of {} bytes: {} = {} free + {} posted + {} queued + {} sending",
             cell("chunk_size"),
             cell("chunks"),
@@ -242,33 +247,34 @@ fn print(image: &Value) {
             cell("chunks_queued"),
             cell("chunks_sending")
         ));
-        for process in image["processes"].as_array().into_iter().flatten() {
-            let cell = |field: &str| render::cell(&process[field]);
-            render::line(&format!(
-                "  process {} in slot {}: {}, uid {}",
-                cell("pid"),
-                cell("slot"),
-                cell("program"),
-                cell("uid")
-            ));
-        }
-        for pair in image["queue_pairs"].as_array().into_iter().flatten() {
-            let cell = |field: &str| render::cell(&pair[field]);
-            render::line(&format!(
-                "  queue pair {}: {} queue {}, {} {}, {} frames in, {} out",
-                cell("index"),
-                cell("interface"),
-                cell("queue"),
-                cell("backend"),
-                cell("mode"),
-                cell("rx_packets"),
-                cell("tx_packets")
-            ));
-        }
     }
-    for problem in image["problems"].as_array().into_iter().flatten() {
-        render::line(&format!("  PROBLEM: {}", render::cell(problem)));
+    for process in list("processes") {
+        let cell = |field: &str| render::cell(&process[field]);
+        lines.push(format!(
+            "  process {} in slot {}: {}, uid {}",
+            cell("pid"),
+            cell("slot"),
+            cell("program"),
+            cell("uid")
+        ));
     }
+    for pair in list("queue_pairs") {
+        let cell = |field: &str| render::cell(&pair[field]);
+        lines.push(format!(
+            "  queue pair {}: {} queue {}, {} {}, {} frames in, {} out",
+            cell("index"),
+            cell("interface"),
+            cell("queue"),
+            cell("backend"),
+            cell("mode"),
+            cell("rx_packets"),
+            cell("tx_packets")
+        ));
+    }
+    let problems = list("problems");
+    let problems = problems.iter().map(render::cell);
+    lines.extend(problems.map(|problem| format!("  PROBLEM: {problem}")));
+    lines
 }
 
 #[cfg(test)]
@@ -295,7 +301,7 @@ mod tests {
             (&json!([]), &json!(16))
         );
         assert_eq!(sound["user"], "root");
-        print(&sound);
+        assert_eq!(lines(&sound).len(), 4, "{:?}", lines(&sound));
         let half = words.len() / 2;
         for word in &mut words[half..] {
             *word = 0x5a5a_5a5a_5a5a_5a5a;
@@ -303,7 +309,7 @@ mod tests {
         let damaged = describe(&Image::attach(words.as_bytes()).expect("its head is whole"));
         let problems = damaged["problems"].as_array().expect("a list");
         assert!((1..=PROBLEMS + 1).contains(&problems.len()));
-        print(&damaged);
+        assert!(lines(&damaged).len() > problems.len());
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Tests of interfaces: driver, MTU, queues, offloads, XDP programs.
 
-use bypass_backends::af_xdp;
+use bypass_backends::af_xdp::{self, Interface};
 
+use super::Findings;
 use super::facts::{self, Offload};
 use super::netlink::{self, Link};
-use super::{Findings, State};
 use crate::source;
 
 /// Most MTU: a frame with its headroom must fit a chunk of 4096 bytes, and the kernel's own limit
@@ -66,25 +66,23 @@ pub(super) fn test(only: Option<&str>, findings: &mut Findings) {
         _ => {}
     }
     let daemon = source::interfaces();
-    let drivers = af_xdp::interfaces();
+    let devices = af_xdp::interfaces();
     for link in links {
-        let driver = drivers.iter().find(|interface| interface.name == link.name);
-        one(
-            link,
-            driver.map_or("", |interface| interface.driver.as_str()),
-            findings,
-        );
+        let device = devices.iter().find(|device| device.name == link.name);
         let seen = daemon
             .iter()
             .flatten()
             .find(|interface| interface.name == link.name);
-        if let Some(interface) = seen {
-            served(link, interface, findings);
-        }
+        one(link, device, seen, findings);
     }
 }
 
-fn one(link: &Link, driver: &str, findings: &mut Findings) {
+fn one(
+    link: &Link,
+    device: Option<&Interface>,
+    daemon: Option<&source::Interface>,
+    findings: &mut Findings,
+) {
     let name = &link.name;
     if link.device_type != ETHERNET {
         return findings.warn(
@@ -93,7 +91,8 @@ fn one(link: &Link, driver: &str, findings: &mut Findings) {
         );
     }
     if !link.up {
-        return findings.warn(format!("{name}: is down"), "to use it: ip link set NAME up");
+        let todo = format!("to use it: ip link set {name} up");
+        return findings.warn(format!("{name}: is down"), &todo);
     }
     if link.has_master {
         findings.warn(
@@ -101,26 +100,25 @@ fn one(link: &Link, driver: &str, findings: &mut Findings) {
             "the addresses are the master's: its traffic stays in the kernel",
         );
     }
-    let shown = if driver.is_empty() {
-        "unknown driver"
-    } else {
-        driver
-    };
+    let driver = device.map_or("unknown", |device| device.driver.as_str());
     if NATIVE.contains(&driver) {
-        findings.ok(format!("{name}: driver {shown}, native XDP"));
+        findings.ok(format!("{name}: driver {driver}, native XDP"));
     } else {
         findings.warn(
-            format!("{name}: driver {shown}, not known to have native XDP"),
+            format!("{name}: driver {driver}, not known to have native XDP"),
             "generic mode serves as fall-back; it is slower",
         );
     }
     mtu(link, findings);
+    let queues = device.map_or(1, |device| device.queues);
     findings.ok(format!(
-        "{name}: {} RX queues, all of them are served",
-        link.rx_queues.max(1)
+        "{name}: RX queues: {queues}, all of them are served"
     ));
     offloads(name, findings);
-    program(link, findings);
+    program(link, daemon, findings);
+    if let Some(interface) = daemon {
+        served(name, interface, findings);
+    }
 }
 
 fn mtu(link: &Link, findings: &mut Findings) {
@@ -128,7 +126,7 @@ fn mtu(link: &Link, findings: &mut Findings) {
     if link.mtu > LARGEST_MTU {
         findings.fail(
             what,
-            "lower it: ip link set NAME mtu 3498; frames must fit one chunk",
+            "lower it with ip link set mtu: a frame must fit one chunk",
         );
     } else {
         findings.ok(what);
@@ -155,13 +153,16 @@ fn offloads(name: &str, findings: &mut Findings) {
     }
     let what = format!("{name}: offloads: {}", text.join(", "));
     if lro.is_some_and(|lro| lro != 0) {
-        findings.warn(what, "drivers refuse XDP with LRO: ethtool -K NAME lro off");
+        findings.warn(
+            what,
+            "drivers refuse XDP with LRO: switch it off with ethtool -K",
+        );
     } else {
         findings.ok(what);
     }
 }
 
-fn program(link: &Link, findings: &mut Findings) {
+fn program(link: &Link, daemon: Option<&source::Interface>, findings: &mut Findings) {
     let name = &link.name;
     let Some(xdp) = link.xdp else {
         return findings.ok(format!("{name}: no XDP program: free to use"));
@@ -180,6 +181,8 @@ fn program(link: &Link, findings: &mut Findings) {
             );
         }
         Some(OWN_PROGRAM) => findings.ok(what),
+        // Only root sees the name; that the daemon serves the interface says as much.
+        None if daemon.is_some_and(|interface| interface.mode.is_some()) => findings.ok(what),
         None => findings.warn(what, "run bypassctl doctor as root to see whose it is"),
         Some(_) => findings.fail(
             what,
@@ -189,18 +192,12 @@ fn program(link: &Link, findings: &mut Findings) {
 }
 
 /// What the daemon says of the interface.
-fn served(link: &Link, interface: &source::Interface, findings: &mut Findings) {
-    let name = &link.name;
+fn served(name: &str, interface: &source::Interface, findings: &mut Findings) {
     match (&interface.reason, &interface.mode) {
-        (Some(reason), _) => {
-            let state = if link.up { State::Warn } else { State::Ok };
-            let todo = if link.up {
-                "its sockets stay in the kernel until that changes"
-            } else {
-                ""
-            };
-            findings.add(state, format!("{name}: the daemon says: {reason}"), todo);
-        }
+        (Some(reason), _) => findings.warn(
+            format!("{name}: the daemon says: {reason}"),
+            "its sockets stay in the kernel until that changes",
+        ),
         (None, Some(mode)) => findings.ok(format!("{name}: the daemon serves it in {mode} mode")),
         (None, None) => findings.ok(format!("{name}: the daemon will open it when it is needed")),
     }

@@ -35,8 +35,6 @@ pub(super) struct Link {
     /// Is a port of a bridge, bond or the like.
     pub(super) has_master: bool,
     pub(super) mtu: u32,
-    /// Receive queues that it has.
-    pub(super) rx_queues: u32,
     /// Program attached and how.
     pub(super) xdp: Option<Xdp>,
 }
@@ -153,7 +151,6 @@ fn link(body: &[u8]) -> Option<Link> {
             4 => link.mtu = number(value, 0).unwrap_or(0),
             10 => link.has_master = number(value, 0).unwrap_or(0) != 0,
             18 => link.kind = inside(value, 1).map(text).unwrap_or_default(),
-            32 => link.rx_queues = number(value, 0).unwrap_or(0),
             43 => link.xdp = xdp(value),
             _ => {}
         }
