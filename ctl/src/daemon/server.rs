@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use bypass_proto::control::{Refusal, Reply, ReplyKind};
+use bypass_proto::control::{Refusal, Reply, ReplyKind, Request, RequestKind};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with, sockopt};
@@ -313,7 +313,7 @@ impl Server {
                 return false;
             }
             Incoming::Refuse(refusal, sequence) => self.refuse(client, refusal, 0, sequence),
-            Incoming::Request(request, _) if client.surplus => {
+            Incoming::Request(request, _) if client.surplus && !is_control(client, &request) => {
                 let _ = self.refuse(client, Refusal::Limit, 0, request.sequence);
                 return false;
             }
@@ -373,4 +373,14 @@ impl Server {
             }
         }
     }
+}
+
+/// Whether this is root looking or intervening, which a full daemon must allow.
+fn is_control(client: &Client, request: &Request) -> bool {
+    let kind = RequestKind::from_wire(request.kind);
+    client.peer.uid == 0
+        && matches!(
+            kind,
+            Some(RequestKind::Query | RequestKind::RemoveStatic | RequestKind::Shutdown)
+        )
 }
