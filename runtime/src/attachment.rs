@@ -277,14 +277,17 @@ impl Locked<'_> {
         }
     }
 
-    /// Moves what the stack wants to send into the TX rings.
-    fn transmit(&mut self) {
+    /// Moves what the stack wants to send into the TX rings. Sent chunks are taken back first: the
+    /// driver sends nothing while the completion ring is full. Says whether frames were moved, and
+    /// whether some are left for want of room.
+    fn transmit(&mut self) -> (bool, bool) {
         let State {
             stack,
             queues,
             count,
             ..
         } = &mut *self.state;
+        let (mut moved, mut left) = (false, false);
         for (index, queue) in queues.iter_mut().take(*count).enumerate() {
             let number = index as u8;
             if !stack.has_transmit(number) {
@@ -292,9 +295,12 @@ impl Locked<'_> {
             }
             // One that is not mapped here (yet) is sent by another process of the stack.
             if let Some(queue) = queue {
-                submit(stack, queue.as_mut(), number);
+                reclaim(stack, queue.as_mut());
+                moved |= submit(stack, queue.as_mut(), number) > 0;
+                left |= stack.has_transmit(number);
             }
         }
+        (moved, left)
     }
 
     /// Rebuilds the stack after its lock's owner died inside an update.
@@ -312,7 +318,7 @@ impl Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        self.transmit();
+        let (moved, left) = self.transmit();
         let mut bells = [-1; MAX_QUEUE_PAIRS];
         let mut ringing = 0;
         for (index, queue) in self.state.queues.iter().take(self.state.count).enumerate() {
@@ -330,6 +336,11 @@ impl Drop for Locked<'_> {
             for waiter in sleepers.iter() {
                 self.attachment.wake(waiter);
             }
+        }
+        // The doorbell has made room in the TX ring: send what found none. (Ends when nothing is
+        // left, or nothing moves any more.)
+        if moved && left && let Ok(again) = self.attachment.lock() {
+            drop(again);
         }
     }
 }
@@ -414,8 +425,9 @@ fn refill(stack: &mut Stack<'static>, queue: &mut dyn QueuePair) {
     }
 }
 
-/// Moves pending frames of one queue pair into its TX ring.
-fn submit(stack: &mut Stack<'static>, queue: &mut dyn QueuePair, number: u8) {
+/// Moves pending frames of one queue pair into its TX ring; returns how many.
+fn submit(stack: &mut Stack<'static>, queue: &mut dyn QueuePair, number: u8) -> usize {
+    let mut moved = 0;
     while let Some(frame) = stack.poll_transmit(number) {
         let descriptor = Transmit {
             chunk: frame.chunk.0,
@@ -424,9 +436,11 @@ fn submit(stack: &mut Stack<'static>, queue: &mut dyn QueuePair, number: u8) {
         };
         if queue.submit(&[descriptor]) == 0 {
             stack.untransmit(number, frame);
-            return;
+            break;
         }
+        moved += 1;
     }
+    moved
 }
 
 /// Tells the driver about new TX descriptors. Its answers need nothing from us: what it could not

@@ -201,7 +201,7 @@ fn on_the_kernel(scene: &Scene, variable: (&str, &str), reason: &str) -> Result<
 
 /// Privileged, but told not to start a daemon.
 pub(crate) fn no_daemon_wanted(scene: &Scene) -> Result<()> {
-    on_the_kernel(scene, ("BYPASS_DAEMON", "off"), "no-daemon")
+    on_the_kernel(scene, ("BYPASS_DAEMON", "never"), "no-daemon")
 }
 
 /// A configuration with an error: a message with line and column, the program on the kernel.

@@ -340,6 +340,8 @@ pub(crate) fn socat_receiver(scene: &Scene) -> Result<()> {
     server.arg(format!("OPEN:{},creat,append", file.display()));
     let _server = server.spawn()?;
     wait_for_udp_port(&scene.bed, Side::Server, 5005)?;
+    // The port is bound before the daemon, which the program starts, has entered the filter.
+    std::thread::sleep(Duration::from_secs(1));
     let text = format!("for i in $(seq 100); do echo line $i > /dev/udp/{host}/5005; done");
     scene
         .bed
