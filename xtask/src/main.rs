@@ -72,7 +72,7 @@ enum Task {
         #[arg(long, default_value_t = 1)]
         queues: u32,
     },
-    /// Build the steering program's bytecode again
+    /// Make generated files again: bytecode, docs/compat.md
     Codegen {
         /// Only compare with the committed one
         #[arg(long)]
@@ -94,7 +94,7 @@ fn main() -> ExitCode {
             record,
         } => bench::run(name, json, rounds, record),
         Task::Testbed { queues } => shell::run(queues),
-        Task::Codegen { check } => codegen::run(check),
+        Task::Codegen { check } => codegen::run(check).and_then(|()| codegen::compat(check)),
         Task::Tidy => tidy::run(),
     };
     match done {

@@ -74,6 +74,7 @@ fn all(groups: &[String]) -> Result<Tally> {
     if wanted("unit") {
         tally.check("tidy", step("tidy", tidy::run));
         tally.check("bytecode", step("bytecode", || codegen::run(true)));
+        tally.check("compat.md", step("compat.md", || codegen::compat(true)));
     }
     // Once it is written the shim's column must run: a skip would be no test.
     let environment: &[(&str, &str)] =
