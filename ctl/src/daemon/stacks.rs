@@ -354,25 +354,21 @@ impl StackEntry {
         }
     }
 
-    /// Writes a changed MTU or MAC address of a link into its queue pairs.
+    /// Writes a changed MTU or MAC address of a link into its queue pairs. Programs read them where
+    /// they are and have nothing to map anew.
     ///
     /// # Errors
     /// [`Busy`].
     pub(super) fn refresh_interface(&self, link: &LinkInfo) -> Result<(), Busy> {
         let mut locked = self.lock()?;
         let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
-        let mut changed = false;
         for (queue, info) in self.queues.iter().zip(locked.stack().queue_pairs_mut()) {
-            let is_ours = queue
+            if queue
                 .as_ref()
-                .is_some_and(|queue| queue.ifindex == link.ifindex);
-            if is_ours && (info.mtu, info.mac) != (mtu, link.mac) {
+                .is_some_and(|queue| queue.ifindex == link.ifindex)
+            {
                 (info.mtu, info.mac) = (mtu, link.mac);
-                changed = true;
             }
-        }
-        if changed {
-            locked.stack().bump_queue_pairs();
         }
         Ok(())
     }

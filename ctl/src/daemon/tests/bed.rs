@@ -21,9 +21,9 @@ use crate::daemon::{DaemonError, DaemonOptions, run};
 
 pub(super) const SERVER: [u8; 4] = [198, 18, 9, 1];
 
-/// The namespaces; removed when dropped.
+/// The namespaces; removed when dropped, after the daemon in them was told to stop.
 pub(super) struct Bed {
-    name: String,
+    names: Names,
     daemon: Option<JoinHandle<Result<(), DaemonError>>>,
 }
 
@@ -31,8 +31,9 @@ impl Bed {
     pub(super) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let names = Names(format!("dmn{}-{number}", std::process::id()));
         let bed = Self {
-            name: format!("dmn{}-{number}", std::process::id()),
+            names,
             daemon: None,
         };
         let (server, client) = (bed.namespace(), bed.peer());
@@ -94,11 +95,11 @@ impl Bed {
     }
 
     pub(super) fn namespace(&self) -> String {
-        format!("{}-s", self.name)
+        format!("{}-s", self.names.0)
     }
 
     pub(super) fn peer(&self) -> String {
-        format!("{}-c", self.name)
+        format!("{}-c", self.names.0)
     }
 
     /// Runs something in a thread in the daemon's namespace.
@@ -136,10 +137,17 @@ impl Drop for Bed {
         if !std::thread::panicking() {
             self.stop();
         }
-        for namespace in [self.namespace(), self.peer()] {
-            let _ = Command::new("ip")
-                .args(["netns", "delete", &namespace])
-                .status();
+    }
+}
+
+/// Common part of the names of the two namespaces.
+struct Names(String);
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        for side in ["s", "c"] {
+            let name = format!("{}-{side}", self.0);
+            let _ = Command::new("ip").args(["netns", "delete", &name]).status();
         }
     }
 }
