@@ -195,10 +195,37 @@ fn program(link: &Link, daemon: Option<&source::Interface>, findings: &mut Findi
 fn served(name: &str, interface: &source::Interface, findings: &mut Findings) {
     match (&interface.reason, &interface.mode) {
         (Some(reason), _) => findings.warn(
-            format!("{name}: the daemon says: {reason}"),
+            format!("{name}: the daemon says: {}", shortened(reason)),
             "its sockets stay in the kernel until that changes",
         ),
         (None, Some(mode)) => findings.ok(format!("{name}: the daemon serves it in {mode} mode")),
         (None, None) => findings.ok(format!("{name}: the daemon will open it when it is needed")),
+    }
+}
+
+/// A reason that fits a line: of a long one (the kernel's verdict on a BPF program) both ends.
+fn shortened(reason: &str) -> String {
+    const HEAD: usize = 80;
+    const TAIL: usize = 160;
+    let length = reason.chars().count();
+    if length <= HEAD + TAIL {
+        return reason.to_owned();
+    }
+    let head: String = reason.chars().take(HEAD).collect();
+    let tail: String = reason.chars().skip(length - TAIL).collect();
+    format!("{head} … {tail}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_reason_keeps_both_ends() {
+        assert_eq!(shortened("it is down"), "it is down");
+        let long = format!("begin {} end", "é".repeat(1000));
+        let short = shortened(&long);
+        assert!(short.starts_with("begin") && short.ends_with("end"));
+        assert_eq!(short.chars().count(), 80 + 3 + 160);
     }
 }

@@ -15,15 +15,15 @@ const TESTED: (u32, u32) = (6, 1);
 /// Packet memory of one stack with the default limits, in bytes.
 const PACKET_MEMORY: u64 = 32 << 20;
 
-/// Capabilities that the daemon uses: number, name, what for.
-const CAPABILITIES: [(u32, &str); 4] = [
+/// Capabilities that the daemon uses: number, name. (CAP_BPF and CAP_PERFMON are in SYS_ADMIN.)
+const CAPABILITIES: [(u32, &str); 6] = [
+    (0, "CAP_CHOWN"),
+    (1, "CAP_DAC_OVERRIDE"),
     (12, "CAP_NET_ADMIN"),
     (13, "CAP_NET_RAW"),
-    (39, "CAP_BPF"),
     (19, "CAP_SYS_PTRACE"),
+    (21, "CAP_SYS_ADMIN"),
 ];
-/// `CAP_SYS_ADMIN`: stands for CAP_BPF on kernels before 5.8.
-const SYS_ADMIN: u32 = 21;
 /// `CAP_IPC_LOCK`: locked memory without limit.
 const IPC_LOCK: u32 = 14;
 
@@ -68,16 +68,10 @@ fn has(held: u64, number: u32) -> bool {
     held >> number & 1 == 1
 }
 
-/// Whether the capability is held, by itself or within CAP_SYS_ADMIN.
-fn may(held: u64, number: u32) -> bool {
-    const BPF: u32 = 39;
-    has(held, number) || number == BPF && has(held, SYS_ADMIN)
-}
-
 fn privileges(held: u64, findings: &mut Findings) {
     let missing: Vec<&str> = CAPABILITIES
         .iter()
-        .filter(|(number, _)| !may(held, *number))
+        .filter(|(number, _)| !has(held, *number))
         .map(|(_, name)| *name)
         .collect();
     if missing.is_empty() {
