@@ -50,8 +50,9 @@ use rustix::net::{
 
 use self::detach::Side;
 
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 128;
+/// Connections that may wait to be accepted: a thousand programs may start at once, and a connection
+/// that does not wait for its place fails. (The kernel's net.core.somaxconn is the upper bound.)
+const BACKLOG: i32 = 2048;
 
 /// How the daemon runs.
 #[derive(Clone, Debug, Default)]
