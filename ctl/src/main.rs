@@ -85,7 +85,7 @@ answers; others need one that runs. Running programs survive its end, and the ne
     #[command(after_help = "Examples:\n  bypassctl stacks\n  bypassctl stacks --json")]
     Stacks(cmd::Json),
     Dump(cmd::stacks::Dump),
-    /// Stop the daemon. Running programs go on; new sockets stay in the kernel until one runs again.
+    /// Stop the daemon. Running programs go on.
     #[command(after_help = "Example:\n  bypassctl shutdown && bypassctl daemon    restart it")]
     Shutdown,
     /// Shell completions on standard output.

@@ -13,9 +13,9 @@
 //!   drops rx_packets tx_packets`; `backend` is `kernel` for a socket that `--all` adds.
 //! - `stats`: `kind` (`counter drop queue fall-through daemon`), `stack` or `pid` and `program`,
 //!   `name value sentence`; with `--watch` `per_second`.
-//! - `explain`: `pid program fd protocol local remote role served_by backend reason sentence advice
-//!   errno rule config`; `rule` is the number of the rule in the file, from 1.
-//! - `explain --dry-run`: an object with `program config notes rules sockets`; the sockets as above.
+//! - `explain`: `pid program fd protocol local remote role served_by backend reason sentence
+//!   advice errno rule config`; `rule` is the number of the rule in the file, from 1.
+//! - `explain --dry-run`: an object with `program config notes rules sockets`, sockets as above.
 //! - `doctor`: `state` (`ok warn fail`) `what do`.
 //! - `dump`: an object per image with everything that it says and `problems`.
 

@@ -120,7 +120,10 @@ impl Log {
 
 /// Declares the table and the values.
 macro_rules! options {
-    ($( $(#[doc = $doc:literal])+ $field:ident: $type:ty, $name:literal, $key:literal, $kind:expr, $default:expr, $read:expr; )+) => {
+    ($(
+        $(#[doc = $doc:literal])+
+        $field:ident: $type:ty, $name:literal, $key:literal, $kind:expr, $default:expr, $read:expr;
+    )+) => {
         /// Every option, in the order of the manual.
         pub const TABLE: &[OptionInfo] = &[ $( OptionInfo {
             name: $name,

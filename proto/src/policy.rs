@@ -63,6 +63,29 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// Whether a rule names a user by name, so that [`Policy::resolve_users`] has work.
+    #[must_use]
+    pub fn names_users(&self) -> bool {
+        let names = |rule: &Rule| {
+            rule.user
+                .as_ref()
+                .is_some_and(|user| user.parse::<u32>().is_err())
+        };
+        self.rules.iter().any(names)
+    }
+
+    /// Puts numbers in the place of user names, so that [`Query::user`] needs no name. A rule whose
+    /// user does not exist keeps the name and matches nobody.
+    pub fn resolve_users(&mut self, mut uid_of: impl FnMut(&str) -> Option<u32>) {
+        for user in self.rules.iter_mut().filter_map(|rule| rule.user.as_mut()) {
+            if user.parse::<u32>().is_err()
+                && let Some(uid) = uid_of(user)
+            {
+                *user = uid.to_string();
+            }
+        }
+    }
+
     /// Decides about a socket at the call that fixes an address. Allocates nothing.
     #[must_use]
     pub fn decide(&self, query: &Query<'_>) -> Decision<'_> {
@@ -83,6 +106,16 @@ impl Policy {
             },
         }
     }
+}
+
+/// The number that the text of `/etc/passwd` gives a user; for [`Policy::resolve_users`].
+#[must_use]
+pub fn uid_in_passwd(passwd: &str, name: &str) -> Option<u32> {
+    let mut entries = passwd.lines().map(|line| line.split(':'));
+    entries.find_map(|mut fields| {
+        let same = fields.next() == Some(name);
+        fields.nth(1).filter(|_| same)?.parse().ok()
+    })
 }
 
 /// What no rule overrides.
@@ -273,7 +306,12 @@ impl fmt::Display for Rule {
 
 /// Declares an enum of words of the configuration file: variant, number, word.
 macro_rules! words {
-    ($( $(#[$meta:meta])* $name:ident { $( $(#[doc = $doc:literal])+ $variant:ident = $number:literal, $word:literal; )+ } )+) => { $(
+    ($(
+        $(#[$meta:meta])*
+        $name:ident {
+            $( $(#[doc = $doc:literal])+ $variant:ident = $number:literal, $word:literal; )+
+        }
+    )+) => { $(
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
         #[repr(u8)]

@@ -108,6 +108,27 @@ fn the_first_rule_that_matches_decides() {
 }
 
 #[test]
+fn user_names_become_numbers() {
+    let rule = |user: &str| format!("[[rule]]\nuser = \"{user}\"\naction = \"kernel\"\n");
+    let mut policy = parse(&(rule("alice") + &rule("nobody-here") + &rule("7")));
+    let passwd = "root:x:0:0::/:/bin/sh\nshort\nalice:x:1000:1000::/:/bin/sh\nbad:x:y:0\n";
+    assert!(policy.names_users());
+    policy.resolve_users(|name| uid_in_passwd(passwd, name));
+    let users: Vec<_> = policy.rules.iter().flat_map(|rule| &rule.user).collect();
+    assert_eq!(users, ["1000", "nobody-here", "7"]);
+    let nameless = Query {
+        user: User {
+            uid: 1000,
+            name: None,
+        },
+        ..query("p", "*:1")
+    };
+    assert_eq!(policy.decide(&nameless).rule(), Some(0));
+    assert_eq!(uid_in_passwd(passwd, "short"), None);
+    assert_eq!(uid_in_passwd(passwd, "bad"), None);
+}
+
+#[test]
 fn a_kernel_rule_needs_its_interface_to_be_known() {
     let policy = parse("[[rule]]\ninterface = \"eth0\"\naction = \"kernel\"");
     assert_eq!(policy.decide(&query("p", "*:1")).rule(), None);
