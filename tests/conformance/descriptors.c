@@ -143,6 +143,23 @@ CASE(descriptors_fclose, ACCELERATED)
     receive_from(again, 0);
 }
 
+/* closed through stdio, and the number is a file then: its data must not go to the old socket */
+CASE(descriptors_fclose_file, ACCELERATED)
+{
+    int fd = udp(host4, 5912);
+    echo(fd);
+    echo(fd);
+    value("fclose", fclose(fdopen(fd, "r+")));
+    int file = fileno(tmpfile());
+    yes("same number", file == fd);
+    value("write", write(file, "file", 4));
+    value("lseek", lseek(file, 0, SEEK_SET));
+    char text[8];
+    value("read", read(file, text, sizeof text));
+    int again = udp(host4, 5912);
+    echo(again);
+}
+
 /* xinetd, sshd, inetd: close everything, then go on. */
 CASE(descriptors_close_loop, ACCELERATED)
 {

@@ -110,6 +110,7 @@ cases! {
     descriptors_ofl_shared: Accelerated,
     descriptors_reuse: Accelerated,
     descriptors_fclose: Accelerated,
+    descriptors_fclose_file: Accelerated,
     descriptors_close_loop: Accelerated,
     descriptors_close_all: Accelerated,
     descriptors_dup2_preclose: Accelerated,

@@ -28,6 +28,7 @@ pub unsafe fn epoll_create1(flags: c_int) -> c_int {
 
 fn registered(fd: c_int) -> c_int {
     if fd >= 0 {
+        super::socket::reborn(fd);
         fdtable::set(fd, Entry::Epoll(epoll_set::create()));
     }
     fd
@@ -93,14 +94,15 @@ pub unsafe fn epoll_wait(
         // SAFETY: the caller's arguments.
         return unsafe { symbols::epoll_wait::original()(set, events, count, timeout_ms) };
     };
+    if timeout_ms != 0 {
+        epoll.waits_in_kernel();
+    }
     if !epoll.is_kernel_only() {
         let deadline = wait::deadline_ms(timeout_ms);
         // SAFETY: the caller's arguments.
         if let Some(result) = unsafe { merged(epoll, set, events, count, deadline, None) } {
             return result;
         }
-    } else if timeout_ms != 0 {
-        epoll.waits_in_kernel();
     }
     // SAFETY: the caller's arguments.
     let found = unsafe { symbols::epoll_wait::original()(set, events, count, timeout_ms) };
@@ -115,6 +117,9 @@ pub unsafe fn epoll_pwait(
     timeout_ms: c_int,
     mask: *const sigset_t,
 ) -> c_int {
+    if let Some(epoll) = epoll_set::behind(set).filter(|_| timeout_ms != 0) {
+        epoll.waits_in_kernel();
+    }
     if let Some(accelerated) = epoll_set::accelerated(set) {
         let deadline = wait::deadline_ms(timeout_ms);
         // SAFETY: the caller's arguments.
@@ -122,9 +127,6 @@ pub unsafe fn epoll_pwait(
         if let Some(result) = answer {
             return result;
         }
-    }
-    if let Some(epoll) = epoll_set::behind(set).filter(|_| timeout_ms != 0) {
-        epoll.waits_in_kernel();
     }
     // SAFETY: the caller's arguments.
     let found = unsafe { symbols::epoll_pwait::original()(set, events, count, timeout_ms, mask) };
@@ -149,17 +151,19 @@ unsafe fn after_kernel_wait(
     let Some(written) = usize::try_from(found).ok().filter(|&found| found > 0) else {
         return found;
     };
-    let Some(accelerated) = epoll_set::accelerated(set) else {
+    let Some(epoll) = epoll_set::behind(set).filter(|epoll| epoll.was_kicked()) else {
         return found;
     };
     // SAFETY: the caller's promise.
     let out = unsafe { std::slice::from_raw_parts_mut(events, written) };
     match epoll_set::without_kick(out) {
         0 => {
-            // The timeout begins again: the kick came within it, and ends a wait only once.
-            let deadline = wait::deadline_ms(timeout_ms);
-            // SAFETY: the caller's array.
-            unsafe { merged(accelerated, set, events, count, deadline, mask) }.unwrap_or(0)
+            // The timeout begins again: the kick came within it, and ends a wait only once. The set
+            // may have lost its accelerated members again: merged or not is decided anew.
+            epoll.end_kick(set);
+            let mask = mask.unwrap_or(std::ptr::null());
+            // SAFETY: the caller's array and mask.
+            unsafe { epoll_pwait(set, events, count, timeout_ms, mask) }
         }
         left => left as c_int,
     }

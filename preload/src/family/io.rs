@@ -14,20 +14,35 @@ use rustix::io::Errno;
 use crate::address::is_nowhere;
 use crate::errno::{set, to_c};
 use crate::fdtable::{self, Entry};
-use crate::{decide, symbols, udp};
+use crate::{decide, shadow, symbols, udp};
 
 pub unsafe fn read(fd: c_int, buffer: *mut c_void, len: size_t) -> ssize_t {
     if fdtable::falls_through(fd) {
         // SAFETY: the caller's arguments.
         return unsafe { symbols::read::original()(fd, buffer, len) };
     }
-    match decide::ready(fd) {
+    match identity(fd) {
         Entry::Udp(_) if len == 0 => 0,
         // SAFETY: read on a socket is recv without flags.
         Entry::Udp(_) => unsafe { super::recv::recv(fd, buffer, len, 0) },
         Entry::Private => hidden(),
         // SAFETY: the caller's arguments.
         _ => unsafe { symbols::read::original()(fd, buffer, len) },
+    }
+}
+
+/// What the number is, asked again of the kernel when we believe it is an accelerated socket.
+///
+/// A close inside libc (fclose) is not seen, and the number may be a file by now, which is read and
+/// written by the calls of this file: its data must never go to the old socket. The calls that only
+/// sockets take need no such question, for new sockets are seen.
+fn identity(fd: c_int) -> Entry {
+    match decide::ready(fd) {
+        Entry::Udp(_) if !shadow::is_udp(fd) => {
+            super::fd::forget(fd);
+            Entry::Other
+        }
+        entry => entry,
     }
 }
 
@@ -51,7 +66,7 @@ pub unsafe fn readv(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t {
         // SAFETY: the caller's arguments.
         return unsafe { symbols::readv::original()(fd, vectors, count) };
     }
-    match (decide::ready(fd), message_of(vectors, count)) {
+    match (identity(fd), message_of(vectors, count)) {
         (Entry::Udp(endpoint), Some(mut message)) => {
             // SAFETY: the vectors are the caller's buffers.
             to_c(unsafe { udp::receive::one(fd, endpoint, &mut message, 0) })
@@ -66,7 +81,7 @@ pub unsafe fn write(fd: c_int, buffer: *const c_void, len: size_t) -> ssize_t {
         // SAFETY: the caller's arguments.
         return unsafe { symbols::write::original()(fd, buffer, len) };
     }
-    match decide::ready(fd) {
+    match identity(fd) {
         // SAFETY: write on a socket is send without flags.
         Entry::Udp(_) => unsafe { super::send::send(fd, buffer, len, 0) },
         Entry::Private => hidden(),
@@ -80,7 +95,7 @@ pub unsafe fn writev(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t 
         // SAFETY: the caller's arguments.
         return unsafe { symbols::writev::original()(fd, vectors, count) };
     }
-    match (decide::ready(fd), message_of(vectors, count)) {
+    match (identity(fd), message_of(vectors, count)) {
         // SAFETY: the vectors are the caller's.
         (Entry::Udp(_), Some(message)) if unsafe { is_empty(&message) } => 0,
         (Entry::Udp(endpoint), Some(message)) => {
@@ -127,7 +142,7 @@ pub unsafe fn splice(
     len: size_t,
     flags: c_uint,
 ) -> ssize_t {
-    if !fdtable::falls_through(input) && matches!(decide::ready(input), Entry::Udp(_)) {
+    if !fdtable::falls_through(input) && matches!(identity(input), Entry::Udp(_)) {
         return from_socket(input, out, len);
     }
     // SAFETY: the caller's arguments. Into a UDP socket it is a send by the shadow.

@@ -32,14 +32,13 @@ pub unsafe fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
 
 /// Notes a new socket: a candidate, or the reason why it is none.
 fn born(fd: c_int, domain: c_int, kind: c_int, protocol: c_int) {
+    reborn(fd);
     let inet = domain == AF_INET || domain == AF_INET6;
     if inet && kind == SOCK_DGRAM && (protocol == 0 || protocol == libc::IPPROTO_UDP) {
         fdtable::set(fd, Entry::Candidate);
         report::born(fd, FallThrough::Undecided, 17);
         return;
     }
-    // A number that was closed behind our back (inside libc) is born again here.
-    fdtable::set(fd, Entry::Other);
     if inet && kind == SOCK_STREAM {
         report::born(fd, FallThrough::TcpNotYet, 6);
     } else if inet {
@@ -54,7 +53,7 @@ pub unsafe fn socketpair(domain: c_int, kind: c_int, protocol: c_int, pair: *mut
         // SAFETY: the kernel has written both numbers.
         let fds = unsafe { [pair.read(), pair.add(1).read()] };
         for fd in fds {
-            fdtable::set(fd, Entry::Other);
+            reborn(fd);
         }
     }
     result
@@ -92,10 +91,16 @@ pub unsafe fn accept4(
 }
 
 fn accepted_by_kernel(fd: c_int) -> c_int {
-    if fd >= 0 && !fdtable::falls_through(fd) {
-        fdtable::set(fd, Entry::Other);
-    }
+    reborn(fd);
     fd
+}
+
+/// A number that the kernel has just given out was closed, perhaps behind our back (inside libc):
+/// what we knew of it ends here.
+pub fn reborn(fd: c_int) {
+    if fd >= 0 && !fdtable::falls_through(fd) {
+        super::fd::forget(fd);
+    }
 }
 
 pub unsafe fn connect(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int {

@@ -107,6 +107,8 @@ pub struct EpollSet {
     sleeping: Mutex<Vec<WaiterId>>,
     /// A thread has waited on this set in the kernel alone, and may still do so.
     kernel_waits: AtomicBool,
+    /// A kick has been entered: the kernel's events may hold it.
+    kicked: AtomicBool,
 }
 
 /// Every set of the process. Sets are leaked and reused: a descriptor's word holds the index.
@@ -231,14 +233,28 @@ impl EpollSet {
     /// Whether the kernel alone can answer for this set.
     #[inline]
     pub fn is_kernel_only(&self) -> bool {
-        self.count.load(Ordering::Acquire) == 0
+        self.count.load(Ordering::SeqCst) == 0
     }
 
     /// A thread is about to wait on this set in the kernel alone.
     #[inline]
     pub fn waits_in_kernel(&self) {
         if !self.kernel_waits.load(Ordering::Relaxed) {
-            self.kernel_waits.store(true, Ordering::Release);
+            self.kernel_waits.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether the kernel's events of this set may hold a kick.
+    #[inline]
+    pub fn was_kicked(&self) -> bool {
+        self.kicked.load(Ordering::Acquire)
+    }
+
+    /// Takes the kick out of the program's set.
+    pub fn end_kick(&self, epfd: i32) {
+        if let Some(kick) = self.members.lock().kick.take() {
+            let _ = ctl(epfd, EPOLL_CTL_DEL, kick.as_raw_fd(), 0, 0);
+            private::close(kick);
         }
     }
 
@@ -297,9 +313,6 @@ impl EpollSet {
         }
         let overlay = members.overlay.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         ctl(overlay, EPOLL_CTL_ADD, fd, shadow_events(events), fd as u64)?;
-        if self.is_kernel_only() && self.kernel_waits.load(Ordering::Acquire) {
-            kick(members);
-        }
         members.active.retain(|member| member.fd != fd);
         members.active.push(Member {
             fd,
@@ -311,14 +324,21 @@ impl EpollSet {
             shadow: 0,
             disarmed: false,
         });
+        let was_kernel_only = self.is_kernel_only();
         self.recount(members);
+        // First the count, then the flag; a waiter sets the flag first, then reads the count: one of
+        // the two sees the other.
+        if was_kernel_only && self.kernel_waits.load(Ordering::SeqCst) {
+            self.kicked.store(true, Ordering::Release);
+            kick(members);
+        }
         Ok(())
     }
 
     /// Members that the kernel alone does not serve.
     fn recount(&self, members: &Members) {
         let count = members.active.len() + members.nested.len();
-        self.count.store(count as u32, Ordering::Release);
+        self.count.store(count as u32, Ordering::SeqCst);
     }
 
     /// Follows another set as a member, after the kernel has accepted the change.
