@@ -129,7 +129,7 @@ impl OpenNic {
 struct Failure {
     at: Instant,
     reason: String,
-    busy: bool,
+    errno: Errno,
 }
 
 /// The opened interfaces, by interface index.
@@ -168,20 +168,17 @@ impl Nics {
 
     /// Notes that an interface cannot be opened now.
     pub(super) fn note_failure(&mut self, ifindex: u32, error: &NicError) {
-        let busy = matches!(error.errno, Errno::BUSY | Errno::EXIST);
         let failure = Failure {
             at: Instant::now(),
             reason: error.to_string(),
-            busy,
+            errno: error.errno,
         };
         self.failures.insert(ifindex, failure);
     }
 
-    /// Whether the last attempt failed because somebody else has the interface or a queue of it.
-    pub(super) fn is_taken(&self, ifindex: u32) -> bool {
-        self.failures
-            .get(&ifindex)
-            .is_some_and(|failure| failure.busy)
+    /// errno of the last failure.
+    pub(super) fn errno(&self, ifindex: u32) -> Option<Errno> {
+        self.failures.get(&ifindex).map(|failure| failure.errno)
     }
 
     /// Whether the last attempt failed so lately that another is not worth its time.

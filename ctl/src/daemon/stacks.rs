@@ -261,7 +261,7 @@ impl StackEntry {
     /// programs.
     ///
     /// # Errors
-    /// [`Busy`], or errno of a mapping; then nothing has changed.
+    /// `EAGAIN` when the lock is busy, or errno of a mapping; then nothing has changed.
     pub(super) fn install(
         &mut self,
         first: usize,
@@ -278,7 +278,7 @@ impl StackEntry {
                 self.ring_entries,
             )?);
         }
-        let mut locked = self.lock().map_err(|Busy| Errno::BUSY)?;
+        let mut locked = self.lock().map_err(|Busy| Errno::AGAIN)?;
         for (index, (queue, pair)) in (first..).zip(queues.iter().zip(mapped)) {
             // Without it the queue works, but a later daemon could not tell which it is.
             let _ = sockopt::tag_queue(&queue.xsk, index as u8, self.ring_entries);
@@ -301,9 +301,9 @@ impl StackEntry {
     /// Puts the queue pairs of an adopted stack in place, as they are in its image.
     ///
     /// # Errors
-    /// `EBUSY`, or errno of a mapping.
+    /// `EAGAIN` when the lock is busy, or errno of a mapping.
     pub(super) fn install_adopted(&mut self, queues: Vec<Option<Queue>>) -> Result<(), Errno> {
-        let mut locked = self.lock().map_err(|Busy| Errno::BUSY)?;
+        let mut locked = self.lock().map_err(|Busy| Errno::AGAIN)?;
         for (index, queue) in queues.iter().enumerate() {
             if let Some(queue) = queue {
                 let xsk = queue.xsk.try_clone().map_err(|_| Errno::MFILE)?;

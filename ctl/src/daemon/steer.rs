@@ -19,24 +19,38 @@ use super::requests::Refused;
 use super::server::Server;
 use super::stacks::Queue;
 
-/// What kept flows out of [`Server::wanted`].
+/// What kept flows out of [`Server::wanted`], or wanted ones out of the maps.
 #[derive(Clone, Copy, Debug, Default)]
 struct Obstacles {
     /// A static filter.
     kept: bool,
     /// Another stack or program.
     taken: bool,
+    /// The operating system.
+    errno: Option<Errno>,
 }
 
 impl Obstacles {
-    fn refusal(self) -> Refusal {
-        if self.taken {
+    /// Notes why an interface could not be opened. EBUSY and EEXIST: another program has it.
+    fn failed(&mut self, errno: Option<Errno>) {
+        self.taken |= matches!(errno, Some(Errno::BUSY | Errno::EXIST));
+        self.errno = self.errno.or(errno);
+    }
+
+    fn refused(self) -> Refused {
+        let refusal = if self.taken {
             Refusal::QueueBusy
+        } else if self.errno == Some(Errno::AGAIN) {
+            Refusal::System
         } else if self.kept {
             Refusal::Conflict
         } else {
             Refusal::NoInterface
-        }
+        };
+        let detail = self
+            .errno
+            .map_or(0, |errno| errno.raw_os_error().unsigned_abs());
+        Refused { refusal, detail }
     }
 }
 
@@ -46,17 +60,17 @@ impl Server {
     pub(super) fn place_filter(&mut self, filter: Filter) -> Result<u32, Refused> {
         let id = filter.id;
         self.filters.insert(filter);
-        let mut obstacles = self.reconcile(id);
+        let mut refused = self.reconcile(id);
         if self.interfaces_of(id) == 0 {
             // The address may be newer than what we know.
             self.mirror.refresh_now(&mut self.counters);
             self.follow_mirror();
-            obstacles = self.reconcile(id);
+            refused = self.reconcile(id);
         }
         let count = self.interfaces_of(id);
         if count == 0 {
             self.remove_filter(id);
-            return Err(obstacles.into());
+            return Err(refused);
         }
         self.publish();
         Ok(count)
@@ -97,9 +111,9 @@ impl Server {
     }
 
     /// Brings one filter's entries in line; why there are not more of them, if there are none.
-    fn reconcile(&mut self, id: u32) -> Refusal {
+    fn reconcile(&mut self, id: u32) -> Refused {
         let Some(filter) = self.filters.get(id) else {
-            return Refusal::NoInterface;
+            return Refusal::NoInterface.into();
         };
         let (wanted, mut obstacles) = self.wanted(&filter.wish, filter.uid);
         let is_wanted = |entry: &Entry| wanted.contains(&(entry.ifindex, entry.flow));
@@ -118,8 +132,8 @@ impl Server {
             if !filter.may_grow {
                 continue;
             }
-            if self.open_interface(ifindex, filter.uid).is_err() {
-                obstacles.taken |= self.nics.is_taken(ifindex);
+            if let Err(errno) = self.open_interface(ifindex, filter.uid) {
+                obstacles.failed(errno);
                 continue;
             }
             if let Some(before) = self.add_entry(ifindex, &flow) {
@@ -131,7 +145,7 @@ impl Server {
             }
         }
         self.filters.set_entries(id, entries);
-        obstacles.refusal()
+        obstacles.refused()
     }
 
     /// Writes one entry; what it had counted before, or `None` when it could not be written.
@@ -172,7 +186,7 @@ impl Server {
                     nic.owner == uid
                 }
                 None if self.nics.failed_lately(ifindex) => {
-                    obstacles.taken |= self.nics.is_taken(ifindex);
+                    obstacles.failed(self.nics.errno(ifindex));
                     false
                 }
                 None => link.is_up(),
@@ -185,12 +199,16 @@ impl Server {
     }
 
     /// Opens an interface for a stack, unless that is done already.
-    fn open_interface(&mut self, ifindex: u32, uid: u32) -> Result<(), ()> {
+    fn open_interface(&mut self, ifindex: u32, uid: u32) -> Result<(), Option<Errno>> {
         if let Some(nic) = self.nics.get(ifindex) {
-            return if nic.owner == uid { Ok(()) } else { Err(()) };
+            return if nic.owner == uid {
+                Ok(())
+            } else {
+                Err(Some(Errno::BUSY))
+            };
         }
         if self.nics.failed_lately(ifindex) {
-            return Err(());
+            return Err(self.nics.errno(ifindex));
         }
         match self.try_open(ifindex, uid) {
             Ok(nic) => {
@@ -201,8 +219,11 @@ impl Server {
             }
             Err(error) => {
                 self.counters.add(Counter::InterfaceFailures);
-                self.nics.note_failure(ifindex, &error);
-                Err(())
+                // A busy lock says nothing about the interface.
+                if error.errno != Errno::AGAIN {
+                    self.nics.note_failure(ifindex, &error);
+                }
+                Err(Some(error.errno))
             }
         }
     }

@@ -58,6 +58,8 @@ pub(in crate::daemon) struct Mirror {
     neighbours_stale: bool,
     /// No dump before this.
     not_before: Instant,
+    /// The same without the least pause.
+    affordable: Instant,
     /// What changed since [`Mirror::take_changes`].
     changes: Changes,
     buffer: Vec<u8>,
@@ -109,6 +111,7 @@ impl Mirror {
             stale: true,
             neighbours_stale: true,
             not_before: Instant::now(),
+            affordable: Instant::now(),
             changes: Changes::default(),
             buffer: vec![0; DATAGRAM],
         };
@@ -228,10 +231,11 @@ impl Mirror {
         }
     }
 
-    /// Reads what was announced and dumps again at once, if anything changed.
+    /// Reads what was announced and, if that needs a dump, dumps without [`PAUSE`] (but not more
+    /// often than the share of time allows): somebody waits for the answer.
     pub(in crate::daemon) fn refresh_now(&mut self, counters: &mut Counters) {
         self.read_events(counters);
-        self.not_before = Instant::now();
+        self.not_before = self.not_before.min(self.affordable);
         self.refresh_if_due(counters);
     }
 
@@ -245,7 +249,9 @@ impl Mirror {
             self.stale |= stale;
             self.neighbours_stale |= neighbours_stale;
         }
-        self.not_before = Instant::now() + PAUSE.max(begun.elapsed() * PAUSE_FACTOR);
+        let (now, pause) = (Instant::now(), begun.elapsed() * PAUSE_FACTOR);
+        self.affordable = now + pause;
+        self.not_before = now + pause.max(PAUSE);
         result
     }
 
