@@ -7,6 +7,7 @@
 //! ```text
 //!   /proc/PID/fd -> memfds by name, XSKs by socket domain, XDP links by fdinfo
 //!   stack: image + packets + table       whose: owner of the image file (only root gives files away)
+//!                                        of which namespace: see the table's file (`Published`)
 //!   interface: link -> program -> maps   queue pair: note in the XSK (sockopt::tag_queue)
 //!   filters: endpoints of the image, as far as the program's maps already have their entries
 //! ```
@@ -32,7 +33,7 @@ use super::counters::Counter;
 use super::filters::{Entry, Filter, Flow, Wish};
 use super::nics::OpenNic;
 use super::process;
-use super::published::Published;
+use super::published::{Belongs, Published};
 use super::server::Server;
 use super::sockopt as own;
 use super::stacks::{self, Origin, Queue, StackEntry};
@@ -66,7 +67,7 @@ struct Held {
 impl Server {
     /// Finds the stacks of this network namespace that programs have mapped, and goes on with them.
     pub(super) fn adopt_stacks(&mut self) {
-        for found in find_all() {
+        for found in find_all(self.namespace) {
             if self.stacks.get(found.uid).is_some() {
                 continue;
             }
@@ -96,7 +97,12 @@ impl Server {
             || stacks::ring_entries(policy.chunks, links.len() as u32),
             |(_, entries)| *entries,
         );
-        let cplane = Published::adopt(cplane)?;
+        let belongs = Belongs {
+            namespace: self.namespace,
+            image: process::inode(&image),
+            packets: process::inode(&packets),
+        };
+        let cplane = Published::adopt(cplane, belongs)?;
         let mut stack = join(uid, image, packets, cplane, entries)?;
         let infos = view.queue_pairs();
         let nics = adopt_links(links, infos, uid);
@@ -246,7 +252,7 @@ fn adopt_links(
 }
 
 /// Every stack that a process of this network namespace holds, those with queues first.
-fn find_all() -> Vec<Found> {
+fn find_all(cookie: u64) -> Vec<Found> {
     let mut found: BTreeMap<u64, Found> = BTreeMap::new();
     let namespace = process::own_namespace();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -255,7 +261,9 @@ fn find_all() -> Vec<Found> {
         if pid == std::process::id() || process::namespace_of(pid) != namespace {
             continue;
         }
-        let Some(held) = look_into(pid) else { continue };
+        let Some(held) = look_into(pid, cookie) else {
+            continue;
+        };
         let (Some(image), Some(packets), Some(cplane)) = (held.image, held.packets, held.cplane)
         else {
             continue;
@@ -286,7 +294,7 @@ fn find_all() -> Vec<Found> {
 }
 
 /// Copies of a process's descriptors that belong to a stack; `None` when it has no image.
-fn look_into(pid: u32) -> Option<Held> {
+fn look_into(pid: u32, cookie: u64) -> Option<Held> {
     let folder = format!("/proc/{pid}/fd");
     let mut names: Vec<(i32, String)> = Vec::new();
     for entry in fs::read_dir(&folder).ok()?.flatten() {
@@ -318,7 +326,7 @@ fn look_into(pid: u32) -> Option<Held> {
         } else if is_memfd(&name, cplane::NAME) {
             held.cplane = held.cplane.or_else(copy);
         } else if name.starts_with("socket:") {
-            held.xsks.extend(copy().and_then(as_xsk));
+            held.xsks.extend(copy().and_then(|fd| as_xsk(fd, cookie)));
         } else if name.starts_with("anon_inode:bpf") {
             held.links.extend(copy().and_then(as_link));
         }
@@ -326,9 +334,11 @@ fn look_into(pid: u32) -> Option<Held> {
     Some(held)
 }
 
-/// An XSK that a daemon has made, with what it is.
-fn as_xsk(fd: OwnedFd) -> Option<(u8, (OwnedFd, u32))> {
-    if sockopt::socket_domain(&fd).ok()? != AddressFamily::XDP {
+/// An XSK that a daemon of this network namespace has made, with what it is.
+fn as_xsk(fd: OwnedFd, cookie: u64) -> Option<(u8, (OwnedFd, u32))> {
+    if sockopt::socket_domain(&fd).ok()? != AddressFamily::XDP
+        || own::namespace_cookie(&fd) != Ok(cookie)
+    {
         return None;
     }
     let (index, entries) = own::queue_tag(&fd)?;

@@ -109,7 +109,7 @@ impl Server {
         let chunk_size = stacks::chunk_size(fit());
         let queues = fit().map(|link| link.rx_queues.clamp(1, 32)).sum();
         let entries = stacks::ring_entries(policy.chunks, queues);
-        let stack = StackEntry::make(uid, policy, chunk_size, entries)?;
+        let stack = StackEntry::make(uid, self.namespace, policy, chunk_size, entries)?;
         self.counters.add(Counter::StacksMade);
         self.stacks.insert(stack);
         self.unpublished = true;

@@ -23,8 +23,9 @@ use rustix::io::Errno;
 use super::filters::Flow;
 use super::netlink::message::LinkInfo;
 
-/// After a failure an interface is left alone for this long.
-const RETRY: Duration = Duration::from_secs(2);
+/// After a failure an interface is left alone for this long, after more of them for longer: an
+/// attempt may take a second.
+const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 /// What a frame needs beside the MTU: Ethernet header, one VLAN tag, and the headroom that
 /// AF_XDP keeps in each chunk.
 const FRAME_OVERHEAD: u32 = 14 + 4 + 256;
@@ -128,6 +129,7 @@ impl OpenNic {
 #[derive(Clone, Debug)]
 struct Failure {
     at: Instant,
+    pause: Duration,
     reason: String,
     errno: Errno,
 }
@@ -168,8 +170,11 @@ impl Nics {
 
     /// Notes that an interface cannot be opened now.
     pub(super) fn note_failure(&mut self, ifindex: u32, error: &NicError) {
+        let before = self.failures.get(&ifindex);
+        let pause = before.map_or(RETRY.0, |before| (before.pause * 2).min(RETRY.1));
         let failure = Failure {
             at: Instant::now(),
+            pause,
             reason: error.to_string(),
             errno: error.errno,
         };
@@ -185,7 +190,7 @@ impl Nics {
     pub(super) fn failed_lately(&self, ifindex: u32) -> bool {
         self.failures
             .get(&ifindex)
-            .is_some_and(|failure| failure.at.elapsed() < RETRY)
+            .is_some_and(|failure| failure.at.elapsed() < failure.pause)
     }
 
     /// Why the last attempt failed.

@@ -3,6 +3,10 @@
 //! Programs map the memfd for reading; the daemon writes it as a file, which is coherent with the
 //! mappings and works alike for a table of its own and for one whose first writer is gone. The
 //! sequence word at offset 0 is odd while the table is being written (`bypass_runtime::cplane`).
+//!
+//! Only root can write the file, so it also says, for the next daemon, to which stack it belongs:
+//! between sequence word and table stand the cookie of the network namespace and the inodes of
+//! stack image and packet memory.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -11,6 +15,22 @@ use bypass_stack::cplane::Table;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
+
+/// Offsets of the words that say to which stack a table belongs.
+const NAMESPACE: usize = 8;
+const IMAGE: usize = 16;
+const PACKETS: usize = 24;
+
+/// To which stack a table belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Belongs {
+    /// Cookie of the network namespace.
+    pub namespace: u64,
+    /// Inode of the stack image.
+    pub image: u64,
+    /// Inode of the packet memory.
+    pub packets: u64,
+}
 
 /// A table that is being published.
 pub(super) struct Published {
@@ -30,32 +50,48 @@ impl std::fmt::Debug for Published {
 }
 
 impl Published {
-    /// Makes an empty table.
+    /// Makes an empty table for a stack.
     ///
     /// # Errors
     /// What the kernel answers.
-    pub(super) fn make() -> Result<Self, Errno> {
+    pub(super) fn make(belongs: Belongs) -> Result<Self, Errno> {
         let (writer, _) = Cplane::create()?;
         // Nobody but root can open it again for writing.
         rustix::fs::fchmod(&writer, Mode::RUSR)?;
-        Self::over(writer)
+        let published = Self::over(writer)?;
+        published.write(&belongs.namespace.to_ne_bytes(), NAMESPACE)?;
+        published.write(&belongs.image.to_ne_bytes(), IMAGE)?;
+        published.write(&belongs.packets.to_ne_bytes(), PACKETS)?;
+        Ok(published)
     }
 
-    /// Goes on with a table that another daemon has published.
+    /// Goes on with a table that another daemon has published for this stack.
     ///
     /// # Errors
-    /// `EINVAL` for any other file; else what the kernel answers.
-    pub(super) fn adopt(writer: OwnedFd) -> Result<Self, Errno> {
+    /// `EINVAL` for any other file or stack; else what the kernel answers.
+    pub(super) fn adopt(writer: OwnedFd, belongs: Belongs) -> Result<Self, Errno> {
         Cplane::map(&writer)?;
         let mut published = Self::over(writer)?;
-        let mut word = [0; 8];
-        rustix::io::pread(&published.writer, &mut word, 0)?;
-        published.sequence = u64::from_ne_bytes(word);
+        let found = Belongs {
+            namespace: published.word(NAMESPACE)?,
+            image: published.word(IMAGE)?,
+            packets: published.word(PACKETS)?,
+        };
+        if found != belongs {
+            return Err(Errno::INVAL);
+        }
+        published.sequence = published.word(0)?;
         // Programs keep answers as long as the generation stays: it must go on from theirs.
         let mut generation = [0; 4];
         rustix::io::pread(&published.writer, &mut generation, TABLE_OFFSET as u64)?;
         published.table.generation = u32::from_ne_bytes(generation);
         Ok(published)
+    }
+
+    fn word(&self, offset: usize) -> Result<u64, Errno> {
+        let mut word = [0; 8];
+        rustix::io::pread(&self.writer, &mut word, offset as u64)?;
+        Ok(u64::from_ne_bytes(word))
     }
 
     fn over(writer: OwnedFd) -> Result<Self, Errno> {
@@ -101,6 +137,7 @@ impl Published {
 }
 
 const _: () = assert!(std::mem::offset_of!(Table, generation) == 0);
+const _: () = assert!(PACKETS + 8 <= TABLE_OFFSET);
 
 impl AsFd for Published {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -112,9 +149,15 @@ impl AsFd for Published {
 mod tests {
     use super::*;
 
+    const HERE: Belongs = Belongs {
+        namespace: 7,
+        image: 9,
+        packets: 11,
+    };
+
     #[test]
     fn readers_see_what_was_published_last() {
-        let mut published = Published::make().expect("table");
+        let mut published = Published::make(HERE).expect("table");
         let reader = Cplane::map(&published).expect("map");
         let table = Table::new_zeroed();
         for overflow in [1, 0, 1] {
@@ -129,11 +172,17 @@ mod tests {
 
     #[test]
     fn a_later_daemon_goes_on_with_the_generation() {
-        let mut first = Published::make().expect("table");
+        let mut first = Published::make(HERE).expect("table");
         let table = Table::new_zeroed();
         first.publish(&table, |_| ()).expect("publish");
         let writer = first.writer.try_clone().expect("clone");
-        let mut second = Published::adopt(writer).expect("adopt");
+        let elsewhere = Belongs {
+            namespace: 8,
+            ..HERE
+        };
+        let again = writer.try_clone().expect("clone");
+        assert_eq!(Published::adopt(again, elsewhere).err(), Some(Errno::INVAL));
+        let mut second = Published::adopt(writer, HERE).expect("adopt");
         second.publish(&table, |_| ()).expect("publish");
         let reader = Cplane::map(&first).expect("map");
         assert_eq!(reader.read(|table| table.generation), Some(2));

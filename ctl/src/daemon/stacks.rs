@@ -28,7 +28,7 @@ use rustix::io::Errno;
 
 use super::netlink::message::LinkInfo;
 use super::process;
-use super::published::Published;
+use super::published::{Belongs, Published};
 use super::sockopt;
 
 /// How long the daemon waits for a stack's lock. Programs hold it for microseconds, unless they are
@@ -117,12 +117,13 @@ pub(super) fn ring_entries(chunks: u32, queues: u32) -> u32 {
 }
 
 impl StackEntry {
-    /// Makes a stack for a user.
+    /// Makes a stack for a user, in the network namespace with this cookie.
     ///
     /// # Errors
     /// errno of what the kernel refused.
     pub(super) fn make(
         uid: u32,
+        namespace: u64,
         policy: &DaemonPolicy,
         chunk_size: u32,
         ring_entries: u32,
@@ -139,14 +140,13 @@ impl StackEntry {
         let owner = Some(rustix::fs::Uid::from_raw(uid));
         rustix::fs::fchown(&image, owner, None)?;
         rustix::fs::fchown(&packets, owner, None)?;
-        Self::join(
-            uid,
-            image,
-            packets,
-            Published::make()?,
-            ring_entries,
-            Origin::Made,
-        )
+        let belongs = Belongs {
+            namespace,
+            image: process::inode(&image),
+            packets: process::inode(&packets),
+        };
+        let cplane = Published::make(belongs)?;
+        Self::join(uid, image, packets, cplane, ring_entries, Origin::Made)
     }
 
     /// Joins a stack whose image and packet memory exist.
