@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use bypass_proto::options::Options;
-use bypass_proto::policy::Policy;
+use bypass_proto::policy::{Policy, uid_in_passwd};
 use once_cell::sync::OnceCell;
 use rustix::fs::{Mode, OFlags};
 
@@ -42,13 +42,19 @@ impl Config {
             .collect();
         let explicit = Options::from_env(variables.iter().map(pair)).0.config;
         let path = explicit.clone().unwrap_or_else(|| DEFAULT_PATH.into());
-        let policy = match read_file(&path) {
+        let mut policy = match read_file(&path) {
             Ok(text) => Policy::parse(&text).map_err(|error| {
                 format!("{path}:{}:{}: {}", error.line, error.column, error.message)
             }),
             Err(rustix::io::Errno::NOENT) if explicit.is_none() => Ok(Policy::default()),
             Err(errno) => Err(format!("{path}: {errno}")),
         };
+        if let Ok(policy) = &mut policy
+            && policy.names_users()
+            && let Ok(passwd) = read_file("/etc/passwd")
+        {
+            policy.resolve_users(|name| uid_in_passwd(&passwd, name));
+        }
         let settings = policy
             .as_ref()
             .map_or(&[][..], |policy| policy.options.as_slice());

@@ -72,6 +72,7 @@ pub fn join() -> Result<&'static Joined, FallThrough> {
     if let Some(joined) = joined() {
         return Ok(joined);
     }
+    let _own = private::own();
     let mut control = CONTROL.lock();
     if let Some(joined) = joined() {
         return Ok(joined);
@@ -162,6 +163,7 @@ pub fn reason_of(error: ControlError) -> FallThrough {
 pub fn with_control<T>(
     mut ask: impl FnMut(&mut Control) -> Result<T, ControlError>,
 ) -> Result<T, ControlError> {
+    let _own = private::own();
     let mut control = CONTROL.lock();
     if let Some(connected) = control.as_mut() {
         match ask(connected) {
@@ -193,6 +195,7 @@ pub fn after_fork_in_child() {
             CONTROL.force_unlock();
         }
     }
+    let _own = private::own();
     if let Some(control) = CONTROL.lock().take() {
         // Closing our copy leaves the parent's connection open.
         drop(control);
@@ -224,6 +227,7 @@ impl Joined {
     }
 
     fn map_queue_pairs(&self, answer: Answer) {
+        let _own = private::own();
         let mut fds = answer.fds.into_iter();
         let count = answer.reply.count as usize;
         let queues: Vec<_> = fds.by_ref().take(count).collect();

@@ -40,6 +40,35 @@ pub fn hide(fd: OwnedFd) -> OwnedFd {
     fd
 }
 
+thread_local! {
+    /// Depth of our own code that may drop hidden descriptors. No destructor.
+    static OWN: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
+/// While it lives, this thread may close hidden descriptors by dropping them.
+///
+/// Dropping an `OwnedFd` calls `close`, which is our own hook and hides these numbers from the
+/// program.
+#[derive(Debug)]
+pub struct Own(());
+
+/// Begins a stretch of our own code.
+pub fn own() -> Own {
+    OWN.with(|depth| depth.set(depth.get() + 1));
+    Own(())
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        OWN.with(|depth| depth.set(depth.get() - 1));
+    }
+}
+
+/// Whether a close on this thread comes from our own code.
+pub fn is_own() -> bool {
+    OWN.with(std::cell::Cell::get) > 0
+}
+
 /// Closes a hidden descriptor.
 pub fn close(fd: OwnedFd) {
     fdtable::set(fd.as_raw_fd(), Entry::Other);

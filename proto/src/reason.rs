@@ -6,7 +6,10 @@
 
 /// Declares the reasons once: variant, number, sentence, advice.
 macro_rules! reasons {
-    ($( $(#[doc = $doc:literal])+ $name:ident = $value:literal, $slug:literal, $advice:literal; )+) => {
+    ($(
+        $(#[doc = $doc:literal])+
+        $name:ident = $value:literal, $slug:literal, $advice:literal;
+    )+) => {
         /// Why the kernel serves a socket (or one call on an accelerated socket).
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u8)]

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   /proc/PID/fd -> memfds by name, XSKs by socket domain, XDP links by fdinfo
-//!   stack: image + packets + table       whose: owner of the image file (only root gives files away)
+//!   stack: image + packets + table       owner: the image file's (only root gives files away)
 //!                                        of which namespace: see the table's file (`Published`)
 //!   interface: link -> program -> maps   queue pair: note in the XSK (sockopt::tag_queue)
 //!   filters: endpoints of the image, as far as the program's maps already have their entries

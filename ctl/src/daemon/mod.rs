@@ -11,7 +11,8 @@
 //!   rtnetlink ------------------------> mirror -> control-plane table, filters
 //! ```
 //!
-//! One thread and one epoll set ([`server`]); nothing in it waits for a client. All it owns hangs on
+//! One thread and one epoll set ([`server`]); nothing in it waits for a client. All it owns hangs
+//! on
 //! descriptors, so its death leaves nothing behind, and running programs, which hold copies of the
 //! same descriptors, go on. The next daemon finds them ([`adopt`]).
 
@@ -50,7 +51,8 @@ use rustix::net::{
 
 use self::detach::Side;
 
-/// Connections that may wait to be accepted: a thousand programs may start at once, and a connection
+/// Connections that may wait to be accepted: a thousand programs may start at once, and a
+/// connection
 /// that does not wait for its place fails. (The kernel's net.core.somaxconn is the upper bound.)
 const BACKLOG: i32 = 2048;
 

@@ -34,7 +34,8 @@ use super::sockopt;
 /// How long the daemon waits for a stack's lock. Programs hold it for microseconds, unless they are
 /// preempted.
 const PATIENCE: Duration = Duration::from_millis(10);
-/// After it has waited in vain, it only looks for this long, so that the requests of a stuck stack's
+/// After it has waited in vain, it only looks for this long, so that the requests of a stuck
+/// stack's
 /// programs cost nobody else's time.
 const RESENTMENT: Duration = Duration::from_millis(200);
 /// Chunk sizes: the usual one, and the one for larger MTUs.

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use crate::errno::{set, to_int};
 use crate::fdtable::{self, Entry};
 use crate::wait::epoll_set;
-use crate::{decide, process, report, symbols};
+use crate::{decide, private, process, report, symbols};
 
 /// How many descriptors of this process share an entry, for entries that were dup'ed.
 static SHARED: Lazy<DashMap<u64, u32>> = Lazy::new(DashMap::new);
@@ -85,9 +85,13 @@ pub unsafe fn close(fd: c_int) -> c_int {
 #[inline(never)]
 fn close_ours(fd: c_int) -> c_int {
     if fdtable::get(fd) == Entry::Private {
-        return to_int(Err(Errno::BADF));
+        if !private::is_own() {
+            return to_int(Err(Errno::BADF));
+        }
+        fdtable::set(fd, Entry::Other);
+    } else {
+        forget(fd);
     }
-    forget(fd);
     // SAFETY: plain integer.
     unsafe { symbols::close::original()(fd) }
 }

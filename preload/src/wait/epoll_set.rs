@@ -326,7 +326,8 @@ impl EpollSet {
         });
         let was_kernel_only = self.is_kernel_only();
         self.recount(members);
-        // First the count, then the flag; a waiter sets the flag first, then reads the count: one of
+        // First the count, then the flag; a waiter sets the flag first, then reads the count: one
+        // of
         // the two sees the other.
         if was_kernel_only && self.kernel_waits.load(Ordering::SeqCst) {
             self.kicked.store(true, Ordering::Release);

@@ -285,7 +285,10 @@ proptest! {
     #[test]
     fn longest_prefix_agrees_with_a_plain_search(
         routes in proptest::collection::vec((any::<u32>(), 0u8..=32, 0u32..4), 1..60),
-        targets in proptest::collection::vec((any::<u32>(), any::<proptest::sample::Index>()), 1..30),
+        targets in proptest::collection::vec(
+            (any::<u32>(), any::<proptest::sample::Index>()),
+            1..30,
+        ),
     ) {
         let mut table = empty();
         for (number, (dst, len, metric)) in (100u32..).zip(&routes) {

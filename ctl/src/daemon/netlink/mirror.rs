@@ -6,7 +6,8 @@
 //! routes look alike), so a message is only the occasion to read the whole again with dump
 //! requests on a second socket. Lost messages (ENOBUFS) are such an occasion too.
 //!
-//! After a dump the next one waits for [`PAUSE`], or [`PAUSE_FACTOR`] times as long as the dump took,
+//! After a dump the next one waits for [`PAUSE`], or [`PAUSE_FACTOR`] times as long as the dump
+//! took,
 //! so that a host with many routes that change all the time keeps its processor.
 
 use std::collections::BTreeMap;

@@ -85,7 +85,8 @@ fn the_control_plane_leads_to_the_queue() {
                 let found = program
                     .cplane
                     .read(|table| lookup(table, peer, IpAddress::UNSPECIFIED, 0, 0));
-                matches!(found, Some(Lookup::Via(hop)) if hop.source == source && hop.queue_pair == 0)
+                matches!(found, Some(Lookup::Via(hop))
+                    if hop.source == source && hop.queue_pair == 0)
             });
         }
         let _ = EndpointId::NONE;
