@@ -1,6 +1,18 @@
 //! The contract between a stack's runner and a backend.
+//!
+//! ```text
+//!            fill                            receive
+//!   free ───────────► posted ──(a frame)──► received ──► the caller's, until it gives it back
+//!    ▲
+//!    └── complete ◄── sent ◄──(doorbell)── submitted ◄── submit
+//! ```
+//!
+//! Chunks are numbers: a backend moves them between its rings and never frees, makes or reads one.
+//! What goes in by [`QueuePair::fill`] or [`QueuePair::submit`] comes out exactly once.
 
 use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
 
 /// A frame that came in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,15 +36,43 @@ pub struct Transmit {
     pub len: u32,
 }
 
+/// What an error of a queue pair asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// Nothing is lost: the same call works once the cause has gone (link down).
+    Restart,
+    /// The queue pair is of no more use (device gone).
+    Fatal,
+}
+
+/// Why a queue pair could not do something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueError {
+    /// What to do about it.
+    pub severity: Severity,
+    /// What was tried.
+    pub operation: &'static str,
+    /// The kernel's errno.
+    pub errno: Errno,
+}
+
+impl std::fmt::Display for QueueError {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{}: {}", self.operation, self.errno)
+    }
+}
+
+impl std::error::Error for QueueError {}
+
 /// One RX and one TX path of a NIC.
 ///
 /// Several processes may use one queue pair in turn, each with its own mapping, under the stack
-/// lock:
-/// an implementation keeps no cursor between two calls that lives in one process only.
+/// lock: an implementation keeps no cursor between two calls that lives in one process only.
+/// [`Self::ring_doorbell`] and [`Self::wait_fd`] alone may be used without the lock.
 pub trait QueuePair: Send {
     /// Takes received frames, as many as there are and fit; returns their count. Their chunks are
-    /// the
-    /// caller's from then on.
+    /// the caller's from then on. Numbers and sizes are as trustworthy as the others who map the
+    /// rings: check them against the packet memory before use.
     fn receive(&mut self, into: &mut [Received]) -> usize;
     /// Whether frames wait to be received. Cheap.
     fn rx_pending(&self) -> bool;
@@ -40,12 +80,18 @@ pub trait QueuePair: Send {
     fn fill_space(&self) -> u32;
     /// Gives free chunks to the NIC; returns how many fitted.
     fn fill(&mut self, chunks: &[u32]) -> usize;
-    /// Queues frames for sending; returns how many fitted.
+    /// Queues frames for sending; returns how many fitted. They go with the next doorbell.
     fn submit(&mut self, frames: &[Transmit]) -> usize;
-    /// Takes back chunks that have been sent; returns their count.
+    /// Takes back chunks that have been sent, in any order; returns their count.
     fn complete(&mut self, into: &mut [u32]) -> usize;
     /// Whether the NIC must be told about frames that were submitted.
     fn needs_doorbell(&self) -> bool;
+    /// Tells the NIC about submitted frames, in a bounded number of system calls. Frames that
+    /// cannot go now stay submitted and go with a later doorbell.
+    ///
+    /// # Errors
+    /// See [`Severity`].
+    fn ring_doorbell(&self) -> Result<(), QueueError>;
     /// Calls `each` with every chunk that lies in one of the rings now, for recovery.
     fn in_rings(&self, each: &mut dyn FnMut(u32));
     /// Descriptor that is readable while frames wait, and that takes the doorbell.

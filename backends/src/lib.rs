@@ -13,4 +13,4 @@ pub mod af_xdp;
 mod api;
 pub mod sim;
 
-pub use api::{QueuePair, Received, Transmit};
+pub use api::{QueueError, QueuePair, Received, Severity, Transmit};

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::api::{QueuePair, Received, Transmit};
+use crate::api::{QueueError, QueuePair, Received, Transmit};
 
 /// Probabilities in 1/1024.
 #[derive(Clone, Copy, Debug, Default)]
@@ -188,6 +188,10 @@ impl QueuePair for SimQueuePair {
 
     fn needs_doorbell(&self) -> bool {
         false
+    }
+
+    fn ring_doorbell(&self) -> Result<(), QueueError> {
+        Ok(())
     }
 
     fn in_rings(&self, each: &mut dyn FnMut(u32)) {

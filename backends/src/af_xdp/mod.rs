@@ -1,24 +1,41 @@
 //! AF_XDP: a queue of any Linux interface, shared with the kernel by the steering program.
 //!
-//! The daemon side: [`Nic`] loads and attaches the program, opens queues, writes filters. The
-//! client
-//! side: [`AfXdpQueuePair`] maps the rings of a queue through its descriptor alone, so an
-//! unprivileged
-//! program can use what it was given. Each uses only what stands to its left:
-//! `syscall` → `bpf` → `program`, `netdev` → `nic`; `ring` → `queue_pair`.
+//! ```text
+//!             ┌──────────── steering program (XDP) ────────────┐
+//!   NIC ────► │ flows, listeners: slot ► xsks[slot, RX queue]  │ ── match ──► XSK ► RX ring
+//!             └──────────────────────┬─────────────────────────┘
+//!                                    └── everything else ──► kernel
+//! ```
+//!
+//! The daemon's side: [`Nic`] loads and attaches the program, opens queues, writes filters. The
+//! client's side: [`AfXdpQueuePair`] maps the rings of a queue through its descriptor alone, so an
+//! unprivileged program can use what it was given. Each module uses only what stands to its left:
+//! `syscall` → `bpf` → `program`; `netdev`, `link`, `umem` → `xsk` → `nic`; `ring` → `queue_pair`.
+//!
+//! What is absent: zero copy, multi-buffer frames (an MTU above one chunk), VLAN tags, NIC filters
+//! (ntuple), metadata offloads.
 
 mod bpf;
+mod error;
+mod link;
 mod netdev;
 mod nic;
 mod program;
 mod queue_pair;
 mod ring;
-mod xdp_option;
+mod syscall;
+mod umem;
+mod xsk;
 
+#[cfg(test)]
+mod tests;
+
+pub use error::NicError;
 pub use netdev::{Interface, interfaces};
 pub use nic::{
-    FilterCounters, FilterKey, Mode, Nic, NicConfig, NicError, PacketMemory, QUEUES_PER_SLOT,
-    RING_ENTRIES,
+    FilterCounters, FilterKey, Mode, Nic, NicConfig, QUEUES_PER_SLOT, RING_ENTRIES, SLOTS,
 };
 pub use program::{COUNTERS, Flow, Listener, Target};
 pub use queue_pair::AfXdpQueuePair;
+pub use umem::PacketMemory;
+pub use xsk::ring_doorbell;

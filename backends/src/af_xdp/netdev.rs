@@ -185,9 +185,9 @@ pub(super) fn interface(ifindex: u32) -> Result<Interface, Errno> {
 /// Every interface of this network namespace.
 #[must_use]
 pub fn interfaces() -> Vec<Interface> {
-    // /proc/self/net/dev names them; it exists wherever /proc does.
+    // The thread's own: /proc/self would be the namespace of the process's first thread.
     let Ok(file) = rustix::fs::open(
-        "/proc/self/net/dev",
+        "/proc/thread-self/net/dev",
         rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
         rustix::fs::Mode::empty(),
     ) else {

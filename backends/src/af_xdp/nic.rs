@@ -4,15 +4,15 @@
 //! Clients keep copies, so the daemon's death detaches nothing.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpFlags, XdpUmemReg, XdpUmemRegFlags};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 
+use super::error::{self, NicError, failed};
+use super::link::{self, Attached};
 use super::netdev::{self, Interface};
 use super::program::{self, COUNTERS, Flow, Listener, Maps, Target};
-use super::{bpf, xdp_option};
+use super::umem::PacketMemory;
+use super::{bpf, xsk};
 
 /// Queues of one slot in the `xsks` map.
 pub const QUEUES_PER_SLOT: u32 = 64;
@@ -23,10 +23,8 @@ pub const RING_ENTRIES: u32 = 2048;
 const SKB_MODE: u32 = 1 << 1;
 /// `XDP_FLAGS_DRV_MODE`.
 const DRV_MODE: u32 = 1 << 2;
-/// How long a bind is repeated: a queue stays busy for some milliseconds after its owner died.
-const BIND_PATIENCE: Duration = Duration::from_secs(1);
-/// Frames that one doorbell may send.
-const TX_BUDGET: u32 = 256;
+/// Slots of the `xsks` map, each with [`QUEUES_PER_SLOT`] queues.
+pub const SLOTS: u32 = 16;
 
 /// How the program is, or is to be, attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,41 +44,6 @@ pub struct NicConfig {
     pub ifindex: u32,
     /// How to attach.
     pub mode: Mode,
-}
-
-/// Why an interface or queue could not be opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NicError {
-    /// The kernel's errno.
-    pub errno: Errno,
-    /// What was tried.
-    pub what: String,
-}
-
-impl std::fmt::Display for NicError {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "{}: {}", self.what, self.errno)
-    }
-}
-
-impl std::error::Error for NicError {}
-
-fn failed(what: &str) -> impl FnOnce(Errno) -> NicError + '_ {
-    move |errno| NicError {
-        errno,
-        what: what.to_owned(),
-    }
-}
-
-/// Packet memory of a stack, as it is mapped in this process.
-#[derive(Clone, Copy, Debug)]
-pub struct PacketMemory {
-    /// First byte, page aligned.
-    pub address: *mut u8,
-    /// Size.
-    pub bytes: usize,
-    /// Size of one chunk in bytes: 2048 or 4096.
-    pub chunk_size: u32,
 }
 
 /// A filter of the steering program.
@@ -115,81 +78,94 @@ pub struct Nic {
 }
 
 impl Nic {
-    /// Loads the program and attaches it.
+    /// Loads the program and attaches it: in the driver if that can, else in the generic path.
     ///
     /// # Errors
     /// With the step that failed; `EBUSY` or `EEXIST` when another XDP program is attached,
-    /// `ERANGE`
-    /// when the MTU (or a veth peer's) is too large.
+    /// `ERANGE` when the MTU (or a veth peer's) is too large.
     pub fn open(config: NicConfig) -> Result<Self, NicError> {
         let before =
             netdev::interface(config.ifindex).map_err(failed("asking for the interface"))?;
-        let (program, maps) = program::load().map_err(|error| NicError {
-            errno: error.errno,
-            what: error.what,
-        })?;
-        let modes: &[Mode] = match config.mode {
-            Mode::Auto => &[Mode::Native, Mode::Generic],
-            Mode::Native => &[Mode::Native],
-            Mode::Generic => &[Mode::Generic],
-        };
-        let mut error = NicError {
-            errno: Errno::OPNOTSUPP,
-            what: "attaching".to_owned(),
-        };
-        for &mode in modes {
-            let flags = if mode == Mode::Native {
-                DRV_MODE
-            } else {
+        let (program, maps) = program::load()?;
+        let attach = |mode| {
+            let flags = if mode == Mode::Generic {
                 SKB_MODE
+            } else {
+                DRV_MODE
             };
-            match bpf::attach_xdp(program.as_fd(), config.ifindex, flags) {
-                Ok(link) => {
-                    // Attaching may change the number of queues (virtio_net).
-                    let interface = netdev::interface(config.ifindex).unwrap_or(before);
-                    let queue_count = interface.queues;
-                    return Ok(Self {
-                        interface,
-                        mode,
-                        queue_count,
-                        link,
-                        maps,
-                    });
-                }
-                Err(errno) => {
-                    error = NicError {
-                        errno,
-                        what: format!("attaching the XDP program to {}", before.name),
-                    };
-                    if errno != Errno::OPNOTSUPP && errno != Errno::INVAL {
-                        break;
-                    }
-                }
-            }
-        }
-        Err(error)
+            bpf::attach_xdp(program.as_fd(), config.ifindex, flags)
+        };
+        let (mode, answer) = match config.mode {
+            Mode::Auto => match attach(Mode::Native) {
+                // No XDP in the driver, or not with the interface's present settings.
+                Err(Errno::OPNOTSUPP | Errno::INVAL) => (Mode::Generic, attach(Mode::Generic)),
+                answer => (Mode::Native, answer),
+            },
+            mode => (mode, attach(mode)),
+        };
+        let link = answer.map_err(|errno| error::attach(&before.name, before.mtu, errno))?;
+        // Attaching may change the number of queues (virtio_net).
+        let interface = netdev::interface(config.ifindex).unwrap_or(before);
+        let queue_count = interface.queues;
+        Ok(Self {
+            interface,
+            mode,
+            queue_count,
+            link,
+            maps,
+        })
     }
 
     /// Takes over an interface from a link that somebody else keeps.
     ///
     /// # Errors
-    /// `ENODEV` when the interface is gone, `EINVAL` when the link is not of our program.
+    /// `ENODEV` when the interface is gone, `EINVAL` when the link is not of our program, or of
+    /// another version of it.
     pub fn from_link(link: OwnedFd) -> Result<Self, NicError> {
         let (program, ifindex) =
             bpf::link_target(link.as_fd()).map_err(failed("asking for the link's target"))?;
         let interface = netdev::interface(ifindex).map_err(failed("asking for the interface"))?;
-        let maps = bpf::maps_of(program).map_err(failed("asking for the program's maps"))?;
-        let maps = Maps::from_named(maps)
-            .ok_or(Errno::INVAL)
-            .map_err(failed("recognising the program"))?;
+        let maps = bpf::maps_of(program).map_err(failed(
+            "asking for the program's maps (CAP_SYS_ADMIN is needed)",
+        ))?;
+        let maps = Maps::from_named(maps).map_err(failed(
+            "the link's program is not the steering program of this version",
+        ))?;
+        let mode = match link::attached(ifindex) {
+            Ok(Attached::Generic) => Mode::Generic,
+            _ => Mode::Native,
+        };
         let queue_count = interface.queues;
         Ok(Self {
             interface,
-            mode: Mode::Native,
+            mode,
             queue_count,
             link,
             maps,
         })
+    }
+
+    /// Whether frames may come with a checksum over the pseudo header only, which whoever receives
+    /// must accept: the sender is a kernel of this same host.
+    #[must_use]
+    pub fn has_partial_checksums(&self) -> bool {
+        self.interface.is_local_only()
+    }
+
+    /// What the other end must be set to for the way the program is attached; `None` when nothing.
+    #[must_use]
+    pub fn condition(&self) -> Option<&'static str> {
+        let is_generic = self.mode == Mode::Generic;
+        if is_generic && self.interface.is_local_only() {
+            return Some(
+                "generic mode: frames of more than one MTU are dropped; switch them off at the \
+                 other end: ethtool -K PEER tso off gso off tx-udp-segmentation off",
+            );
+        }
+        is_generic.then_some(
+            "generic mode: frames that the NIC has merged are dropped; switch that off: ethtool \
+             -K DEVICE lro off rx-gro-hw off",
+        )
     }
 
     /// The lease on the attachment.
@@ -198,11 +174,11 @@ impl Nic {
         self.link.as_fd()
     }
 
-    /// Opens a queue over packet memory, with rings of `ring_entries`, and lets the filters of
-    /// `slot` reach it.
+    /// Opens a queue over packet memory, with rings of `ring_entries` (a power of two), and lets
+    /// the filters of `slot` reach it.
     ///
     /// # Errors
-    /// `EBUSY` when another process has the queue.
+    /// `EBUSY` when another process has the queue, `EINVAL` when there is no such queue or slot.
     pub fn open_queue(
         &self,
         queue_id: u32,
@@ -210,67 +186,22 @@ impl Nic {
         ring_entries: u32,
         slot: u32,
     ) -> Result<OwnedFd, NicError> {
-        let fd = socket_with(
-            AddressFamily::XDP,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(failed("making the AF_XDP socket"))?;
-        let registration = XdpUmemReg {
-            addr: memory.address as u64,
-            len: memory.bytes as u64,
-            chunk_size: memory.chunk_size,
-            headroom: 0,
-            flags: XdpUmemRegFlags::empty(),
-            tx_metadata_len: 0,
-        };
-        sockopt::set_xdp_umem_reg(&fd, registration)
-            .map_err(failed("registering packet memory"))?;
-        sockopt::set_xdp_umem_fill_ring_size(&fd, ring_entries)
-            .and_then(|()| sockopt::set_xdp_umem_completion_ring_size(&fd, ring_entries))
-            .and_then(|()| sockopt::set_xdp_rx_ring_size(&fd, ring_entries))
-            .and_then(|()| sockopt::set_xdp_tx_ring_size(&fd, ring_entries))
-            .map_err(failed("sizing the rings"))?;
-        let _ = sockopt::set_socket_send_buffer_size_force(&fd, 16 << 20);
-        self.bind(&fd, queue_id)?;
-        // Kernels before 6.18 lack it: a doorbell then sends 32 frames.
-        let _ = xdp_option::set_tx_budget(fd.as_fd(), TX_BUDGET);
-        let index = slot * QUEUES_PER_SLOT + queue_id;
-        bpf::update(
-            self.maps.xsks.as_fd(),
-            &index,
-            &fd.as_raw_fd().cast_unsigned(),
-        )
-        .map_err(failed("entering the queue in the program's map"))?;
+        let index = place(queue_id, slot)?;
+        let fd = xsk::open(self.interface.ifindex, queue_id, memory, ring_entries)?;
+        let number = fd.as_raw_fd().cast_unsigned();
+        self.maps
+            .xsks
+            .update(&index, &number)
+            .map_err(failed("entering the queue in the program's map"))?;
         Ok(fd)
-    }
-
-    fn bind(&self, fd: &OwnedFd, queue_id: u32) -> Result<(), NicError> {
-        let flags = SocketAddrXdpFlags::XDP_COPY | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
-        let address = SocketAddrXdp::new(flags, self.interface.ifindex, queue_id);
-        let mut waited = Duration::ZERO;
-        let mut pause = Duration::from_millis(1);
-        loop {
-            match bind(fd, &address) {
-                Err(Errno::BUSY) if waited < BIND_PATIENCE => {
-                    let time = rustix::time::Timespec {
-                        tv_sec: 0,
-                        tv_nsec: pause.subsec_nanos().into(),
-                    };
-                    let _ = rustix::thread::nanosleep(&time);
-                    waited += pause;
-                    pause = (pause * 2).min(Duration::from_millis(50));
-                }
-                answer => return answer.map_err(failed("binding the queue")),
-            }
-        }
     }
 
     /// Takes a queue out of the program's map: its frames pass to the kernel.
     pub fn close_queue(&self, queue_id: u32, slot: u32) {
-        let index = slot * QUEUES_PER_SLOT + queue_id;
-        let _ = bpf::remove(self.maps.xsks.as_fd(), &index);
+        if let Ok(index) = place(queue_id, slot) {
+            // Nothing to remove is no matter.
+            let _ = self.maps.xsks.remove(&index);
+        }
     }
 
     /// Leads matching frames to the queues of `slot`.
@@ -303,8 +234,8 @@ impl Nic {
 
     fn enter(&self, filter: FilterKey, target: Target) -> Result<(), NicError> {
         match &filter {
-            FilterKey::Listener(key) => bpf::update(self.maps.listeners.as_fd(), key, &target),
-            FilterKey::Flow(key) => bpf::update(self.maps.flows.as_fd(), key, &target),
+            FilterKey::Listener(key) => self.maps.listeners.update(key, &target),
+            FilterKey::Flow(key) => self.maps.flows.update(key, &target),
         }
         .map_err(failed("entering the filter"))
     }
@@ -312,8 +243,8 @@ impl Nic {
     /// Removes a filter; one that is not there is no error.
     pub fn remove_filter(&self, filter: FilterKey) {
         let _ = match &filter {
-            FilterKey::Listener(key) => bpf::remove(self.maps.listeners.as_fd(), key),
-            FilterKey::Flow(key) => bpf::remove(self.maps.flows.as_fd(), key),
+            FilterKey::Listener(key) => self.maps.listeners.remove(key),
+            FilterKey::Flow(key) => self.maps.flows.remove(key),
         };
     }
 
@@ -321,8 +252,8 @@ impl Nic {
     #[must_use]
     pub fn target(&self, filter: FilterKey) -> Option<Target> {
         match &filter {
-            FilterKey::Listener(key) => bpf::find(self.maps.listeners.as_fd(), key),
-            FilterKey::Flow(key) => bpf::find(self.maps.flows.as_fd(), key),
+            FilterKey::Listener(key) => self.maps.listeners.find(key),
+            FilterKey::Flow(key) => self.maps.flows.find(key),
         }
         .ok()
     }
@@ -340,12 +271,9 @@ impl Nic {
     /// Every filter in the program's maps.
     #[must_use]
     pub fn filters(&self) -> Vec<FilterKey> {
-        let listeners = bpf::keys(self.maps.listeners.as_fd())
-            .into_iter()
-            .map(FilterKey::Listener);
-        let flows = bpf::keys(self.maps.flows.as_fd())
-            .into_iter()
-            .map(FilterKey::Flow);
+        let listeners = self.maps.listeners.keys().into_iter();
+        let listeners = listeners.map(FilterKey::Listener);
+        let flows = self.maps.flows.keys().into_iter().map(FilterKey::Flow);
         listeners.chain(flows).collect()
     }
 
@@ -354,9 +282,20 @@ impl Nic {
     pub fn counters(&self) -> Vec<u64> {
         let cpus = possible_cpus();
         (0..COUNTERS.len() as u32)
-            .map(|index| bpf::sum(self.maps.counters.as_fd(), index, cpus))
+            .map(|index| self.maps.counters.sum(index, cpus))
             .collect()
     }
+}
+
+/// Where the `xsks` map has a slot's queue.
+fn place(queue_id: u32, slot: u32) -> Result<u32, NicError> {
+    if queue_id < QUEUES_PER_SLOT && slot < SLOTS {
+        return Ok(slot * QUEUES_PER_SLOT + queue_id);
+    }
+    Err(NicError {
+        errno: Errno::INVAL,
+        what: format!("queue {queue_id} of slot {slot}: at most {QUEUES_PER_SLOT} of {SLOTS}"),
+    })
 }
 
 /// Possible CPUs: a per-CPU map has a value for each. `/sys/devices/system/cpu/possible` is "0-7".

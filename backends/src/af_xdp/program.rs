@@ -1,8 +1,16 @@
 //! The steering program: its maps, their keys and values, and how it is loaded.
 //!
 //! The bytecode is `bpf/steer.bpf.o`, built from `bpf/steer.bpf.c` by `cargo xtask codegen`; the C
-//! file
-//! says what it does.
+//! file says what it does. It is loaded without a BPF library: the object file is read, a map is
+//! made for each entry of its section `maps`, the maps' descriptors are put into the instructions
+//! that name them, and the kernel gets the result.
+//!
+//! ```text
+//!   flows      5-tuple            ─┐
+//!   listeners  address, port      ─┴► Target { slot, flags, packets, bytes }
+//!   xsks       slot * 64 + RX queue ─► XSK
+//!   counters   COUNTERS, per CPU
+//! ```
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -11,7 +19,13 @@ use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::bpf::{self, MapShape};
+use super::bpf::{self, CounterMap, Map, MapShape};
+use super::error::NicError;
+
+/// `BPF_MAP_TYPE_HASH`.
+const HASH: u32 = 1;
+/// `BPF_MAP_TYPE_XSKMAP`.
+const XSKMAP: u32 = 17;
 
 /// The committed bytecode.
 static OBJECT: &[u8] = include_bytes!("bpf/steer.bpf.o");
@@ -24,6 +38,9 @@ fn aligned_object() -> Vec<u64> {
 }
 
 /// Key of the `listeners` map.
+///
+/// An entry for any address takes whatever frames the interface sees, also those that the host
+/// would forward: on a router, write one entry for each local address instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Listener {
@@ -33,8 +50,40 @@ pub struct Listener {
     pub port: u16,
     /// IP protocol number.
     pub protocol: u8,
-    /// With `ip` all zero the IP version (4 or 6), else 0.
+    /// With `ip` all zero the IP version (4 or 6), else 0. So an IPv4 socket never takes IPv6
+    /// frames, an IPV6_V6ONLY socket never IPv4 ones, and a dual-stack socket has two entries.
     pub any: u8,
+}
+
+impl Listener {
+    /// Frames to one local address (v4-mapped), port and protocol.
+    #[must_use]
+    pub fn at(ip: [u8; 16], port: u16, protocol: u8) -> Self {
+        Self {
+            ip,
+            port,
+            protocol,
+            any: 0,
+        }
+    }
+
+    /// IPv4 frames to any address.
+    #[must_use]
+    pub fn any_v4(port: u16, protocol: u8) -> Self {
+        Self {
+            any: 4,
+            ..Self::at([0; 16], port, protocol)
+        }
+    }
+
+    /// IPv6 frames to any address.
+    #[must_use]
+    pub fn any_v6(port: u16, protocol: u8) -> Self {
+        Self {
+            any: 6,
+            ..Self::at([0; 16], port, protocol)
+        }
+    }
 }
 
 /// Key of the `flows` map.
@@ -73,7 +122,7 @@ impl Target {
 }
 
 /// The program's own counters, in the order of `enum reason` in the C file: name and sentence.
-pub const COUNTERS: [(&str, &str); 10] = [
+pub const COUNTERS: [(&str, &str); 12] = [
     (
         "redirected",
         "Frames that matched a filter and went to its queue.",
@@ -83,64 +132,73 @@ pub const COUNTERS: [(&str, &str); 10] = [
         "Frames that matched no filter and went to the kernel.",
     ),
     (
-        "not-ip",
-        "Frames that are neither plain IPv4 nor IPv6 (ARP, VLAN tags and others).",
+        "kept",
+        "Frames that matched a filter which keeps them in the kernel.",
     ),
+    (
+        "empty-slot",
+        "Frames that matched a filter whose stack has no XSK on that RX queue (any more).",
+    ),
+    (
+        "not-ip",
+        "Frames that are neither IPv4 nor IPv6 (ARP and others).",
+    ),
+    ("vlan", "Frames with a VLAN tag."),
     ("group", "Broadcast and multicast frames."),
     ("truncated", "Frames shorter than their headers."),
-    ("options", "IPv4 packets with options."),
-    ("fragment", "IPv4 fragments."),
+    (
+        "options",
+        "IPv4 packets with options, IPv6 packets with extension headers.",
+    ),
+    ("fragment", "Fragments."),
+    (
+        "icmp",
+        "ICMP and ICMPv6 packets, neighbour discovery included.",
+    ),
     (
         "other-protocol",
-        "Packets that are neither UDP nor TCP (ICMP and others).",
+        "Packets that are neither UDP nor TCP nor ICMP.",
     ),
-    ("kept", "Frames that a static filter keeps in the kernel."),
-    ("empty-slot", "Unused."),
 ];
 
 /// The program's maps.
 #[derive(Debug)]
 pub(super) struct Maps {
-    pub(super) xsks: OwnedFd,
-    pub(super) listeners: OwnedFd,
-    pub(super) flows: OwnedFd,
-    pub(super) counters: OwnedFd,
+    /// Value: descriptor of the XSK. User space cannot read it.
+    pub(super) xsks: Map<u32, u32>,
+    pub(super) listeners: Map<Listener, Target>,
+    pub(super) flows: Map<Flow, Target>,
+    pub(super) counters: CounterMap,
 }
 
 impl Maps {
     /// Sorts maps by their names.
-    pub(super) fn from_named(maps: Vec<(String, OwnedFd)>) -> Option<Self> {
+    ///
+    /// # Errors
+    /// `EINVAL` when one is missing or is not what this version makes.
+    pub(super) fn from_named(maps: Vec<(String, OwnedFd)>) -> Result<Self, Errno> {
         let (mut xsks, mut listeners, mut flows, mut counters) = (None, None, None, None);
         for (name, map) in maps {
             match name.as_str() {
-                "xsks" => xsks = Some(map),
-                "listeners" => listeners = Some(map),
-                "flows" => flows = Some(map),
-                "counters" => counters = Some(map),
+                "xsks" => xsks = Some(Map::new(map, XSKMAP)?),
+                "listeners" => listeners = Some(Map::new(map, HASH)?),
+                "flows" => flows = Some(Map::new(map, HASH)?),
+                "counters" => counters = Some(CounterMap::new(map, COUNTERS.len())?),
                 _ => {}
             }
         }
-        Some(Self {
-            xsks: xsks?,
-            listeners: listeners?,
-            flows: flows?,
-            counters: counters?,
+        Ok(Self {
+            xsks: xsks.ok_or(Errno::INVAL)?,
+            listeners: listeners.ok_or(Errno::INVAL)?,
+            flows: flows.ok_or(Errno::INVAL)?,
+            counters: counters.ok_or(Errno::INVAL)?,
         })
     }
 }
 
-/// Why the program could not be loaded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LoadError {
-    /// The kernel's errno.
-    pub errno: Errno,
-    /// What was tried, and the verifier's log if there is one.
-    pub what: String,
-}
-
 /// Makes the maps and loads the program.
-pub(super) fn load() -> Result<(OwnedFd, Maps), LoadError> {
-    let broken = |what: &str| LoadError {
+pub(super) fn load() -> Result<(OwnedFd, Maps), NicError> {
+    let broken = |what: &str| NicError {
         errno: Errno::INVAL,
         what: what.to_owned(),
     };
@@ -172,14 +230,16 @@ pub(super) fn load() -> Result<(OwnedFd, Maps), LoadError> {
         relocate(&mut instructions, offset as usize / 8, map.as_fd());
     }
     let program =
-        bpf::load_xdp("bypass_steer", &instructions).map_err(|(errno, log)| LoadError {
+        bpf::load_xdp("bypass_steer", &instructions).map_err(|(errno, log)| NicError {
             errno,
-            what: format!("loading the program\n{log}"),
+            what: if log.is_empty() {
+                "loading the XDP program".to_owned()
+            } else {
+                format!("the verifier refused the XDP program\n{log}")
+            },
         })?;
-    Ok((
-        program,
-        Maps::from_named(maps).ok_or_else(|| broken("finding the maps"))?,
-    ))
+    let maps = Maps::from_named(maps).map_err(|_| broken("finding the program's maps"))?;
+    Ok((program, maps))
 }
 
 /// Puts a map's descriptor into a 64-bit load (BPF_PSEUDO_MAP_FD).
@@ -191,8 +251,8 @@ fn relocate(instructions: &mut [u64], at: usize, map: BorrowedFd<'_>) {
     }
 }
 
-fn create_maps(file: &ElfFile64<'_>) -> Result<Vec<(String, OwnedFd)>, LoadError> {
-    let broken = || LoadError {
+fn create_maps(file: &ElfFile64<'_>) -> Result<Vec<(String, OwnedFd)>, NicError> {
+    let broken = || NicError {
         errno: Errno::INVAL,
         what: "reading the map table".to_owned(),
     };
@@ -220,10 +280,11 @@ fn create_maps(file: &ElfFile64<'_>) -> Result<Vec<(String, OwnedFd)>, LoadError
             key_size: word(1),
             value_size: word(2),
             entries: word(3),
+            flags: word(4),
         };
-        let map = bpf::create_map(name, shape).map_err(|errno| LoadError {
+        let map = bpf::create_map(name, shape).map_err(|errno| NicError {
             errno,
-            what: format!("making map {name}"),
+            what: format!("making map {name} (CAP_BPF is needed)"),
         })?;
         maps.push((name.to_owned(), map));
     }

@@ -1,4 +1,15 @@
 //! The client's side of a queue: four rings and a doorbell.
+//!
+//! ```text
+//!   fill        chunks ───────►  ┌────────┐ ◄── frames ── NIC
+//!   RX          frames ◄───────  │ kernel │
+//!   TX          frames ───────►  │        │ ─── frames ─► NIC
+//!   completion  chunks ◄───────  └────────┘
+//! ```
+//!
+//! Everything is reached through the XSK's descriptor, so that an unprivileged program can use
+//! what the daemon has opened. The mappings keep the XSK alive, not only the descriptor: a queue
+//! is free again when the last process has dropped both.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -10,7 +21,10 @@ use rustix::net::xdp::{
 };
 
 use super::ring::Ring;
-use crate::api::{QueuePair, Received, Transmit};
+use super::syscall::Descriptor;
+use super::umem::Chunks;
+use super::xsk;
+use crate::api::{QueueError, QueuePair, Received, Transmit};
 
 /// An AF_XDP queue, mapped into this process.
 #[derive(Debug)]
@@ -19,8 +33,8 @@ pub struct AfXdpQueuePair {
     completion: Ring<u64>,
     rx: Ring<XdpDesc>,
     tx: Ring<XdpDesc>,
-    fd: OwnedFd,
-    chunk_size: u32,
+    fd: Descriptor,
+    chunks: Chunks,
 }
 
 impl AfXdpQueuePair {
@@ -30,9 +44,7 @@ impl AfXdpQueuePair {
     /// # Errors
     /// `EINVAL` for sizes that are no power of two; else what the kernel answers.
     pub fn map(fd: OwnedFd, chunk_size: u32, ring_entries: u32) -> Result<Self, Errno> {
-        if !chunk_size.is_power_of_two() {
-            return Err(Errno::INVAL);
-        }
+        let chunks = Chunks::new(chunk_size).ok_or(Errno::INVAL)?;
         let offsets = sockopt::xdp_mmap_offsets(&fd)?;
         let xsk = fd.as_fd();
         Ok(Self {
@@ -45,28 +57,19 @@ impl AfXdpQueuePair {
             )?,
             rx: Ring::map(xsk, XDP_PGOFF_RX_RING, &offsets.rx, ring_entries)?,
             tx: Ring::map(xsk, XDP_PGOFF_TX_RING, &offsets.tx, ring_entries)?,
-            fd,
-            chunk_size,
+            fd: fd.into(),
+            chunks,
         })
-    }
-
-    /// Chunk and offset of an address in the packet memory.
-    fn place(chunk_size: u32, address: u64) -> (u32, u32) {
-        let shift = chunk_size.trailing_zeros();
-        (
-            (address >> shift) as u32,
-            (address as u32) & (chunk_size - 1),
-        )
     }
 }
 
 impl QueuePair for AfXdpQueuePair {
     fn receive(&mut self, into: &mut [Received]) -> usize {
-        let chunk_size = self.chunk_size;
+        let chunks = self.chunks;
         let mut slots = into.iter_mut();
         self.rx.consume(slots.len(), |descriptor| {
             if let Some(slot) = slots.next() {
-                let (chunk, offset) = Self::place(chunk_size, descriptor.addr);
+                let (chunk, offset) = chunks.place(descriptor.addr);
                 *slot = Received {
                     chunk,
                     offset,
@@ -85,26 +88,26 @@ impl QueuePair for AfXdpQueuePair {
     }
 
     fn fill(&mut self, chunks: &[u32]) -> usize {
-        let chunk_size = u64::from(self.chunk_size);
+        let place = self.chunks;
         self.fill
-            .produce(chunks.iter().map(|&chunk| u64::from(chunk) * chunk_size))
+            .produce(chunks.iter().map(|&chunk| place.address(chunk, 0)))
     }
 
     fn submit(&mut self, frames: &[Transmit]) -> usize {
-        let chunk_size = u64::from(self.chunk_size);
+        let place = self.chunks;
         self.tx.produce(frames.iter().map(|frame| XdpDesc {
-            addr: u64::from(frame.chunk) * chunk_size + u64::from(frame.offset),
+            addr: place.address(frame.chunk, frame.offset),
             len: frame.len,
             options: XdpDescOptions::empty(),
         }))
     }
 
     fn complete(&mut self, into: &mut [u32]) -> usize {
-        let chunk_size = self.chunk_size;
+        let chunks = self.chunks;
         let mut slots = into.iter_mut();
         self.completion.consume(slots.len(), |address| {
             if let Some(slot) = slots.next() {
-                *slot = Self::place(chunk_size, address).0;
+                *slot = chunks.place(address).0;
             }
         })
     }
@@ -114,8 +117,12 @@ impl QueuePair for AfXdpQueuePair {
         self.tx.filled() > 0
     }
 
+    fn ring_doorbell(&self) -> Result<(), QueueError> {
+        xsk::ring_while(self.fd.as_fd(), || Some(self.tx.filled()))
+    }
+
     fn in_rings(&self, each: &mut dyn FnMut(u32)) {
-        let chunk = |address| Self::place(self.chunk_size, address).0;
+        let chunk = |address| self.chunks.place(address).0;
         self.fill.peek(|address| each(chunk(address)));
         self.completion.peek(|address| each(chunk(address)));
         self.rx.peek(|descriptor| each(chunk(descriptor.addr)));
@@ -124,16 +131,5 @@ impl QueuePair for AfXdpQueuePair {
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.fd.as_fd())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::AfXdpQueuePair;
-
-    #[test]
-    fn an_address_is_a_chunk_and_an_offset() {
-        assert_eq!(AfXdpQueuePair::place(2048, 3 * 2048 + 256), (3, 256));
-        assert_eq!(AfXdpQueuePair::place(4096, 4095), (0, 4095));
     }
 }

@@ -2,9 +2,13 @@
 /* The steering program: matched flows go to our queue, everything else to the kernel.
  *
  * Order: exact flow; then, for UDP and for a TCP SYN, the listener of the destination address, then
- * the listener of any address. Group addresses, VLAN tags, fragments, IP options, IPv6 extension
- * headers, other protocols and every miss pass. An empty slot passes too, so a dead program cannot
- * black-hole the host. Counters are per entry and per reason.
+ * the listener of any address of the same IP version. Group addresses, VLAN tags, fragments, IP
+ * options, IPv6 extension headers, other protocols and every miss pass. An empty slot passes too,
+ * so a dead program cannot black-hole the host. Counters are per entry and per reason; an entry
+ * counts what was redirected only.
+ *
+ * The destination MAC is not compared: the NIC has done that, and one in promiscuous mode that
+ * leads us a unicast frame to an address of ours does no harm.
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -54,19 +58,26 @@ struct map listeners SECTION("maps") = {
 	BPF_MAP_TYPE_HASH, sizeof(struct listener_key), sizeof(struct target), 16384, 0 };
 struct map flows SECTION("maps") = {
 	BPF_MAP_TYPE_HASH, sizeof(struct flow_key), sizeof(struct target), 65536, 0 };
-struct map counters SECTION("maps") = { BPF_MAP_TYPE_PERCPU_ARRAY, 4, 8, 16, 0 };
 
+/* Order and number as COUNTERS of program.rs. */
 enum reason {
-	REDIRECTED, UNMATCHED, NOT_IP, GROUP, TRUNCATED, OPTIONS, FRAGMENT, OTHER_PROTOCOL,
-	KEPT, EMPTY_SLOT,
+	REDIRECTED, UNMATCHED, KEPT, EMPTY_SLOT, NOT_IP, VLAN, GROUP, TRUNCATED, OPTIONS, FRAGMENT,
+	ICMP, OTHER_PROTOCOL, REASONS
 };
 
-static __attribute__((always_inline)) int pass(__u32 reason)
-{
-	__u64 *count = lookup(&counters, &reason);
+struct map counters SECTION("maps") = { BPF_MAP_TYPE_PERCPU_ARRAY, 4, 8, REASONS, 0 };
 
-	if (count)
-		*count += 1;
+static __attribute__((always_inline)) void count(__u32 reason)
+{
+	__u64 *counter = lookup(&counters, &reason);
+
+	if (counter)
+		*counter += 1;
+}
+
+static __attribute__((always_inline)) int pass(enum reason reason)
+{
+	count(reason);
 	return XDP_PASS;
 }
 
@@ -78,8 +89,8 @@ SECTION("xdp") int steer(struct xdp_md *context)
 	struct listener_key listener = {};
 	struct target *target;
 	void *transport;
+	__u64 bytes = end - data;
 	__u8 protocol, version;
-	__u32 reason = REDIRECTED;
 	int opens = 1;
 
 	if (data + sizeof(*ethernet) > end)
@@ -88,16 +99,16 @@ SECTION("xdp") int steer(struct xdp_md *context)
 		return pass(GROUP);
 	if (ethernet->h_proto == NET16(ETH_P_IP)) {
 		struct iphdr *ip = data + sizeof(*ethernet);
-		__u8 first;
 
 		if ((void *)(ip + 1) > end)
 			return pass(TRUNCATED);
-		if (ip->ihl != 5 || ip->version != 4)
+		if (ip->version != 4)
+			return pass(NOT_IP);
+		if (ip->ihl != 5)
 			return pass(OPTIONS);
 		if (ip->frag_off & NET16(0x3fff))
 			return pass(FRAGMENT);
-		first = ip->daddr & 0xff;
-		if (first >= 224)
+		if (*(__u8 *)&ip->daddr >= 224)
 			return pass(GROUP);
 		version = 4;
 		protocol = ip->protocol;
@@ -117,6 +128,8 @@ SECTION("xdp") int steer(struct xdp_md *context)
 		__builtin_memcpy(flow.local, &ip->daddr, 16);
 		__builtin_memcpy(flow.remote, &ip->saddr, 16);
 		transport = ip + 1;
+	} else if (ethernet->h_proto == NET16(ETH_P_8021Q) || ethernet->h_proto == NET16(ETH_P_8021AD)) {
+		return pass(VLAN);
 	} else {
 		return pass(NOT_IP);
 	}
@@ -135,6 +148,13 @@ SECTION("xdp") int steer(struct xdp_md *context)
 		flow.local_port = NET16(tcp->dest);
 		flow.remote_port = NET16(tcp->source);
 		opens = tcp->syn && !tcp->ack;
+	} else if (version == 6 && protocol == IPPROTO_FRAGMENT) {
+		return pass(FRAGMENT);
+	} else if (version == 6 && (protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_ROUTING ||
+				    protocol == IPPROTO_DSTOPTS)) {
+		return pass(OPTIONS);
+	} else if (protocol == (version == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6)) {
+		return pass(ICMP);
 	} else {
 		return pass(OTHER_PROTOCOL);
 	}
@@ -155,13 +175,13 @@ SECTION("xdp") int steer(struct xdp_md *context)
 		return pass(UNMATCHED);
 	if (target->flags & KEEP_IN_KERNEL)
 		return pass(KEPT);
+	/* A queue beyond the slot's share would be the next slot's. */
+	if (context->rx_queue_index >= QUEUES_PER_SLOT ||
+	    redirect(&xsks, target->slot * QUEUES_PER_SLOT + context->rx_queue_index, XDP_PASS) !=
+		    XDP_REDIRECT)
+		return pass(EMPTY_SLOT);
 	__sync_fetch_and_add(&target->packets, 1);
-	__sync_fetch_and_add(&target->bytes, (__u64)(end - data));
-	{
-		__u64 *count = lookup(&counters, &reason);
-
-		if (count)
-			*count += 1;
-	}
-	return redirect(&xsks, target->slot * QUEUES_PER_SLOT + context->rx_queue_index, XDP_PASS);
+	__sync_fetch_and_add(&target->bytes, bytes);
+	count(REDIRECTED);
+	return XDP_REDIRECT;
 }
