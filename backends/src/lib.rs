@@ -1,13 +1,25 @@
 //! Queue pairs: how frames come in and go out.
 //!
 //! [`QueuePair`] is the one contract that every backend serves: free chunks go to the NIC, filled
-//! ones
-//! come back, frames to send go out, sent chunks come back. [`af_xdp`] drives a queue of any Linux
-//! interface; [`sim`] is a deterministic wire in memory for tests. Chunks are numbers here; memory
-//! and
-//! the right to touch it are the caller's.
+//! ones come back, frames to send go out, sent chunks come back.
+//!
+//! ```text
+//!               stack                        QueuePair                    NIC
+//!   take_chunk ───────────────► fill ─────► [ fill ring       ] ─────►
+//!   handle_frame ◄───────── receive ◄────── [ RX ring         ] ◄───── frames
+//!   poll_transmit ──────────► submit ─────► [ TX ring         ] ─────► frames (after a doorbell)
+//!   release_chunk ◄──────── complete ◄───── [ completion ring ] ◄─────
+//! ```
+//!
+//! - [`af_xdp`] drives a queue of any Linux interface that takes an XDP program, veth included,
+//!   and leaves to the kernel whatever no filter matches.
+//! - [`sim`] is a deterministic wire in memory for tests.
+//!
+//! Chunks are numbers here; memory and the right to touch it are the caller's. So is the lock
+//! under which the processes of one stack use a queue pair in turn.
 //!
 //! Raw system calls only: this code runs inside programs whose libc symbols are our own hooks.
+//! `std::net`, `std::fs` and the printing macros are for tests only.
 
 pub mod af_xdp;
 mod api;

@@ -1,18 +1,26 @@
-//! A queue pair over plain memory: two of them make a wire for tests.
+//! A queue pair over plain memory: two of them are the ends of a wire, for tests.
 //!
-//! [`wire`] gives two ends. What one end submits the other receives, in its own chunks, in order;
-//! [`Faults`] drops, duplicates, reorders and corrupts by a seeded generator, so that equal seeds
-//! give
-//! equal runs.
+//! ```text
+//!   end 0                           SimLink                            end 1
+//!   TX ring ──ring_doorbell──► ( time, order ) ──advance──► a chunk of the fill ring ──► RX ring
+//!       └─► completion ring     loss, delay, reorder,        (none there: dropped)
+//!                               duplicate, corrupt
+//! ```
+//!
+//! Time is the caller's: frames arrive in [`SimLink::advance`], or at the doorbell when there is
+//! no delay. All chance comes from one seeded generator, so equal seeds and equal calls give equal
+//! runs. Copies of a [`SimQueuePair`] are the same end, as the mappings of two processes are.
+//!
+//! What is absent: rates. A frame takes the same time whatever its length.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::api::{QueueError, QueuePair, Received, Transmit};
 
-/// Probabilities in 1/1024.
-#[derive(Clone, Copy, Debug, Default)]
+/// What happens to frames on their way. Probabilities in 1/1024.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     /// A frame vanishes.
     pub loss: u16,
@@ -22,30 +30,123 @@ pub struct Faults {
     pub reorder: u16,
     /// One bit of a frame flips.
     pub corrupt: u16,
+    /// Nanoseconds that every frame takes.
+    pub delay_ns: u64,
+    /// Up to so many nanoseconds more, each as likely.
+    pub jitter_ns: u64,
+    /// Longest frame in bytes; longer ones vanish. 0 = no limit.
+    pub longest: u32,
+    /// Most frames on the way in one direction; further ones vanish. 0 = no limit.
+    pub in_flight: u32,
+}
+
+/// What became of frames, both directions together.
+///
+/// `sent + duplicated == delivered + lost + unposted + frames on the way`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Given to the wire.
+    pub sent: u64,
+    /// Second copies.
+    pub duplicated: u64,
+    /// Vanished: by loss, or beyond a limit.
+    pub lost: u64,
+    /// Thrown away because the receiver had posted no chunk.
+    pub unposted: u64,
+    /// Arrived in an RX ring.
+    pub delivered: u64,
 }
 
 /// Packet memory that both the test and the wire can reach.
 pub type SharedMemory = Arc<Mutex<Vec<u8>>>;
 
-#[derive(Debug, Default)]
-struct Direction {
-    frames: VecDeque<Vec<u8>>,
+/// Sizes of one end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Bytes of a chunk.
+    pub chunk_size: u32,
+    /// Entries of each ring.
+    pub entries: u32,
+    /// Bytes that are left free before a received frame.
+    pub headroom: u32,
+}
+
+/// The four rings of one end.
+#[derive(Debug)]
+struct End {
+    memory: SharedMemory,
+    shape: Shape,
+    fill: VecDeque<u32>,
+    rx: VecDeque<Received>,
+    tx: VecDeque<Transmit>,
+    completion: VecDeque<u32>,
+}
+
+impl End {
+    fn room(&self, used: usize) -> usize {
+        (self.shape.entries as usize).saturating_sub(used)
+    }
+
+    /// Copies a frame into a posted chunk; says whether there was one.
+    fn deliver(&mut self, frame: &[u8]) -> bool {
+        if self.room(self.rx.len()) == 0 {
+            return false;
+        }
+        let Some(chunk) = self.fill.pop_front() else {
+            return false;
+        };
+        let Shape {
+            chunk_size,
+            headroom,
+            ..
+        } = self.shape;
+        let most = chunk_size.saturating_sub(headroom) as usize;
+        let frame = frame.get(..most).unwrap_or(frame);
+        let start = chunk as usize * chunk_size as usize + headroom as usize;
+        if let Some(place) = held(&self.memory).get_mut(start..start + frame.len()) {
+            place.copy_from_slice(frame);
+        }
+        self.rx.push_back(Received {
+            chunk,
+            offset: headroom,
+            len: frame.len() as u32,
+        });
+        true
+    }
+
+    /// Takes the next frame out of the TX ring, if its chunk can be given back.
+    fn take(&mut self) -> Option<Vec<u8>> {
+        if self.room(self.completion.len()) == 0 {
+            return None;
+        }
+        let Transmit { chunk, offset, len } = self.tx.pop_front()?;
+        self.completion.push_back(chunk);
+        let start = chunk as usize * self.shape.chunk_size as usize + offset as usize;
+        let memory = held(&self.memory);
+        let bytes = memory.get(start..start + len as usize);
+        Some(bytes.unwrap_or_default().to_vec())
+    }
 }
 
 #[derive(Debug)]
-struct Link {
-    toward: [Direction; 2],
+struct Wire {
+    ends: [End; 2],
+    /// Frames on the way to each end, by time of arrival and order of sending.
+    toward: [BTreeMap<(u64, u64), Vec<u8>>; 2],
+    now: u64,
+    order: u64,
     faults: Faults,
     state: u64,
+    statistics: Statistics,
 }
 
-impl Link {
-    /// xorshift64*: small, seeded, good enough for choosing faults.
+impl Wire {
+    /// splitmix64: small, seeded, good enough for choosing faults.
     fn draw(&mut self) -> u64 {
-        self.state ^= self.state >> 12;
-        self.state ^= self.state << 25;
-        self.state ^= self.state >> 27;
-        self.state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
     }
 
     fn happens(&mut self, per_1024: u16) -> bool {
@@ -53,152 +154,223 @@ impl Link {
     }
 
     fn carry(&mut self, to: usize, mut frame: Vec<u8>) {
-        if self.happens(self.faults.loss) {
+        let faults = self.faults;
+        self.statistics.sent += 1;
+        // Drawn always, so that one fault does not shift the chances of the others.
+        let lost = self.happens(faults.loss);
+        let corrupt = self.happens(faults.corrupt);
+        let twice = self.happens(faults.duplicate);
+        let overtakes = self.happens(faults.reorder);
+        let bit = self.draw() as usize;
+        let is_too_long = faults.longest != 0 && frame.len() > faults.longest as usize;
+        if lost || is_too_long {
+            self.statistics.lost += 1;
             return;
         }
-        if self.happens(self.faults.corrupt) && !frame.is_empty() {
-            let bit = self.draw() as usize % (frame.len() * 8);
+        if corrupt && !frame.is_empty() {
+            let bit = bit % (frame.len() * 8);
             frame[bit / 8] ^= 1 << (bit % 8);
         }
-        let (twice, overtakes) = (
-            self.happens(self.faults.duplicate),
-            self.happens(self.faults.reorder),
-        );
-        let queue = &mut self.toward[to].frames;
         if twice {
-            queue.push_back(frame.clone());
+            self.statistics.duplicated += 1;
+            self.put(to, frame.clone(), false);
         }
-        if overtakes && !queue.is_empty() {
-            let last = queue.len() - 1;
-            queue.insert(last, frame);
-        } else {
-            queue.push_back(frame);
+        self.put(to, frame, overtakes);
+    }
+
+    fn put(&mut self, to: usize, mut frame: Vec<u8>, overtakes: bool) {
+        let limit = self.faults.in_flight as usize;
+        if limit != 0 && self.toward[to].len() >= limit {
+            self.statistics.lost += 1;
+            return;
+        }
+        let jitter = self.draw() % self.faults.jitter_ns.saturating_add(1).max(1);
+        let arrival = (self.now + self.faults.delay_ns).saturating_add(jitter);
+        self.order += 1;
+        if overtakes && let Some(mut last) = self.toward[to].last_entry() {
+            std::mem::swap(last.get_mut(), &mut frame);
+        }
+        self.toward[to].insert((arrival, self.order), frame);
+    }
+
+    /// Sends what is in the TX ring of an end.
+    fn transmit(&mut self, from: usize) {
+        while let Some(frame) = self.ends[from].take() {
+            self.carry(1 - from, frame);
+        }
+        if self.faults.delay_ns == 0 && self.faults.jitter_ns == 0 {
+            self.arrive();
         }
     }
-}
 
-/// One end of a wire.
-#[derive(Debug)]
-pub struct SimQueuePair {
-    link: Arc<Mutex<Link>>,
-    side: usize,
-    memory: SharedMemory,
-    chunk_size: usize,
-    posted: VecDeque<u32>,
-    sent: VecDeque<u32>,
-    entries: usize,
+    /// Frames whose time has come.
+    fn arrive(&mut self) {
+        for (end, toward) in self.ends.iter_mut().zip(&mut self.toward) {
+            while let Some(first) = toward.first_entry()
+                && first.key().0 <= self.now
+            {
+                let counter = if end.deliver(&first.remove()) {
+                    &mut self.statistics.delivered
+                } else {
+                    &mut self.statistics.unposted
+                };
+                *counter += 1;
+            }
+        }
+    }
 }
 
 fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Two ends of a wire, each over its own memory, with rings of `entries`.
-#[must_use]
-pub fn wire(
-    memories: [SharedMemory; 2],
-    chunk_size: usize,
-    entries: usize,
-    faults: Faults,
-    seed: u64,
-) -> [SimQueuePair; 2] {
-    let link = Link {
-        toward: Default::default(),
-        faults,
-        state: seed | 1,
-    };
-    let link = Arc::new(Mutex::new(link));
-    let [one, two] = memories;
-    [(0, one), (1, two)].map(|(side, memory)| SimQueuePair {
-        link: Arc::clone(&link),
-        side,
-        memory,
-        chunk_size,
-        posted: VecDeque::new(),
-        sent: VecDeque::new(),
-        entries,
-    })
+/// The wire between two ends. Copies are the same wire.
+#[derive(Clone, Debug)]
+pub struct SimLink(Arc<Mutex<Wire>>);
+
+impl SimLink {
+    /// A wire and its two ends, each over its own memory.
+    #[must_use]
+    pub fn new(
+        memories: [SharedMemory; 2],
+        shape: Shape,
+        faults: Faults,
+        seed: u64,
+    ) -> (Self, [SimQueuePair; 2]) {
+        let wire = Wire {
+            ends: memories.map(|memory| End {
+                memory,
+                shape,
+                fill: VecDeque::new(),
+                rx: VecDeque::new(),
+                tx: VecDeque::new(),
+                completion: VecDeque::new(),
+            }),
+            toward: Default::default(),
+            now: 0,
+            order: 0,
+            faults,
+            state: seed,
+            statistics: Statistics::default(),
+        };
+        let wire = Arc::new(Mutex::new(wire));
+        let ends = [0, 1].map(|side| SimQueuePair {
+            wire: Arc::clone(&wire),
+            side,
+        });
+        (Self(wire), ends)
+    }
+
+    /// The wire's time in nanoseconds.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        held(&self.0).now
+    }
+
+    /// Lets time pass; frames whose time has come arrive in their order.
+    pub fn advance(&self, nanoseconds: u64) {
+        let mut wire = held(&self.0);
+        wire.now += nanoseconds;
+        wire.arrive();
+    }
+
+    /// When the next frame arrives; `None` when none is on the way.
+    #[must_use]
+    pub fn next_arrival(&self) -> Option<u64> {
+        let wire = held(&self.0);
+        let firsts = wire.toward.iter().filter_map(|way| way.first_key_value());
+        firsts.map(|((time, _), _)| *time).min()
+    }
+
+    /// Frames on the way.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        held(&self.0).toward.iter().map(BTreeMap::len).sum()
+    }
+
+    /// Changes what happens to frames that are sent from now on.
+    pub fn set_faults(&self, faults: Faults) {
+        held(&self.0).faults = faults;
+    }
+
+    /// What became of frames so far.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        held(&self.0).statistics
+    }
+}
+
+/// One end of a wire. Copies are the same end.
+#[derive(Clone, Debug)]
+pub struct SimQueuePair {
+    wire: Arc<Mutex<Wire>>,
+    side: usize,
+}
+
+impl SimQueuePair {
+    fn with<T>(&self, work: impl FnOnce(&mut End) -> T) -> T {
+        work(&mut held(&self.wire).ends[self.side])
+    }
+}
+
+/// Moves what fits from the front of a ring.
+fn drain<T>(ring: &mut VecDeque<T>, into: &mut [T]) -> usize {
+    let count = into.len().min(ring.len());
+    for (to, item) in into.iter_mut().zip(ring.drain(..count)) {
+        *to = item;
+    }
+    count
 }
 
 impl QueuePair for SimQueuePair {
     fn receive(&mut self, into: &mut [Received]) -> usize {
-        let mut link = held(&self.link);
-        let mut memory = held(&self.memory);
-        let queue = &mut link.toward[self.side].frames;
-        let mut count = 0;
-        while count < into.len() && !queue.is_empty() {
-            let Some(chunk) = self.posted.pop_front() else {
-                break;
-            };
-            let Some(frame) = queue.pop_front() else {
-                break;
-            };
-            let start = chunk as usize * self.chunk_size;
-            let length = frame.len().min(self.chunk_size);
-            if let Some(place) = memory.get_mut(start..start + length) {
-                place.copy_from_slice(&frame[..length]);
-            }
-            into[count] = Received {
-                chunk,
-                offset: 0,
-                len: length as u32,
-            };
-            count += 1;
-        }
-        count
+        self.with(|end| drain(&mut end.rx, into))
     }
 
     fn rx_pending(&self) -> bool {
-        !held(&self.link).toward[self.side].frames.is_empty() && !self.posted.is_empty()
+        self.with(|end| !end.rx.is_empty())
     }
 
     fn fill_space(&self) -> u32 {
-        (self.entries - self.posted.len().min(self.entries)) as u32
+        self.with(|end| end.room(end.fill.len()) as u32)
     }
 
     fn fill(&mut self, chunks: &[u32]) -> usize {
-        let count = chunks.len().min(self.fill_space() as usize);
-        self.posted.extend(&chunks[..count]);
-        count
+        self.with(|end| {
+            let count = chunks.len().min(end.room(end.fill.len()));
+            end.fill.extend(&chunks[..count]);
+            count
+        })
     }
 
     fn submit(&mut self, frames: &[Transmit]) -> usize {
-        let count = frames
-            .len()
-            .min(self.entries - self.sent.len().min(self.entries));
-        let mut link = held(&self.link);
-        let memory = held(&self.memory);
-        for frame in &frames[..count] {
-            let start = frame.chunk as usize * self.chunk_size + frame.offset as usize;
-            if let Some(bytes) = memory.get(start..start + frame.len as usize) {
-                link.carry(1 - self.side, bytes.to_vec());
-            }
-            self.sent.push_back(frame.chunk);
-        }
-        count
+        self.with(|end| {
+            let count = frames.len().min(end.room(end.tx.len()));
+            end.tx.extend(&frames[..count]);
+            count
+        })
     }
 
     fn complete(&mut self, into: &mut [u32]) -> usize {
-        let count = into.len().min(self.sent.len());
-        for (to, chunk) in into.iter_mut().zip(self.sent.drain(..count)) {
-            *to = chunk;
-        }
-        count
+        self.with(|end| drain(&mut end.completion, into))
     }
 
     fn needs_doorbell(&self) -> bool {
-        false
+        self.with(|end| !end.tx.is_empty())
     }
 
     fn ring_doorbell(&self) -> Result<(), QueueError> {
+        held(&self.wire).transmit(self.side);
         Ok(())
     }
 
     fn in_rings(&self, each: &mut dyn FnMut(u32)) {
-        self.posted
-            .iter()
-            .chain(&self.sent)
-            .for_each(|&chunk| each(chunk));
+        self.with(|end| {
+            let received = end.rx.iter().map(|frame| frame.chunk);
+            let submitted = end.tx.iter().map(|frame| frame.chunk);
+            let plain = end.fill.iter().chain(&end.completion).copied();
+            received.chain(submitted).chain(plain).for_each(each);
+        });
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -207,53 +379,4 @@ impl QueuePair for SimQueuePair {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(faults: Faults, seed: u64) -> Vec<u8> {
-        let memory = || Arc::new(Mutex::new(vec![0_u8; 64 * 64]));
-        let (left, right) = (memory(), memory());
-        let [mut one, mut two] = wire(
-            [Arc::clone(&left), Arc::clone(&right)],
-            64,
-            32,
-            faults,
-            seed,
-        );
-        assert_eq!(two.fill(&(0..32).collect::<Vec<_>>()), 32);
-        for number in 0..16_u8 {
-            held(&left)[0] = number;
-            assert_eq!(
-                one.submit(&[Transmit {
-                    chunk: 0,
-                    offset: 0,
-                    len: 1
-                }]),
-                1
-            );
-        }
-        let mut got = [Received::default(); 64];
-        let count = two.receive(&mut got);
-        got[..count]
-            .iter()
-            .map(|frame| held(&right)[frame.chunk as usize * 64])
-            .collect()
-    }
-
-    #[test]
-    fn a_perfect_wire_keeps_order() {
-        assert_eq!(run(Faults::default(), 1), (0..16).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn equal_seeds_give_equal_faults() {
-        let faults = Faults {
-            loss: 200,
-            duplicate: 200,
-            reorder: 200,
-            corrupt: 100,
-        };
-        assert_eq!(run(faults, 7), run(faults, 7));
-        assert_ne!(run(faults, 7), (0..16).collect::<Vec<_>>());
-    }
-}
+mod tests;

@@ -9,7 +9,8 @@
 //!
 //! Everything is reached through the XSK's descriptor, so that an unprivileged program can use
 //! what the daemon has opened. The mappings keep the XSK alive, not only the descriptor: a queue
-//! is free again when the last process has dropped both.
+//! is free again when the last process has dropped both. (Dropping closes by libc's `close`, as all
+//! of std's descriptors do: in a host program the owner sees to it that the hook lets it through.)
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -21,7 +22,6 @@ use rustix::net::xdp::{
 };
 
 use super::ring::Ring;
-use super::syscall::Descriptor;
 use super::umem::Chunks;
 use super::xsk;
 use crate::api::{QueueError, QueuePair, Received, Transmit};
@@ -33,7 +33,7 @@ pub struct AfXdpQueuePair {
     completion: Ring<u64>,
     rx: Ring<XdpDesc>,
     tx: Ring<XdpDesc>,
-    fd: Descriptor,
+    fd: OwnedFd,
     chunks: Chunks,
 }
 
@@ -57,7 +57,7 @@ impl AfXdpQueuePair {
             )?,
             rx: Ring::map(xsk, XDP_PGOFF_RX_RING, &offsets.rx, ring_entries)?,
             tx: Ring::map(xsk, XDP_PGOFF_TX_RING, &offsets.tx, ring_entries)?,
-            fd: fd.into(),
+            fd,
             chunks,
         })
     }

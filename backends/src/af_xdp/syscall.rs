@@ -1,16 +1,12 @@
 //! System calls that rustix does not have: one instruction each, no libc.
 //!
 //! rustix makes every other call of this crate. `bpf()` and one socket option of kernel 6.18 are
-//! missing there, and libc's `syscall` and `setsockopt` are our own hooks in the host program. So
-//! is `close`, which std's `OwnedFd` calls: see [`Descriptor`].
+//! missing there, and libc's `syscall` and `setsockopt` are our own hooks in the host program.
 
 #![expect(
     unsafe_code,
-    reason = "UNSAFETY: the system call instruction of each architecture, closing by number"
+    reason = "UNSAFETY: the system call instruction of each architecture"
 )]
-
-use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
@@ -67,32 +63,6 @@ pub(super) unsafe fn syscall(number: usize, arguments: [usize; 5]) -> Result<usi
         return Err(Errno::from_raw_os_error(-(result as i32)));
     }
     Ok(result.cast_unsigned())
-}
-
-/// A descriptor that is closed by the system call, never by libc's `close`: that one is a hook in
-/// the host program, which protects our descriptors from being closed.
-#[derive(Debug)]
-pub(super) struct Descriptor(ManuallyDrop<OwnedFd>);
-
-impl From<OwnedFd> for Descriptor {
-    fn from(fd: OwnedFd) -> Self {
-        Self(ManuallyDrop::new(fd))
-    }
-}
-
-impl AsFd for Descriptor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-impl Drop for Descriptor {
-    fn drop(&mut self) {
-        // SAFETY: taken once, in drop; nobody can use the field afterwards.
-        let fd = unsafe { ManuallyDrop::take(&mut self.0) };
-        // SAFETY: the descriptor was owned by the field and has been given up just now.
-        unsafe { rustix::io::close(fd.into_raw_fd()) };
-    }
 }
 
 #[cfg(test)]

@@ -33,8 +33,10 @@ const BIND_PAUSE: Duration = Duration::from_millis(50);
 const TX_BUDGET: u32 = 256;
 /// Bytes of sent frames that the kernel may hold for us: a full TX ring and what the driver has.
 const SEND_BUFFER: usize = 16 << 20;
-/// Most system calls of one doorbell: a ring of 2048 entries in portions of 32.
-const MOST_CALLS: u32 = 64;
+/// Most portions of one doorbell: a ring of 2048 entries in portions of 32.
+const MOST_PORTIONS: u32 = 64;
+/// Most frames that the device may throw away in one doorbell: more than a ring has.
+const MOST_DROPS: u32 = 4096;
 /// `SOL_XDP`.
 const SOL_XDP: usize = 283;
 /// `XDP_MAX_TX_SKB_BUDGET` of linux/if_xdp.h.
@@ -134,34 +136,38 @@ pub(super) fn ring_while(
     fd: BorrowedFd<'_>,
     left: impl Fn() -> Option<u32>,
 ) -> Result<(), QueueError> {
-    for _ in 0..MOST_CALLS {
+    let (mut portions, mut drops) = (0, 0);
+    while portions < MOST_PORTIONS && drops < MOST_DROPS {
         let before = left();
         match send(fd, &[], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
             // All of the ring is sent.
             Ok(_) => return Ok(()),
-            // AGAIN: the budget is used up, or there is no room for completions.
-            // BUSY: the device threw one frame away (and completed it); the next may do better.
-            Err(Errno::AGAIN | Errno::BUSY | Errno::INTR) => {}
+            // The budget is used up, or there is no room for completions.
+            Err(Errno::AGAIN | Errno::INTR) => portions += 1,
+            // The device had no room, threw one frame away and completed it. The call ends there:
+            // without another one the rest of the ring would wait for the next burst.
+            Err(Errno::BUSY) => drops += 1,
             // The kernel has no memory for copies now.
             Err(Errno::NOBUFS | Errno::NOMEM) => return Ok(()),
-            Err(errno) => {
-                let severity = if errno == Errno::NETDOWN {
-                    Severity::Restart
-                } else {
-                    Severity::Fatal
-                };
-                return Err(QueueError {
-                    severity,
-                    operation: "doorbell",
-                    errno,
-                });
-            }
+            Err(errno) => return Err(refused(errno)),
         }
         if before.is_some_and(|before| left().is_some_and(|left| left == 0 || left >= before)) {
             return Ok(());
         }
     }
     Ok(())
+}
+
+fn refused(errno: Errno) -> QueueError {
+    QueueError {
+        severity: if errno == Errno::NETDOWN {
+            Severity::Restart
+        } else {
+            Severity::Fatal
+        },
+        operation: "doorbell",
+        errno,
+    }
 }
 
 #[cfg(test)]

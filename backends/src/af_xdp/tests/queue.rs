@@ -2,14 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, UdpSocket};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::process::Uid;
+use rustix::process::{Pid, Uid};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::bed::{Bed, CHUNK, FAR, NEAR, Queue, RING, run};
 use super::frame::{UDP, datagram, ethernet, ipv4, udp};
-use crate::af_xdp::{AfXdpQueuePair, FilterKey, Listener, Mode, Nic, ring_doorbell};
+use crate::af_xdp::{AfXdpQueuePair, FilterKey, Listener, Mode, Nic, NicConfig, ring_doorbell};
 use crate::api::{QueuePair as _, Received, Severity, Transmit};
 
 const PORT: u16 = 7000;
@@ -229,4 +231,77 @@ fn sizes_are_checked() {
     assert!(AfXdpQueuePair::map(open(), CHUNK, 1 << 16).is_err());
     let error = nic.open_queue(0, &packets.memory, 100, 0).unwrap_err();
     assert!(error.to_string().contains("sizing the rings"), "{error}");
+}
+
+/// The far end's NAPI thread.
+fn napi_thread() -> Option<Pid> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.find(|pid| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm"))
+            .is_ok_and(|name| name.starts_with("napi/bktf"))
+    })
+    .and_then(Pid::from_raw)
+}
+
+#[test]
+fn a_doorbell_goes_on_when_the_device_throws_a_frame_away() {
+    const ENTRIES: u32 = 512;
+    let bed = Bed::new();
+    let nic = bed.nic(Mode::Native);
+    let packets = super::bed::Packets::new();
+    let xsk = nic.open_queue(0, &packets.memory, ENTRIES, 0).unwrap();
+    let mut pair = AfXdpQueuePair::map(xsk, CHUNK, ENTRIES).unwrap();
+    // The other end takes frames from a ring of 256, in a thread that does not run while we do.
+    let _far = bed.far(|| {
+        let config = NicConfig {
+            ifindex: bed.far_index,
+            mode: Mode::Native,
+        };
+        let nic = Nic::open(config).unwrap();
+        let set = "mount -t sysfs none /sys && echo 1 > /sys/class/net/bktf/threaded";
+        let status = Command::new("unshare")
+            .args(["-m", "sh", "-c", set])
+            .status();
+        assert!(status.unwrap().success());
+        nic
+    });
+    let mut one_cpu = CpuSet::new();
+    one_cpu.set(0);
+    let thread = napi_thread().unwrap();
+    sched_setaffinity(Some(thread), &one_cpu).unwrap();
+    sched_setaffinity(None, &one_cpu).unwrap();
+
+    let bytes = frame_to_far(&bed, &nic, &[7; 64]);
+    packets.write(SENDING, &bytes);
+    let frames: Vec<Transmit> = (SENDING..SENDING + ENTRIES)
+        .map(|chunk| {
+            packets.write(chunk, &bytes);
+            Transmit {
+                chunk,
+                offset: 0,
+                len: bytes.len() as u32,
+            }
+        })
+        .collect();
+    let dropped = || {
+        let output = Command::new("ip")
+            .args(["-s", "-j", "link", "show", "bktn"])
+            .output();
+        let text = String::from_utf8(output.unwrap().stdout).unwrap();
+        let (_, tx) = text.split_once("\"tx\"").unwrap();
+        let (_, dropped) = tx.split_once("\"dropped\":").unwrap();
+        let end = dropped.find([',', '}']).unwrap();
+        dropped[..end].parse::<u32>().unwrap()
+    };
+    for _ in 0..20 {
+        assert_eq!(pair.submit(&frames), ENTRIES as usize);
+        ring_doorbell(pair.wait_fd().unwrap()).unwrap();
+        assert!(!pair.needs_doorbell(), "frames are left in the ring");
+        let mut done = 0;
+        while done < ENTRIES as usize {
+            done += pair.complete(&mut [0; 256]);
+        }
+    }
+    assert!(dropped() > 0, "the far end has kept up: nothing is tested");
 }
