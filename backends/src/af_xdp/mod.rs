@@ -10,16 +10,15 @@
 //! The daemon's side: [`Nic`] loads and attaches the program, opens queues, writes filters. The
 //! client's side: [`AfXdpQueuePair`] maps the rings of a queue through its descriptor alone, so an
 //! unprivileged program can use what it was given. Each module uses only what stands to its left:
-//! `syscall` → `bpf` → `program`, `netdev`, `netlink`, `umem`, `xsk` → `nic`, and `ring`, `umem`,
-//! `xsk` → `queue_pair`.
+//! `syscall` → `bpf` → `program`; `netdev`, `link`, `umem` → `xsk` → `nic`; `ring` → `queue_pair`.
 //!
 //! What is absent: zero copy, multi-buffer frames (an MTU above one chunk), VLAN tags, NIC filters
 //! (ntuple), metadata offloads.
 
 mod bpf;
 mod error;
+mod link;
 mod netdev;
-mod netlink;
 mod nic;
 mod program;
 mod queue_pair;
@@ -33,7 +32,6 @@ mod tests;
 
 pub use error::NicError;
 pub use netdev::{Interface, interfaces};
-pub use netlink::{XdpFeatures, xdp_features};
 pub use nic::{
     FilterCounters, FilterKey, Mode, Nic, NicConfig, QUEUES_PER_SLOT, RING_ENTRIES, SLOTS,
 };

@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 
 use super::error::{self, NicError, failed};
+use super::link::{self, Attached};
 use super::netdev::{self, Interface};
-use super::netlink::{self, Attached};
 use super::program::{self, COUNTERS, Flow, Listener, Maps, Target};
 use super::umem::PacketMemory;
 use super::{bpf, xsk};
@@ -131,7 +131,7 @@ impl Nic {
         let maps = Maps::from_named(maps).map_err(failed(
             "the link's program is not the steering program of this version",
         ))?;
-        let mode = match netlink::attached(ifindex) {
+        let mode = match link::attached(ifindex) {
             Ok(Attached::Generic) => Mode::Generic,
             _ => Mode::Native,
         };
