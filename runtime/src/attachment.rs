@@ -25,7 +25,6 @@ use bypass_stack::{
     ChunkId, Instant, LayoutError, QueuePairInfo, RxFrame, Stack, WaiterId, WaiterSet,
 };
 use rustix::io::Errno;
-use rustix::net::{SendFlags, send};
 
 use crate::clock;
 use crate::image::{Image, ImageError};
@@ -41,8 +40,6 @@ const BATCH: usize = 64;
 const BATCHES_PER_PUMP: usize = 4;
 /// Free descriptors of a fill ring that make a refill worth its cost.
 const REFILL: u32 = BATCH as u32;
-/// Doorbells that one burst may need: a call sends a bounded number of frames.
-const DOORBELLS_PER_BURST: u32 = 64;
 
 /// Why a stack cannot be joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -329,8 +326,12 @@ impl Drop for Locked<'_> {
         }
         let sleepers: WaiterSet = self.state.stack.take_wakeups();
         lock::unlock(self.attachment.image.lock_word());
-        for &fd in bells.iter().take(ringing) {
-            ring_doorbell(fd);
+        for &fd in bells.iter().take(ringing).filter(|&&fd| fd >= 0) {
+            // SAFETY: the descriptor belongs to a queue pair of this attachment, which stays
+            // installed while threads use it; were it closed, the call would fail with EBADF.
+            let xsk = unsafe { BorrowedFd::borrow_raw(fd) };
+            // What the driver could not take stays in the ring and goes with the next burst.
+            let _ = bypass_backends::af_xdp::ring_doorbell(xsk);
         }
         if !sleepers.is_empty() {
             for waiter in sleepers.iter() {
@@ -441,24 +442,6 @@ fn submit(stack: &mut Stack<'static>, queue: &mut dyn QueuePair, number: u8) -> 
         moved += 1;
     }
     moved
-}
-
-/// Tells the driver about new TX descriptors. Its answers need nothing from us: what it could not
-/// take now stays in the ring and is offered again with the next burst.
-fn ring_doorbell(fd: RawFd) {
-    if fd < 0 {
-        return;
-    }
-    // SAFETY: the descriptor belongs to a queue pair of this attachment, which stays installed
-    // while threads use it; were it closed meanwhile, the call would fail with EBADF.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    for _ in 0..DOORBELLS_PER_BURST {
-        match send(fd, &[], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-            // EAGAIN: the call's own budget is used up, more is in the ring.
-            Err(Errno::AGAIN) => {}
-            _ => return,
-        }
-    }
 }
 
 /// Keeps descriptors alive that only hold something open (XDP links).
