@@ -23,17 +23,26 @@ pub struct Failure {
 impl Failure {
     /// Exit code 1.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { code: 1, message: message.into() }
+        Self {
+            code: 1,
+            message: message.into(),
+        }
     }
 
     /// Exit code 2: the arguments make no sense.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { code: 2, message: message.into() }
+        Self {
+            code: 2,
+            message: message.into(),
+        }
     }
 
     /// Exit code 3: there is nothing to show or do.
     pub fn nothing(message: impl Into<String>) -> Self {
-        Self { code: 3, message: message.into() }
+        Self {
+            code: 3,
+            message: message.into(),
+        }
     }
 }
 
@@ -120,8 +129,16 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run(run) => run.execute(),
-        Command::Daemon { exit_when_idle, foreground, config } => {
-            let options = daemon::DaemonOptions { exit_when_idle, foreground, config };
+        Command::Daemon {
+            exit_when_idle,
+            foreground,
+            config,
+        } => {
+            let options = daemon::DaemonOptions {
+                exit_when_idle,
+                foreground,
+                config,
+            };
             daemon::run(&options).map_err(|error| Failure {
                 code: u8::try_from(error.exit_code()).unwrap_or(1),
                 message: error.to_string(),
@@ -153,7 +170,9 @@ fn manual(folder: Option<PathBuf>) -> Result<(), Failure> {
         return clap_mangen::generate_to(command, folder).map_err(failed);
     }
     let mut page = Vec::new();
-    clap_mangen::Man::new(command).render(&mut page).map_err(failed)?;
+    clap_mangen::Man::new(command)
+        .render(&mut page)
+        .map_err(failed)?;
     render::text(&String::from_utf8_lossy(&page));
     Ok(())
 }

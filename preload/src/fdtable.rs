@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bypass_stack::EndpointId;
 
 /// Numbers that the table knows (the kernel's default `fs.nr_open`). Higher ones fall through.
-const NUMBERS: usize = 1 << 20;
+pub const NUMBERS: usize = 1 << 20;
 
 static TABLE: [AtomicU64; NUMBERS] = [const { AtomicU64::new(0) }; NUMBERS];
 

@@ -27,6 +27,17 @@ pub fn has_relatives() -> bool {
     RELATIVES.load(Ordering::Relaxed)
 }
 
+/// Whether this process surely has one thread only (sys/single_threaded.h, since glibc 2.32).
+#[inline]
+#[expect(unsafe_code, reason = "UNSAFETY: reads a variable of libc")]
+pub fn is_alone() -> bool {
+    unsafe extern "C" {
+        static __libc_single_threaded: std::ffi::c_char;
+    }
+    // SAFETY: glibc changes it only while no other thread runs, or in the one that asks.
+    unsafe { __libc_single_threaded != 0 }
+}
+
 /// Runs a fork. The parent makes the child's slot before it, so that no moment exists in which the
 /// child holds endpoints that nobody accounts for.
 pub fn forked(original: impl FnOnce() -> i32) -> i32 {

@@ -23,6 +23,8 @@
     reason = "the execl forms are variadic in C"
 )]
 
+use std::sync::atomic::{AtomicPtr, Ordering};
+
 use libc::{
     c_char, c_int, c_uint, c_ulong, c_void, epoll_event, fd_set, iovec, loff_t, mmsghdr, msghdr,
     nfds_t, off_t, pid_t, pollfd, posix_spawn_file_actions_t, posix_spawnattr_t, sigset_t, size_t,
@@ -69,10 +71,28 @@ macro_rules! hooks {
                         unsafe { $body($($arg),*) }
                     }
                 }
-                /// libc's own function.
+                /// Where libc's own function is; until it has been looked up, [`first`].
+                static REAL: AtomicPtr<()> = AtomicPtr::new(first as *const () as *mut ());
+
+                /// Looks libc's function up, at a call before [`resolve_all`].
+                unsafe extern "C" fn first($($arg: $type),*) -> $ret {
+                    // SAFETY: the arguments are the caller's, passed on as they came.
+                    unsafe { resolve()($($arg),*) }
+                }
+
+                /// Looks libc's function up.
+                #[cold]
+                pub fn resolve() -> unsafe extern "C" fn($($type),*) -> $ret {
+                    let found = redhook::real!($name);
+                    REAL.store(found as *mut (), Ordering::Release);
+                    found
+                }
+
+                /// libc's own function: one load, so that falling through is a jump.
                 #[inline]
                 pub fn original() -> unsafe extern "C" fn($($type),*) -> $ret {
-                    redhook::real!($name)
+                    // SAFETY: `REAL` only ever holds functions of this type.
+                    unsafe { std::mem::transmute(REAL.load(Ordering::Acquire)) }
                 }
             }
         )+
@@ -82,7 +102,7 @@ macro_rules! hooks {
 
         /// Resolves the original of every name that this libc has.
         pub fn resolve_all() {
-            $( if present(concat!(stringify!($name), "\0")) { let _ = $name::original(); } )+
+            $( if present(concat!(stringify!($name), "\0")) { let _ = $name::resolve(); } )+
         }
     };
 }

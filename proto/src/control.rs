@@ -178,9 +178,15 @@ impl ReplyKind {
     /// The kind with this number on the wire, if there is one.
     #[must_use]
     pub fn from_wire(value: u16) -> Option<Self> {
-        [Self::Attached, Self::QueuePairs, Self::Filter, Self::Refused, Self::End]
-            .into_iter()
-            .find(|kind| *kind as u16 == value)
+        [
+            Self::Attached,
+            Self::QueuePairs,
+            Self::Filter,
+            Self::Refused,
+            Self::End,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u16 == value)
     }
 }
 
@@ -225,7 +231,9 @@ impl Refusal {
     /// The refusal with this number on the wire, if there is one.
     #[must_use]
     pub fn from_wire(value: u16) -> Option<Self> {
-        Self::ALL.into_iter().find(|refusal| *refusal as u16 == value)
+        Self::ALL
+            .into_iter()
+            .find(|refusal| *refusal as u16 == value)
     }
 }
 

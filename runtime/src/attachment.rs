@@ -340,7 +340,10 @@ impl Drop for Locked<'_> {
         }
         // The doorbell has made room in the TX ring: send what found none. (Ends when nothing is
         // left, or nothing moves any more.)
-        if moved && left && let Ok(again) = self.attachment.lock() {
+        if moved
+            && left
+            && let Ok(again) = self.attachment.lock()
+        {
             drop(again);
         }
     }

@@ -14,7 +14,7 @@ use crate::address::is_nowhere;
 use crate::errno::to_int;
 use crate::fdtable::{self, Entry};
 use crate::wait::{self, epoll_set};
-use crate::{context, decide, symbols};
+use crate::{context, decide, process, symbols};
 
 pub unsafe fn epoll_create(size: c_int) -> c_int {
     // SAFETY: plain integer.
@@ -29,7 +29,9 @@ pub unsafe fn epoll_create1(flags: c_int) -> c_int {
 fn registered(fd: c_int) -> c_int {
     if fd >= 0 {
         super::socket::reborn(fd);
-        fdtable::set(fd, Entry::Epoll(epoll_set::create()));
+        if let Some(index) = epoll_set::create() {
+            fdtable::set(fd, Entry::Epoll(index));
+        }
     }
     fd
 }
@@ -84,30 +86,27 @@ pub unsafe fn epoll_ctl(set: c_int, operation: c_int, fd: c_int, event: *mut epo
     }
 }
 
+/// Whether the original alone can serve a wait on this descriptor: two or three loads.
+///
+/// A set without accelerated members may get one from another thread during the wait, which must
+/// then end ([`kernel_wait`]); a program with one thread has nobody who could do that.
+#[inline]
+fn is_plain(set: c_int) -> bool {
+    epoll_set::behind(set).is_none_or(|epoll| epoll.is_kernel_only() && process::is_alone())
+}
+
 pub unsafe fn epoll_wait(
     set: c_int,
     events: *mut epoll_event,
     count: c_int,
     timeout_ms: c_int,
 ) -> c_int {
-    let Some(epoll) = epoll_set::behind(set) else {
+    if is_plain(set) {
         // SAFETY: the caller's arguments.
         return unsafe { symbols::epoll_wait::original()(set, events, count, timeout_ms) };
-    };
-    if timeout_ms != 0 {
-        epoll.waits_in_kernel();
     }
-    if !epoll.is_kernel_only() {
-        let deadline = wait::deadline_ms(timeout_ms);
-        // SAFETY: the caller's arguments.
-        if let Some(result) = unsafe { merged(epoll, set, events, count, deadline, None) } {
-            return result;
-        }
-    }
-    // SAFETY: the caller's arguments.
-    let found = unsafe { symbols::epoll_wait::original()(set, events, count, timeout_ms) };
-    // SAFETY: the kernel has written `found` events.
-    unsafe { after_kernel_wait(set, events, count, found, timeout_ms, None) }
+    // SAFETY: the caller's arguments; epoll_wait is epoll_pwait without a mask.
+    unsafe { wait_ms(set, events, count, timeout_ms, std::ptr::null()) }
 }
 
 pub unsafe fn epoll_pwait(
@@ -117,56 +116,12 @@ pub unsafe fn epoll_pwait(
     timeout_ms: c_int,
     mask: *const sigset_t,
 ) -> c_int {
-    if let Some(epoll) = epoll_set::behind(set).filter(|_| timeout_ms != 0) {
-        epoll.waits_in_kernel();
-    }
-    if let Some(accelerated) = epoll_set::accelerated(set) {
-        let deadline = wait::deadline_ms(timeout_ms);
+    if is_plain(set) {
         // SAFETY: the caller's arguments.
-        let answer = unsafe { merged(accelerated, set, events, count, deadline, given(mask)) };
-        if let Some(result) = answer {
-            return result;
-        }
+        return unsafe { symbols::epoll_pwait::original()(set, events, count, timeout_ms, mask) };
     }
     // SAFETY: the caller's arguments.
-    let found = unsafe { symbols::epoll_pwait::original()(set, events, count, timeout_ms, mask) };
-    // SAFETY: the kernel has written `found` events.
-    unsafe { after_kernel_wait(set, events, count, found, timeout_ms, given(mask)) }
-}
-
-/// A wait that began in the kernel alone may be ended by the set's first accelerated member: then
-/// it goes on as a merged one.
-///
-/// # Safety
-/// The first `found` of the `count` events were written.
-#[inline]
-unsafe fn after_kernel_wait(
-    set: c_int,
-    events: *mut epoll_event,
-    count: c_int,
-    found: c_int,
-    timeout_ms: c_int,
-    mask: Option<*const sigset_t>,
-) -> c_int {
-    let Some(written) = usize::try_from(found).ok().filter(|&found| found > 0) else {
-        return found;
-    };
-    let Some(epoll) = epoll_set::behind(set).filter(|epoll| epoll.was_kicked()) else {
-        return found;
-    };
-    // SAFETY: the caller's promise.
-    let out = unsafe { std::slice::from_raw_parts_mut(events, written) };
-    match epoll_set::without_kick(out) {
-        0 => {
-            // The timeout begins again: the kick came within it, and ends a wait only once. The set
-            // may have lost its accelerated members again: merged or not is decided anew.
-            epoll.end_kick(set);
-            let mask = mask.unwrap_or(std::ptr::null());
-            // SAFETY: the caller's array and mask.
-            unsafe { epoll_pwait(set, events, count, timeout_ms, mask) }
-        }
-        left => left as c_int,
-    }
+    unsafe { wait_ms(set, events, count, timeout_ms, mask) }
 }
 
 pub unsafe fn epoll_pwait2(
@@ -176,21 +131,77 @@ pub unsafe fn epoll_pwait2(
     timeout: *const timespec,
     mask: *const sigset_t,
 ) -> c_int {
-    if let Some(accelerated) = epoll_set::accelerated(set) {
-        // SAFETY: null or the caller's timeout.
-        let answer = match wait::deadline_of(unsafe { timeout.as_ref() }) {
-            // SAFETY: the caller's arguments.
-            Ok(deadline) => unsafe {
-                merged(accelerated, set, events, count, deadline, given(mask))
-            },
-            Err(errno) => Some(to_int(Err(errno))),
+    // SAFETY: the caller's arguments.
+    let original =
+        || unsafe { symbols::epoll_pwait2::original()(set, events, count, timeout, mask) };
+    if is_plain(set) {
+        return original();
+    }
+    // SAFETY: null or the caller's timeout.
+    match wait::deadline_of(unsafe { timeout.as_ref() }) {
+        // SAFETY: the caller's arguments.
+        Ok(deadline) => unsafe { either(set, events, count, || deadline, mask, original) },
+        Err(errno) => to_int(Err(errno)),
+    }
+}
+
+/// A wait with a timeout in milliseconds on a set that may have accelerated members.
+///
+/// # Safety
+/// `events` is writable for `count` events.
+#[inline(never)]
+unsafe fn wait_ms(
+    set: c_int,
+    events: *mut epoll_event,
+    count: c_int,
+    timeout_ms: c_int,
+    mask: *const sigset_t,
+) -> c_int {
+    // SAFETY: the caller's arguments.
+    let original =
+        || unsafe { symbols::epoll_pwait::original()(set, events, count, timeout_ms, mask) };
+    let deadline = || wait::deadline_ms(timeout_ms);
+    // SAFETY: the caller's promise.
+    unsafe { either(set, events, count, deadline, mask, original) }
+}
+
+/// A merged wait when the set has accelerated members, else the kernel's. A wait that began in
+/// the kernel alone may be ended by the set's first accelerated member: then it begins again, and
+/// its timeout too (the kick came within it, and ends a wait only once).
+///
+/// # Safety
+/// `events` is writable for `count` events.
+unsafe fn either(
+    set: c_int,
+    events: *mut epoll_event,
+    count: c_int,
+    deadline: impl Fn() -> Option<Instant>,
+    mask: *const sigset_t,
+    original: impl Fn() -> c_int,
+) -> c_int {
+    loop {
+        let Some(epoll) = epoll_set::behind(set) else {
+            return original();
         };
-        if let Some(result) = answer {
-            return result;
+        epoll.waits_in_kernel();
+        if !epoll.is_kernel_only() {
+            // SAFETY: the caller's promise.
+            let merged = unsafe { merged(epoll, set, events, count, deadline(), given(mask)) };
+            if let Some(result) = merged {
+                return result;
+            }
+        }
+        let found = original();
+        if found <= 0 || !epoll.was_kicked() {
+            return found;
+        }
+        // SAFETY: the kernel has written `found` events.
+        let written = unsafe { std::slice::from_raw_parts_mut(events, found as usize) };
+        match epoll_set::without_kick(written) {
+            0 => epoll.end_kick(set),
+            left => return left as c_int,
         }
     }
-    // SAFETY: the caller's arguments.
-    unsafe { symbols::epoll_pwait2::original()(set, events, count, timeout, mask) }
 }
 
 fn given(mask: *const sigset_t) -> Option<*const sigset_t> {

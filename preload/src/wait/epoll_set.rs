@@ -20,7 +20,7 @@
 #![expect(unsafe_code, reason = "UNSAFETY: epoll calls through libc's originals")]
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
@@ -30,7 +30,7 @@ use libc::{
     EPOLLIN, EPOLLONESHOT, EPOLLOUT, EPOLLRDNORM, EPOLLWRNORM, POLLIN, epoll_event, pollfd,
     sigset_t,
 };
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::{Interest, Woken};
@@ -111,23 +111,38 @@ pub struct EpollSet {
     kicked: AtomicBool,
 }
 
-/// Every set of the process. Sets are leaked and reused: a descriptor's word holds the index.
-static SETS: RwLock<Vec<&'static EpollSet>> = RwLock::new(Vec::new());
+/// Every set of the process. Sets are leaked and reused: a descriptor's word holds the index. As
+/// many as there are descriptor numbers, so that a look-up is a load and never a lock.
+static SETS: [AtomicPtr<EpollSet>; fdtable::NUMBERS] =
+    [const { AtomicPtr::new(std::ptr::null_mut()) }; fdtable::NUMBERS];
+/// How many entries of [`SETS`] are in use.
+static MADE: AtomicUsize = AtomicUsize::new(0);
 static FREE: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
 /// The set with this index.
+#[inline]
 pub fn get(index: u32) -> Option<&'static EpollSet> {
-    SETS.read().get(index as usize).copied()
+    let set = SETS.get(index as usize)?.load(Ordering::Acquire);
+    // SAFETY: null or a leaked box, entered once.
+    unsafe { set.as_ref() }
 }
 
-/// A new, empty set; its index.
-pub fn create() -> u32 {
-    if let Some(index) = FREE.lock().pop() {
-        return index;
+/// Every set that was ever made.
+fn all() -> impl Iterator<Item = &'static EpollSet> {
+    (0..MADE.load(Ordering::Acquire) as u32).filter_map(get)
+}
+
+/// A new, empty set; its index. `None` when there are more sets than descriptor numbers.
+pub fn create() -> Option<u32> {
+    let mut free = FREE.lock();
+    if let Some(index) = free.pop() {
+        return Some(index);
     }
-    let mut sets = SETS.write();
-    sets.push(Box::leak(Box::default()));
-    (sets.len() - 1) as u32
+    let index = MADE.load(Ordering::Relaxed);
+    let set: &'static mut EpollSet = Box::leak(Box::default());
+    SETS.get(index)?.store(set, Ordering::Release);
+    MADE.store(index + 1, Ordering::Release);
+    Some(index as u32)
 }
 
 /// The last descriptor of a set was closed.
@@ -142,6 +157,8 @@ pub fn destroy(index: u32) {
         }
         *members = Members::default();
         set.count.store(0, Ordering::Release);
+        set.kernel_waits.store(false, Ordering::Relaxed);
+        set.kicked.store(false, Ordering::Relaxed);
         drop(members);
         FREE.lock().push(index);
     }
@@ -149,7 +166,7 @@ pub fn destroy(index: u32) {
 
 /// A socket became accelerated: sets that have it as a kernel member take it over.
 pub fn activated(fd: i32, endpoint: EndpointId) {
-    for set in SETS.read().iter() {
+    for set in all() {
         let mut members = set.members.lock();
         if let Some(at) = members.pending.iter().position(|pending| pending.fd == fd) {
             let Pending { events, data, .. } = members.pending.swap_remove(at);
@@ -173,14 +190,11 @@ pub fn activated(fd: i32, endpoint: EndpointId) {
 pub fn after_fork_in_child() {
     // SAFETY: this is the only thread; holders of these locks do not exist here.
     unsafe {
-        if SETS.is_locked_exclusive() {
-            SETS.force_unlock_write();
-        }
         if FREE.is_locked() {
             FREE.force_unlock();
         }
     }
-    for set in SETS.read().iter() {
+    for set in all() {
         // SAFETY: as above.
         unsafe {
             if set.members.is_locked() {
@@ -701,7 +715,8 @@ pub fn accelerated(epfd: i32) -> Option<&'static EpollSet> {
     behind(epfd).filter(|set| !set.is_kernel_only())
 }
 
-/// The set behind a descriptor.
+/// The set behind a descriptor: two loads.
+#[inline]
 pub fn behind(epfd: i32) -> Option<&'static EpollSet> {
     match fdtable::get(epfd) {
         Entry::Epoll(index) => get(index),

@@ -1,4 +1,7 @@
 //! What a call on a kernel descriptor costs more under the shim, and whether it makes system calls.
+//!
+//! The figures are the least of all rounds: what disturbs a call of 200 ns only ever adds, and some
+//! placements of a process in memory cost it 15 ns with and without us.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +13,7 @@ use bypass_tests::testbed::{Side, Testbed};
 use bypass_tests::{Result, paths};
 
 use super::{Row, columns};
-use crate::measure::{field, median};
+use crate::measure::field;
 use crate::progress::step;
 
 const CALLS: [&str; 5] = ["recv", "write", "epoll_wait", "poll", "close"];
@@ -41,12 +44,13 @@ pub(super) fn run(rounds: u32) -> Result<Vec<Row>> {
         }
     }
     let of = |call, column: Column| {
-        median(
-            results
-                .get(&(call, column.name()))
-                .cloned()
-                .unwrap_or_default(),
-        )
+        results
+            .get(&(call, column.name()))
+            .into_iter()
+            .flatten()
+            .copied()
+            .reduce(f64::min)
+            .unwrap_or_default()
     };
     let shim = columns().contains(&Column::Shim);
     let mut rows: Vec<Row> = CALLS
@@ -54,7 +58,7 @@ pub(super) fn run(rounds: u32) -> Result<Vec<Row>> {
         .map(|call| {
             let (kernel, with) = (of(call, Column::Native), of(call, Column::Shim));
             Row {
-                what: format!("{call} (ns per call)"),
+                what: format!("{call} (ns per call, best)"),
                 medians: vec![("kernel".into(), kernel), ("shim".into(), with)],
                 figure: if shim { with - kernel } else { 0.0 },
                 target: format!("<= {MOST_NS} ns more"),

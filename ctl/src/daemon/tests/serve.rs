@@ -71,7 +71,11 @@ fn the_control_plane_leads_to_the_queue() {
         let endpoint = program.open(&socket);
         program.filter(&socket, endpoint).expect("filter");
         let peers = [
-            (IpAddress::from_v4([198, 18, 9, 2]), "198.18.9.2:9", IpAddress::from_v4(SERVER)),
+            (
+                IpAddress::from_v4([198, 18, 9, 2]),
+                "198.18.9.2:9",
+                IpAddress::from_v4(SERVER),
+            ),
             (
                 IpAddress([0xfd, 0x98, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]),
                 "[fd98:9::2]:9",
