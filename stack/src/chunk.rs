@@ -115,6 +115,7 @@ impl Stack<'_> {
         }
         self.clear_dead_slots();
         self.rebuild_endpoints();
+        self.rebuild_watchers();
         self.count(Counter::Recoveries);
         self.count_by(Counter::RecoveredDatagrams, lost);
     }

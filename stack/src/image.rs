@@ -7,6 +7,7 @@
 //!          flows     buckets: chains of connected endpoints by (remote, local port)
 //!          endpoints one `Endpoint` each
 //!          chunks    one `ChunkSlot` each
+//!          ready     one `ReadyLink` per endpoint: the watchers' ready lists
 //! ```
 //!
 //! Rules: no pointer, no `usize`, links are `u32` slab indices with [`NONE`], every type accepts
@@ -15,16 +16,18 @@
 //! these types or of the counter tables; a view with another version is refused.
 
 use crate::counters::COUNTER_SLOTS;
-use crate::types::{IpAddress, PROCESSES, QUEUE_PAIRS, WAITERS};
+use crate::types::{IpAddress, PROCESSES, QUEUE_PAIRS, WAITERS, WATCHERS};
 use core::mem::size_of;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// First eight bytes of an image: "bypassim" in memory.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"bypassim");
 /// Version of the layout that this build reads and writes.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 /// Link value: nothing.
 pub(crate) const NONE: u32 = u32::MAX;
+/// `ReadyLink::next` of an endpoint that is on no ready list.
+pub(crate) const UNLISTED: u32 = u32::MAX.wrapping_sub(1);
 /// Smallest chunk: holds the headers that we build and one useful payload.
 pub const MIN_CHUNK_SIZE: u32 = 256;
 /// Largest chunk; offsets and lengths in the image are 16 bits.
@@ -250,7 +253,8 @@ pub(crate) struct Endpoint {
     pub(crate) rx_datagrams: u64,
     pub(crate) tx_datagrams: u64,
     pub(crate) filter: u32,
-    pub(crate) reserved: u32,
+    /// The watcher that hears of this endpoint, plus one; 0 = none.
+    pub(crate) watcher: u32,
 
     pub(crate) options: UdpOptions,
     pub(crate) holders: [u64; 2],
@@ -298,6 +302,30 @@ pub(crate) struct ProcessSlot {
     pub(crate) live: u32,
 }
 
+/// An endpoint's place on its watcher's ready list.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(crate) struct ReadyLink {
+    /// The next endpoint, [`NONE`] at the end, [`UNLISTED`] while it is on no list.
+    pub(crate) next: u32,
+    pub(crate) previous: u32,
+}
+
+/// One epoll set that hears of its endpoints by a list.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(crate) struct WatcherSlot {
+    pub(crate) live: u32,
+    pub(crate) process: u32,
+    pub(crate) head: u32,
+    pub(crate) tail: u32,
+    /// Endpoints on the list.
+    pub(crate) count: u32,
+    /// Endpoints that name this watcher.
+    pub(crate) endpoints: u32,
+    pub(crate) waiters: [u64; 2],
+}
+
 /// One thread or epoll set that may park.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -337,6 +365,7 @@ pub(crate) struct Head {
     pub(crate) transmit: [TransmitList; QUEUE_PAIRS],
     pub(crate) waiters: [WaiterSlot; WAITERS],
     pub(crate) processes: [ProcessSlot; PROCESSES],
+    pub(crate) watchers: [WatcherSlot; WATCHERS],
 }
 
 const _: () = {
@@ -353,6 +382,7 @@ struct Sizes {
     buckets: usize,
     endpoints: usize,
     chunks: usize,
+    ready: usize,
     total: usize,
 }
 
@@ -367,15 +397,24 @@ impl Sizes {
         let buckets = count.saturating_mul(size_of::<u32>());
         let endpoints = (caps.endpoints as usize).saturating_mul(size_of::<Endpoint>());
         let chunks = (caps.chunks as usize).saturating_mul(size_of::<ChunkSlot>());
-        let total = [size_of::<Head>(), buckets, buckets, endpoints, chunks]
-            .into_iter()
-            .fold(0usize, usize::saturating_add)
-            .checked_next_multiple_of(PAGE)
-            .unwrap_or(usize::MAX);
+        let ready = (caps.endpoints as usize).saturating_mul(size_of::<ReadyLink>());
+        let total = [
+            size_of::<Head>(),
+            buckets,
+            buckets,
+            endpoints,
+            chunks,
+            ready,
+        ]
+        .into_iter()
+        .fold(0usize, usize::saturating_add)
+        .checked_next_multiple_of(PAGE)
+        .unwrap_or(usize::MAX);
         Self {
             buckets,
             endpoints,
             chunks,
+            ready,
             total,
         }
     }
@@ -410,6 +449,7 @@ pub(crate) struct Slabs<'a> {
     pub(crate) flows: &'a mut [u32],
     pub(crate) endpoints: &'a mut [Endpoint],
     pub(crate) chunks: &'a mut [ChunkSlot],
+    pub(crate) ready: &'a mut [ReadyLink],
 }
 
 /// The slabs of an image, to read.
@@ -420,6 +460,7 @@ pub(crate) struct SlabsRef<'a> {
     pub(crate) flows: &'a [u32],
     pub(crate) endpoints: &'a [Endpoint],
     pub(crate) chunks: &'a [ChunkSlot],
+    pub(crate) ready: &'a [ReadyLink],
 }
 
 /// Splits bytes into slabs by these capacities, whatever their content.
@@ -438,8 +479,11 @@ pub(crate) fn split<'a>(bytes: &'a mut [u8], caps: &Capacities) -> Result<Slabs<
     let (endpoints, rest) = rest
         .split_at_mut_checked(sizes.endpoints)
         .ok_or(LayoutError::Size)?;
-    let (chunks, _) = rest
+    let (chunks, rest) = rest
         .split_at_mut_checked(sizes.chunks)
+        .ok_or(LayoutError::Size)?;
+    let (ready, _) = rest
+        .split_at_mut_checked(sizes.ready)
         .ok_or(LayoutError::Size)?;
     Ok(Slabs {
         head: Head::mut_from_bytes(head).map_err(|_| LayoutError::Alignment)?,
@@ -447,6 +491,7 @@ pub(crate) fn split<'a>(bytes: &'a mut [u8], caps: &Capacities) -> Result<Slabs<
         flows: <[u32]>::mut_from_bytes(flows).map_err(|_| LayoutError::Alignment)?,
         endpoints: <[Endpoint]>::mut_from_bytes(endpoints).map_err(|_| LayoutError::Alignment)?,
         chunks: <[ChunkSlot]>::mut_from_bytes(chunks).map_err(|_| LayoutError::Alignment)?,
+        ready: <[ReadyLink]>::mut_from_bytes(ready).map_err(|_| LayoutError::Alignment)?,
     })
 }
 
@@ -469,8 +514,11 @@ pub(crate) fn split_ref<'a>(
     let (endpoints, rest) = rest
         .split_at_checked(sizes.endpoints)
         .ok_or(LayoutError::Size)?;
-    let (chunks, _) = rest
+    let (chunks, rest) = rest
         .split_at_checked(sizes.chunks)
+        .ok_or(LayoutError::Size)?;
+    let (ready, _) = rest
+        .split_at_checked(sizes.ready)
         .ok_or(LayoutError::Size)?;
     Ok(SlabsRef {
         head: Head::ref_from_bytes(head).map_err(|_| LayoutError::Alignment)?,
@@ -478,6 +526,7 @@ pub(crate) fn split_ref<'a>(
         flows: <[u32]>::ref_from_bytes(flows).map_err(|_| LayoutError::Alignment)?,
         endpoints: <[Endpoint]>::ref_from_bytes(endpoints).map_err(|_| LayoutError::Alignment)?,
         chunks: <[ChunkSlot]>::ref_from_bytes(chunks).map_err(|_| LayoutError::Alignment)?,
+        ready: <[ReadyLink]>::ref_from_bytes(ready).map_err(|_| LayoutError::Alignment)?,
     })
 }
 

@@ -40,10 +40,12 @@ mod find;
 mod image;
 pub mod inspect;
 mod process;
+mod readiness;
 mod send;
 mod stack;
 mod types;
 mod udp;
+mod watcher;
 pub mod wire;
 
 pub use chunk::EachInRings;
@@ -53,10 +55,12 @@ pub use image::{
     Capacities, LAYOUT_VERSION, LayoutError, MAGIC, MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, QueuePairInfo,
     UdpOptions, image_bytes,
 };
+pub use readiness::{Readiness, event};
 pub use send::{Hairpin, SendError};
 pub use stack::{FrameOutcome, RxFrame, Stack, Transmit};
 pub use types::{
     ChunkId, Duration, EndpointId, Family, Instant, IpAddress, Memory, PROCESSES, ProcessId,
-    QUEUE_PAIR_NONE, QUEUE_PAIRS, SocketAddress, Stale, WAITERS, WaiterId, WaiterSet,
+    QUEUE_PAIR_NONE, QUEUE_PAIRS, SocketAddress, Stale, WAITERS, WATCHERS, WaiterId, WaiterSet,
+    WatcherId,
 };
 pub use udp::{DATAGRAM_OVERHEAD, Datagram, OpenError, UdpOpen, UdpStatus};

@@ -12,7 +12,7 @@
 use crate::counters::Counter;
 use crate::image::Endpoint;
 use crate::stack::Stack;
-use crate::types::{EndpointId, ProcessId, WaiterId, has_bit, set_bit};
+use crate::types::{EndpointId, ProcessId, WaiterId, WatcherId, has_bit, set_bit};
 
 impl Stack<'_> {
     /// Takes a process slot. `start_time` tells two processes with one pid apart (field 22 of
@@ -64,6 +64,9 @@ impl Stack<'_> {
         for waiter in 0..=u8::MAX {
             if self.waiter_process(WaiterId(waiter)) == Some(process) {
                 self.remove_waiter(WaiterId(waiter));
+            }
+            if self.watcher_process(WatcherId(waiter)) == Some(process) {
+                self.remove_watcher(WatcherId(waiter));
             }
         }
         let mut destroyed = 0u32;
@@ -135,6 +138,9 @@ impl Stack<'_> {
         set_bit(&mut self.head.wakeups, waiter.0, false);
         for endpoint in self.endpoints.iter_mut() {
             set_bit(&mut endpoint.waiters, waiter.0, false);
+        }
+        for watcher in &mut self.head.watchers {
+            set_bit(&mut watcher.waiters, waiter.0, false);
         }
     }
 
@@ -212,6 +218,13 @@ impl Stack<'_> {
             set_bit(&mut waiters, index, slot.live != 0);
         }
         self.head.wakeups = both(self.head.wakeups, waiters);
+        for watcher in &mut self.head.watchers {
+            let process = u8::try_from(watcher.process).unwrap_or(u8::MAX);
+            if !has_bit(&processes, process) {
+                watcher.live = 0;
+            }
+            watcher.waiters = both(watcher.waiters, waiters);
+        }
         for endpoint in self.endpoints.iter_mut() {
             endpoint.holders = both(endpoint.holders, processes);
             endpoint.waiters = both(endpoint.waiters, waiters);

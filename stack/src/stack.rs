@@ -8,7 +8,7 @@ use crate::counters::{Counter, Counters, DropReason};
 use crate::demux::Addresses;
 use crate::image::{
     Capacities, ChunkSlot, Endpoint, Head, LAYOUT_VERSION, LayoutError, MAGIC, NONE, QueuePairInfo,
-    chunk_state, image_bytes, kind, split, stated_capacities,
+    ReadyLink, UNLISTED, chunk_state, image_bytes, kind, split, stated_capacities,
 };
 use crate::types::{
     ChunkId, EndpointId, Instant, Memory, QUEUE_PAIRS, SocketAddress, Stale, WaiterSet,
@@ -63,6 +63,7 @@ pub struct Stack<'a> {
     pub(crate) flows: &'a mut [u32],
     pub(crate) endpoints: &'a mut [Endpoint],
     pub(crate) chunks: &'a mut [ChunkSlot],
+    pub(crate) ready: &'a mut [ReadyLink],
     caps: Capacities,
     /// A look-up met a chain longer than the slab; the next frame rebuilds the tables.
     pub(crate) chain_broken: Cell<bool>,
@@ -96,6 +97,10 @@ impl<'a> Stack<'a> {
         for slot in stack.chunks.iter_mut() {
             slot.zero();
         }
+        stack.ready.fill(ReadyLink {
+            next: UNLISTED,
+            previous: NONE,
+        });
         stack.rebuild_free_chunks();
         stack.head.version = LAYOUT_VERSION;
         stack.head.magic = MAGIC;
@@ -117,6 +122,7 @@ impl<'a> Stack<'a> {
             flows: slabs.flows,
             endpoints: slabs.endpoints,
             chunks: slabs.chunks,
+            ready: slabs.ready,
             caps,
             chain_broken: Cell::new(false),
         })
@@ -132,7 +138,8 @@ impl Stack<'_> {
 
     /// Takes a frame in. Its chunk must be Posted; afterwards it is kept by the endpoint or free.
     ///
-    /// An endpoint with parked waiters puts them into [`Stack::take_wakeups`].
+    /// An endpoint with parked waiters puts them into [`Stack::take_wakeups`], and those of its
+    /// watcher.
     #[inline]
     pub fn handle_frame(
         &mut self,

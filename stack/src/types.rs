@@ -15,6 +15,8 @@ pub const QUEUE_PAIRS: usize = 32;
 pub const PROCESSES: usize = 128;
 /// Waiter slots of one stack.
 pub const WAITERS: usize = 128;
+/// Watcher slots of one stack.
+pub const WATCHERS: usize = 128;
 /// The queue pair of a datagram that came by none (hairpin delivery).
 pub const QUEUE_PAIR_NONE: u8 = u8::MAX;
 
@@ -78,6 +80,10 @@ pub struct ProcessId(pub u8);
 /// A waiter slot of the stack, 0 to 127: one thread or epoll set that can be woken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WaiterId(pub u8);
+
+/// A watcher slot of the stack, 0 to 127: one epoll set with a list of what may be ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WatcherId(pub u8);
 
 /// A set of waiters, one bit per slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

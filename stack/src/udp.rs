@@ -332,13 +332,9 @@ impl Stack<'_> {
         endpoint.queued_bytes = endpoint.queued_bytes.saturating_add(charge(arrival.len));
         endpoint.arrivals = endpoint.arrivals.wrapping_add(1);
         endpoint.rx_datagrams = endpoint.rx_datagrams.wrapping_add(1);
-        let [low, high] = endpoint.waiters;
-        self.head.wakeups[0] |= low;
-        self.head.wakeups[1] |= high;
-        Ok(EndpointId {
-            index,
-            generation: endpoint.generation,
-        })
+        let generation = endpoint.generation;
+        self.notify(index);
+        Ok(EndpointId { index, generation })
     }
 
     /// Destroys an endpoint: out of the tables, its queued chunks free, its slot free.
@@ -347,6 +343,7 @@ impl Stack<'_> {
             return;
         }
         self.unlink_endpoint(id.index);
+        self.end_watch(id.index);
         for _ in 0..self.chunks.len() {
             match self.endpoint(id) {
                 Ok(endpoint) if endpoint.queue_head != NONE => {

@@ -6,7 +6,7 @@
 use super::Image;
 use crate::demux::home;
 use crate::image::{ChunkSlot, NONE, SlabsRef, chunk_state, kind, table};
-use crate::types::{WaiterSet, set_bit};
+use crate::types::{WaiterSet, has_bit, set_bit};
 use core::fmt;
 
 /// What is wrong.
@@ -69,6 +69,7 @@ impl Image<'_> {
         self.check_free_endpoints(report);
         self.check_demux(report);
         self.check_slots(report);
+        self.check_watchers(report);
         let unknown = self.chunks().unknown;
         if unknown != 0 {
             report(Problem {
@@ -309,6 +310,17 @@ impl Image<'_> {
                 });
             }
         }
+        for (index, watcher) in (0u32..).zip(&head.watchers) {
+            let process = u8::try_from(watcher.process).unwrap_or(u8::MAX);
+            let dead = !has_bit(&processes, process) || !inside(watcher.waiters, waiters.0);
+            if watcher.live != 0 && dead {
+                report(Problem {
+                    kind: ProblemKind::DeadSlot,
+                    place: "watcher",
+                    index,
+                });
+            }
+        }
         if !inside(head.wakeups, waiters.0) {
             report(Problem {
                 kind: ProblemKind::DeadSlot,
@@ -316,6 +328,77 @@ impl Image<'_> {
                 index: 0,
             });
         }
+    }
+}
+
+impl Image<'_> {
+    /// Every endpoint on a ready list names that watcher and is live, every link points back, and
+    /// the counts agree; an endpoint without a watcher is on no list.
+    fn check_watchers(&self, report: &mut dyn FnMut(Problem)) {
+        let place = "ready list";
+        let mut listed = 0u32;
+        for (index, watcher) in (0u32..).zip(&self.slabs.head.watchers) {
+            if watcher.live == 0 {
+                continue;
+            }
+            let (length, last) = self.walk_ready(index, watcher.head, report);
+            let endpoints = self
+                .live()
+                .filter(|(_, endpoint)| endpoint.watcher == index.wrapping_add(1))
+                .count();
+            if length != watcher.count
+                || last != watcher.tail
+                || endpoints != watcher.endpoints as usize
+            {
+                report(Problem {
+                    kind: ProblemKind::Count,
+                    place,
+                    index,
+                });
+            }
+            listed = listed.saturating_add(length);
+        }
+        let all = self.slabs.ready.iter().filter(|link| link.is_listed());
+        if all.count() != listed as usize {
+            report(Problem {
+                kind: ProblemKind::Foreign,
+                place,
+                index: listed,
+            });
+        }
+    }
+
+    /// Walks one ready list: its length as far as it is sound, and its last member.
+    fn walk_ready(&self, watcher: u32, first: u32, report: &mut dyn FnMut(Problem)) -> (u32, u32) {
+        let (endpoints, links) = (self.slabs.endpoints, self.slabs.ready);
+        let (mut length, mut last, mut next) = (0u32, NONE, first);
+        while next != NONE {
+            let both = endpoints.get(next as usize).zip(links.get(next as usize));
+            let kind = match both {
+                None => ProblemKind::BadIndex,
+                Some(_) if length as usize >= links.len() => ProblemKind::Cycle,
+                Some((endpoint, link))
+                    if !endpoint.is_live()
+                        || endpoint.watcher != watcher.wrapping_add(1)
+                        || link.previous != last
+                        || !link.is_listed() =>
+                {
+                    ProblemKind::Foreign
+                }
+                Some((_, link)) => {
+                    length = length.saturating_add(1);
+                    (last, next) = (next, link.next);
+                    continue;
+                }
+            };
+            report(Problem {
+                kind,
+                place: "ready list",
+                index: next,
+            });
+            break;
+        }
+        (length, last)
     }
 }
 

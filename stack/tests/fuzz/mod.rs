@@ -116,10 +116,17 @@ fn exercise(bytes: &mut [u8], packets: &mut Packets, ids: &[EndpointId]) {
     let (local, remote) = (at("198.18.0.1:5000"), at("198.18.0.2:6000"));
     let process = stack.add_process(1, 1, 1).unwrap_or(ProcessId(3));
     let waiter = stack.add_waiter(process).unwrap_or(WaiterId(200));
+    let watcher = stack.add_watcher(process).unwrap_or(WatcherId(130));
+    stack.park_watcher(watcher, waiter);
     let mut taken = Vec::new();
     for id in ids {
         stack.hold(*id, process);
         stack.park(*id, waiter);
+        if id.index % 3 != 0 {
+            stack.unwatch(*id, WatcherId(id.index as u8));
+        }
+        stack.watch(*id, watcher);
+        let _ = stack.readiness(*id);
         let _ = stack.udp_lookup(local, remote);
         if let Some(chunk) = stack.take_chunk() {
             let frame = datagram(remote, local, b"abc");
@@ -163,6 +170,16 @@ fn exercise(bytes: &mut [u8], packets: &mut Packets, ids: &[EndpointId]) {
             .udp_options(*id)
             .map(|options| options.rcvbuf_bytes = 10_000);
     }
+    for number in 0..=u8::MAX {
+        let ready = stack.ready_count(WatcherId(number)).min(100);
+        for _ in 0..ready {
+            let taken = stack.take_ready(WatcherId(number));
+            if let (Some(id), true) = (taken, number % 2 == 0) {
+                stack.return_ready(id, WatcherId(number));
+            }
+        }
+    }
+    stack.unpark_watcher(watcher, waiter);
     for (index, transmit) in taken.into_iter().enumerate() {
         if index % 2 == 0 {
             stack.untransmit(0, transmit);
@@ -179,5 +196,6 @@ fn exercise(bytes: &mut [u8], packets: &mut Packets, ids: &[EndpointId]) {
         stack.unhold(id, process);
     }
     stack.remove_waiter(waiter);
+    stack.remove_watcher(watcher);
     stack.remove_process(process);
 }
