@@ -88,17 +88,19 @@ table! {
         IpTtl "ip-ttl" "The TTL or hop limit is zero.",
         Fragment "fragment" "The packet is a fragment, which only the kernel reassembles.",
         ExtensionHeader "extension-header" "The IPv6 packet has an extension header.",
-        Protocol "protocol" "The packet is not UDP.",
+        Protocol "protocol" "The packet is neither UDP nor TCP.",
         MartianSource "martian-source" "The source address cannot send: unspecified, loopback, multicast or broadcast.",
         MartianDestination "martian-destination" "The destination is unspecified, loopback or multicast, which never comes by a filter.",
         UdpLength "udp-length" "The UDP length is below 8 or larger than the IP payload.",
         ZeroPort "zero-port" "The destination port is zero.",
-        ChecksumBad "checksum-bad" "The UDP checksum is wrong.",
+        ChecksumBad "checksum-bad" "The UDP or TCP checksum is wrong.",
         ChecksumMissing "checksum-missing" "A UDP datagram over IPv6 without checksum.",
         NoEndpoint "no-endpoint" "No endpoint takes this address and port.",
         BufferFull "buffer-full" "The endpoint's receive buffer is full.",
         ChunkShare "chunk-share" "The endpoint already holds a quarter of all chunks.",
         Corrupt "corrupt" "The endpoint's receive queue is broken in the image.",
+        TcpHeader "tcp-header" "The TCP data offset is below 5 words or points behind the packet.",
+        NotUnicast "not-unicast" "A TCP segment to a group or broadcast address, which is never answered.",
     }
 }
 

@@ -3,7 +3,7 @@
 mod common;
 mod fuzz;
 
-use common::{Random, at, datagram};
+use common::{Random, TcpFields, at, datagram, tcp_frame};
 use proptest::prelude::*;
 use std::path::PathBuf;
 
@@ -28,6 +28,13 @@ fn corpus_of_frames() {
     let inputs = corpus("frame");
     assert!(!inputs.is_empty());
     inputs.iter().for_each(|data| fuzz::fuzz_frame(data));
+}
+
+#[test]
+fn corpus_of_segments() {
+    let inputs = corpus("segment");
+    assert!(!inputs.is_empty());
+    inputs.iter().for_each(|data| fuzz::fuzz_segment(data));
 }
 
 #[test]
@@ -64,6 +71,51 @@ fn frames_with_a_few_bytes_changed() {
     }
 }
 
+/// Options of every kind behind a good header, right and wrong, with a few bytes changed.
+#[test]
+fn segments_with_odd_options() {
+    let mut random = Random(0x0b7);
+    let pieces: [&[u8]; 8] = [
+        &[1],
+        &[0],
+        &[2, 4, 5, 180],
+        &[3, 3, 200],
+        &[4, 2],
+        &[8, 10, 1, 2, 3, 4, 5, 6, 7, 8],
+        &[5, 10, 0, 0, 0, 1, 0, 0, 0, 2],
+        &[254, 4, 0xf9, 0x89],
+    ];
+    for round in 0..6000 {
+        let mut options = Vec::new();
+        while options.len() < 36 && random.chance(80) {
+            options.extend(pieces[random.below(8) as usize]);
+        }
+        options.resize(options.len().min(40).next_multiple_of(4), 0);
+        if !options.is_empty() && random.chance(50) {
+            let place = random.below(options.len() as u64) as usize;
+            options[place] = random.below(12) as u8;
+        }
+        let (from, to) = if round % 2 == 0 {
+            ("198.18.0.2:6000", "198.18.0.1:5000")
+        } else {
+            ("[2001:db8::2]:6000", "[2001:db8::1]:5000")
+        };
+        let fields = TcpFields {
+            flags: random.next() as u16 & 0xfff,
+            options: &options,
+            payload: &[7; 9][..random.below(9) as usize],
+            ..TcpFields::default()
+        };
+        let mut data = vec![random.next() as u8];
+        data.extend(tcp_frame(at(from), at(to), &fields));
+        if random.chance(20) {
+            let place = random.below(data.len() as u64) as usize;
+            data[place] ^= 1 << random.below(8);
+        }
+        fuzz::fuzz_segment(&data);
+    }
+}
+
 /// Changes that hit what matters: the head, the tables, endpoints and chunk slots, with values that
 /// are plausible links.
 #[test]
@@ -93,6 +145,11 @@ proptest! {
     #[test]
     fn arbitrary_frames(data: Vec<u8>) {
         fuzz::fuzz_frame(&data);
+    }
+
+    #[test]
+    fn arbitrary_segments(data: Vec<u8>) {
+        fuzz::fuzz_segment(&data);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 mod common;
 
-use bypass_stack::wire::{self, checksum::Sum};
+use bypass_stack::wire::{self, checksum::Sum, tcp};
 use bypass_stack::*;
 use common::*;
 use proptest::prelude::*;
@@ -58,6 +58,53 @@ fn headers() -> impl Strategy<Value = wire::Headers> {
                 }
             },
         )
+}
+
+fn tcp_options() -> impl Strategy<Value = tcp::Options> {
+    let pair = || any::<(u32, u32)>();
+    (
+        proptest::option::of(1u16..),
+        proptest::option::of(0u8..=14),
+        any::<bool>(),
+        proptest::option::of(pair()),
+        proptest::collection::vec(pair(), 0..=4),
+    )
+        .prop_map(|(mss, window_scale, sack_permitted, stamps, blocks)| {
+            let mut sack = [tcp::SackBlock::default(); 4];
+            for (place, (left, right)) in sack.iter_mut().zip(&blocks) {
+                (place.left, place.right) = (*left, *right);
+            }
+            tcp::Options {
+                mss,
+                window_scale,
+                sack_permitted,
+                timestamps: stamps.map(|(value, echo)| tcp::Timestamps { value, echo }),
+                sack,
+                sack_count: blocks.len() as u8,
+            }
+        })
+}
+
+/// What a parser finds of options that were written into a segment with these flags: SYN-only
+/// options elsewhere do not count, and blocks that did not fit are missing.
+fn found_options(written: &tcp::Options, flags: u16) -> tcp::Options {
+    let mut found = *written;
+    let mut fixed = [written.mss.is_some(), written.window_scale.is_some()]
+        .map(|there| 4 * usize::from(there))
+        .iter()
+        .sum::<usize>();
+    fixed += match (written.timestamps, written.sack_permitted) {
+        (Some(_), _) => 12,
+        (None, true) => 4,
+        (None, false) => 0,
+    };
+    let room = (40 - fixed).saturating_sub(4) / 8;
+    found.sack_count = found.sack_count.min(room as u8);
+    found.sack[usize::from(found.sack_count)..].fill(tcp::SackBlock::default());
+    if flags & tcp::flags::SYN == 0 {
+        (found.mss, found.window_scale, found.sack_permitted) = (None, None, false);
+    }
+    found
 }
 
 /// What an endpoint of the oracle looks like.
@@ -322,6 +369,57 @@ proptest! {
     }
 
     #[test]
+    fn what_tcp_emits_parses_as_itself(
+        udp in headers(),
+        (seq, ack, window, urgent) in any::<(u32, u32, u16, u16)>(),
+        flags in 0u16..512,
+        options in tcp_options(),
+        payload in proptest::collection::vec(any::<u8>(), 0..1500),
+    ) {
+        let headers = tcp::Headers {
+            source_mac: udp.source_mac,
+            destination_mac: [2, 0, 0, 0, 0, udp.destination_mac[5]],
+            source: udp.source,
+            destination: udp.destination,
+            source_port: udp.source_port,
+            destination_port: udp.destination_port,
+            seq,
+            ack,
+            flags,
+            window,
+            urgent,
+            tos: udp.tos,
+            ttl: udp.ttl,
+            ipv4_id: udp.ipv4_id,
+            options,
+        };
+        let len = tcp::headers_len(udp.source.is_v4(), &options);
+        let mut frame = vec![0xaa; len];
+        frame.extend(&payload);
+        tcp::emit(&mut frame, &headers);
+        prop_assert!(tcp::is_tcp(&frame));
+        let found = tcp::parse(&frame, &headers.destination_mac, false).unwrap();
+        prop_assert_eq!(found, tcp::Segment {
+            source: headers.source,
+            destination: headers.destination,
+            source_port: headers.source_port,
+            destination_port: headers.destination_port,
+            source_mac: headers.source_mac,
+            seq,
+            ack,
+            flags,
+            window,
+            urgent,
+            tos: headers.tos,
+            ttl: headers.ttl,
+            payload_offset: len as u16,
+            payload_len: payload.len() as u16,
+            options: found_options(&options, flags),
+        });
+        prop_assert_eq!(&frame[len..], &payload[..]);
+    }
+
+    #[test]
     fn arbitrary_frames_never_panic(mut frame: Vec<u8>, kind in 0u8..4, partial: bool) {
         let head: &[u8] = match kind {
             0 => &[8, 0, 0x45],
@@ -332,6 +430,8 @@ proptest! {
             frame[12..12 + head.len()].copy_from_slice(head);
         }
         let _ = wire::parse(&frame, &[0; 6], partial);
+        let _ = tcp::is_tcp(&frame);
+        let _ = tcp::parse(&frame, &[0; 6], partial);
     }
 
     #[test]

@@ -89,9 +89,9 @@ pub fn parse(frame: &[u8], partial: bool) -> Result<Datagram, DropReason> {
     })
 }
 
-/// Why a frame that cannot hold IPv4 and UDP headers is refused.
+/// Why a frame that cannot hold its headers is refused.
 #[cold]
-fn too_short(frame: &[u8]) -> DropReason {
+pub(super) fn too_short(frame: &[u8]) -> DropReason {
     match frame.get(ethernet::HEADER) {
         Some(first) if first >> 4 != 4 => DropReason::IpVersion,
         _ => DropReason::Truncated,
@@ -100,7 +100,7 @@ fn too_short(frame: &[u8]) -> DropReason {
 
 /// Why the first byte of the header is refused.
 #[cold]
-fn version_reason(first: u8) -> DropReason {
+pub(super) fn version_reason(first: u8) -> DropReason {
     if first >> 4 != 4 {
         DropReason::IpVersion
     } else if first & 15 < 5 {
@@ -112,7 +112,7 @@ fn version_reason(first: u8) -> DropReason {
 
 /// Refuses addresses that no unicast datagram has (RFC 1122 section 3.2.1.3).
 #[inline]
-fn check_addresses(source: [u8; 4], destination: [u8; 4]) -> Result<(), DropReason> {
+pub(super) fn check_addresses(source: [u8; 4], destination: [u8; 4]) -> Result<(), DropReason> {
     let multicast = |first: u8| first & 0xf0 == 0xe0;
     if matches!(source[0], 0 | 127) || multicast(source[0]) || source == [255; 4] {
         return Err(DropReason::MartianSource);

@@ -66,18 +66,19 @@ pub fn parse(frame: &[u8], partial: bool) -> Result<Datagram, DropReason> {
     })
 }
 
-/// Why a frame that cannot hold IPv6 and UDP headers is refused.
+/// Why a frame that cannot hold its headers is refused.
 #[cold]
-fn too_short(frame: &[u8]) -> DropReason {
+pub(super) fn too_short(frame: &[u8]) -> DropReason {
     match frame.get(ethernet::HEADER) {
         Some(first) if first >> 4 != 6 => DropReason::IpVersion,
         _ => DropReason::Truncated,
     }
 }
 
-/// Why a next header other than UDP is refused. The numbers are IANA's extension header types.
+/// Why a next header other than the one looked for is refused. The numbers are IANA's extension
+/// header types.
 #[cold]
-fn next_header_reason(next: u8) -> DropReason {
+pub(super) fn next_header_reason(next: u8) -> DropReason {
     match next {
         44 => DropReason::Fragment,
         0 | 43 | 50 | 51 | 60 | 135 | 139 | 140 | 253 | 254 => DropReason::ExtensionHeader,
@@ -88,7 +89,10 @@ fn next_header_reason(next: u8) -> DropReason {
 /// Refuses addresses that no unicast datagram on a wire has. A v4-mapped address on the wire would
 /// be taken for IPv4 above, so it is refused too (RFC 4942 section 2.2).
 #[inline]
-fn check_addresses(source: &IpAddress, destination: &IpAddress) -> Result<(), DropReason> {
+pub(super) fn check_addresses(
+    source: &IpAddress,
+    destination: &IpAddress,
+) -> Result<(), DropReason> {
     let bad = |ip: &IpAddress| {
         let (high, low) = ip.words();
         ip.0[0] == 0xff || (high == 0 && (low == 0 || ip.is_loopback() || ip.is_v4()))

@@ -1,15 +1,16 @@
-//! Wire formats: reading and writing Ethernet, IPv4, IPv6 and UDP headers at fixed offsets.
+//! Wire formats: reading and writing Ethernet, IPv4, IPv6, UDP and TCP headers at fixed offsets.
 //!
 //! In goes a frame, out comes a [`Datagram`] or the one [`DropReason`]; and the other way
 //! round, a template of headers in front of a payload that is already in place. `source` and
 //! `destination` are used only here; above are local and remote. Only what Linux would accept is
 //! accepted (RFC 768, 791, 1122, 8200); IPv4 options, fragments and IPv6 extension headers are the
-//! kernel's and never come by a filter.
+//! kernel's and never come by a filter. TCP is in [`tcp`].
 
 pub mod checksum;
 pub mod ethernet;
 pub mod ipv4;
 pub mod ipv6;
+pub mod tcp;
 pub mod udp;
 
 use crate::counters::DropReason;

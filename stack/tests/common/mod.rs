@@ -275,6 +275,82 @@ fn udp_checksum(udp: &mut [u8], pseudo: &[u8]) {
     udp[6..8].copy_from_slice(&sum.to_be_bytes());
 }
 
+/// What a hand-made TCP segment says.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TcpFields<'a> {
+    pub seq: u32,
+    pub ack: u32,
+    pub flags: u16,
+    pub window: u16,
+    pub urgent: u16,
+    /// A multiple of 4 bytes.
+    pub options: &'a [u8],
+    pub payload: &'a [u8],
+}
+
+/// A frame with a TCP segment from the peer to us, made without the crate's own code. TOS is 0x10,
+/// TTL 63, the IPv4 identification 7 with DF.
+pub fn tcp_frame(from: SocketAddress, to: SocketAddress, fields: &TcpFields<'_>) -> Vec<u8> {
+    let len = (20 + fields.options.len() + fields.payload.len()) as u16;
+    let offset = (5 + fields.options.len() / 4) as u16;
+    let mut tcp = Vec::new();
+    tcp.extend(from.port.to_be_bytes());
+    tcp.extend(to.port.to_be_bytes());
+    tcp.extend(fields.seq.to_be_bytes());
+    tcp.extend(fields.ack.to_be_bytes());
+    tcp.extend((offset << 12 | fields.flags).to_be_bytes());
+    tcp.extend(fields.window.to_be_bytes());
+    tcp.extend([0, 0]);
+    tcp.extend(fields.urgent.to_be_bytes());
+    tcp.extend(fields.options);
+    tcp.extend(fields.payload);
+    let mut frame = [MAC, PEER_MAC].concat();
+    let pseudo = if let (Some(source), Some(destination)) = (from.ip.to_v4(), to.ip.to_v4()) {
+        frame.extend([8, 0]);
+        let mut ip = vec![0x45, 0x10];
+        ip.extend((20 + len).to_be_bytes());
+        ip.extend([0, 7, 0x40, 0, 63, 6, 0, 0]);
+        ip.extend(source);
+        ip.extend(destination);
+        let sum = !plain_sum(&[&ip]);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        frame.extend(ip);
+        [&source[..], &destination, &[0, 6], &len.to_be_bytes()].concat()
+    } else {
+        frame.extend([0x86, 0xdd, 0x61, 0, 0, 0]);
+        frame.extend(len.to_be_bytes());
+        frame.extend([6, 63]);
+        frame.extend(from.ip.0);
+        frame.extend(to.ip.0);
+        [&from.ip.0[..], &to.ip.0, &[0, 6], &len.to_be_bytes()].concat()
+    };
+    let sum = !plain_sum(&[&pseudo, &tcp]);
+    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+    frame.extend(tcp);
+    frame
+}
+
+/// Makes the checksum of a TCP frame over IPv4 or IPv6 right again, if it is long enough.
+pub fn fix_tcp(frame: &mut [u8]) {
+    let (start, addresses) = if frame.get(12) == Some(&8) {
+        (34, 26..34)
+    } else {
+        (54, 22..54)
+    };
+    if frame.len() < start + 20 {
+        return;
+    }
+    frame[start + 16..start + 18].fill(0);
+    let len = (frame.len() - start) as u16;
+    let sum = !plain_sum(&[
+        &frame[addresses],
+        &[0, 6],
+        &len.to_be_bytes(),
+        &frame[start..],
+    ]);
+    frame[start + 16..start + 18].copy_from_slice(&sum.to_be_bytes());
+}
+
 /// Makes the IPv4 header checksum of a frame right again.
 pub fn fix_ipv4(frame: &mut [u8]) {
     frame[24..26].fill(0);
