@@ -80,11 +80,15 @@ pub(super) struct MapShape {
     pub(super) flags: u32,
 }
 
-/// Makes a map.
+/// Makes a map; a map of maps takes such maps as `inner` is one.
 ///
 /// # Errors
 /// `EPERM` without CAP_BPF, `ENOMEM`.
-pub(super) fn create_map(name: &str, shape: MapShape) -> Result<OwnedFd, Errno> {
+pub(super) fn create_map(
+    name: &str,
+    shape: MapShape,
+    inner: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, Errno> {
     #[repr(C)]
     struct Attribute {
         shape: [u32; 5],
@@ -100,7 +104,7 @@ pub(super) fn create_map(name: &str, shape: MapShape) -> Result<OwnedFd, Errno> 
             shape.entries,
             shape.flags,
         ],
-        inner: 0,
+        inner: inner.map_or(0, |map| map.as_raw_fd().cast_unsigned()),
         numa: 0,
         name: name16(name),
     };
@@ -361,7 +365,10 @@ pub(super) fn link_target(link: BorrowedFd<'_>) -> Result<(u32, u32), Errno> {
 }
 
 /// Name and shape of a map.
-fn map_info(map: BorrowedFd<'_>) -> Result<(String, MapShape), Errno> {
+///
+/// # Errors
+/// `EINVAL` when it is no descriptor of one, `EPERM` where bpf() is for privileged users only.
+pub(super) fn map_info(map: BorrowedFd<'_>) -> Result<(String, MapShape), Errno> {
     // struct bpf_map_info: type, id, key_size, value_size, max_entries, map_flags, name[16].
     let mut words = [0_u32; 10];
     info(map, &mut words)?;

@@ -2,21 +2,24 @@
 //!
 //! ```text
 //!             ┌──────────── steering program (XDP) ────────────┐
-//!   NIC ────► │ flows, listeners: slot ► xsks[slot, RX queue]  │ ── match ──► XSK ► RX ring
+//!   NIC ────► │ flows, listeners, grants + flow table of the   │
+//!             │ stack: slot ► xsks[slot, RX queue]             │ ── match ──► XSK ► RX ring
 //!             └──────────────────────┬─────────────────────────┘
 //!                                    └── everything else ──► kernel
 //! ```
 //!
 //! The daemon's side: [`Nic`] loads and attaches the program, opens queues, writes filters. The
-//! client's side: [`AfXdpQueuePair`] maps the rings of a queue through its descriptor alone, so an
-//! unprivileged program can use what it was given. Each module uses only what stands to its left:
-//! `syscall` → `bpf` → `program`; `netdev`, `link`, `umem` → `xsk` → `nic`; `ring` → `queue_pair`.
+//! client's side: [`AfXdpQueuePair`] maps the rings of a queue through its descriptor alone, and
+//! [`FlowTable`] the stack's TCP flows, so an unprivileged program can use what it was given. Each
+//! module uses only what stands to its left: `syscall` → `bpf` → `flow_table` → `program`;
+//! `netdev`, `link`, `umem` → `xsk` → `nic`; `ring` → `queue_pair`.
 //!
 //! What is absent: zero copy, multi-buffer frames (an MTU above one chunk), VLAN tags, NIC filters
 //! (ntuple), metadata offloads.
 
 mod bpf;
 mod error;
+mod flow_table;
 mod link;
 mod netdev;
 mod nic;
@@ -31,6 +34,7 @@ mod xsk;
 mod tests;
 
 pub use error::NicError;
+pub use flow_table::{FlowEntry, FlowTable, TableFull, TcpFlow};
 pub use netdev::{Interface, interfaces};
 pub use nic::{
     FilterCounters, FilterKey, Mode, Nic, NicConfig, QUEUES_PER_SLOT, RING_ENTRIES, SLOTS,

@@ -8,9 +8,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 
 use super::error::{self, NicError, failed};
+use super::flow_table::{FlowTable, Geometry};
 use super::link::{self, Attached};
 use super::netdev::{self, Interface};
-use super::program::{self, COUNTERS, Flow, Listener, Maps, Target};
+use super::program::{self, COUNTERS, Flow, Grant, Listener, Maps, Target};
 use super::umem::PacketMemory;
 use super::{bpf, xsk};
 
@@ -19,6 +20,8 @@ pub const QUEUES_PER_SLOT: u32 = 64;
 /// Entries of each ring of a queue.
 pub const RING_ENTRIES: u32 = 2048;
 
+/// IPPROTO_TCP.
+const TCP: u32 = 6;
 /// `XDP_FLAGS_SKB_MODE`.
 const SKB_MODE: u32 = 1 << 1;
 /// `XDP_FLAGS_DRV_MODE`.
@@ -49,10 +52,12 @@ pub struct NicConfig {
 /// A filter of the steering program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FilterKey {
-    /// A local address, or any.
+    /// Datagrams to a local address, or any; TCP connections that begin there.
     Listener(Listener),
-    /// An exact flow.
+    /// An exact flow. Not TCP.
     Flow(Flow),
+    /// TCP flows of a local address, as far as the slot's stack claims them in its flow table.
+    Grant(Listener),
 }
 
 /// What a filter has counted.
@@ -75,6 +80,7 @@ pub struct Nic {
     pub queue_count: u32,
     link: OwnedFd,
     maps: Maps,
+    tables: [Option<Geometry>; SLOTS as usize],
 }
 
 impl Nic {
@@ -113,6 +119,7 @@ impl Nic {
             queue_count,
             link,
             maps,
+            tables: [None; SLOTS as usize],
         })
     }
 
@@ -142,6 +149,7 @@ impl Nic {
             queue_count,
             link,
             maps,
+            tables: [None; SLOTS as usize],
         })
     }
 
@@ -204,10 +212,28 @@ impl Nic {
         }
     }
 
+    /// Lets the program look for TCP flows of `slot` in a stack's table (see
+    /// [`FlowTable::create`]). Grants are added after it.
+    ///
+    /// # Errors
+    /// `EINVAL` when it is no flow table, or there is no such slot.
+    pub fn set_flow_table(&mut self, slot: u32, table: BorrowedFd<'_>) -> Result<(), NicError> {
+        let failed = || failed("entering the flow table in the program's map");
+        let known = FlowTable::map(table).map_err(failed())?;
+        let place = self.tables.get_mut(slot as usize).ok_or(Errno::INVAL);
+        let place = place.map_err(failed())?;
+        let number = table.as_raw_fd().cast_unsigned();
+        let entered = self.maps.tables.update(&slot, &number);
+        entered.map_err(failed())?;
+        *place = Some(known.geometry());
+        Ok(())
+    }
+
     /// Leads matching frames to the queues of `slot`.
     ///
     /// # Errors
-    /// `E2BIG` when the map is full.
+    /// `E2BIG` when the map is full, `EINVAL` for a TCP flow or when the slot of a grant has no
+    /// flow table.
     pub fn add_filter(&self, filter: FilterKey, slot: u32) -> Result<(), NicError> {
         self.enter(
             filter,
@@ -235,9 +261,25 @@ impl Nic {
     fn enter(&self, filter: FilterKey, target: Target) -> Result<(), NicError> {
         match &filter {
             FilterKey::Listener(key) => self.maps.listeners.update(key, &target),
+            FilterKey::Flow(key) if key.protocol == TCP => Err(Errno::INVAL),
             FilterKey::Flow(key) => self.maps.flows.update(key, &target),
+            FilterKey::Grant(_) if target.flags != 0 => Err(Errno::INVAL),
+            FilterKey::Grant(key) => self
+                .grant(target.slot)
+                .and_then(|grant| self.maps.grants.update(key, &grant)),
         }
         .map_err(failed("entering the filter"))
+    }
+
+    fn grant(&self, slot: u32) -> Result<Grant, Errno> {
+        let known = self.tables.get(slot as usize).copied().flatten();
+        let Geometry { mask, seed } = known.ok_or(Errno::INVAL)?;
+        Ok(Grant {
+            slot,
+            mask,
+            seed,
+            ..Grant::default()
+        })
     }
 
     /// Removes a filter; one that is not there is no error.
@@ -245,6 +287,7 @@ impl Nic {
         let _ = match &filter {
             FilterKey::Listener(key) => self.maps.listeners.remove(key),
             FilterKey::Flow(key) => self.maps.flows.remove(key),
+            FilterKey::Grant(key) => self.maps.grants.remove(key),
         };
     }
 
@@ -254,6 +297,12 @@ impl Nic {
         match &filter {
             FilterKey::Listener(key) => self.maps.listeners.find(key),
             FilterKey::Flow(key) => self.maps.flows.find(key),
+            FilterKey::Grant(key) => self.maps.grants.find(key).map(|grant| Target {
+                slot: grant.slot,
+                flags: 0,
+                packets: grant.packets,
+                bytes: grant.bytes,
+            }),
         }
         .ok()
     }
@@ -274,7 +323,8 @@ impl Nic {
         let listeners = self.maps.listeners.keys().into_iter();
         let listeners = listeners.map(FilterKey::Listener);
         let flows = self.maps.flows.keys().into_iter().map(FilterKey::Flow);
-        listeners.chain(flows).collect()
+        let grants = self.maps.grants.keys().into_iter().map(FilterKey::Grant);
+        listeners.chain(flows).chain(grants).collect()
     }
 
     /// The program's counters, in the order of [`COUNTERS`].

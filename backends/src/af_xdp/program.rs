@@ -6,8 +6,10 @@
 //! that name them, and the kernel gets the result.
 //!
 //! ```text
-//!   flows      5-tuple            ─┐
+//!   flows      UDP 5-tuple        ─┐
 //!   listeners  address, port      ─┴► Target { slot, flags, packets, bytes }
+//!   grants     address, port      ──► Grant { slot, … }: which stack may claim TCP flows there
+//!   tables     slot               ──► the stack's own table of TCP flows (flow_table.rs)
 //!   xsks       slot * 64 + RX queue ─► XSK
 //!   counters   COUNTERS, per CPU
 //! ```
@@ -21,9 +23,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::bpf::{self, CounterMap, Map, MapShape};
 use super::error::NicError;
+use super::flow_table;
 
 /// `BPF_MAP_TYPE_HASH`.
 const HASH: u32 = 1;
+/// `BPF_MAP_TYPE_ARRAY_OF_MAPS`.
+const ARRAY_OF_MAPS: u32 = 12;
 /// `BPF_MAP_TYPE_XSKMAP`.
 const XSKMAP: u32 = 17;
 
@@ -37,10 +42,11 @@ fn aligned_object() -> Vec<u64> {
     words
 }
 
-/// Key of the `listeners` map.
+/// Key of the `listeners` and `grants` maps.
 ///
-/// An entry for any address takes whatever frames the interface sees, also those that the host
-/// would forward: on a router, write one entry for each local address instead.
+/// A grant is of one address. A listener for any address takes whatever frames the interface sees,
+/// also those that the host would forward: on a router, write one entry for each local address
+/// instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Listener {
@@ -86,7 +92,7 @@ impl Listener {
     }
 }
 
-/// Key of the `flows` map.
+/// Key of the `flows` map, which is for UDP: TCP flows are in the tables of the stacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Flow {
@@ -102,7 +108,7 @@ pub struct Flow {
     pub protocol: u32,
 }
 
-/// Value of both maps.
+/// Value of the `flows` and `listeners` maps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Target {
@@ -121,8 +127,24 @@ impl Target {
     pub const KEEP_IN_KERNEL: u32 = 1;
 }
 
+/// Value of the `grants` map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+pub(super) struct Grant {
+    /// Slot in the `xsks` and `tables` maps: the stack.
+    pub(super) slot: u32,
+    /// Buckets of its table less one.
+    pub(super) mask: u32,
+    /// Frames redirected by flows of this address and port.
+    pub(super) packets: u64,
+    /// Their bytes.
+    pub(super) bytes: u64,
+    /// Seed of the table's hash.
+    pub(super) seed: u64,
+}
+
 /// The program's own counters, in the order of `enum reason` in the C file: name and sentence.
-pub const COUNTERS: [(&str, &str); 12] = [
+pub const COUNTERS: [(&str, &str); 13] = [
     (
         "redirected",
         "Frames that matched a filter and went to its queue.",
@@ -159,6 +181,11 @@ pub const COUNTERS: [(&str, &str); 12] = [
         "other-protocol",
         "Packets that are neither UDP nor TCP nor ICMP.",
     ),
+    (
+        "no-flow",
+        "TCP segments to an address and port of a stack that are of none of its flows and begin \
+         none.",
+    ),
 ];
 
 /// The program's maps.
@@ -168,6 +195,9 @@ pub(super) struct Maps {
     pub(super) xsks: Map<u32, u32>,
     pub(super) listeners: Map<Listener, Target>,
     pub(super) flows: Map<Flow, Target>,
+    pub(super) grants: Map<Listener, Grant>,
+    /// Value: descriptor of a flow table when written, id of the map when read.
+    pub(super) tables: Map<u32, u32>,
     pub(super) counters: CounterMap,
 }
 
@@ -178,11 +208,14 @@ impl Maps {
     /// `EINVAL` when one is missing or is not what this version makes.
     pub(super) fn from_named(maps: Vec<(String, OwnedFd)>) -> Result<Self, Errno> {
         let (mut xsks, mut listeners, mut flows, mut counters) = (None, None, None, None);
+        let (mut grants, mut tables) = (None, None);
         for (name, map) in maps {
             match name.as_str() {
                 "xsks" => xsks = Some(Map::new(map, XSKMAP)?),
                 "listeners" => listeners = Some(Map::new(map, HASH)?),
                 "flows" => flows = Some(Map::new(map, HASH)?),
+                "grants" => grants = Some(Map::new(map, HASH)?),
+                "tables" => tables = Some(Map::new(map, ARRAY_OF_MAPS)?),
                 "counters" => counters = Some(CounterMap::new(map, COUNTERS.len())?),
                 _ => {}
             }
@@ -191,6 +224,8 @@ impl Maps {
             xsks: xsks.ok_or(Errno::INVAL)?,
             listeners: listeners.ok_or(Errno::INVAL)?,
             flows: flows.ok_or(Errno::INVAL)?,
+            grants: grants.ok_or(Errno::INVAL)?,
+            tables: tables.ok_or(Errno::INVAL)?,
             counters: counters.ok_or(Errno::INVAL)?,
         })
     }
@@ -282,10 +317,17 @@ fn create_maps(file: &ElfFile64<'_>) -> Result<Vec<(String, OwnedFd)>, NicError>
             entries: word(3),
             flags: word(4),
         };
-        let map = bpf::create_map(name, shape).map_err(|errno| NicError {
+        let failed = |errno| NicError {
             errno,
             what: format!("making map {name} (CAP_BPF is needed)"),
-        })?;
+        };
+        let inner = if shape.kind == ARRAY_OF_MAPS {
+            Some(flow_table::create_empty(1).map_err(failed)?)
+        } else {
+            None
+        };
+        let inner = inner.as_ref().map(AsFd::as_fd);
+        let map = bpf::create_map(name, shape, inner).map_err(failed)?;
         maps.push((name.to_owned(), map));
     }
     Ok(maps)

@@ -268,7 +268,7 @@ fn flow(key: &FilterKey) -> Option<Flow> {
             remote: SocketAddress::UNSPECIFIED,
             protocol: key.protocol,
         }),
-        FilterKey::Listener(_) => None,
+        FilterKey::Listener(_) | FilterKey::Grant(_) => None,
         FilterKey::Flow(key) => Some(Flow {
             local: SocketAddress::new(IpAddress(key.local), key.local_port),
             remote: SocketAddress::new(IpAddress(key.remote), key.remote_port),

@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /* The steering program: matched flows go to our queue, everything else to the kernel.
  *
- * Order: exact flow; then, for UDP and for a TCP SYN, the listener of the destination address, then
- * the listener of any address of the same IP version. Group addresses, VLAN tags, fragments, IP
- * options, IPv6 extension headers, other protocols and every miss pass. An empty slot passes too,
- * so a dead program cannot black-hole the host. Counters are per entry and per reason; an entry
- * counts what was redirected only.
+ * UDP: exact flow, then the listener of the destination address, then the listener of any address
+ * of the same IP version. TCP: a flow in the table of the stack that was granted the local address
+ * and port, then, for a SYN without ACK only, the listeners as for UDP. Group addresses, VLAN tags,
+ * fragments, IP options, IPv6 extension headers, other protocols and every miss pass. An empty slot
+ * passes too, so a dead program cannot black-hole the host. Counters are per entry and per reason;
+ * an entry counts what was redirected only.
+ *
+ * The tables of TCP flows are written by the stacks themselves (flow_table.rs): a tag is published
+ * after the flow it stands for, and taken back before another takes its place. A stack finds
+ * nothing there for addresses and ports that it was not granted, whatever it writes.
  *
  * The destination MAC is not compared: the NIC has done that, and one in promiscuous mode that
  * leads us a unicast frame to an address of ours does no harm.
@@ -21,6 +26,7 @@
 #define SECTION(name) __attribute__((section(name), used))
 #define QUEUES_PER_SLOT 64
 #define KEEP_IN_KERNEL 1
+#define BUCKET_FLOWS 8
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define NET16(value) __builtin_bswap16(value)
@@ -53,16 +59,42 @@ struct target {
 	__u64 packets, bytes;
 };
 
+struct grant {
+	__u32 slot;
+	__u32 mask; /* buckets of the stack's flow table - 1 */
+	__u64 packets, bytes;
+	__u64 seed; /* of that table */
+};
+
+/* One cache line. Addresses as in flow_key, ports as in memory there. */
+struct tcp_flow {
+	__u64 local[2], remote[2];
+	__u32 ports, spare;
+	__u64 owner, packets, bytes;
+};
+
+struct bucket {
+	__u32 tags[BUCKET_FLOWS]; /* 0 = free */
+	__u64 header[4];          /* of the table, in its first bucket */
+	struct tcp_flow flows[BUCKET_FLOWS];
+};
+
 struct map xsks SECTION("maps") = { BPF_MAP_TYPE_XSKMAP, 4, 4, 1024, 0 };
 struct map listeners SECTION("maps") = {
 	BPF_MAP_TYPE_HASH, sizeof(struct listener_key), sizeof(struct target), 16384, 0 };
 struct map flows SECTION("maps") = {
 	BPF_MAP_TYPE_HASH, sizeof(struct flow_key), sizeof(struct target), 65536, 0 };
+/* Keys as of listeners, with any = 0. */
+struct map grants SECTION("maps") = {
+	BPF_MAP_TYPE_HASH, sizeof(struct listener_key), sizeof(struct grant), 131072,
+	BPF_F_NO_PREALLOC };
+/* By slot: an array of struct bucket. */
+struct map tables SECTION("maps") = { BPF_MAP_TYPE_ARRAY_OF_MAPS, 4, 4, 16, 0 };
 
 /* Order and number as COUNTERS of program.rs. */
 enum reason {
 	REDIRECTED, UNMATCHED, KEPT, EMPTY_SLOT, NOT_IP, VLAN, GROUP, TRUNCATED, OPTIONS, FRAGMENT,
-	ICMP, OTHER_PROTOCOL, REASONS
+	ICMP, OTHER_PROTOCOL, NO_FLOW, REASONS
 };
 
 struct map counters SECTION("maps") = { BPF_MAP_TYPE_PERCPU_ARRAY, 4, 8, REASONS, 0 };
@@ -81,6 +113,93 @@ static __attribute__((always_inline)) int pass(enum reason reason)
 	return XDP_PASS;
 }
 
+static __attribute__((always_inline)) int
+lead(struct xdp_md *context, __u32 slot, __u64 *packets, __u64 *bytes)
+{
+	/* A queue beyond the slot's share would be the next slot's. */
+	if (context->rx_queue_index >= QUEUES_PER_SLOT ||
+	    redirect(&xsks, slot * QUEUES_PER_SLOT + context->rx_queue_index, XDP_PASS) !=
+		    XDP_REDIRECT)
+		return pass(EMPTY_SLOT);
+	__sync_fetch_and_add(packets, 1);
+	__sync_fetch_and_add(bytes, context->data_end - context->data);
+	count(REDIRECTED);
+	return XDP_REDIRECT;
+}
+
+/* As FlowTable::hash of flow_table.rs. */
+static __attribute__((always_inline)) __u64 mix(__u64 hash, __u64 word, __u64 factor)
+{
+	hash = (hash ^ word) * factor;
+	return hash ^ hash >> 32;
+}
+
+static __attribute__((always_inline)) struct tcp_flow *
+find_in(struct bucket *bucket, const __u64 *key, __u32 ports, __u32 tag)
+{
+#pragma unroll
+	for (int i = 0; i < BUCKET_FLOWS; i++) {
+		struct tcp_flow *flow = &bucket->flows[i];
+
+		if (*(volatile __u32 *)&bucket->tags[i] == tag && flow->ports == ports &&
+		    flow->remote[1] == key[3] && flow->remote[0] == key[2] &&
+		    flow->local[1] == key[1] && flow->local[0] == key[0])
+			return flow;
+	}
+	return 0;
+}
+
+static __attribute__((always_inline)) struct tcp_flow *
+find_flow(const struct grant *grant, const struct flow_key *flow)
+{
+	const __u64 *key = (const __u64 *)flow;
+	__u32 ports = flow->local_port | (__u32)flow->remote_port << 16, slot = grant->slot, at, tag;
+	__u64 factor = grant->seed | 1, hash;
+	struct tcp_flow *found;
+	struct bucket *bucket;
+	void *table = lookup(&tables, &slot);
+
+	if (!table)
+		return 0;
+	hash = mix(grant->seed, key[0], factor);
+	hash = mix(hash, key[1], factor);
+	hash = mix(hash, key[2], factor);
+	hash = mix(hash, key[3], factor);
+	hash = mix(hash, ports, factor);
+	tag = hash >> 32 | 1;
+	at = hash & grant->mask;
+	bucket = lookup(table, &at);
+	if (bucket) {
+		found = find_in(bucket, key, ports, tag);
+		if (found)
+			return found;
+	}
+	at = hash >> 20 & grant->mask;
+	bucket = lookup(table, &at);
+	return bucket ? find_in(bucket, key, ports, tag) : 0;
+}
+
+static __attribute__((always_inline)) void
+set_key(struct listener_key *listener, const struct flow_key *flow, __u8 protocol)
+{
+	__builtin_memcpy(listener->ip, flow->local, 16);
+	listener->port = flow->local_port;
+	listener->protocol = protocol;
+}
+
+static __attribute__((always_inline)) struct target *
+find_listener(struct listener_key *listener, __u8 version)
+{
+	struct target *target = lookup(&listeners, listener);
+
+	if (!target) {
+		__builtin_memset(listener->ip, 0, 16);
+		listener->any = version;
+		target = lookup(&listeners, listener);
+	}
+	return target;
+}
+
 SECTION("xdp") int steer(struct xdp_md *context)
 {
 	void *data = (void *)(long)context->data, *end = (void *)(long)context->data_end;
@@ -89,9 +208,8 @@ SECTION("xdp") int steer(struct xdp_md *context)
 	struct listener_key listener = {};
 	struct target *target;
 	void *transport;
-	__u64 bytes = end - data;
 	__u8 protocol, version;
-	int opens = 1;
+	int opens = 0;
 
 	if (data + sizeof(*ethernet) > end)
 		return pass(TRUNCATED);
@@ -158,30 +276,39 @@ SECTION("xdp") int steer(struct xdp_md *context)
 	} else {
 		return pass(OTHER_PROTOCOL);
 	}
-	flow.protocol = protocol;
-	target = lookup(&flows, &flow);
-	if (!target && opens) {
-		__builtin_memcpy(listener.ip, flow.local, 16);
-		listener.port = flow.local_port;
-		listener.protocol = protocol;
-		target = lookup(&listeners, &listener);
+	if (protocol == IPPROTO_TCP) {
+		struct grant *grant;
+
+		set_key(&listener, &flow, protocol);
+		grant = lookup(&grants, &listener);
+		if (grant) {
+			struct tcp_flow *known = find_flow(grant, &flow);
+
+			if (known) {
+				int action = lead(context, grant->slot, &known->packets, &known->bytes);
+
+				if (action == XDP_REDIRECT) {
+					__sync_fetch_and_add(&grant->packets, 1);
+					__sync_fetch_and_add(&grant->bytes,
+							     context->data_end - context->data);
+				}
+				return action;
+			}
+		}
+		if (!opens)
+			return pass(grant ? NO_FLOW : UNMATCHED);
+		target = find_listener(&listener, version);
+	} else {
+		flow.protocol = protocol;
+		target = lookup(&flows, &flow);
 		if (!target) {
-			__builtin_memset(listener.ip, 0, 16);
-			listener.any = version;
-			target = lookup(&listeners, &listener);
+			set_key(&listener, &flow, protocol);
+			target = find_listener(&listener, version);
 		}
 	}
 	if (!target)
 		return pass(UNMATCHED);
 	if (target->flags & KEEP_IN_KERNEL)
 		return pass(KEPT);
-	/* A queue beyond the slot's share would be the next slot's. */
-	if (context->rx_queue_index >= QUEUES_PER_SLOT ||
-	    redirect(&xsks, target->slot * QUEUES_PER_SLOT + context->rx_queue_index, XDP_PASS) !=
-		    XDP_REDIRECT)
-		return pass(EMPTY_SLOT);
-	__sync_fetch_and_add(&target->packets, 1);
-	__sync_fetch_and_add(&target->bytes, bytes);
-	count(REDIRECTED);
-	return XDP_REDIRECT;
+	return lead(context, target->slot, &target->packets, &target->bytes);
 }

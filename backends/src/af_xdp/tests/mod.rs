@@ -6,3 +6,4 @@ mod life;
 mod queue;
 mod reasons;
 mod steering;
+mod tcp;

@@ -1,11 +1,12 @@
 //! Each counter of the steering program, by frames that are made by hand and sent by an XSK.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use super::bed::{Bed, FAR, FAR6, NEAR, NEAR6, Queue};
 use super::frame::{TCP, UDP, ethernet, ipv4, ipv6, tcp, udp};
-use crate::af_xdp::{COUNTERS, FilterKey, Flow, Listener, Mode, Nic, NicConfig};
+use crate::af_xdp::{COUNTERS, FilterKey, Flow, FlowTable, Listener, Mode, Nic, NicConfig};
 use crate::api::{QueuePair as _, Transmit};
 
 const PORT: u16 = 7000;
@@ -16,16 +17,16 @@ const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 99];
 const FROM: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 /// What the kernels send of their own counts as one of these.
-const CHAT: [&str; 3] = ["icmp", "group", "not-ip"];
+pub(super) const CHAT: [&str; 3] = ["icmp", "group", "not-ip"];
 
-struct Wire {
-    near: Nic,
-    queue: Queue,
+pub(super) struct Wire {
+    pub(super) near: Nic,
+    pub(super) queue: Queue,
     sender: Queue,
 }
 
 impl Wire {
-    fn new(bed: &Bed) -> Self {
+    pub(super) fn new(bed: &Bed) -> Self {
         let near = bed.nic(Mode::Native);
         let queue = Queue::open(&near, 0, 0);
         let far = bed.far(|| {
@@ -44,7 +45,7 @@ impl Wire {
     }
 
     /// Sends a frame; the counters that moved, and the frame if it came to the queue.
-    fn send(&mut self, bytes: &[u8]) -> (Vec<&'static str>, Option<Vec<u8>>) {
+    pub(super) fn send(&mut self, bytes: &[u8]) -> (Vec<&'static str>, Option<Vec<u8>>) {
         let before = self.near.counters();
         self.sender.packets.write(800, bytes);
         let frame = Transmit {
@@ -69,11 +70,11 @@ impl Wire {
     }
 }
 
-fn v4(payload: &[u8]) -> Vec<u8> {
+pub(super) fn v4(payload: &[u8]) -> Vec<u8> {
     ethernet(OTHER, FROM, V4, payload)
 }
 
-fn v6(payload: &[u8]) -> Vec<u8> {
+pub(super) fn v6(payload: &[u8]) -> Vec<u8> {
     ethernet(OTHER, FROM, V6, payload)
 }
 
@@ -110,6 +111,11 @@ fn every_kind_of_frame_has_its_counter() {
     let empty = Listener::at(NEAR.to_ipv6_mapped().octets(), PORT + 9, UDP);
     wire.near.add_filter(FilterKey::Listener(empty), 1).unwrap();
 
+    let table = FlowTable::create(8, 1).unwrap();
+    wire.near.set_flow_table(0, table.as_fd()).unwrap();
+    let grant = Listener::at(NEAR.to_ipv6_mapped().octets(), PORT + 1, TCP);
+    wire.near.add_filter(FilterKey::Grant(grant), 0).unwrap();
+
     let request6 = udp((FAR6.into(), 5000), (NEAR6.into(), PORT), b"request");
     let to4 = |protocol, payload: &[u8]| ipv4(FAR, NEAR, protocol, 0, &[], payload);
     let to6 = |next, payload: &[u8]| ipv6(FAR6, NEAR6, next, payload);
@@ -127,6 +133,11 @@ fn every_kind_of_frame_has_its_counter() {
             "unmatched",
             "a SYN with ACK",
             v4(&to4(TCP, &tcp(5000, PORT, 0x12))),
+        ),
+        (
+            "no-flow",
+            "a segment to a granted port",
+            v4(&to4(TCP, &tcp(5000, PORT + 1, 0x10))),
         ),
         (
             "unmatched",

@@ -1,0 +1,502 @@
+//! A stack's table of TCP flows, written without a system call.
+//!
+//! A BPF array that programs map and the steering program reads. It is hashed: a flow has two
+//! buckets of eight places, and lies in one of them.
+//!
+//! ```text
+//!   bucket   | tag × 8 | header | flow × 8 |      576 bytes; header: only in the first bucket
+//!   tag      0 = free, else bits of the hash: published last, taken back first
+//!   flow     | local 16 | remote 16 | ports 4, 4 spare | owner 8 | packets 8 | bytes 8 |
+//! ```
+//!
+//! The steering program looks into a stack's table only for a local address and port that the
+//! daemon has granted to this stack, so what a program writes here is a matter of its own stack.
+//! With at least one and a half places for each flow, both buckets of a flow are practically never
+//! full; a table that is nevertheless says so.
+//!
+//! Whoever writes holds the stack lock. Each write is whole: a writer that dies leaves a free
+//! place or a published flow, and the table needs no recovery.
+
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: a shared mapping becomes atomics, here only"
+)]
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::bpf::{self, MapShape};
+
+/// Places of a bucket.
+const BUCKET_FLOWS: usize = 8;
+/// "BYPFLOWS" in memory.
+const MAGIC: u64 = u64::from_le_bytes(*b"BYPFLOWS");
+/// `BPF_MAP_TYPE_ARRAY`.
+const ARRAY: u32 = 2;
+/// `BPF_F_MMAPABLE` (Linux 5.5).
+const MMAPABLE: u32 = 1 << 10;
+/// `BPF_F_INNER_MAP` (Linux 5.10): in a map of maps the number of entries may differ.
+const INNER_MAP: u32 = 1 << 12;
+/// A page: what is mapped to read the header.
+const PAGE: usize = 4096;
+/// Most buckets: the hash has twenty bits for each.
+const MOST_BUCKETS: u32 = 1 << 20;
+
+/// One flow in memory: a cache line, `struct tcp_flow` of steer.bpf.c.
+#[repr(C)]
+struct Place {
+    key: [AtomicU64; 5],
+    owner: AtomicU64,
+    packets: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// `struct bucket` of steer.bpf.c.
+#[repr(C)]
+struct Bucket {
+    tags: [AtomicU32; BUCKET_FLOWS],
+    /// Magic number, seed, buckets, spare.
+    header: [AtomicU64; 4],
+    places: [Place; BUCKET_FLOWS],
+}
+
+const _: () = assert!(size_of::<Bucket>() == 576);
+const _: () = assert!(size_of::<Bucket>() <= PAGE);
+
+/// A TCP connection as its segments name it, seen from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TcpFlow {
+    /// Local address, v4-mapped.
+    pub local: [u8; 16],
+    /// Remote address, v4-mapped.
+    pub remote: [u8; 16],
+    /// Local port, host order.
+    pub local_port: u16,
+    /// Remote port, host order.
+    pub remote_port: u16,
+}
+
+impl TcpFlow {
+    /// The key's words as the program has them in memory.
+    fn words(&self) -> [u64; 5] {
+        let [one, two] = halves(self.local);
+        let [three, four] = halves(self.remote);
+        let ports = u64::from(self.local_port) | u64::from(self.remote_port) << 16;
+        [one, two, three, four, ports]
+    }
+
+    fn from_words([one, two, three, four, ports]: [u64; 5]) -> Self {
+        Self {
+            local: whole(one, two),
+            remote: whole(three, four),
+            local_port: ports as u16,
+            remote_port: (ports >> 16) as u16,
+        }
+    }
+}
+
+fn halves(bytes: [u8; 16]) -> [u64; 2] {
+    let all = u128::from_ne_bytes(bytes);
+    let (low, high) = (all as u64, (all >> 64) as u64);
+    if cfg!(target_endian = "little") {
+        [low, high]
+    } else {
+        [high, low]
+    }
+}
+
+fn whole(one: u64, two: u64) -> [u8; 16] {
+    let (low, high) = if cfg!(target_endian = "little") {
+        (one, two)
+    } else {
+        (two, one)
+    };
+    (u128::from(high) << 64 | u128::from(low)).to_ne_bytes()
+}
+
+/// A flow that is steered, as it was when it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowEntry {
+    /// Its place in the table.
+    pub slot: u32,
+    /// The flow.
+    pub flow: TcpFlow,
+    /// What [`FlowTable::insert`] was told.
+    pub owner: u64,
+    /// Frames redirected since it was entered.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Both buckets of a flow are full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableFull;
+
+impl std::fmt::Display for TableFull {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("the flow table is full")
+    }
+}
+
+impl std::error::Error for TableFull {}
+
+/// What the steering program must know of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Geometry {
+    /// Buckets less one.
+    pub(super) mask: u32,
+    /// Seed of the hash.
+    pub(super) seed: u64,
+}
+
+/// A mapped flow table.
+#[derive(Debug)]
+pub struct FlowTable {
+    buckets: NonNull<Bucket>,
+    bytes: usize,
+    geometry: Geometry,
+}
+
+// SAFETY: the mapping is shared memory that belongs to no thread, and only atomics are made of it.
+unsafe impl Send for FlowTable {}
+// SAFETY: as above.
+unsafe impl Sync for FlowTable {}
+
+/// Makes the map of a table, without a header.
+pub(super) fn create_empty(buckets: u32) -> Result<OwnedFd, Errno> {
+    let shape = MapShape {
+        kind: ARRAY,
+        key_size: 4,
+        value_size: size_of::<Bucket>() as u32,
+        entries: buckets,
+        flags: MMAPABLE | INNER_MAP,
+    };
+    bpf::create_map(FlowTable::NAME, shape, None)
+}
+
+impl FlowTable {
+    /// Name of the map, as `bpftool map` shows it.
+    pub const NAME: &str = "bypass_flows";
+
+    /// Makes a table for so many flows (daemon). `seed` is random, so that nobody outside can
+    /// choose ports that fill one bucket.
+    ///
+    /// # Errors
+    /// `EPERM` without CAP_BPF, `ENOMEM`, `EINVAL` for more than five million flows.
+    pub fn create(flows: u32, seed: u64) -> Result<OwnedFd, Errno> {
+        let places = u64::from(flows) * 3 / 2;
+        let buckets = places.div_ceil(BUCKET_FLOWS as u64).next_power_of_two();
+        let buckets = u32::try_from(buckets).unwrap_or(u32::MAX);
+        if buckets > MOST_BUCKETS {
+            return Err(Errno::INVAL);
+        }
+        let fd = create_empty(buckets)?;
+        let mask = buckets - 1;
+        let table = Self::map_as(&fd, Geometry { mask, seed })?;
+        let [magic, seed_word, count, _] = &table.bucket(0).header;
+        seed_word.store(seed, Ordering::Relaxed);
+        count.store(u64::from(buckets), Ordering::Relaxed);
+        magic.store(MAGIC, Ordering::Release);
+        Ok(fd)
+    }
+
+    /// Whether a descriptor from somewhere is a map as a flow table is one, so that it may be
+    /// mapped. (A file could be cut under the mapping.)
+    #[must_use]
+    pub fn is_one(fd: impl AsFd) -> bool {
+        bpf::map_info(fd.as_fd()).is_ok_and(|(name, shape)| {
+            let value_size = size_of::<Bucket>() as u32;
+            name == Self::NAME && (shape.kind, shape.value_size) == (ARRAY, value_size)
+        })
+    }
+
+    /// Maps a table. The descriptor comes from the daemon, or [`Self::is_one`].
+    ///
+    /// # Errors
+    /// `EINVAL` when it is none; what `mmap` answers (`EPERM` for a map that may not be written).
+    pub fn map(fd: impl AsFd) -> Result<Self, Errno> {
+        let first = Self::map_bytes(&fd, PAGE, Geometry { mask: 0, seed: 0 })?;
+        let [magic, seed, count, _] = &first.bucket(0).header;
+        let is_one = magic.load(Ordering::Acquire) == MAGIC;
+        let seed = seed.load(Ordering::Relaxed);
+        let count = u32::try_from(count.load(Ordering::Relaxed)).unwrap_or(0);
+        if !is_one || !count.is_power_of_two() || count > MOST_BUCKETS {
+            return Err(Errno::INVAL);
+        }
+        let mask = count - 1;
+        Self::map_as(fd, Geometry { mask, seed })
+    }
+
+    fn map_as(fd: impl AsFd, geometry: Geometry) -> Result<Self, Errno> {
+        let bytes = (geometry.mask as usize + 1) * size_of::<Bucket>();
+        Self::map_bytes(fd, bytes.next_multiple_of(PAGE), geometry)
+    }
+
+    /// `bytes` is at least a page and enough for the buckets of the geometry.
+    fn map_bytes(fd: impl AsFd, bytes: usize, geometry: Geometry) -> Result<Self, Errno> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a null hint lets the kernel choose a free range, so nothing is replaced. It
+        // refuses more bytes than the map has, so that no access inside of them can fault.
+        let address = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                bytes,
+                protection,
+                MapFlags::SHARED,
+                fd,
+                0,
+            )
+        }?;
+        Ok(Self {
+            buckets: NonNull::new(address.cast()).ok_or(Errno::NOMEM)?,
+            bytes,
+            geometry,
+        })
+    }
+
+    pub(super) fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Most flows: its places, of which a third should stay free.
+    #[must_use]
+    pub fn places(&self) -> u32 {
+        (self.geometry.mask + 1) * BUCKET_FLOWS as u32
+    }
+
+    fn bucket(&self, index: u32) -> &Bucket {
+        let index = (index & self.geometry.mask) as usize;
+        // SAFETY: `map_bytes` was given enough bytes for every index up to the mask; the mapping
+        // is page aligned and lives as long as `self`; atomics are valid for any bits.
+        unsafe { self.buckets.add(index).as_ref() }
+    }
+
+    /// `find_flow` of steer.bpf.c does the same: tag and the two buckets.
+    fn hash(&self, key: &[u64; 5]) -> (u32, [u32; 2]) {
+        let Geometry { mask, seed } = self.geometry;
+        let hash = key.iter().fold(seed, |hash, word| {
+            let hash = (hash ^ word).wrapping_mul(seed | 1);
+            hash ^ hash >> 32
+        });
+        let tag = (hash >> 32) as u32 | 1;
+        (tag, [hash as u32 & mask, (hash >> 20) as u32 & mask])
+    }
+
+    fn find_words(&self, key: &[u64; 5]) -> Option<(u32, &Bucket, usize)> {
+        let (tag, indices) = self.hash(key);
+        indices.into_iter().find_map(|index| {
+            let bucket = self.bucket(index);
+            let is_it = |place: &usize| {
+                bucket.tags[*place].load(Ordering::Acquire) == tag
+                    && bucket.places[*place].key() == *key
+            };
+            let place = (0..BUCKET_FLOWS).find(is_it)?;
+            Some((index, bucket, place))
+        })
+    }
+
+    /// Where a flow is.
+    #[must_use]
+    pub fn find(&self, flow: &TcpFlow) -> Option<u32> {
+        let (index, _, place) = self.find_words(&flow.words())?;
+        Some(slot(index, place))
+    }
+
+    /// Steers a flow to the stack; its place. One that is there already stays, with the new owner.
+    /// `owner` is for whoever cleans up: the connection's endpoint, see
+    /// `bypass_stack::EndpointId`.
+    ///
+    /// # Errors
+    /// [`TableFull`].
+    pub fn insert(&self, flow: &TcpFlow, owner: u64) -> Result<u32, TableFull> {
+        let key = flow.words();
+        if let Some((index, bucket, place)) = self.find_words(&key) {
+            bucket.places[place].owner.store(owner, Ordering::Relaxed);
+            return Ok(slot(index, place));
+        }
+        let (tag, [one, two]) = self.hash(&key);
+        let index = if self.bucket(two).free() > self.bucket(one).free() {
+            two
+        } else {
+            one
+        };
+        let bucket = self.bucket(index);
+        let is_free = |tag: &AtomicU32| tag.load(Ordering::Relaxed) == 0;
+        let place = bucket.tags.iter().position(is_free).ok_or(TableFull)?;
+        let entry = &bucket.places[place];
+        for (to, word) in entry.key.iter().zip(key) {
+            to.store(word, Ordering::Relaxed);
+        }
+        entry.owner.store(owner, Ordering::Relaxed);
+        entry.packets.store(0, Ordering::Relaxed);
+        entry.bytes.store(0, Ordering::Relaxed);
+        bucket.tags[place].store(tag, Ordering::Release);
+        Ok(slot(index, place))
+    }
+
+    /// Leaves a flow to the kernel again; whether it was there.
+    pub fn remove(&self, flow: &TcpFlow) -> bool {
+        let found = self.find_words(&flow.words());
+        if let Some((_, bucket, place)) = found {
+            bucket.tags[place].store(0, Ordering::Release);
+        }
+        found.is_some()
+    }
+
+    /// Leaves the flow in a place to the kernel again, if it is this owner's; whether it was.
+    pub fn remove_slot(&self, slot: u32, owner: u64) -> bool {
+        let Some((bucket, place)) = self.at(slot) else {
+            return false;
+        };
+        let is_its = bucket.tags[place].load(Ordering::Relaxed) != 0
+            && bucket.places[place].owner.load(Ordering::Relaxed) == owner;
+        if is_its {
+            bucket.tags[place].store(0, Ordering::Release);
+        }
+        is_its
+    }
+
+    fn at(&self, slot: u32) -> Option<(&Bucket, usize)> {
+        let place = slot as usize % BUCKET_FLOWS;
+        let bucket = self.bucket(slot / BUCKET_FLOWS as u32);
+        (slot < self.places()).then_some((bucket, place))
+    }
+
+    /// What is in a place.
+    #[must_use]
+    pub fn entry(&self, slot: u32) -> Option<FlowEntry> {
+        let (bucket, place) = self.at(slot)?;
+        if bucket.tags[place].load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let entry = &bucket.places[place];
+        Some(FlowEntry {
+            slot,
+            flow: TcpFlow::from_words(entry.key()),
+            owner: entry.owner.load(Ordering::Relaxed),
+            packets: entry.packets.load(Ordering::Relaxed),
+            bytes: entry.bytes.load(Ordering::Relaxed),
+        })
+    }
+
+    /// Every flow. Without the stack lock some may be missing, or be read half.
+    pub fn entries(&self) -> impl Iterator<Item = FlowEntry> {
+        (0..self.places()).filter_map(|slot| self.entry(slot))
+    }
+}
+
+fn slot(bucket: u32, place: usize) -> u32 {
+    bucket * BUCKET_FLOWS as u32 + place as u32
+}
+
+impl Place {
+    fn key(&self) -> [u64; 5] {
+        let mut words = [0; 5];
+        for (to, word) in words.iter_mut().zip(&self.key) {
+            *to = word.load(Ordering::Relaxed);
+        }
+        words
+    }
+}
+
+impl Bucket {
+    fn free(&self) -> usize {
+        let tags = self.tags.iter();
+        tags.filter(|tag| tag.load(Ordering::Relaxed) == 0).count()
+    }
+}
+
+impl Drop for FlowTable {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map_bytes`; every reference into it borrows `self`.
+        let _ = unsafe { munmap(self.buckets.as_ptr().cast(), self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    fn flow(remote_port: u16, host: u8) -> TcpFlow {
+        let v4 = |last| [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 198, 18, 40, last];
+        TcpFlow {
+            local: v4(1),
+            remote: v4(host),
+            local_port: 80,
+            remote_port,
+        }
+    }
+
+    fn table(flows: u32) -> (OwnedFd, FlowTable) {
+        let fd = FlowTable::create(flows, 0x1234_5678_9abc_def0).expect("these tests need CAP_BPF");
+        let table = FlowTable::map(&fd).unwrap();
+        (fd, table)
+    }
+
+    #[test]
+    fn a_flow_comes_and_goes_once() {
+        let (fd, table) = table(100);
+        let other = FlowTable::map(&fd).unwrap();
+        let slot = table.insert(&flow(5000, 2), 7).unwrap();
+        assert_eq!(table.insert(&flow(5000, 2), 8), Ok(slot));
+        let entry = other.entry(slot).unwrap();
+        assert_eq!((entry.flow, entry.owner), (flow(5000, 2), 8));
+        assert_eq!(other.find(&flow(5001, 2)), None);
+        assert!(!other.remove_slot(slot, 7));
+        assert!(other.remove_slot(slot, 8) && !other.remove_slot(slot, 8));
+        assert_eq!(table.find(&flow(5000, 2)), None);
+        table.insert(&flow(5000, 2), 9).unwrap();
+        assert!(table.remove(&flow(5000, 2)) && !table.remove(&flow(5000, 2)));
+        assert_eq!(table.entries().count(), 0);
+    }
+
+    #[test]
+    fn it_holds_what_it_was_made_for_and_says_when_it_is_full() {
+        let (_fd, table) = table(20_000);
+        let mut known = HashMap::new();
+        for number in 0..20_000_u32 {
+            let flow = flow((number >> 3) as u16, number as u8 & 7);
+            let slot = table.insert(&flow, number.into()).unwrap();
+            assert_eq!(known.insert(slot, flow), None);
+        }
+        for entry in table.entries() {
+            assert_eq!(known.remove(&entry.slot), Some(entry.flow));
+            assert_eq!(table.find(&entry.flow), Some(entry.slot));
+        }
+        assert!(known.is_empty());
+        let mut number = 0_u32;
+        while table
+            .insert(&flow(number as u16, 200 + (number >> 16) as u8), 0)
+            .is_ok()
+        {
+            number += 1;
+            assert!(number < table.places());
+        }
+        assert_eq!(table.entries().count(), 20_000 + number as usize);
+    }
+
+    #[test]
+    fn any_slot_and_any_content_is_harmless() {
+        let (fd, table) = table(8);
+        for slot in [table.places(), u32::MAX] {
+            assert_eq!(table.entry(slot), None);
+            assert!(!table.remove_slot(slot, 0));
+        }
+        // The header says more than there is.
+        let [_, _, count, _] = &table.bucket(0).header;
+        count.store(1 << 20, Ordering::Relaxed);
+        assert_eq!(FlowTable::map(&fd).unwrap_err(), Errno::INVAL);
+        count.store(3, Ordering::Relaxed);
+        assert_eq!(FlowTable::map(&fd).unwrap_err(), Errno::INVAL);
+        let file = std::fs::File::open("/dev/zero").unwrap();
+        assert!(FlowTable::is_one(&fd) && !FlowTable::is_one(file));
+        assert_eq!(FlowTable::create(u32::MAX, 0).unwrap_err(), Errno::INVAL);
+    }
+}
