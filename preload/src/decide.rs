@@ -87,7 +87,7 @@ pub fn activate(fd: i32) -> Entry {
             let entry = Entry::Udp(endpoint);
             fdtable::set(fd, entry);
             report::accelerated(fd, endpoint);
-            wait::epoll_set::activated(fd, endpoint);
+            wait::epoll_set::activated(fd, endpoint, true);
             entry
         }
         Err(reason) => {

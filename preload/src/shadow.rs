@@ -236,6 +236,12 @@ pub fn is_udp(fd: i32) -> bool {
     option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(libc::IPPROTO_UDP)
 }
 
+/// Whether the number still is a UDP or TCP socket.
+pub fn is_inet(fd: i32) -> bool {
+    let protocol = option::<c_int>(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL);
+    matches!(protocol, Some(libc::IPPROTO_UDP | libc::IPPROTO_TCP))
+}
+
 /// Whether an exec closes the descriptor.
 pub fn is_close_on_exec(fd: i32) -> bool {
     // SAFETY: F_GETFD takes no argument.

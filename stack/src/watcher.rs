@@ -169,14 +169,16 @@ impl Stack<'_> {
     }
 
     /// Puts an endpoint that [`Stack::take_ready`] gave, and that is ready still, at the end of
-    /// its watcher's list, or one whose member has changed. Wakes the parked waiters.
+    /// its watcher's list. Wakes nobody: nothing has happened.
     pub fn return_ready(&mut self, id: EndpointId, watcher: WatcherId) {
         let number = u32::from(watcher.0).wrapping_add(1);
         if self
             .endpoint(id)
             .is_ok_and(|endpoint| endpoint.watcher == number)
         {
+            let before = self.head.wakeups;
             self.list_ready(id.index);
+            self.head.wakeups = before;
         }
     }
 

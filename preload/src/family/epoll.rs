@@ -61,7 +61,7 @@ pub unsafe fn epoll_ctl(set: c_int, operation: c_int, fd: c_int, event: *mut epo
                 // SAFETY: the caller's event.
                 unsafe { event.as_ref() }
             };
-            to_int(epoll.control(set, operation, fd, endpoint, event))
+            to_int(epoll.control(set, operation, (fd, endpoint, true), event))
         }
         Entry::Candidate | Entry::Bound => {
             let result = original();

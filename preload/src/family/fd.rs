@@ -67,7 +67,10 @@ pub fn forget(fd: c_int) {
         return;
     }
     match entry {
-        Entry::Udp(endpoint) => decide::release(fd, endpoint),
+        Entry::Udp(endpoint) => {
+            epoll_set::closed(endpoint);
+            decide::release(fd, endpoint);
+        }
         Entry::Epoll(index) => epoll_set::destroy(index),
         _ => {}
     }

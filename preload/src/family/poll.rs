@@ -10,14 +10,16 @@ use std::ffi::c_int;
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
 use bypass_stack::{EndpointId, Instant};
-use libc::{POLLERR, POLLIN, POLLRDNORM, nfds_t, pollfd, sigset_t, size_t, timespec};
+use libc::{
+    POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDNORM, nfds_t, pollfd, sigset_t, size_t, timespec,
+};
 use rustix::io::Errno;
 
 use crate::context::{self, Joined};
 use crate::errno::{Answer, last, to_int};
 use crate::fdtable::{self, Entry};
 use crate::wait::epoll_set::{self, EpollSet};
-use crate::wait::{self, Interest, Woken};
+use crate::wait::{self, Interest, Target, Woken};
 use crate::{decide, symbols, udp};
 
 pub unsafe fn poll(fds: *mut pollfd, count: nfds_t, timeout_ms: c_int) -> c_int {
@@ -102,23 +104,42 @@ pub fn matters(fd: c_int) -> bool {
     }
 }
 
+/// Reported whether asked for or not.
+const ALWAYS: i16 = POLLERR | POLLHUP;
+
 /// An accelerated descriptor of the array.
 enum Ours {
-    Udp(EndpointId),
+    /// The endpoint, and whether the kernel may have something for the descriptor too.
+    Socket(EndpointId, bool),
     Set(&'static EpollSet),
 }
 
 impl Ours {
-    fn is_readable(&self, locked: &mut Locked<'_>) -> bool {
+    /// What the stack has for the descriptor, of what `entry` asks for.
+    fn ready(&self, entry: &pollfd, locked: &mut Locked<'_>) -> i16 {
+        let wanted = entry.events | ALWAYS;
         match self {
-            Self::Udp(endpoint) => locked
-                .stack()
-                .udp_status(*endpoint)
-                .is_ok_and(|status| status.queued > 0),
-            Self::Set(set) => set.any_ready(locked),
+            Self::Socket(endpoint, shadowed) => match locked.stack().readiness(*endpoint) {
+                Ok(now) => now.events as i16 & wanted,
+                Err(_) if *shadowed => 0,
+                Err(_) => ENDED & wanted,
+            },
+            Self::Set(set) if wanted & READ != 0 && set.any_ready(locked) => READ & wanted,
+            Self::Set(_) => 0,
         }
     }
+
+    /// Whether the kernel's answer for the descriptor counts.
+    fn is_shadowed(&self) -> bool {
+        !matches!(self, Self::Socket(_, false))
+    }
 }
+
+/// What a socket is ready for that has ended: every call returns at once.
+const ENDED: i16 = READ | POLLOUT | POLLERR | POLLHUP;
+
+/// What says that there is something to read.
+const READ: i16 = POLLIN | POLLRDNORM;
 
 /// poll over kernel and accelerated descriptors.
 ///
@@ -136,7 +157,7 @@ pub fn merged(
         .iter()
         .enumerate()
         .filter_map(|(index, entry)| match fdtable::get(entry.fd) {
-            Entry::Udp(endpoint) => Some((index, Ours::Udp(endpoint))),
+            Entry::Udp(endpoint) => Some((index, Ours::Socket(endpoint, true))),
             Entry::Epoll(_) => epoll_set::accelerated(entry.fd).map(|set| (index, Ours::Set(set))),
             _ => None,
         })
@@ -169,20 +190,22 @@ fn kernel(fds: &mut [pollfd]) -> Answer {
 
 /// Fills `revents` from kernel and stack; returns how many descriptors are ready.
 fn look(joined: &Joined, fds: &mut [pollfd], ours: &[(usize, Ours)]) -> Answer {
-    kernel(fds)?;
+    if ours.len() < fds.len() || ours.iter().any(|(_, ours)| ours.is_shadowed()) {
+        kernel(fds)?;
+    }
     let mut stale = false;
     if let Ok(mut locked) = joined.attachment.lock() {
         locked.pump(clock::now());
         stale = joined.is_stale(locked.stack().queue_pairs_generation());
         for (index, ours) in ours {
             let entry = &mut fds[*index];
-            if entry.revents & POLLERR != 0 {
+            if !ours.is_shadowed() {
+                entry.revents = 0;
+            } else if entry.revents & POLLERR != 0 {
                 udp::send::error_seen(entry.fd);
             }
-            let wanted = (POLLIN | POLLRDNORM) & entry.events;
-            if wanted != 0 && ours.is_readable(&mut locked) {
-                entry.revents |= wanted;
-            }
+            let ready = ours.ready(entry, &mut locked);
+            entry.revents |= ready;
         }
     }
     if stale {
@@ -201,26 +224,29 @@ fn sleep(
     let mut watched = Vec::with_capacity(fds.len() + 8);
     watched.extend_from_slice(fds);
     for (index, ours) in ours {
-        // The overlay tells of shadows and kernel members, whatever was asked of the set itself.
-        if let (Ours::Set(set), true) = (ours, fds[*index].events & POLLIN != 0) {
-            set.overlays(&mut watched);
+        match ours {
+            Ours::Socket(_, false) => watched[*index].fd = -1,
+            Ours::Socket(_, true) => {}
+            // The overlay tells of shadows and kernel members, whatever was asked of the set
+            // itself.
+            Ours::Set(set) if fds[*index].events & POLLIN != 0 => set.overlays(&mut watched),
+            Ours::Set(_) => {}
         }
     }
-    let readers = |index: &usize| fds[*index].events & (POLLIN | POLLRDNORM) != 0;
     let mut interest = Interest {
         fds: &mut watched,
-        endpoints: &|into| {
+        targets: &|into| {
             for (index, ours) in ours {
                 match ours {
-                    Ours::Udp(endpoint) if readers(index) => into.push(*endpoint),
-                    Ours::Set(set) if readers(index) => set.endpoints(into),
-                    _ => {}
+                    Ours::Socket(endpoint, _) => into.push(Target::Endpoint(*endpoint)),
+                    Ours::Set(set) if fds[*index].events & READ != 0 => set.targets(into),
+                    Ours::Set(_) => {}
                 }
             }
         },
         ready: &mut |locked| {
             ours.iter()
-                .any(|(index, ours)| readers(index) && ours.is_readable(locked))
+                .any(|(index, ours)| ours.ready(&fds[*index], locked) != 0)
         },
         mask,
         sleeping: None,

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
-use bypass_stack::{Datagram, EndpointId, Family, Instant, Memory};
+use bypass_stack::{Datagram, EndpointId, Family, Instant, Memory, event};
 use libc::{
     MSG_CTRUNC, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_OOB, MSG_PEEK, MSG_TRUNC, MSG_WAITFORONE, c_int,
     iovec, mmsghdr, msghdr, timespec,
@@ -188,7 +188,7 @@ unsafe fn receive(
         if deadline.is_none() {
             deadline = earlier(until, timeout_ms);
         }
-        match wait::block::readable(fd, endpoint, deadline) {
+        match wait::block::until(fd, endpoint, event::IN, true, deadline) {
             Woken::Ready => {}
             Woken::TimedOut => return Err(Errno::AGAIN),
             // A receive with a timeout is never restarted (signal(7)).

@@ -27,19 +27,19 @@ use bypass_runtime::clock;
 use bypass_stack::{EndpointId, Instant, WaiterId};
 use libc::{
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLEXCLUSIVE, EPOLLHUP,
-    EPOLLIN, EPOLLONESHOT, EPOLLOUT, EPOLLRDNORM, EPOLLWRNORM, POLLIN, epoll_event, pollfd,
-    sigset_t,
+    EPOLLIN, EPOLLOUT, EPOLLRDNORM, POLLIN, epoll_event, pollfd, sigset_t,
 };
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::{Interest, Woken};
+use super::members::{Member, Table};
+use super::{Interest, Target, Woken};
 use crate::context::{self, Joined};
 use crate::errno::{Answer, last};
 use crate::fdtable::{self, Entry};
-use crate::{private, symbols};
+use crate::{private, process, symbols};
 
-/// Token of the program's own epoll descriptor in the overlay; shadows use their fd.
+/// Token of the program's own epoll descriptor in the overlay; shadows use their member's slot.
 const PROGRAM: u64 = u64::MAX;
 /// While accelerated members keep a set busy, its kernel side is asked this often.
 const KERNEL_EVERY_NS: u64 = 50_000;
@@ -50,25 +50,6 @@ const KICK: u64 = 0x6279_7061_7373_2121;
 const EXCLUSIVE_OK: u32 =
     (EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | libc::EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE)
         as u32;
-
-/// Bits of `events` that are modes, not conditions.
-const MODES: u32 = (EPOLLET | EPOLLONESHOT | EPOLLEXCLUSIVE | libc::EPOLLWAKEUP) as u32;
-
-#[derive(Debug)]
-struct Member {
-    fd: i32,
-    endpoint: EndpointId,
-    events: u32,
-    data: u64,
-    /// `arrivals` when the edge was last reported.
-    seen: u32,
-    /// Not reported since it was added or modified.
-    fresh: bool,
-    /// What the shadow has told.
-    shadow: u32,
-    /// A one-shot member that has been reported.
-    disarmed: bool,
-}
 
 /// A UDP socket that was added before an address made it accelerated.
 #[derive(Debug)]
@@ -89,12 +70,11 @@ struct Nested {
 
 #[derive(Debug, Default)]
 struct Members {
-    active: Vec<Member>,
+    active: Table,
     pending: Vec<Pending>,
     nested: Vec<Nested>,
     kick: Option<OwnedFd>,
     overlay: Option<OwnedFd>,
-    next: usize,
     epfd: i32,
 }
 
@@ -148,6 +128,9 @@ pub fn create() -> Option<u32> {
 /// The last descriptor of a set was closed.
 pub fn destroy(index: u32) {
     if let Some(set) = get(index) {
+        if let Some(Ok(mut locked)) = context::joined().map(|joined| joined.attachment.lock()) {
+            set.members.lock().active.unwatch_all(&mut locked);
+        }
         let mut members = set.members.lock();
         for fd in [members.overlay.take(), members.kick.take()]
             .into_iter()
@@ -165,7 +148,7 @@ pub fn destroy(index: u32) {
 }
 
 /// A socket became accelerated: sets that have it as a kernel member take it over.
-pub fn activated(fd: i32, endpoint: EndpointId) {
+pub fn activated(fd: i32, endpoint: EndpointId, shadowed: bool) {
     for set in all() {
         let mut members = set.members.lock();
         if let Some(at) = members.pending.iter().position(|pending| pending.fd == fd) {
@@ -179,10 +162,32 @@ pub fn activated(fd: i32, endpoint: EndpointId) {
                     std::ptr::null_mut(),
                 );
             }
-            let _ = set.insert(&mut members, fd, endpoint, events, data);
+            let member = Member::new(fd, endpoint, shadowed, events, data);
+            let _ = set.insert(&mut members, member);
             drop(members);
             set.ring();
         }
+    }
+}
+
+/// The last descriptor of this process for the endpoint is about to be closed: it is no member of
+/// any set any more.
+pub fn closed(endpoint: EndpointId) {
+    for set in all().filter(|set| !set.is_kernel_only()) {
+        let Some(Ok(mut locked)) = context::joined().map(|joined| joined.attachment.lock()) else {
+            return;
+        };
+        let mut members = set.members.lock();
+        let overlay = members.overlay();
+        members
+            .active
+            .remove_endpoint(endpoint, &mut locked, |member| {
+                // The kernel would keep the shadow in the overlay for a relative's descriptor.
+                if member.shadowed && process::has_relatives() {
+                    let _ = ctl(overlay, EPOLL_CTL_DEL, member.fd, 0, 0);
+                }
+            });
+        set.recount(&members);
     }
 }
 
@@ -206,6 +211,7 @@ pub fn after_fork_in_child() {
         }
         set.sleeping.lock().clear();
         let mut members = set.members.lock();
+        members.active.after_fork_in_child();
         if let Some(overlay) = members.overlay.take() {
             private::close(overlay);
             let _ = set.build_overlay(&mut members);
@@ -301,43 +307,38 @@ impl EpollSet {
         let overlay = private::hide(unsafe { private::adopt(fd) });
         let number = overlay.as_raw_fd();
         ctl(number, EPOLL_CTL_ADD, members.epfd, EPOLLIN as u32, PROGRAM)?;
-        for member in &members.active {
+        for (slot, member) in members.active.iter().filter(|(_, member)| member.shadowed) {
             let _ = ctl(
                 number,
                 EPOLL_CTL_ADD,
                 member.fd,
                 shadow_events(member.events),
-                member.fd as u64,
+                u64::from(slot),
             );
         }
         members.overlay = Some(overlay);
         Ok(())
     }
 
-    fn insert(
-        &self,
-        members: &mut Members,
-        fd: i32,
-        endpoint: EndpointId,
-        events: u32,
-        data: u64,
-    ) -> Result<(), Errno> {
+    fn insert(&self, members: &mut Members, member: Member) -> Result<(), Errno> {
         if members.overlay.is_none() {
             self.build_overlay(members)?;
         }
-        let overlay = members.overlay.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-        ctl(overlay, EPOLL_CTL_ADD, fd, shadow_events(events), fd as u64)?;
-        members.active.retain(|member| member.fd != fd);
-        members.active.push(Member {
-            fd,
-            endpoint,
-            events,
-            data,
-            seen: 0,
-            fresh: true,
-            shadow: 0,
-            disarmed: false,
-        });
+        let (fd, events, shadowed) = (member.fd, member.events, member.shadowed);
+        let slot = members.active.insert(member);
+        if shadowed {
+            let added = ctl(
+                members.overlay(),
+                EPOLL_CTL_ADD,
+                fd,
+                shadow_events(events),
+                u64::from(slot),
+            );
+            if let Err(errno) = added {
+                members.active.remove(slot, None);
+                return Err(errno);
+            }
+        }
         let was_kernel_only = self.is_kernel_only();
         self.recount(members);
         // First the count, then the flag; a waiter sets the flag first, then reads the count: one
@@ -382,7 +383,7 @@ impl EpollSet {
         self.recount(&members);
     }
 
-    /// epoll_ctl on an accelerated socket.
+    /// epoll_ctl on an accelerated socket; `shadowed` when the kernel may have something for it.
     ///
     /// # Errors
     /// As the kernel's: `EEXIST`, `ENOENT`, `EINVAL`.
@@ -390,55 +391,61 @@ impl EpollSet {
         &self,
         epfd: i32,
         operation: i32,
-        fd: i32,
-        endpoint: EndpointId,
+        (fd, endpoint, shadowed): (i32, EndpointId, bool),
         event: Option<&epoll_event>,
     ) -> Answer {
+        let Some(joined) = context::joined() else {
+            return Err(Errno::NOENT);
+        };
+        // The order of locks: stack, then set. (A signal handler inside a locked section goes
+        // without: the member is polled then.)
+        let mut locked = joined.attachment.lock().ok();
         let mut members = self.members.lock();
         members.epfd = epfd;
-        let at = members
-            .active
-            .iter()
-            .position(|member| member.fd == fd && member.endpoint == endpoint);
+        let at = members.active.find(fd, endpoint);
+        let exclusive = EPOLLEXCLUSIVE as u32;
         match (operation, at, event) {
             (EPOLL_CTL_ADD | EPOLL_CTL_MOD, _, None) => return Err(Errno::FAULT),
             (EPOLL_CTL_ADD, Some(_), _) => return Err(Errno::EXIST),
             (EPOLL_CTL_ADD, None, Some(event))
-                if event.events & EPOLLEXCLUSIVE as u32 != 0
-                    && event.events & !EXCLUSIVE_OK != 0 =>
+                if event.events & exclusive != 0 && event.events & !EXCLUSIVE_OK != 0 =>
             {
                 return Err(Errno::INVAL);
             }
             (EPOLL_CTL_ADD, None, Some(event)) => {
-                self.insert(&mut members, fd, endpoint, event.events, event.u64)?;
+                let member = Member::new(fd, endpoint, shadowed, event.events, event.u64);
+                self.insert(&mut members, member)?;
+                if let Some(locked) = &mut locked {
+                    members.active.watch_polled(locked);
+                }
             }
             (EPOLL_CTL_MOD | EPOLL_CTL_DEL, None, _) => return Err(Errno::NOENT),
-            (EPOLL_CTL_MOD, Some(at), Some(event)) => {
-                let exclusive = EPOLLEXCLUSIVE as u32;
-                if (members.active[at].events | event.events) & exclusive != 0 {
+            (EPOLL_CTL_MOD, Some(slot), Some(event)) => {
+                let overlay = members.overlay();
+                let member = members.active.get_mut(slot).ok_or(Errno::NOENT)?;
+                if (member.events | event.events) & exclusive != 0 {
                     return Err(Errno::INVAL);
                 }
-                let overlay = members.overlay.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-                let _ = ctl(
-                    overlay,
-                    EPOLL_CTL_MOD,
-                    fd,
-                    shadow_events(event.events),
-                    fd as u64,
-                );
-                let member = &mut members.active[at];
-                (member.events, member.data) = (event.events, event.u64);
-                (member.fresh, member.disarmed, member.shadow) = (true, false, 0);
+                let watched = shadow_events(event.events);
+                // An edge is armed again by it.
+                let rearm = event.events & EPOLLET as u32 != 0;
+                if shadowed && (rearm || watched != shadow_events(member.events)) {
+                    let _ = ctl(overlay, EPOLL_CTL_MOD, fd, watched, u64::from(slot));
+                }
+                member.modify(event.events, event.u64);
+                members.active.touch(slot, locked.as_mut());
             }
-            (EPOLL_CTL_DEL, Some(at), _) => {
-                let overlay = members.overlay.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-                let _ = ctl(overlay, EPOLL_CTL_DEL, fd, 0, 0);
-                members.active.swap_remove(at);
+            (EPOLL_CTL_DEL, Some(slot), _) => {
+                if shadowed {
+                    let _ = ctl(members.overlay(), EPOLL_CTL_DEL, fd, 0, 0);
+                }
+                members.active.remove(slot, locked.as_mut());
                 self.recount(&members);
             }
             _ => return Err(Errno::INVAL),
         }
         drop(members);
+        drop(locked);
         self.ring();
         Ok(0)
     }
@@ -446,20 +453,18 @@ impl EpollSet {
     /// Whether an accelerated member would be reported now.
     pub fn any_ready(&self, locked: &mut Locked<'_>) -> bool {
         let mut members = self.members.lock();
-        members
-            .active
-            .iter_mut()
-            .any(|member| member.report(locked, false) != Some(0))
+        members.active.any_ready(locked)
             || members.nested.iter().any(|nested| nested.is_ready(locked))
     }
 
-    /// Pushes the endpoints of the set.
-    pub fn endpoints(&self, into: &mut Vec<EndpointId>) {
+    /// Pushes what a sleeper on this set parks on.
+    pub fn targets(&self, into: &mut Vec<Target>) {
         let members = self.members.lock();
-        into.extend(members.active.iter().map(|member| member.endpoint));
+        into.extend(members.active.watcher().map(Target::Watcher));
+        into.extend(members.active.polled().map(Target::Endpoint));
         for nested in &members.nested {
             if let Some(set) = get(nested.set) {
-                set.endpoints(into);
+                set.targets(into);
             }
         }
     }
@@ -480,44 +485,15 @@ impl EpollSet {
 
     /// The descriptor that is readable when the kernel has something for this set.
     pub fn overlay(&self) -> i32 {
-        self.members
-            .lock()
-            .overlay
-            .as_ref()
-            .map_or(-1, AsRawFd::as_raw_fd)
+        self.members.lock().overlay()
     }
 
-    /// Collects accelerated members that are ready, in rotation.
+    /// Collects accelerated members that are ready, the longest waiting first.
     fn collect(&self, locked: &mut Locked<'_>, out: &mut [epoll_event]) -> usize {
         let mut members = self.members.lock();
-        let total = members.active.len();
-        let mut found = 0;
-        let mut gone = false;
-        let start = members.next;
-        for step in 0..total {
-            if found == out.len() {
-                break;
-            }
-            let at = (start + step) % total;
-            let member = &mut members.active[at];
-            match member.report(locked, true) {
-                None => gone = true,
-                Some(0) => {}
-                Some(events) => {
-                    out[found] = epoll_event {
-                        events,
-                        u64: member.data,
-                    };
-                    found += 1;
-                    members.next = (at + 1) % total;
-                }
-            }
-        }
-        if gone {
-            members
-                .active
-                .retain(|member| locked.stack().is_live(member.endpoint));
-            members.next = 0;
+        let before = members.active.len();
+        let mut found = members.active.collect(locked, out);
+        if members.active.len() != before {
             self.recount(&members);
         }
         for nested in &members.nested {
@@ -547,15 +523,10 @@ impl EpollSet {
             let token = event.u64;
             if token == PROGRAM {
                 program = true;
-            } else if let Some(member) = members
-                .active
-                .iter_mut()
-                .find(|member| member.fd as u64 == token)
+            } else if let Some(fd) = members.active.tell(token as u32, event.events)
+                && event.events & EPOLLERR as u32 != 0
             {
-                member.shadow |= event.events;
-                if event.events & EPOLLERR as u32 != 0 {
-                    crate::udp::send::error_seen(member.fd);
-                }
+                crate::udp::send::error_seen(fd);
             }
         }
         // Whoever waits from now on waits for both sides: the kick has done its work.
@@ -628,7 +599,7 @@ impl EpollSet {
             self.overlays(&mut fds);
             let mut interest = Interest {
                 fds: &mut fds,
-                endpoints: &|into| self.endpoints(into),
+                targets: &|into| self.targets(into),
                 ready: &mut |locked| self.any_ready(locked),
                 mask,
                 sleeping: Some(&self.sleeping),
@@ -640,6 +611,13 @@ impl EpollSet {
                 Woken::Interrupted => return Err(Errno::INTR),
             }
         }
+    }
+}
+
+impl Members {
+    /// The overlay's number, or -1.
+    fn overlay(&self) -> i32 {
+        self.overlay.as_ref().map_or(-1, AsRawFd::as_raw_fd)
     }
 }
 
@@ -674,40 +652,6 @@ fn keep(events: &mut [epoll_event], mut is_kept: impl FnMut(&epoll_event) -> boo
         }
     }
     left
-}
-
-impl Member {
-    /// What epoll would report for this member now: `None` when its endpoint is gone. `take` notes
-    /// that it was reported.
-    fn report(&mut self, locked: &mut Locked<'_>, take: bool) -> Option<u32> {
-        let status = locked.stack().udp_status(self.endpoint).ok()?;
-        if self.disarmed {
-            return Some(0);
-        }
-        let wanted = self.events & !MODES;
-        let mut now = self.shadow & (wanted | (EPOLLERR | EPOLLHUP) as u32);
-        if status.queued > 0 {
-            now |= (EPOLLIN | EPOLLRDNORM) as u32 & wanted;
-        }
-        let writable = (EPOLLOUT | EPOLLWRNORM) as u32 & wanted;
-        let edge = self.events & EPOLLET as u32 != 0;
-        let result = if edge {
-            let moved = self.fresh || status.arrivals != self.seen || self.shadow != 0;
-            if moved { now | writable } else { 0 }
-        } else {
-            now | writable
-        };
-        if take && result != 0 {
-            self.seen = status.arrivals;
-            self.fresh = false;
-            self.shadow = 0;
-            self.disarmed = self.events & EPOLLONESHOT as u32 != 0;
-        } else if take && edge {
-            self.fresh = false;
-            self.seen = status.arrivals;
-        }
-        Some(result)
-    }
 }
 
 /// The set behind a descriptor, when it has accelerated members.

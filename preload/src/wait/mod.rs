@@ -18,6 +18,7 @@
 
 pub mod block;
 pub mod epoll_set;
+pub mod members;
 pub mod signals;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -25,7 +26,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
 use bypass_runtime::wake::Bell;
-use bypass_stack::{EndpointId, Instant, WaiterId};
+use bypass_stack::{EndpointId, Instant, WaiterId, WatcherId};
 use libc::{POLLIN, pollfd, sigset_t, timespec};
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -95,12 +96,37 @@ pub fn after_fork_in_child() {
     }
 }
 
+/// What a sleeper parks on.
+#[derive(Clone, Copy, Debug)]
+pub enum Target {
+    /// One endpoint.
+    Endpoint(EndpointId),
+    /// Every endpoint of a watcher.
+    Watcher(WatcherId),
+}
+
+impl Target {
+    fn park(self, locked: &mut Locked<'_>, waiter: WaiterId) {
+        match self {
+            Self::Endpoint(endpoint) => locked.stack().park(endpoint, waiter),
+            Self::Watcher(watcher) => locked.stack().park_watcher(watcher, waiter),
+        }
+    }
+
+    fn unpark(self, locked: &mut Locked<'_>, waiter: WaiterId) {
+        match self {
+            Self::Endpoint(endpoint) => locked.stack().unpark(endpoint, waiter),
+            Self::Watcher(watcher) => locked.stack().unpark_watcher(watcher, waiter),
+        }
+    }
+}
+
 /// What a wait is about.
 pub struct Interest<'a> {
     /// Kernel descriptors; their `revents` are filled when the wait ends by one of them.
     pub fds: &'a mut Vec<pollfd>,
-    /// Pushes the endpoints whose readiness counts.
-    pub endpoints: &'a dyn Fn(&mut Vec<EndpointId>),
+    /// Pushes what the readiness depends on.
+    pub targets: &'a dyn Fn(&mut Vec<Target>),
     /// Whether the stack's side is ready. Called under the lock, after a pump.
     pub ready: &'a mut dyn FnMut(&mut Locked<'_>) -> bool,
     /// Signal mask during the sleep, as ppoll takes it.
@@ -147,13 +173,13 @@ pub fn wait(joined: &Joined, interest: &mut Interest<'_>, deadline: Option<Insta
     }
 }
 
-/// Whether the endpoint is gone and its descriptor is no UDP socket any more.
+/// Whether the endpoint is gone and its descriptor is no such socket any more.
 fn is_replaced(joined: &Joined, fd: i32, endpoint: EndpointId) -> bool {
     let gone = joined
         .attachment
         .lock()
         .is_ok_and(|mut locked| !locked.stack().is_live(endpoint));
-    gone && !crate::shadow::is_udp(fd)
+    gone && !crate::shadow::is_inet(fd)
 }
 
 /// Looks again and again for at most `spin_ns`; whether it became ready.
@@ -209,16 +235,7 @@ fn sleep(
     if let (Some(waiter), Some(sleeping)) = (&waiter, interest.sleeping) {
         sleeping.lock().push(waiter.id);
     }
-    let mut endpoints = Vec::new();
-    (interest.endpoints)(&mut endpoints);
-    let woken = park_and_poll(
-        joined,
-        interest,
-        deadline,
-        mask,
-        waiter.as_ref(),
-        &endpoints,
-    );
+    let woken = park_and_poll(joined, interest, deadline, mask, waiter.as_ref());
     if let Some(waiter) = waiter {
         if let Some(sleeping) = interest.sleeping {
             sleeping.lock().retain(|id| *id != waiter.id);
@@ -234,8 +251,8 @@ fn park_and_poll(
     deadline: Option<Instant>,
     mask: Option<*const sigset_t>,
     waiter: Option<&Waiter>,
-    endpoints: &[EndpointId],
 ) -> Woken {
+    let mut targets = Vec::new();
     {
         let Ok(mut locked) = joined.attachment.lock() else {
             return Woken::Ready;
@@ -245,8 +262,9 @@ fn park_and_poll(
             return Woken::Ready;
         }
         if let Some(waiter) = waiter {
-            for &endpoint in endpoints {
-                locked.stack().park(endpoint, waiter.id);
+            (interest.targets)(&mut targets);
+            for target in &targets {
+                target.park(&mut locked, waiter.id);
             }
         }
     }
@@ -278,8 +296,8 @@ fn park_and_poll(
         return Woken::Ready;
     };
     if let Some(waiter) = waiter {
-        for &endpoint in endpoints {
-            locked.stack().unpark(endpoint, waiter.id);
+        for target in &targets {
+            target.unpark(&mut locked, waiter.id);
         }
     }
     locked.pump(clock::now());
