@@ -431,20 +431,39 @@ fn refill(stack: &mut Stack<'static>, queue: &mut dyn QueuePair) {
 
 /// Moves pending frames of one queue pair into its TX ring; returns how many.
 fn submit(stack: &mut Stack<'static>, queue: &mut dyn QueuePair, number: u8) -> usize {
+    const NOTHING: Transmit = Transmit {
+        chunk: 0,
+        offset: 0,
+        len: 0,
+    };
     let mut moved = 0;
-    while let Some(frame) = stack.poll_transmit(number) {
-        let descriptor = Transmit {
-            chunk: frame.chunk.0,
-            offset: frame.offset,
-            len: frame.len,
-        };
-        if queue.submit(&[descriptor]) == 0 {
-            stack.untransmit(number, frame);
-            break;
+    loop {
+        let mut batch = [NOTHING; BATCH];
+        let mut count = 0;
+        while count < BATCH
+            && let Some(frame) = stack.poll_transmit(number)
+        {
+            batch[count] = Transmit {
+                chunk: frame.chunk.0,
+                offset: frame.offset,
+                len: frame.len,
+            };
+            count += 1;
         }
-        moved += 1;
+        let taken = queue.submit(&batch[..count]);
+        moved += taken;
+        for frame in batch[taken..count].iter().rev() {
+            let frame = bypass_stack::Transmit {
+                chunk: ChunkId(frame.chunk),
+                offset: frame.offset,
+                len: frame.len,
+            };
+            stack.untransmit(number, frame);
+        }
+        if taken < BATCH {
+            return moved;
+        }
     }
-    moved
 }
 
 /// Keeps descriptors alive that only hold something open (XDP links).

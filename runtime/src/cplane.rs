@@ -73,6 +73,15 @@ impl Cplane {
         unsafe { self.mapping.as_ptr().add(TABLE_OFFSET) }.cast()
     }
 
+    /// Changes with every write; `None` while the daemon writes (or has died writing). An answer is
+    /// good for as long as the version is the one that was read before it was asked for.
+    #[must_use]
+    #[inline]
+    pub fn version(&self) -> Option<u64> {
+        let sequence = self.sequence().load(Ordering::Acquire);
+        (sequence & 1 == 0).then_some(sequence)
+    }
+
     /// A consistent answer of `ask`, or `None` when the daemon died while it wrote.
     ///
     /// `ask` may run several times and sees torn data when it does; it must be pure, and the

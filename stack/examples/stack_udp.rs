@@ -75,9 +75,9 @@ fn send_batch(
     payload: &[u8],
 ) {
     for _ in 0..BATCH {
-        let mut fill = |into: &mut [u8]| into.copy_from_slice(payload);
+        let fill = |into: &mut [u8]| into.copy_from_slice(payload);
         stack
-            .udp_send(packets, id, to, via, payload.len(), &mut fill)
+            .udp_send(packets, id, to, via, payload.len(), fill)
             .expect("sent");
     }
 }

@@ -57,11 +57,17 @@ impl Stack<'_> {
         to: SocketAddress,
         via: &NextHop,
         len: usize,
-        fill: &mut dyn FnMut(&mut [u8]),
+        fill: impl FnOnce(&mut [u8]),
     ) -> Result<(), SendError> {
         let endpoint = self.endpoint(id).map_err(|_| SendError::Stale)?;
         let source = specific(endpoint.local_ip, via.source);
-        let (source_port, options) = (endpoint.local_port, endpoint.options);
+        let (source_port, options) = (endpoint.local_port, &endpoint.options);
+        let (v4, v6) = (
+            (options.tos, options.ttl),
+            (options.traffic_class, options.hop_limit),
+        );
+        let dont_fragment = options.has(UdpOptions::DONT_FRAGMENT);
+        let checksum_off = options.has(UdpOptions::CHECKSUM_OFF);
         let is_v4 = to.ip.is_v4();
         if is_v4 != source.is_v4()
             || source.is_unspecified()
@@ -92,11 +98,7 @@ impl Stack<'_> {
             fill(payload);
         }
         self.head.ipv4_id = self.head.ipv4_id.wrapping_add(1);
-        let (tos, ttl) = if is_v4 {
-            (options.tos, options.ttl)
-        } else {
-            (options.traffic_class, options.hop_limit)
-        };
+        let (tos, ttl) = if is_v4 { v4 } else { v6 };
         let headers = wire::Headers {
             source_mac: via.source_mac,
             destination_mac: via.mac,
@@ -107,8 +109,8 @@ impl Stack<'_> {
             tos,
             ttl: if ttl == 0 { DEFAULT_TTL } else { ttl },
             ipv4_id: self.head.ipv4_id as u16,
-            dont_fragment: options.has(UdpOptions::DONT_FRAGMENT),
-            checksum_off: options.has(UdpOptions::CHECKSUM_OFF),
+            dont_fragment,
+            checksum_off,
         };
         if is_v4 {
             ipv4::emit(frame, &headers)
@@ -143,7 +145,7 @@ impl Stack<'_> {
         source: IpAddress,
         to: SocketAddress,
         len: usize,
-        fill: &mut dyn FnMut(&mut [u8]),
+        fill: impl FnOnce(&mut [u8]),
         timestamp_ns: u64,
     ) -> Result<Hairpin, SendError> {
         let sender = self.endpoint(from).map_err(|_| SendError::Stale)?;

@@ -130,7 +130,7 @@ fn recovery_keeps_endpoints_and_loses_datagrams() {
     let (mut stack, packets) = rig.both();
     for _ in 0..3 {
         stack
-            .udp_send(packets, id, at(REMOTE), &via(LOCAL), 1, &mut |_| {})
+            .udp_send(packets, id, at(REMOTE), &via(LOCAL), 1, |_| {})
             .unwrap();
     }
     let in_ring = [

@@ -260,13 +260,13 @@ impl World {
                 let id = self.id(pick);
                 let (mut stack, packets) = self.rig.both();
                 let hop = via("198.18.0.1:1");
-                let _ = stack.udp_send(packets, id, to, &hop, len, &mut |into| into.fill(2));
+                let _ = stack.udp_send(packets, id, to, &hop, len, |into| into.fill(2));
             }
             Step::Hairpin(pick, to) => {
                 let id = self.id(pick);
                 let (mut stack, packets) = self.rig.both();
                 let source = at("198.18.0.1:1").ip;
-                let _ = stack.udp_hairpin(packets, id, source, to, 9, &mut |into| into.fill(3), 4);
+                let _ = stack.udp_hairpin(packets, id, source, to, 9, |into| into.fill(3), 4);
             }
             Step::Take => {
                 if let Some(chunk) = self.rig.stack().take_chunk() {

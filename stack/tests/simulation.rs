@@ -175,7 +175,7 @@ impl World {
         };
         let id = self.hosts[host].ids[self.random.below(3) as usize];
         let (mut stack, packets) = self.hosts[host].rig.both();
-        let fill = &mut |into: &mut [u8]| into.copy_from_slice(&payload);
+        let fill = |into: &mut [u8]| into.copy_from_slice(&payload);
         match stack.udp_send(packets, id, to, &hop, len, fill) {
             Ok(()) => {
                 self.sent.insert(number, (peer, port, payload, 0));

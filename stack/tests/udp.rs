@@ -18,7 +18,7 @@ fn send(
     payload: &[u8],
 ) -> Result<(), SendError> {
     let (mut stack, packets) = rig.both();
-    stack.udp_send(packets, id, to, via, payload.len(), &mut |into| {
+    stack.udp_send(packets, id, to, via, payload.len(), |into| {
         into.copy_from_slice(payload)
     })
 }
@@ -395,8 +395,8 @@ fn hairpin_reaches_another_endpoint_without_a_frame() {
     let hairpin = |rig: &mut Rig, target: &str| {
         let (mut stack, packets) = rig.both();
         let source = at("198.18.0.1:0").ip;
-        let mut fill = |into: &mut [u8]| into.copy_from_slice(b"self");
-        stack.udp_hairpin(packets, from, source, at(target), 4, &mut fill, 5)
+        let fill = |into: &mut [u8]| into.copy_from_slice(b"self");
+        stack.udp_hairpin(packets, from, source, at(target), 4, fill, 5)
     };
     assert_eq!(hairpin(&mut rig, LOCAL), Ok(Hairpin::Delivered));
     let (bytes, found) = rig.pop(to).unwrap();

@@ -2,4 +2,5 @@
 
 pub mod cmsg;
 pub mod receive;
+mod route;
 pub mod send;

@@ -25,6 +25,7 @@ use crate::shadow::{self, flags};
 use crate::{context, fdtable, symbols};
 
 use super::cmsg::{self, Asked};
+use super::route;
 
 /// Flags that change nothing for a datagram that never blocks.
 const HARMLESS: c_int = MSG_DONTWAIT | MSG_NOSIGNAL;
@@ -58,8 +59,9 @@ pub unsafe fn one(fd: c_int, endpoint: EndpointId, message: &msghdr, call_flags:
     if let Some(joined) = context::joined()
         && let Ok(mut locked) = joined.attachment.lock()
     {
-        // SAFETY: the caller's promise.
-        let sent = unsafe { try_send(joined, &mut locked, fd, endpoint, message, call_flags) };
+        let sent = Sender::new(joined, &mut locked, fd, endpoint, call_flags)
+            // SAFETY: the caller's promise.
+            .and_then(|mut sender| unsafe { sender.send(&mut locked, message) });
         drop(locked);
         if let Ok(answer) = sent {
             return answer;
@@ -84,20 +86,11 @@ pub unsafe fn many(
     while done < messages.len() {
         if let Some(joined) = context::joined()
             && let Ok(mut locked) = joined.attachment.lock()
+            && let Ok(mut sender) = Sender::new(joined, &mut locked, fd, endpoint, call_flags)
         {
             while let Some(message) = messages.get_mut(done) {
                 // SAFETY: the caller's promise.
-                let sent = unsafe {
-                    try_send(
-                        joined,
-                        &mut locked,
-                        fd,
-                        endpoint,
-                        &message.msg_hdr,
-                        call_flags,
-                    )
-                };
-                match sent {
+                match unsafe { sender.send(&mut locked, &message.msg_hdr) } {
                     Ok(Ok(size)) => message.msg_len = size as u32,
                     Ok(Err(_)) if done > 0 => return Ok(done as isize),
                     Ok(Err(errno)) => return Err(errno),
@@ -120,146 +113,165 @@ pub unsafe fn many(
     Ok(done as isize)
 }
 
-/// Sends one message through the stack, or says that the kernel must.
-///
-/// # Safety
-/// `message` describes buffers that the caller may read.
-unsafe fn try_send(
-    joined: &Joined,
-    locked: &mut Locked<'_>,
-    fd: c_int,
+/// What is the same for every datagram that a call sends under one lock.
+struct Sender {
+    joined: &'static Joined,
     endpoint: EndpointId,
-    message: &msghdr,
-    call_flags: c_int,
-) -> Result<Answer, ByKernel> {
-    let stack = locked.stack();
-    let Ok(status) = stack.udp_status(endpoint) else {
-        fdtable::replace(fd, fdtable::Entry::Udp(endpoint), fdtable::Entry::Other);
-        return Err(ByKernel);
-    };
-    let options = *stack.udp_options(endpoint).map_err(|_| ByKernel)?;
-    let corked = options.shim_words[shadow::CORK_WORD] != 0;
-    if call_flags & MSG_MORE != 0 || corked {
-        // The kernel gathers one datagram from several sends: all of them are its.
-        if let Ok(options) = locked.stack().udp_options(endpoint) {
-            options.shim_words[shadow::CORK_WORD] = u32::from(call_flags & MSG_MORE != 0);
-        }
-        return Err(ByKernel);
-    }
-    if call_flags & !HARMLESS != 0
-        || options.shim_flags & (flags::KERNEL_SENDS | flags::SHUT_WRITE) != 0
-    {
-        return Err(ByKernel);
-    }
-    // SAFETY: the caller's promise.
-    let to = match unsafe { address::read(message.msg_name.cast(), message.msg_namelen) } {
-        Given::Inet(to) => to,
-        Given::Nothing => status.remote.ok_or(ByKernel)?,
-        Given::Foreign => return Err(ByKernel),
-    };
-    // SAFETY: the caller's promise.
-    let asked = unsafe { ancillary(message) }?;
-    if to.port == 0 || to.ip.is_v4() == (status.family == bypass_stack::Family::V6) {
-        return Err(ByKernel);
-    }
-    if status.remote.is_some() && error_pending(fd)? {
-        return Err(ByKernel);
-    }
-    // SAFETY: the caller's promise.
-    let vectors = unsafe { vectors(message) }?;
-    let total: usize = vectors.iter().map(|vector| vector.iov_len).sum();
-    if total > LARGEST {
-        return Err(ByKernel);
-    }
-    let bound = asked.source.unwrap_or(status.local.ip);
-    let segment = usize::from(
-        asked
-            .gso_size
-            .unwrap_or(options.shim_words[shadow::GSO_WORD] as u16),
-    );
-    let mut gather = Gather {
-        vectors,
-        index: 0,
-        offset: 0,
-    };
-    let destination = Destination {
-        endpoint,
-        bound,
-        to,
-        port: status.local.port,
-        ifindex: asked.ifindex,
-    };
-    let looked = route(joined, &destination);
-    if segment == 0 || total <= segment {
-        destination.send(locked, &looked, total, &mut gather)?;
-        return Ok(Ok(total as isize));
-    }
-    if total.div_ceil(segment) > MAX_SEGMENTS {
-        return Ok(Err(Errno::INVAL));
-    }
-    let mut left = total;
-    while left > 0 {
-        let length = left.min(segment);
-        match destination.send(locked, &looked, length, &mut gather) {
-            Ok(()) => left -= length,
-            // The kernel would send all segments again; a partly sent train counts as sent, as
-            // segments lost in a full queue do.
-            Err(ByKernel) if left < total => break,
-            Err(ByKernel) => return Err(ByKernel),
-        }
-    }
-    Ok(Ok(total as isize))
+    local: SocketAddress,
+    remote: Option<SocketAddress>,
+    /// Whether the socket takes no IPv4 destinations.
+    is_v6_only: bool,
+    /// UDP_SEGMENT of the socket; 0 = off.
+    segment: u16,
+    /// The way of the datagram before.
+    way: Option<Way>,
 }
 
-/// A datagram's way.
-struct Destination {
-    endpoint: EndpointId,
-    bound: IpAddress,
+/// Where a datagram goes and how it gets there.
+struct Way {
     to: SocketAddress,
-    port: u16,
+    bound: IpAddress,
     /// Interface that the caller asks for; 0 = any.
     ifindex: u32,
+    /// The next hop; `None`: to another socket of this stack.
+    next_hop: Option<NextHop>,
 }
 
-fn route(joined: &Joined, destination: &Destination) -> Lookup {
-    let local = SocketAddress::new(destination.bound, destination.port);
-    let hash = cplane::flow_hash(&local, &destination.to);
-    joined
-        .cplane
-        .read(|table| {
-            cplane::lookup(
-                table,
-                destination.to.ip,
-                destination.bound,
-                destination.ifindex,
-                hash,
-            )
-        })
-        .unwrap_or(Lookup::Kernel(cplane::CplaneReason::NoRoute))
-}
-
-impl Destination {
-    fn send(
-        &self,
+impl Sender {
+    /// Whether the stack may send for this socket now.
+    fn new(
+        joined: &'static Joined,
         locked: &mut Locked<'_>,
-        looked: &Lookup,
-        length: usize,
-        gather: &mut Gather<'_>,
-    ) -> Result<(), ByKernel> {
-        match looked {
-            Lookup::Via(next_hop) => self.send_via(locked, next_hop, length, gather),
-            Lookup::Local => self.hairpin(locked, length, gather),
-            Lookup::Kernel(_) => Err(ByKernel),
+        fd: c_int,
+        endpoint: EndpointId,
+        call_flags: c_int,
+    ) -> Result<Self, ByKernel> {
+        let stack = locked.stack();
+        let Ok(status) = stack.udp_status(endpoint) else {
+            fdtable::replace(fd, fdtable::Entry::Udp(endpoint), fdtable::Entry::Other);
+            return Err(ByKernel);
+        };
+        let options = stack.udp_options(endpoint).map_err(|_| ByKernel)?;
+        if call_flags & MSG_MORE != 0 || options.shim_words[shadow::CORK_WORD] != 0 {
+            // The kernel gathers one datagram from several sends: all of them are its.
+            options.shim_words[shadow::CORK_WORD] = u32::from(call_flags & MSG_MORE != 0);
+            return Err(ByKernel);
         }
+        if call_flags & !HARMLESS != 0
+            || options.shim_flags & (flags::KERNEL_SENDS | flags::SHUT_WRITE) != 0
+            || status.remote.is_some() && error_pending(fd)?
+        {
+            return Err(ByKernel);
+        }
+        Ok(Self {
+            joined,
+            endpoint,
+            local: status.local,
+            remote: status.remote,
+            is_v6_only: status.family == bypass_stack::Family::V6,
+            segment: options.shim_words[shadow::GSO_WORD] as u16,
+            way: None,
+        })
     }
 
-    fn send_via(
+    /// Sends one message through the stack, or says that the kernel must.
+    ///
+    /// # Safety
+    /// `message` describes buffers that the caller may read.
+    unsafe fn send(
+        &mut self,
+        locked: &mut Locked<'_>,
+        message: &msghdr,
+    ) -> Result<Answer, ByKernel> {
+        // SAFETY: the caller's promise.
+        let to = match unsafe { address::read(message.msg_name.cast(), message.msg_namelen) } {
+            Given::Inet(to) => to,
+            Given::Nothing => self.remote.ok_or(ByKernel)?,
+            Given::Foreign => return Err(ByKernel),
+        };
+        // SAFETY: the caller's promise.
+        let asked = unsafe { ancillary(message) }?;
+        if to.port == 0 || to.ip.is_v4() == self.is_v6_only {
+            return Err(ByKernel);
+        }
+        // SAFETY: the caller's promise.
+        let vectors = unsafe { vectors(message) }?;
+        let total: usize = vectors.iter().map(|vector| vector.iov_len).sum();
+        if total > LARGEST {
+            return Err(ByKernel);
+        }
+        let mut gather = Gather {
+            vectors,
+            index: 0,
+            offset: 0,
+        };
+        let bound = asked.source.unwrap_or(self.local.ip);
+        let segment = usize::from(asked.gso_size.unwrap_or(self.segment));
+        let endpoint = self.endpoint;
+        let way = self.way(locked, to, bound, asked.ifindex)?;
+        if segment == 0 || total <= segment {
+            way.send(locked, endpoint, total, &mut gather)?;
+            return Ok(Ok(total as isize));
+        }
+        if total.div_ceil(segment) > MAX_SEGMENTS {
+            return Ok(Err(Errno::INVAL));
+        }
+        let mut left = total;
+        while left > 0 {
+            let length = left.min(segment);
+            match way.send(locked, endpoint, length, &mut gather) {
+                Ok(()) => left -= length,
+                // The kernel would send all segments again; a partly sent train counts as sent, as
+                // segments lost in a full queue do.
+                Err(ByKernel) if left < total => break,
+                Err(ByKernel) => return Err(ByKernel),
+            }
+        }
+        Ok(Ok(total as isize))
+    }
+
+    /// The way to an address: that of the datagram before if it went there too.
+    #[inline]
+    fn way(
+        &mut self,
+        locked: &mut Locked<'_>,
+        to: SocketAddress,
+        bound: IpAddress,
+        ifindex: u32,
+    ) -> Result<&Way, ByKernel> {
+        let is_same = self
+            .way
+            .as_ref()
+            .is_some_and(|way| way.to == to && way.bound == bound && way.ifindex == ifindex);
+        if !is_same {
+            self.way = None;
+            let next_hop = self.next_hop(locked, to, bound, ifindex)?;
+            self.way = Some(Way {
+                to,
+                bound,
+                ifindex,
+                next_hop,
+            });
+        }
+        self.way.as_ref().ok_or(ByKernel)
+    }
+
+    /// Asks the control plane, and whether its answer can be used by this process.
+    fn next_hop(
         &self,
         locked: &mut Locked<'_>,
-        next_hop: &NextHop,
-        length: usize,
-        gather: &mut Gather<'_>,
-    ) -> Result<(), ByKernel> {
+        to: SocketAddress,
+        bound: IpAddress,
+        ifindex: u32,
+    ) -> Result<Option<NextHop>, ByKernel> {
+        let local = SocketAddress::new(bound, self.local.port);
+        let hash = cplane::flow_hash(&local, &to);
+        let looked = route::lookup(self.joined, to.ip, bound, ifindex, hash);
+        let mut next_hop = match looked {
+            Lookup::Via(next_hop) => next_hop,
+            Lookup::Local => return Ok(None),
+            Lookup::Kernel(_) => return Err(ByKernel),
+        };
         if !next_hop.is_confirmed() && !may_skip_confirmation() {
             return Err(ByKernel);
         }
@@ -273,24 +285,41 @@ impl Destination {
         if owner != next_hop.ifindex || !locked.has_queue(index) {
             return Err(ByKernel);
         }
-        let mut next_hop = *next_hop;
-        if !self.bound.is_unspecified() {
-            next_hop.source = self.bound;
+        if !bound.is_unspecified() {
+            next_hop.source = bound;
         }
+        Ok(Some(next_hop))
+    }
+}
+
+impl Way {
+    fn send(
+        &self,
+        locked: &mut Locked<'_>,
+        endpoint: EndpointId,
+        length: usize,
+        gather: &mut Gather<'_>,
+    ) -> Result<(), ByKernel> {
+        match &self.next_hop {
+            Some(next_hop) => self.send_via(locked, endpoint, next_hop, length, gather),
+            None => self.hairpin(locked, endpoint, length, gather),
+        }
+    }
+
+    #[inline]
+    fn send_via(
+        &self,
+        locked: &mut Locked<'_>,
+        endpoint: EndpointId,
+        next_hop: &NextHop,
+        length: usize,
+        gather: &mut Gather<'_>,
+    ) -> Result<(), ByKernel> {
         let start = (gather.index, gather.offset);
         for attempt in 0..2 {
             let (stack, packets) = locked.parts();
-            let sent = stack.udp_send(
-                packets,
-                self.endpoint,
-                self.to,
-                &next_hop,
-                length,
-                &mut |to| {
-                    gather.copy(to);
-                },
-            );
-            match sent {
+            let fill = |to: &mut [u8]| gather.copy(to);
+            match stack.udp_send(packets, endpoint, self.to, next_hop, length, fill) {
                 Ok(()) => return Ok(()),
                 Err(SendError::NoChunk) if attempt == 0 => {
                     (gather.index, gather.offset) = start;
@@ -303,9 +332,11 @@ impl Destination {
         Err(ByKernel)
     }
 
+    #[inline(never)]
     fn hairpin(
         &self,
         locked: &mut Locked<'_>,
+        endpoint: EndpointId,
         length: usize,
         gather: &mut Gather<'_>,
     ) -> Result<(), ByKernel> {
@@ -318,11 +349,11 @@ impl Destination {
         let (stack, packets) = locked.parts();
         let sent = stack.udp_hairpin(
             packets,
-            self.endpoint,
+            endpoint,
             source,
             self.to,
             length,
-            &mut |to| gather.copy(to),
+            |to: &mut [u8]| gather.copy(to),
             clock::realtime_ns(),
         );
         match sent {

@@ -191,16 +191,8 @@ fn exercise(bytes: &mut [u8], packets: &mut Packets, ids: &[EndpointId]) {
             stack.handle_frame(packets, frame, NOW);
         }
         let hop = via("198.18.0.1:1");
-        let _ = stack.udp_send(packets, *id, remote, &hop, 9, &mut |into| into.fill(1));
-        let _ = stack.udp_hairpin(
-            packets,
-            *id,
-            local.ip,
-            local,
-            9,
-            &mut |into| into.fill(1),
-            1,
-        );
+        let _ = stack.udp_send(packets, *id, remote, &hop, 9, |into| into.fill(1));
+        let _ = stack.udp_hairpin(packets, *id, local.ip, local, 9, |into| into.fill(1), 1);
         let _ = stack.udp_status(*id);
         let _ = stack
             .udp_front(*id)
