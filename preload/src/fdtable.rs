@@ -24,6 +24,9 @@ const KIND_BOUND: u64 = 2;
 const KIND_UDP: u64 = 3;
 const KIND_EPOLL: u64 = 4;
 const KIND_PRIVATE: u64 = 5;
+const KIND_TCP_CANDIDATE: u64 = 6;
+const KIND_TCP: u64 = 7;
+const KIND_LISTENER: u64 = 8;
 
 /// What a descriptor number is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,12 @@ pub enum Entry {
     Bound,
     /// An accelerated UDP socket.
     Udp(EndpointId),
+    /// A TCP socket that neither listens nor has been connected.
+    TcpCandidate,
+    /// An accelerated TCP connection. Its shadow is an unconnected kernel socket.
+    Tcp(EndpointId),
+    /// An accelerated TCP listener. Its shadow listens too.
+    Listener(EndpointId),
     /// An epoll set: index into the registry of sets.
     Epoll(u32),
     /// One of our own descriptors, hidden from the program.
@@ -48,11 +57,10 @@ impl Entry {
             Self::Other => 0,
             Self::Candidate => KIND_CANDIDATE << KIND_SHIFT,
             Self::Bound => KIND_BOUND << KIND_SHIFT,
-            Self::Udp(endpoint) => {
-                (KIND_UDP << KIND_SHIFT)
-                    | (u64::from(endpoint.index) << 32)
-                    | u64::from(endpoint.generation)
-            }
+            Self::TcpCandidate => KIND_TCP_CANDIDATE << KIND_SHIFT,
+            Self::Udp(endpoint) => with_endpoint(KIND_UDP, endpoint),
+            Self::Tcp(endpoint) => with_endpoint(KIND_TCP, endpoint),
+            Self::Listener(endpoint) => with_endpoint(KIND_LISTENER, endpoint),
             Self::Epoll(set) => (KIND_EPOLL << KIND_SHIFT) | u64::from(set),
             Self::Private => KIND_PRIVATE << KIND_SHIFT,
         }
@@ -60,18 +68,44 @@ impl Entry {
 
     fn decode(word: u64) -> Self {
         let low = word as u32;
+        let endpoint = EndpointId {
+            index: (word >> 32) as u32 & 0x0fff_ffff,
+            generation: low,
+        };
         match word >> KIND_SHIFT {
             KIND_CANDIDATE => Self::Candidate,
             KIND_BOUND => Self::Bound,
-            KIND_UDP => Self::Udp(EndpointId {
-                index: (word >> 32) as u32 & 0x0fff_ffff,
-                generation: low,
-            }),
+            KIND_UDP => Self::Udp(endpoint),
+            KIND_TCP_CANDIDATE => Self::TcpCandidate,
+            KIND_TCP => Self::Tcp(endpoint),
+            KIND_LISTENER => Self::Listener(endpoint),
             KIND_EPOLL => Self::Epoll(low),
             KIND_PRIVATE => Self::Private,
             _ => Self::Other,
         }
     }
+
+    /// The endpoint of an accelerated socket.
+    #[inline]
+    #[must_use]
+    pub fn endpoint(self) -> Option<EndpointId> {
+        match self {
+            Self::Udp(endpoint) | Self::Tcp(endpoint) | Self::Listener(endpoint) => Some(endpoint),
+            _ => None,
+        }
+    }
+
+    /// Whether the kernel may have something for an accelerated socket too: datagrams or
+    /// connections from other interfaces, errors. A connection's shadow has nothing.
+    #[inline]
+    #[must_use]
+    pub fn is_shadowed(self) -> bool {
+        !matches!(self, Self::Tcp(_))
+    }
+}
+
+fn with_endpoint(kind: u64, endpoint: EndpointId) -> u64 {
+    (kind << KIND_SHIFT) | (u64::from(endpoint.index) << 32) | u64::from(endpoint.generation)
 }
 
 /// Whether every call on this number falls through. The whole cost of a call that is not ours.
@@ -144,7 +178,10 @@ mod tests {
             Entry::Other,
             Entry::Candidate,
             Entry::Bound,
+            Entry::TcpCandidate,
             Entry::Udp(endpoint),
+            Entry::Tcp(endpoint),
+            Entry::Listener(endpoint),
             Entry::Epoll(77),
             Entry::Private,
         ] {

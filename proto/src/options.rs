@@ -175,6 +175,8 @@ options! {
         Kind::Choice(&["auto", "never"]), "auto", autostart;
     /// Also accelerate sockets whose peer is one of this host's own addresses.
     accelerate_local: bool, "BYPASS_ACCELERATE_LOCAL", "accelerate_local", Kind::Flag, "0", flag;
+    /// Accelerate TCP sockets too (experimental).
+    tcp: bool, "BYPASS_TCP", "tcp", Kind::Flag, "0", flag;
 }
 
 impl Default for Options {

@@ -47,8 +47,8 @@ reasons! {
     NotInet = 1, "not-inet", "";
     /// The socket type is not accelerated (only UDP and TCP are).
     SocketType = 2, "socket-type", "";
-    /// TCP is not accelerated by this version.
-    TcpNotYet = 3, "tcp-not-yet", "";
+    /// TCP acceleration is off by default in this version.
+    TcpNotYet = 3, "tcp-not-yet", "set BYPASS_TCP=1 to try it";
     /// No address has been fixed yet: the decision falls at bind, connect or the first send.
     Undecided = 4, "undecided", "";
     /// A rule of the configuration says kernel.

@@ -15,7 +15,7 @@
 //! (fs/eventpoll.c:ep_send_events does the same).
 
 use crate::counters::Counter;
-use crate::image::{NONE, ReadyLink, UNLISTED, WatcherSlot};
+use crate::image::{Head, NONE, ReadyLink, UNLISTED, WatcherSlot};
 use crate::stack::Stack;
 use crate::types::{EndpointId, ProcessId, WaiterId, WatcherId, set_bit};
 
@@ -198,36 +198,9 @@ impl Stack<'_> {
 
     /// Appends an endpoint to its watcher's list, if it is not there, and wakes the waiters.
     fn list_ready(&mut self, index: u32) {
-        let Some(slot) = self
-            .endpoints
-            .get(index as usize)
-            .and_then(|endpoint| (endpoint.watcher as usize).checked_sub(1))
-            .and_then(|number| self.head.watchers.get_mut(number))
-        else {
-            return;
-        };
-        let [low, high] = slot.waiters;
-        self.head.wakeups[0] |= low;
-        self.head.wakeups[1] |= high;
-        match self.ready.get_mut(index as usize) {
-            Some(link) if link.next == UNLISTED => {
-                link.next = NONE;
-                link.previous = slot.tail;
-            }
-            _ => return,
+        if let Some(endpoint) = self.endpoints.get(index as usize) {
+            list_ready(self.head, self.ready, endpoint.watcher, index);
         }
-        match self.ready.get_mut(slot.tail as usize) {
-            Some(last) if slot.head != NONE => last.next = index,
-            _ => {
-                slot.head = index;
-                slot.count = 0;
-                if let Some(link) = self.ready.get_mut(index as usize) {
-                    link.previous = NONE;
-                }
-            }
-        }
-        slot.tail = index;
-        slot.count = slot.count.saturating_add(1);
     }
 
     /// Takes an endpoint off its watcher's list, if it is there.
@@ -330,6 +303,37 @@ impl Stack<'_> {
             }
         }
     }
+}
+
+/// Appends the endpoint `index`, whose watcher's number plus one is `watcher`, to that watcher's
+/// list, if it is not there, and wakes the watcher's waiters.
+pub(crate) fn list_ready(head: &mut Head, ready: &mut [ReadyLink], watcher: u32, index: u32) {
+    let slot = (watcher as usize)
+        .checked_sub(1)
+        .and_then(|number| head.watchers.get_mut(number));
+    let Some(slot) = slot else { return };
+    let [low, high] = slot.waiters;
+    head.wakeups[0] |= low;
+    head.wakeups[1] |= high;
+    match ready.get_mut(index as usize) {
+        Some(link) if link.next == UNLISTED => {
+            link.next = NONE;
+            link.previous = slot.tail;
+        }
+        _ => return,
+    }
+    match ready.get_mut(slot.tail as usize) {
+        Some(last) if slot.head != NONE => last.next = index,
+        _ => {
+            slot.head = index;
+            slot.count = 0;
+            if let Some(link) = ready.get_mut(index as usize) {
+                link.previous = NONE;
+            }
+        }
+    }
+    slot.tail = index;
+    slot.count = slot.count.saturating_add(1);
 }
 
 /// A watcher slot that is not in use.
