@@ -43,6 +43,7 @@ mod process;
 mod readiness;
 mod send;
 mod stack;
+pub mod tcp;
 mod types;
 mod udp;
 mod watcher;

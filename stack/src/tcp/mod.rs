@@ -1,0 +1,3 @@
+//! TCP: what the connection engine stands on.
+
+pub mod secret;
