@@ -1,3 +1,4 @@
 //! TCP: what the connection engine stands on.
 
+pub mod congestion;
 pub mod secret;
