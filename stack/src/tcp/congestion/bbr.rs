@@ -1,10 +1,11 @@
-//! BBR version 1 (Cardwell and others, CACM 60(2), 2017; draft-cardwell-iccrg-bbr-congestion-control):
-//! a model of the path, its bandwidth and its round-trip time, instead of losses.
+//! BBR version 1 (Cardwell and others, CACM 60(2), 2017;
+//! draft-cardwell-iccrg-bbr-congestion-control): a model of the path, its bandwidth and its
+//! round-trip time, instead of losses.
 //!
 //! Bandwidth is the largest delivery rate of the last ten rounds, the round-trip time the least of
-//! the last ten seconds. Sending is paced at the bandwidth times a gain, the window is their product
-//! times a gain, with room for acknowledgments that come in bursts. Congestion marks are ignored.
-//! There is no detection of policers.
+//! the last ten seconds. Sending is paced at the bandwidth times a gain, the window is their
+//! product times a gain, with room for acknowledgments that come in bursts. Congestion marks are
+//! ignored. There is no detection of policers.
 
 use super::{AckSample, CWND_MAX, Congestion, grown, phase};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};

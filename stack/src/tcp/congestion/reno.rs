@@ -27,8 +27,8 @@ impl Congestion {
         self.cwnd = grown(self.cwnd, count.checked_div(window).unwrap_or(0));
     }
 
-    /// The threshold after a loss: half of the window. RFC 5681 takes the flight size; a window that
-    /// grows only when it is full is the same, and what Linux halves.
+    /// The threshold after a loss: half of the window. RFC 5681 takes the flight size; a window
+    /// that grows only when it is full is the same, and what Linux halves.
     pub(super) fn reno_threshold(&self) -> u32 {
         (self.cwnd >> 1).max(SSTHRESH_MIN)
     }
