@@ -215,8 +215,10 @@ impl Joined {
         drop(locked);
         let answer =
             with_control(|control| control.ask(Request::new(RequestKind::QueuePairs), None));
-        if let Ok(answer) = answer {
-            self.map_queue_pairs(answer);
+        // Whatever has changed meanwhile is seen by the next look.
+        if let Ok(answer) = answer
+            && self.map_queue_pairs(answer, generation)
+        {
             self.seen_queue_pairs.store(generation, Ordering::Relaxed);
         }
     }
@@ -226,7 +228,9 @@ impl Joined {
         self.seen_queue_pairs.load(Ordering::Relaxed) != generation
     }
 
-    fn map_queue_pairs(&self, answer: Answer) {
+    /// Maps what the answer brings, unless the table has changed since it had this generation: then
+    /// its descriptors may be others than those the table tells of.
+    fn map_queue_pairs(&self, answer: Answer, generation: u32) -> bool {
         let _own = private::own();
         let mut fds = answer.fds.into_iter();
         let count = answer.reply.count as usize;
@@ -235,8 +239,11 @@ impl Joined {
         leases.0.truncate(3);
         leases.0.extend(fds.map(private::hide));
         let Ok(mut locked) = self.attachment.lock() else {
-            return;
+            return false;
         };
+        if locked.stack().queue_pairs_generation() != generation {
+            return false;
+        }
         for (index, xsk) in queues.into_iter().enumerate() {
             let live = locked
                 .stack()
@@ -253,5 +260,6 @@ impl Joined {
                 }
             }
         }
+        true
     }
 }

@@ -18,7 +18,8 @@
 
 use std::cell::UnsafeCell;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::time::Duration;
 
 use bypass_backends::{QueuePair, Received, Transmit};
 use bypass_stack::{
@@ -28,7 +29,7 @@ use rustix::io::Errno;
 
 use crate::clock;
 use crate::image::{Image, ImageError};
-use crate::lock::{self, LockError, Taken};
+use crate::lock::{self, LockError, Owners, Taken};
 use crate::packets::Packets;
 use crate::wake::Ringer;
 
@@ -40,6 +41,14 @@ const BATCH: usize = 64;
 const BATCHES_PER_PUMP: usize = 4;
 /// Free descriptors of a fill ring that make a refill worth its cost.
 const REFILL: u32 = BATCH as u32;
+/// Most batches moved into or out of one ring at a time: more than a ring has. (Its cursors are in
+/// memory that other programs write, and need not end by themselves.)
+const BATCHES_PER_RING: usize = 64;
+/// Most rounds of sending what had found no room.
+const SENDING_ROUNDS: u32 = 64;
+/// How long the lock is waited for between two of them. Whoever has it for longer sends what is
+/// left when he gives it back.
+const SENDING_PATIENCE: Duration = Duration::from_millis(10);
 
 /// Why a stack cannot be joined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +77,30 @@ impl From<Errno> for AttachError {
 struct State {
     stack: Stack<'static>,
     packets: Packets,
-    queues: [Option<Box<dyn QueuePair>>; MAX_QUEUE_PAIRS],
+    queues: [Option<Mapped>; MAX_QUEUE_PAIRS],
     count: usize,
+}
+
+/// A queue pair as this process has mapped it.
+struct Mapped {
+    pair: Box<dyn QueuePair>,
+    /// [`QueuePairInfo::generation`] of the queue pair that it is.
+    generation: u32,
+}
+
+/// What is mapped under `index`, if it is still the queue pair that the stack has there.
+fn current<'a>(
+    stack: &Stack<'_>,
+    index: usize,
+    slot: &'a mut Option<Mapped>,
+) -> Option<&'a mut dyn QueuePair> {
+    let mapped = slot.as_mut()?;
+    is_current(stack, index, mapped.generation).then_some(&mut *mapped.pair)
+}
+
+fn is_current(stack: &Stack<'_>, index: usize, generation: u32) -> bool {
+    let info = stack.queue_pairs().get(index);
+    info.is_some_and(|info| info.is_live() && info.generation == generation)
 }
 
 /// A stack with its memory and queues, mapped into this process.
@@ -79,6 +110,8 @@ pub struct Attachment {
     ringer: Ringer,
     wait_fds: [AtomicI32; MAX_QUEUE_PAIRS],
     installed: AtomicU32,
+    /// Whether a thread of this process holds the lock, whatever the lock word says.
+    held: AtomicBool,
 }
 
 // SAFETY: `state` is reached only through `lock`, which excludes every other thread of every
@@ -96,19 +129,15 @@ impl std::fmt::Debug for Attachment {
 }
 
 impl Attachment {
-    /// Joins image and packet memory; queue pairs come by [`Self::install`].
+    /// Joins image and packet memory; queue pairs come by [`Self::install`]. Waits for nobody: the
+    /// lock is not needed, because all that is read here was written when the image was made.
     ///
     /// # Errors
     /// Each [`AttachError`].
     pub fn new(image: Image, packets: Packets, ringer: Ringer) -> Result<Self, AttachError> {
-        let taken = lock::lock(image.lock_word());
-        // SAFETY: the lock is held (a fresh attachment cannot be re-entered), and the reference
-        // stays beside the image in the same struct.
-        let stack = Stack::attach(unsafe { image.stack_bytes() });
-        if taken.is_ok() {
-            lock::unlock(image.lock_word());
-        }
-        let stack = stack.map_err(AttachError::Layout)?;
+        // SAFETY: the view stays beside the image in the same struct, and only its header is
+        // looked at before the lock is held: magic, version and capacities, which nobody changes.
+        let stack = Stack::attach(unsafe { image.stack_bytes() }).map_err(AttachError::Layout)?;
         let state = State {
             stack,
             packets,
@@ -121,6 +150,7 @@ impl Attachment {
             ringer,
             wait_fds: [const { AtomicI32::new(-1) }; MAX_QUEUE_PAIRS],
             installed: AtomicU32::new(0),
+            held: AtomicBool::new(false),
         })
     }
 
@@ -148,7 +178,28 @@ impl Attachment {
         Ok(self.locked(taken))
     }
 
+    /// Takes the stack lock within `patience`, whatever its word says: for the daemon, which goes
+    /// on without it. A dead owner's lock is taken over and the stack recovered.
+    ///
+    /// # Errors
+    /// [`LockError::Busy`] when the owner lives (or may live, see [`Owners`]) and keeps it;
+    /// [`LockError::Reentered`] when this process has it.
+    pub fn lock_within(&self, patience: Duration, owners: Owners) -> Result<Locked<'_>, LockError> {
+        if self.held.load(Ordering::Relaxed) {
+            return Err(LockError::Reentered);
+        }
+        let taken = lock::lock_within(self.image.lock_word(), patience, owners)?;
+        Ok(self.locked(taken))
+    }
+
+    /// Changes whenever somebody, in whatever process, pumps the stack.
+    #[must_use]
+    pub fn pumps(&self) -> u32 {
+        self.image.pumps()
+    }
+
     fn locked(&self, taken: Taken) -> Locked<'_> {
+        self.held.store(true, Ordering::Relaxed);
         // SAFETY: the lock is held until `Locked` is dropped, so this is the only reference.
         let state = unsafe { &mut *self.state.get() };
         let mut locked = Locked {
@@ -180,18 +231,37 @@ impl Attachment {
         self.ringer.wake(self.id(), waiter);
     }
 
-    /// Maps queue pair `index` into this process.
+    /// Puts queue pair `index`, as the stack has it now, in place of what was mapped there.
     pub fn install(&self, locked: &mut Locked<'_>, index: usize, pair: Box<dyn QueuePair>) {
         let fd = pair.wait_fd().map_or(-1, |fd| fd.as_raw_fd());
-        let (Some(slot), Some(wait)) =
-            (locked.state.queues.get_mut(index), self.wait_fds.get(index))
-        else {
+        let State { stack, queues, .. } = &mut *locked.state;
+        let (Some(slot), Some(wait), Some(info)) = (
+            queues.get_mut(index),
+            self.wait_fds.get(index),
+            stack.queue_pairs().get(index),
+        ) else {
             return;
         };
-        *slot = Some(pair);
+        let generation = info.generation;
+        *slot = Some(Mapped { pair, generation });
         locked.state.count = locked.state.count.max(index + 1);
         wait.store(fd, Ordering::Release);
         self.installed.fetch_add(1, Ordering::Release);
+    }
+
+    /// Ends queue pair `index` for everybody: the chunks in its rings are free again, and nobody
+    /// uses the rings any more. For the owner of the NIC, when nothing is led to the queue.
+    pub fn retire(&self, locked: &mut Locked<'_>, index: usize) {
+        let State { stack, queues, .. } = &mut *locked.state;
+        let slot = queues.get_mut(index);
+        if let Some(pair) = slot.and_then(|slot| current(stack, index, slot)) {
+            pair.in_rings(&mut |chunk| stack.release_chunk(ChunkId(chunk)));
+        }
+        if let Some(info) = stack.queue_pairs_mut().get_mut(index) {
+            info.flags &= !QueuePairInfo::LIVE;
+        }
+        stack.bump_queue_pairs();
+        self.uninstall(locked, index);
     }
 
     /// Unmaps a queue pair that is gone.
@@ -235,15 +305,17 @@ impl Locked<'_> {
         (&mut self.state.stack, &mut self.state.packets)
     }
 
-    /// Whether queue pair `index` is mapped here.
+    /// Whether queue pair `index` is mapped here, as the stack has it now.
     #[must_use]
     pub fn has_queue(&self, index: usize) -> bool {
-        self.state.queues.get(index).is_some_and(Option::is_some)
+        let mapped = self.state.queues.get(index).and_then(Option::as_ref);
+        mapped.is_some_and(|mapped| is_current(&self.state.stack, index, mapped.generation))
     }
 
     /// Moves frames: received ones into the stack, free chunks into fill rings, sent chunks back,
     /// pending ones out. Returns how many frames came in.
     pub fn pump(&mut self, now: Instant) -> usize {
+        self.attachment.image.count_pump();
         let State {
             stack,
             packets,
@@ -251,11 +323,13 @@ impl Locked<'_> {
             count,
         } = &mut *self.state;
         let mut frames = 0;
-        for (index, queue) in queues.iter_mut().take(*count).enumerate() {
-            let Some(queue) = queue else { continue };
-            frames += receive(stack, packets, queue.as_mut(), index, now);
-            reclaim(stack, queue.as_mut());
-            refill(stack, queue.as_mut());
+        for (index, slot) in queues.iter_mut().take(*count).enumerate() {
+            let Some(queue) = current(stack, index, slot) else {
+                continue;
+            };
+            frames += receive(stack, packets, queue, index, now);
+            reclaim(stack, queue);
+            refill(stack, queue);
         }
         self.transmit();
         frames
@@ -269,8 +343,11 @@ impl Locked<'_> {
             count,
             ..
         } = &mut *self.state;
-        for queue in queues.iter_mut().take(*count).flatten() {
-            reclaim(stack, queue.as_mut());
+        for (index, slot) in queues.iter_mut().take(*count).enumerate() {
+            let Some(queue) = current(stack, index, slot) else {
+                continue;
+            };
+            reclaim(stack, queue);
         }
     }
 
@@ -285,17 +362,18 @@ impl Locked<'_> {
             ..
         } = &mut *self.state;
         let (mut moved, mut left) = (false, false);
-        for (index, queue) in queues.iter_mut().take(*count).enumerate() {
+        // One that is not mapped here (yet) is sent by another process of the stack.
+        for (index, slot) in queues.iter_mut().take(*count).enumerate() {
+            let Some(queue) = current(stack, index, slot) else {
+                continue;
+            };
             let number = index as u8;
             if !stack.has_transmit(number) {
                 continue;
             }
-            // One that is not mapped here (yet) is sent by another process of the stack.
-            if let Some(queue) = queue {
-                reclaim(stack, queue.as_mut());
-                moved |= submit(stack, queue.as_mut(), number) > 0;
-                left |= stack.has_transmit(number);
-            }
+            reclaim(stack, queue);
+            moved |= submit(stack, queue, number) > 0;
+            left |= stack.has_transmit(number);
         }
         (moved, left)
     }
@@ -305,26 +383,41 @@ impl Locked<'_> {
     fn recover(&mut self) {
         self.attachment.image.count_recovery();
         let State { stack, queues, .. } = &mut *self.state;
+        let mut live = [false; MAX_QUEUE_PAIRS];
+        for (index, (live, slot)) in live.iter_mut().zip(&mut *queues).enumerate() {
+            *live = current(stack, index, slot).is_some();
+        }
         stack.recover(&mut |each: &mut dyn FnMut(ChunkId)| {
-            for queue in queues.iter().flatten() {
-                queue.in_rings(&mut |chunk| each(ChunkId(chunk)));
+            let mapped = queues.iter().zip(live).filter(|(_, live)| *live);
+            for queue in mapped.filter_map(|(slot, _)| slot.as_ref()) {
+                queue.pair.in_rings(&mut |chunk| each(ChunkId(chunk)));
             }
         });
     }
-}
 
-impl Drop for Locked<'_> {
-    fn drop(&mut self) {
+    /// Gives the lock back, then rings doorbells and wakes sleepers. Whether there is more to send
+    /// for which there is room now.
+    fn give_back(&mut self) -> bool {
         let (moved, left) = self.transmit();
         let mut bells = [-1; MAX_QUEUE_PAIRS];
         let mut ringing = 0;
-        for (index, queue) in self.state.queues.iter().take(self.state.count).enumerate() {
-            if queue.as_ref().is_some_and(|queue| queue.needs_doorbell()) {
+        let State {
+            stack,
+            queues,
+            count,
+            ..
+        } = &mut *self.state;
+        for (index, slot) in queues.iter_mut().take(*count).enumerate() {
+            let Some(queue) = current(stack, index, slot) else {
+                continue;
+            };
+            if queue.needs_doorbell() {
                 bells[ringing] = self.attachment.wait_fds[index].load(Ordering::Relaxed);
                 ringing += 1;
             }
         }
-        let sleepers: WaiterSet = self.state.stack.take_wakeups();
+        let sleepers: WaiterSet = stack.take_wakeups();
+        self.attachment.held.store(false, Ordering::Relaxed);
         lock::unlock(self.attachment.image.lock_word());
         for &fd in bells.iter().take(ringing).filter(|&&fd| fd >= 0) {
             // SAFETY: the descriptor belongs to a queue pair of this attachment, which stays
@@ -338,14 +431,30 @@ impl Drop for Locked<'_> {
                 self.attachment.wake(waiter);
             }
         }
-        // The doorbell has made room in the TX ring: send what found none. (Ends when nothing is
-        // left, or nothing moves any more.)
-        if moved
-            && left
-            && let Ok(again) = self.attachment.lock()
-        {
-            drop(again);
+        moved && left
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let word = self.attachment.image.lock_word();
+        for _ in 0..SENDING_ROUNDS {
+            // The doorbell has made room in the TX ring: send what found none. (Ends when nothing
+            // is left, or nothing moves any more.)
+            if !self.give_back() {
+                return;
+            }
+            match lock::lock_within(word, SENDING_PATIENCE, Owners::Foreign) {
+                Ok(taken) => {
+                    self.attachment.held.store(true, Ordering::Relaxed);
+                    if taken == Taken::Orphaned {
+                        self.recover();
+                    }
+                }
+                Err(_) => return,
+            }
         }
+        self.give_back();
     }
 }
 
@@ -396,7 +505,7 @@ fn receive(
 /// Takes sent chunks back.
 fn reclaim(stack: &mut Stack<'static>, queue: &mut dyn QueuePair) {
     let mut done = [0; BATCH];
-    loop {
+    for _ in 0..BATCHES_PER_RING {
         let count = queue.complete(&mut done);
         for &chunk in done.iter().take(count) {
             stack.release_chunk(ChunkId(chunk));
@@ -409,7 +518,10 @@ fn reclaim(stack: &mut Stack<'static>, queue: &mut dyn QueuePair) {
 
 /// Posts free chunks when the fill ring has room for a batch.
 fn refill(stack: &mut Stack<'static>, queue: &mut dyn QueuePair) {
-    while queue.fill_space() >= REFILL {
+    for _ in 0..BATCHES_PER_RING {
+        if queue.fill_space() < REFILL {
+            return;
+        }
         let mut chunks = [0; BATCH];
         let mut count = 0;
         while count < BATCH {
@@ -437,7 +549,7 @@ fn submit(stack: &mut Stack<'static>, queue: &mut dyn QueuePair, number: u8) -> 
         len: 0,
     };
     let mut moved = 0;
-    loop {
+    for _ in 0..BATCHES_PER_RING {
         let mut batch = [NOTHING; BATCH];
         let mut count = 0;
         while count < BATCH
@@ -461,9 +573,10 @@ fn submit(stack: &mut Stack<'static>, queue: &mut dyn QueuePair, number: u8) -> 
             stack.untransmit(number, frame);
         }
         if taken < BATCH {
-            return moved;
+            break;
         }
     }
+    moved
 }
 
 /// Keeps descriptors alive that only hold something open (XDP links).

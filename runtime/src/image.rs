@@ -3,7 +3,7 @@
 //! ```text
 //! 0        4096                                    end
 //! | header | stack image (bypass_stack::Stack)      |
-//!   magic, id, lock word, recoveries
+//!   magic, id, lock word, recoveries, pumps
 //! ```
 //!
 //! The header's words are atomics; the stack image is touched only by whoever holds the lock word.
@@ -36,6 +36,7 @@ pub struct SharedHeader {
     id: AtomicU64,
     lock: AtomicU32,
     recoveries: AtomicU32,
+    pumps: AtomicU32,
 }
 
 const _: () = assert!(size_of::<SharedHeader>() <= STACK_OFFSET);
@@ -125,6 +126,22 @@ impl Image {
     #[must_use]
     pub fn recoveries(&self) -> u32 {
         self.header().recoveries.load(Ordering::Relaxed)
+    }
+
+    /// Changes whenever somebody pumps the stack; wraps.
+    #[must_use]
+    pub fn pumps(&self) -> u32 {
+        self.header().pumps.load(Ordering::Relaxed)
+    }
+
+    /// Notes a pump. The caller holds the lock, so nothing is lost between load and store.
+    #[inline]
+    pub fn count_pump(&self) {
+        let pumps = &self.header().pumps;
+        pumps.store(
+            pumps.load(Ordering::Relaxed).wrapping_add(1),
+            Ordering::Relaxed,
+        );
     }
 
     /// Notes one take-over.

@@ -6,22 +6,25 @@
 //! that the stack can be recovered before use. A thread that already holds the lock (a signal
 //! handler that interrupted it) is told [`LockError::Reentered`] instead of waiting for itself.
 //!
+//! The word is in memory that every program of the stack can write, so whoever must go on whatever
+//! is in it (the daemon) takes it by [`lock_within`], which ends in time.
+//!
 //! Not pthread's robust mutex: its list pointers belong to glibc and to one address space; this
 //! word costs one compare-and-swap and one exchange.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use rustix::thread::futex;
 use rustix::time::Timespec;
 
+use crate::clock;
+
 /// Set beside the owner's thread id while a waiter sleeps.
 const WAITERS: u32 = 1 << 31;
 /// How long a waiter sleeps before it asks whether the owner lives.
-const OWNER_CHECK: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 5_000_000,
-};
+const OWNER_CHECK: Duration = Duration::from_millis(5);
 /// Attempts before a waiter sleeps: a batch of frames takes a few microseconds.
 const SPINS: u32 = 200;
 
@@ -64,8 +67,17 @@ pub enum Taken {
 pub enum LockError {
     /// This very thread holds it already.
     Reentered,
-    /// Somebody else holds it (only from [`try_lock`]).
+    /// Somebody else holds it (only from [`try_lock`] and [`lock_within`]).
     Busy,
+}
+
+/// What the thread ids in a lock word mean to the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owners {
+    /// Threads of the caller's pid namespace: one that does not exist is dead.
+    Visible,
+    /// Perhaps of another pid namespace: who lives cannot be told, so nothing is taken over.
+    Foreign,
 }
 
 /// Takes the lock, waiting as long as its owner lives.
@@ -96,11 +108,45 @@ pub fn try_lock(word: &AtomicU32) -> Result<Taken, LockError> {
     }
 }
 
+/// Takes the lock within `patience`, whatever is in the word. For one who surely does not hold it:
+/// a word that names the caller is taken for forged, and the lock taken over.
+///
+/// # Errors
+/// [`LockError::Busy`] when its owner lives and keeps it.
+pub fn lock_within(
+    word: &AtomicU32,
+    patience: Duration,
+    owners: Owners,
+) -> Result<Taken, LockError> {
+    let me = thread_id();
+    let taken = word.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed);
+    let Err(found) = taken else {
+        return Ok(Taken::Clean);
+    };
+    if found & !WAITERS == me && take_over(word, found, me) {
+        return Ok(Taken::Orphaned);
+    }
+    let deadline = clock::now().0.saturating_add(patience.as_nanos() as u64);
+    acquire(word, me, Some(deadline), owners)
+}
+
 #[cold]
 fn lock_slow(word: &AtomicU32, me: u32) -> Result<Taken, LockError> {
     if word.load(Ordering::Relaxed) & !WAITERS == me {
         return Err(LockError::Reentered);
     }
+    acquire(word, me, None, Owners::Visible)
+}
+
+/// Spins, then sleeps, until the word is free, its owner is dead, or the deadline has passed
+/// (nanoseconds of `CLOCK_MONOTONIC`).
+#[cold]
+fn acquire(
+    word: &AtomicU32,
+    me: u32,
+    deadline: Option<u64>,
+    owners: Owners,
+) -> Result<Taken, LockError> {
     for _ in 0..SPINS {
         if word.load(Ordering::Relaxed) == 0
             && word
@@ -113,41 +159,48 @@ fn lock_slow(word: &AtomicU32, me: u32) -> Result<Taken, LockError> {
     }
     loop {
         let seen = word.load(Ordering::Relaxed);
-        if seen == 0 {
-            // Whoever has slept cannot know whether others still do: keep the waiters' bit.
-            if word
-                .compare_exchange(0, me | WAITERS, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok()
-            {
-                return Ok(Taken::Clean);
-            }
-            continue;
+        // Whoever has slept cannot know whether others still do: keep the waiters' bit.
+        if seen == 0 && take_over(word, 0, me) {
+            return Ok(Taken::Clean);
         }
-        if seen & WAITERS == 0
-            && word
+        let left = deadline.map(|deadline| deadline.saturating_sub(clock::now().0));
+        if left == Some(0) {
+            // An owner that has been dead since before we came is not waited for.
+            let dead = owners == Owners::Visible && seen != 0 && !thread_lives(seen & !WAITERS);
+            return if dead && take_over(word, seen, me) {
+                Ok(Taken::Orphaned)
+            } else {
+                Err(LockError::Busy)
+            };
+        }
+        let is_marked = seen & WAITERS != 0
+            || word
                 .compare_exchange(seen, seen | WAITERS, Ordering::Relaxed, Ordering::Relaxed)
-                .is_err()
-        {
+                .is_ok();
+        if seen == 0 || !is_marked {
             continue;
         }
-        let slept = futex::wait(
-            word,
-            futex::Flags::empty(),
-            seen | WAITERS,
-            Some(&OWNER_CHECK),
-        );
-        if slept == Err(rustix::io::Errno::TIMEDOUT) {
+        let pause = left.map_or(OWNER_CHECK, |left| {
+            OWNER_CHECK.min(Duration::from_nanos(left))
+        });
+        let pause = Timespec {
+            tv_sec: 0,
+            tv_nsec: i64::from(pause.subsec_nanos()),
+        };
+        let slept = futex::wait(word, futex::Flags::empty(), seen | WAITERS, Some(&pause));
+        if slept == Err(rustix::io::Errno::TIMEDOUT) && owners == Owners::Visible {
             let owner = word.load(Ordering::Relaxed);
-            if owner != 0
-                && !thread_lives(owner & !WAITERS)
-                && word
-                    .compare_exchange(owner, me | WAITERS, Ordering::Acquire, Ordering::Relaxed)
-                    .is_ok()
-            {
+            if owner != 0 && !thread_lives(owner & !WAITERS) && take_over(word, owner, me) {
                 return Ok(Taken::Orphaned);
             }
         }
     }
+}
+
+/// Puts this thread in the place of `owner`; whether nobody else was faster.
+fn take_over(word: &AtomicU32, owner: u32, me: u32) -> bool {
+    word.compare_exchange(owner, me | WAITERS, Ordering::Acquire, Ordering::Relaxed)
+        .is_ok()
 }
 
 /// Gives the lock back. The caller holds it.
@@ -227,5 +280,56 @@ mod tests {
             .expect("thread")
             .expect("lock");
         assert_eq!(lock(&word), Ok(Taken::Orphaned));
+    }
+
+    #[test]
+    fn whatever_is_in_the_word_ends_in_time() {
+        const PATIENCE: Duration = Duration::from_millis(2);
+        let take = |content: u32, owners| {
+            let word = AtomicU32::new(content);
+            let begun = std::time::Instant::now();
+            let taken = lock_within(&word, PATIENCE, owners);
+            assert!(begun.elapsed() < Duration::from_secs(1), "{content:x}");
+            if taken.is_ok() {
+                unlock(&word);
+                assert_eq!(word.load(Ordering::Relaxed), 0, "{content:x}");
+            }
+            taken
+        };
+        let init_lives = 1;
+        let nobody = 0x3fff_ffff; // Above any pid_max.
+        for mark in [0, WAITERS] {
+            assert_eq!(
+                take(init_lives | mark, Owners::Visible),
+                Err(LockError::Busy)
+            );
+            assert_eq!(take(nobody | mark, Owners::Visible), Ok(Taken::Orphaned));
+            assert_eq!(take(nobody | mark, Owners::Foreign), Err(LockError::Busy));
+            assert_eq!(
+                take(thread_id() | mark, Owners::Visible),
+                Ok(Taken::Orphaned)
+            );
+            assert_eq!(
+                take(thread_id() | mark, Owners::Foreign),
+                Ok(Taken::Orphaned)
+            );
+        }
+        assert_eq!(take(WAITERS, Owners::Visible), Ok(Taken::Orphaned));
+        assert_eq!(take(0, Owners::Foreign), Ok(Taken::Clean));
+    }
+
+    #[test]
+    fn it_waits_for_an_owner_that_lives() {
+        let word = Arc::new(AtomicU32::new(0));
+        assert_eq!(lock(&word), Ok(Taken::Clean));
+        let other = Arc::clone(&word);
+        let waiter = std::thread::spawn(move || {
+            lock_within(&other, Duration::from_secs(10), Owners::Visible)
+        });
+        while word.load(Ordering::Relaxed) & WAITERS == 0 {
+            std::thread::yield_now();
+        }
+        unlock(&word);
+        assert_eq!(waiter.join().expect("thread"), Ok(Taken::Clean));
     }
 }

@@ -121,8 +121,11 @@ pub struct QueuePairInfo {
     pub tx_packets: u64,
     /// Their bytes.
     pub tx_bytes: u64,
+    /// Changes whenever this entry is given to another queue, so that nobody takes his mapping of
+    /// the one before for it.
+    pub generation: u32,
     /// Zero.
-    pub spare: u64,
+    pub spare: u32,
 }
 
 impl QueuePairInfo {
