@@ -68,6 +68,7 @@ cases! {
     options_bad_values: Accelerated,
     options_rcvtimeo: Accelerated,
     options_nonblocking: Accelerated,
+    options_rcvbuf_asleep: Accelerated,
     options_rcvbuf_overflow: Accelerated,
     options_bindtodevice: Accelerated,
     options_fionread: Accelerated,

@@ -18,8 +18,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc;
-use std::time::Duration;
 
 use bypass_runtime::{cplane, image, packets};
 use bypass_stack::inspect::{EndpointView, Image};
@@ -37,9 +35,6 @@ use super::published::{Belongs, Published};
 use super::server::Server;
 use super::sockopt as own;
 use super::stacks::{self, Origin, Queue, StackEntry};
-
-/// How long joining one stack may take: its lock is in memory that its programs can write.
-const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Descriptors of one stack, from whatever processes have them.
 #[derive(Debug)]
@@ -103,7 +98,7 @@ impl Server {
             packets: process::inode(&packets),
         };
         let cplane = Published::adopt(cplane, belongs)?;
-        let mut stack = join(uid, image, packets, cplane, entries)?;
+        let mut stack = StackEntry::join(uid, image, packets, cplane, entries, Origin::Adopted)?;
         let infos = view.queue_pairs();
         let nics = adopt_links(links, infos, uid);
         let is_ours = |info: &QueuePairInfo| nics.iter().any(|nic| nic.ifindex() == info.ifindex);
@@ -128,6 +123,7 @@ impl Server {
         }
         stack.install_adopted(queues)?;
         self.stacks.insert(stack);
+        self.watch_queues(uid);
         for nic in nics {
             self.nics.insert(nic.ifindex(), nic);
         }
@@ -197,23 +193,6 @@ impl Server {
         })
         .collect()
     }
-}
-
-/// Joins a stack in a thread of its own, which is left behind if a program keeps the lock.
-fn join(
-    uid: u32,
-    image: OwnedFd,
-    packets: OwnedFd,
-    cplane: Published,
-    ring_entries: u32,
-) -> Result<StackEntry, Errno> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        let stack = StackEntry::join(uid, image, packets, cplane, ring_entries, Origin::Adopted);
-        // Nobody receives any more when it took too long.
-        let _ = sender.send(stack);
-    });
-    receiver.recv_timeout(PATIENCE).unwrap_or(Err(Errno::BUSY))
 }
 
 fn wish_of(endpoint: &EndpointView) -> Wish {

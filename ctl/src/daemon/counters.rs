@@ -45,6 +45,8 @@ counters! {
     StacksAdopted "stacks_adopted" "Stacks taken over from a daemon that is gone.",
     StacksDropped "stacks_dropped" "Stacks dropped because their last process was gone.",
     StackLocksBusy "stack_locks_busy" "Times a stack's lock was not to be had in time, so that the work was put off or refused.",
+    StacksPumped "stacks_pumped" "Times frames were taken in for programs that did not do it themselves.",
+    FramesPumped "frames_pumped" "Frames taken in that way.",
     FiltersAdded "filters_added" "Filters added.",
     FiltersRemoved "filters_removed" "Filters removed at their owner's request.",
     FiltersSwept "filters_swept" "Filters removed because their endpoint was gone.",
@@ -76,8 +78,13 @@ impl Counters {
 
     /// Adds one.
     pub(super) fn add(&mut self, counter: Counter) {
+        self.add_many(counter, 1);
+    }
+
+    /// Adds some.
+    pub(super) fn add_many(&mut self, counter: Counter, amount: u64) {
         if let Some(value) = self.values.get_mut(counter as usize) {
-            *value = value.wrapping_add(1);
+            *value = value.wrapping_add(amount);
         }
     }
 

@@ -2,12 +2,13 @@
 //!
 //! It opens interfaces, attaches the XDP program, owns stacks' memory, grants filters to programs
 //! that prove that they own an address, mirrors the kernel's routes and neighbours into a table
-//! that programs read, and sweeps up after the dead. It touches no packet: programs run their
-//! stacks themselves.
+//! that programs read, and sweeps up after the dead. Programs run their stacks themselves; only
+//! for those that do not while frames are due, the daemon does ([`deputy`]).
 //!
 //! ```text
 //!   program --(AF_UNIX, SCM_RIGHTS)--> client -> requests -> stacks, filters, nics
 //!   pidfd of each program ------------> watch --------------/      |
+//!   frames that wait -----------------> deputy -------------/      |
 //!   rtnetlink ------------------------> mirror -> control-plane table, filters
 //! ```
 //!
@@ -20,6 +21,7 @@ mod adopt;
 mod attach;
 mod client;
 mod counters;
+mod deputy;
 mod detach;
 mod filters;
 mod netlink;
@@ -128,6 +130,7 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
         return Ok(());
     }
     raise_descriptor_limit();
+    raise_priority();
     let mut server = server::Server::new(options, config, listener)?;
     server.run()
 }
@@ -180,6 +183,13 @@ fn claim_address() -> Result<OwnedFd, DaemonError> {
     listen(&listener, BACKLOG)
         .map_err(|errno| DaemonError::System("listen on the control socket", errno))?;
     Ok(listener)
+}
+
+/// Frames do not wait: a queue is full after a few milliseconds, and in the kernel it would be the
+/// interrupt that took them in. Without CAP_SYS_NICE it stays as it is.
+fn raise_priority() {
+    const NICE: i32 = -10;
+    let _ = rustix::process::setpriority_process(None, NICE);
 }
 
 /// Clients, programs and queues each cost descriptors.

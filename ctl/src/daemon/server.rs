@@ -44,15 +44,18 @@ pub(super) enum Token {
     Netlink,
     Client(u64),
     Process(u64),
+    /// User of a stack, index of its queue pair.
+    Queue(u32, u8),
 }
 
 impl Token {
-    fn data(self) -> EventData {
+    pub(super) fn data(self) -> EventData {
         let (kind, number) = match self {
             Self::Listener => (0, 0),
             Self::Netlink => (1, 0),
             Self::Client(number) => (2, number),
             Self::Process(number) => (3, number),
+            Self::Queue(uid, index) => (4, u64::from(uid) << 8 | u64::from(index)),
         };
         EventData::new_u64(kind << 56 | number)
     }
@@ -64,7 +67,8 @@ impl Token {
             0 => Self::Listener,
             1 => Self::Netlink,
             2 => Self::Client(number),
-            _ => Self::Process(number),
+            3 => Self::Process(number),
+            _ => Self::Queue((number >> 8) as u32, number as u8),
         }
     }
 }
@@ -168,8 +172,9 @@ impl Server {
             tokens.sort_by_key(|(token, _)| match token {
                 Token::Netlink => 0,
                 Token::Process(_) => 1,
-                Token::Client(_) => 2,
-                Token::Listener => 3,
+                Token::Queue(..) => 2,
+                Token::Client(_) => 3,
+                Token::Listener => 4,
             });
             for (token, flags) in tokens {
                 self.on_event(token, flags);
@@ -184,6 +189,7 @@ impl Server {
             Token::Listener => self.accept(),
             Token::Netlink => self.mirror.read_events(&mut self.counters),
             Token::Process(number) => self.process_gone(number),
+            Token::Queue(uid, _) => self.queue_event(uid, flags),
             Token::Client(number) => {
                 // Taken out meanwhile, so that it and the rest of the state can both be changed.
                 let Some(mut client) = self.clients.remove(&number) else {
@@ -202,6 +208,7 @@ impl Server {
         self.mirror.refresh_if_due(&mut self.counters);
         self.follow_mirror();
         let now = Instant::now();
+        self.look_at_stacks(now);
         if now >= self.next_sweep {
             self.next_sweep = now + SWEEP;
             self.sweep();
@@ -222,11 +229,17 @@ impl Server {
     fn timeout(&self) -> Option<Timespec> {
         let sweep = self.needs_sweep().then_some(self.next_sweep);
         let idle = self.idle_since.map(|since| since + IDLE);
-        let due = [sweep, idle, self.mirror.due(), self.chores.due()];
+        let due = [
+            sweep,
+            idle,
+            self.mirror.due(),
+            self.chores.due(),
+            self.look_due(),
+        ];
         let first = due.into_iter().flatten().min()?;
         let left = first.saturating_duration_since(Instant::now());
         // Rounded up to a millisecond, or the wait would end just before it is time.
-        let milliseconds = left.as_millis() as i64 + i64::from(!left.is_zero());
+        let milliseconds = left.as_nanos().div_ceil(1_000_000) as i64;
         Some(Timespec {
             tv_sec: milliseconds / 1000,
             tv_nsec: milliseconds % 1000 * 1_000_000,

@@ -13,7 +13,6 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bypass_backends::af_xdp::AfXdpQueuePair;
@@ -21,11 +20,15 @@ use bypass_proto::policy::{Backend, DaemonPolicy};
 use bypass_runtime::attachment::{AttachError, Attachment, Locked};
 use bypass_runtime::clock;
 use bypass_runtime::image::{Image, ImageError, STACK_OFFSET};
+use bypass_runtime::lock::Owners;
 use bypass_runtime::packets::Packets;
 use bypass_runtime::wake::Ringer;
 use bypass_stack::{Capacities, QUEUE_PAIRS, QueuePairInfo};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::time::Timespec;
 
+use super::deputy::Look;
 use super::netlink::message::LinkInfo;
 use super::process;
 use super::published::{Belongs, Published};
@@ -44,8 +47,10 @@ const CHUNK_SIZES: [u32; 2] = [2048, 4096];
 const LARGE_MTU: u32 = 1700;
 /// Entries of each ring, at least and at most.
 const RING_ENTRIES: (u32, u32) = (64, 2048);
-/// Set in the lock word while somebody sleeps on it; the rest is the owner's thread id.
-const LOCK_WAITERS: u32 = 1 << 31;
+/// How long it waits for the lock when it would run the stack for its programs.
+const PUMP_PATIENCE: Duration = Duration::from_millis(1);
+/// Pumps in a row: enough to empty a ring.
+const PUMPS: usize = 8;
 
 /// The lock was not to be had in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,8 +102,8 @@ pub(super) struct StackEntry {
     /// Its control-plane table.
     pub cplane: Published,
     attachment: Attachment,
-    /// A second mapping of the image, for the lock word.
-    words: Image,
+    /// The next look at whether its programs run it themselves; `None` while it is idle.
+    pub look: Option<Look>,
     /// Until when the lock is not waited for.
     busy_until: Cell<Option<Instant>>,
 }
@@ -165,7 +170,6 @@ impl StackEntry {
         let capacities = stated_capacities(&image)?;
         let chunk_size = capacities.chunk_size;
         let mapped = Image::map(&image).map_err(errno_of_image)?;
-        let words = Image::map(&image).map_err(errno_of_image)?;
         let id = mapped.id();
         let memory = Packets::map(&packets, chunk_size)?;
         if memory.range().1 < capacities.chunks as usize * chunk_size as usize {
@@ -191,7 +195,7 @@ impl StackEntry {
             packets,
             cplane,
             attachment,
-            words,
+            look: None,
             busy_until: Cell::new(None),
         })
     }
@@ -201,26 +205,74 @@ impl StackEntry {
     /// # Errors
     /// [`Busy`] when its owner lives and keeps it.
     pub(super) fn lock(&self) -> Result<Locked<'_>, Busy> {
-        let begun = Instant::now();
-        let is_resented = self.busy_until.get().is_some_and(|until| begun < until);
-        let deadline = if is_resented { begun } else { begun + PATIENCE };
-        loop {
-            if let Ok(locked) = self.attachment.try_lock() {
-                self.busy_until.set(None);
-                return Ok(locked);
+        let is_resented = self
+            .busy_until
+            .get()
+            .is_some_and(|until| Instant::now() < until);
+        let patience = if is_resented {
+            Duration::ZERO
+        } else {
+            PATIENCE
+        };
+        let Ok(locked) = self.attachment.lock_within(patience, self.owners()) else {
+            if !is_resented {
+                self.busy_until.set(Some(Instant::now() + RESENTMENT));
             }
-            let owner = self.words.lock_word().load(Ordering::Relaxed) & !LOCK_WAITERS;
-            if owner != 0 && process::start_time(owner).is_none() {
-                return self.attachment.lock().map_err(|_| Busy);
-            }
-            if Instant::now() >= deadline {
-                if !is_resented {
-                    self.busy_until.set(Some(Instant::now() + RESENTMENT));
-                }
-                return Err(Busy);
-            }
-            std::thread::sleep(Duration::from_micros(50));
+            return Err(Busy);
+        };
+        self.busy_until.set(None);
+        Ok(locked)
+    }
+
+    /// Whether the thread ids of its lock's owners are the daemon's too.
+    fn owners(&self) -> Owners {
+        if self.has_foreign_pids {
+            Owners::Foreign
+        } else {
+            Owners::Visible
         }
+    }
+
+    /// Changes whenever a program, or the daemon, pumps the stack.
+    pub(super) fn pumps(&self) -> u32 {
+        self.attachment.pumps()
+    }
+
+    /// Takes in what is in the rings now; how many frames.
+    ///
+    /// # Errors
+    /// [`Busy`].
+    pub(super) fn pump(&self) -> Result<usize, Busy> {
+        let mut total = 0;
+        for _ in 0..PUMPS {
+            let locked = self.attachment.lock_within(PUMP_PATIENCE, self.owners());
+            let frames = locked.map_err(|_| Busy)?.pump(clock::now());
+            total += frames;
+            if frames == 0 {
+                break;
+            }
+        }
+        Ok(total)
+    }
+
+    /// Whether a queue has frames that nobody has taken yet.
+    pub(super) fn is_readable(&self) -> bool {
+        let mut fds: Vec<PollFd<'_>> = self
+            .open_queues()
+            .map(|(_, queue)| PollFd::new(&queue.xsk, PollFlags::IN))
+            .collect();
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut fds, Some(&at_once)).is_ok()
+            && fds.iter().any(|fd| fd.revents().contains(PollFlags::IN))
+    }
+
+    /// Its open queue pairs with their indexes.
+    pub(super) fn open_queues(&self) -> impl Iterator<Item = (u8, &Queue)> {
+        let queues = (0..).zip(&self.queues);
+        queues.filter_map(|(index, queue)| Some((index, queue.as_ref()?)))
     }
 
     /// What an attached program gets: image, packet memory, control-plane table.
@@ -248,12 +300,8 @@ impl StackEntry {
         Packets::map(&self.packets, self.chunk_size)
     }
 
-    /// Indexes for `count` new queue pairs in a row, or `None` when the stack has no room. Numbers
-    /// that were never used come first, for programs notice a closed pair only when they look.
+    /// The first of `count` free indexes in a row, or `None` when the stack has no room.
     pub(super) fn room_for(&self, count: usize) -> Option<usize> {
-        if self.queues.len() + count <= QUEUE_PAIRS {
-            return Some(self.queues.len());
-        }
         let is_free = |index: usize| self.queues.get(index).is_none_or(Option::is_none);
         (0..=QUEUE_PAIRS.checked_sub(count)?).find(|first| (*first..first + count).all(is_free))
     }
@@ -284,7 +332,8 @@ impl StackEntry {
             // Without it the queue works, but a later daemon could not tell which it is.
             let _ = sockopt::tag_queue(&queue.xsk, index as u8, self.ring_entries);
             if let Some(info) = locked.stack().queue_pairs_mut().get_mut(index) {
-                *info = queue_pair_info(queue, link, flags);
+                let generation = info.generation.wrapping_add(1);
+                *info = queue_pair_info(queue, link, flags, generation);
             }
             self.attachment.install(&mut locked, index, Box::new(pair));
         }
@@ -319,16 +368,12 @@ impl StackEntry {
 
     /// Marks queue pairs as closed in the image where that could not be done at the time.
     pub(super) fn settle(&self, locked: &mut Locked<'_>) {
-        let mut changed = false;
-        for (index, info) in locked.stack().queue_pairs_mut().iter_mut().enumerate() {
+        for index in 0..QUEUE_PAIRS {
             let is_open = self.queues.get(index).is_some_and(Option::is_some);
-            if !is_open && info.is_live() {
-                info.flags &= !QueuePairInfo::LIVE;
-                changed = true;
+            let info = locked.stack().queue_pairs().get(index);
+            if !is_open && info.is_some_and(QueuePairInfo::is_live) {
+                self.attachment.retire(locked, index);
             }
-        }
-        if changed {
-            locked.stack().bump_queue_pairs();
         }
     }
 
@@ -341,12 +386,8 @@ impl StackEntry {
             .collect();
         if let Ok(mut locked) = self.lock() {
             for &index in &closed {
-                self.attachment.uninstall(&mut locked, index);
-                if let Some(info) = locked.stack().queue_pairs_mut().get_mut(index) {
-                    info.flags &= !QueuePairInfo::LIVE;
-                }
+                self.attachment.retire(&mut locked, index);
             }
-            locked.stack().bump_queue_pairs();
         }
         for index in closed {
             if let Some(queue) = self.queues.get_mut(index) {
@@ -388,7 +429,7 @@ impl StackEntry {
     }
 }
 
-fn queue_pair_info(queue: &Queue, link: &LinkInfo, flags: u32) -> QueuePairInfo {
+fn queue_pair_info(queue: &Queue, link: &LinkInfo, flags: u32, generation: u32) -> QueuePairInfo {
     QueuePairInfo {
         ifindex: queue.ifindex,
         queue_id: queue.queue,
@@ -401,6 +442,7 @@ fn queue_pair_info(queue: &Queue, link: &LinkInfo, flags: u32) -> QueuePairInfo 
         rx_bytes: 0,
         tx_packets: 0,
         tx_bytes: 0,
+        generation,
         spare: 0,
     }
 }

@@ -214,6 +214,7 @@ impl Server {
             Ok(nic) => {
                 self.counters.add(Counter::InterfacesOpened);
                 self.nics.insert(ifindex, nic);
+                self.watch_queues(uid);
                 self.unpublished = true;
                 Ok(())
             }
@@ -299,6 +300,9 @@ impl Server {
         }
         if let Some(nic) = self.nics.remove(ifindex) {
             nic.close_queues();
+            if let Some(stack) = self.stacks.get(nic.owner) {
+                self.unwatch_queues(stack, ifindex);
+            }
             if let Some(stack) = self.stacks.get_mut(nic.owner) {
                 stack.close_interface(ifindex);
             }

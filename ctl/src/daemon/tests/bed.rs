@@ -39,11 +39,20 @@ impl Bed {
         let (server, client) = (bed.namespace(), bed.peer());
         ip(&format!("netns add {server}"));
         ip(&format!("netns add {client}"));
+        for namespace in [server, client] {
+            ip(&format!("-n {namespace} link set lo up"));
+        }
+        bed.add_veth();
+        bed
+    }
+
+    /// Joins the namespaces.
+    pub(super) fn add_veth(&self) {
+        let (server, client) = (self.namespace(), self.peer());
         ip(&format!(
             "link add dmns netns {server} type veth peer name dmnc netns {client}"
         ));
         for (namespace, interface, host) in [(&server, "dmns", 1), (&client, "dmnc", 2)] {
-            ip(&format!("-n {namespace} link set lo up"));
             ip(&format!("-n {namespace} link set {interface} up"));
             ip(&format!(
                 "-n {namespace} addr add 198.18.9.{host}/24 dev {interface}"
@@ -52,7 +61,6 @@ impl Bed {
                 "-n {namespace} addr add fd98:9::{host}/64 dev {interface} nodad"
             ));
         }
-        bed
     }
 
     /// With a daemon that answers.

@@ -90,6 +90,28 @@ impl Lines {
         self.child.id()
     }
 
+    /// Ids of its threads.
+    pub(super) fn threads(&self) -> Vec<u32> {
+        let folder = std::fs::read_dir(format!("/proc/{}/task", self.id())).expect("threads");
+        let names = folder.flatten().map(|entry| entry.file_name());
+        names
+            .filter_map(|name| name.to_str()?.parse().ok())
+            .collect()
+    }
+
+    /// How often its threads have gone to sleep.
+    pub(super) fn wake_ups(&self) -> u64 {
+        let sleeps = |thread: u32| -> u64 {
+            let path = format!("/proc/{}/task/{thread}/status", self.id());
+            let status = std::fs::read_to_string(path).unwrap_or_default();
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            line.map_or(0, |number| number.trim().parse().expect("number"))
+        };
+        self.threads().into_iter().map(sleeps).sum()
+    }
+
     /// `kill -9`; returns when the process is gone.
     pub(super) fn kill(&mut self) {
         self.child.kill().expect("kill");
@@ -128,6 +150,8 @@ fn program_child() {
     }
     for line in std::io::stdin().lines().map_while(Result::ok) {
         match line.as_str() {
+            "held" => println!("> {}", program.held(endpoint)),
+            "map" => println!("> {}", program.map_queues()),
             "queued" => println!("> {}", program.queued(endpoint)),
             "lock" => {
                 std::mem::forget(program.attachment.lock().expect("lock"));
@@ -156,6 +180,11 @@ fn program_child() {
                     .control
                     .ask(Request::new(RequestKind::Shutdown), None);
                 println!("> {answer:?}");
+            }
+            _ if line.starts_with("word ") => {
+                let word = line.split(' ').nth(1).expect("word");
+                program.write_lock_word(word.parse().expect("number"));
+                println!("> written");
             }
             _ if line.starts_with("forked ") => {
                 let numbers: Vec<u32> = line

@@ -17,7 +17,7 @@ fn filters(bed: &Bed) -> usize {
     bed.list(QueryKind::Filters).as_array().map_or(0, Vec::len)
 }
 
-fn send(bed: &Bed, to: &str, count: usize) {
+pub(super) fn send(bed: &Bed, to: &str, count: usize) {
     bed.outside(|| {
         let sender = UdpSocket::bind("198.18.9.2:0").expect("bind");
         for _ in 0..count {
@@ -249,6 +249,33 @@ fn filters_follow_addresses_and_interfaces() {
             .map(Vec::len),
         Some(0)
     );
+}
+
+#[test]
+fn an_interface_that_comes_back_is_mapped_anew() {
+    let bed = Bed::with_daemon();
+    let mut program = Lines::program(&bed, "0.0.0.0:7001", 65534);
+    assert_eq!(program.read(), "ready");
+    let stack = || bed.list(QueryKind::Stacks)[0].clone();
+    let before = stack();
+    for count in 1..4 {
+        bed.ip("link del dmns");
+        until("the interface is gone", || {
+            bed.list(QueryKind::Filters)[0]["interface"].is_null()
+        });
+        bed.add_veth();
+        until("it is back", || {
+            bed.list(QueryKind::Filters)[0]["interface"] == "dmns"
+        });
+        // Under the number of the one before, which the program still has mapped.
+        assert_eq!(stack()["queue_pairs"][0]["index"], 0);
+        assert_eq!(program.ask("map"), "1");
+        send(&bed, "198.18.9.1:7001", 1);
+        wait_for(&mut program, &count.to_string());
+    }
+    // Three are with the socket; rings that are gone keep none.
+    let free = |stack: &serde_json::Value| stack["chunks_free"].as_u64().expect("number");
+    assert!(free(&stack()) >= free(&before) - 3, "{}", free(&stack()));
 }
 
 #[test]

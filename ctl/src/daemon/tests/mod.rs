@@ -4,6 +4,7 @@
 
 mod bed;
 mod child;
+mod deputy;
 mod life;
 mod program;
 mod rude;

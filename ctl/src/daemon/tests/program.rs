@@ -128,6 +128,18 @@ impl Program {
         }
     }
 
+    /// Writes anything into the lock word of the image.
+    pub(super) fn write_lock_word(&self, word: u32) {
+        const OFFSET: u64 = 16;
+        rustix::io::pwrite(&self.shared[0], &word.to_ne_bytes(), OFFSET).expect("write");
+    }
+
+    /// How many datagrams an endpoint has, without taking frames in.
+    pub(super) fn held(&self, endpoint: EndpointId) -> u32 {
+        let mut locked = self.attachment.lock().expect("lock");
+        locked.stack().udp_status(endpoint).expect("status").queued
+    }
+
     /// How many links the program holds.
     pub(super) fn links(&self) -> usize {
         self.leases.len()

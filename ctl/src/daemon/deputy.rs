@@ -1,0 +1,178 @@
+//! Running stacks for programs that do not: that compute, sleep elsewhere or are stopped while
+//! frames are due.
+//!
+//! ```text
+//!   idle --a queue has frames--> looking --nobody has pumped since the last look--> pump --+
+//!    ^                            | ^ ^-- somebody has: later, at most WATCHING -+         |
+//!    +-- nothing in the queues ---+ +------------------------------------------------------+
+//! ```
+//!
+//! While a stack is idle its queues are in the epoll set, each for one event; while it is looked at
+//! they are not, so that the frames of a program that does its own work wake nobody here. Frames
+//! that are taken in go to their sockets' queues, as far as those have room, and what does not fit
+//! is counted there, as the kernel would.
+
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll;
+use rustix::event::epoll::EventFlags;
+
+use super::counters::Counter;
+use super::server::{Server, Token};
+use super::stacks::{Busy, StackEntry};
+
+/// How long a program may leave frames in a queue.
+const GRACE: Duration = Duration::from_millis(2);
+/// Longest pause between two looks at a stack whose programs do their own work.
+const WATCHING: Duration = Duration::from_millis(4);
+/// Pause between two pumps while nobody else pumps: a ring holds 2048 frames.
+const PUMPING: Duration = Duration::from_millis(1);
+/// Pauses after a pump are at least so many times as long as it took: no stack gets more than a
+/// quarter of the daemon's time.
+const SHARE: u32 = 3;
+/// Longest pause when the lock is not to be had.
+const STUCK: Duration = Duration::from_millis(128);
+/// Looks that find the queues empty, until they are left to the epoll set again.
+const QUIET_LOOKS: u32 = 2;
+
+/// The next look at a stack.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    at: Instant,
+    pause: Duration,
+    /// [`StackEntry::pumps`] at the last look.
+    pumps: u32,
+    /// Looks in a row that have found nothing in the queues.
+    quiet: u32,
+}
+
+impl Look {
+    /// The first one.
+    fn first(pumps: u32) -> Self {
+        Self {
+            at: Instant::now() + GRACE,
+            pause: GRACE,
+            pumps,
+            quiet: 0,
+        }
+    }
+
+    fn again(self, pause: Duration) -> Self {
+        Self {
+            at: Instant::now() + pause,
+            pause,
+            ..self
+        }
+    }
+}
+
+impl Server {
+    /// Takes new queues of a stack into the epoll set.
+    pub(super) fn watch_queues(&self, uid: u32) {
+        let Some(stack) = self.stacks.get(uid) else {
+            return;
+        };
+        for (index, queue) in stack.open_queues() {
+            // Those that are there already are told so, and stay as they are. Without a place in
+            // the set nobody deputises; the programs go on all the same.
+            let data = Token::Queue(uid, index).data();
+            let _ = epoll::add(&self.epoll, &queue.xsk, data, WATCHED);
+        }
+    }
+
+    /// Takes the queues of an interface out of it, which their end would not: programs have copies
+    /// of their descriptors.
+    pub(super) fn unwatch_queues(&self, stack: &StackEntry, ifindex: u32) {
+        for (_, queue) in stack.open_queues() {
+            if queue.ifindex == ifindex {
+                let _ = epoll::delete(&self.epoll, &queue.xsk);
+            }
+        }
+    }
+
+    /// A queue of a stack that was idle has frames, or an error, which ends with the interface.
+    pub(super) fn queue_event(&mut self, uid: u32, flags: EventFlags) {
+        if let Some(stack) = self.stacks.get_mut(uid)
+            && flags.contains(EventFlags::IN)
+        {
+            let first = Look::first(stack.pumps());
+            stack.look.get_or_insert(first);
+        }
+    }
+
+    /// When the next look is due.
+    pub(super) fn look_due(&self) -> Option<Instant> {
+        let looks = self.stacks.iter().filter_map(|stack| stack.look);
+        looks.map(|look| look.at).min()
+    }
+
+    /// Looks at every stack that is due for it.
+    pub(super) fn look_at_stacks(&mut self, now: Instant) {
+        let due = |stack: &StackEntry| stack.look.is_some_and(|look| look.at <= now);
+        let due: Vec<u32> = self
+            .stacks
+            .iter()
+            .filter(|stack| due(stack))
+            .map(|stack| stack.uid)
+            .collect();
+        for uid in due {
+            let Some((stack, look)) = self.stacks.get(uid).and_then(|it| Some((it, it.look?)))
+            else {
+                continue;
+            };
+            let (next, pumped) = stack.look_again(look);
+            match pumped {
+                Some(Ok(frames)) => {
+                    self.counters.add(Counter::StacksPumped);
+                    self.counters.add_many(Counter::FramesPumped, frames as u64);
+                }
+                Some(Err(Busy)) => self.counters.add(Counter::StackLocksBusy),
+                None => {}
+            }
+            if next.is_none() {
+                for (index, queue) in stack.open_queues() {
+                    let data = Token::Queue(uid, index).data();
+                    let _ = epoll::modify(&self.epoll, &queue.xsk, data, WATCHED);
+                }
+            }
+            if let Some(stack) = self.stacks.get_mut(uid) {
+                stack.look = next;
+            }
+        }
+    }
+}
+
+/// One event, then none until it is asked for again.
+const WATCHED: EventFlags = EventFlags::IN.union(EventFlags::ONESHOT);
+
+impl StackEntry {
+    /// One look: when the next one is, if at all, and what came of a pump, if it was needed.
+    fn look_again(&self, look: Look) -> (Option<Look>, Option<Result<usize, Busy>>) {
+        let is_readable = self.is_readable();
+        let pumps = self.pumps();
+        if pumps != look.pumps {
+            let quiet = if is_readable { 0 } else { look.quiet + 1 };
+            let next = Look {
+                pumps,
+                quiet,
+                ..look.again((look.pause * 2).min(WATCHING))
+            };
+            return ((quiet < QUIET_LOOKS).then_some(next), None);
+        }
+        if !is_readable {
+            return (None, None);
+        }
+        let begun = Instant::now();
+        let pumped = self.pump();
+        let pause = match pumped {
+            Ok(_) => PUMPING.max(begun.elapsed() * SHARE),
+            Err(Busy) => (look.pause * 2).clamp(WATCHING, STUCK),
+        };
+        let next = Look {
+            pumps: self.pumps(),
+            quiet: 0,
+            ..look.again(pause)
+        };
+        (Some(next), Some(pumped))
+    }
+}

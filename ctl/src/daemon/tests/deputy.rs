@@ -1,0 +1,97 @@
+//! The daemon in the place of programs that do not call, and beside those that mean it no good.
+
+use std::time::{Duration, Instant};
+
+use bypass_proto::control::QueryKind;
+use bypass_runtime::control::Control;
+
+use super::bed::{Bed, until};
+use super::child::Lines;
+use super::life::send;
+
+/// What an answer of the daemon may take.
+const PROMPTLY: Duration = Duration::from_millis(100);
+
+fn counter(bed: &Bed, name: &str) -> u64 {
+    let daemon = bed.list(QueryKind::Daemon);
+    let counters = daemon["counters"].as_array().expect("counters");
+    let found = counters.iter().find(|one| one["name"] == name);
+    found.expect("counter")["value"].as_u64().expect("number")
+}
+
+#[test]
+fn frames_are_taken_in_for_a_program_that_does_not_call() {
+    let bed = Bed::with_daemon();
+    let mut program = Lines::program(&bed, "198.18.9.1:7001", 65534);
+    assert_eq!(program.read(), "ready");
+    // In more than one go: the queue must be watched again after the first.
+    for count in 1..4 {
+        send(&bed, "198.18.9.1:7001", 10);
+        let wanted = (count * 10).to_string();
+        let begun = Instant::now();
+        while program.ask("held") != wanted {
+            assert!(begun.elapsed() < Duration::from_secs(3), "{count}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    assert!(counter(&bed, "stacks_pumped") >= 1);
+    assert_eq!(counter(&bed, "frames_pumped"), 30);
+}
+
+#[test]
+fn a_daemon_with_nothing_to_do_sleeps() {
+    let bed = Bed::new();
+    let daemon = Lines::daemon(&bed);
+    bed.inside(|| until("the daemon answers", || Control::connect().is_ok()));
+    let mut program = Lines::program(&bed, "198.18.9.1:7001", 0);
+    assert_eq!(program.read(), "ready");
+    send(&bed, "198.18.9.1:7001", 10);
+    let begun = Instant::now();
+    while program.ask("held") != "10" {
+        assert!(begun.elapsed() < Duration::from_secs(3));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // The last look at the empty queue.
+    std::thread::sleep(Duration::from_millis(100));
+    let before = daemon.wake_ups();
+    std::thread::sleep(Duration::from_secs(2));
+    // One a second sweeps.
+    let woken = daemon.wake_ups() - before;
+    assert!(woken <= 10, "{woken} times in two seconds");
+}
+
+#[test]
+fn no_lock_word_stops_the_daemon() {
+    const WAITERS: u32 = 1 << 31;
+    let bed = Bed::new();
+    let daemon = Lines::daemon(&bed);
+    bed.inside(|| until("the daemon answers", || Control::connect().is_ok()));
+    let mut vandal = Lines::program(&bed, "198.18.9.1:7001", 65534);
+    assert_eq!(vandal.read(), "ready");
+    let mut words = vec![WAITERS, u32::MAX, 0x3fff_ffff, 1, 1 | WAITERS, vandal.id()];
+    words.extend(daemon.threads().iter().flat_map(|id| [*id, *id | WAITERS]));
+    for word in words {
+        assert_eq!(vandal.ask(&format!("word {word}")), "written");
+        send(&bed, "198.18.9.1:7001", 3);
+        let begun = Instant::now();
+        for kind in [QueryKind::Stacks, QueryKind::Filters, QueryKind::Daemon] {
+            assert!(!bed.list(kind).is_null());
+        }
+        let mut late = Lines::program(&bed, "198.18.9.1:7002", 65534);
+        assert!(!late.child_output().is_empty());
+        let mut other = Lines::program(&bed, "198.18.9.1:7003", 65533);
+        assert!(other.read().contains("QueueBusy"), "others are served");
+        assert!(
+            begun.elapsed() < PROMPTLY * 20,
+            "{word:x}: {:?}",
+            begun.elapsed()
+        );
+        let begun = Instant::now();
+        assert!(bed.list(QueryKind::Filters).is_array());
+        assert!(
+            begun.elapsed() < PROMPTLY,
+            "{word:x}: {:?}",
+            begun.elapsed()
+        );
+    }
+}
