@@ -4,6 +4,7 @@
 //! Clients keep copies, so the daemon's death detaches nothing.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -194,8 +195,26 @@ impl Nic {
         ring_entries: u32,
         slot: u32,
     ) -> Result<OwnedFd, NicError> {
+        let patience = xsk::BIND_PATIENCE;
+        self.open_queue_within(queue_id, memory, ring_entries, slot, patience)
+    }
+
+    /// [`Self::open_queue`] with a bound on how long it waits for a queue that another process
+    /// keeps: the kernel frees one some milliseconds after its owner died.
+    ///
+    /// # Errors
+    /// As [`Self::open_queue`].
+    pub fn open_queue_within(
+        &self,
+        queue_id: u32,
+        memory: &PacketMemory,
+        ring_entries: u32,
+        slot: u32,
+        patience: Duration,
+    ) -> Result<OwnedFd, NicError> {
         let index = place(queue_id, slot)?;
-        let fd = xsk::open(self.interface.ifindex, queue_id, memory, ring_entries)?;
+        let ifindex = self.interface.ifindex;
+        let fd = xsk::open(ifindex, queue_id, memory, ring_entries, patience)?;
         let number = fd.as_raw_fd().cast_unsigned();
         self.maps
             .xsks

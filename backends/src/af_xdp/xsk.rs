@@ -26,7 +26,7 @@ use super::umem::PacketMemory;
 use crate::api::{QueueError, Severity};
 
 /// How long a bind is repeated: the kernel frees a queue some milliseconds after its owner died.
-const BIND_PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const BIND_PATIENCE: Duration = Duration::from_secs(1);
 /// Longest pause between two binds.
 const BIND_PAUSE: Duration = Duration::from_millis(50);
 /// Frames that one doorbell may send (kernels before 6.18: 32).
@@ -51,6 +51,7 @@ pub(super) fn open(
     queue_id: u32,
     memory: &PacketMemory,
     ring_entries: u32,
+    patience: Duration,
 ) -> Result<OwnedFd, NicError> {
     let fd = socket_with(
         AddressFamily::XDP,
@@ -79,18 +80,23 @@ pub(super) fn open(
         let _ = sockopt::set_socket_send_buffer_size(&fd, SEND_BUFFER);
     }
     let _ = set_tx_budget(&fd, TX_BUDGET.min(ring_entries));
-    bind_patiently(&fd, ifindex, queue_id)?;
+    bind_patiently(&fd, ifindex, queue_id, patience)?;
     Ok(fd)
 }
 
-fn bind_patiently(fd: &OwnedFd, ifindex: u32, queue_id: u32) -> Result<(), NicError> {
+fn bind_patiently(
+    fd: &OwnedFd,
+    ifindex: u32,
+    queue_id: u32,
+    patience: Duration,
+) -> Result<(), NicError> {
     let flags = SocketAddrXdpFlags::XDP_COPY | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
     let address = SocketAddrXdp::new(flags, ifindex, queue_id);
     let mut waited = Duration::ZERO;
     let mut pause = Duration::from_millis(1);
     loop {
         match bind(fd, &address) {
-            Err(Errno::BUSY) if waited < BIND_PATIENCE => {
+            Err(Errno::BUSY) if waited < patience => {
                 let time = rustix::time::Timespec {
                     tv_sec: 0,
                     tv_nsec: pause.subsec_nanos().into(),

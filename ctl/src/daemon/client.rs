@@ -32,6 +32,8 @@ const REQUEST_FDS: usize = 4;
 #[derive(Debug)]
 pub(super) struct Client {
     fd: OwnedFd,
+    /// Its number.
+    pub number: u64,
     /// The process that connected, as it was then (user and group are the socket's).
     pub peer: Process,
     /// User of the stack that requests on this connection mean, once that is known.
@@ -67,9 +69,10 @@ pub(super) enum Incoming {
 
 impl Client {
     /// A connection just accepted.
-    pub(super) fn new(fd: OwnedFd, peer: Process, surplus: bool) -> Self {
+    pub(super) fn new(fd: OwnedFd, number: u64, peer: Process, surplus: bool) -> Self {
         Self {
             fd,
+            number,
             peer,
             stack: None,
             surplus,

@@ -26,6 +26,7 @@ mod detach;
 mod filters;
 mod netlink;
 mod nics;
+mod opening;
 mod process;
 mod proof;
 mod published;

@@ -65,7 +65,8 @@ impl OpenNic {
         self.nic.mode == Mode::Native
     }
 
-    /// Opens one queue over the packet memory and makes the program lead packets to it.
+    /// Opens one queue over the packet memory and makes the program lead packets to it. EBUSY when
+    /// somebody else has it, or did until a moment ago.
     pub(super) fn open_queue(
         &self,
         queue: u32,
@@ -79,7 +80,8 @@ impl OpenNic {
             bytes,
             chunk_size,
         };
-        self.nic.open_queue(queue, &memory, ring_entries, SLOT)
+        self.nic
+            .open_queue_within(queue, &memory, ring_entries, SLOT, Duration::ZERO)
     }
 
     /// Leads packets of this flow to the owner's queues.

@@ -24,6 +24,13 @@ pub(super) struct Refused {
     pub detail: u32,
 }
 
+impl Refused {
+    /// Not an answer: the request waits for a queue to become free.
+    pub(super) fn not_yet() -> Self {
+        Errno::INPROGRESS.into()
+    }
+}
+
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
         Self { refusal, detail: 0 }
@@ -54,8 +61,12 @@ impl Server {
         fds: Vec<OwnedFd>,
     ) -> Result<(), Errno> {
         let sequence = request.sequence;
-        let answer = match self.answer(client, request, fds) {
+        let answer = match self.answer(client, request, &fds) {
             Ok(answer) => answer,
+            Err(refused) if refused == Refused::not_yet() => {
+                self.openings.wait(client.number, *request, fds);
+                return Ok(());
+            }
             Err(refused) => {
                 return self.refuse(client, refused.refusal, refused.detail, sequence);
             }
@@ -85,7 +96,7 @@ impl Server {
         &mut self,
         client: &mut Client,
         request: &Request,
-        fds: Vec<OwnedFd>,
+        fds: &[OwnedFd],
     ) -> Result<Answer, Refused> {
         let kind = RequestKind::from_wire(request.kind).ok_or(Refusal::Malformed)?;
         if !fds.is_empty() && kind != RequestKind::AddFilter {
@@ -171,12 +182,14 @@ impl Server {
         &mut self,
         client: &mut Client,
         request: &Request,
-        fds: Vec<OwnedFd>,
+        fds: &[OwnedFd],
     ) -> Result<Reply, Refused> {
-        let [socket] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| Refusal::Malformed)?;
+        let [socket] = fds else {
+            return Err(Refusal::Malformed.into());
+        };
         let wish = proof::wish(request)?;
         let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
-        proof::check(&socket, request, &wish, self.namespace)?;
+        proof::check(socket, request, &wish, self.namespace)?;
         let pid = client.peer.pid;
         if self.filters.of_process(pid) >= self.config.policy.daemon.filters_per_client {
             return Err(Refusal::Limit.into());

@@ -20,6 +20,7 @@ use super::counters::{Counter, Counters};
 use super::filters::Filters;
 use super::netlink::mirror::Mirror;
 use super::nics::Nics;
+use super::opening::Openings;
 use super::process::Process;
 use super::stacks::Stacks;
 use super::sweep::Chores;
@@ -84,6 +85,7 @@ pub(super) struct Server {
     pub stacks: Stacks,
     pub filters: Filters,
     pub nics: Nics,
+    pub openings: Openings,
     pub mirror: Mirror,
     pub watch: Watch,
     pub counters: Counters,
@@ -126,6 +128,7 @@ impl Server {
             stacks: Stacks::default(),
             filters: Filters::default(),
             nics: Nics::default(),
+            openings: Openings::default(),
             mirror,
             watch: Watch::default(),
             counters,
@@ -209,6 +212,7 @@ impl Server {
         self.follow_mirror();
         let now = Instant::now();
         self.look_at_stacks(now);
+        self.continue_openings();
         if now >= self.next_sweep {
             self.next_sweep = now + SWEEP;
             self.sweep();
@@ -235,6 +239,7 @@ impl Server {
             self.mirror.due(),
             self.chores.due(),
             self.look_due(),
+            self.openings.due(),
         ];
         let first = due.into_iter().flatten().min()?;
         let left = first.saturating_duration_since(Instant::now());
@@ -299,7 +304,8 @@ impl Server {
             self.last_client += 1;
             let number = self.last_client;
             if self.listen_to(&fd, Token::Client(number)).is_ok() {
-                self.clients.insert(number, Client::new(fd, peer, surplus));
+                let client = Client::new(fd, number, peer, surplus);
+                self.clients.insert(number, client);
             }
         }
     }

@@ -5,7 +5,6 @@
 //! missing. It runs when a filter is added and whenever links, addresses or static filters change.
 
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
 
 use bypass_backends::af_xdp::{FilterCounters, NicError};
 use bypass_proto::control::Refusal;
@@ -15,6 +14,7 @@ use rustix::io::Errno;
 use super::counters::Counter;
 use super::filters::{Entry, Filter, Flow, MapChange, Wish};
 use super::nics::{self, OpenNic};
+use super::opening::{Opening, Pending};
 use super::requests::Refused;
 use super::server::Server;
 use super::stacks::Queue;
@@ -34,11 +34,16 @@ impl Obstacles {
     /// Notes why an interface could not be opened. EBUSY and EEXIST: another program has it.
     fn failed(&mut self, errno: Option<Errno>) {
         self.taken |= matches!(errno, Some(Errno::BUSY | Errno::EXIST));
-        self.errno = self.errno.or(errno);
+        self.errno = match errno {
+            Some(Errno::INPROGRESS) => errno,
+            _ => self.errno.or(errno),
+        };
     }
 
     fn refused(self) -> Refused {
-        let refusal = if self.taken {
+        let refusal = if self.errno == Some(Errno::INPROGRESS) {
+            return Refused::not_yet();
+        } else if self.taken {
             Refusal::QueueBusy
         } else if self.errno == Some(Errno::AGAIN) {
             Refusal::System
@@ -61,7 +66,7 @@ impl Server {
         let id = filter.id;
         self.filters.insert(filter);
         let mut refused = self.reconcile(id);
-        if self.interfaces_of(id) == 0 {
+        if self.interfaces_of(id) == 0 && refused != Refused::not_yet() {
             // The address may be newer than what we know.
             self.mirror.refresh_now(&mut self.counters);
             self.follow_mirror();
@@ -207,6 +212,13 @@ impl Server {
                 Err(Some(Errno::BUSY))
             };
         }
+        if self
+            .openings
+            .owner(ifindex)
+            .is_some_and(|owner| owner != uid)
+        {
+            return Err(Some(Errno::BUSY));
+        }
         if self.nics.failed_lately(ifindex) {
             return Err(self.nics.errno(ifindex));
         }
@@ -218,6 +230,7 @@ impl Server {
                 self.unpublished = true;
                 Ok(())
             }
+            Err(error) if error.errno == Errno::INPROGRESS => Err(Some(error.errno)),
             Err(error) => {
                 self.counters.add(Counter::InterfaceFailures);
                 // A busy lock says nothing about the interface.
@@ -242,8 +255,13 @@ impl Server {
             .mirror
             .link(ifindex)
             .ok_or_else(|| failed(Errno::NODEV, "no interface"))?;
-        let mut nic = OpenNic::attach(ifindex, uid)?;
-        let count = nic.queue_count();
+        let not_yet = || failed(Errno::INPROGRESS, "waiting for a queue");
+        let mut opening = match self.openings.take(ifindex) {
+            Pending::None => Opening::new(OpenNic::attach(ifindex, uid)?),
+            Pending::NotNow => return Err(not_yet()),
+            Pending::Ready(opening) => *opening,
+        };
+        let count = opening.nic.queue_count();
         let first = stack
             .room_for(count as usize)
             .ok_or_else(|| failed(Errno::NOSPC, "the stack has no room for its queues"))?;
@@ -251,17 +269,24 @@ impl Server {
         let packets = stack
             .map_packets()
             .map_err(|errno| failed(errno, "mapping packet memory"))?;
-        let queues: Result<Vec<Queue>, NicError> = (0..count)
-            .map(|queue| {
-                let xsk: OwnedFd =
-                    nic.open_queue(queue, &packets, stack.chunk_size, stack.ring_entries)?;
-                Ok(Queue {
+        for queue in opening.queues.len() as u32..count {
+            let (chunk_size, entries) = (stack.chunk_size, stack.ring_entries);
+            match opening.nic.open_queue(queue, &packets, chunk_size, entries) {
+                Ok(xsk) => opening.queues.push(Queue {
                     ifindex,
                     queue,
                     xsk,
-                })
-            })
-            .collect();
+                }),
+                Err(error) if error.errno == Errno::BUSY && opening.has_patience() => {
+                    self.openings.keep(ifindex, opening.tried());
+                    return Err(not_yet());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let Opening {
+            mut nic, queues, ..
+        } = opening;
         let native = if nic.is_native() {
             QueuePairInfo::NATIVE
         } else {
@@ -273,7 +298,7 @@ impl Server {
             0
         };
         stack
-            .install(first, queues?, link, native | partial)
+            .install(first, queues, link, native | partial)
             .map_err(|errno| failed(errno, "mapping its queues"))?;
         nic.first_queue_pair = first as u8;
         nic.queue_pairs = count as u8;

@@ -201,6 +201,7 @@ impl Server {
         for ifindex in interfaces {
             self.close_interface(ifindex);
         }
+        self.openings.forget(uid);
         self.chores.slots.retain(|(user, _)| *user != uid);
         self.chores.unborn.retain(|(user, _, _)| *user != uid);
         if self.stacks.remove(uid).is_some() {

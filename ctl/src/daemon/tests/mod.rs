@@ -6,6 +6,7 @@ mod bed;
 mod child;
 mod deputy;
 mod life;
+mod opening;
 mod program;
 mod rude;
 mod serve;
