@@ -12,6 +12,7 @@ use bypass_runtime::attachment::{Attachment, Leases};
 use bypass_runtime::clock;
 use bypass_runtime::control::{Answer, Control, ControlError};
 use bypass_runtime::cplane::Cplane;
+use bypass_runtime::flows::Flows;
 use bypass_runtime::image::Image;
 use bypass_runtime::packets::Packets;
 use bypass_runtime::wake::Ringer;
@@ -31,6 +32,8 @@ pub struct Joined {
     pub attachment: Attachment,
     /// Routes and neighbours.
     pub cplane: Cplane,
+    /// TCP flows.
+    pub flows: Flows,
     chunk_size: u32,
     leases: Mutex<Leases>,
     seen_queue_pairs: AtomicU32,
@@ -113,11 +116,13 @@ fn attach(control: &mut Option<Control>) -> Result<Joined, FallThrough> {
         .map_err(reason_of)?;
     *control = Some(connected);
     let Answer { reply, fds } = answer;
-    let [image, packets, cplane] = <[_; 3]>::try_from(fds).map_err(|_| FallThrough::Refused)?;
+    let [image, packets, cplane, flows] =
+        <[_; 4]>::try_from(fds).map_err(|_| FallThrough::Refused)?;
     let system = |_| FallThrough::System;
     let image_map = Image::map(&image).map_err(|_| FallThrough::Refused)?;
     let packets_map = Packets::map(&packets, reply.chunk_size).map_err(system)?;
     let cplane_map = Cplane::map(&cplane).map_err(system)?;
+    let flows_map = Flows::map(&flows).map_err(system)?;
     let ringer = Ringer::new().map_err(system)?;
     let ringer = Ringer::from_fd(private::hide(ringer.into_fd()));
     let attachment =
@@ -128,10 +133,12 @@ fn attach(control: &mut Option<Control>) -> Result<Joined, FallThrough> {
         private::hide(image),
         private::hide(packets),
         private::hide(cplane),
+        private::hide(flows),
     ]);
     Ok(Joined {
         attachment,
         cplane: cplane_map,
+        flows: flows_map,
         chunk_size: reply.chunk_size,
         leases: Mutex::new(leases),
         seen_queue_pairs: AtomicU32::new(0),

@@ -14,7 +14,7 @@ pub const ADDRESS: &[u8] = b"bypass-daemon";
 /// First word of every request and reply: "BYPS" in memory.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"BYPS");
 /// Protocol version. A daemon refuses any other with [`Refusal::Version`].
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Most descriptors that one message carries (the kernel's SCM_MAX_FD is 253).
 pub const MAX_FDS: usize = 128;
 /// Most bytes of one packet of JSON text.
@@ -25,15 +25,19 @@ pub const MAX_TEXT: usize = 32 * 1024;
 #[repr(u16)]
 pub enum RequestKind {
     /// Join the stack of the caller's user. Reply: [`ReplyKind::Attached`] with image, packet
-    /// memory and control-plane table.
+    /// memory, control-plane table and the table of TCP flows.
     Attach = 1,
     /// All queue pairs of the stack. Reply: [`ReplyKind::QueuePairs`]; per queue pair, in index
     /// order, the XSK, then one link descriptor for each interface.
     QueuePairs = 2,
-    /// Steer a flow or local address to the stack. One descriptor: the bound socket itself, the
-    /// proof that the caller owns the address. Reply: [`ReplyKind::Filter`].
+    /// UDP: steer a flow or local address to the stack. TCP: allow the stack to claim flows of a
+    /// local address and port in its flow table, and with [`Request::listen`] steer connections
+    /// that begin there to it. One descriptor: the bound socket itself, the proof that the caller
+    /// owns the address. For TCP the daemon keeps a copy of it as long as the filter lives, so that
+    /// the port stays taken. Reply: [`ReplyKind::Filter`].
     AddFilter = 3,
-    /// Give a filter back. No reply.
+    /// Give a filter back. No reply. The grant of a TCP listener goes with the last flow of its
+    /// address in the flow table, the listener itself and the daemon's copy of the socket at once.
     RemoveFilter = 4,
     /// The caller has forked: `pid` now owns process slot `process`. No reply.
     Forked = 5,
@@ -114,8 +118,9 @@ pub struct Request {
     pub family: u8,
     /// 1 = a static filter that keeps the traffic in the kernel, 0 = one that steers it to a stack.
     pub keep_in_kernel: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// TCP: 1 = connections that others begin are the stack's too, 0 = only the flows that it
+    /// claims. Zero for UDP.
+    pub listen: u8,
     /// Interface index, 0 = every interface with a backend that has the local address.
     pub ifindex: u32,
     /// Endpoint in the stack image that the filter feeds: slab index.
@@ -147,7 +152,7 @@ impl Request {
             protocol: 0,
             family: 0,
             keep_in_kernel: 0,
-            reserved: 0,
+            listen: 0,
             ifindex: 0,
             endpoint_index: 0,
             endpoint_generation: 0,
@@ -162,7 +167,8 @@ impl Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum ReplyKind {
-    /// Descriptors: stack image, packet memory, control-plane table (in this order).
+    /// Descriptors: stack image, packet memory, control-plane table, table of TCP flows (in this
+    /// order).
     Attached = 1,
     /// Descriptors: see [`RequestKind::QueuePairs`].
     QueuePairs = 2,

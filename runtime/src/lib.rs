@@ -3,8 +3,9 @@
 //! Whoever holds a stack's image, packet memory and queue descriptors can run it. [`image`] maps
 //! the image memfd, [`packets`] the packet memory, [`lock`] is the process-shared lock in the
 //! image's first page, [`attachment`] joins them with the queue pairs and pumps frames between
-//! queues and stack, [`cplane`] reads the daemon's control-plane table, [`wake`] wakes a waiter
-//! that sleeps in another thread or process, [`control`] talks to the daemon.
+//! queues and stack, [`flows`] leads TCP connections to it, [`cplane`] reads the daemon's
+//! control-plane table, [`wake`] wakes a waiter that sleeps in another thread or process,
+//! [`control`] talks to the daemon.
 //!
 //! Everything here makes raw system calls only (`rustix` without libc): it runs inside programs
 //! whose libc symbols are our own hooks. No threads, no signal handlers, nothing printed.
@@ -13,6 +14,7 @@ pub mod attachment;
 pub mod clock;
 pub mod control;
 pub mod cplane;
+pub mod flows;
 pub mod image;
 pub mod lock;
 pub mod map;

@@ -163,6 +163,7 @@ fn list(json: &Json) -> Result<(), Failure> {
         ("INTERFACE", "interface"),
         ("BACKEND", "backend"),
         ("ACTION", "action"),
+        ("ROLE", "role"),
         ("PID", "owner.pid"),
         ("PROGRAM", "owner.program"),
         ("UID", "owner.uid"),

@@ -10,6 +10,7 @@
 //!                                        of which namespace: see the table's file (`Published`)
 //!   interface: link -> program -> maps   queue pair: note in the XSK (sockopt::tag_queue)
 //!   filters: endpoints of the image, as far as the program's maps already have their entries
+//!   TCP flows: the BPF map by its name      their grants: those in the program's maps
 //! ```
 //!
 //! Names and images are the programs' word and prove nothing, so what they say is taken only for
@@ -19,9 +20,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use bypass_backends::af_xdp::FlowTable;
 use bypass_runtime::{cplane, image, packets};
 use bypass_stack::inspect::{EndpointView, Image};
-use bypass_stack::{Family, QUEUE_PAIRS, QueuePairInfo, SocketAddress};
+use bypass_stack::{EndpointId, Family, QUEUE_PAIRS, QueuePairInfo, SocketAddress};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, sockopt};
@@ -34,7 +36,7 @@ use super::process;
 use super::published::{Belongs, Published};
 use super::server::Server;
 use super::sockopt as own;
-use super::stacks::{self, Origin, Queue, StackEntry};
+use super::stacks::{self, Origin, Parts, Queue, StackEntry};
 
 /// Descriptors of one stack, from whatever processes have them.
 #[derive(Debug)]
@@ -43,6 +45,7 @@ struct Found {
     uid: u32,
     packets: OwnedFd,
     cplane: OwnedFd,
+    flows: Option<OwnedFd>,
     /// By index of the queue pair, with the entries of its rings.
     xsks: BTreeMap<u8, (OwnedFd, u32)>,
     /// By interface index.
@@ -55,6 +58,7 @@ struct Held {
     image: Option<OwnedFd>,
     packets: Option<OwnedFd>,
     cplane: Option<OwnedFd>,
+    flows: Option<OwnedFd>,
     xsks: BTreeMap<u8, (OwnedFd, u32)>,
     links: BTreeMap<u32, OwnedFd>,
 }
@@ -82,6 +86,7 @@ impl Server {
             uid,
             packets,
             cplane,
+            flows,
             xsks,
             links,
         } = found;
@@ -97,10 +102,15 @@ impl Server {
             image: process::inode(&image),
             packets: process::inode(&packets),
         };
-        let cplane = Published::adopt(cplane, belongs)?;
-        let mut stack = StackEntry::join(uid, image, packets, cplane, entries, Origin::Adopted)?;
+        let parts = Parts {
+            image,
+            packets,
+            cplane: Published::adopt(cplane, belongs)?,
+            flows: flows.map_or_else(|| stacks::make_flows(policy), Ok)?,
+        };
+        let mut stack = StackEntry::join(uid, parts, entries, Origin::Adopted)?;
         let infos = view.queue_pairs();
-        let nics = adopt_links(links, infos, uid);
+        let nics = adopt_links(links, infos, &stack);
         let is_ours = |info: &QueuePairInfo| nics.iter().any(|nic| nic.ifindex() == info.ifindex);
         let mut queues: Vec<Option<Queue>> = Vec::new();
         for (index, (xsk, ring)) in xsks {
@@ -177,10 +187,58 @@ impl Server {
                 wish,
                 entries,
                 may_grow: is_whole,
+                proof: None,
             });
         }
+        self.adopt_grants(uid);
         for (ifindex, nic) in self.nics.of_owner(uid) {
             nic.retain_filters(|flow| self.filters.is_shared(ifindex, flow));
+        }
+    }
+
+    /// Grants of TCP connections that live. Which filters they were is not known: they stay as
+    /// closing ones, so that every connection is served to its end. What begins goes to the
+    /// kernel's listeners.
+    fn adopt_grants(&mut self, uid: u32) {
+        let open = self.nics.of_owner(uid);
+        let grants: Vec<(u32, Flow)> = open
+            .flat_map(|(ifindex, nic)| nic.grants().into_iter().map(move |flow| (ifindex, flow)))
+            .collect();
+        for (ifindex, flow) in grants {
+            let has_flows = self.stacks.get(uid).is_some_and(|stack| {
+                let mut flows = stack.flows.iter();
+                flows.any(|known| known.local == flow.local)
+            });
+            if !has_flows || self.filters.is_shared(ifindex, &flow) {
+                continue;
+            }
+            if self.add_entry(ifindex, &flow).is_none() {
+                continue;
+            }
+            let entry = Entry {
+                ifindex,
+                flow,
+                before: Default::default(),
+            };
+            let id = self.filters.new_id();
+            self.filters.insert(Filter {
+                id,
+                uid,
+                pid: 0,
+                endpoint: EndpointId::NONE,
+                wish: Wish {
+                    local: flow.local,
+                    remote: flow.remote,
+                    protocol: flow.protocol,
+                    v4: flow.local.ip.is_v4(),
+                    v6: !flow.local.ip.is_v4(),
+                    ifindex: 0,
+                    listens: false,
+                },
+                entries: vec![entry],
+                may_grow: false,
+                proof: None,
+            });
         }
     }
 
@@ -205,6 +263,7 @@ fn wish_of(endpoint: &EndpointView) -> Wish {
         v4: endpoint.family != Family::V6 && (is_any || is_v4),
         v6: endpoint.family != Family::V4 && (is_any || !is_v4),
         ifindex: endpoint.ifindex,
+        listens: true,
     }
 }
 
@@ -212,7 +271,7 @@ fn wish_of(endpoint: &EndpointView) -> Wish {
 fn adopt_links(
     links: BTreeMap<u32, OwnedFd>,
     infos: &[QueuePairInfo; QUEUE_PAIRS],
-    uid: u32,
+    stack: &StackEntry,
 ) -> Vec<OpenNic> {
     let mut nics = Vec::new();
     for (ifindex, link) in links {
@@ -221,7 +280,7 @@ fn adopt_links(
             continue;
         };
         let native = infos[first].flags & QueuePairInfo::NATIVE != 0;
-        if let Ok(mut nic) = OpenNic::from_link(link, uid, native) {
+        if let Ok(mut nic) = OpenNic::from_link(link, stack.uid, native, stack.flows_fd()) {
             nic.first_queue_pair = first as u8;
             nic.queue_pairs = infos.iter().filter(|info| is_here(info)).count() as u8;
             nics.push(nic);
@@ -261,9 +320,11 @@ fn find_all(cookie: u64) -> Vec<Found> {
                 uid,
                 packets,
                 cplane,
+                flows: None,
                 xsks: BTreeMap::new(),
                 links: BTreeMap::new(),
             });
+        stack.flows = stack.flows.take().or(held.flows);
         stack.xsks.extend(held.xsks);
         stack.links.extend(held.links);
     }
@@ -306,6 +367,9 @@ fn look_into(pid: u32, cookie: u64) -> Option<Held> {
             held.cplane = held.cplane.or_else(copy);
         } else if name.starts_with("socket:") {
             held.xsks.extend(copy().and_then(|fd| as_xsk(fd, cookie)));
+        } else if name.starts_with("anon_inode:bpf-map") {
+            let is_table = |fd: &OwnedFd| FlowTable::is_one(fd) && FlowTable::map(fd).is_ok();
+            held.flows = held.flows.or_else(|| copy().filter(is_table));
         } else if name.starts_with("anon_inode:bpf") {
             held.links.extend(copy().and_then(as_link));
         }

@@ -9,9 +9,16 @@
 //! Several sockets may have one address (SO_REUSEPORT, SO_REUSEADDR): their entries are one entry
 //! of the interface's map, which is removed with the last of them. The stack picks the socket.
 //!
+//! TCP is different in that the stack enters its connections itself, in its flow table. Its filter
+//! is a *grant*: the local address and port for which that counts, and of a listening socket also
+//! the connections that others begin. A listener that is given back while connections that it has
+//! accepted live is *closing*: nothing begins any more, and the grant goes with the last of them.
+//!
 //! A *static filter* is an administrator's: it keeps addresses in the kernel, whoever asks.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use bypass_backends::af_xdp::FilterCounters;
 use bypass_stack::cplane::Address;
@@ -19,9 +26,20 @@ use bypass_stack::{EndpointId, IpAddress, SocketAddress};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Place;
 
+/// IPPROTO_TCP.
+pub(super) const TCP: u8 = 6;
 /// Up to so many entries on an interface, a socket bound to any address is served on all of the
 /// host's addresses there; above, on those of the interface itself.
 const FOREIGN_ADDRESSES: usize = 64;
+
+/// What an entry of an interface's map does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum FlowKind {
+    /// Leads datagrams, or TCP segments that begin connections.
+    Packets,
+    /// Lets the stack claim TCP flows.
+    Grant,
+}
 
 /// Packets of one flow, or with `remote` unspecified all datagrams to a local address and port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +50,8 @@ pub(super) struct Flow {
     pub remote: SocketAddress,
     /// IP protocol number.
     pub protocol: u8,
+    /// What the entry does.
+    pub kind: FlowKind,
 }
 
 /// What a socket takes.
@@ -49,6 +69,8 @@ pub(super) struct Wish {
     pub v6: bool,
     /// Only on this interface; 0 = all.
     pub ifindex: u32,
+    /// Whether it takes what others begin: not a TCP socket that only connects.
+    pub listens: bool,
 }
 
 impl Wish {
@@ -91,15 +113,29 @@ impl Wish {
         if self.ifindex != 0 && self.ifindex != ifindex {
             return Vec::new();
         }
-        let flow = |ip| Flow {
-            local: SocketAddress::new(ip, self.local.port),
-            remote: self.remote,
-            protocol: self.protocol,
-        };
-        self.locals(ifindex, addresses)
-            .into_iter()
-            .map(flow)
-            .collect()
+        // The grant first: a connection that begins needs it.
+        let kinds = [
+            (FlowKind::Grant, self.protocol == TCP),
+            (FlowKind::Packets, self.listens),
+        ];
+        let mut flows = Vec::new();
+        for ip in self.locals(ifindex, addresses) {
+            let kinds = kinds.iter().filter(|(_, has_it)| *has_it);
+            flows.extend(kinds.map(|(kind, _)| Flow {
+                local: SocketAddress::new(ip, self.local.port),
+                remote: self.remote,
+                protocol: self.protocol,
+                kind: *kind,
+            }));
+        }
+        flows
+    }
+
+    /// Whether connections of this local address are granted by it.
+    pub(super) fn grants(&self, local: SocketAddress) -> bool {
+        self.protocol == TCP
+            && self.local.port == local.port
+            && (self.local.ip.is_unspecified() || self.local.ip == local.ip)
     }
 
     /// Whether a flow on an interface is inside this wish (as that of a static filter).
@@ -146,6 +182,16 @@ pub(super) struct Filter {
     pub entries: Vec<Entry>,
     /// Whether entries may be added later. Not for a filter whose wish is only the program's word.
     pub may_grow: bool,
+    /// The socket that was the proof, kept for TCP: the port stays taken while the stack finishes
+    /// connections whose sockets are closed.
+    pub proof: Option<Arc<OwnedFd>>,
+}
+
+impl Filter {
+    /// Whether this is a grant that lives only for the connections that are left.
+    pub(super) fn is_closing(&self) -> bool {
+        self.endpoint == EndpointId::NONE
+    }
 }
 
 /// An administrator's filter: stays with the kernel.
@@ -231,9 +277,27 @@ impl Filters {
         ids
     }
 
-    /// Id and endpoint of every filter of a stack.
+    /// Makes a listener's filter a closing one.
+    pub(super) fn set_closing(&self, id: u32) {
+        if let Some(mut filter) = self.by_id.get_mut(&id) {
+            filter.endpoint = EndpointId::NONE;
+            filter.wish.listens = false;
+            filter.proof = None;
+        }
+    }
+
+    /// Whether a stack has filters for TCP.
+    pub(super) fn has_tcp(&self, uid: u32) -> bool {
+        let mut filters = self.by_id.iter();
+        filters.any(|filter| filter.uid == uid && filter.wish.protocol == TCP)
+    }
+
+    /// Id and endpoint of every filter of a stack that has one.
     pub(super) fn endpoints(&self, uid: u32) -> Vec<(u32, EndpointId)> {
-        let mine = self.by_id.iter().filter(|filter| filter.uid == uid);
+        let mine = self
+            .by_id
+            .iter()
+            .filter(|filter| filter.uid == uid && !filter.is_closing());
         mine.map(|filter| (filter.id, filter.endpoint)).collect()
     }
 
@@ -318,6 +382,7 @@ mod tests {
             v4: true,
             v6: true,
             ifindex: 0,
+            listens: true,
         }
     }
 
@@ -349,6 +414,28 @@ mod tests {
         assert_eq!(v6_only.flows(2, &host()).len(), 1);
         let elsewhere = Wish { ifindex: 3, ..any };
         assert!(elsewhere.flows(2, &host()).is_empty());
+    }
+
+    #[test]
+    fn tcp_has_grants_and_a_listener_more() {
+        let connects = Wish {
+            protocol: TCP,
+            listens: false,
+            ..wish(IpAddress::from_v4([198, 18, 0, 1]))
+        };
+        let kinds = |wish: Wish| -> Vec<FlowKind> {
+            let flows = wish.flows(2, &host());
+            flows.iter().map(|flow| flow.kind).collect()
+        };
+        assert_eq!(kinds(connects), [FlowKind::Grant]);
+        let listens = Wish {
+            listens: true,
+            ..connects
+        };
+        assert_eq!(kinds(listens), [FlowKind::Grant, FlowKind::Packets]);
+        let any = wish(IpAddress::UNSPECIFIED);
+        assert!(connects.grants(connects.local) && !any.grants(connects.local));
+        assert!(!connects.grants(SocketAddress::new(connects.local.ip, 54)));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use bypass_runtime::packets::Packets;
 use bypass_stack::{IpAddress, SocketAddress};
 use rustix::io::Errno;
 
-use super::filters::Flow;
+use super::filters::{Flow, FlowKind};
 use super::netlink::message::LinkInfo;
 
 /// After a failure an interface is left alone for this long, after more of them for longer: an
@@ -92,6 +92,12 @@ impl OpenNic {
     /// Whether the interface's map has an entry for a flow.
     pub(super) fn has_filter(&self, flow: &Flow) -> bool {
         self.nic.target(key(flow)).is_some()
+    }
+
+    /// The grants in the interface's map.
+    pub(super) fn grants(&self) -> Vec<Flow> {
+        let flows = self.nic.filters().into_iter().filter_map(|key| flow(&key));
+        flows.filter(|flow| flow.kind == FlowKind::Grant).collect()
     }
 
     /// Removes every entry that `is_wanted` does not want. Those of other kinds than the daemon
@@ -224,8 +230,14 @@ impl OpenNic {
     }
 
     /// Takes over an attached program from a copy of its link.
-    pub(super) fn from_link(link: OwnedFd, owner: u32, native: bool) -> Result<Self, NicError> {
+    pub(super) fn from_link(
+        link: OwnedFd,
+        owner: u32,
+        native: bool,
+        flows: BorrowedFd<'_>,
+    ) -> Result<Self, NicError> {
         let mut nic = Nic::from_link(link)?;
+        nic.set_flow_table(SLOT, flows)?;
         if !native {
             nic.mode = Mode::Generic;
         }
@@ -237,6 +249,11 @@ impl OpenNic {
         })
     }
 
+    /// Lets the program look for TCP flows in the owner's flow table.
+    pub(super) fn set_flows(&mut self, flows: BorrowedFd<'_>) -> Result<(), NicError> {
+        self.nic.set_flow_table(SLOT, flows)
+    }
+
     /// Interface index.
     pub(super) fn ifindex(&self) -> u32 {
         self.nic.interface.ifindex
@@ -246,12 +263,11 @@ impl OpenNic {
 /// A flow as the program's maps name it.
 fn key(flow: &Flow) -> FilterKey {
     if flow.remote == SocketAddress::UNSPECIFIED {
-        return FilterKey::Listener(Listener {
-            ip: flow.local.ip.0,
-            port: flow.local.port,
-            protocol: flow.protocol,
-            any: 0,
-        });
+        let key = Listener::at(flow.local.ip.0, flow.local.port, flow.protocol);
+        return match flow.kind {
+            FlowKind::Packets => FilterKey::Listener(key),
+            FlowKind::Grant => FilterKey::Grant(key),
+        };
     }
     FilterKey::Flow(af_xdp::Flow {
         local: flow.local.ip.0,
@@ -264,17 +280,22 @@ fn key(flow: &Flow) -> FilterKey {
 
 /// The other way; `None` for keys that the daemon does not write.
 fn flow(key: &FilterKey) -> Option<Flow> {
-    match key {
-        FilterKey::Listener(key) if key.any == 0 => Some(Flow {
+    let at = |key: &Listener, kind| {
+        (key.any == 0).then_some(Flow {
             local: SocketAddress::new(IpAddress(key.ip), key.port),
             remote: SocketAddress::UNSPECIFIED,
             protocol: key.protocol,
-        }),
-        FilterKey::Listener(_) | FilterKey::Grant(_) => None,
+            kind,
+        })
+    };
+    match key {
+        FilterKey::Listener(key) => at(key, FlowKind::Packets),
+        FilterKey::Grant(key) => at(key, FlowKind::Grant),
         FilterKey::Flow(key) => Some(Flow {
             local: SocketAddress::new(IpAddress(key.local), key.local_port),
             remote: SocketAddress::new(IpAddress(key.remote), key.remote_port),
             protocol: u8::try_from(key.protocol).ok()?,
+            kind: FlowKind::Packets,
         }),
     }
 }

@@ -16,10 +16,10 @@ use rustix::net::{
     sockopt,
 };
 
-use super::filters::Wish;
+use super::filters::{TCP, Wish};
 use super::sockopt as own;
 
-/// IPPROTO_UDP. TCP has no endpoints yet.
+/// IPPROTO_UDP.
 const UDP: u8 = 17;
 
 /// What a request asks for, as far as it makes sense by itself.
@@ -38,12 +38,15 @@ pub(super) fn wish(request: &Request) -> Result<Wish, Refusal> {
         2 => (false, true),
         _ => return Err(Refusal::Malformed),
     };
+    let is_tcp = request.protocol == TCP;
     let fits = |ip: IpAddress| ip.is_unspecified() || if is_v4(ip) { v4 } else { v6 };
-    if request.protocol != UDP
+    if ![TCP, UDP].contains(&request.protocol)
+        || request.listen > u8::from(is_tcp)
         || local.port == 0
         || !is_remote_whole
         || !fits(local.ip)
         || !fits(remote.ip)
+        || is_tcp && remote != SocketAddress::UNSPECIFIED
         || local.ip.is_multicast()
         || local.ip.is_limited_broadcast()
     {
@@ -56,10 +59,11 @@ pub(super) fn wish(request: &Request) -> Result<Wish, Refusal> {
         v4: v4 && (is_any || is_v4(local.ip)),
         v6: v6 && (is_any || !is_v4(local.ip)),
         ifindex: request.ifindex,
+        listens: !is_tcp || request.listen == 1,
     })
 }
 
-/// Checks a socket against the wish.
+/// Checks a socket against the wish of a user's program.
 ///
 /// # Errors
 /// [`Refusal::Malformed`] when it is no such socket, [`Refusal::NotOwner`] when it is not bound
@@ -69,6 +73,7 @@ pub(super) fn check(
     request: &Request,
     wish: &Wish,
     namespace: u64,
+    uid: u32,
 ) -> Result<(), Refusal> {
     let malformed = |_| Refusal::Malformed;
     let domain = if request.family == 0 {
@@ -76,8 +81,13 @@ pub(super) fn check(
     } else {
         AddressFamily::INET6
     };
+    let kind = if wish.protocol == TCP {
+        SocketType::STREAM
+    } else {
+        SocketType::DGRAM
+    };
     if sockopt::socket_domain(socket).map_err(malformed)? != domain
-        || sockopt::socket_type(socket).map_err(malformed)? != SocketType::DGRAM
+        || sockopt::socket_type(socket).map_err(malformed)? != kind
     {
         return Err(Refusal::Malformed);
     }
@@ -104,11 +114,18 @@ pub(super) fn check(
     };
     let is_there =
         local == Some(wish.local) && remote == wish.remote && (bound == 0 || bound == wish.ifindex);
-    if is_there {
+    if is_there && (wish.protocol != TCP || uid == 0 || is_exclusive(socket).map_err(malformed)?) {
         Ok(())
     } else {
         Err(Refusal::NotOwner)
     }
+}
+
+/// Whether no other user can have bound a TCP socket to the same address and port. Among sockets
+/// with SO_REUSEADDR several may, as long as none listens (socket(7)); a group with SO_REUSEPORT is
+/// one user's.
+fn is_exclusive(socket: &OwnedFd) -> Result<bool, Errno> {
+    Ok(sockopt::socket_acceptconn(socket)? || !sockopt::socket_reuseaddr(socket)?)
 }
 
 fn address(address: SocketAddrAny) -> Option<SocketAddress> {
@@ -128,4 +145,38 @@ fn address(address: SocketAddrAny) -> Option<SocketAddress> {
 /// ::ffff:0.0.0.0 is "any" like the others.
 fn normal(ip: IpAddress) -> IpAddress {
     ip.to_v4().map_or(ip, IpAddress::from_v4)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use bypass_proto::control::RequestKind;
+    use rustix::net::{bind, listen, socket};
+
+    use super::*;
+
+    #[test]
+    fn a_port_that_others_may_share_is_no_proof() {
+        let fd = socket(AddressFamily::INET, SocketType::STREAM, None).expect("socket");
+        sockopt::set_socket_reuseaddr(&fd, true).expect("option");
+        bind(&fd, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("bind");
+        let local = getsockname(&fd).ok().and_then(address).expect("address");
+        let request = Request {
+            local: local.ip.0,
+            local_port: local.port,
+            protocol: TCP,
+            ..Request::new(RequestKind::AddFilter)
+        };
+        let wish = wish(&request).expect("wish");
+        let namespace = own::namespace_cookie(&fd).expect("cookie");
+        let by = |uid| check(&fd, &request, &wish, namespace, uid);
+        assert_eq!((by(0), by(1000)), (Ok(()), Err(Refusal::NotOwner)));
+        listen(&fd, 1).expect("listen");
+        assert_eq!(by(1000), Ok(()));
+        assert_eq!(
+            check(&fd, &request, &wish, namespace + 1, 0),
+            Err(Refusal::NotOwner)
+        );
+    }
 }

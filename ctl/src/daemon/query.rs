@@ -1,14 +1,17 @@
 //! Lists for `bypassctl`, as JSON.
 
+use std::collections::HashMap;
+use std::rc::Rc;
+
 use bypass_proto::control::{QueryKind, VERSION};
 use bypass_proto::policy::Backend;
 use bypass_stack::cplane::Address;
 use bypass_stack::inspect::Image;
-use bypass_stack::{QueuePairInfo, SocketAddress};
+use bypass_stack::{EndpointId, QueuePairInfo, SocketAddress};
 use serde_json::{Value, json};
 
 use super::counters::Counter;
-use super::filters::{Filter, Wish};
+use super::filters::{Filter, TCP, Wish};
 use super::netlink::message::LinkInfo;
 use super::nics;
 use super::process::{self, Process};
@@ -44,27 +47,29 @@ impl Server {
                     self.filter_objects(&filter, image.as_ref(), &mut list);
                 }
             }
+            self.flow_objects(stack, image.as_ref(), &mut list);
         }
         for filter in self.filters.statics() {
             list.push(json!({
                 "id": filter.id, "protocol": protocol(filter.wish.protocol),
                 "local": address(&filter.wish.local), "remote": remote(&filter.wish),
                 "interface": self.interface_name(filter.wish.ifindex), "backend": null,
-                "action": "kernel", "owner": null, "packets": 0, "bytes": 0, "state": "static",
+                "action": "kernel", "role": null, "owner": null, "packets": 0, "bytes": 0, "state": "static",
             }));
         }
         list.into()
     }
 
     fn filter_objects(&self, filter: &Filter, image: Option<&Image<'_>>, list: &mut Vec<Value>) {
-        let is_live = image.is_some_and(|image| image.endpoint(filter.endpoint).is_some());
+        let is_live = filter.is_closing()
+            || image.is_some_and(|image| image.endpoint(filter.endpoint).is_some());
         let owner = self.owner(filter, image);
         let object = |interface: Value, backend: Value, packets: u64, bytes: u64| {
             json!({
                 "id": filter.id, "protocol": protocol(filter.wish.protocol),
                 "local": address(&filter.wish.local), "remote": remote(&filter.wish),
-                "interface": interface, "backend": backend, "action": "steer", "owner": owner,
-                "packets": packets, "bytes": bytes,
+                "interface": interface, "backend": backend, "action": "steer",
+                "role": role(filter), "owner": owner, "packets": packets, "bytes": bytes,
                 "state": if is_live { "live" } else { "orphan" },
             })
         };
@@ -99,10 +104,44 @@ impl Server {
         }
     }
 
-    /// The first living holder of the endpoint; without one, the process that asked.
+    /// The TCP flows of a stack, each with the filter that grants it. Others do nothing.
+    fn flow_objects(&self, stack: &StackEntry, image: Option<&Image<'_>>, list: &mut Vec<Value>) {
+        let mut grants = HashMap::new();
+        for id in self.filters.ids(|filter| filter.uid == stack.uid) {
+            if let Some(filter) = self
+                .filters
+                .get(id)
+                .filter(|filter| filter.wish.protocol == TCP)
+            {
+                let entries = filter.entries.iter();
+                let places = entries.map(|entry| (entry.flow.local, entry.ifindex));
+                let filter = Rc::new(filter.clone());
+                grants.extend(places.map(|(local, at)| (local, (Rc::clone(&filter), at))));
+            }
+        }
+        for flow in stack.flows.iter() {
+            let Some((filter, ifindex)) = grants.get(&flow.local) else {
+                continue;
+            };
+            list.push(json!({
+                "id": filter.id, "protocol": protocol(TCP),
+                "local": flow.local.to_string(), "remote": flow.remote.to_string(),
+                "interface": self.interface_name(*ifindex), "backend": Backend::AfXdp.word(),
+                "action": "steer", "role": "flow",
+                "owner": self.owner_of(flow.endpoint, filter, image),
+                "packets": flow.packets, "bytes": flow.bytes, "state": "live",
+            }));
+        }
+    }
+
     fn owner(&self, filter: &Filter, image: Option<&Image<'_>>) -> Value {
+        self.owner_of(filter.endpoint, filter, image)
+    }
+
+    /// The first living holder of the endpoint; without one, the process that asked.
+    fn owner_of(&self, of: EndpointId, filter: &Filter, image: Option<&Image<'_>>) -> Value {
         let holder = image.and_then(|image| {
-            let endpoint = image.endpoint(filter.endpoint)?;
+            let endpoint = image.endpoint(of)?;
             image
                 .processes()
                 .find(|process| endpoint.is_held_by(process.id))
@@ -255,7 +294,17 @@ impl Server {
 }
 
 fn protocol(number: u8) -> &'static str {
-    if number == 6 { "tcp" } else { "udp" }
+    if number == TCP { "tcp" } else { "udp" }
+}
+
+/// What a TCP filter is for.
+fn role(filter: &Filter) -> Option<&'static str> {
+    let role = match (filter.wish.listens, filter.is_closing()) {
+        (true, _) => "listen",
+        (false, true) => "closing",
+        (false, false) => "connect",
+    };
+    (filter.wish.protocol == TCP).then_some(role)
 }
 
 fn mode(is_native: bool) -> &'static str {

@@ -1,6 +1,7 @@
 //! What clients ask, and who may.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use bypass_proto::control::{QueryKind, Refusal, Reply, ReplyKind, Request, RequestKind};
 use bypass_stack::{EndpointId, ProcessId};
@@ -8,7 +9,7 @@ use rustix::io::Errno;
 
 use super::client::Client;
 use super::counters::Counter;
-use super::filters::{Filter, StaticFilter};
+use super::filters::{Filter, StaticFilter, TCP};
 use super::process::{self, Process};
 use super::proof;
 use super::server::{Server, Token};
@@ -114,7 +115,7 @@ impl Server {
                     .is_some_and(|filter| filter.uid == uid)
                 {
                     self.counters.add(Counter::FiltersRemoved);
-                    self.remove_filter(request.filter);
+                    self.retire_filter(request.filter);
                 }
                 Ok(Answer::None)
             }
@@ -189,7 +190,7 @@ impl Server {
         };
         let wish = proof::wish(request)?;
         let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
-        proof::check(socket, request, &wish, self.namespace)?;
+        proof::check(socket, request, &wish, self.namespace, client.peer.uid)?;
         let pid = client.peer.pid;
         if self.filters.of_process(pid) >= self.config.policy.daemon.filters_per_client {
             return Err(Refusal::Limit.into());
@@ -202,6 +203,12 @@ impl Server {
         if !stack.lock()?.stack().is_live(endpoint) {
             return Err(Refusal::Malformed.into());
         }
+        let proof = if wish.protocol == TCP {
+            let copy = socket.try_clone().map_err(|_| Errno::MFILE)?;
+            Some(Arc::new(copy))
+        } else {
+            None
+        };
         let id = self.filters.new_id();
         let filter = Filter {
             id,
@@ -211,6 +218,7 @@ impl Server {
             wish,
             entries: Vec::new(),
             may_grow: true,
+            proof,
         };
         let count = self.place_filter(filter)?;
         self.counters.add(Counter::FiltersAdded);

@@ -15,15 +15,16 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use bypass_backends::af_xdp::AfXdpQueuePair;
+use bypass_backends::af_xdp::{AfXdpQueuePair, FlowTable};
 use bypass_proto::policy::{Backend, DaemonPolicy};
 use bypass_runtime::attachment::{AttachError, Attachment, Locked};
 use bypass_runtime::clock;
+use bypass_runtime::flows::Flows;
 use bypass_runtime::image::{Image, ImageError, STACK_OFFSET};
 use bypass_runtime::lock::Owners;
 use bypass_runtime::packets::Packets;
 use bypass_runtime::wake::Ringer;
-use bypass_stack::{Capacities, QUEUE_PAIRS, QueuePairInfo};
+use bypass_stack::{Capacities, EndpointId, QUEUE_PAIRS, QueuePairInfo};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::time::Timespec;
@@ -101,11 +102,36 @@ pub(super) struct StackEntry {
     packets: OwnedFd,
     /// Its control-plane table.
     pub cplane: Published,
+    /// Its TCP flows.
+    pub flows: Flows,
+    flows_fd: OwnedFd,
     attachment: Attachment,
     /// The next look at whether its programs run it themselves; `None` while it is idle.
     pub look: Option<Look>,
     /// Until when the lock is not waited for.
     busy_until: Cell<Option<Instant>>,
+}
+
+/// What a stack is made of.
+#[derive(Debug)]
+pub(super) struct Parts {
+    /// The stack's state.
+    pub image: OwnedFd,
+    /// Its chunks.
+    pub packets: OwnedFd,
+    /// Its control-plane table.
+    pub cplane: Published,
+    /// Its TCP flows.
+    pub flows: OwnedFd,
+}
+
+/// Makes a flow table for stacks of this policy. An endpoint may leave a second flow behind, in
+/// TIME_WAIT.
+///
+/// # Errors
+/// `EPERM` without CAP_BPF, `ENOMEM`.
+pub(super) fn make_flows(policy: &DaemonPolicy) -> Result<OwnedFd, Errno> {
+    FlowTable::create(policy.endpoints.saturating_mul(2), random()?)
 }
 
 /// Chunk size for a host with these links.
@@ -151,22 +177,32 @@ impl StackEntry {
             image: process::inode(&image),
             packets: process::inode(&packets),
         };
-        let cplane = Published::make(belongs)?;
-        Self::join(uid, image, packets, cplane, ring_entries, Origin::Made)
+        let parts = Parts {
+            image,
+            packets,
+            cplane: Published::make(belongs)?,
+            flows: make_flows(policy)?,
+        };
+        Self::join(uid, parts, ring_entries, Origin::Made)
     }
 
-    /// Joins a stack whose image and packet memory exist.
+    /// Joins a stack whose parts exist.
     ///
     /// # Errors
     /// errno of what the kernel refused; `EINVAL` when they are no stack.
     pub(super) fn join(
         uid: u32,
-        image: OwnedFd,
-        packets: OwnedFd,
-        cplane: Published,
+        parts: Parts,
         ring_entries: u32,
         origin: Origin,
     ) -> Result<Self, Errno> {
+        let Parts {
+            image,
+            packets,
+            cplane,
+            flows: flows_fd,
+        } = parts;
+        let flows = Flows::map(&flows_fd)?;
         let capacities = stated_capacities(&image)?;
         let chunk_size = capacities.chunk_size;
         let mapped = Image::map(&image).map_err(errno_of_image)?;
@@ -194,6 +230,8 @@ impl StackEntry {
             image,
             packets,
             cplane,
+            flows,
+            flows_fd,
             attachment,
             look: None,
             busy_until: Cell::new(None),
@@ -275,13 +313,25 @@ impl StackEntry {
         queues.filter_map(|(index, queue)| Some((index, queue.as_ref()?)))
     }
 
-    /// What an attached program gets: image, packet memory, control-plane table.
-    pub(super) fn shared(&self) -> [BorrowedFd<'_>; 3] {
+    /// What an attached program gets: image, packet memory, control-plane table, TCP flows.
+    pub(super) fn shared(&self) -> [BorrowedFd<'_>; 4] {
         [
             self.image.as_fd(),
             self.packets.as_fd(),
             self.cplane.as_fd(),
+            self.flows_fd.as_fd(),
         ]
+    }
+
+    /// The table of TCP flows, for the steering program.
+    pub(super) fn flows_fd(&self) -> BorrowedFd<'_> {
+        self.flows_fd.as_fd()
+    }
+
+    /// Place and endpoint of every TCP flow.
+    pub(super) fn flow_endpoints(&self) -> Vec<(u32, EndpointId)> {
+        let flows = self.flows.iter();
+        flows.map(|flow| (flow.slot, flow.endpoint)).collect()
     }
 
     /// One descriptor per queue pair in index order; the image stands for a closed one.

@@ -12,7 +12,7 @@ use bypass_stack::QueuePairInfo;
 use rustix::io::Errno;
 
 use super::counters::Counter;
-use super::filters::{Entry, Filter, Flow, MapChange, Wish};
+use super::filters::{Entry, Filter, Flow, MapChange, TCP, Wish};
 use super::nics::{self, OpenNic};
 use super::opening::{Opening, Pending};
 use super::requests::Refused;
@@ -89,6 +89,26 @@ impl Server {
             .unwrap_or_default();
         let interfaces: BTreeSet<u32> = entries.iter().map(|entry| entry.ifindex).collect();
         interfaces.len() as u32
+    }
+
+    /// Ends a filter: at once, or a listener's when the connections that it has accepted are gone.
+    pub(super) fn retire_filter(&mut self, id: u32) {
+        match self.filters.get(id) {
+            Some(filter) if filter.wish.listens && self.has_flows(&filter) => {
+                self.filters.set_closing(id);
+                self.reconcile(id);
+            }
+            _ => self.remove_filter(id),
+        }
+    }
+
+    /// Whether the stack has TCP flows of the filter's address.
+    pub(super) fn has_flows(&self, filter: &Filter) -> bool {
+        filter.wish.protocol == TCP
+            && self.stacks.get(filter.uid).is_some_and(|stack| {
+                let mut flows = stack.flows.iter();
+                flows.any(|flow| filter.wish.grants(flow.local))
+            })
     }
 
     /// Takes a filter away: its entries first.
@@ -261,6 +281,7 @@ impl Server {
             Pending::NotNow => return Err(not_yet()),
             Pending::Ready(opening) => *opening,
         };
+        opening.nic.set_flows(stack.flows_fd())?;
         let count = opening.nic.queue_count();
         let first = stack
             .room_for(count as usize)

@@ -81,13 +81,15 @@ impl Server {
             return;
         };
         let filters = self.filters.endpoints(uid);
+        let flows = self.tcp_flows(uid);
         let (orphaned, is_busy) = match stack.lock() {
             Ok(mut locked) => {
-                let stack = locked.stack();
-                (
-                    orphans(&filters, slot, |endpoint| stack.holders(endpoint)),
-                    false,
-                )
+                let held = locked.stack();
+                let holders = |endpoint| held.holders(endpoint);
+                for (place, endpoint) in orphans(&flows, slot, holders) {
+                    stack.flows.remove_slot(place, endpoint);
+                }
+                (orphans(&filters, slot, holders), false)
             }
             // Somebody keeps the lock. Reading without it may show an update half done, but no
             // update makes a dead process's endpoints others'.
@@ -101,9 +103,9 @@ impl Server {
                 (orphans(&filters, slot, holders), true)
             }
         };
-        for id in orphaned {
+        for (id, _) in orphaned {
             self.counters.add(Counter::FiltersSwept);
-            self.remove_filter(id);
+            self.retire_filter(id);
         }
         let given = match self
             .stacks
@@ -247,17 +249,30 @@ impl Server {
         }
     }
 
-    /// Removes the filters of endpoints that are gone.
+    /// The TCP flows of a stack; none when it has no filters for TCP, without which they are idle.
+    fn tcp_flows(&self, uid: u32) -> Vec<(u32, EndpointId)> {
+        let stack = self.stacks.get(uid).filter(|_| self.filters.has_tcp(uid));
+        stack.map_or_else(Vec::new, StackEntry::flow_endpoints)
+    }
+
+    /// Removes the filters and TCP flows of endpoints that are gone, and the grants of listeners
+    /// that were closed when their last connection is gone.
     fn sweep_filters(&mut self, uid: u32) {
         let Some(stack) = self.stacks.get(uid) else {
             return;
         };
         let filters = self.filters.endpoints(uid);
+        let flows = self.tcp_flows(uid);
         let Ok(mut locked) = stack.lock() else {
             self.counters.add(Counter::StackLocksBusy);
             return;
         };
         stack.settle(&mut locked);
+        for (place, endpoint) in flows {
+            if !locked.stack().is_live(endpoint) {
+                stack.flows.remove_slot(place, endpoint);
+            }
+        }
         let stack = locked.stack();
         let dead = filters
             .into_iter()
@@ -266,27 +281,34 @@ impl Server {
         drop(locked);
         for id in dead {
             self.counters.add(Counter::FiltersSwept);
-            self.remove_filter(id);
+            self.retire_filter(id);
+        }
+        for id in self
+            .filters
+            .ids(|filter| filter.uid == uid && filter.is_closing())
+        {
+            if self
+                .filters
+                .get(id)
+                .is_some_and(|filter| !self.has_flows(&filter))
+            {
+                self.remove_filter(id);
+            }
         }
     }
 }
 
-/// The filters whose endpoints nobody holds when this slot is empty.
+/// The filters or flows whose endpoints nobody holds but this slot. Nobody at all holds a TCP
+/// endpoint that is closed but not finished: that one is not an orphan.
 fn orphans(
-    filters: &[(u32, EndpointId)],
+    all: &[(u32, EndpointId)],
     slot: ProcessId,
     holders: impl Fn(EndpointId) -> [u64; 2],
-) -> Vec<u32> {
-    let is_orphaned = |endpoint: EndpointId| {
-        let mut holders = holders(endpoint);
-        if let Some(word) = holders.get_mut(usize::from(slot.0 >> 6)) {
-            *word &= !(1 << (slot.0 & 63));
-        }
-        holders == [0, 0]
-    };
-    filters
-        .iter()
-        .filter(|(_, endpoint)| is_orphaned(*endpoint))
-        .map(|(id, _)| *id)
-        .collect()
+) -> Vec<(u32, EndpointId)> {
+    let mut only = [0, 0];
+    if let Some(word) = only.get_mut(usize::from(slot.0 >> 6)) {
+        *word = 1 << (slot.0 & 63);
+    }
+    let is_orphaned = |(_, endpoint): &&(u32, EndpointId)| holders(*endpoint) == only;
+    all.iter().filter(is_orphaned).copied().collect()
 }

@@ -32,7 +32,7 @@ impl Default for DaemonPolicy {
         Self {
             allow: None,
             clients: 1024,
-            filters_per_client: 1024,
+            filters_per_client: 32 * 1024,
             chunks: 16 * 1024,
             endpoints: 4096,
             interfaces: InterfaceChoice::default(),

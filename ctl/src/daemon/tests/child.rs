@@ -157,6 +157,14 @@ fn program_child() {
                 std::mem::forget(program.attachment.lock().expect("lock"));
                 println!("> locked");
             }
+            _ if line.starts_with("connection ") => {
+                let (local, remote) = line[11..].split_once(' ').expect("two addresses");
+                let listener = std::net::TcpListener::bind(local).expect("bind");
+                let granted = program.grant(&listener, local, endpoint, 1);
+                program.enter(local, remote, endpoint);
+                println!("> {}", granted.is_ok());
+                std::mem::forget(listener);
+            }
             "exec" => {
                 let error = Command::new("sleep").arg("1000").exec();
                 panic!("exec: {error}");

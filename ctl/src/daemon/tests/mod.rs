@@ -10,3 +10,4 @@ mod opening;
 mod program;
 mod rude;
 mod serve;
+mod tcp;

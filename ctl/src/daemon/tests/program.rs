@@ -9,6 +9,7 @@ use bypass_proto::control::{ADDRESS, QueryKind, Refusal, Reply, ReplyKind, Reque
 use bypass_runtime::attachment::Attachment;
 use bypass_runtime::control::{Answer, Control, ControlError};
 use bypass_runtime::cplane::Cplane;
+use bypass_runtime::flows::Flows;
 use bypass_runtime::image::Image;
 use bypass_runtime::packets::Packets;
 use bypass_runtime::wake::Ringer;
@@ -26,6 +27,7 @@ pub(super) struct Program {
     pub control: Control,
     pub attachment: Attachment,
     pub cplane: Cplane,
+    pub flows: Flows,
     pub process: ProcessId,
     chunk_size: u32,
     shared: Vec<OwnedFd>,
@@ -37,11 +39,12 @@ impl Program {
         let mut control = Control::connect()?;
         let Answer { reply, fds } = control.ask(Request::new(RequestKind::Attach), None)?;
         assert_eq!(reply.kind, ReplyKind::Attached as u16);
-        let [image, packets, cplane] = fds.as_slice() else {
-            panic!("three descriptors")
+        let [image, packets, cplane, flows] = fds.as_slice() else {
+            panic!("four descriptors")
         };
         let packets = Packets::map(packets, reply.chunk_size).expect("packets");
         let cplane = Cplane::map(cplane).expect("cplane");
+        let flows = Flows::map(flows).expect("flows");
         let image = Image::map(image).expect("image");
         let attachment =
             Attachment::new(image, packets, Ringer::new().expect("ringer")).expect("attachment");
@@ -51,6 +54,7 @@ impl Program {
             control,
             attachment,
             cplane,
+            flows,
             process,
             chunk_size,
             shared: fds,
@@ -86,6 +90,45 @@ impl Program {
         let mut locked = self.attachment.lock().expect("lock");
         locked.stack().set_filter(endpoint, answer.reply.filter);
         Ok(answer.reply.filter)
+    }
+
+    /// Asks for a grant for a bound TCP socket, or a listener; the filter's id.
+    pub(super) fn grant(
+        &mut self,
+        socket: impl AsFd,
+        local: &str,
+        endpoint: EndpointId,
+        listen: u8,
+    ) -> Result<u32, ControlError> {
+        let local = from_std(local.parse().expect("address"));
+        let request = Request {
+            local: local.ip.0,
+            local_port: local.port,
+            protocol: 6,
+            listen,
+            endpoint_index: endpoint.index,
+            endpoint_generation: endpoint.generation,
+            ..Request::new(RequestKind::AddFilter)
+        };
+        let answer = self.control.ask(request, Some(socket.as_fd()))?;
+        Ok(answer.reply.filter)
+    }
+
+    /// Gives a filter back.
+    pub(super) fn release(&mut self, filter: u32) {
+        let request = Request {
+            filter,
+            ..Request::new(RequestKind::RemoveFilter)
+        };
+        self.control.tell(request).expect("tell");
+    }
+
+    /// Enters a TCP flow; its place.
+    pub(super) fn enter(&self, local: &str, remote: &str, endpoint: EndpointId) -> u32 {
+        let address = |text: &str| from_std(text.parse().expect("address"));
+        let _locked = self.attachment.lock().expect("lock");
+        let slot = self.flows.insert(address(local), address(remote), endpoint);
+        slot.expect("room")
     }
 
     /// Maps the queue pairs; how many.
