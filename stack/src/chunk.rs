@@ -33,13 +33,17 @@ impl Stack<'_> {
     /// A free chunk ([`Counter::DoubleRelease`]) and an id out of range or on a list
     /// ([`Counter::BadChunk`]) are counted and ignored.
     pub fn release_chunk(&mut self, id: ChunkId) {
-        match self.chunks.get(id.0 as usize) {
+        match self.chunks.get_mut(id.0 as usize) {
             Some(slot) if slot.state == chunk_state::FREE => self.count(Counter::DoubleRelease),
             Some(slot)
                 if slot.state == chunk_state::POSTED
                     || slot.state == chunk_state::SENDING && slot.owner == NONE =>
             {
                 self.put_free(id.0);
+            }
+            Some(slot) if slot.state == chunk_state::RETAINED_SENDING && slot.owner == NONE => {
+                // The connection keeps it until it is acknowledged.
+                slot.state = chunk_state::RETAINED;
             }
             _ => self.count(Counter::BadChunk),
         }
@@ -53,37 +57,12 @@ impl Stack<'_> {
 
     /// Takes a free chunk into another state.
     pub(crate) fn take_free(&mut self, state: u8) -> Option<ChunkId> {
-        let index = self.head.free_chunk;
-        match self.chunks.get_mut(index as usize) {
-            Some(slot) if slot.state == chunk_state::FREE => {
-                self.head.free_chunk = slot.next;
-                self.head.free_chunks = self.head.free_chunks.saturating_sub(1);
-                slot.state = state;
-                slot.owner = NONE;
-                slot.next = NONE;
-                Some(ChunkId(index))
-            }
-            _ => {
-                if index != NONE {
-                    self.head.free_chunk = NONE;
-                    self.head.free_chunks = 0;
-                    self.count(Counter::CorruptList);
-                }
-                self.count(Counter::NoChunk);
-                None
-            }
-        }
+        self.pool().take(state)
     }
 
     /// Puts a chunk on the free list, whatever it was. The caller has taken it off its list.
     pub(crate) fn put_free(&mut self, index: u32) {
-        if let Some(slot) = self.chunks.get_mut(index as usize) {
-            slot.state = chunk_state::FREE;
-            slot.owner = NONE;
-            slot.next = self.head.free_chunk;
-            self.head.free_chunk = index;
-            self.head.free_chunks = self.head.free_chunks.saturating_add(1);
-        }
+        self.pool().free(index);
     }
 
     /// Rebuilds every list after a lock owner has died inside an update.
@@ -95,8 +74,12 @@ impl Stack<'_> {
     pub fn recover(&mut self, memory_in_rings: &mut EachInRings<'_>) {
         let mut lost = 0u64;
         for slot in self.chunks.iter_mut() {
-            let listed = slot.state == chunk_state::SENDING && slot.owner != NONE;
-            if slot.state == chunk_state::QUEUED || listed {
+            let listed = chunk_state::is_sending(slot.state) && slot.owner != NONE;
+            let kept = matches!(
+                slot.state,
+                chunk_state::QUEUED | chunk_state::RETAINED | chunk_state::RECEIVED
+            );
+            if kept || listed {
                 lost = lost.saturating_add(1);
             }
             slot.state = chunk_state::FREE;
@@ -114,6 +97,7 @@ impl Stack<'_> {
             list.count = 0;
         }
         self.clear_dead_slots();
+        self.reset_tcp();
         self.rebuild_endpoints();
         self.rebuild_watchers();
         self.count(Counter::Recoveries);
@@ -155,9 +139,11 @@ impl Stack<'_> {
             endpoint.queued_bytes = 0;
             endpoint.next = NONE;
             endpoint.previous = NONE;
-            if endpoint.kind == kind::UDP && endpoint.holders != [0, 0] {
+            if endpoint.is_live() && endpoint.holders != [0, 0] {
                 self.head.live_endpoints = self.head.live_endpoints.saturating_add(1);
-                self.link_endpoint(index);
+                if self.keeps_its_place(index) {
+                    self.link_endpoint(index);
+                }
             } else {
                 if endpoint.kind != kind::FREE {
                     endpoint.generation = next_generation(endpoint.generation);
@@ -176,8 +162,8 @@ pub(crate) fn next_generation(generation: u32) -> u32 {
 }
 
 impl Endpoint {
-    /// Whether the slot is a UDP endpoint.
+    /// Whether the slot is in use.
     pub(crate) fn is_live(&self) -> bool {
-        self.kind == kind::UDP
+        matches!(self.kind, kind::UDP | kind::TCP)
     }
 }

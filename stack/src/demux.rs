@@ -11,7 +11,7 @@
 //! differ from Linux's array order, so a flow may move to another member then, as it may there.
 
 use crate::counters::Counter;
-use crate::image::{Endpoint, NONE, UdpOptions, table};
+use crate::image::{Endpoint, NONE, UdpOptions, kind, table};
 use crate::stack::Stack;
 use crate::types::{EndpointId, Family, IpAddress, SocketAddress};
 
@@ -33,7 +33,7 @@ impl Endpoint {
     /// How well the endpoint fits; `None` if it does not take the datagram at all.
     #[inline]
     fn score(&self, to: &Addresses) -> Option<u32> {
-        if self.local_port != to.local.port || !self.is_live() {
+        if self.local_port != to.local.port || self.kind != kind::UDP {
             return None;
         }
         let mut score = match (Family::from_byte(self.family), to.is_v4) {
@@ -114,6 +114,38 @@ impl Stack<'_> {
         } else {
             self.share(first, best, to)
         }
+    }
+
+    /// The TCP connection of a 4-tuple.
+    #[inline]
+    pub(crate) fn find_connection(
+        &self,
+        local: &SocketAddress,
+        remote: &SocketAddress,
+    ) -> Option<u32> {
+        if self.head.connected_endpoints == 0 {
+            return None;
+        }
+        let hash = flow_hash(self.head.seed, remote, local.port);
+        let mut index = bucket(self.flows, hash as u32);
+        for _ in 0..self.endpoints.len() {
+            let endpoint = self.endpoints.get(index as usize)?;
+            if endpoint.local_port == local.port
+                && endpoint.remote_port == remote.port
+                && endpoint.remote_ip == remote.ip
+                && endpoint.local_ip == local.ip
+                && endpoint.kind == kind::TCP
+            {
+                return Some(index);
+            }
+            index = endpoint.next;
+        }
+        None
+    }
+
+    /// First endpoint of the chain of a local port.
+    pub(crate) fn port_chain(&self, port: u16) -> u32 {
+        bucket(self.ports, u32::from(port))
     }
 
     /// The best endpoint of a chain, and how many have its score.

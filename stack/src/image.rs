@@ -8,6 +8,10 @@
 //!          endpoints one `Endpoint` each
 //!          chunks    one `ChunkSlot` each
 //!          ready     one `ReadyLink` per endpoint: the watchers' ready lists
+//!          tcbs      one `Tcb` per endpoint: the control blocks of connections and listeners
+//!          minis     one `Mini` per endpoint: requests and time waits
+//!          mini buckets   chains of minisockets by 4-tuple
+//!          segments  one `SegmentSlot` per chunk: what it is on a connection's queue
 //! ```
 //!
 //! Rules: no pointer, no `usize`, links are `u32` slab indices with [`NONE`], every type accepts
@@ -16,6 +20,13 @@
 //! these types or of the counter tables; a view with another version is refused.
 
 use crate::counters::COUNTER_SLOTS;
+use crate::tcp::TcpDefaults;
+use crate::tcp::ended::EndedFilters;
+use crate::tcp::flow::FlowChanges;
+use crate::tcp::mini::Mini;
+use crate::tcp::pool::SegmentSlot;
+use crate::tcp::tcb::Tcb;
+use crate::tcp::wheel::Wheel;
 use crate::types::{IpAddress, PROCESSES, QUEUE_PAIRS, WAITERS, WATCHERS};
 use core::mem::size_of;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -23,7 +34,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of an image: "bypassim" in memory.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"bypassim");
 /// Version of the layout that this build reads and writes.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 /// Link value: nothing.
 pub(crate) const NONE: u32 = u32::MAX;
 /// `ReadyLink::next` of an endpoint that is on no ready list.
@@ -49,6 +60,17 @@ pub(crate) mod chunk_state {
     pub(crate) const QUEUED: u8 = 2;
     /// On the transmit list of queue pair `owner`, or in a TX or completion ring (`owner` none).
     pub(crate) const SENDING: u8 = 3;
+    /// On a connection's send queue.
+    pub(crate) const RETAINED: u8 = 4;
+    /// On a connection's send queue, and being sent as [`SENDING`] says.
+    pub(crate) const RETAINED_SENDING: u8 = 5;
+    /// On a connection's receive or out-of-order queue.
+    pub(crate) const RECEIVED: u8 = 6;
+
+    /// Whether a NIC has it or will.
+    pub(crate) const fn is_sending(state: u8) -> bool {
+        matches!(state, SENDING | RETAINED_SENDING)
+    }
 }
 
 /// Endpoint kinds (`Endpoint::kind`).
@@ -57,6 +79,8 @@ pub(crate) mod kind {
     pub(crate) const FREE: u8 = 0;
     /// A UDP endpoint.
     pub(crate) const UDP: u8 = 1;
+    /// A TCP connection or listener.
+    pub(crate) const TCP: u8 = 2;
 }
 
 /// Demux tables (`Endpoint::table`).
@@ -337,6 +361,9 @@ pub(crate) struct WaiterSlot {
     pub(crate) process: u32,
 }
 
+/// Words that fill the head up to a whole cache line.
+const TAIL: usize = 1;
+
 /// The head of the image.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -369,6 +396,16 @@ pub(crate) struct Head {
     pub(crate) waiters: [WaiterSlot; WAITERS],
     pub(crate) processes: [ProcessSlot; PROCESSES],
     pub(crate) watchers: [WatcherSlot; WATCHERS],
+
+    pub(crate) tcp_defaults: TcpDefaults,
+    pub(crate) flush_head: u32,
+    pub(crate) free_mini: u32,
+    pub(crate) live_minis: u32,
+    pub(crate) tcp_spare: u32,
+    pub(crate) flow_changes: FlowChanges,
+    pub(crate) ended: EndedFilters,
+    pub(crate) wheel: Wheel,
+    pub(crate) tail: [u64; TAIL],
 }
 
 const _: () = {
@@ -386,6 +423,9 @@ struct Sizes {
     endpoints: usize,
     chunks: usize,
     ready: usize,
+    tcbs: usize,
+    minis: usize,
+    segments: usize,
     total: usize,
 }
 
@@ -401,6 +441,9 @@ impl Sizes {
         let endpoints = (caps.endpoints as usize).saturating_mul(size_of::<Endpoint>());
         let chunks = (caps.chunks as usize).saturating_mul(size_of::<ChunkSlot>());
         let ready = (caps.endpoints as usize).saturating_mul(size_of::<ReadyLink>());
+        let tcbs = (caps.endpoints as usize).saturating_mul(size_of::<Tcb>());
+        let minis = (caps.endpoints as usize).saturating_mul(size_of::<Mini>());
+        let segments = (caps.chunks as usize).saturating_mul(size_of::<SegmentSlot>());
         let total = [
             size_of::<Head>(),
             buckets,
@@ -408,6 +451,10 @@ impl Sizes {
             endpoints,
             chunks,
             ready,
+            tcbs,
+            minis,
+            buckets,
+            segments,
         ]
         .into_iter()
         .fold(0usize, usize::saturating_add)
@@ -418,6 +465,9 @@ impl Sizes {
             endpoints,
             chunks,
             ready,
+            tcbs,
+            minis,
+            segments,
             total,
         }
     }
@@ -453,6 +503,10 @@ pub(crate) struct Slabs<'a> {
     pub(crate) endpoints: &'a mut [Endpoint],
     pub(crate) chunks: &'a mut [ChunkSlot],
     pub(crate) ready: &'a mut [ReadyLink],
+    pub(crate) tcbs: &'a mut [Tcb],
+    pub(crate) minis: &'a mut [Mini],
+    pub(crate) mini_buckets: &'a mut [u32],
+    pub(crate) segments: &'a mut [SegmentSlot],
 }
 
 /// The slabs of an image, to read.
@@ -464,6 +518,8 @@ pub(crate) struct SlabsRef<'a> {
     pub(crate) endpoints: &'a [Endpoint],
     pub(crate) chunks: &'a [ChunkSlot],
     pub(crate) ready: &'a [ReadyLink],
+    pub(crate) tcbs: &'a [Tcb],
+    pub(crate) segments: &'a [SegmentSlot],
 }
 
 /// Splits bytes into slabs by these capacities, whatever their content.
@@ -485,8 +541,20 @@ pub(crate) fn split<'a>(bytes: &'a mut [u8], caps: &Capacities) -> Result<Slabs<
     let (chunks, rest) = rest
         .split_at_mut_checked(sizes.chunks)
         .ok_or(LayoutError::Size)?;
-    let (ready, _) = rest
+    let (ready, rest) = rest
         .split_at_mut_checked(sizes.ready)
+        .ok_or(LayoutError::Size)?;
+    let (tcbs, rest) = rest
+        .split_at_mut_checked(sizes.tcbs)
+        .ok_or(LayoutError::Size)?;
+    let (minis, rest) = rest
+        .split_at_mut_checked(sizes.minis)
+        .ok_or(LayoutError::Size)?;
+    let (mini_buckets, rest) = rest
+        .split_at_mut_checked(sizes.buckets)
+        .ok_or(LayoutError::Size)?;
+    let (segments, _) = rest
+        .split_at_mut_checked(sizes.segments)
         .ok_or(LayoutError::Size)?;
     Ok(Slabs {
         head: Head::mut_from_bytes(head).map_err(|_| LayoutError::Alignment)?,
@@ -495,6 +563,10 @@ pub(crate) fn split<'a>(bytes: &'a mut [u8], caps: &Capacities) -> Result<Slabs<
         endpoints: <[Endpoint]>::mut_from_bytes(endpoints).map_err(|_| LayoutError::Alignment)?,
         chunks: <[ChunkSlot]>::mut_from_bytes(chunks).map_err(|_| LayoutError::Alignment)?,
         ready: <[ReadyLink]>::mut_from_bytes(ready).map_err(|_| LayoutError::Alignment)?,
+        tcbs: <[Tcb]>::mut_from_bytes(tcbs).map_err(|_| LayoutError::Alignment)?,
+        minis: <[Mini]>::mut_from_bytes(minis).map_err(|_| LayoutError::Alignment)?,
+        mini_buckets: <[u32]>::mut_from_bytes(mini_buckets).map_err(|_| LayoutError::Alignment)?,
+        segments: <[SegmentSlot]>::mut_from_bytes(segments).map_err(|_| LayoutError::Alignment)?,
     })
 }
 
@@ -520,8 +592,18 @@ pub(crate) fn split_ref<'a>(
     let (chunks, rest) = rest
         .split_at_checked(sizes.chunks)
         .ok_or(LayoutError::Size)?;
-    let (ready, _) = rest
+    let (ready, rest) = rest
         .split_at_checked(sizes.ready)
+        .ok_or(LayoutError::Size)?;
+    let (tcbs, rest) = rest.split_at_checked(sizes.tcbs).ok_or(LayoutError::Size)?;
+    let (_minis, rest) = rest
+        .split_at_checked(sizes.minis)
+        .ok_or(LayoutError::Size)?;
+    let (_mini_buckets, rest) = rest
+        .split_at_checked(sizes.buckets)
+        .ok_or(LayoutError::Size)?;
+    let (segments, _) = rest
+        .split_at_checked(sizes.segments)
         .ok_or(LayoutError::Size)?;
     Ok(SlabsRef {
         head: Head::ref_from_bytes(head).map_err(|_| LayoutError::Alignment)?,
@@ -530,6 +612,8 @@ pub(crate) fn split_ref<'a>(
         endpoints: <[Endpoint]>::ref_from_bytes(endpoints).map_err(|_| LayoutError::Alignment)?,
         chunks: <[ChunkSlot]>::ref_from_bytes(chunks).map_err(|_| LayoutError::Alignment)?,
         ready: <[ReadyLink]>::ref_from_bytes(ready).map_err(|_| LayoutError::Alignment)?,
+        tcbs: <[Tcb]>::ref_from_bytes(tcbs).map_err(|_| LayoutError::Alignment)?,
+        segments: <[SegmentSlot]>::ref_from_bytes(segments).map_err(|_| LayoutError::Alignment)?,
     })
 }
 

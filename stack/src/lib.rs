@@ -12,9 +12,9 @@
 //! its slab, and what does not fit is counted ([`Counter`]) and left alone.
 //!
 //! What is here: UDP over IPv4 and IPv6 ([`Stack::udp_open`] and the rest), processes and waiters
-//! ([`Stack::add_process`]), the route and neighbour table ([`cplane`]), and a read-only view for
-//! tools ([`inspect`]). What is absent on purpose: ARP, ND, ICMP, fragments, multicast and
-//! loopback, which stay with the kernel; TCP is not written yet.
+//! ([`Stack::add_process`]), TCP ([`tcp`]), the route and neighbour table ([`cplane`]), and a
+//! read-only view for tools ([`inspect`]). What is absent on purpose: ARP, ND, ICMP, fragments, multicast and
+//! loopback, which stay with the kernel.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -59,6 +59,10 @@ pub use image::{
 pub use readiness::{Readiness, event};
 pub use send::{Hairpin, SendError};
 pub use stack::{FrameOutcome, RxFrame, Stack, Transmit};
+pub use tcp::{
+    Ended, FlowChange, Shutdown, Span, TcpDefaults, TcpError, TcpInfo, TcpOpen, TcpOptions,
+    TcpState, TcpStatus,
+};
 pub use types::{
     ChunkId, Duration, EndpointId, Family, Instant, IpAddress, Memory, PROCESSES, ProcessId,
     QUEUE_PAIR_NONE, QUEUE_PAIRS, SocketAddress, Stale, WAITERS, WATCHERS, WaiterId, WaiterSet,

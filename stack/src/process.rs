@@ -10,8 +10,9 @@
 //! inherits anything.
 
 use crate::counters::Counter;
-use crate::image::Endpoint;
+use crate::image::{Endpoint, kind};
 use crate::stack::Stack;
+use crate::tcp::tcb::flag;
 use crate::types::{EndpointId, ProcessId, WaiterId, WatcherId, has_bit, set_bit};
 
 impl Stack<'_> {
@@ -182,17 +183,26 @@ impl Stack<'_> {
         }
     }
 
-    /// Ends a process's hold. `true` if it was the last one and the endpoint is destroyed.
+    /// Ends a process's hold. `true` if it was the last one and the endpoint is destroyed. A TCP
+    /// endpoint closes instead, with the next [`Stack::flush`].
     pub fn unhold(&mut self, id: EndpointId, process: ProcessId) -> bool {
         let Ok(endpoint) = self.endpoint_mut(id) else {
             return false;
         };
         set_bit(&mut endpoint.holders, process.0, false);
-        if endpoint.holders == [0, 0] {
-            self.destroy(id);
-            return true;
+        if endpoint.holders != [0, 0] {
+            return false;
         }
-        false
+        if endpoint.kind == kind::TCP {
+            // It closes in order, at the next flush, which has the memory for it.
+            if let Some(tcb) = self.tcbs.get_mut(id.index as usize) {
+                tcb.set(flag::CLOSE_DUE);
+            }
+            self.push_flush(id.index);
+            return false;
+        }
+        self.destroy(id);
+        true
     }
 
     /// The processes that hold the endpoint, a bit per slot; none for a stale id.

@@ -60,7 +60,7 @@ impl Stack<'_> {
                     out_edge: 0,
                 })
             }
-            _ => Err(Stale),
+            _ => self.tcp_readiness(id.index).ok_or(Stale),
         }
     }
 }

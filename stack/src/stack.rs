@@ -8,8 +8,12 @@ use crate::counters::{Counter, Counters, DropReason};
 use crate::demux::Addresses;
 use crate::image::{
     Capacities, ChunkSlot, Endpoint, Head, LAYOUT_VERSION, LayoutError, MAGIC, NONE, QueuePairInfo,
-    ReadyLink, UNLISTED, chunk_state, image_bytes, kind, split, stated_capacities,
+    ReadyLink, UNLISTED, chunk_state, image_bytes, split, stated_capacities,
 };
+use crate::tcp::TcpDefaults;
+use crate::tcp::mini::Mini;
+use crate::tcp::pool::SegmentSlot;
+use crate::tcp::tcb::Tcb;
 use crate::types::{
     ChunkId, EndpointId, Instant, Memory, QUEUE_PAIRS, SocketAddress, Stale, WaiterSet,
 };
@@ -40,6 +44,8 @@ pub struct RxFrame {
 pub enum FrameOutcome {
     /// The endpoint keeps the chunk.
     Delivered(EndpointId),
+    /// It has done its work (an acknowledgement, a handshake); its chunk is free again.
+    Handled,
     /// The chunk is free again (unless the reason is [`DropReason::BadChunk`]).
     Dropped(DropReason),
 }
@@ -64,6 +70,10 @@ pub struct Stack<'a> {
     pub(crate) endpoints: &'a mut [Endpoint],
     pub(crate) chunks: &'a mut [ChunkSlot],
     pub(crate) ready: &'a mut [ReadyLink],
+    pub(crate) tcbs: &'a mut [Tcb],
+    pub(crate) minis: &'a mut [Mini],
+    pub(crate) mini_buckets: &'a mut [u32],
+    pub(crate) segments: &'a mut [SegmentSlot],
     caps: Capacities,
     /// A look-up met a chain longer than the slab; the next frame rebuilds the tables.
     pub(crate) chain_broken: Cell<bool>,
@@ -102,6 +112,8 @@ impl<'a> Stack<'a> {
             previous: NONE,
         });
         stack.rebuild_free_chunks();
+        stack.head.tcp_defaults = TcpDefaults::new();
+        stack.reset_tcp();
         stack.head.version = LAYOUT_VERSION;
         stack.head.magic = MAGIC;
         Ok(stack)
@@ -123,6 +135,10 @@ impl<'a> Stack<'a> {
             endpoints: slabs.endpoints,
             chunks: slabs.chunks,
             ready: slabs.ready,
+            tcbs: slabs.tcbs,
+            minis: slabs.minis,
+            mini_buckets: slabs.mini_buckets,
+            segments: slabs.segments,
             caps,
             chain_broken: Cell::new(false),
         })
@@ -155,8 +171,8 @@ impl Stack<'_> {
             }
         }
         self.head.last_frame_ns = now.0;
-        match self.receive(memory, frame) {
-            Ok(endpoint) => FrameOutcome::Delivered(endpoint),
+        match self.receive(memory, frame, now) {
+            Ok(outcome) => outcome,
             Err(reason) => {
                 self.put_free(frame.chunk.0);
                 self.count_drop(reason);
@@ -171,7 +187,8 @@ impl Stack<'_> {
         &mut self,
         memory: &mut impl Memory,
         frame: RxFrame,
-    ) -> Result<EndpointId, DropReason> {
+        now: Instant,
+    ) -> Result<FrameOutcome, DropReason> {
         let (mac, ifindex) = match self.head.queue_pairs.get_mut(usize::from(frame.queue_pair)) {
             Some(info) => {
                 info.rx_packets = info.rx_packets.wrapping_add(1);
@@ -185,6 +202,9 @@ impl Stack<'_> {
             .chunk(frame.chunk)
             .get(frame.offset as usize..end)
             .ok_or(DropReason::Truncated)?;
+        if wire::tcp::is_tcp(bytes) {
+            return self.receive_tcp(memory, frame, now);
+        }
         let datagram = wire::parse(bytes, &mac, frame.partial_checksums)?;
         let to = Addresses {
             local: SocketAddress::new(datagram.destination, datagram.destination_port),
@@ -212,7 +232,7 @@ impl Stack<'_> {
         let endpoint = self.deliver(index, frame.chunk, &arrival)?;
         self.count(Counter::DatagramsReceived);
         self.count_by(Counter::BytesReceived, u64::from(datagram.payload_len));
-        Ok(endpoint)
+        Ok(FrameOutcome::Delivered(endpoint))
     }
 
     /// The parked waiters of endpoints that got something since the last call. A waiter stays
@@ -231,7 +251,7 @@ impl Stack<'_> {
         let chunk = ChunkId(list.head);
         let taken = match self.chunks.get_mut(list.head as usize) {
             Some(slot)
-                if slot.state == chunk_state::SENDING && slot.owner == u32::from(queue_pair) =>
+                if chunk_state::is_sending(slot.state) && slot.owner == u32::from(queue_pair) =>
             {
                 list.head = slot.next;
                 list.count = list.count.saturating_sub(1);
@@ -268,7 +288,7 @@ impl Stack<'_> {
             return;
         };
         match self.chunks.get_mut(transmit.chunk.0 as usize) {
-            Some(slot) if slot.state == chunk_state::SENDING && slot.owner == NONE => {
+            Some(slot) if chunk_state::is_sending(slot.state) && slot.owner == NONE => {
                 slot.owner = u32::from(queue_pair);
                 slot.next = list.head;
                 list.head = transmit.chunk.0;
@@ -301,37 +321,7 @@ impl Stack<'_> {
     /// Appends a chunk in state Sending, not on a list, to a transmit list. `false` if the queue
     /// pair does not exist.
     pub(crate) fn append_transmit(&mut self, queue_pair: u8, chunk: u32) -> bool {
-        let owner = u32::from(queue_pair);
-        let Some(list) = self.head.transmit.get_mut(usize::from(queue_pair)) else {
-            return false;
-        };
-        let tail = list.tail;
-        let mut broken = false;
-        if list.head == NONE {
-            list.head = chunk;
-            list.count = 0;
-        } else {
-            match self.chunks.get_mut(tail as usize) {
-                Some(last) if last.state == chunk_state::SENDING && last.owner == owner => {
-                    last.next = chunk;
-                }
-                _ => {
-                    list.head = chunk;
-                    list.count = 0;
-                    broken = true;
-                }
-            }
-        }
-        list.tail = chunk;
-        list.count = list.count.saturating_add(1);
-        if let Some(slot) = self.chunks.get_mut(chunk as usize) {
-            slot.owner = owner;
-            slot.next = NONE;
-        }
-        if broken {
-            self.count(Counter::CorruptList);
-        }
-        true
+        self.pool().append_transmit(queue_pair, chunk)
     }
 
     /// Links every live endpoint anew after a chain was found broken.
@@ -397,9 +387,7 @@ impl Stack<'_> {
     #[inline]
     pub(crate) fn endpoint(&self, id: EndpointId) -> Result<&Endpoint, Stale> {
         match self.endpoints.get(id.index as usize) {
-            Some(found) if found.generation == id.generation && found.kind == kind::UDP => {
-                Ok(found)
-            }
+            Some(found) if found.generation == id.generation && found.is_live() => Ok(found),
             _ => Err(Stale),
         }
     }
@@ -407,9 +395,7 @@ impl Stack<'_> {
     #[inline]
     pub(crate) fn endpoint_mut(&mut self, id: EndpointId) -> Result<&mut Endpoint, Stale> {
         match self.endpoints.get_mut(id.index as usize) {
-            Some(found) if found.generation == id.generation && found.kind == kind::UDP => {
-                Ok(found)
-            }
+            Some(found) if found.generation == id.generation && found.is_live() => Ok(found),
             _ => Err(Stale),
         }
     }

@@ -46,6 +46,8 @@ pub enum OpenError {
     Full,
     /// The process slot is not in use.
     NoProcess,
+    /// The connection's 4-tuple is taken.
+    InUse,
 }
 
 /// A received datagram at the head of an endpoint's queue.
@@ -113,26 +115,39 @@ impl Stack<'_> {
         if !self.is_process(open.process) {
             return Err(OpenError::NoProcess);
         }
+        let index = self.take_endpoint(kind::UDP).ok_or(OpenError::Full)?;
+        let endpoint = self
+            .endpoints
+            .get_mut(index as usize)
+            .ok_or(OpenError::Full)?;
+        endpoint.family = open.family as u8;
+        endpoint.ifindex = open.ifindex;
+        endpoint.options = open.options;
+        endpoint.shadow_cookie = open.shadow_cookie;
+        set_bit(&mut endpoint.holders, open.process.0, true);
+        let generation = endpoint.generation;
+        let id = EndpointId { index, generation };
+        let _ = self.udp_rebind(id, open.local, open.remote);
+        Ok(id)
+    }
+
+    /// Takes an endpoint off the free list, empty and in no table. `None` (counted) when there is
+    /// none.
+    pub(crate) fn take_endpoint(&mut self, kind: u8) -> Option<u32> {
         let index = self.head.free_endpoint;
         let order = self.head.bind_order.wrapping_add(1);
-        let id = match self.endpoints.get_mut(index as usize) {
+        match self.endpoints.get_mut(index as usize) {
             Some(endpoint) if endpoint.kind == kind::FREE => {
                 let generation = endpoint.generation.max(1);
                 self.head.free_endpoint = endpoint.next;
                 endpoint.zero();
-                endpoint.kind = kind::UDP;
+                endpoint.kind = kind;
                 endpoint.generation = generation;
-                endpoint.family = open.family as u8;
-                endpoint.ifindex = open.ifindex;
-                endpoint.options = open.options;
-                endpoint.shadow_cookie = open.shadow_cookie;
                 endpoint.next = NONE;
                 endpoint.previous = NONE;
                 endpoint.queue_head = NONE;
                 endpoint.queue_tail = NONE;
                 endpoint.bind_order = order;
-                set_bit(&mut endpoint.holders, open.process.0, true);
-                EndpointId { index, generation }
             }
             _ => {
                 if index != NONE {
@@ -140,13 +155,12 @@ impl Stack<'_> {
                     self.count(Counter::CorruptList);
                 }
                 self.count(Counter::EndpointsFull);
-                return Err(OpenError::Full);
+                return None;
             }
-        };
+        }
         self.head.live_endpoints = self.head.live_endpoints.saturating_add(1);
         self.count(Counter::EndpointsOpened);
-        let _ = self.udp_rebind(id, open.local, open.remote);
-        Ok(id)
+        Some(index)
     }
 
     /// Gives an endpoint other addresses: bind, connect (again), or `remote` none to dissolve the

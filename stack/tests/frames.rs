@@ -125,7 +125,7 @@ fn ipv4_reasons() {
     dropped(&changed(20, &[0x20, 0]), DropReason::Fragment);
     dropped(&changed(20, &[0, 1]), DropReason::Fragment);
     dropped(&changed(22, &[0]), DropReason::IpTtl);
-    dropped(&changed(23, &[6]), DropReason::Protocol);
+    dropped(&changed(23, &[1]), DropReason::Protocol);
     for source in [[0, 1, 2, 3], [127, 0, 0, 1], [224, 0, 0, 1], [255; 4]] {
         dropped(&changed(26, &source), DropReason::MartianSource);
     }

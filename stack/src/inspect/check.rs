@@ -6,6 +6,7 @@
 use super::Image;
 use crate::demux::home;
 use crate::image::{ChunkSlot, NONE, SlabsRef, chunk_state, kind, table};
+use crate::tcp::TcpState;
 use crate::types::{WaiterSet, has_bit, set_bit};
 use core::fmt;
 
@@ -69,6 +70,7 @@ impl Image<'_> {
         self.check_free_endpoints(report);
         self.check_demux(report);
         self.check_slots(report);
+        self.check_connections(report);
         self.check_watchers(report);
         let unknown = self.chunks().unknown;
         if unknown != 0 {
@@ -124,7 +126,7 @@ impl Image<'_> {
         let mut sum = 0u32;
         for (index, list) in (0u32..).zip(&self.slabs.head.transmit) {
             let member =
-                |slot: &ChunkSlot| slot.state == chunk_state::SENDING && slot.owner == index;
+                |slot: &ChunkSlot| chunk_state::is_sending(slot.state) && slot.owner == index;
             let (length, last) = self.walk_chunks(place, list.head, sum, &member, report);
             if length != list.count || last != list.tail {
                 report(Problem {
@@ -135,7 +137,7 @@ impl Image<'_> {
             }
             sum = sum.saturating_add(length);
         }
-        let listed = |slot: &&ChunkSlot| slot.state == chunk_state::SENDING && slot.owner != NONE;
+        let listed = |slot: &&ChunkSlot| chunk_state::is_sending(slot.state) && slot.owner != NONE;
         let expected = self.slabs.chunks.iter().filter(listed).count() as u32;
         missing(place, expected, sum, report);
     }
@@ -173,6 +175,14 @@ impl Image<'_> {
             break;
         }
         (length, last)
+    }
+
+    /// Whether a TCP endpoint is a listener or has a connection.
+    fn is_open(&self, index: u32) -> bool {
+        self.slabs
+            .tcbs
+            .get(index as usize)
+            .is_some_and(|tcb| tcb.state() != TcpState::Closed)
     }
 
     /// Every endpoint that is not live is on the free list, once.
@@ -221,7 +231,10 @@ impl Image<'_> {
         } = self.slabs;
         let mut expected = [0u32; 3];
         for (index, endpoint) in self.live() {
-            let (which, bucket) = home(head.seed, ports, flows, endpoint);
+            let (mut which, bucket) = home(head.seed, ports, flows, endpoint);
+            if endpoint.kind == kind::TCP && !self.is_open(index) {
+                which = table::NONE;
+            }
             if endpoint.table != which || which != table::NONE && endpoint.bucket != bucket {
                 report(Problem {
                     kind: ProblemKind::Demux,
@@ -295,7 +308,7 @@ impl Image<'_> {
             a & !c == 0 && b & !d == 0
         };
         for (index, endpoint) in self.live() {
-            if endpoint.holders == [0, 0] {
+            if endpoint.holders == [0, 0] && endpoint.kind == kind::UDP {
                 report(Problem {
                     kind: ProblemKind::NoHolder,
                     place: "endpoint",

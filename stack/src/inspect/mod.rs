@@ -6,14 +6,17 @@
 //! look again before it reports a problem.
 
 mod check;
+mod check_tcp;
 
 pub use check::{Problem, ProblemKind};
 
 use crate::counters::{Counter, Counters, DropReason};
 use crate::image::{
     Capacities, Endpoint, LayoutError, NONE, QueuePairInfo, SlabsRef, UdpOptions, chunk_state,
-    split_ref, stated_capacities,
+    kind, split_ref, stated_capacities,
 };
+use crate::tcp::TcpState;
+use crate::tcp::tcb::Tcb;
 use crate::types::{
     ChunkId, EndpointId, Family, Instant, ProcessId, QUEUE_PAIRS, SocketAddress, WaiterId,
     WaiterSet, has_bit,
@@ -31,6 +34,8 @@ pub struct Image<'a> {
 pub struct EndpointView {
     /// Its id.
     pub id: EndpointId,
+    /// The state of its connection or listener; none for UDP.
+    pub tcp: Option<TcpState>,
     /// Which packets it takes.
     pub family: Family,
     /// Local address.
@@ -97,6 +102,10 @@ pub struct ChunkCounts {
     pub queued: u32,
     /// On transmit lists or in TX and completion rings.
     pub sending: u32,
+    /// On connections' send queues.
+    pub retained: u32,
+    /// On connections' receive and out-of-order queues.
+    pub received: u32,
     /// In no known state.
     pub unknown: u32,
 }
@@ -168,7 +177,9 @@ impl<'a> Image<'a> {
 
     /// The live endpoints, in index order.
     pub fn endpoints(&self) -> impl Iterator<Item = EndpointView> + use<'a> {
-        self.live().map(|(index, endpoint)| view(index, endpoint))
+        let tcbs = self.slabs.tcbs;
+        self.live()
+            .map(move |(index, endpoint)| view(index, endpoint, tcbs.get(index as usize)))
     }
 
     /// The endpoint with this id, if it is live.
@@ -176,7 +187,7 @@ impl<'a> Image<'a> {
     pub fn endpoint(&self, id: EndpointId) -> Option<EndpointView> {
         let endpoint = self.slabs.endpoints.get(id.index as usize)?;
         (endpoint.is_live() && endpoint.generation == id.generation)
-            .then(|| view(id.index, endpoint))
+            .then(|| view(id.index, endpoint, self.slabs.tcbs.get(id.index as usize)))
     }
 
     /// The processes, in slot order.
@@ -211,6 +222,8 @@ impl<'a> Image<'a> {
                 chunk_state::POSTED => &mut counts.posted,
                 chunk_state::QUEUED => &mut counts.queued,
                 chunk_state::SENDING => &mut counts.sending,
+                chunk_state::RETAINED | chunk_state::RETAINED_SENDING => &mut counts.retained,
+                chunk_state::RECEIVED => &mut counts.received,
                 _ => &mut counts.unknown,
             };
             *count = count.saturating_add(1);
@@ -239,13 +252,15 @@ impl<'a> Image<'a> {
 }
 
 /// An endpoint's view.
-fn view(index: u32, endpoint: &Endpoint) -> EndpointView {
+fn view(index: u32, endpoint: &Endpoint, tcb: Option<&Tcb>) -> EndpointView {
+    let is_tcp = endpoint.kind == kind::TCP;
     let remote = SocketAddress::new(endpoint.remote_ip, endpoint.remote_port);
     EndpointView {
         id: EndpointId {
             index,
             generation: endpoint.generation,
         },
+        tcp: tcb.filter(|_| is_tcp).map(Tcb::state),
         family: Family::from_byte(endpoint.family),
         local: SocketAddress::new(endpoint.local_ip, endpoint.local_port),
         remote: (endpoint.connected != 0).then_some(remote),

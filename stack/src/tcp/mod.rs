@@ -1,4 +1,46 @@
-//! TCP: what the connection engine stands on.
+//! TCP (RFC 9293 and what servers need of its companions): states, windows, loss recovery, timers.
+//!
+//! ```text
+//!  frame ─► input ─► ack ─────► recovery ─► output ─► transmit list
+//!             │        (RACK, PRR, cc)          ▲
+//!             └────► receive ─► queue ─► recv   │
+//!  call ──► socket ──────────────────► send queue
+//!  time ──► wheel ─► timer ──────────────► (RTO, TLP, probes, keepalive, delayed ACK)
+//! ```
+//!
+//! An endpoint of kind TCP has a control block ([`tcb`]) of the same index. A chunk on a send queue
+//! *is* the retransmission buffer; a chunk on a receive queue is the frame as it came. A passive
+//! open and a closed connection are minisockets ([`mini`]). [`connection::Connection`] is the view
+//! on which every protocol step works; after each step [`crate::Stack::settle`] draws the
+//! consequences for tables and timers.
 
+mod ack;
 pub mod congestion;
+mod connection;
+pub(crate) mod defaults;
+pub(crate) mod ended;
+pub(crate) mod flow;
+pub(crate) mod info;
+mod input;
+mod listen;
+pub(crate) mod mini;
+pub(crate) mod options;
+mod output;
+pub(crate) mod pool;
+mod receive;
+mod recovery;
+mod reset;
+mod rtt;
 pub mod secret;
+pub(crate) mod seq;
+pub(crate) mod socket;
+pub(crate) mod tcb;
+mod timer;
+pub(crate) mod wheel;
+
+pub use defaults::TcpDefaults;
+pub use flow::FlowChange;
+pub use info::TcpInfo;
+pub use options::TcpOptions;
+pub use socket::{Ended, Shutdown, Span, TcpError, TcpOpen, TcpStatus};
+pub use tcb::TcpState;

@@ -1,0 +1,433 @@
+//! Acknowledgements: what the peer has got, what that says about the network, what is sent again
+//! (RFC 9293 section 3.10.7.4, RFC 2018, RFC 5681, RFC 6582, RFC 8985, RFC 9937).
+
+use super::congestion::AckSample;
+use super::connection::{Connection, micros, millis};
+use super::pool::{SegmentSlot, mark};
+use super::seq::{after, before, distance};
+use super::tcb::{ca, flag, pending};
+use crate::counters::Counter;
+use crate::image::NONE;
+use crate::types::{Instant, Memory};
+use crate::wire::tcp::{Segment, flags};
+
+/// What one ACK has told.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Told {
+    /// Segments newly delivered, by cumulative or selective acknowledgement.
+    pub(crate) delivered: u32,
+    /// Segments newly acknowledged cumulatively.
+    pub(crate) acked: u32,
+    /// Segments newly told as received by SACK.
+    pub(crate) sacked: u32,
+    /// Segments newly believed lost.
+    pub(crate) lost: u32,
+    /// Bytes newly acknowledged.
+    pub(crate) bytes: u32,
+    /// Round-trip time of a segment that was sent once.
+    pub(crate) rtt_us: Option<u32>,
+    /// An acknowledged segment had been sent again.
+    pub(crate) retransmitted: bool,
+    /// A segment that was never sent again was delivered after a timeout (RFC 5682).
+    pub(crate) original: bool,
+    /// A SACK block told of data that had come twice.
+    pub(crate) dsack: bool,
+    /// The newest delivered segment, for RACK and the rate sample.
+    pub(crate) newest: Option<SegmentSlot>,
+    /// The window of the peer has changed, or the segment had data: no duplicate ACK.
+    pub(crate) not_duplicate: bool,
+}
+
+impl Connection<'_> {
+    /// Takes the acknowledgement of an acceptable segment. `false`: the segment is to be dropped.
+    pub(crate) fn take_ack(
+        &mut self,
+        memory: &mut impl Memory,
+        segment: &Segment,
+        now: Instant,
+    ) -> bool {
+        let ack = segment.ack;
+        if after(ack, self.tcb.snd_nxt) {
+            // Something never sent (RFC 5961 section 5.2).
+            self.challenge(now);
+            return false;
+        }
+        if before(ack, self.tcb.snd_una) {
+            let oldest = self.tcb.snd_una.wrapping_sub(self.tcb.max_window.max(1));
+            if before(ack, oldest) {
+                self.challenge(now);
+                return false;
+            }
+            if segment.options.sack_count > 0 {
+                let in_flight = self.tcb.in_flight();
+                let mut told = Told::default();
+                self.take_sack(segment, &mut told);
+                self.react(memory, &mut told, in_flight, false, now);
+            }
+            return true;
+        }
+        let in_flight = self.tcb.in_flight();
+        let mut told = Told {
+            not_duplicate: segment.payload_len > 0
+                || segment.flags & (flags::SYN | flags::FIN) != 0,
+            ..Told::default()
+        };
+        self.take_window(segment, &mut told);
+        let una_before = self.tcb.snd_una;
+        self.take_sack(segment, &mut told);
+        if after(ack, una_before) {
+            self.take_cumulative(ack, &mut told, now);
+        }
+        self.tcb.probes_out = 0;
+        self.tcb.last_received = now.0;
+        if self.tcb.packets_out == 0 && told.acked == 0 {
+            self.after_probe_answer(now);
+        }
+        self.sample_round_trip(segment, &mut told, now);
+        let is_duplicate = ack == una_before && !told.not_duplicate && in_flight > 0;
+        self.react(memory, &mut told, in_flight, is_duplicate, now);
+        if told.bytes > 0 {
+            self.after_progress();
+        }
+        true
+    }
+
+    /// The peer's window (RFC 9293: the newer segment by (seq, ack) counts).
+    fn take_window(&mut self, segment: &Segment, told: &mut Told) {
+        let window = u32::from(segment.window) << u32::from(self.tcb.snd_wscale.min(14));
+        let newer = after(segment.ack, self.tcb.snd_una)
+            || after(segment.seq, self.tcb.snd_wl1)
+            || segment.seq == self.tcb.snd_wl1 && window > self.tcb.snd_wnd;
+        if newer {
+            self.tcb.snd_wl1 = segment.seq;
+            if window != self.tcb.snd_wnd {
+                told.not_duplicate = true;
+                self.tcb.snd_wnd = window;
+                self.tcb.max_window = self.tcb.max_window.max(window);
+            }
+        }
+    }
+
+    /// Marks what SACK blocks tell.
+    fn take_sack(&mut self, segment: &Segment, told: &mut Told) {
+        if !self.tcb.has(flag::SACK) || segment.options.sack_count == 0 {
+            return;
+        }
+        let blocks = segment.options.sack;
+        let count = usize::from(segment.options.sack_count).min(blocks.len());
+        for (nth, block) in blocks.iter().take(count).enumerate() {
+            let is_first = nth == 0;
+            let inside_second = blocks.get(1).is_some_and(|second| {
+                count > 1 && !before(block.left, second.left) && !after(block.right, second.right)
+            });
+            if is_first && (!after(block.right, segment.ack) || inside_second) {
+                self.take_dsack(told);
+                continue;
+            }
+            let sane = before(block.left, block.right)
+                && !after(block.right, self.tcb.snd_nxt)
+                && !before(block.left, self.tcb.snd_una);
+            if sane {
+                self.mark_sacked(block.left, block.right, told);
+            }
+        }
+    }
+
+    /// The peer has got something twice (RFC 2883).
+    fn take_dsack(&mut self, told: &mut Told) {
+        told.dsack = true;
+        self.tcb.dsack_dups = self.tcb.dsack_dups.wrapping_add(1);
+        self.pool.count(Counter::TcpDsackReceived);
+        if self.tcb.undo_retrans > 0 {
+            self.tcb.undo_retrans = self.tcb.undo_retrans.wrapping_sub(1);
+        }
+        if self.tcb.has(flag::TLP_OUT) && self.tcb.has(flag::TLP_RETRANSMITTED) {
+            // The probe was not needed (RFC 8985 section 7.4.2).
+            self.tcb.clear(flag::TLP_OUT);
+        }
+        // RFC 8985 section 6.2 step 4: reordering was mistaken for loss.
+        self.tcb.rack_steps = self.tcb.rack_steps.saturating_add(1);
+        self.tcb.rack_persist = 16;
+    }
+
+    /// Marks the segments inside a block.
+    fn mark_sacked(&mut self, left: u32, right: u32, told: &mut Told) {
+        let mut chunk = self.tcb.queue_head;
+        for _ in 0..self.pool.chunks.len() {
+            if chunk == self.tcb.unsent {
+                break;
+            }
+            let Some(&slot) = self.segment(chunk) else {
+                break;
+            };
+            if !before(slot.seq, right) {
+                break;
+            }
+            let whole = !before(slot.seq, left) && !after(slot.end(), right);
+            if whole && !slot.has(mark::SACKED) {
+                self.sacked(chunk, slot, told);
+            }
+            chunk = slot.next;
+        }
+    }
+
+    fn sacked(&mut self, chunk: u32, slot: SegmentSlot, told: &mut Told) {
+        let late = self.tcb.sacked_out > 0 && before(slot.seq, self.tcb.highest_sacked);
+        if late && !slot.has(mark::EVER_RETRANSMITTED) {
+            self.saw_reordering(&slot);
+        }
+        if slot.has(mark::LOST) {
+            self.tcb.lost_out = self.tcb.lost_out.saturating_sub(1);
+        }
+        if slot.has(mark::RETRANSMITTED) {
+            self.tcb.retrans_out = self.tcb.retrans_out.saturating_sub(1);
+        }
+        self.tcb.sacked_out = self.tcb.sacked_out.saturating_add(1);
+        if let Some(slot) = self.segment_mut(chunk) {
+            slot.marks |= mark::SACKED;
+            slot.marks &= !(mark::LOST | mark::RETRANSMITTED);
+        }
+        if !late {
+            self.tcb.highest_sacked = slot.end();
+        }
+        told.sacked = told.sacked.saturating_add(1);
+        self.delivered(&slot, told);
+    }
+
+    /// Books of a segment that the peer has got.
+    fn delivered(&mut self, slot: &SegmentSlot, told: &mut Told) {
+        told.delivered = told.delivered.saturating_add(1);
+        self.tcb.delivered = self.tcb.delivered.wrapping_add(1);
+        if slot.has(mark::EVER_RETRANSMITTED) {
+            told.retransmitted = true;
+        } else {
+            told.original = true;
+        }
+        let newer = told.newest.is_none_or(|newest| {
+            let later = slot.sent_us.wrapping_sub(newest.sent_us) as i32;
+            later > 0 || later == 0 && after(slot.end(), newest.end())
+        });
+        if newer {
+            told.newest = Some(*slot);
+        }
+    }
+
+    fn saw_reordering(&mut self, slot: &SegmentSlot) {
+        if !self.tcb.has(flag::REORDER_SEEN) {
+            self.tcb.set(flag::REORDER_SEEN);
+        }
+        let extent = distance(slot.seq, self.tcb.highest_sacked)
+            .checked_div(u32::from(self.tcb.mss))
+            .unwrap_or(0);
+        self.tcb.reordering = self
+            .tcb
+            .reordering
+            .max(extent.saturating_add(1).min(300) as u16);
+        self.tcb.reord_seen = self.tcb.reord_seen.wrapping_add(1);
+        self.pool.count(Counter::TcpReordering);
+    }
+
+    /// Takes acknowledged segments off the send queue.
+    fn take_cumulative(&mut self, ack: u32, told: &mut Told, now: Instant) {
+        told.bytes = distance(self.tcb.snd_una, ack);
+        for _ in 0..self.pool.chunks.len() {
+            let chunk = self.tcb.queue_head;
+            if chunk == self.tcb.unsent {
+                break;
+            }
+            let Some(&slot) = self.segment(chunk) else {
+                break;
+            };
+            if after(slot.end(), ack) {
+                if before(slot.seq, ack) {
+                    self.trim(chunk, distance(slot.seq, ack));
+                }
+                break;
+            }
+            self.acked(chunk, slot, told);
+        }
+        self.tcb.snd_una = ack;
+        self.tcb.bytes_acked = self.tcb.bytes_acked.wrapping_add(u64::from(told.bytes));
+        self.tcb.backoff = 0;
+        self.tcb.retransmits = 0;
+        self.tcb.stuck_since = now.0;
+        if before(self.tcb.snd_up, ack) {
+            self.tcb.snd_up = ack;
+        }
+        // Without SACK the count of duplicate ACKs stands for what was delivered beyond.
+        if !self.tcb.has(flag::SACK) {
+            let beyond = told.acked.saturating_sub(1);
+            self.tcb.sacked_out = self.tcb.sacked_out.saturating_sub(beyond);
+            self.tcb.sacked_out = self.tcb.sacked_out.min(self.tcb.packets_out);
+        }
+    }
+
+    fn trim(&mut self, chunk: u32, bytes: u32) {
+        if let Some(slot) = self.segment_mut(chunk) {
+            let bytes = bytes.min(u32::from(slot.len)) as u16;
+            slot.seq = slot.seq.wrapping_add(u32::from(bytes));
+            slot.offset = slot.offset.saturating_add(bytes);
+            slot.len = slot.len.saturating_sub(bytes);
+        }
+    }
+
+    fn acked(&mut self, chunk: u32, slot: SegmentSlot, told: &mut Told) {
+        told.acked = told.acked.saturating_add(1);
+        if slot.has(mark::SACKED) {
+            self.tcb.sacked_out = self.tcb.sacked_out.saturating_sub(1);
+        } else {
+            // A hole is filled by a segment that was not sent again: it was only late.
+            if self.tcb.sacked_out > 0
+                && !slot.has(mark::EVER_RETRANSMITTED)
+                && before(slot.seq, self.tcb.highest_sacked)
+                && self.tcb.has(flag::SACK)
+            {
+                self.saw_reordering(&slot);
+            }
+            self.delivered(&slot, told);
+        }
+        if slot.has(mark::LOST) {
+            self.tcb.lost_out = self.tcb.lost_out.saturating_sub(1);
+        }
+        if slot.has(mark::RETRANSMITTED) {
+            self.tcb.retrans_out = self.tcb.retrans_out.saturating_sub(1);
+        }
+        self.tcb.packets_out = self.tcb.packets_out.saturating_sub(1);
+        self.tcb.queue_head = slot.next;
+        if slot.next == NONE {
+            self.tcb.queue_tail = NONE;
+        }
+        self.tcb.queued_chunks = self.tcb.queued_chunks.saturating_sub(1);
+        if let Some(slot) = self.segment_mut(chunk) {
+            slot.owner = NONE;
+        }
+        self.pool.drop_retained(chunk);
+    }
+
+    /// Round-trip time and delivery rate from this ACK.
+    fn sample_round_trip(&mut self, segment: &Segment, told: &mut Told, now: Instant) {
+        let now_us = micros(now);
+        let Some(newest) = told.newest else { return };
+        let elapsed = (now_us as u32).wrapping_sub(newest.sent_us);
+        if !newest.has(mark::EVER_RETRANSMITTED) {
+            told.rtt_us = Some(elapsed);
+        } else if let Some(timestamps) = segment.options.timestamps
+            && self.tcb.has(flag::TIMESTAMPS)
+            && timestamps.echo != 0
+        {
+            // Karn's rule does not bind with timestamps (RFC 7323 section 4.1).
+            let sent_ms = timestamps.echo.wrapping_sub(self.tcb.ts_offset);
+            let ms = millis(now).wrapping_sub(sent_ms);
+            if ms < 1 << 20 && told.bytes > 0 {
+                told.rtt_us = Some(ms.saturating_mul(1000).max(1000).max(elapsed.min(1000)));
+            }
+        }
+        if let Some(rtt_us) = told.rtt_us {
+            self.tcb.sample_rtt(rtt_us, now_us);
+        }
+        self.advance_rack(&newest, elapsed);
+        self.sample_rate(&newest, now_us);
+    }
+
+    /// draft-cheng-iccrg-delivery-rate-estimation section 3.3.
+    fn sample_rate(&mut self, newest: &SegmentSlot, now_us: u64) {
+        let send_span = newest.sent_us.wrapping_sub(newest.first_sent_us);
+        let ack_span = (now_us as u32).wrapping_sub(newest.delivered_us);
+        self.tcb.rate_interval_us = send_span.max(ack_span).min(u32::MAX / 2);
+        self.tcb.rate_delivered = self.tcb.delivered.wrapping_sub(newest.delivered);
+        let age = (now_us as u32).wrapping_sub(newest.sent_us);
+        self.tcb.first_sent_us = now_us.saturating_sub(u64::from(age));
+        self.tcb.delivered_us = now_us;
+        if self.tcb.app_limited != 0 && after(self.tcb.delivered, self.tcb.app_limited) {
+            self.tcb.app_limited = 0;
+        }
+    }
+
+    /// Loss detection, congestion state, retransmission and timers after an ACK.
+    fn react(
+        &mut self,
+        memory: &mut impl Memory,
+        told: &mut Told,
+        in_flight: u32,
+        is_duplicate: bool,
+        now: Instant,
+    ) {
+        let limited = self.tcb.has(flag::CWND_LIMITED);
+        if is_duplicate && !self.tcb.has(flag::SACK) {
+            self.tcb.sacked_out = self
+                .tcb
+                .sacked_out
+                .saturating_add(1)
+                .min(self.tcb.packets_out.saturating_sub(1).max(1));
+            told.delivered = told.delivered.saturating_add(1);
+        }
+        self.end_tail_probe(told, now);
+        let lost_before = self.tcb.lost_out;
+        let next = self.detect_losses(told, now);
+        told.lost = self.tcb.lost_out.saturating_sub(lost_before);
+        self.change_state(told, now);
+        let reducing = matches!(self.tcb.ca_state, ca::RECOVERY | ca::CWR);
+        if reducing {
+            self.reduce_window(told);
+        } else if told.delivered > 0 {
+            self.grow_window(told, in_flight, limited, now);
+        }
+        if told.acked > 0 || told.sacked > 0 {
+            self.arm_retransmit(now);
+        }
+        if let Some(at) = next
+            && self.tcb.packets_out > 0
+        {
+            self.tcb.pending = pending::REORDER;
+            self.tcb.retransmit_at = at;
+        }
+        self.retransmit_lost(memory, now);
+    }
+
+    fn grow_window(&mut self, told: &Told, in_flight: u32, limited: bool, now: Instant) {
+        let round_start = !before(self.tcb.snd_una, self.tcb.round_delivered);
+        if round_start {
+            self.tcb.round_delivered = self.tcb.snd_nxt;
+        }
+        let sample = AckSample {
+            now_us: micros(now),
+            acked: told.acked,
+            delivered: told.delivered,
+            in_flight_before: in_flight,
+            in_flight: self.tcb.in_flight(),
+            rtt_us: told.rtt_us,
+            min_rtt_us: self.tcb.min_rtt_us,
+            srtt_us: self.tcb.srtt_us(),
+            cwnd_limited: limited || in_flight >= self.tcb.congestion.cwnd,
+            round_start,
+            delivered_total: u64::from(self.tcb.delivered),
+            interval_us: u64::from(self.tcb.rate_interval_us),
+            rate_delivered: self.tcb.rate_delivered,
+            app_limited: self.tcb.app_limited != 0,
+            in_recovery: matches!(self.tcb.ca_state, ca::RECOVERY | ca::LOSS),
+            ece: false,
+        };
+        self.tcb.congestion.on_ack(&sample);
+    }
+
+    /// What progress means for the program: room, and the end of FINs.
+    fn after_progress(&mut self) {
+        if self.tcb.has(flag::NO_SPACE) && self.is_writable() {
+            self.tcb.clear(flag::NO_SPACE);
+            self.writable_edge();
+        }
+    }
+
+    /// The answer to a window probe: an open window ends probing.
+    fn after_probe_answer(&mut self, now: Instant) {
+        if self.tcb.pending != pending::PROBE {
+            return;
+        }
+        self.tcb.backoff = 0;
+        self.tcb.stuck_since = now.0;
+        if self.tcb.snd_wnd > 0 || self.tcb.unsent == NONE {
+            self.tcb.pending = pending::NONE;
+            self.tcb.retransmit_at = super::tcb::NEVER;
+        }
+    }
+}

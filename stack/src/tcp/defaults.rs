@@ -1,0 +1,88 @@
+//! The host's `net.ipv4.tcp_*` settings, as the engine uses them. The owner of the image writes
+//! them ([`crate::Stack::tcp_defaults_mut`]); a fresh image has Linux's own defaults.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Settings of one stack (Documentation/networking/ip-sysctl.rst of the kernel).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct TcpDefaults {
+    /// tcp_rmem: least, initial and greatest receive buffer, bytes.
+    pub rmem: [u32; 3],
+    /// tcp_wmem: least, initial and greatest send buffer, bytes.
+    pub wmem: [u32; 3],
+    /// tcp_syn_retries.
+    pub syn_retries: u8,
+    /// tcp_synack_retries.
+    pub synack_retries: u8,
+    /// tcp_retries2.
+    pub retries2: u8,
+    /// tcp_orphan_retries; 0 = 8.
+    pub orphan_retries: u8,
+    /// tcp_syn_linear_timeouts.
+    pub syn_linear_timeouts: u8,
+    /// tcp_timestamps is on.
+    pub timestamps: u8,
+    /// tcp_sack is on.
+    pub sack: u8,
+    /// tcp_window_scaling is on.
+    pub window_scaling: u8,
+    /// tcp_ecn: 0 off, 1 on, 2 when the peer asks.
+    pub ecn: u8,
+    /// tcp_slow_start_after_idle is on.
+    pub slow_start_after_idle: u8,
+    /// tcp_moderate_rcvbuf is on.
+    pub moderate_rcvbuf: u8,
+    /// tcp_rfc1337 is on.
+    pub rfc1337: u8,
+    /// tcp_abort_on_overflow is on.
+    pub abort_on_overflow: u8,
+    /// tcp_congestion_control by number: 0 cubic, 1 reno, 2 bbr.
+    pub congestion: u8,
+    /// Zero.
+    pub reserved: [u8; 2],
+    /// tcp_fin_timeout, seconds.
+    pub fin_timeout_s: u32,
+    /// tcp_max_syn_backlog.
+    pub max_syn_backlog: u32,
+    /// tcp_challenge_ack_limit per connection and second.
+    pub challenge_acks: u32,
+    /// Zero.
+    pub spare: [u32; 5],
+}
+
+impl TcpDefaults {
+    /// Linux 6.12's defaults on a host with some gigabytes of memory.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            rmem: [4096, 131_072, 6_291_456],
+            wmem: [4096, 16_384, 4_194_304],
+            syn_retries: 6,
+            synack_retries: 5,
+            retries2: 15,
+            orphan_retries: 0,
+            syn_linear_timeouts: 4,
+            timestamps: 1,
+            sack: 1,
+            window_scaling: 1,
+            ecn: 2,
+            slow_start_after_idle: 1,
+            moderate_rcvbuf: 1,
+            rfc1337: 0,
+            abort_on_overflow: 0,
+            congestion: 0,
+            reserved: [0; 2],
+            fin_timeout_s: 60,
+            max_syn_backlog: 4096,
+            challenge_acks: 2,
+            spare: [0; 5],
+        }
+    }
+}
+
+impl Default for TcpDefaults {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,174 @@
+//! TCP_INFO: the kernel's structure, filled from a control block (include/uapi/linux/tcp.h).
+
+use super::connection::micros;
+use super::seq::distance;
+use super::tcb::{TcpState, flag};
+use crate::stack::Stack;
+use crate::types::{EndpointId, Instant, Stale};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+/// `struct tcp_info` of Linux 6.12, in its layout. Times are microseconds unless named otherwise.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+#[expect(missing_docs, reason = "the fields are those of linux/tcp.h")]
+pub struct TcpInfo {
+    pub state: u8,
+    pub ca_state: u8,
+    pub retransmits: u8,
+    pub probes: u8,
+    pub backoff: u8,
+    pub options: u8,
+    /// snd_wscale in the low four bits, rcv_wscale in the high ones.
+    pub wscale: u8,
+    /// delivery_rate_app_limited in bit 0.
+    pub rate_flags: u8,
+    pub rto: u32,
+    pub ato: u32,
+    pub snd_mss: u32,
+    pub rcv_mss: u32,
+    pub unacked: u32,
+    pub sacked: u32,
+    pub lost: u32,
+    pub retrans: u32,
+    pub fackets: u32,
+    pub last_data_sent_ms: u32,
+    pub last_ack_sent_ms: u32,
+    pub last_data_recv_ms: u32,
+    pub last_ack_recv_ms: u32,
+    pub pmtu: u32,
+    pub rcv_ssthresh: u32,
+    pub rtt: u32,
+    pub rttvar: u32,
+    pub snd_ssthresh: u32,
+    pub snd_cwnd: u32,
+    pub advmss: u32,
+    pub reordering: u32,
+    pub rcv_rtt: u32,
+    pub rcv_space: u32,
+    pub total_retrans: u32,
+    pub pacing_rate: u64,
+    pub max_pacing_rate: u64,
+    pub bytes_acked: u64,
+    pub bytes_received: u64,
+    pub segs_out: u32,
+    pub segs_in: u32,
+    pub notsent_bytes: u32,
+    pub min_rtt: u32,
+    pub data_segs_in: u32,
+    pub data_segs_out: u32,
+    pub delivery_rate: u64,
+    pub busy_time: u64,
+    pub rwnd_limited: u64,
+    pub sndbuf_limited: u64,
+    pub delivered: u32,
+    pub delivered_ce: u32,
+    pub bytes_sent: u64,
+    pub bytes_retrans: u64,
+    pub dsack_dups: u32,
+    pub reord_seen: u32,
+    pub rcv_ooopack: u32,
+    pub snd_wnd: u32,
+    pub rcv_wnd: u32,
+    pub rehash: u32,
+    pub total_rto: u16,
+    pub total_rto_recoveries: u16,
+    pub total_rto_time: u32,
+}
+
+const _: () = assert!(size_of::<TcpInfo>() == 248);
+
+/// Bits of `options` (linux/tcp.h TCPI_OPT_*).
+const OPT_TIMESTAMPS: u8 = 1;
+const OPT_SACK: u8 = 2;
+const OPT_WSCALE: u8 = 4;
+const OPT_ECN: u8 = 8;
+
+impl Stack<'_> {
+    /// TCP_INFO of a connection or listener.
+    ///
+    /// # Errors
+    /// [`Stale`].
+    pub fn tcp_info(&self, id: EndpointId, now: Instant) -> Result<TcpInfo, Stale> {
+        self.tcp_status(id)?;
+        let tcb = self.tcbs.get(id.index as usize).ok_or(Stale)?;
+        let mut info = TcpInfo::new_zeroed();
+        info.state = tcb.state;
+        info.ca_state = tcb.ca_state;
+        info.retransmits = tcb.retransmits;
+        info.probes = tcb.probes_out;
+        info.backoff = tcb.backoff;
+        for (bit, option) in [
+            (flag::TIMESTAMPS, OPT_TIMESTAMPS),
+            (flag::SACK, OPT_SACK),
+            (flag::SCALING, OPT_WSCALE),
+            (flag::ECN, OPT_ECN),
+        ] {
+            if tcb.has(bit) {
+                info.options |= option;
+            }
+        }
+        info.wscale = tcb.snd_wscale & 15 | tcb.rcv_wscale << 4;
+        info.rate_flags = u8::from(tcb.app_limited != 0);
+        info.rto = tcb.backed_off_rto();
+        info.ato = 40_000;
+        info.snd_mss = u32::from(tcb.mss);
+        info.rcv_mss = u32::from(tcb.rcv_mss);
+        if tcb.state() == TcpState::Listen {
+            info.unacked = tcb.accept_count;
+            info.sacked = tcb.backlog;
+        } else {
+            info.unacked = tcb.packets_out;
+            info.sacked = tcb.sacked_out;
+        }
+        info.lost = tcb.lost_out;
+        info.retrans = tcb.retrans_out;
+        let since = |then: u64| (now.0.saturating_sub(then) / 1_000_000) as u32;
+        info.last_data_sent_ms = since(tcb.last_sent);
+        info.last_data_recv_ms = since(tcb.last_data);
+        info.last_ack_recv_ms = since(tcb.last_received);
+        info.pmtu = u32::from(tcb.hop.mtu);
+        info.rcv_ssthresh = tcb.options.rcvbuf_bytes / 2;
+        info.rtt = tcb.srtt_us();
+        info.rttvar = tcb.mdev4_us >> 2;
+        info.snd_ssthresh = tcb.congestion.ssthresh;
+        info.snd_cwnd = tcb.congestion.cwnd;
+        info.advmss = u32::from(tcb.advertised_mss);
+        info.reordering = u32::from(tcb.reordering);
+        info.rcv_rtt = tcb.rcv_rtt_us;
+        info.rcv_space = tcb.drs_space.max(tcb.options.rcvbuf_bytes / 2);
+        info.total_retrans = tcb.total_retrans;
+        info.pacing_rate = tcb
+            .congestion
+            .pacing_rate(u32::from(tcb.mss), tcb.srtt_us())
+            .unwrap_or(u64::MAX);
+        info.max_pacing_rate = u64::MAX;
+        info.bytes_acked = tcb.bytes_acked;
+        info.bytes_received = tcb.bytes_received;
+        info.segs_out = tcb.segs_out;
+        info.segs_in = tcb.segs_in;
+        info.notsent_bytes = distance(tcb.snd_nxt, tcb.write_seq);
+        info.min_rtt = tcb.min_rtt_us;
+        info.data_segs_in = tcb.data_segs_in;
+        info.data_segs_out = tcb.data_segs_out;
+        info.delivery_rate = u64::from(tcb.rate_delivered)
+            .saturating_mul(u64::from(tcb.mss))
+            .saturating_mul(1_000_000)
+            .checked_div(u64::from(tcb.rate_interval_us))
+            .unwrap_or(0);
+        info.busy_time = if tcb.packets_out > 0 {
+            micros(now).saturating_sub(tcb.stuck_since / 1000)
+        } else {
+            0
+        };
+        info.delivered = tcb.delivered;
+        info.delivered_ce = tcb.delivered_ce;
+        info.bytes_sent = tcb.bytes_sent;
+        info.bytes_retrans = tcb.bytes_retrans;
+        info.dsack_dups = tcb.dsack_dups;
+        info.reord_seen = tcb.reord_seen;
+        info.rcv_ooopack = tcb.rcv_ooopack;
+        info.snd_wnd = tcb.snd_wnd;
+        info.rcv_wnd = tcb.rcv_wnd;
+        Ok(info)
+    }
+}

@@ -1,0 +1,556 @@
+//! Input: a segment meets the state of its connection (RFC 9293 section 3.10.7, RFC 5961, RFC
+//! 7323).
+
+use super::connection::{Connection, micros, millis};
+use super::listen::initial_window;
+use super::mini;
+use super::receive::Payload;
+use super::seq::{after, before};
+use super::tcb::{Hop, NEVER, TcpState, flag};
+use crate::counters::{Counter, DropReason};
+use crate::stack::{FrameOutcome, RxFrame, Stack};
+use crate::types::{EndpointId, Instant, Memory, SocketAddress};
+use crate::wire::tcp::{self, Segment, flags};
+
+/// Linux's errno values that connections end with.
+pub(crate) mod errno {
+    pub(crate) const EPIPE: i32 = 32;
+    pub(crate) const ECONNRESET: i32 = 104;
+    pub(crate) const ENOTCONN: i32 = 107;
+    pub(crate) const ETIMEDOUT: i32 = 110;
+    pub(crate) const ECONNREFUSED: i32 = 111;
+}
+
+/// Segments of a new connection's first flight (RFC 6928).
+const INITIAL_WINDOW: u32 = 10;
+/// A timestamp older than this says nothing (RFC 7323 section 5.5): 24 days in milliseconds.
+const TIMESTAMP_AGE_MS: u32 = 24 * 24 * 3600 * 1000;
+/// Congestion-experienced (RFC 3168).
+const CE: u8 = 3;
+
+/// Sequence numbers that a segment takes.
+pub(crate) fn length(segment: &Segment) -> u32 {
+    u32::from(segment.payload_len)
+        .wrapping_add(u32::from(segment.flags & flags::SYN != 0))
+        .wrapping_add(u32::from(segment.flags & flags::FIN != 0))
+}
+
+/// A segment with where it came from and how its sender is reached.
+#[derive(Debug)]
+pub(crate) struct Arrived<'a> {
+    pub(crate) segment: &'a Segment,
+    pub(crate) local: SocketAddress,
+    pub(crate) remote: SocketAddress,
+    pub(crate) hop: Hop,
+    pub(crate) chunk: u32,
+    pub(crate) offset: u16,
+}
+
+impl Stack<'_> {
+    /// Takes a TCP frame: its connection, request, listener or time wait, or the answer that there
+    /// is none. The chunk is kept only by a connection that has queued its data.
+    pub(crate) fn receive_tcp(
+        &mut self,
+        memory: &mut impl Memory,
+        frame: RxFrame,
+        now: Instant,
+    ) -> Result<FrameOutcome, DropReason> {
+        let info = self
+            .head
+            .queue_pairs
+            .get(usize::from(frame.queue_pair))
+            .copied()
+            .ok_or(DropReason::Corrupt)?;
+        let end = (frame.offset as usize).saturating_add(frame.len as usize);
+        let bytes = memory
+            .chunk(frame.chunk)
+            .get(frame.offset as usize..end)
+            .ok_or(DropReason::Truncated)?;
+        let segment = tcp::parse(bytes, &info.mac, frame.partial_checksums)?;
+        self.count(Counter::TcpSegmentsReceived);
+        let arrived = Arrived {
+            segment: &segment,
+            local: SocketAddress::new(segment.destination, segment.destination_port),
+            remote: SocketAddress::new(segment.source, segment.source_port),
+            hop: Hop {
+                ifindex: info.ifindex,
+                generation: 0,
+                mtu: info.mtu,
+                source_mac: info.mac,
+                mac: segment.source_mac,
+                queue_pair: frame.queue_pair,
+                reserved: 0,
+            },
+            chunk: frame.chunk.0,
+            offset: (frame.offset as u16).wrapping_add(segment.payload_offset),
+        };
+        let mut index = self.find_connection(&arrived.local, &arrived.remote);
+        if index.is_none() {
+            match self.without_connection(memory, &arrived, now)? {
+                Some(child) => index = Some(child),
+                None => return Ok(self.handled(frame.chunk.0)),
+            }
+        }
+        let Some(index) = index else {
+            return Err(DropReason::NoEndpoint);
+        };
+        let Some(mut connection) = self.connection(index) else {
+            return Err(DropReason::Corrupt);
+        };
+        let taken = connection.input(memory, &arrived, now);
+        let generation = connection.endpoint.generation;
+        self.settle(index, now);
+        if taken? {
+            Ok(FrameOutcome::Delivered(EndpointId { index, generation }))
+        } else {
+            Ok(self.handled(frame.chunk.0))
+        }
+    }
+
+    /// The frame has done its work: its chunk is free.
+    fn handled(&mut self, chunk: u32) -> FrameOutcome {
+        self.pool().free(chunk);
+        FrameOutcome::Handled
+    }
+
+    /// A segment without a connection. `Some`: a request became one, and the segment is its.
+    fn without_connection(
+        &mut self,
+        memory: &mut impl Memory,
+        arrived: &Arrived<'_>,
+        now: Instant,
+    ) -> Result<Option<u32>, DropReason> {
+        if let Some(index) = self.find_mini(&arrived.local, &arrived.remote) {
+            let is_request = self
+                .minis
+                .get(index as usize)
+                .is_some_and(|mini| mini.kind == mini::kind::REQUEST);
+            if is_request {
+                return self.take_request_segment(memory, index, arrived, now);
+            }
+            if !self.take_time_wait_segment(memory, index, arrived, now)? {
+                return Ok(None);
+            }
+        }
+        let bits = arrived.segment.flags;
+        if bits & flags::RST != 0 {
+            return Err(DropReason::NoEndpoint);
+        }
+        let listener = self.find_listener(&arrived.local, &arrived.remote, arrived.hop.ifindex);
+        match listener {
+            Some(listener) if bits & (flags::SYN | flags::ACK) == flags::SYN => {
+                if bits & flags::FIN != 0 {
+                    return Err(DropReason::TcpFlags);
+                }
+                self.take_syn(memory, listener, arrived, now)?;
+                Ok(None)
+            }
+            Some(_) if bits & flags::ACK == 0 => Err(DropReason::TcpFlags),
+            _ => {
+                self.reset_reply(memory, arrived);
+                Err(DropReason::NoEndpoint)
+            }
+        }
+    }
+}
+
+impl Connection<'_> {
+    /// A connection begins to carry data: windows, segment size, buffers, timers.
+    pub(crate) fn start(&mut self, snd_nxt: u32, now: Instant) {
+        let tcb = &mut *self.tcb;
+        tcb.snd_una = snd_nxt;
+        tcb.snd_nxt = snd_nxt;
+        tcb.write_seq = snd_nxt;
+        tcb.snd_sml = snd_nxt;
+        tcb.snd_up = snd_nxt;
+        tcb.high_seq = snd_nxt;
+        tcb.round_delivered = snd_nxt;
+        tcb.rack_end_seq = snd_nxt;
+        tcb.rcv_mss = tcb.advertised_mss.clamp(1, 536);
+        tcb.last_received = now.0;
+        tcb.congestion = super::congestion::Congestion::new(tcb.options.congestion, INITIAL_WINDOW);
+        self.tcb.mss = self.current_mss();
+        let header = if self.endpoint.remote_ip.is_v4() {
+            40
+        } else {
+            60
+        };
+        self.tcb.advertised_mss = self.tcb.hop.mtu.saturating_sub(header).max(64);
+        self.tcb.rcv_mss = self.tcb.advertised_mss.min(536);
+        self.quick_ack_mode();
+        if self.tcb.options.has(super::options::TcpOptions::KEEPALIVE) {
+            self.arm_keepalive(now);
+        }
+    }
+
+    /// A segment for this connection. `true` when its chunk is kept.
+    pub(crate) fn input(
+        &mut self,
+        memory: &mut impl Memory,
+        arrived: &Arrived<'_>,
+        now: Instant,
+    ) -> Result<bool, DropReason> {
+        let segment = arrived.segment;
+        self.tcb.segs_in = self.tcb.segs_in.wrapping_add(1);
+        if segment.payload_len > 0 {
+            self.tcb.data_segs_in = self.tcb.data_segs_in.wrapping_add(1);
+        }
+        match self.tcb.state() {
+            TcpState::SynSent => {
+                self.input_syn_sent(memory, arrived, now)?;
+                return Ok(false);
+            }
+            TcpState::Closed | TcpState::Listen | TcpState::TimeWait => {
+                return Err(DropReason::NoEndpoint);
+            }
+            _ => {}
+        }
+        if !self.is_acceptable(segment, now)? {
+            return Ok(false);
+        }
+        self.take_timestamp(segment, now);
+        if segment.flags & flags::ACK == 0 {
+            return Err(DropReason::TcpFlags);
+        }
+        if segment.tos & 3 == CE && self.tcb.has(flag::ECN) {
+            self.tcb.set(flag::ECN_DEMAND_CWR | flag::ACK_NOW);
+            self.tcb.delivered_ce = self.tcb.delivered_ce.wrapping_add(1);
+        }
+        if segment.flags & flags::CWR != 0 {
+            self.tcb.clear(flag::ECN_DEMAND_CWR);
+        }
+        if !self.take_ack(memory, segment, now) {
+            return Err(DropReason::TcpAck);
+        }
+        if segment.flags & flags::ECE != 0 && self.tcb.has(flag::ECN) {
+            self.take_ece(now);
+        }
+        self.after_ack(now);
+        let kept = self.take_payload(memory, arrived, now);
+        self.output(memory, now, false);
+        kept
+    }
+
+    /// RFC 9293 section 3.10.7.4 steps one to four, with RFC 5961 and PAWS. `Ok(false)`: the
+    /// segment has done all it can.
+    fn is_acceptable(&mut self, segment: &Segment, now: Instant) -> Result<bool, DropReason> {
+        let is_reset = segment.flags & flags::RST != 0;
+        if self.is_old_timestamp(segment, now) && !is_reset {
+            if segment.flags & flags::SYN == 0 || segment.payload_len > 0 {
+                self.tcb.set(flag::ACK_NOW);
+            }
+            return Err(DropReason::TcpOldTimestamp);
+        }
+        let end = segment.seq.wrapping_add(length(segment));
+        let limit = self.tcb.rcv_nxt.wrapping_add(self.tcb.receive_window());
+        if before(end, self.tcb.rcv_wup) || after(segment.seq, limit) {
+            if is_reset {
+                return Err(DropReason::TcpWindow);
+            }
+            if segment.flags & flags::SYN != 0 {
+                self.challenge(now);
+                return Err(DropReason::TcpWindow);
+            }
+            self.tcb.set(flag::ACK_NOW);
+            return Err(DropReason::TcpWindow);
+        }
+        if is_reset {
+            if segment.seq == self.tcb.rcv_nxt {
+                self.take_reset();
+                return Ok(false);
+            }
+            self.challenge(now);
+            return Err(DropReason::TcpWindow);
+        }
+        if segment.flags & flags::SYN != 0 {
+            if self.tcb.state() == TcpState::SynReceived
+                && segment.flags & flags::ACK != 0
+                && segment.seq.wrapping_add(1) == self.tcb.rcv_nxt
+            {
+                // The other half of a simultaneous open.
+                return Ok(true);
+            }
+            self.challenge(now);
+            return Err(DropReason::TcpFlags);
+        }
+        Ok(true)
+    }
+
+    /// Protection against wrapped sequence numbers (RFC 7323 section 5.3).
+    fn is_old_timestamp(&self, segment: &Segment, now: Instant) -> bool {
+        let Some(timestamps) = segment.options.timestamps else {
+            return false;
+        };
+        self.tcb.has(flag::TIMESTAMPS)
+            && before(timestamps.value, self.tcb.ts_recent)
+            && millis(now).wrapping_sub(self.tcb.ts_recent_ms) < TIMESTAMP_AGE_MS
+    }
+
+    /// RFC 7323 section 4.3.
+    fn take_timestamp(&mut self, segment: &Segment, now: Instant) {
+        let Some(timestamps) = segment.options.timestamps else {
+            return;
+        };
+        if !self.tcb.has(flag::TIMESTAMPS) || after(segment.seq, self.tcb.rcv_wup) {
+            return;
+        }
+        self.tcb.ts_recent = timestamps.value;
+        self.tcb.ts_recent_ms = millis(now);
+        if segment.payload_len > 0 && timestamps.echo != 0 {
+            // The receiver's own round trip, for the size of its buffer.
+            let sent = timestamps.echo.wrapping_sub(self.tcb.ts_offset);
+            let ms = millis(now).wrapping_sub(sent);
+            if ms < 1 << 20 {
+                let rtt = ms.max(1).saturating_mul(1000);
+                self.tcb.rcv_rtt_us = if self.tcb.rcv_rtt_us == 0 {
+                    rtt
+                } else {
+                    self.tcb.rcv_rtt_us.min(rtt)
+                };
+            }
+        }
+    }
+
+    /// Answers a suspicious segment with the truth, not more often than the budget allows (RFC 5961
+    /// section 7; the budget is the connection's own: CVE-2016-5696).
+    pub(crate) fn challenge(&mut self, now: Instant) {
+        let second = (now.0 / 1_000_000_000) as u32;
+        if self.tcb.challenge_s != second {
+            self.tcb.challenge_s = second;
+            self.tcb.challenge_acks = 0;
+        }
+        let budget = self.pool.head.tcp_defaults.challenge_acks.max(1);
+        if u32::from(self.tcb.challenge_acks) < budget {
+            self.tcb.challenge_acks = self.tcb.challenge_acks.saturating_add(1);
+            self.tcb.set(flag::ACK_NOW);
+            self.pool.count(Counter::TcpChallengeAcks);
+        }
+    }
+
+    /// The peer has reset the connection.
+    fn take_reset(&mut self) {
+        let error = match self.tcb.state() {
+            TcpState::SynSent => errno::ECONNREFUSED,
+            TcpState::CloseWait => errno::EPIPE,
+            _ => errno::ECONNRESET,
+        };
+        self.tcb.set(flag::RESET);
+        self.pool.count(Counter::TcpResetsReceived);
+        self.finish(error);
+    }
+
+    /// RFC 9293 section 3.10.7.3.
+    fn input_syn_sent(
+        &mut self,
+        memory: &mut impl Memory,
+        arrived: &Arrived<'_>,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let segment = arrived.segment;
+        let has_ack = segment.flags & flags::ACK != 0;
+        let acked =
+            has_ack && after(segment.ack, self.tcb.iss) && !after(segment.ack, self.tcb.snd_nxt);
+        if has_ack && !acked {
+            if segment.flags & flags::RST == 0 {
+                let options = tcp::Options::default();
+                self.send_bare(memory, segment.ack, flags::RST, options);
+                self.pool.count(Counter::TcpResetsSent);
+            }
+            return Err(DropReason::TcpAck);
+        }
+        if segment.flags & flags::RST != 0 {
+            if acked {
+                self.take_reset();
+                return Ok(());
+            }
+            return Err(DropReason::TcpAck);
+        }
+        if segment.flags & flags::SYN == 0 {
+            return Err(DropReason::TcpFlags);
+        }
+        self.take_syn_options(segment, now);
+        self.tcb.hop.mac = arrived.hop.mac;
+        if acked {
+            self.connected(memory, segment, now);
+        } else {
+            self.crossed(memory, now);
+        }
+        Ok(())
+    }
+
+    fn take_syn_options(&mut self, segment: &Segment, now: Instant) {
+        let options = &segment.options;
+        self.tcb.irs = segment.seq;
+        self.tcb.rcv_nxt = segment.seq.wrapping_add(1);
+        self.tcb.rcv_wup = self.tcb.rcv_nxt;
+        self.tcb.copied_seq = self.tcb.rcv_nxt;
+        self.tcb.drs_seq = self.tcb.rcv_nxt;
+        self.tcb.mss_clamp = options.mss.unwrap_or(536).max(64);
+        match options.timestamps {
+            Some(timestamps) if self.tcb.has(flag::TIMESTAMPS) => {
+                self.tcb.ts_recent = timestamps.value;
+                self.tcb.ts_recent_ms = millis(now);
+            }
+            _ => self.tcb.clear(flag::TIMESTAMPS),
+        }
+        if !options.sack_permitted {
+            self.tcb.clear(flag::SACK);
+        }
+        match options.window_scale {
+            Some(scale) if self.tcb.has(flag::SCALING) => self.tcb.snd_wscale = scale.min(14),
+            _ => {
+                self.tcb.clear(flag::SCALING);
+                self.tcb.snd_wscale = 0;
+                self.tcb.rcv_wscale = 0;
+            }
+        }
+        if segment.flags & (flags::ECE | flags::CWR) != flags::ECE {
+            self.tcb.clear(flag::ECN);
+        }
+        self.tcb.snd_wnd = u32::from(segment.window);
+        self.tcb.snd_wl1 = segment.seq;
+        self.tcb.max_window = self.tcb.snd_wnd;
+    }
+
+    /// The SYN-ACK has come.
+    fn connected(&mut self, memory: &mut impl Memory, segment: &Segment, now: Instant) {
+        let clean = self.tcb.syn_retries == 0;
+        let sent_us = self.tcb.syn_sent_us;
+        self.tcb.state = TcpState::Established as u8;
+        self.stop_timers();
+        self.start(segment.ack, now);
+        if clean {
+            let now_us = micros(now);
+            self.tcb
+                .sample_rtt((now_us as u32).wrapping_sub(sent_us), now_us);
+        }
+        self.tcb.clear(flag::CONNECTING);
+        self.writable_edge();
+        self.send_ack(memory, now);
+    }
+
+    /// SYNs have crossed (RFC 9293 figure 8): ours goes out again as a SYN-ACK.
+    fn crossed(&mut self, memory: &mut impl Memory, now: Instant) {
+        self.tcb.state = TcpState::SynReceived as u8;
+        self.pool.count(Counter::TcpSimultaneousOpens);
+        self.send_syn(memory, now);
+    }
+
+    /// Sends our SYN, or SYN-ACK when the peer's has come.
+    pub(crate) fn send_syn(&mut self, memory: &mut impl Memory, now: Instant) {
+        let answer = self.tcb.state() == TcpState::SynReceived;
+        let options = tcp::Options {
+            mss: Some(self.tcb.advertised_mss),
+            window_scale: self.tcb.has(flag::SCALING).then_some(self.tcb.rcv_wscale),
+            sack_permitted: self.tcb.has(flag::SACK),
+            timestamps: self.tcb.has(flag::TIMESTAMPS).then(|| tcp::Timestamps {
+                value: millis(now).wrapping_add(self.tcb.ts_offset),
+                echo: self.tcb.ts_recent,
+            }),
+            ..tcp::Options::default()
+        };
+        let bits = match (answer, self.tcb.has(flag::ECN)) {
+            (true, true) => flags::SYN | flags::ACK | flags::ECE,
+            (true, false) => flags::SYN | flags::ACK,
+            (false, true) => flags::SYN | flags::ECE | flags::CWR,
+            (false, false) => flags::SYN,
+        };
+        let window = initial_window(self.receive_capacity(), self.tcb.advertised_mss);
+        self.tcb.rcv_wnd = window;
+        self.tcb.syn_sent_us = micros(now) as u32;
+        let iss = self.tcb.iss;
+        self.send_bare(memory, iss, bits, options);
+    }
+
+    /// What the acknowledgement of everything, or of our FIN, changes.
+    fn after_ack(&mut self, now: Instant) {
+        let all = self.tcb.snd_una == self.tcb.snd_nxt && self.tcb.unsent == crate::image::NONE;
+        let fin_acked = all && self.tcb.has(flag::FIN_QUEUED);
+        match self.tcb.state() {
+            TcpState::SynReceived if self.tcb.snd_una == self.tcb.snd_nxt => {
+                self.tcb.state = TcpState::Established as u8;
+                self.stop_timers();
+                let una = self.tcb.snd_una;
+                self.start(una, now);
+                self.tcb.clear(flag::CONNECTING);
+                self.writable_edge();
+            }
+            TcpState::FinWait1 if fin_acked => {
+                self.tcb.state = TcpState::FinWait2 as u8;
+                self.writable_edge();
+                if self.tcb.has(flag::ORPHAN) {
+                    self.limit_fin_wait(now);
+                }
+            }
+            TcpState::Closing if fin_acked => {
+                self.tcb.state = TcpState::TimeWait as u8;
+                self.stop_timers();
+            }
+            TcpState::LastAck if fin_acked => self.finish(0),
+            _ => {}
+        }
+    }
+
+    /// FIN_WAIT_2 without a program does not last for ever.
+    pub(crate) fn limit_fin_wait(&mut self, now: Instant) {
+        let seconds = match self.tcb.options.linger2_s {
+            0 => u64::from(self.pool.head.tcp_defaults.fin_timeout_s),
+            set => u64::try_from(set).unwrap_or(0),
+        };
+        self.tcb.keepalive_at = now.0.saturating_add(seconds.saturating_mul(1_000_000_000));
+    }
+
+    fn take_payload(
+        &mut self,
+        memory: &mut impl Memory,
+        arrived: &Arrived<'_>,
+        now: Instant,
+    ) -> Result<bool, DropReason> {
+        let segment = arrived.segment;
+        let fin = segment.flags & flags::FIN != 0;
+        if segment.payload_len == 0 && !fin {
+            return Ok(false);
+        }
+        match self.tcb.state() {
+            TcpState::Established | TcpState::FinWait1 | TcpState::FinWait2 => {}
+            // The peer has said that it is done: nothing new can come.
+            _ => {
+                self.tcb.set(flag::ACK_NOW);
+                return Ok(false);
+            }
+        }
+        let end = segment.seq.wrapping_add(u32::from(segment.payload_len));
+        if self.tcb.has(flag::ORPHAN) && segment.payload_len > 0 && after(end, self.tcb.rcv_nxt) {
+            // Nobody will read this (RFC 2525 section 2.17, Linux: TCPAbortOnData).
+            self.send_reset(memory, now);
+            self.finish(0);
+            return Ok(false);
+        }
+        self.take_urgent(segment);
+        let payload = Payload {
+            chunk: arrived.chunk,
+            offset: arrived.offset,
+            len: segment.payload_len,
+            seq: segment.seq,
+            fin,
+        };
+        let kept = self.take_data(memory, payload, now);
+        if self.tcb.has(flag::FIN_RECEIVED) {
+            self.tcb.delayed_ack_at = NEVER;
+        }
+        kept
+    }
+
+    /// The urgent pointer names the byte behind the last urgent one (RFC 6093 section 2.1).
+    fn take_urgent(&mut self, segment: &Segment) {
+        if segment.flags & flags::URG == 0 || segment.urgent == 0 {
+            return;
+        }
+        let up = segment.seq.wrapping_add(u32::from(segment.urgent));
+        if after(up, self.tcb.rcv_up) && after(up, self.tcb.copied_seq) {
+            self.tcb.rcv_up = up;
+            self.tcb.set(flag::URGENT);
+            self.readable_edge();
+        }
+    }
+}

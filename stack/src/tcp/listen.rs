@@ -1,0 +1,580 @@
+//! Passive open: a SYN becomes a request, the final ACK a connection on the accept queue (RFC 9293
+//! section 3.10.7.2, RFC 4987; backlog as Linux counts it).
+
+use super::connection::{micros, millis};
+use super::input::Arrived;
+use super::mini::{Mini, kind};
+use super::pool::Pool;
+use super::seq::{after, before};
+use super::tcb::{TcpState, flag};
+use super::wheel::MINI;
+use crate::counters::{Counter, DropReason};
+use crate::demux::fold;
+use crate::image::{NONE, UdpOptions};
+use crate::stack::Stack;
+use crate::tcp::options::TcpOptions;
+use crate::types::{Family, Instant, Memory, SocketAddress};
+use crate::wire::tcp::{self, Segment, flags};
+
+/// How long an unconfirmed request waits before its SYN-ACK goes out again (RFC 6298: 1 s).
+const SYNACK_NS: u64 = 1_000_000_000;
+/// A repeated SYN gets its answer again not more often than this.
+const REPEAT_NS: u64 = 500_000_000;
+/// A TIME_WAIT lasts this long (Linux: TCP_TIMEWAIT_LEN).
+pub(crate) const TIME_WAIT_NS: u64 = 60_000_000_000;
+/// The window scale that the greatest receive buffer asks for is at most this (RFC 7323).
+const MAX_SCALE: u8 = 14;
+
+/// The scale for a receive buffer that may grow to `most` bytes.
+pub(crate) fn window_scale(most: u32) -> u8 {
+    let mut scale = 0_u8;
+    let mut space = most.max(65_535);
+    while space > 65_535 && scale < MAX_SCALE {
+        space >>= 1;
+        scale = scale.wrapping_add(1);
+    }
+    scale
+}
+
+/// The window of a SYN: a whole number of segments, at most what the field holds (Linux:
+/// tcp_select_initial_window).
+pub(crate) fn initial_window(capacity: u32, mss: u16) -> u32 {
+    let most = capacity.min(65_535);
+    match most.checked_rem(u32::from(mss)) {
+        Some(rest) if most > u32::from(mss) => most.saturating_sub(rest),
+        _ => most,
+    }
+}
+
+impl Stack<'_> {
+    /// The listener that takes a SYN.
+    pub(crate) fn find_listener(
+        &self,
+        local: &SocketAddress,
+        remote: &SocketAddress,
+        ifindex: u32,
+    ) -> Option<u32> {
+        let score = |index: u32| -> Option<u32> {
+            let endpoint = self.endpoints.get(index as usize)?;
+            let tcb = self.tcbs.get(index as usize)?;
+            if endpoint.kind != crate::image::kind::TCP
+                || tcb.state() != TcpState::Listen
+                || endpoint.local_port != local.port
+            {
+                return None;
+            }
+            let mut score = match (Family::from_byte(endpoint.family), local.ip.is_v4()) {
+                (Family::V4, true) => 1,
+                (Family::V6, false) | (Family::Dual, _) => 0,
+                _ => return None,
+            };
+            if endpoint.local_ip == local.ip {
+                score |= 16;
+            } else if !endpoint.local_ip.is_unspecified() {
+                return None;
+            }
+            if endpoint.ifindex != 0 {
+                if endpoint.ifindex != ifindex {
+                    return None;
+                }
+                score |= 4;
+            }
+            Some(score)
+        };
+        let first = self.port_chain(local.port);
+        let chain = || {
+            let mut index = first;
+            (0..self.endpoints.len()).map_while(move |_| {
+                let endpoint = self.endpoints.get(index as usize)?;
+                let here = index;
+                index = endpoint.next;
+                Some(here)
+            })
+        };
+        let best = chain().filter_map(score).max()?;
+        let members = || chain().filter(|&index| score(index) == Some(best));
+        let shared = |index: u32| {
+            self.tcbs
+                .get(index as usize)
+                .is_some_and(|tcb| tcb.options.has(TcpOptions::REUSE_PORT))
+        };
+        let count = members().filter(|&index| shared(index)).count() as u64;
+        if count < 2 {
+            return members().next();
+        }
+        let (high, low) = remote.ip.words();
+        let hash = fold(
+            low ^ high ^ self.head.seed,
+            u64::from(remote.port) | 1 << 32 | u64::from(local.port) << 40,
+        );
+        let nth = (hash >> 32).wrapping_mul(count) >> 32;
+        members().filter(|&index| shared(index)).nth(nth as usize)
+    }
+
+    /// A SYN for a listener.
+    pub(crate) fn take_syn(
+        &mut self,
+        memory: &mut impl Memory,
+        listener: u32,
+        arrived: &Arrived<'_>,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let segment = arrived.segment;
+        let defaults = self.head.tcp_defaults;
+        let Some((generation, tcb)) = self
+            .endpoints
+            .get(listener as usize)
+            .map(|endpoint| endpoint.generation)
+            .zip(self.tcbs.get(listener as usize))
+        else {
+            return Err(DropReason::NoEndpoint);
+        };
+        if tcb.accept_count > tcb.backlog || tcb.request_count >= defaults.max_syn_backlog.max(1) {
+            self.count(Counter::TcpListenOverflows);
+            return Err(DropReason::TcpBacklog);
+        }
+        let options = tcb.options;
+        let (local, remote) = (arrived.local, arrived.remote);
+        let Some(index) = self.add_mini(kind::REQUEST, local, remote, now) else {
+            self.count(Counter::TcpListenOverflows);
+            return Err(DropReason::TcpBacklog);
+        };
+        let negotiated = negotiate(segment, &defaults);
+        let mtu = arrived.hop.mtu;
+        let header = if local.ip.is_v4() { 40 } else { 60 };
+        let advertised = mtu.saturating_sub(header).max(64);
+        let capacity = options.rcvbuf_bytes / 2;
+        let key = self.secret_key();
+        if let Some(tcb) = self.tcbs.get_mut(listener as usize) {
+            tcb.request_count = tcb.request_count.saturating_add(1);
+        }
+        if let Some(mini) = self.minis.get_mut(index as usize) {
+            mini.negotiated = negotiated as u8;
+            mini.listener = listener;
+            mini.listener_generation = generation;
+            mini.hop = arrived.hop;
+            mini.rcv_nxt = segment.seq.wrapping_add(1);
+            mini.snd_nxt = super::secret::isn(&key, local, remote, now.0).wrapping_add(1);
+            mini.ts_offset = super::secret::timestamp_offset(&key, local, remote);
+            mini.rcv_wnd = initial_window(capacity, advertised);
+            if negotiated & flag::SCALING != 0 {
+                let most = if options.has(TcpOptions::RCVBUF_LOCKED) {
+                    options.rcvbuf_bytes
+                } else {
+                    defaults.rmem[2].max(options.rcvbuf_bytes)
+                };
+                mini.rcv_wscale = window_scale(most);
+                mini.snd_wscale = segment.options.window_scale.unwrap_or(0).min(MAX_SCALE);
+            }
+            mini.peer_mss = segment.options.mss.unwrap_or(536).max(64);
+            mini.ts_recent = segment.options.timestamps.map_or(0, |value| value.value);
+            mini.ts_recent_ms = millis(now);
+            mini.deadline = now.0.saturating_add(SYNACK_NS);
+            mini.tos = options.tos;
+        }
+        self.count(Counter::TcpPassiveOpens);
+        self.flow_begins(local, remote);
+        self.send_synack(memory, index, now);
+        self.arm(index | MINI, now.0.saturating_add(SYNACK_NS), now);
+        Ok(())
+    }
+
+    /// Sends the SYN-ACK of a request.
+    fn send_synack(&mut self, memory: &mut impl Memory, index: u32, now: Instant) {
+        let Some(&mini) = self.minis.get(index as usize) else {
+            return;
+        };
+        let header = if mini.local_ip.is_v4() { 40 } else { 60 };
+        let mut mss = mini.hop.mtu.saturating_sub(header).max(64);
+        if let Some(tcb) = self.tcbs.get(mini.listener as usize)
+            && tcb.options.max_seg != 0
+        {
+            mss = mss.min(tcb.options.max_seg);
+        }
+        let options = tcp::Options {
+            mss: Some(mss),
+            window_scale: mini.has(flag::SCALING).then_some(mini.rcv_wscale),
+            sack_permitted: mini.has(flag::SACK),
+            timestamps: mini.has(flag::TIMESTAMPS).then(|| tcp::Timestamps {
+                value: millis(now).wrapping_add(mini.ts_offset),
+                echo: mini.ts_recent,
+            }),
+            ..tcp::Options::default()
+        };
+        let ece = if mini.has(flag::ECN) { flags::ECE } else { 0 };
+        let mut headers = self.mini_headers(&mini, flags::SYN | flags::ACK | ece, options);
+        headers.seq = mini.snd_nxt.wrapping_sub(1);
+        headers.window = mini.rcv_wnd.min(65_535) as u16;
+        self.pool().send_bare(memory, mini.hop.queue_pair, &headers);
+        if let Some(mini) = self.minis.get_mut(index as usize) {
+            mini.synack_us = micros(now) as u32;
+        }
+    }
+
+    /// Headers of a segment that a minisocket sends.
+    fn mini_headers(&mut self, mini: &Mini, bits: u16, options: tcp::Options) -> tcp::Headers {
+        tcp::Headers {
+            source_mac: mini.hop.source_mac,
+            destination_mac: mini.hop.mac,
+            source: mini.local_ip,
+            destination: mini.remote_ip,
+            source_port: mini.local_port,
+            destination_port: mini.remote_port,
+            seq: mini.snd_nxt,
+            ack: mini.rcv_nxt,
+            flags: bits,
+            window: (mini.rcv_wnd >> u32::from(mini.rcv_wscale.min(MAX_SCALE))).min(65_535) as u16,
+            urgent: 0,
+            tos: mini.tos,
+            ttl: 64,
+            ipv4_id: self.pool().next_ipv4_id(),
+            options,
+        }
+    }
+
+    /// Acknowledges out of a minisocket.
+    fn send_mini_ack(&mut self, memory: &mut impl Memory, mini: &Mini, now: Instant) {
+        let options = tcp::Options {
+            timestamps: mini.has(flag::TIMESTAMPS).then(|| tcp::Timestamps {
+                value: millis(now).wrapping_add(mini.ts_offset),
+                echo: mini.ts_recent,
+            }),
+            ..tcp::Options::default()
+        };
+        let headers = self.mini_headers(mini, flags::ACK, options);
+        self.pool().send_bare(memory, mini.hop.queue_pair, &headers);
+    }
+
+    /// A segment for a request. `Ok(Some(index))`: it is a connection now and the segment is its.
+    pub(crate) fn take_request_segment(
+        &mut self,
+        memory: &mut impl Memory,
+        index: u32,
+        arrived: &Arrived<'_>,
+        now: Instant,
+    ) -> Result<Option<u32>, DropReason> {
+        let Some(&mini) = self.minis.get(index as usize) else {
+            return Err(DropReason::Corrupt);
+        };
+        let segment = arrived.segment;
+        if mini.has(flag::TIMESTAMPS)
+            && let Some(timestamps) = segment.options.timestamps
+            && before(timestamps.value, mini.ts_recent)
+            && segment.flags & flags::RST == 0
+        {
+            self.send_mini_ack(memory, &mini, now);
+            return Err(DropReason::TcpOldTimestamp);
+        }
+        let is_syn = segment.flags & (flags::SYN | flags::ACK | flags::RST) == flags::SYN;
+        if is_syn && segment.seq.wrapping_add(1) == mini.rcv_nxt {
+            let since = micros(now) as u32;
+            if since.wrapping_sub(mini.synack_us) >= (REPEAT_NS / 1000) as u32 {
+                self.send_synack(memory, index, now);
+            }
+            return Ok(None);
+        }
+        let limit = mini.rcv_nxt.wrapping_add(mini.rcv_wnd);
+        if before(segment.seq, mini.rcv_nxt) || after(segment.seq, limit) {
+            if segment.flags & flags::RST == 0 {
+                self.send_mini_ack(memory, &mini, now);
+            }
+            return Err(DropReason::TcpWindow);
+        }
+        if segment.flags & (flags::RST | flags::SYN) != 0 {
+            if segment.flags & flags::RST != 0 && segment.seq != mini.rcv_nxt {
+                return Err(DropReason::TcpWindow);
+            }
+            self.remove_mini(index);
+            self.flow_ended(mini.local(), mini.remote());
+            return Ok(None);
+        }
+        if segment.flags & flags::ACK == 0 {
+            return Err(DropReason::TcpFlags);
+        }
+        if segment.ack != mini.snd_nxt {
+            self.reset_reply(memory, arrived);
+            return Err(DropReason::TcpAck);
+        }
+        self.confirm(index, &mini, arrived, now)
+    }
+
+    /// The final ACK of the handshake: the request becomes a connection.
+    fn confirm(
+        &mut self,
+        index: u32,
+        mini: &Mini,
+        arrived: &Arrived<'_>,
+        now: Instant,
+    ) -> Result<Option<u32>, DropReason> {
+        let listener = self.tcbs.get(mini.listener as usize).copied();
+        let alive = self
+            .endpoints
+            .get(mini.listener as usize)
+            .is_some_and(|endpoint| endpoint.generation == mini.listener_generation);
+        let Some(listener) = listener.filter(|tcb| alive && tcb.state() == TcpState::Listen) else {
+            self.remove_mini(index);
+            self.flow_ended(mini.local(), mini.remote());
+            return Err(DropReason::NoEndpoint);
+        };
+        let bare = arrived.segment.payload_len == 0 && arrived.segment.flags & flags::FIN == 0;
+        if listener.options.defer_accept_s > 0
+            && bare
+            && now.0.saturating_sub(mini.born)
+                < u64::from(listener.options.defer_accept_s).saturating_mul(1_000_000_000)
+        {
+            if let Some(mini) = self.minis.get_mut(index as usize) {
+                mini.acked = 1;
+            }
+            return Ok(None);
+        }
+        if listener.accept_count > listener.backlog {
+            self.count(Counter::TcpListenOverflows);
+            if let Some(mini) = self.minis.get_mut(index as usize) {
+                mini.acked = 1;
+            }
+            return Err(DropReason::TcpBacklog);
+        }
+        let Some(child) = self.passive_child(mini, &listener, now) else {
+            self.count(Counter::TcpListenOverflows);
+            return Err(DropReason::TcpBacklog);
+        };
+        self.remove_mini(index);
+        self.queue_for_accept(mini.listener, child);
+        Ok(Some(child))
+    }
+
+    /// Makes the endpoint and control block of a confirmed request.
+    fn passive_child(
+        &mut self,
+        mini: &Mini,
+        listener: &super::tcb::Tcb,
+        now: Instant,
+    ) -> Option<u32> {
+        let parent = self.endpoints.get(mini.listener as usize)?;
+        let (family, ifindex) = (parent.family, parent.ifindex);
+        let child = self.take_endpoint(crate::image::kind::TCP)?;
+        let endpoint = self.endpoints.get_mut(child as usize)?;
+        endpoint.family = family;
+        endpoint.ifindex = ifindex;
+        endpoint.local_ip = mini.local_ip;
+        endpoint.local_port = mini.local_port;
+        endpoint.remote_ip = mini.remote_ip;
+        endpoint.remote_port = mini.remote_port;
+        endpoint.connected = 1;
+        endpoint.options = UdpOptions::new();
+        let tcb = self.tcbs.get_mut(child as usize)?;
+        tcb.reset(listener.options);
+        tcb.options.set(TcpOptions::NONBLOCKING, false);
+        tcb.state = TcpState::Established as u8;
+        tcb.flags = u32::from(mini.negotiated) | flag::ACCEPTABLE;
+        tcb.listener = mini.listener;
+        tcb.listener_generation = mini.listener_generation;
+        tcb.hop = mini.hop;
+        tcb.irs = mini.rcv_nxt.wrapping_sub(1);
+        // The final ACK brings the window.
+        tcb.snd_wl1 = tcb.irs;
+        tcb.rcv_nxt = mini.rcv_nxt;
+        tcb.rcv_wup = mini.rcv_nxt;
+        tcb.copied_seq = mini.rcv_nxt;
+        tcb.drs_seq = mini.rcv_nxt;
+        tcb.rcv_wnd = mini.rcv_wnd;
+        tcb.rcv_wscale = mini.rcv_wscale;
+        tcb.snd_wscale = mini.snd_wscale;
+        tcb.iss = mini.snd_nxt.wrapping_sub(1);
+        tcb.ts_recent = mini.ts_recent;
+        tcb.ts_recent_ms = mini.ts_recent_ms;
+        tcb.ts_offset = mini.ts_offset;
+        tcb.mss_clamp = mini.peer_mss;
+        let snd_nxt = mini.snd_nxt;
+        let retransmitted = mini.retransmits > 0;
+        let synack_us = mini.synack_us;
+        self.link_endpoint(child);
+        let mut connection = self.connection(child)?;
+        connection.start(snd_nxt, now);
+        if !retransmitted {
+            let now_us = micros(now);
+            let rtt = (now_us as u32).wrapping_sub(synack_us);
+            connection.tcb.sample_rtt(rtt, now_us);
+        }
+        Some(child)
+    }
+
+    fn queue_for_accept(&mut self, listener: u32, child: u32) {
+        let Some(tcb) = self.tcbs.get_mut(listener as usize) else {
+            return;
+        };
+        let tail = core::mem::replace(&mut tcb.accept_tail, child);
+        tcb.accept_count = tcb.accept_count.saturating_add(1);
+        if tcb.accept_head == NONE {
+            tcb.accept_head = child;
+        } else if let Some(last) = self.tcbs.get_mut(tail as usize) {
+            last.accept_next = child;
+        }
+        if let Some(mut connection) = self.connection(listener) {
+            connection.readable_edge();
+        }
+    }
+
+    /// A segment for a connection that is waiting for late ones (RFC 9293 section 3.10.7.4, RFC
+    /// 6191, RFC 1337). `true`: a SYN that may open a new connection in its place.
+    pub(crate) fn take_time_wait_segment(
+        &mut self,
+        memory: &mut impl Memory,
+        index: u32,
+        arrived: &Arrived<'_>,
+        now: Instant,
+    ) -> Result<bool, DropReason> {
+        let Some(&mini) = self.minis.get(index as usize) else {
+            return Err(DropReason::Corrupt);
+        };
+        let segment = arrived.segment;
+        let old = mini.has(flag::TIMESTAMPS)
+            && segment
+                .options
+                .timestamps
+                .is_some_and(|value| before(value.value, mini.ts_recent));
+        if segment.flags & flags::RST != 0 {
+            if !old && segment.seq == mini.rcv_nxt && self.head.tcp_defaults.rfc1337 == 0 {
+                self.end_time_wait(index);
+            }
+            return Ok(false);
+        }
+        let is_syn = segment.flags & (flags::SYN | flags::ACK) == flags::SYN;
+        let newer = after(segment.seq, mini.rcv_nxt)
+            || mini.has(flag::TIMESTAMPS)
+                && segment
+                    .options
+                    .timestamps
+                    .is_some_and(|value| after(value.value, mini.ts_recent));
+        if is_syn && !old && newer {
+            self.end_time_wait(index);
+            return Ok(true);
+        }
+        if let Some(mini) = self.minis.get_mut(index as usize)
+            && segment.flags & flags::FIN != 0
+        {
+            mini.deadline = now.0.saturating_add(TIME_WAIT_NS);
+        }
+        // Whatever else it is, the peer must hear where we stand.
+        if segment.payload_len > 0
+            || segment.flags & (flags::SYN | flags::FIN) != 0
+            || segment.seq != mini.rcv_nxt
+        {
+            self.send_mini_ack(memory, &mini, now);
+        }
+        Ok(false)
+    }
+
+    fn end_time_wait(&mut self, index: u32) {
+        if let Some(&mini) = self.minis.get(index as usize) {
+            self.remove_mini(index);
+            self.flow_ended(mini.local(), mini.remote());
+        }
+    }
+
+    /// A minisocket's timer has fired.
+    pub(crate) fn serve_mini(&mut self, memory: &mut impl Memory, index: u32, now: Instant) {
+        let Some(&mini) = self.minis.get(index as usize) else {
+            return;
+        };
+        if mini.kind == kind::FREE {
+            return;
+        }
+        if mini.deadline > now.0 {
+            self.arm(index | MINI, mini.deadline, now);
+            return;
+        }
+        if mini.kind == kind::TIME_WAIT {
+            self.end_time_wait(index);
+            return;
+        }
+        if mini.retransmits >= self.head.tcp_defaults.synack_retries {
+            self.remove_mini(index);
+            self.flow_ended(mini.local(), mini.remote());
+            return;
+        }
+        if let Some(mini) = self.minis.get_mut(index as usize) {
+            mini.retransmits = mini.retransmits.saturating_add(1);
+            let wait = SYNACK_NS << u32::from(mini.retransmits.min(7));
+            mini.deadline = now.0.saturating_add(wait);
+        }
+        self.count(Counter::TcpRetransmits);
+        self.send_synack(memory, index, now);
+        let deadline = self
+            .minis
+            .get(index as usize)
+            .map_or(0, |mini| mini.deadline);
+        self.arm(index | MINI, deadline, now);
+    }
+
+    /// The pool, for what is sent outside a connection.
+    pub(crate) fn pool(&mut self) -> Pool<'_> {
+        Pool {
+            head: self.head,
+            chunks: self.chunks,
+            segments: self.segments,
+            ready: self.ready,
+        }
+    }
+
+    /// The key of sequence numbers and timestamp offsets.
+    pub(crate) fn secret_key(&self) -> [u64; 2] {
+        let seed = self.head.seed;
+        [seed, fold(seed | 1, 0x9e37_79b9_7f4a_7c15)]
+    }
+
+    /// Answers a segment that belongs to nothing (RFC 9293 section 3.10.7.1).
+    pub(crate) fn reset_reply(&mut self, memory: &mut impl Memory, arrived: &Arrived<'_>) {
+        let segment = arrived.segment;
+        if segment.flags & flags::RST != 0 {
+            return;
+        }
+        let has_ack = segment.flags & flags::ACK != 0;
+        let length = super::input::length(segment);
+        let headers = tcp::Headers {
+            source_mac: arrived.hop.source_mac,
+            destination_mac: arrived.hop.mac,
+            source: arrived.local.ip,
+            destination: arrived.remote.ip,
+            source_port: arrived.local.port,
+            destination_port: arrived.remote.port,
+            seq: if has_ack { segment.ack } else { 0 },
+            ack: if has_ack {
+                0
+            } else {
+                segment.seq.wrapping_add(length)
+            },
+            flags: flags::RST | if has_ack { 0 } else { flags::ACK },
+            window: 0,
+            urgent: 0,
+            tos: 0,
+            ttl: 64,
+            ipv4_id: 0,
+            options: tcp::Options::default(),
+        };
+        self.count(Counter::TcpResetsSent);
+        let queue_pair = arrived.hop.queue_pair;
+        self.pool().send_bare(memory, queue_pair, &headers);
+    }
+}
+
+/// What both sides can do, as [`flag`] bits.
+fn negotiate(segment: &Segment, defaults: &super::defaults::TcpDefaults) -> u32 {
+    let options = &segment.options;
+    let mut negotiated = 0;
+    if defaults.timestamps != 0 && options.timestamps.is_some() {
+        negotiated |= flag::TIMESTAMPS;
+    }
+    if defaults.sack != 0 && options.sack_permitted {
+        negotiated |= flag::SACK;
+    }
+    if defaults.window_scaling != 0 && options.window_scale.is_some() {
+        negotiated |= flag::SCALING;
+    }
+    // A classic ECN setup: ECE and CWR without AE (an accurate-ECN SYN has all three: answered as
+    // classic, RFC 9768 section 3.1.2).
+    if defaults.ecn != 0 && segment.flags & (flags::ECE | flags::CWR) == flags::ECE | flags::CWR {
+        negotiated |= flag::ECN;
+    }
+    negotiated
+}

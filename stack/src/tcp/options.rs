@@ -1,0 +1,136 @@
+//! What a TCP socket's options say to the engine, and room for what the shim keeps with them.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Options of one TCP socket (tcp(7), socket(7), ip(7)); plain data in the image. A connection that
+/// a listener accepts starts with the listener's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct TcpOptions {
+    /// Receive buffer in bytes as `getsockopt(SO_RCVBUF)` returns it.
+    pub rcvbuf_bytes: u32,
+    /// Send buffer in bytes as `getsockopt(SO_SNDBUF)` returns it.
+    pub sndbuf_bytes: u32,
+    /// Bits: [`TcpOptions::NODELAY`] and the others.
+    pub flags: u32,
+    /// Bits that only the shim knows.
+    pub shim_flags: u32,
+    /// SO_RCVTIMEO in milliseconds, 0 = none. Not used by the stack.
+    pub rcvtimeo_ms: u32,
+    /// SO_SNDTIMEO in milliseconds, 0 = none. Not used by the stack.
+    pub sndtimeo_ms: u32,
+    /// TCP_KEEPIDLE in seconds.
+    pub keep_idle_s: u32,
+    /// TCP_KEEPINTVL in seconds.
+    pub keep_interval_s: u32,
+    /// SO_LINGER's time in seconds; valid with [`TcpOptions::LINGER`].
+    pub linger_s: u32,
+    /// TCP_USER_TIMEOUT in milliseconds, 0 = none.
+    pub user_timeout_ms: u32,
+    /// TCP_NOTSENT_LOWAT in bytes; `u32::MAX` = none.
+    pub notsent_lowat: u32,
+    /// SO_RCVLOWAT in bytes, at least 1.
+    pub rcvlowat: u32,
+    /// TCP_WINDOW_CLAMP in bytes, 0 = none.
+    pub window_clamp: u32,
+    /// TCP_DEFER_ACCEPT in seconds, 0 = off.
+    pub defer_accept_s: u32,
+    /// TCP_LINGER2 in seconds; 0 = the default, negative = FIN_WAIT_2 is skipped.
+    pub linger2_s: i32,
+    /// TCP_MAXSEG as set, 0 = none.
+    pub max_seg: u16,
+    /// TCP_KEEPCNT.
+    pub keep_count: u8,
+    /// TCP_SYNCNT; 0 = the default.
+    pub syn_count: u8,
+    /// TCP_CONGESTION by number: 0 cubic, 1 reno, 2 bbr.
+    pub congestion: u8,
+    /// IP_TOS.
+    pub tos: u8,
+    /// IP_TTL; 0 = 64.
+    pub ttl: u8,
+    /// IPV6_TCLASS.
+    pub traffic_class: u8,
+    /// IPV6_UNICAST_HOPS; 0 = 64.
+    pub hop_limit: u8,
+    /// Zero.
+    pub reserved: [u8; 7],
+    /// Room for the shim.
+    pub shim_words: [u32; 4],
+}
+
+impl TcpOptions {
+    /// TCP_NODELAY.
+    pub const NODELAY: u32 = 1;
+    /// TCP_CORK.
+    pub const CORK: u32 = 2;
+    /// SO_KEEPALIVE.
+    pub const KEEPALIVE: u32 = 4;
+    /// SO_LINGER is on.
+    pub const LINGER: u32 = 8;
+    /// SO_OOBINLINE.
+    pub const OOBINLINE: u32 = 16;
+    /// SO_RCVBUF was set: no autotuning.
+    pub const RCVBUF_LOCKED: u32 = 32;
+    /// SO_SNDBUF was set: no autotuning.
+    pub const SNDBUF_LOCKED: u32 = 64;
+    /// O_NONBLOCK. Not used by the stack.
+    pub const NONBLOCKING: u32 = 128;
+    /// SO_REUSEPORT.
+    pub const REUSE_PORT: u32 = 256;
+    /// SO_REUSEADDR. Not used by the stack.
+    pub const REUSE_ADDR: u32 = 512;
+
+    /// Linux's defaults.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            rcvbuf_bytes: 131_072,
+            sndbuf_bytes: 87_040,
+            flags: 0,
+            shim_flags: 0,
+            rcvtimeo_ms: 0,
+            sndtimeo_ms: 0,
+            keep_idle_s: 7200,
+            keep_interval_s: 75,
+            linger_s: 0,
+            user_timeout_ms: 0,
+            notsent_lowat: u32::MAX,
+            rcvlowat: 1,
+            window_clamp: 0,
+            defer_accept_s: 0,
+            linger2_s: 0,
+            max_seg: 0,
+            keep_count: 9,
+            syn_count: 0,
+            congestion: 0,
+            tos: 0,
+            ttl: 0,
+            traffic_class: 0,
+            hop_limit: 0,
+            reserved: [0; 7],
+            shim_words: [0; 4],
+        }
+    }
+
+    /// Whether any of the flag bits is set.
+    #[must_use]
+    pub const fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Sets or clears flag bits.
+    pub const fn set(&mut self, flag: u32, on: bool) {
+        if on {
+            self.flags |= flag;
+        } else {
+            self.flags &= !flag;
+        }
+    }
+}
+
+impl Default for TcpOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,558 @@
+//! Output: building segments, and the decision what may leave now (RFC 9293 section 3.8.6,
+//! RFC 896 in Minshall's form, net/ipv4/tcp_output.c:tcp_write_xmit).
+
+use super::connection::{Connection, micros, millis};
+use super::options::TcpOptions;
+use super::pool::mark;
+use super::seq::{after, before, distance};
+use super::tcb::{NEVER, Range, TcpState, flag, pending};
+use crate::counters::Counter;
+use crate::image::{NONE, chunk_state};
+use crate::types::{Instant, Memory};
+use crate::wire::tcp::{self, flags};
+use crate::wire::{ethernet, tcp::Headers};
+
+/// Place of the payload in a chunk that we send: room for every header with every option.
+pub(crate) const PAYLOAD_AT: u16 = 128;
+/// How long a corked segment waits at most (Linux: TCP_RTO_MIN).
+const CORK_NS: u64 = 200_000_000;
+/// An answer within this time makes the exchange interactive (Linux: TCP_ATO_MIN).
+const PINGPONG_NS: u64 = 40_000_000;
+/// TTL or hop limit when the option is 0.
+const DEFAULT_TTL: u8 = 64;
+/// Not-ECN, and ECN-capable transport (0) (RFC 3168 section 5).
+const ECT_0: u8 = 2;
+
+impl Connection<'_> {
+    fn is_v4(&self) -> bool {
+        self.endpoint.remote_ip.is_v4()
+    }
+
+    /// Largest payload of one segment with the options that every segment carries.
+    pub(crate) fn current_mss(&self) -> u16 {
+        let ip = if self.is_v4() { 40_u16 } else { 60 };
+        let by_path = self.tcb.hop.mtu.saturating_sub(ip);
+        let timestamps = if self.tcb.has(flag::TIMESTAMPS) {
+            12
+        } else {
+            0
+        };
+        let room = self
+            .pool
+            .head
+            .chunk_size
+            .saturating_sub(u32::from(PAYLOAD_AT));
+        by_path
+            .min(self.tcb.mss_clamp)
+            .saturating_sub(timestamps)
+            .min(room.min(u32::from(u16::MAX)) as u16)
+            .max(48)
+    }
+
+    /// The options of a segment of an established connection.
+    fn options_now(&mut self, now: Instant, with_sack: bool) -> tcp::Options {
+        let mut options = tcp::Options::default();
+        if self.tcb.has(flag::TIMESTAMPS) {
+            options.timestamps = Some(tcp::Timestamps {
+                value: millis(now).wrapping_add(self.tcb.ts_offset),
+                echo: self.tcb.ts_recent,
+            });
+        }
+        if with_sack && self.tcb.has(flag::SACK) {
+            self.put_sack(&mut options);
+        }
+        options
+    }
+
+    /// Fills in the ranges that came out of order: a duplicate first (RFC 2883), then the newest,
+    /// then the others.
+    fn put_sack(&mut self, options: &mut tcp::Options) {
+        let most = if options.timestamps.is_some() { 3 } else { 4 };
+        let mut blocks = [tcp::SackBlock::default(); 4];
+        let mut count = 0usize;
+        let mut put = |range: Range| {
+            if count < most
+                && let Some(slot) = blocks.get_mut(count)
+            {
+                *slot = tcp::SackBlock {
+                    left: range.left,
+                    right: range.right,
+                };
+                count = count.wrapping_add(1);
+            }
+        };
+        if self.tcb.has(flag::DSACK) {
+            put(self.tcb.dsack);
+        }
+        if self.tcb.ooo_head != NONE {
+            let newest = self.out_of_order_range(self.tcb.recent_sack);
+            if let Some(newest) = newest {
+                put(newest);
+            }
+            self.each_out_of_order_range(&mut |range| {
+                if newest.is_none_or(|newest| newest.left != range.left) {
+                    put(range);
+                }
+            });
+        }
+        self.tcb.clear(flag::DSACK);
+        options.sack = blocks;
+        options.sack_count = count as u8;
+    }
+
+    /// The window to tell (RFC 9293 section 3.8.6.2.2): never less than told before, and opened
+    /// only by a worthwhile step.
+    pub(crate) fn select_window(&mut self) -> u16 {
+        let told = self.tcb.receive_window();
+        let free = self.receive_space();
+        let scale = u32::from(self.tcb.rcv_wscale.min(14));
+        let full = self.receive_capacity();
+        let step = u32::from(self.tcb.rcv_mss.max(1)).min(full / 2);
+        let mut window = if free < step || free < full >> 4 {
+            0
+        } else {
+            free
+        };
+        // Round down to what the field can say.
+        window = (window >> scale) << scale;
+        if window < told {
+            // Never shrink: round up.
+            let unit = 1_u32 << scale;
+            window = told.saturating_add(unit.wrapping_sub(1)) >> scale << scale;
+        }
+        let most = if self.tcb.has(flag::SCALING) {
+            u32::from(u16::MAX) << scale
+        } else {
+            u32::from(u16::MAX)
+        };
+        window = window.min(most);
+        if window == 0 && self.tcb.rcv_wnd != 0 {
+            self.pool.count(Counter::TcpZeroWindows);
+        }
+        self.tcb.rcv_wnd = window;
+        self.tcb.rcv_wup = self.tcb.rcv_nxt;
+        (window >> scale).min(u32::from(u16::MAX)) as u16
+    }
+
+    /// Headers of a segment of this connection, without its options.
+    fn headers(&mut self, seq: u32, bits: u16, window: u16) -> Headers {
+        let is_v4 = self.is_v4();
+        let options = &self.tcb.options;
+        let (tos, ttl) = if is_v4 {
+            (options.tos, options.ttl)
+        } else {
+            (options.traffic_class, options.hop_limit)
+        };
+        let ack = if bits & flags::ACK != 0 {
+            self.tcb.rcv_nxt
+        } else {
+            0
+        };
+        Headers {
+            source_mac: self.tcb.hop.source_mac,
+            destination_mac: self.tcb.hop.mac,
+            source: self.endpoint.local_ip,
+            destination: self.endpoint.remote_ip,
+            source_port: self.endpoint.local_port,
+            destination_port: self.endpoint.remote_port,
+            seq,
+            ack,
+            flags: bits,
+            window,
+            urgent: 0,
+            tos,
+            ttl: if ttl == 0 { DEFAULT_TTL } else { ttl },
+            ipv4_id: self.pool.next_ipv4_id(),
+            options: tcp::Options::default(),
+        }
+    }
+
+    /// What every segment with an ACK settles.
+    fn acknowledged(&mut self) {
+        self.tcb.clear(flag::ACK_NOW | flag::ACK_OWED);
+        self.tcb.delayed_ack_at = NEVER;
+        self.tcb.unacked_bytes = 0;
+        self.tcb.quick_acks = self.tcb.quick_acks.saturating_sub(1);
+    }
+
+    /// Sends a segment without data. `false` when there is no chunk for it.
+    pub(crate) fn send_bare(
+        &mut self,
+        memory: &mut impl Memory,
+        seq: u32,
+        bits: u16,
+        options: tcp::Options,
+    ) -> bool {
+        let window = if bits & flags::RST != 0 {
+            0
+        } else if bits & flags::SYN != 0 {
+            // The window of a SYN is not scaled (RFC 7323 section 2.2).
+            self.tcb.rcv_wup = self.tcb.rcv_nxt;
+            self.tcb.rcv_wnd.min(u32::from(u16::MAX)) as u16
+        } else {
+            self.select_window()
+        };
+        let mut headers = self.headers(seq, bits, window);
+        headers.options = options;
+        if !self
+            .pool
+            .send_bare(memory, self.tcb.hop.queue_pair, &headers)
+        {
+            return false;
+        }
+        self.tcb.segs_out = self.tcb.segs_out.wrapping_add(1);
+        if bits & flags::ACK != 0 {
+            self.acknowledged();
+        }
+        true
+    }
+
+    /// Sends an acknowledgement now.
+    pub(crate) fn send_ack(&mut self, memory: &mut impl Memory, now: Instant) {
+        let options = self.options_now(now, true);
+        let ece = if self.tcb.has(flag::ECN_DEMAND_CWR) {
+            flags::ECE
+        } else {
+            0
+        };
+        let seq = self.ack_seq();
+        if !self.send_bare(memory, seq, flags::ACK | ece, options) {
+            // No chunk: owe it.
+            self.tcb.set(flag::ACK_OWED);
+            self.tcb.delayed_ack_at = self.tcb.delayed_ack_at.min(now.0.saturating_add(5_000_000));
+        }
+    }
+
+    /// The sequence number of a segment without data: inside the peer's window (Linux:
+    /// tcp_acceptable_seq).
+    fn ack_seq(&self) -> u32 {
+        let end = self.tcb.send_window_end();
+        if before(end, self.tcb.snd_nxt) && self.tcb.snd_wnd != 0 {
+            end
+        } else {
+            self.tcb.snd_nxt
+        }
+    }
+
+    /// Sends a segment that the peer must answer with its state: one byte before the unacknowledged
+    /// data (keepalive and window probes, RFC 9293 section 3.8.4).
+    pub(crate) fn send_probe(&mut self, memory: &mut impl Memory, now: Instant) {
+        let options = self.options_now(now, false);
+        let seq = self.tcb.snd_una.wrapping_sub(1);
+        self.send_bare(memory, seq, flags::ACK, options);
+    }
+
+    /// Resets the connection at the peer.
+    pub(crate) fn send_reset(&mut self, memory: &mut impl Memory, now: Instant) {
+        let mut options = self.options_now(now, false);
+        options.sack_count = 0;
+        let seq = self.ack_seq();
+        self.send_bare(memory, seq, flags::RST | flags::ACK, options);
+        self.pool.count(Counter::TcpResetsSent);
+    }
+
+    /// Puts a segment of the send queue on the transmit list, new or again. `false` when its last
+    /// copy is still waiting to be sent, or something is wrong with it.
+    pub(crate) fn transmit(&mut self, memory: &mut impl Memory, chunk: u32, now: Instant) -> bool {
+        let Some(&segment) = self.segment(chunk) else {
+            self.pool.count(Counter::CorruptList);
+            return false;
+        };
+        match self.pool.chunks.get(chunk as usize) {
+            Some(slot) if slot.state == chunk_state::RETAINED => {}
+            _ => return false,
+        }
+        let is_new = !before(segment.seq, self.tcb.snd_nxt);
+        let mut options = self.options_now(now, true);
+        let most = usize::from(self.tcb.hop.mtu).saturating_add(ethernet::HEADER);
+        let is_v4 = self.is_v4();
+        if tcp::headers_len(is_v4, &options).saturating_add(usize::from(segment.len)) > most {
+            options.sack_count = 0;
+        }
+        let mut bits = flags::ACK;
+        if segment.has(mark::PUSH) || segment.has(mark::FIN) {
+            bits |= flags::PSH;
+        }
+        if segment.len == 0 {
+            bits &= !flags::PSH;
+        }
+        if segment.has(mark::FIN) {
+            bits |= flags::FIN;
+        }
+        if self.tcb.has(flag::ECN_DEMAND_CWR) {
+            bits |= flags::ECE;
+        }
+        if is_new && segment.len > 0 && self.tcb.has(flag::ECN_SEND_CWR) {
+            bits |= flags::CWR;
+            self.tcb.clear(flag::ECN_SEND_CWR);
+        }
+        let window = self.select_window();
+        let mut headers = self.headers(segment.seq, bits, window);
+        headers.options = options;
+        if before(segment.seq, self.tcb.snd_up) {
+            headers.flags |= flags::URG;
+            headers.urgent = distance(segment.seq, self.tcb.snd_up).min(0xffff) as u16;
+        }
+        if is_new && segment.len > 0 && self.tcb.has(flag::ECN) {
+            headers.tos = headers.tos & !3 | ECT_0;
+        }
+        let all = tcp::headers_len(is_v4, &headers.options);
+        let start = usize::from(segment.offset).saturating_sub(all);
+        let end = usize::from(segment.offset).saturating_add(usize::from(segment.len));
+        let frame = memory
+            .chunk_mut(crate::types::ChunkId(chunk))
+            .get_mut(start..end);
+        match frame {
+            Some(frame) if end.saturating_sub(start) >= all => tcp::emit(frame, &headers),
+            _ => {
+                self.pool.count(Counter::BadChunk);
+                return false;
+            }
+        }
+        if let Some(slot) = self.pool.chunks.get_mut(chunk as usize) {
+            slot.offset = start as u16;
+            slot.len = end.saturating_sub(start) as u16;
+            slot.state = chunk_state::RETAINED_SENDING;
+        }
+        self.pool.append_transmit(self.tcb.hop.queue_pair, chunk);
+        self.sent(chunk, now);
+        self.acknowledged();
+        true
+    }
+
+    /// Books of a segment that was put on the transmit list.
+    fn sent(&mut self, chunk: u32, now: Instant) {
+        let now_us = micros(now);
+        if self.tcb.packets_out == 0 {
+            self.tcb.first_sent_us = now_us;
+            self.tcb.delivered_us = now_us;
+        }
+        let (delivered, delivered_us) = (self.tcb.delivered, self.tcb.delivered_us as u32);
+        let first_sent_us = self.tcb.first_sent_us as u32;
+        let limited = self.tcb.app_limited != 0;
+        let mut len = 0;
+        if let Some(segment) = self.segment_mut(chunk) {
+            segment.sent_us = now_us as u32;
+            segment.delivered = delivered;
+            segment.delivered_us = delivered_us;
+            segment.first_sent_us = first_sent_us;
+            if limited {
+                segment.marks |= mark::APP_LIMITED;
+            }
+            len = segment.len;
+        }
+        self.tcb.last_sent = now.0;
+        self.tcb.segs_out = self.tcb.segs_out.wrapping_add(1);
+        self.tcb.bytes_sent = self.tcb.bytes_sent.wrapping_add(u64::from(len));
+        if len > 0 {
+            // An answer soon after a question: ACKs may wait for answers (Linux: ping-pong mode).
+            if now.0.saturating_sub(self.tcb.last_data) < PINGPONG_NS {
+                self.tcb.set(flag::PINGPONG);
+            }
+            self.tcb.data_segs_out = self.tcb.data_segs_out.wrapping_add(1);
+        }
+        self.pool.count(Counter::TcpSegmentsSent);
+    }
+
+    /// Whether Nagle, cork or MSG_MORE hold this last, not full segment back.
+    fn is_held(&self, len: u16) -> bool {
+        if len >= self.tcb.mss || self.tcb.has(flag::FIN_QUEUED) {
+            return false;
+        }
+        if self.tcb.options.has(TcpOptions::CORK) || self.tcb.has(flag::MORE) {
+            return true;
+        }
+        // Minshall: only a small segment in flight holds the next small one back.
+        !self.tcb.options.has(TcpOptions::NODELAY)
+            && self.tcb.packets_out > 0
+            && after(self.tcb.snd_sml, self.tcb.snd_una)
+            && !after(self.tcb.snd_sml, self.tcb.snd_nxt)
+    }
+
+    /// Sends what windows, Nagle and cork allow. `push`: hold nothing back.
+    pub(crate) fn output(&mut self, memory: &mut impl Memory, now: Instant, push: bool) {
+        if !matches!(
+            self.tcb.state(),
+            TcpState::Established
+                | TcpState::CloseWait
+                | TcpState::FinWait1
+                | TcpState::Closing
+                | TcpState::LastAck
+        ) {
+            return;
+        }
+        self.restart_after_idle(now);
+        let before_out = self.tcb.packets_out;
+        self.tcb.clear(flag::CWND_LIMITED);
+        for _ in 0..self.pool.chunks.len() {
+            if !self.send_next(memory, now, push) {
+                break;
+            }
+        }
+        if self.tcb.packets_out > before_out {
+            self.arm_retransmit(now);
+        } else if self.tcb.packets_out == 0
+            && self.tcb.unsent != NONE
+            && self.tcb.pending == pending::NONE
+        {
+            // Closed window, or a corked segment: the probe timer looks after it.
+            let wait = if self.tcb.snd_wnd == 0 {
+                u64::from(self.tcb.backed_off_rto()).saturating_mul(1000)
+            } else {
+                CORK_NS
+            };
+            self.tcb.pending = pending::PROBE;
+            self.tcb.retransmit_at = now.0.saturating_add(wait);
+            self.tcb.stuck_since = now.0;
+        }
+        if self.tcb.unsent == NONE && !self.tcb.has(flag::CWND_LIMITED) {
+            self.tcb.app_limited = self.tcb.delivered.wrapping_add(self.tcb.in_flight()).max(1);
+        }
+    }
+
+    /// Sends the first unsent segment if it may leave; whether it left.
+    fn send_next(&mut self, memory: &mut impl Memory, now: Instant, push: bool) -> bool {
+        let chunk = self.tcb.unsent;
+        let Some(&segment) = self.segment(chunk) else {
+            return false;
+        };
+        if self.tcb.in_flight() >= self.tcb.congestion.cwnd {
+            self.tcb.set(flag::CWND_LIMITED);
+            return false;
+        }
+        let room = distance(segment.seq, self.tcb.send_window_end());
+        let len = u32::from(segment.len);
+        if len > u32::from(self.tcb.mss) {
+            self.split(memory, chunk, self.tcb.mss);
+        } else if len > room {
+            // Part of it fits: only a worthwhile part leaves (RFC 9293 section 3.8.6.2.1).
+            let worth = (self.tcb.max_window / 2).min(u32::from(self.tcb.mss));
+            let held = room < worth && !push;
+            if room == 0 || held || !self.split(memory, chunk, room as u16) {
+                return false;
+            }
+        } else if segment.len == 0 && room == 0 && self.tcb.snd_wnd == 0 && !segment.has(mark::FIN)
+        {
+            return false;
+        }
+        let Some(&segment) = self.segment(chunk) else {
+            return false;
+        };
+        if segment.next == NONE && !push && self.is_held(segment.len) {
+            return false;
+        }
+        if !self.transmit(memory, chunk, now) {
+            return false;
+        }
+        if self.tcb.packets_out == 0 {
+            self.tcb.stuck_since = now.0;
+        }
+        self.tcb.packets_out = self.tcb.packets_out.saturating_add(1);
+        self.tcb.unsent = segment.next;
+        self.tcb.snd_nxt = segment.end();
+        if segment.len < self.tcb.mss {
+            self.tcb.snd_sml = segment.end();
+        }
+        if self.tcb.ca_state == super::tcb::ca::RECOVERY || self.tcb.ca_state == super::tcb::ca::CWR
+        {
+            self.tcb.prr_out = self.tcb.prr_out.saturating_add(1);
+        }
+        true
+    }
+
+    /// Cuts a segment of the send queue in two after `len` bytes. `false` without a chunk.
+    pub(crate) fn split(&mut self, memory: &mut impl Memory, chunk: u32, len: u16) -> bool {
+        let Some(&old) = self.segment(chunk) else {
+            return false;
+        };
+        if len == 0 || len >= old.len {
+            return false;
+        }
+        let Some(fresh) = self.pool.take(chunk_state::RETAINED) else {
+            return false;
+        };
+        let rest = old.len.wrapping_sub(len);
+        let from = usize::from(old.offset).saturating_add(usize::from(len));
+        copy_between(
+            memory,
+            (chunk, from),
+            (fresh.0, usize::from(PAYLOAD_AT)),
+            usize::from(rest),
+        );
+        if let Some(slot) = self.pool.segments.get_mut(fresh.0 as usize) {
+            *slot = old;
+            slot.seq = old.seq.wrapping_add(u32::from(len));
+            slot.offset = PAYLOAD_AT;
+            slot.len = rest;
+        }
+        if let Some(slot) = self.segment_mut(chunk) {
+            slot.len = len;
+            slot.marks &= !(mark::FIN | mark::PUSH);
+            slot.next = fresh.0;
+        }
+        if self.tcb.queue_tail == chunk {
+            self.tcb.queue_tail = fresh.0;
+        }
+        self.tcb.queued_chunks = self.tcb.queued_chunks.saturating_add(1);
+        if before(old.seq, self.tcb.snd_nxt) {
+            // It is in the network: there are two now.
+            self.tcb.packets_out = self.tcb.packets_out.saturating_add(1);
+            if old.has(mark::SACKED) {
+                self.tcb.sacked_out = self.tcb.sacked_out.saturating_add(1);
+            }
+            if old.has(mark::LOST) {
+                self.tcb.lost_out = self.tcb.lost_out.saturating_add(1);
+            }
+            if old.has(mark::RETRANSMITTED) {
+                self.tcb.retrans_out = self.tcb.retrans_out.saturating_add(1);
+            }
+        }
+        true
+    }
+
+    /// Congestion window after a pause (RFC 5681 section 4.1).
+    fn restart_after_idle(&mut self, now: Instant) {
+        if self.tcb.packets_out != 0 || self.tcb.unsent == NONE {
+            return;
+        }
+        let idle_us = now.0.saturating_sub(self.tcb.last_sent) / 1000;
+        if self.tcb.last_sent != 0
+            && self.pool.head.tcp_defaults.slow_start_after_idle != 0
+            && idle_us > u64::from(self.tcb.rto_us)
+        {
+            let rto_us = self.tcb.rto_us;
+            self.tcb.congestion.on_idle(rto_us, idle_us);
+        }
+        self.tcb.delivered_us = micros(now);
+    }
+}
+
+/// Copies bytes from one chunk to another, each named by (chunk, offset).
+pub(crate) fn copy_between(
+    memory: &mut impl Memory,
+    from: (u32, usize),
+    to: (u32, usize),
+    len: usize,
+) {
+    let mut buffer = [0_u8; 256];
+    let mut done = 0usize;
+    while done < len {
+        let count = len.saturating_sub(done).min(buffer.len());
+        let start = from.1.saturating_add(done);
+        let source = memory
+            .chunk(crate::types::ChunkId(from.0))
+            .get(start..start.saturating_add(count));
+        let (Some(source), Some(piece)) = (source, buffer.get_mut(..count)) else {
+            return;
+        };
+        piece.copy_from_slice(source);
+        let start = to.1.saturating_add(done);
+        if let Some(target) = memory
+            .chunk_mut(crate::types::ChunkId(to.0))
+            .get_mut(start..start.saturating_add(count))
+        {
+            target.copy_from_slice(piece);
+        }
+        done = done.saturating_add(count);
+    }
+}

@@ -1,0 +1,221 @@
+//! What connections share and change while one of them is worked on: chunks, what they are as TCP
+//! segments, transmit lists, counters.
+
+use super::output::PAYLOAD_AT;
+use crate::counters::Counter;
+use crate::image::{ChunkSlot, Head, NONE, ReadyLink, chunk_state};
+use crate::types::{ChunkId, Memory};
+use crate::wire::tcp;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// What a chunk is on a connection's send, receive or out-of-order queue.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(crate) struct SegmentSlot {
+    /// Next of the queue.
+    pub(crate) next: u32,
+    /// The connection.
+    pub(crate) owner: u32,
+    /// First sequence number.
+    pub(crate) seq: u32,
+    /// When it was last sent, microseconds, wrapping.
+    pub(crate) sent_us: u32,
+    /// The connection's counts when it was sent, for the rate sample.
+    pub(crate) delivered: u32,
+    pub(crate) delivered_us: u32,
+    pub(crate) first_sent_us: u32,
+    /// Bytes from the start of the chunk to the payload.
+    pub(crate) offset: u16,
+    /// Bytes of payload.
+    pub(crate) len: u16,
+    /// Bits of [`mark`].
+    pub(crate) marks: u8,
+    pub(crate) retransmits: u8,
+    pub(crate) reserved: [u8; 6],
+}
+
+const _: () = assert!(size_of::<SegmentSlot>() == 40);
+
+/// Bits of [`SegmentSlot::marks`].
+pub(crate) mod mark {
+    /// Ends the stream.
+    pub(crate) const FIN: u8 = 1;
+    /// The peer has told that it has it (RFC 2018).
+    pub(crate) const SACKED: u8 = 2;
+    /// Believed lost.
+    pub(crate) const LOST: u8 = 4;
+    /// Sent again, and that copy is believed to be in the network.
+    pub(crate) const RETRANSMITTED: u8 = 8;
+    /// The program's write ended here.
+    pub(crate) const PUSH: u8 = 16;
+    /// Was sent more than once.
+    pub(crate) const EVER_RETRANSMITTED: u8 = 32;
+    /// The sender had nothing more to send when this left.
+    pub(crate) const APP_LIMITED: u8 = 64;
+}
+
+impl SegmentSlot {
+    pub(crate) fn has(&self, mark: u8) -> bool {
+        self.marks & mark != 0
+    }
+
+    /// The sequence number behind it.
+    pub(crate) fn end(&self) -> u32 {
+        self.seq
+            .wrapping_add(u32::from(self.len))
+            .wrapping_add(u32::from(self.marks & mark::FIN))
+    }
+}
+
+/// The shared parts of a stack.
+#[derive(Debug)]
+pub(crate) struct Pool<'a> {
+    pub(crate) head: &'a mut Head,
+    pub(crate) chunks: &'a mut [ChunkSlot],
+    pub(crate) segments: &'a mut [SegmentSlot],
+    pub(crate) ready: &'a mut [ReadyLink],
+}
+
+impl Pool<'_> {
+    /// Takes a free chunk into another state.
+    pub(crate) fn take(&mut self, state: u8) -> Option<ChunkId> {
+        let index = self.head.free_chunk;
+        match self.chunks.get_mut(index as usize) {
+            Some(slot) if slot.state == chunk_state::FREE => {
+                self.head.free_chunk = slot.next;
+                self.head.free_chunks = self.head.free_chunks.saturating_sub(1);
+                slot.state = state;
+                slot.owner = NONE;
+                slot.next = NONE;
+                Some(ChunkId(index))
+            }
+            _ => {
+                if index != NONE {
+                    self.head.free_chunk = NONE;
+                    self.head.free_chunks = 0;
+                    self.count(Counter::CorruptList);
+                }
+                self.count(Counter::NoChunk);
+                None
+            }
+        }
+    }
+
+    /// Puts a chunk on the free list, whatever it was. The caller has taken it off its list.
+    pub(crate) fn free(&mut self, index: u32) {
+        if let Some(slot) = self.chunks.get_mut(index as usize) {
+            slot.state = chunk_state::FREE;
+            slot.owner = NONE;
+            slot.next = self.head.free_chunk;
+            self.head.free_chunk = index;
+            self.head.free_chunks = self.head.free_chunks.saturating_add(1);
+        }
+    }
+
+    /// Lets a chunk go that a send queue has held: free now, or when the NIC is done with it.
+    pub(crate) fn drop_retained(&mut self, index: u32) {
+        match self.chunks.get_mut(index as usize) {
+            Some(slot) if slot.state == chunk_state::RETAINED => self.free(index),
+            Some(slot) if slot.state == chunk_state::RETAINED_SENDING => {
+                slot.state = chunk_state::SENDING;
+            }
+            _ => self.count(Counter::CorruptList),
+        }
+    }
+
+    /// Appends a chunk that is sent, not on a list, to a transmit list. `false` if the queue pair
+    /// does not exist.
+    pub(crate) fn append_transmit(&mut self, queue_pair: u8, chunk: u32) -> bool {
+        let owner = u32::from(queue_pair);
+        let Some(list) = self.head.transmit.get_mut(usize::from(queue_pair)) else {
+            return false;
+        };
+        let tail = list.tail;
+        let mut broken = false;
+        if list.head == NONE {
+            list.head = chunk;
+            list.count = 0;
+        } else {
+            match self.chunks.get_mut(tail as usize) {
+                Some(last) if chunk_state::is_sending(last.state) && last.owner == owner => {
+                    last.next = chunk;
+                }
+                _ => {
+                    list.head = chunk;
+                    list.count = 0;
+                    broken = true;
+                }
+            }
+        }
+        list.tail = chunk;
+        list.count = list.count.saturating_add(1);
+        if let Some(slot) = self.chunks.get_mut(chunk as usize) {
+            slot.owner = owner;
+            slot.next = NONE;
+        }
+        if broken {
+            self.count(Counter::CorruptList);
+        }
+        true
+    }
+
+    /// Sends a segment without data. `false` when there is no chunk or no such queue pair.
+    pub(crate) fn send_bare(
+        &mut self,
+        memory: &mut impl Memory,
+        queue_pair: u8,
+        headers: &tcp::Headers,
+    ) -> bool {
+        let Some(chunk) = self.take(chunk_state::SENDING) else {
+            return false;
+        };
+        let all = tcp::headers_len(headers.destination.is_v4(), &headers.options);
+        let end = usize::from(PAYLOAD_AT);
+        let start = end.saturating_sub(all);
+        let Some(frame) = memory.chunk_mut(chunk).get_mut(start..end) else {
+            self.free(chunk.0);
+            return false;
+        };
+        tcp::emit(frame, headers);
+        if let Some(slot) = self.chunks.get_mut(chunk.0 as usize) {
+            slot.offset = start as u16;
+            slot.len = all as u16;
+        }
+        if !self.append_transmit(queue_pair, chunk.0) {
+            self.free(chunk.0);
+            return false;
+        }
+        self.count(Counter::TcpSegmentsSent);
+        true
+    }
+
+    /// The slot of a chunk that is on a queue of this connection.
+    pub(crate) fn segment(&self, owner: u32, index: u32) -> Option<&SegmentSlot> {
+        self.segments
+            .get(index as usize)
+            .filter(|slot| slot.owner == owner)
+    }
+
+    /// The same, to change.
+    pub(crate) fn segment_mut(&mut self, owner: u32, index: u32) -> Option<&mut SegmentSlot> {
+        self.segments
+            .get_mut(index as usize)
+            .filter(|slot| slot.owner == owner)
+    }
+
+    pub(crate) fn count(&mut self, counter: Counter) {
+        self.count_by(counter, 1);
+    }
+
+    pub(crate) fn count_by(&mut self, counter: Counter, amount: u64) {
+        if let Some(value) = self.head.counters.get_mut(counter as usize) {
+            *value = value.wrapping_add(amount);
+        }
+    }
+
+    /// The next identification for IPv4 headers.
+    pub(crate) fn next_ipv4_id(&mut self) -> u16 {
+        self.head.ipv4_id = self.head.ipv4_id.wrapping_add(1);
+        self.head.ipv4_id as u16
+    }
+}

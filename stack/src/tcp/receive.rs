@@ -1,0 +1,549 @@
+//! Receive side: the in-order queue that the program reads, the out-of-order queue, the window,
+//! and when to acknowledge (RFC 9293 section 3.10.7.4, RFC 5681 section 4.2, RFC 2018, RFC 2883).
+
+use super::connection::{Connection, micros};
+use super::options::TcpOptions;
+use super::output::copy_between;
+use super::pool::{SegmentSlot, mark};
+use super::seq::{after, before, distance, earlier};
+use super::tcb::{Range, TcpState, flag};
+use crate::counters::{Counter, DropReason};
+use crate::image::{NONE, chunk_state};
+use crate::types::{ChunkId, Instant, Memory};
+use zerocopy::FromZeros;
+
+/// Chunks on a receive queue above which small payloads are copied together.
+const COMPACT_ABOVE: u32 = 16;
+/// Least delay of an acknowledgement (Linux: TCP_DELACK_MIN).
+const DELAYED_ACK_NS: u64 = 40_000_000;
+/// ACKs sent at once at the start of a connection and after trouble (Linux: TCP_MAX_QUICKACKS).
+const MOST_QUICK_ACKS: u8 = 16;
+/// What a peer's segment is taken to hold until one has come (Linux: TCP_MSS_DEFAULT).
+const DEFAULT_MSS: u32 = 536;
+
+/// A payload that came with a frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Payload {
+    pub(crate) chunk: u32,
+    pub(crate) offset: u16,
+    pub(crate) len: u16,
+    pub(crate) seq: u32,
+    pub(crate) fin: bool,
+}
+
+impl Payload {
+    fn end(&self) -> u32 {
+        self.seq.wrapping_add(u32::from(self.len))
+    }
+}
+
+impl Connection<'_> {
+    /// Bytes that the receive side may hold (Linux's tcp_win_from_space with a scale of one half).
+    pub(crate) fn receive_capacity(&self) -> u32 {
+        let options = &self.tcb.options;
+        let by_buffer = options.rcvbuf_bytes / 2;
+        if options.window_clamp == 0 {
+            by_buffer
+        } else {
+            by_buffer.min(options.window_clamp)
+        }
+    }
+
+    /// Chunks that one connection may hold.
+    fn chunk_share(&self) -> u32 {
+        (self.pool.chunks.len() / 4) as u32
+    }
+
+    /// Bytes that may still come.
+    pub(crate) fn receive_space(&self) -> u32 {
+        let held = self.tcb.rx_bytes.saturating_add(self.tcb.ooo_bytes);
+        let bytes = self.receive_capacity().saturating_sub(held);
+        let chunks = self.chunk_share().saturating_sub(self.tcb.rx_chunks);
+        bytes.min(chunks.saturating_mul(u32::from(self.tcb.rcv_mss).max(DEFAULT_MSS)))
+    }
+
+    /// Takes the data and the FIN of an acceptable segment. `true` when the chunk is kept.
+    pub(crate) fn take_data(
+        &mut self,
+        memory: &mut impl Memory,
+        mut payload: Payload,
+        now: Instant,
+    ) -> Result<bool, DropReason> {
+        let end = payload.end().wrapping_add(u32::from(payload.fin));
+        if !after(end, self.tcb.rcv_nxt) {
+            // All of it is known: tell so (RFC 2883 section 4).
+            self.note_duplicate(payload.seq, payload.end());
+            self.quick_ack_mode();
+            self.tcb.set(flag::ACK_NOW);
+            return Err(DropReason::TcpDuplicate);
+        }
+        self.measure_peer(payload.len);
+        if before(payload.seq, self.tcb.rcv_nxt) {
+            let known = distance(payload.seq, self.tcb.rcv_nxt);
+            self.note_duplicate(payload.seq, self.tcb.rcv_nxt);
+            self.tcb.set(flag::ACK_NOW);
+            payload.offset = payload.offset.wrapping_add(known as u16);
+            payload.len = payload.len.saturating_sub(known.min(0xffff) as u16);
+            payload.seq = self.tcb.rcv_nxt;
+        }
+        let limit = self.tcb.rcv_nxt.wrapping_add(self.tcb.receive_window());
+        if after(payload.end(), limit) {
+            payload.len = distance(payload.seq, limit).min(0xffff) as u16;
+            payload.fin = false;
+            self.tcb.set(flag::ACK_NOW);
+            if payload.len == 0 {
+                return Err(DropReason::TcpWindow);
+            }
+        }
+        if self.tcb.rx_chunks >= self.chunk_share() && !self.fits_tail(&payload, memory) {
+            return Err(DropReason::ChunkShare);
+        }
+        if payload.seq == self.tcb.rcv_nxt {
+            Ok(self.take_in_order(memory, payload, now))
+        } else {
+            Ok(self.take_out_of_order(payload))
+        }
+    }
+
+    /// The size of the peer's segments, for ACK frequency and window steps.
+    fn measure_peer(&mut self, len: u16) {
+        if len > self.tcb.rcv_mss {
+            self.tcb.rcv_mss = len.min(self.tcb.advertised_mss);
+        }
+    }
+
+    fn take_in_order(&mut self, memory: &mut impl Memory, payload: Payload, now: Instant) -> bool {
+        let first = self.tcb.rx_bytes == 0;
+        let kept = payload.len > 0 && self.append_received(memory, payload);
+        self.tcb.rcv_nxt = self.tcb.rcv_nxt.wrapping_add(u32::from(payload.len));
+        self.tcb.unacked_bytes = self
+            .tcb
+            .unacked_bytes
+            .saturating_add(u32::from(payload.len));
+        self.tcb.bytes_received = self.tcb.bytes_received.wrapping_add(u64::from(payload.len));
+        let mut fin = payload.fin;
+        if self.tcb.ooo_head != NONE {
+            // A gap was filled: the sender waits to hear of it (RFC 5681 section 4.2).
+            self.tcb.set(flag::ACK_NOW);
+            fin |= self.merge_out_of_order();
+        }
+        if first && payload.len > 0 {
+            self.tcb.drs_time_us = if self.tcb.drs_time_us == 0 {
+                micros(now)
+            } else {
+                self.tcb.drs_time_us
+            };
+        }
+        if fin {
+            self.take_fin(now);
+        }
+        if payload.len > 0 {
+            self.schedule_ack(now);
+            self.readable_edge();
+        }
+        self.tcb.last_data = now.0;
+        kept
+    }
+
+    /// Whether the payload may be copied behind the last chunk of the receive queue.
+    fn fits_tail(&self, payload: &Payload, memory: &impl Memory) -> bool {
+        payload.seq == self.tcb.rcv_nxt
+            && self.segment(self.tcb.rx_tail).is_some_and(|tail| {
+                usize::from(tail.offset)
+                    .saturating_add(usize::from(tail.len))
+                    .saturating_add(usize::from(payload.len))
+                    <= memory.chunk_size()
+            })
+    }
+
+    /// Puts in-order data on the receive queue; `true` when its chunk is kept. Small data goes
+    /// behind the last chunk when the queue is long, so that a slow reader cannot hold the packet
+    /// memory.
+    fn append_received(&mut self, memory: &mut impl Memory, payload: Payload) -> bool {
+        let len = u32::from(payload.len);
+        self.tcb.rx_bytes = self.tcb.rx_bytes.saturating_add(len);
+        if self.tcb.rx_chunks >= COMPACT_ABOVE && self.fits_tail(&payload, memory) {
+            let tail = self.tcb.rx_tail;
+            if let Some(slot) = self.segment_mut(tail) {
+                let at = usize::from(slot.offset).saturating_add(usize::from(slot.len));
+                slot.len = slot.len.saturating_add(payload.len);
+                copy_between(
+                    memory,
+                    (payload.chunk, usize::from(payload.offset)),
+                    (tail, at),
+                    usize::from(payload.len),
+                );
+                self.pool.count(Counter::TcpCompacted);
+                return false;
+            }
+        }
+        self.adopt(payload);
+        let tail = self.tcb.rx_tail;
+        if self.tcb.rx_head == NONE {
+            self.tcb.rx_head = payload.chunk;
+        } else if let Some(slot) = self.segment_mut(tail) {
+            slot.next = payload.chunk;
+        }
+        self.tcb.rx_tail = payload.chunk;
+        true
+    }
+
+    /// Makes a frame's chunk ours.
+    fn adopt(&mut self, payload: Payload) {
+        let owner = self.index;
+        if let Some(slot) = self.pool.chunks.get_mut(payload.chunk as usize) {
+            slot.state = chunk_state::RECEIVED;
+            slot.owner = owner;
+            slot.next = NONE;
+        }
+        if let Some(slot) = self.pool.segments.get_mut(payload.chunk as usize) {
+            slot.zero();
+            slot.next = NONE;
+            slot.owner = owner;
+            slot.seq = payload.seq;
+            slot.offset = payload.offset;
+            slot.len = payload.len;
+            slot.marks = if payload.fin { mark::FIN } else { 0 };
+        }
+        self.tcb.rx_chunks = self.tcb.rx_chunks.saturating_add(1);
+    }
+
+    /// Moves what has become in order from the out-of-order queue to the receive queue; whether
+    /// the FIN came with it.
+    fn merge_out_of_order(&mut self) -> bool {
+        for _ in 0..self.pool.chunks.len() {
+            let chunk = self.tcb.ooo_head;
+            let Some(&slot) = self.segment(chunk) else {
+                break;
+            };
+            if after(slot.seq, self.tcb.rcv_nxt) {
+                break;
+            }
+            self.tcb.ooo_head = slot.next;
+            self.tcb.ooo_count = self.tcb.ooo_count.saturating_sub(1);
+            self.tcb.ooo_bytes = self.tcb.ooo_bytes.saturating_sub(u32::from(slot.len));
+            let known = distance(slot.seq, self.tcb.rcv_nxt).min(u32::from(slot.len)) as u16;
+            let fresh = slot.len.saturating_sub(known);
+            if fresh == 0 {
+                self.release_received(chunk);
+            } else {
+                self.chain_received(chunk, known, fresh);
+            }
+            self.tcb.rcv_nxt = self.tcb.rcv_nxt.wrapping_add(u32::from(fresh));
+            self.tcb.bytes_received = self.tcb.bytes_received.wrapping_add(u64::from(fresh));
+            if slot.has(mark::FIN) {
+                self.drop_out_of_order();
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Puts a chunk that is already ours at the end of the receive queue, without its first bytes.
+    fn chain_received(&mut self, chunk: u32, known: u16, fresh: u16) {
+        let tail = self.tcb.rx_tail;
+        if self.tcb.rx_head == NONE {
+            self.tcb.rx_head = chunk;
+        } else if let Some(last) = self.segment_mut(tail) {
+            last.next = chunk;
+        }
+        self.tcb.rx_tail = chunk;
+        self.tcb.rx_bytes = self.tcb.rx_bytes.saturating_add(u32::from(fresh));
+        if let Some(slot) = self.segment_mut(chunk) {
+            slot.next = NONE;
+            slot.offset = slot.offset.saturating_add(known);
+            slot.seq = slot.seq.wrapping_add(u32::from(known));
+            slot.len = fresh;
+            slot.marks = 0;
+        }
+    }
+
+    fn release_received(&mut self, chunk: u32) {
+        if let Some(slot) = self.segment_mut(chunk) {
+            slot.owner = NONE;
+        }
+        self.pool.free(chunk);
+        self.tcb.rx_chunks = self.tcb.rx_chunks.saturating_sub(1);
+    }
+
+    /// Keeps a segment that came too early, in order of sequence numbers and without overlaps.
+    fn take_out_of_order(&mut self, mut payload: Payload) -> bool {
+        self.tcb.set(flag::ACK_NOW);
+        self.quick_ack_mode();
+        self.tcb.rcv_ooopack = self.tcb.rcv_ooopack.wrapping_add(1);
+        self.pool.count(Counter::TcpOutOfOrder);
+        let (before_it, mut behind) = self.place_of(payload.seq);
+        if let Some(&previous) = self.segment(before_it)
+            && before(payload.seq, previous.end())
+        {
+            let known = distance(payload.seq, previous.end());
+            self.note_duplicate(payload.seq, earlier(payload.end(), previous.end()));
+            if known >= u32::from(payload.len) {
+                return false;
+            }
+            payload.offset = payload.offset.saturating_add(known as u16);
+            payload.len = payload.len.saturating_sub(known as u16);
+            payload.seq = payload.seq.wrapping_add(known);
+        }
+        for _ in 0..self.pool.chunks.len() {
+            let Some(&next) = self.segment(behind) else {
+                break;
+            };
+            if !after(payload.end(), next.seq) {
+                break;
+            }
+            if before(payload.end(), next.end()) {
+                payload.len = distance(payload.seq, next.seq).min(0xffff) as u16;
+                payload.fin = false;
+                self.note_duplicate(next.seq, payload.end());
+                break;
+            }
+            // The new one covers the old one.
+            self.note_duplicate(next.seq, next.end());
+            payload.fin |=
+                next.has(mark::FIN) && payload.end() == next.seq.wrapping_add(u32::from(next.len));
+            self.tcb.ooo_count = self.tcb.ooo_count.saturating_sub(1);
+            self.tcb.ooo_bytes = self.tcb.ooo_bytes.saturating_sub(u32::from(next.len));
+            self.release_received(behind);
+            behind = next.next;
+        }
+        if payload.len == 0 && !payload.fin {
+            self.link_out_of_order(before_it, behind);
+            return false;
+        }
+        self.adopt(payload);
+        if let Some(slot) = self.segment_mut(payload.chunk) {
+            slot.next = behind;
+        }
+        self.link_out_of_order(before_it, payload.chunk);
+        self.tcb.ooo_count = self.tcb.ooo_count.saturating_add(1);
+        self.tcb.ooo_bytes = self.tcb.ooo_bytes.saturating_add(u32::from(payload.len));
+        self.tcb.recent_sack = payload.seq;
+        true
+    }
+
+    fn link_out_of_order(&mut self, before_it: u32, chunk: u32) {
+        match self.segment_mut(before_it) {
+            Some(slot) => slot.next = chunk,
+            None => self.tcb.ooo_head = chunk,
+        }
+    }
+
+    /// The out-of-order segments between which a sequence number belongs.
+    fn place_of(&self, seq: u32) -> (u32, u32) {
+        let (mut before_it, mut behind) = (NONE, self.tcb.ooo_head);
+        for _ in 0..self.pool.chunks.len() {
+            match self.segment(behind) {
+                Some(slot) if !after(slot.seq, seq) => {
+                    before_it = behind;
+                    behind = slot.next;
+                }
+                _ => break,
+            }
+        }
+        (before_it, behind)
+    }
+
+    /// Calls `each` with every run of contiguous out-of-order data, lowest first.
+    pub(crate) fn each_out_of_order_range(&self, each: &mut dyn FnMut(Range)) {
+        let mut chunk = self.tcb.ooo_head;
+        let mut run: Option<Range> = None;
+        for _ in 0..self.pool.chunks.len() {
+            let Some(slot) = self.segment(chunk) else {
+                break;
+            };
+            match &mut run {
+                Some(range) if range.right == slot.seq => range.right = slot.end(),
+                _ => {
+                    if let Some(range) = run {
+                        each(range);
+                    }
+                    run = Some(Range {
+                        left: slot.seq,
+                        right: slot.end(),
+                    });
+                }
+            }
+            chunk = slot.next;
+        }
+        if let Some(range) = run {
+            each(range);
+        }
+    }
+
+    /// The run of out-of-order data that holds this sequence number.
+    pub(crate) fn out_of_order_range(&self, seq: u32) -> Option<Range> {
+        let mut found = None;
+        self.each_out_of_order_range(&mut |range| {
+            if !before(seq, range.left) && before(seq, range.right) {
+                found = Some(range);
+            }
+        });
+        found
+    }
+
+    /// Notes data that came twice, to tell it in the next ACK (RFC 2883).
+    fn note_duplicate(&mut self, left: u32, right: u32) {
+        if self.tcb.has(flag::SACK) && before(left, right) {
+            self.tcb.dsack = Range { left, right };
+            self.tcb.set(flag::DSACK);
+        }
+    }
+
+    /// Takes the peer's FIN, which is next in order.
+    fn take_fin(&mut self, now: Instant) {
+        if self.tcb.has(flag::FIN_RECEIVED) {
+            return;
+        }
+        self.tcb.rcv_nxt = self.tcb.rcv_nxt.wrapping_add(1);
+        self.tcb
+            .set(flag::FIN_RECEIVED | flag::RECEIVE_SHUT | flag::ACK_NOW);
+        self.drop_out_of_order();
+        match self.tcb.state() {
+            TcpState::Established | TcpState::SynReceived => {
+                self.tcb.state = TcpState::CloseWait as u8;
+            }
+            TcpState::FinWait1 => self.tcb.state = TcpState::Closing as u8,
+            TcpState::FinWait2 => {
+                self.tcb.state = TcpState::TimeWait as u8;
+                self.stop_timers();
+            }
+            _ => {}
+        }
+        self.tcb.last_received = now.0;
+        self.readable_edge();
+        self.writable_edge();
+    }
+
+    /// ACKs leave at once for a while (RFC 5681 section 4.2: trouble, or a start).
+    pub(crate) fn quick_ack_mode(&mut self) {
+        let half = (self.receive_capacity() / 2)
+            .checked_div(u32::from(self.tcb.rcv_mss))
+            .unwrap_or(0);
+        self.tcb.quick_acks = half.clamp(2, u32::from(MOST_QUICK_ACKS)) as u8;
+        self.tcb.clear(flag::PINGPONG);
+    }
+
+    /// Decides when the data that has come is acknowledged: at once for every second full segment,
+    /// in quick mode, or after a gap; else with the next data or after the delay.
+    fn schedule_ack(&mut self, now: Instant) {
+        let two = self.tcb.unacked_bytes > u32::from(self.tcb.rcv_mss);
+        let quick = self.tcb.quick_acks > 0 && !self.tcb.has(flag::PINGPONG);
+        if two || quick || self.tcb.ooo_head != NONE {
+            self.tcb.set(flag::ACK_NOW);
+        } else {
+            self.tcb.set(flag::ACK_OWED);
+            let at = now.0.saturating_add(DELAYED_ACK_NS);
+            self.tcb.delayed_ack_at = self.tcb.delayed_ack_at.min(at);
+        }
+    }
+
+    /// The contiguous bytes behind the first `skip` unread ones.
+    pub(crate) fn front(&self, skip: usize) -> Option<(ChunkId, u32, u32)> {
+        let mut left = skip;
+        let mut chunk = self.tcb.rx_head;
+        for _ in 0..self.pool.chunks.len() {
+            let slot = self.segment(chunk)?;
+            let len = usize::from(slot.len);
+            if left < len {
+                let offset = usize::from(slot.offset).saturating_add(left);
+                return Some((
+                    ChunkId(chunk),
+                    offset as u32,
+                    len.saturating_sub(left) as u32,
+                ));
+            }
+            left = left.saturating_sub(len);
+            chunk = slot.next;
+        }
+        None
+    }
+
+    /// The program has read bytes: frees their chunks and opens the window when that is worth a
+    /// segment (Linux: tcp_cleanup_rbuf).
+    pub(crate) fn consume(&mut self, bytes: usize, now: Instant) {
+        let mut left = bytes;
+        for _ in 0..self.pool.chunks.len() {
+            let chunk = self.tcb.rx_head;
+            let Some(slot) = self.segment_mut(chunk) else {
+                break;
+            };
+            let take = left.min(usize::from(slot.len));
+            slot.offset = slot.offset.saturating_add(take as u16);
+            slot.len = slot.len.saturating_sub(take as u16);
+            slot.seq = slot.seq.wrapping_add(take as u32);
+            let (empty, next) = (slot.len == 0, slot.next);
+            left = left.saturating_sub(take);
+            self.tcb.rx_bytes = self.tcb.rx_bytes.saturating_sub(take as u32);
+            self.tcb.copied_seq = self.tcb.copied_seq.wrapping_add(take as u32);
+            if empty {
+                self.tcb.rx_head = next;
+                if next == NONE {
+                    self.tcb.rx_tail = NONE;
+                }
+                self.release_received(chunk);
+            }
+            if left == 0 {
+                break;
+            }
+        }
+        self.tune_receive_buffer(now);
+        if !self.tcb.state().is_synchronised() || self.tcb.has(flag::FIN_RECEIVED) {
+            return;
+        }
+        let told = self.tcb.receive_window();
+        let space = self.receive_space();
+        let quick = self.tcb.quick_acks > 0
+            && !self.tcb.has(flag::PINGPONG)
+            && self.tcb.has(flag::ACK_OWED);
+        let many = self.tcb.unacked_bytes > u32::from(self.tcb.rcv_mss);
+        let opened = space >= told.saturating_mul(2)
+            && space.saturating_sub(told)
+                >= u32::from(self.tcb.rcv_mss).min(self.receive_capacity() / 2);
+        if opened || (self.tcb.has(flag::ACK_OWED) && (quick || many)) {
+            self.tcb.set(flag::ACK_NOW);
+        }
+    }
+
+    /// Dynamic right-sizing: the buffer follows what the program reads in a round trip (Linux:
+    /// tcp_rcv_space_adjust).
+    fn tune_receive_buffer(&mut self, now: Instant) {
+        let defaults = &self.pool.head.tcp_defaults;
+        let (moderate, most) = (defaults.moderate_rcvbuf != 0, defaults.rmem[2]);
+        if !moderate || self.tcb.options.has(TcpOptions::RCVBUF_LOCKED) {
+            return;
+        }
+        let now_us = micros(now);
+        let rtt = match (self.tcb.rcv_rtt_us, self.tcb.srtt_us()) {
+            (0, 0) => return,
+            (0, srtt) => srtt,
+            (rtt, _) => rtt,
+        };
+        if now_us.saturating_sub(self.tcb.drs_time_us) < u64::from(rtt) {
+            return;
+        }
+        let copied = distance(self.tcb.drs_seq, self.tcb.copied_seq);
+        if copied > self.tcb.drs_space {
+            let window = copied
+                .saturating_mul(2)
+                .saturating_add(u32::from(self.tcb.advertised_mss).saturating_mul(16));
+            let buffer = window.saturating_mul(2).min(most);
+            if buffer > self.tcb.options.rcvbuf_bytes {
+                self.tcb.options.rcvbuf_bytes = buffer;
+            }
+            self.tcb.drs_space = copied;
+        }
+        self.tcb.drs_seq = self.tcb.copied_seq;
+        self.tcb.drs_time_us = now_us;
+    }
+
+    /// A fresh segment slot for the send queue.
+    pub(crate) fn fresh_segment(owner: u32, seq: u32, offset: u16) -> SegmentSlot {
+        let mut slot = SegmentSlot::new_zeroed();
+        slot.next = NONE;
+        slot.owner = owner;
+        slot.seq = seq;
+        slot.offset = offset;
+        slot
+    }
+}

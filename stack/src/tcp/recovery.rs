@@ -1,0 +1,528 @@
+//! Loss recovery: RACK and tail loss probes (RFC 8985), NewReno without SACK (RFC 6582), F-RTO and
+//! timestamp undo (RFC 5682, RFC 4015), proportional rate reduction (RFC 9937), retransmission
+//! timeouts (RFC 6298).
+
+use super::ack::Told;
+use super::connection::{Connection, micros, millis};
+use super::pool::{SegmentSlot, mark};
+use super::seq::{after, before};
+use super::tcb::{NEVER, ca, flag, pending};
+use crate::counters::Counter;
+use crate::image::NONE;
+use crate::types::{Instant, Memory};
+
+/// Least tail-probe timeout in microseconds (Linux: two jiffies of 1 ms).
+const MIN_PROBE_US: u64 = 2000;
+/// What one segment in flight adds to it: the peer's delayed ACK (Linux: TCP_RTO_MIN).
+const LONE_PROBE_US: u64 = 200_000;
+/// What the reordering timer waits at least.
+const MIN_REORDER_US: u32 = 1000;
+
+impl Connection<'_> {
+    /// RFC 8985 section 6.2 step 2: the newest segment delivered.
+    pub(crate) fn advance_rack(&mut self, newest: &SegmentSlot, elapsed_us: u32) {
+        if newest.has(mark::EVER_RETRANSMITTED) && elapsed_us < self.tcb.min_rtt_us {
+            // The ACK is of an earlier copy.
+            return;
+        }
+        let later = newest.sent_us.wrapping_sub(self.tcb.rack_sent_us) as i32;
+        if later > 0 || later == 0 && after(newest.end(), self.tcb.rack_end_seq) {
+            self.tcb.rack_sent_us = newest.sent_us;
+            self.tcb.rack_end_seq = newest.end();
+        }
+        self.tcb.rack_rtt_us = elapsed_us;
+    }
+
+    /// RFC 8985 section 6.2 step 4: how late a segment may be.
+    fn reorder_window_us(&self) -> u32 {
+        let recovering = matches!(self.tcb.ca_state, ca::RECOVERY | ca::LOSS);
+        if !self.tcb.has(flag::REORDER_SEEN)
+            && (recovering || self.tcb.sacked_out >= u32::from(self.tcb.reordering))
+        {
+            return 0;
+        }
+        if self.tcb.min_rtt_us == u32::MAX {
+            return MIN_REORDER_US;
+        }
+        (self.tcb.min_rtt_us / 4)
+            .saturating_mul(u32::from(self.tcb.rack_steps))
+            .min(self.tcb.srtt_us())
+            .max(1)
+    }
+
+    /// Marks what must be lost; when to look again for what may be.
+    pub(crate) fn detect_losses(&mut self, told: &Told, now: Instant) -> Option<u64> {
+        if !self.tcb.has(flag::SACK) {
+            self.detect_reno(told);
+            return None;
+        }
+        if self.tcb.sacked_out == 0 && self.tcb.retrans_out == 0 && self.tcb.ca_state == ca::OPEN {
+            return None;
+        }
+        self.detect_rack(now)
+    }
+
+    /// RFC 8985 section 6.2 step 5.
+    fn detect_rack(&mut self, now: Instant) -> Option<u64> {
+        let now_us = micros(now) as u32;
+        let window = self.reorder_window_us();
+        let mut wait = 0_u32;
+        let mut chunk = self.tcb.queue_head;
+        for _ in 0..self.pool.chunks.len() {
+            if chunk == self.tcb.unsent {
+                break;
+            }
+            let Some(&slot) = self.segment(chunk) else {
+                break;
+            };
+            let this = chunk;
+            chunk = slot.next;
+            let lost_not_resent = slot.has(mark::LOST) && !slot.has(mark::RETRANSMITTED);
+            if slot.has(mark::SACKED) || lost_not_resent {
+                continue;
+            }
+            let age = self.tcb.rack_sent_us.wrapping_sub(slot.sent_us) as i32;
+            let older = age > 0 || age == 0 && after(self.tcb.rack_end_seq, slot.end());
+            if !older {
+                continue;
+            }
+            let due = self.tcb.rack_rtt_us.saturating_add(window);
+            let elapsed = now_us.wrapping_sub(slot.sent_us);
+            if elapsed >= due {
+                self.lose(this, slot);
+            } else {
+                wait = wait.max(due.wrapping_sub(elapsed));
+            }
+        }
+        (wait > 0).then(|| {
+            now.0
+                .saturating_add(u64::from(wait.max(MIN_REORDER_US)).saturating_mul(1000))
+        })
+    }
+
+    /// Three duplicate ACKs, or a partial one in recovery: the first segment is lost (RFC 6582).
+    fn detect_reno(&mut self, told: &Told) {
+        let recovering = matches!(self.tcb.ca_state, ca::RECOVERY | ca::LOSS);
+        let partial = recovering && told.bytes > 0 && before(self.tcb.snd_una, self.tcb.high_seq);
+        if partial || !recovering && self.tcb.sacked_out >= u32::from(self.tcb.reordering) {
+            self.mark_lost(self.tcb.snd_una);
+        }
+    }
+
+    /// Marks the segment that starts here as lost.
+    fn mark_lost(&mut self, seq: u32) {
+        let mut chunk = self.tcb.queue_head;
+        for _ in 0..self.pool.chunks.len() {
+            if chunk == self.tcb.unsent {
+                return;
+            }
+            let Some(&slot) = self.segment(chunk) else {
+                return;
+            };
+            if slot.seq == seq && !slot.has(mark::SACKED) {
+                self.lose(chunk, slot);
+                return;
+            }
+            if after(slot.seq, seq) {
+                return;
+            }
+            chunk = slot.next;
+        }
+    }
+
+    fn lose(&mut self, chunk: u32, slot: SegmentSlot) {
+        if slot.has(mark::RETRANSMITTED) {
+            self.tcb.retrans_out = self.tcb.retrans_out.saturating_sub(1);
+        }
+        if !slot.has(mark::LOST) {
+            self.tcb.lost_out = self.tcb.lost_out.saturating_add(1);
+            self.pool.count(Counter::TcpLost);
+        }
+        if let Some(slot) = self.segment_mut(chunk) {
+            slot.marks |= mark::LOST;
+            slot.marks &= !mark::RETRANSMITTED;
+        }
+    }
+
+    /// Marks every segment in flight as lost, after a timeout.
+    fn lose_all(&mut self) {
+        let mut chunk = self.tcb.queue_head;
+        for _ in 0..self.pool.chunks.len() {
+            if chunk == self.tcb.unsent {
+                break;
+            }
+            let Some(&slot) = self.segment(chunk) else {
+                break;
+            };
+            if !slot.has(mark::SACKED) {
+                self.lose(chunk, slot);
+            }
+            chunk = slot.next;
+        }
+        if !self.tcb.has(flag::SACK) {
+            self.tcb.sacked_out = 0;
+        }
+    }
+
+    /// The congestion state machine (RFC 5681 section 3.2, net/ipv4/tcp_input.c:
+    /// tcp_fastretrans_alert).
+    pub(crate) fn change_state(&mut self, told: &Told, now: Instant) {
+        let done = !before(self.tcb.snd_una, self.tcb.high_seq);
+        match self.tcb.ca_state {
+            ca::RECOVERY => {
+                if self.tcb.undo_marker != 0 && self.was_spurious(told) {
+                    self.undo();
+                } else if done {
+                    self.end_recovery();
+                }
+            }
+            ca::LOSS => {
+                let spurious = self.tcb.has(flag::FRTO)
+                    && told.original
+                    && !told.retransmitted
+                    && told.delivered > 0;
+                if self.tcb.undo_marker != 0 && (spurious || self.was_spurious(told)) {
+                    self.lost_marks_off();
+                    self.undo();
+                } else if done {
+                    self.tcb.ca_state = ca::OPEN;
+                    self.tcb.undo_marker = 0;
+                    self.tcb.clear(flag::FRTO);
+                } else if told.bytes > 0 {
+                    self.tcb.clear(flag::FRTO);
+                }
+            }
+            ca::CWR if done => self.end_recovery(),
+            _ => {}
+        }
+        if self.tcb.lost_out > 0 && matches!(self.tcb.ca_state, ca::OPEN | ca::DISORDER | ca::CWR) {
+            self.enter_recovery(now);
+        } else if matches!(self.tcb.ca_state, ca::OPEN | ca::DISORDER) {
+            self.tcb.ca_state = if self.tcb.sacked_out > 0 {
+                ca::DISORDER
+            } else {
+                ca::OPEN
+            };
+        }
+    }
+
+    fn enter_recovery(&mut self, now: Instant) {
+        self.pool.count(Counter::TcpRecoveries);
+        self.tcb.high_seq = self.tcb.snd_nxt;
+        self.tcb.undo_marker = self.tcb.snd_una.max(1);
+        self.tcb.undo_retrans = self.tcb.retrans_out;
+        self.tcb.retrans_stamp = 0;
+        let in_flight = self.tcb.in_flight();
+        if self.tcb.ca_state != ca::CWR {
+            self.tcb.prior_cwnd = self.tcb.congestion.cwnd;
+            self.tcb.congestion.on_loss(micros(now), in_flight);
+            self.tcb.prr_delivered = 0;
+            self.tcb.prr_out = 0;
+        }
+        self.tcb.ca_state = ca::RECOVERY;
+    }
+
+    fn end_recovery(&mut self) {
+        self.tcb.ca_state = ca::OPEN;
+        self.tcb.undo_marker = 0;
+        self.tcb.congestion.on_recovered();
+        if self.tcb.rack_persist > 0 {
+            self.tcb.rack_persist = self.tcb.rack_persist.wrapping_sub(1);
+        } else {
+            self.tcb.rack_steps = 1;
+        }
+        if !self.tcb.has(flag::SACK) {
+            self.tcb.sacked_out = 0;
+        }
+    }
+
+    /// Whether the episode was a mistake: every retransmission was told as a duplicate.
+    fn was_spurious(&self, told: &Told) -> bool {
+        told.dsack && self.tcb.undo_retrans == 0
+    }
+
+    fn undo(&mut self) {
+        self.pool.count(Counter::TcpUndone);
+        self.tcb.congestion.undo();
+        self.tcb.ca_state = ca::OPEN;
+        self.tcb.undo_marker = 0;
+        self.tcb.clear(flag::FRTO);
+        self.tcb.backoff = 0;
+    }
+
+    fn lost_marks_off(&mut self) {
+        let mut chunk = self.tcb.queue_head;
+        for _ in 0..self.pool.chunks.len() {
+            if chunk == self.tcb.unsent {
+                break;
+            }
+            let Some(slot) = self.segment_mut(chunk) else {
+                break;
+            };
+            let next = slot.next;
+            if slot.has(mark::LOST) && !slot.has(mark::RETRANSMITTED) {
+                slot.marks &= !mark::LOST;
+                self.tcb.lost_out = self.tcb.lost_out.saturating_sub(1);
+            }
+            chunk = next;
+        }
+    }
+
+    /// ECN told of congestion: the window shrinks once a round trip (RFC 3168 section 6.1.2).
+    pub(crate) fn take_ece(&mut self, now: Instant) {
+        if !matches!(self.tcb.ca_state, ca::OPEN | ca::DISORDER) {
+            return;
+        }
+        self.pool.count(Counter::TcpEcnReductions);
+        self.tcb.prior_cwnd = self.tcb.congestion.cwnd;
+        let in_flight = self.tcb.in_flight();
+        self.tcb.congestion.on_ecn(micros(now), in_flight);
+        self.tcb.prr_delivered = 0;
+        self.tcb.prr_out = 0;
+        self.tcb.high_seq = self.tcb.snd_nxt;
+        self.tcb.undo_marker = 0;
+        self.tcb.ca_state = ca::CWR;
+        self.tcb.set(flag::ECN_SEND_CWR);
+    }
+
+    /// RFC 9937 section 6.2.
+    pub(crate) fn reduce_window(&mut self, told: &Told) {
+        let ssthresh = self.tcb.congestion.ssthresh;
+        let in_flight = self.tcb.in_flight();
+        if told.delivered == 0 && told.lost == 0 {
+            return;
+        }
+        self.tcb.prr_delivered = self.tcb.prr_delivered.saturating_add(told.delivered);
+        let send = if in_flight > ssthresh {
+            let dividend = u64::from(ssthresh)
+                .saturating_mul(u64::from(self.tcb.prr_delivered))
+                .saturating_add(u64::from(self.tcb.prior_cwnd.max(1)).wrapping_sub(1));
+            let target = dividend
+                .checked_div(u64::from(self.tcb.prior_cwnd))
+                .unwrap_or(0);
+            target.saturating_sub(u64::from(self.tcb.prr_out)) as u32
+        } else {
+            let mut most = self
+                .tcb
+                .prr_delivered
+                .saturating_sub(self.tcb.prr_out)
+                .max(told.delivered);
+            if told.bytes > 0 && told.lost == 0 {
+                most = most.saturating_add(1);
+            }
+            most.min(ssthresh.saturating_sub(in_flight))
+        };
+        // The first retransmission always leaves.
+        let least = u32::from(self.tcb.prr_out == 0);
+        self.tcb.congestion.cwnd = in_flight.saturating_add(send.max(least)).max(1);
+    }
+
+    /// Sends lost segments again, as far as the window allows.
+    pub(crate) fn retransmit_lost(&mut self, memory: &mut impl Memory, now: Instant) {
+        if self.tcb.lost_out <= self.tcb.retrans_out {
+            return;
+        }
+        let mut chunk = self.tcb.queue_head;
+        for _ in 0..self.pool.chunks.len() {
+            if chunk == self.tcb.unsent || self.tcb.in_flight() >= self.tcb.congestion.cwnd {
+                break;
+            }
+            let Some(&slot) = self.segment(chunk) else {
+                break;
+            };
+            let wanted =
+                slot.has(mark::LOST) && !slot.has(mark::SACKED) && !slot.has(mark::RETRANSMITTED);
+            if wanted && !self.retransmit(memory, chunk, now) {
+                break;
+            }
+            chunk = self.segment(chunk).map_or(NONE, |slot| slot.next);
+        }
+        if self.tcb.pending == pending::NONE && self.tcb.packets_out > 0 {
+            self.arm_rto(now);
+        }
+    }
+
+    /// Sends one segment again; whether it left.
+    pub(crate) fn retransmit(
+        &mut self,
+        memory: &mut impl Memory,
+        chunk: u32,
+        now: Instant,
+    ) -> bool {
+        let Some(&slot) = self.segment(chunk) else {
+            return false;
+        };
+        if slot.len > self.tcb.mss {
+            let mss = self.tcb.mss;
+            self.split(memory, chunk, mss);
+        }
+        if !self.transmit(memory, chunk, now) {
+            return false;
+        }
+        let fresh = !slot.has(mark::RETRANSMITTED);
+        let mut len = 0;
+        if let Some(slot) = self.segment_mut(chunk) {
+            slot.marks |= mark::RETRANSMITTED | mark::EVER_RETRANSMITTED;
+            slot.retransmits = slot.retransmits.saturating_add(1);
+            len = slot.len;
+        }
+        if fresh {
+            self.tcb.retrans_out = self.tcb.retrans_out.saturating_add(1);
+        }
+        if self.tcb.retrans_stamp == 0 {
+            self.tcb.retrans_stamp = millis(now).max(1);
+        }
+        self.tcb.undo_retrans = self.tcb.undo_retrans.saturating_add(1);
+        self.tcb.total_retrans = self.tcb.total_retrans.wrapping_add(1);
+        self.tcb.bytes_retrans = self.tcb.bytes_retrans.wrapping_add(u64::from(len));
+        if matches!(self.tcb.ca_state, ca::RECOVERY | ca::CWR) {
+            self.tcb.prr_out = self.tcb.prr_out.saturating_add(1);
+        }
+        self.pool.count(Counter::TcpRetransmits);
+        true
+    }
+
+    /// Arms the timer that the data in flight needs: a tail probe when all is well, else the
+    /// retransmission timeout.
+    pub(crate) fn arm_retransmit(&mut self, now: Instant) {
+        if self.tcb.packets_out == 0 {
+            if self.tcb.pending != pending::PROBE {
+                self.tcb.pending = pending::NONE;
+                self.tcb.retransmit_at = NEVER;
+            }
+            return;
+        }
+        let probe_fits = self.tcb.has(flag::SACK)
+            && self.tcb.ca_state == ca::OPEN
+            && self.tcb.sacked_out == 0
+            && self.tcb.srtt8_us != 0
+            && !self.tcb.has(flag::TLP_OUT);
+        if probe_fits {
+            self.arm_tail_probe(now);
+        } else {
+            self.arm_rto(now);
+        }
+    }
+
+    /// RFC 8985 section 7.2.
+    fn arm_tail_probe(&mut self, now: Instant) {
+        let mut wait = u64::from(self.tcb.srtt_us())
+            .saturating_mul(2)
+            .max(MIN_PROBE_US);
+        if self.tcb.packets_out == 1 {
+            wait = wait.saturating_add(LONE_PROBE_US);
+        }
+        let rto = u64::from(self.tcb.backed_off_rto());
+        self.tcb.pending = pending::TLP;
+        self.tcb.retransmit_at = now.0.saturating_add(wait.min(rto).saturating_mul(1000));
+    }
+
+    /// RFC 6298 section 5.
+    pub(crate) fn arm_rto(&mut self, now: Instant) {
+        let rto = u64::from(self.tcb.backed_off_rto()).saturating_mul(1000);
+        self.tcb.pending = pending::RTO;
+        self.tcb.retransmit_at = now.0.saturating_add(rto);
+    }
+
+    /// The tail probe's timer has fired (RFC 8985 section 7.3): new data, or the last segment
+    /// again.
+    pub(crate) fn fire_tail_probe(&mut self, memory: &mut impl Memory, now: Instant) {
+        self.pool.count(Counter::TcpTailProbes);
+        let before_nxt = self.tcb.snd_nxt;
+        if self.tcb.unsent != NONE {
+            // One segment beyond the congestion window is allowed.
+            let cwnd = self.tcb.congestion.cwnd;
+            self.tcb.congestion.cwnd = self.tcb.in_flight().saturating_add(1);
+            self.output(memory, now, true);
+            self.tcb.congestion.cwnd = cwnd;
+        }
+        if self.tcb.snd_nxt == before_nxt {
+            let last = self.last_sent_segment();
+            if last != NONE && self.retransmit(memory, last, now) {
+                self.tcb.set(flag::TLP_RETRANSMITTED);
+            }
+        } else {
+            self.tcb.clear(flag::TLP_RETRANSMITTED);
+        }
+        self.tcb.set(flag::TLP_OUT);
+        self.tcb.tlp_high_seq = self.tcb.snd_nxt;
+        self.arm_rto(now);
+    }
+
+    fn last_sent_segment(&self) -> u32 {
+        let (mut last, mut chunk) = (NONE, self.tcb.queue_head);
+        for _ in 0..self.pool.chunks.len() {
+            if chunk == self.tcb.unsent {
+                break;
+            }
+            let Some(slot) = self.segment(chunk) else {
+                break;
+            };
+            last = chunk;
+            chunk = slot.next;
+        }
+        last
+    }
+
+    /// RFC 8985 section 7.4: what the ACK of the probe tells.
+    pub(crate) fn end_tail_probe(&mut self, told: &Told, now: Instant) {
+        if !self.tcb.has(flag::TLP_OUT) || before(self.tcb.snd_una, self.tcb.tlp_high_seq) {
+            return;
+        }
+        let repaired = self.tcb.has(flag::TLP_RETRANSMITTED) && !told.dsack;
+        self.tcb.clear(flag::TLP_OUT | flag::TLP_RETRANSMITTED);
+        if repaired && self.tcb.ca_state == ca::OPEN {
+            // The probe repaired a loss: the window shrinks as for any loss.
+            let in_flight = self.tcb.in_flight();
+            self.tcb.congestion.on_loss(micros(now), in_flight);
+            self.tcb.congestion.on_recovered();
+        }
+    }
+
+    /// The retransmission timer has fired (RFC 6298 section 5.4, RFC 5681 section 3.1).
+    pub(crate) fn fire_rto(&mut self, memory: &mut impl Memory, now: Instant) {
+        self.pool.count(Counter::TcpTimeouts);
+        let first = self.tcb.ca_state != ca::LOSS;
+        if first || before(self.tcb.high_seq, self.tcb.snd_una) {
+            self.tcb.undo_marker = self.tcb.snd_una.max(1);
+            self.tcb.undo_retrans = 0;
+            self.tcb.retrans_stamp = 0;
+            let in_flight = self.tcb.in_flight();
+            self.tcb.congestion.on_rto(micros(now), in_flight);
+        }
+        self.tcb.clear(flag::TLP_OUT | flag::TLP_RETRANSMITTED);
+        self.lose_all();
+        self.tcb.congestion.cwnd = 1;
+        self.tcb.ca_state = ca::LOSS;
+        self.tcb.high_seq = self.tcb.snd_nxt;
+        if first {
+            self.tcb.set(flag::FRTO);
+        }
+        self.tcb.retransmits = self.tcb.retransmits.saturating_add(1);
+        let head = self.tcb.queue_head;
+        if self.retransmit(memory, head, now) {
+            self.tcb.backoff = self.tcb.backoff.saturating_add(1);
+        }
+        self.arm_rto(now);
+    }
+
+    /// The reordering timer has fired (RFC 8985 section 6.3).
+    pub(crate) fn fire_reorder(&mut self, memory: &mut impl Memory, now: Instant) {
+        let told = Told {
+            lost: 1,
+            ..Told::default()
+        };
+        let next = self.detect_losses(&told, now);
+        self.change_state(&told, now);
+        if self.tcb.ca_state == ca::RECOVERY {
+            self.reduce_window(&told);
+        }
+        self.tcb.pending = pending::NONE;
+        self.retransmit_lost(memory, now);
+        self.arm_rto(now);
+        if let Some(at) = next {
+            self.tcb.pending = pending::REORDER;
+            self.tcb.retransmit_at = at.min(self.tcb.retransmit_at);
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! The state of one connection: plain data in the image, beside the endpoint of the same index.
+
+use super::congestion::Congestion;
+use super::options::TcpOptions;
+use crate::cplane::NextHop;
+use crate::image::NONE;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+/// Connection states by Linux's numbers (include/net/tcp_states.h), which TCP_INFO shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum TcpState {
+    /// Data flows both ways.
+    Established = 1,
+    /// A SYN was sent.
+    SynSent = 2,
+    /// SYNs have crossed (simultaneous open).
+    SynReceived = 3,
+    /// Our FIN was sent.
+    FinWait1 = 4,
+    /// Our FIN was acknowledged.
+    FinWait2 = 5,
+    /// Both sides are done; late segments are awaited.
+    TimeWait = 6,
+    /// No connection.
+    Closed = 7,
+    /// The peer's FIN has come.
+    CloseWait = 8,
+    /// The peer's FIN has come and ours was sent.
+    LastAck = 9,
+    /// Waits for connections.
+    Listen = 10,
+    /// FINs have crossed.
+    Closing = 11,
+}
+
+impl TcpState {
+    /// The state stored as this byte; anything unknown is closed.
+    #[must_use]
+    pub const fn from_byte(byte: u8) -> Self {
+        match byte {
+            1 => Self::Established,
+            2 => Self::SynSent,
+            3 => Self::SynReceived,
+            4 => Self::FinWait1,
+            5 => Self::FinWait2,
+            6 => Self::TimeWait,
+            8 => Self::CloseWait,
+            9 => Self::LastAck,
+            10 => Self::Listen,
+            11 => Self::Closing,
+            _ => Self::Closed,
+        }
+    }
+
+    /// Whether the state is one of synchronised sequence numbers (RFC 9293 section 3.10.7.4).
+    #[must_use]
+    pub const fn is_synchronised(self) -> bool {
+        !matches!(self, Self::Closed | Self::Listen | Self::SynSent)
+    }
+
+    /// Whether new data may still be sent by the program.
+    #[must_use]
+    pub const fn can_send(self) -> bool {
+        matches!(self, Self::Established | Self::CloseWait)
+    }
+}
+
+/// Congestion states by Linux's numbers (enum tcp_ca_state).
+pub(crate) mod ca {
+    /// Nothing is missing.
+    pub(crate) const OPEN: u8 = 0;
+    /// Something may be missing.
+    pub(crate) const DISORDER: u8 = 1;
+    /// The window shrinks because of ECN.
+    pub(crate) const CWR: u8 = 2;
+    /// Fast recovery.
+    pub(crate) const RECOVERY: u8 = 3;
+    /// After a retransmission timeout.
+    pub(crate) const LOSS: u8 = 4;
+}
+
+/// What the retransmission timer means when it fires.
+pub(crate) mod pending {
+    /// It is not armed.
+    pub(crate) const NONE: u8 = 0;
+    /// Retransmission timeout (RFC 6298).
+    pub(crate) const RTO: u8 = 1;
+    /// Tail loss probe (RFC 8985 section 7).
+    pub(crate) const TLP: u8 = 2;
+    /// Reordering timeout (RFC 8985 section 6.3).
+    pub(crate) const REORDER: u8 = 3;
+    /// Zero-window probe.
+    pub(crate) const PROBE: u8 = 4;
+}
+
+/// Bits of [`Tcb::flags`].
+pub(crate) mod flag {
+    /// Timestamps were negotiated.
+    pub(crate) const TIMESTAMPS: u32 = 1;
+    /// Selective acknowledgements were negotiated.
+    pub(crate) const SACK: u32 = 2;
+    /// Window scaling was negotiated.
+    pub(crate) const SCALING: u32 = 4;
+    /// ECN was negotiated.
+    pub(crate) const ECN: u32 = 8;
+    /// An ACK must leave with the end of this batch.
+    pub(crate) const ACK_NOW: u32 = 16;
+    /// An acknowledgement is owed; it may ride on data.
+    pub(crate) const ACK_OWED: u32 = 32;
+    /// A request/response exchange: ACKs wait for the answer.
+    pub(crate) const PINGPONG: u32 = 64;
+    /// The program has said that it sends no more.
+    pub(crate) const SEND_SHUT: u32 = 128;
+    /// The program has said that it receives no more.
+    pub(crate) const RECEIVE_SHUT: u32 = 256;
+    /// A FIN is on the send queue.
+    pub(crate) const FIN_QUEUED: u32 = 512;
+    /// The peer's FIN was taken in order.
+    pub(crate) const FIN_RECEIVED: u32 = 1024;
+    /// No descriptor refers to it any more.
+    pub(crate) const ORPHAN: u32 = 2048;
+    /// A write found no room: the next room is an edge.
+    pub(crate) const NO_SPACE: u32 = 4096;
+    /// Answer CE with ECE until CWR comes.
+    pub(crate) const ECN_DEMAND_CWR: u32 = 8192;
+    /// The next new data segment carries CWR.
+    pub(crate) const ECN_SEND_CWR: u32 = 1 << 14;
+    /// The connect has not been reported to the program yet.
+    pub(crate) const CONNECTING: u32 = 1 << 15;
+    /// The send side has a duplicate-SACK block to tell.
+    pub(crate) const DSACK: u32 = 1 << 16;
+    /// The peer's urgent data has not been read yet.
+    pub(crate) const URGENT: u32 = 1 << 17;
+    /// A timeout that may prove spurious (RFC 5682).
+    pub(crate) const FRTO: u32 = 1 << 18;
+    /// Reordering was seen.
+    pub(crate) const REORDER_SEEN: u32 = 1 << 19;
+    /// The connection waits in its listener's accept queue.
+    pub(crate) const ACCEPTABLE: u32 = 1 << 20;
+    /// A probe of the tail is out (RFC 8985 section 7.4).
+    pub(crate) const TLP_OUT: u32 = 1 << 21;
+    /// The probe was a retransmission.
+    pub(crate) const TLP_RETRANSMITTED: u32 = 1 << 22;
+    /// The sender is limited by the congestion window.
+    pub(crate) const CWND_LIMITED: u32 = 1 << 23;
+    /// A reset has ended the connection.
+    pub(crate) const RESET: u32 = 1 << 24;
+    /// The last call said that more data follows (MSG_MORE).
+    pub(crate) const MORE: u32 = 1 << 25;
+    /// The last holder died: close at the next flush.
+    pub(crate) const CLOSE_DUE: u32 = 1 << 26;
+}
+
+/// No deadline.
+pub(crate) const NEVER: u64 = u64::MAX;
+
+/// A range of received sequence numbers to tell in SACK options.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(crate) struct Range {
+    pub(crate) left: u32,
+    pub(crate) right: u32,
+}
+
+/// Where the connection's frames go.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(crate) struct Hop {
+    pub(crate) ifindex: u32,
+    pub(crate) generation: u32,
+    pub(crate) mtu: u16,
+    pub(crate) source_mac: [u8; 6],
+    pub(crate) mac: [u8; 6],
+    pub(crate) queue_pair: u8,
+    pub(crate) reserved: u8,
+}
+
+impl Hop {
+    /// The plain form of a next hop.
+    pub(crate) fn of(via: &NextHop) -> Self {
+        Self {
+            ifindex: via.ifindex,
+            generation: via.generation,
+            mtu: via.mtu,
+            source_mac: via.source_mac,
+            mac: via.mac,
+            queue_pair: via.queue_pair,
+            reserved: 0,
+        }
+    }
+}
+
+/// The state of one connection or listener. Sequence numbers are host integers; times without a
+/// unit in the name are nanoseconds of [`crate::Instant`]; windows are in bytes unscaled.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(crate) struct Tcb {
+    // Receive side.
+    pub(crate) rcv_nxt: u32,
+    /// `rcv_nxt` when the last window was told.
+    pub(crate) rcv_wup: u32,
+    /// The window told then.
+    pub(crate) rcv_wnd: u32,
+    /// First byte that the program has not read.
+    pub(crate) copied_seq: u32,
+    pub(crate) ts_recent: u32,
+    pub(crate) ts_recent_ms: u32,
+    pub(crate) flags: u32,
+    pub(crate) state: u8,
+    pub(crate) ca_state: u8,
+    pub(crate) pending: u8,
+    pub(crate) rcv_wscale: u8,
+    pub(crate) rx_head: u32,
+    pub(crate) rx_tail: u32,
+    /// Bytes in the receive queue, and in the out-of-order queue.
+    pub(crate) rx_bytes: u32,
+    pub(crate) ooo_bytes: u32,
+    pub(crate) ooo_head: u32,
+    pub(crate) ooo_count: u32,
+    /// Chunks that the receive side holds.
+    pub(crate) rx_chunks: u32,
+    /// Bytes received since the last ACK left.
+    pub(crate) unacked_bytes: u32,
+
+    // Send side.
+    pub(crate) snd_una: u32,
+    pub(crate) snd_nxt: u32,
+    pub(crate) snd_wnd: u32,
+    pub(crate) snd_wl1: u32,
+    pub(crate) max_window: u32,
+    /// End of the last small segment sent (Minshall's Nagle).
+    pub(crate) snd_sml: u32,
+    /// End of the data that the program has written.
+    pub(crate) write_seq: u32,
+    pub(crate) snd_up: u32,
+    pub(crate) queue_head: u32,
+    pub(crate) unsent: u32,
+    pub(crate) queue_tail: u32,
+    /// Chunks of the send queue.
+    pub(crate) queued_chunks: u32,
+    pub(crate) packets_out: u32,
+    pub(crate) sacked_out: u32,
+    pub(crate) lost_out: u32,
+    pub(crate) retrans_out: u32,
+    pub(crate) mss: u16,
+    pub(crate) mss_clamp: u16,
+    pub(crate) advertised_mss: u16,
+    /// Most bytes that one segment of the peer had.
+    pub(crate) rcv_mss: u16,
+    pub(crate) snd_wscale: u8,
+    pub(crate) backoff: u8,
+    pub(crate) retransmits: u8,
+    pub(crate) probes_out: u8,
+    pub(crate) quick_acks: u8,
+    pub(crate) dup_acks: u8,
+    pub(crate) syn_retries: u8,
+    pub(crate) challenge_acks: u8,
+    pub(crate) challenge_s: u32,
+
+    // Round-trip time, microseconds.
+    /// Smoothed, times 8.
+    pub(crate) srtt8_us: u32,
+    /// Mean deviation, times 4.
+    pub(crate) mdev4_us: u32,
+    pub(crate) mdev_max_us: u32,
+    pub(crate) rttvar_us: u32,
+    pub(crate) rtt_seq: u32,
+    pub(crate) min_rtt_us: u32,
+    pub(crate) rto_us: u32,
+    pub(crate) rcv_rtt_us: u32,
+    pub(crate) spare_rtt: u32,
+    pub(crate) min_rtt_at_us: u64,
+
+    // Loss recovery.
+    pub(crate) rack_sent_us: u32,
+    pub(crate) rack_end_seq: u32,
+    pub(crate) rack_rtt_us: u32,
+    pub(crate) rack_steps: u8,
+    pub(crate) rack_persist: u8,
+    pub(crate) reordering: u16,
+    pub(crate) high_seq: u32,
+    pub(crate) tlp_high_seq: u32,
+    pub(crate) undo_marker: u32,
+    pub(crate) undo_retrans: u32,
+    /// Timestamp of the first retransmission of an episode, milliseconds of our clock.
+    pub(crate) retrans_stamp: u32,
+    pub(crate) prr_delivered: u32,
+    pub(crate) prr_out: u32,
+    pub(crate) prior_cwnd: u32,
+    pub(crate) highest_sacked: u32,
+    pub(crate) dsack: Range,
+    pub(crate) recent_sack: u32,
+
+    // Delivery rate (draft-cheng-iccrg-delivery-rate-estimation).
+    pub(crate) delivered: u32,
+    pub(crate) delivered_ce: u32,
+    pub(crate) app_limited: u32,
+    pub(crate) rate_delivered: u32,
+    pub(crate) rate_interval_us: u32,
+    pub(crate) round_delivered: u32,
+    pub(crate) delivered_us: u64,
+    pub(crate) first_sent_us: u64,
+
+    pub(crate) iss: u32,
+    pub(crate) irs: u32,
+    pub(crate) ts_offset: u32,
+    pub(crate) error: i32,
+    pub(crate) in_edge: u32,
+    pub(crate) out_edge: u32,
+    pub(crate) rcv_up: u32,
+    pub(crate) cwnd_used: u32,
+
+    // Time.
+    pub(crate) retransmit_at: u64,
+    pub(crate) delayed_ack_at: u64,
+    /// Keepalive, FIN_WAIT_2's end, or the end of a lingering close.
+    pub(crate) keepalive_at: u64,
+    /// When anything came, and when data came.
+    pub(crate) last_received: u64,
+    pub(crate) last_data: u64,
+    pub(crate) last_sent: u64,
+    /// When the oldest unacknowledged data was first sent or the first probe of a zero window left.
+    pub(crate) stuck_since: u64,
+    pub(crate) cwnd_stamp: u64,
+    pub(crate) drs_time_us: u64,
+    pub(crate) drs_seq: u32,
+    pub(crate) drs_space: u32,
+    pub(crate) timer_next: u32,
+    pub(crate) timer_previous: u32,
+    pub(crate) syn_sent_us: u32,
+    pub(crate) spare_timer: u32,
+    /// Tick of the wheel under which it is filed; [`NEVER`] = not filed.
+    pub(crate) timer_tick: u64,
+    /// Next in the list of connections with something to flush; and whether it is there.
+    pub(crate) flush_next: u32,
+    pub(crate) on_flush: u32,
+
+    // Listener and its connections.
+    pub(crate) listener: u32,
+    pub(crate) listener_generation: u32,
+    pub(crate) accept_next: u32,
+    pub(crate) accept_head: u32,
+    pub(crate) accept_tail: u32,
+    pub(crate) accept_count: u32,
+    pub(crate) backlog: u32,
+    pub(crate) request_count: u32,
+
+    pub(crate) hop: Hop,
+    pub(crate) congestion: Congestion,
+    pub(crate) options: TcpOptions,
+
+    // For TCP_INFO.
+    pub(crate) spare_options: u32,
+    pub(crate) bytes_acked: u64,
+    pub(crate) bytes_received: u64,
+    pub(crate) bytes_sent: u64,
+    pub(crate) bytes_retrans: u64,
+    pub(crate) segs_in: u32,
+    pub(crate) segs_out: u32,
+    pub(crate) data_segs_in: u32,
+    pub(crate) data_segs_out: u32,
+    pub(crate) total_retrans: u32,
+    pub(crate) dsack_dups: u32,
+    pub(crate) reord_seen: u32,
+    pub(crate) rcv_ooopack: u32,
+}
+
+impl Tcb {
+    /// A fresh one: every link empty, every timer off.
+    ///
+    /// Its place on the list of [`crate::Stack::flush`] stays.
+    pub(crate) fn reset(&mut self, options: TcpOptions) {
+        let (flush_next, on_flush) = (self.flush_next, self.on_flush);
+        self.zero();
+        self.on_flush = on_flush;
+        self.state = TcpState::Closed as u8;
+        for link in [
+            &mut self.rx_head,
+            &mut self.rx_tail,
+            &mut self.ooo_head,
+            &mut self.queue_head,
+            &mut self.unsent,
+            &mut self.queue_tail,
+            &mut self.timer_next,
+            &mut self.timer_previous,
+            &mut self.listener,
+            &mut self.accept_next,
+            &mut self.accept_head,
+            &mut self.accept_tail,
+        ] {
+            *link = NONE;
+        }
+        self.flush_next = flush_next;
+        self.timer_tick = NEVER;
+        self.retransmit_at = NEVER;
+        self.delayed_ack_at = NEVER;
+        self.keepalive_at = NEVER;
+        self.rto_us = super::rtt::INITIAL_RTO_US;
+        self.min_rtt_us = u32::MAX;
+        self.reordering = 3;
+        self.rack_steps = 1;
+        self.options = options;
+    }
+
+    pub(crate) fn state(&self) -> TcpState {
+        TcpState::from_byte(self.state)
+    }
+
+    pub(crate) fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    pub(crate) fn set(&mut self, flag: u32) {
+        self.flags |= flag;
+    }
+
+    pub(crate) fn clear(&mut self, flag: u32) {
+        self.flags &= !flag;
+    }
+
+    /// Segments that are in the network by our reckoning (RFC 6675's pipe).
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.packets_out
+            .saturating_sub(self.sacked_out.saturating_add(self.lost_out))
+            .saturating_add(self.retrans_out)
+    }
+
+    /// What the peer may still send: the end of the window that was told, from `rcv_nxt`.
+    pub(crate) fn receive_window(&self) -> u32 {
+        super::seq::distance(self.rcv_nxt, self.rcv_wup.wrapping_add(self.rcv_wnd))
+    }
+
+    /// End of what we may send.
+    pub(crate) fn send_window_end(&self) -> u32 {
+        self.snd_una.wrapping_add(self.snd_wnd)
+    }
+
+    /// Bytes written and not sent.
+    pub(crate) fn unsent_bytes(&self) -> u32 {
+        super::seq::distance(self.snd_nxt, self.write_seq)
+    }
+
+    /// The earliest of its deadlines.
+    pub(crate) fn deadline(&self) -> u64 {
+        self.retransmit_at
+            .min(self.delayed_ack_at)
+            .min(self.keepalive_at)
+    }
+}

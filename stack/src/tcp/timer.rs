@@ -1,0 +1,197 @@
+//! What happens when a connection's timers fire (RFC 6298, RFC 8985, RFC 9293 section 3.8).
+
+use super::connection::Connection;
+use super::input::errno;
+use super::options::TcpOptions;
+use super::rtt::MAX_RTO_US;
+use super::tcb::{NEVER, TcpState, flag, pending};
+use crate::counters::Counter;
+use crate::image::NONE;
+use crate::stack::Stack;
+use crate::types::{Instant, Memory};
+
+impl Stack<'_> {
+    /// A connection's entry of the wheel has come round.
+    pub(crate) fn serve_connection(&mut self, memory: &mut impl Memory, index: u32, now: Instant) {
+        if let Some(mut connection) = self.connection(index) {
+            connection.fire(memory, now);
+            self.settle(index, now);
+        }
+    }
+}
+
+impl Connection<'_> {
+    /// Does what is due.
+    fn fire(&mut self, memory: &mut impl Memory, now: Instant) {
+        if self.tcb.delayed_ack_at <= now.0 {
+            self.tcb.delayed_ack_at = NEVER;
+            if self.tcb.has(flag::ACK_OWED) {
+                self.pool.count(Counter::TcpDelayedAcks);
+                self.tcb.clear(flag::PINGPONG);
+                self.tcb.set(flag::ACK_NOW);
+            }
+        }
+        if self.tcb.retransmit_at <= now.0 {
+            self.tcb.retransmit_at = NEVER;
+            let what = core::mem::replace(&mut self.tcb.pending, pending::NONE);
+            self.fire_retransmit(memory, what, now);
+        }
+        if self.tcb.keepalive_at <= now.0 {
+            self.tcb.keepalive_at = NEVER;
+            self.fire_keepalive(memory, now);
+        }
+    }
+
+    fn fire_retransmit(&mut self, memory: &mut impl Memory, what: u8, now: Instant) {
+        match (self.tcb.state(), what) {
+            (TcpState::SynSent | TcpState::SynReceived, _) => self.fire_syn(memory, now),
+            (_, pending::PROBE) => self.fire_probe(memory, now),
+            (_, pending::TLP) => self.fire_tail_probe(memory, now),
+            (_, pending::REORDER) => self.fire_reorder(memory, now),
+            (_, pending::RTO) if self.tcb.packets_out > 0 => {
+                if self.has_given_up(now, self.pool.head.tcp_defaults.retries2) {
+                    self.finish(errno::ETIMEDOUT);
+                } else {
+                    self.fire_rto(memory, now);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A SYN or SYN-ACK was not answered: again, at first in even steps (Linux:
+    /// tcp_syn_linear_timeouts), then in doubling ones.
+    fn fire_syn(&mut self, memory: &mut impl Memory, now: Instant) {
+        let defaults = self.pool.head.tcp_defaults;
+        let most = match self.tcb.options.syn_count {
+            0 => defaults
+                .syn_retries
+                .saturating_add(defaults.syn_linear_timeouts),
+            set => set,
+        };
+        let late = self.tcb.options.user_timeout_ms != 0
+            && now.0.saturating_sub(self.tcb.stuck_since) / 1_000_000
+                >= u64::from(self.tcb.options.user_timeout_ms);
+        if self.tcb.syn_retries >= most || late {
+            self.finish(errno::ETIMEDOUT);
+            return;
+        }
+        self.tcb.syn_retries = self.tcb.syn_retries.saturating_add(1);
+        self.tcb.total_retrans = self.tcb.total_retrans.wrapping_add(1);
+        if self.tcb.syn_retries > defaults.syn_linear_timeouts {
+            self.tcb.backoff = self.tcb.backoff.saturating_add(1);
+        }
+        self.pool.count(Counter::TcpRetransmits);
+        self.send_syn(memory, now);
+        self.arm_rto(now);
+    }
+
+    /// Whether the peer has been silent for too long: tcp_retries2's time, or TCP_USER_TIMEOUT.
+    fn has_given_up(&self, now: Instant, retries: u8) -> bool {
+        let stuck_ms = now.0.saturating_sub(self.tcb.stuck_since) / 1_000_000;
+        let user = self.tcb.options.user_timeout_ms;
+        if user != 0 {
+            return stuck_ms >= u64::from(user);
+        }
+        let retries = if self.tcb.has(flag::ORPHAN) {
+            match self.pool.head.tcp_defaults.orphan_retries {
+                0 => retries.min(8),
+                set => retries.min(set),
+            }
+        } else {
+            retries
+        };
+        // What the retries take when the first timeout is the least one (RFC 1122 section
+        // 4.2.3.5 as Linux reads it).
+        let mut total_us = 0_u64;
+        let mut step = u64::from(super::rtt::MIN_RTO_US);
+        for _ in 0..=retries {
+            total_us = total_us.saturating_add(step);
+            step = step.saturating_mul(2).min(u64::from(MAX_RTO_US));
+        }
+        stuck_ms >= total_us / 1000
+    }
+
+    /// The probe timer: a corked segment leaves, or a closed window is asked again (RFC 9293
+    /// section 3.8.6.1).
+    fn fire_probe(&mut self, memory: &mut impl Memory, now: Instant) {
+        if self.tcb.unsent == NONE || self.tcb.packets_out > 0 {
+            return;
+        }
+        if self.tcb.snd_wnd > 0 {
+            let before_nxt = self.tcb.snd_nxt;
+            self.output(memory, now, true);
+            if self.tcb.snd_nxt != before_nxt {
+                return;
+            }
+        }
+        if self.has_given_up(now, self.pool.head.tcp_defaults.retries2)
+            && (self.tcb.probes_out > 0 || self.tcb.options.user_timeout_ms != 0)
+        {
+            self.finish(errno::ETIMEDOUT);
+            return;
+        }
+        self.send_probe(memory, now);
+        self.pool.count(Counter::TcpWindowProbes);
+        self.tcb.probes_out = self.tcb.probes_out.saturating_add(1);
+        self.tcb.backoff = self.tcb.backoff.saturating_add(1).min(20);
+        let wait = u64::from(self.tcb.backed_off_rto()).saturating_mul(1000);
+        self.tcb.pending = pending::PROBE;
+        self.tcb.retransmit_at = now.0.saturating_add(wait);
+    }
+
+    /// Arms the keepalive timer from the last sign of life.
+    pub(crate) fn arm_keepalive(&mut self, now: Instant) {
+        let idle = u64::from(self.tcb.options.keep_idle_s).saturating_mul(1_000_000_000);
+        let from = self.tcb.last_received.max(self.tcb.last_data);
+        self.tcb.keepalive_at = from.saturating_add(idle).max(now.0.saturating_add(1));
+    }
+
+    /// Keepalive (RFC 9293 section 3.8.4), or the end of FIN_WAIT_2.
+    fn fire_keepalive(&mut self, memory: &mut impl Memory, now: Instant) {
+        if self.tcb.has(flag::ORPHAN) {
+            if self.tcb.state() == TcpState::FinWait2 {
+                self.finish(0);
+            }
+            return;
+        }
+        let alive = matches!(
+            self.tcb.state(),
+            TcpState::Established | TcpState::CloseWait | TcpState::FinWait1 | TcpState::FinWait2
+        );
+        if !self.tcb.options.has(TcpOptions::KEEPALIVE) || !alive {
+            return;
+        }
+        let second = 1_000_000_000_u64;
+        let interval = u64::from(self.tcb.options.keep_interval_s).saturating_mul(second);
+        if self.tcb.packets_out > 0 || self.tcb.unsent != NONE {
+            // Data in flight is a better probe.
+            self.tcb.keepalive_at = now.0.saturating_add(interval);
+            return;
+        }
+        let idle = u64::from(self.tcb.options.keep_idle_s).saturating_mul(second);
+        let silent = now
+            .0
+            .saturating_sub(self.tcb.last_received.max(self.tcb.last_data));
+        if silent < idle {
+            self.tcb.probes_out = 0;
+            self.arm_keepalive(now);
+            return;
+        }
+        let user = u64::from(self.tcb.options.user_timeout_ms).saturating_mul(1_000_000);
+        let over = if user != 0 {
+            silent >= user && self.tcb.probes_out > 0
+        } else {
+            self.tcb.probes_out >= self.tcb.options.keep_count
+        };
+        if over {
+            self.send_reset(memory, now);
+            self.finish(errno::ETIMEDOUT);
+            return;
+        }
+        self.send_probe(memory, now);
+        self.pool.count(Counter::TcpKeepalives);
+        self.tcb.probes_out = self.tcb.probes_out.saturating_add(1);
+        self.tcb.keepalive_at = now.0.saturating_add(interval);
+    }
+}

@@ -1,0 +1,217 @@
+//! Timers: a wheel of slots of about one millisecond, through which connections and minisockets
+//! are chained by index.
+//!
+//! Lazy: an entry that is filed earlier than its deadline stays; when its slot comes it is filed
+//! again. So the usual change, a deadline that moves out, touches no list. A deadline beyond the
+//! wheel's second is filed in its last slot and comes round again.
+
+use super::tcb::NEVER;
+use crate::counters::Counter;
+use crate::image::NONE;
+use crate::stack::Stack;
+use crate::types::{Instant, Memory};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Slots of the wheel.
+const SLOTS: u64 = 1024;
+/// A slot is 2^20 ns long.
+const TICK_SHIFT: u32 = 20;
+/// Bit of an entry's number that says: a minisocket.
+pub(crate) const MINI: u32 = 1 << 31;
+
+/// The wheel.
+#[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(crate) struct Wheel {
+    heads: [u32; SLOTS as usize],
+    /// A bit per slot that has entries.
+    occupied: [u64; (SLOTS / 64) as usize],
+    /// Last tick that was served.
+    tick: u64,
+    filed: u64,
+}
+
+impl Wheel {
+    pub(crate) fn reset(&mut self) {
+        self.heads.fill(NONE);
+        self.occupied.fill(0);
+        self.tick = 0;
+        self.filed = 0;
+    }
+
+    fn mark(&mut self, slot: usize, on: bool) {
+        if let Some(word) = self.occupied.get_mut(slot / 64) {
+            let bit = 1_u64 << (slot % 64);
+            if on {
+                *word |= bit;
+            } else {
+                *word &= !bit;
+            }
+        }
+    }
+
+    fn is_marked(&self, slot: usize) -> bool {
+        self.occupied
+            .get(slot / 64)
+            .is_some_and(|word| word >> (slot % 64) & 1 == 1)
+    }
+}
+
+/// The links of an entry.
+struct Links<'a> {
+    next: &'a mut u32,
+    previous: &'a mut u32,
+    tick: &'a mut u64,
+}
+
+impl Stack<'_> {
+    fn timer_links(&mut self, entry: u32) -> Option<Links<'_>> {
+        if entry == NONE {
+            None
+        } else if entry & MINI != 0 {
+            let mini = self.minis.get_mut((entry & !MINI) as usize)?;
+            Some(Links {
+                next: &mut mini.timer_next,
+                previous: &mut mini.timer_previous,
+                tick: &mut mini.timer_tick,
+            })
+        } else {
+            let tcb = self.tcbs.get_mut(entry as usize)?;
+            Some(Links {
+                next: &mut tcb.timer_next,
+                previous: &mut tcb.timer_previous,
+                tick: &mut tcb.timer_tick,
+            })
+        }
+    }
+
+    /// Sees to it that the entry is served at its deadline. Cheap when it is filed early enough.
+    pub(crate) fn arm(&mut self, entry: u32, deadline: u64, now: Instant) {
+        if deadline == NEVER {
+            return;
+        }
+        let wheel = &mut self.head.wheel;
+        if wheel.filed == 0 {
+            wheel.tick = now.0 >> TICK_SHIFT;
+        }
+        let first = wheel.tick.wrapping_add(1);
+        let last = wheel.tick.wrapping_add(SLOTS).wrapping_sub(1);
+        let tick = (deadline >> TICK_SHIFT).wrapping_add(1).clamp(first, last);
+        match self.timer_links(entry) {
+            Some(links) if *links.tick != NEVER && *links.tick <= tick => return,
+            Some(links) if *links.tick != NEVER => self.disarm(entry),
+            Some(_) => {}
+            None => return,
+        }
+        let slot = (tick % SLOTS) as usize;
+        let Some(head) = self.head.wheel.heads.get_mut(slot) else {
+            return;
+        };
+        let old = core::mem::replace(head, entry);
+        self.head.wheel.mark(slot, true);
+        self.head.wheel.filed = self.head.wheel.filed.saturating_add(1);
+        if let Some(links) = self.timer_links(old) {
+            *links.previous = entry;
+        }
+        if let Some(links) = self.timer_links(entry) {
+            *links.next = old;
+            *links.previous = NONE;
+            *links.tick = tick;
+        }
+    }
+
+    /// Takes an entry off the wheel.
+    pub(crate) fn disarm(&mut self, entry: u32) {
+        let Some(links) = self.timer_links(entry) else {
+            return;
+        };
+        if *links.tick == NEVER {
+            return;
+        }
+        let slot = (*links.tick % SLOTS) as usize;
+        let (next, previous) = (*links.next, *links.previous);
+        *links.tick = NEVER;
+        *links.next = NONE;
+        *links.previous = NONE;
+        self.head.wheel.filed = self.head.wheel.filed.saturating_sub(1);
+        if let Some(links) = self.timer_links(next) {
+            *links.previous = previous;
+        }
+        if let Some(links) = self.timer_links(previous) {
+            *links.next = next;
+        } else if let Some(head) = self.head.wheel.heads.get_mut(slot) {
+            if *head == entry {
+                *head = next;
+                if next == NONE {
+                    self.head.wheel.mark(slot, false);
+                }
+            } else {
+                self.count(Counter::CorruptList);
+            }
+        }
+    }
+
+    /// The earliest time at which [`Stack::run_timers`] may have something to do.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let wheel = &self.head.wheel;
+        if wheel.filed == 0 {
+            return None;
+        }
+        (1..SLOTS)
+            .map(|ahead| wheel.tick.wrapping_add(ahead))
+            .find(|tick| wheel.is_marked((tick % SLOTS) as usize))
+            .map(|tick| Instant(tick << TICK_SHIFT))
+    }
+
+    /// Serves every timer that is due.
+    pub fn run_timers(&mut self, memory: &mut impl Memory, now: Instant) {
+        let due = now.0 >> TICK_SHIFT;
+        let wheel = &mut self.head.wheel;
+        if due <= wheel.tick {
+            return;
+        }
+        if wheel.filed == 0 {
+            wheel.tick = due;
+            return;
+        }
+        let first = wheel.tick.wrapping_add(1);
+        let last = due.min(wheel.tick.wrapping_add(SLOTS).wrapping_sub(1));
+        for tick in first..=last {
+            self.head.wheel.tick = tick;
+            let slot = (tick % SLOTS) as usize;
+            if self.head.wheel.is_marked(slot) {
+                self.serve_slot(memory, slot, now);
+            }
+        }
+        self.head.wheel.tick = due;
+    }
+
+    fn serve_slot(&mut self, memory: &mut impl Memory, slot: usize, now: Instant) {
+        let most = self.tcbs.len().saturating_add(self.minis.len());
+        for _ in 0..most {
+            let entry = self.head.wheel.heads.get(slot).copied().unwrap_or(NONE);
+            if entry == NONE {
+                return;
+            }
+            if self
+                .timer_links(entry)
+                .is_none_or(|links| *links.tick == NEVER)
+            {
+                // Not an entry of the wheel: cut the list here.
+                if let Some(head) = self.head.wheel.heads.get_mut(slot) {
+                    *head = NONE;
+                }
+                self.head.wheel.mark(slot, false);
+                self.count(Counter::CorruptList);
+                return;
+            }
+            self.disarm(entry);
+            if entry & MINI != 0 {
+                self.serve_mini(memory, entry & !MINI, now);
+            } else {
+                self.serve_connection(memory, entry, now);
+            }
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! TCP between two stacks over a wire of fixed delay, in virtual time.
+
+mod common;
+
+use bypass_stack::*;
+use common::{MAC, Packets, Rig, at};
+use std::collections::VecDeque;
+
+const CAPS: Capacities = Capacities {
+    endpoints: 64,
+    chunks: 1024,
+    chunk_size: 2048,
+};
+/// One way, nanoseconds.
+const DELAY: u64 = 50_000;
+const MS: u64 = 1_000_000;
+
+/// Two stacks and the frames on their way.
+struct Pair {
+    rigs: [Rig; 2],
+    wire: VecDeque<(u64, usize, Vec<u8>)>,
+    now: u64,
+    /// Says whether the nth frame is lost.
+    lose: Box<dyn FnMut(usize) -> bool>,
+    sent: usize,
+}
+
+impl Pair {
+    fn new() -> Self {
+        Self {
+            rigs: [Rig::new(CAPS), Rig::new(CAPS)],
+            wire: VecDeque::new(),
+            now: 1_000 * MS,
+            lose: Box::new(|_| false),
+            sent: 0,
+        }
+    }
+
+    fn with<T>(
+        &mut self,
+        side: usize,
+        act: impl FnOnce(&mut Stack<'_>, &mut Packets, Instant) -> T,
+    ) -> T {
+        let now = Instant(self.now);
+        let (mut stack, packets) = self.rigs[side].both();
+        let result = act(&mut stack, packets, now);
+        stack.flush(packets, now);
+        self.collect(side);
+        result
+    }
+
+    fn collect(&mut self, side: usize) {
+        while let Some(frame) = self.rigs[side].sent(0) {
+            let nth = self.sent;
+            self.sent += 1;
+            if !(self.lose)(nth) {
+                self.wire.push_back((self.now + DELAY, 1 - side, frame));
+            }
+        }
+        let mut stack = self.rigs[side].stack();
+        while stack.take_flow_change().is_some() {}
+        while stack.take_ended().is_some() {}
+    }
+
+    /// Goes to the next thing that happens; `false` when nothing will before `until`.
+    fn step(&mut self, until: u64) -> bool {
+        let frame = self.wire.front().map(|frame| frame.0);
+        let timers: Vec<_> = self
+            .rigs
+            .iter_mut()
+            .filter_map(|rig| rig.stack().next_deadline().map(|at| at.0))
+            .collect();
+        let next = frame.into_iter().chain(timers).min();
+        let Some(next) = next.filter(|&next| next <= until) else {
+            self.now = until;
+            return false;
+        };
+        self.now = self.now.max(next);
+        while self
+            .wire
+            .front()
+            .is_some_and(|(due, _, _)| *due <= self.now)
+        {
+            let (_, side, bytes) = self.wire.pop_front().unwrap();
+            self.deliver(side, &bytes);
+        }
+        for side in 0..2 {
+            self.with(side, |stack, packets, now| stack.run_timers(packets, now));
+        }
+        true
+    }
+
+    fn deliver(&mut self, side: usize, bytes: &[u8]) {
+        let (mut stack, packets) = self.rigs[side].both();
+        let chunk = stack.take_chunk().unwrap();
+        packets.chunk_mut(chunk)[256..256 + bytes.len()].copy_from_slice(bytes);
+        let frame = RxFrame {
+            chunk,
+            offset: 256,
+            len: bytes.len() as u32,
+            queue_pair: 0,
+            partial_checksums: false,
+            timestamp_ns: 0,
+        };
+        stack.handle_frame(packets, frame, Instant(self.now));
+        stack.flush(packets, Instant(self.now));
+        self.collect(side);
+    }
+
+    fn run(&mut self, span: u64) {
+        let until = self.now + span;
+        while self.step(until) {}
+    }
+
+    fn listen(&mut self, backlog: u32) -> EndpointId {
+        let open = open(self.rigs[1].process, "198.18.0.2:80");
+        self.with(1, |stack, _, _| stack.tcp_listen(&open, backlog).unwrap())
+    }
+
+    fn connect(&mut self, port: u16) -> EndpointId {
+        let open = open(self.rigs[0].process, &format!("198.18.0.1:{port}"));
+        let via = common::via("198.18.0.1:0");
+        self.with(0, |stack, packets, now| {
+            stack
+                .tcp_connect(packets, &open, at("198.18.0.2:80"), &via, now)
+                .unwrap()
+        })
+    }
+
+    fn accept(&mut self, listener: EndpointId) -> Option<EndpointId> {
+        let process = self.rigs[1].process;
+        self.with(1, |stack, _, _| {
+            stack.tcp_accept(listener, process, 7).unwrap()
+        })
+    }
+
+    fn established(&mut self) -> (EndpointId, EndpointId, EndpointId) {
+        let listener = self.listen(16);
+        let client = self.connect(40_000);
+        self.run(10 * MS);
+        let server = self.accept(listener).expect("accepted");
+        (client, server, listener)
+    }
+
+    fn send(&mut self, side: usize, id: EndpointId, bytes: &[u8]) -> Result<usize, TcpError> {
+        let mut done = 0;
+        self.with(side, |stack, packets, now| {
+            stack.tcp_send(
+                packets,
+                id,
+                bytes.len(),
+                false,
+                &mut |piece| {
+                    piece.copy_from_slice(&bytes[done..done + piece.len()]);
+                    done += piece.len();
+                },
+                now,
+            )
+        })
+    }
+
+    fn recv(&mut self, side: usize, id: EndpointId) -> Vec<u8> {
+        self.with(side, |stack, packets, now| {
+            let mut got = Vec::new();
+            while let Some(span) = stack.tcp_front(id, got.len()).unwrap() {
+                let start = span.offset as usize;
+                got.extend_from_slice(&packets.chunk(span.chunk)[start..start + span.len as usize]);
+            }
+            stack.tcp_consume(id, got.len(), now).unwrap();
+            got
+        })
+    }
+
+    fn status(&mut self, side: usize, id: EndpointId) -> TcpStatus {
+        self.rigs[side].stack().tcp_status(id).unwrap()
+    }
+
+    fn close(&mut self, side: usize, id: EndpointId) {
+        let process = self.rigs[side].process;
+        self.with(side, |stack, packets, now| {
+            stack.tcp_close(packets, id, process, now)
+        });
+    }
+
+    /// Sends `total` bytes from the client and reads them at the server; virtual time it took.
+    fn transfer(&mut self, from: EndpointId, to: EndpointId, total: usize) -> u64 {
+        let start = self.now;
+        let data: Vec<u8> = (0..total).map(|at| (at * 31 % 251) as u8).collect();
+        let (mut sent, mut got) = (0, Vec::new());
+        while got.len() < total {
+            while sent < total {
+                match self.send(0, from, &data[sent..(sent + 16_384).min(total)]) {
+                    Ok(count) => sent += count,
+                    Err(TcpError::WouldBlock) => break,
+                    Err(error) => panic!("{error:?} after {sent}"),
+                }
+            }
+            let more = self.step(self.now + 200_000 * MS);
+            got.extend(self.recv(1, to));
+            assert!(
+                more || got.len() == total,
+                "stuck at {} of {total}",
+                got.len()
+            );
+        }
+        assert!(got == data, "bytes differ");
+        self.now - start
+    }
+}
+
+fn open(process: ProcessId, local: &str) -> TcpOpen {
+    TcpOpen {
+        family: Family::V4,
+        local: at(local),
+        process,
+        options: TcpOptions::new(),
+        shadow_cookie: 1,
+        ifindex: 0,
+    }
+}
+
+/// Frames of the rigs carry the same MAC address for both sides' own queue pair; the reply goes to
+/// the sender's address, which the receiver checks.
+fn pair() -> Pair {
+    let mut pair = Pair::new();
+    for rig in &mut pair.rigs {
+        for info in rig.stack().queue_pairs_mut() {
+            info.mac = [0; 6];
+        }
+    }
+    assert_ne!(MAC, [0; 6]);
+    pair
+}
+
+#[test]
+fn a_handshake_makes_both_ends_established() {
+    let mut pair = pair();
+    let (client, server, _) = pair.established();
+    assert_eq!(pair.status(0, client).state, TcpState::Established);
+    assert_eq!(pair.status(1, server).state, TcpState::Established);
+    assert_eq!(pair.status(1, server).remote, at("198.18.0.1:40000"));
+}
+
+#[test]
+fn bytes_arrive_and_the_close_is_orderly() {
+    let mut pair = pair();
+    let (client, server, listener) = pair.established();
+    assert_eq!(pair.send(0, client, b"question"), Ok(8));
+    pair.run(MS);
+    assert_eq!(pair.recv(1, server), b"question");
+    assert_eq!(pair.send(1, server, b"answer"), Ok(6));
+    pair.run(MS);
+    assert_eq!(pair.recv(0, client), b"answer");
+    pair.close(0, client);
+    pair.run(MS);
+    assert!(pair.status(1, server).eof);
+    assert_eq!(pair.status(1, server).state, TcpState::CloseWait);
+    pair.close(1, server);
+    pair.run(MS);
+    assert!(!pair.rigs[0].stack().is_live(client));
+    assert!(!pair.rigs[1].stack().is_live(server));
+    pair.close(1, listener);
+    assert!(!pair.rigs[1].stack().is_live(listener));
+    pair.run(70_000 * MS);
+    for rig in &mut pair.rigs {
+        assert_eq!(rig.stack().next_deadline(), None);
+        assert_eq!(rig.stack().free_chunks(), CAPS.chunks);
+        rig.check();
+    }
+}
+
+#[test]
+fn a_megabyte_arrives_over_a_clean_wire() {
+    let mut pair = pair();
+    let (client, server, _) = pair.established();
+    let took = pair.transfer(client, server, 1 << 20);
+    assert!(took < 200 * MS, "{took}");
+    let info = pair.rigs[0]
+        .stack()
+        .tcp_info(client, Instant(pair.now))
+        .unwrap();
+    assert_eq!(info.total_retrans, 0);
+    for rig in &pair.rigs {
+        rig.check();
+    }
+}
+
+#[test]
+fn a_megabyte_arrives_although_frames_are_lost() {
+    for period in [7, 13, 50] {
+        let mut pair = pair();
+        let (client, server, _) = pair.established();
+        pair.lose = Box::new(move |nth| nth % period == 3);
+        let took = pair.transfer(client, server, 1 << 20);
+        let info = pair.rigs[0]
+            .stack()
+            .tcp_info(client, Instant(pair.now))
+            .unwrap();
+        assert!(info.total_retrans > 0);
+        println!(
+            "one in {period} lost: {} ms, {} sent again",
+            took / MS,
+            info.total_retrans
+        );
+    }
+}
+
+#[test]
+fn unread_data_resets_at_close() {
+    let mut pair = pair();
+    let (client, server, _) = pair.established();
+    pair.send(0, client, b"never read").unwrap();
+    pair.run(MS);
+    pair.close(1, server);
+    pair.run(MS);
+    let status = pair.status(0, client);
+    assert_eq!((status.state, status.error), (TcpState::Closed, 104));
+}
+
+#[test]
+fn a_slow_reader_closes_the_window_and_opens_it_again() {
+    let mut pair = pair();
+    let (client, server, _) = pair.established();
+    let data = vec![7_u8; 400_000];
+    let mut sent = 0;
+    for _ in 0..200 {
+        if let Ok(count) = pair.send(0, client, &data[..16_000]) {
+            sent += count;
+        }
+        pair.run(5 * MS);
+    }
+    pair.run(3_000 * MS);
+    let mut got = 0;
+    for _ in 0..2000 {
+        got += pair.recv(1, server).len();
+        if got == sent {
+            break;
+        }
+        pair.run(500 * MS);
+    }
+    assert_eq!(got, sent);
+    assert!(pair.rigs[1].stack().counters().get(Counter::TcpZeroWindows) > 0);
+}
