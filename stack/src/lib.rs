@@ -13,8 +13,8 @@
 //!
 //! What is here: UDP over IPv4 and IPv6 ([`Stack::udp_open`] and the rest), processes and waiters
 //! ([`Stack::add_process`]), TCP ([`tcp`]), the route and neighbour table ([`cplane`]), and a
-//! read-only view for tools ([`inspect`]). What is absent on purpose: ARP, ND, ICMP, fragments, multicast and
-//! loopback, which stay with the kernel.
+//! read-only view for tools ([`inspect`]). What is absent on purpose: ARP, ND, ICMP, fragments,
+//! multicast and loopback, which stay with the kernel.
 
 #![no_std]
 #![forbid(unsafe_code)]
