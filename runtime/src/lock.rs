@@ -173,11 +173,14 @@ fn acquire(
                 Err(LockError::Busy)
             };
         }
+        if seen == 0 {
+            continue; // Marked while it is free, it would look like a dead owner's.
+        }
         let is_marked = seen & WAITERS != 0
             || word
                 .compare_exchange(seen, seen | WAITERS, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok();
-        if seen == 0 || !is_marked {
+        if !is_marked {
             continue;
         }
         let pause = left.map_or(OWNER_CHECK, |left| {
