@@ -34,7 +34,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of an image: "bypassim" in memory.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"bypassim");
 /// Version of the layout that this build reads and writes.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 /// Link value: nothing.
 pub(crate) const NONE: u32 = u32::MAX;
 /// `ReadyLink::next` of an endpoint that is on no ready list.
@@ -362,7 +362,7 @@ pub(crate) struct WaiterSlot {
 }
 
 /// Words that fill the head up to a whole cache line.
-const TAIL: usize = 1;
+const TAIL: usize = 8;
 
 /// The head of the image.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -401,6 +401,9 @@ pub(crate) struct Head {
     pub(crate) flush_head: u32,
     pub(crate) free_mini: u32,
     pub(crate) live_minis: u32,
+    /// Chunks on the receive sides of connections, and on their send queues.
+    pub(crate) received_chunks: u32,
+    pub(crate) retained_chunks: u32,
     pub(crate) tcp_spare: u32,
     pub(crate) flow_changes: FlowChanges,
     pub(crate) ended: EndedFilters,

@@ -140,6 +140,7 @@ impl Connection<'_> {
             slot.owner = NONE;
             self.pool.free(chunk);
             self.tcb.rx_chunks = self.tcb.rx_chunks.saturating_sub(1);
+            self.pool.head.received_chunks = self.pool.head.received_chunks.saturating_sub(1);
             chunk = next;
         }
     }

@@ -468,7 +468,7 @@ impl Connection<'_> {
         if len == 0 || len >= old.len {
             return false;
         }
-        let Some(fresh) = self.pool.take(chunk_state::RETAINED) else {
+        let Some(fresh) = self.pool.retain() else {
             return false;
         };
         let rest = old.len.wrapping_sub(len);

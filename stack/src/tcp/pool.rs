@@ -76,7 +76,55 @@ pub(crate) struct Pool<'a> {
     pub(crate) ready: &'a mut [ReadyLink],
 }
 
+/// Chunks that a connection may hold whatever the others hold.
+const ALWAYS: u32 = 4;
+
+/// Chunks that are for the NICs alone: without them no acknowledgement comes in that frees others.
+fn reserve(chunks: usize) -> u32 {
+    (chunks / 16) as u32
+}
+
+/// Chunks that one connection may hold on its receive side, or on its send side.
+fn share(chunks: usize) -> u32 {
+    (chunks / 4) as u32
+}
+
+/// How many more chunks the send queue of a connection that holds `held` may take: its share, and
+/// three eighths of all for all connections together.
+pub(crate) fn send_room(head: &Head, chunks: usize, held: u32) -> u32 {
+    let all = (chunks / 8).saturating_mul(3) as u32;
+    room(head, chunks, held, all.saturating_sub(head.retained_chunks))
+}
+
+fn room(head: &Head, chunks: usize, held: u32, left: u32) -> u32 {
+    let least = ALWAYS.saturating_sub(held);
+    let most = head.free_chunks.saturating_sub(reserve(chunks));
+    left.min(share(chunks).saturating_sub(held))
+        .max(least)
+        .min(most)
+}
+
 impl Pool<'_> {
+    /// How many more chunks the receive side of a connection that holds `held` may take: its share,
+    /// and half of all for all connections together.
+    pub(crate) fn receive_room(&self, held: u32) -> u32 {
+        let all = (self.chunks.len() / 2) as u32;
+        let left = all.saturating_sub(self.head.received_chunks);
+        room(self.head, self.chunks.len(), held, left)
+    }
+
+    /// [`send_room`].
+    pub(crate) fn send_room(&self, held: u32) -> u32 {
+        send_room(self.head, self.chunks.len(), held)
+    }
+
+    /// Takes a free chunk for a send queue.
+    pub(crate) fn retain(&mut self) -> Option<ChunkId> {
+        let chunk = self.take(chunk_state::RETAINED)?;
+        self.head.retained_chunks = self.head.retained_chunks.saturating_add(1);
+        Some(chunk)
+    }
+
     /// Takes a free chunk into another state.
     pub(crate) fn take(&mut self, state: u8) -> Option<ChunkId> {
         let index = self.head.free_chunk;
@@ -114,6 +162,7 @@ impl Pool<'_> {
 
     /// Lets a chunk go that a send queue has held: free now, or when the NIC is done with it.
     pub(crate) fn drop_retained(&mut self, index: u32) {
+        self.head.retained_chunks = self.head.retained_chunks.saturating_sub(1);
         match self.chunks.get_mut(index as usize) {
             Some(slot) if slot.state == chunk_state::RETAINED => self.free(index),
             Some(slot) if slot.state == chunk_state::RETAINED_SENDING => {

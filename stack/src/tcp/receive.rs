@@ -49,16 +49,11 @@ impl Connection<'_> {
         }
     }
 
-    /// Chunks that one connection may hold.
-    fn chunk_share(&self) -> u32 {
-        (self.pool.chunks.len() / 4) as u32
-    }
-
     /// Bytes that may still come.
     pub(crate) fn receive_space(&self) -> u32 {
         let held = self.tcb.rx_bytes.saturating_add(self.tcb.ooo_bytes);
         let bytes = self.receive_capacity().saturating_sub(held);
-        let chunks = self.chunk_share().saturating_sub(self.tcb.rx_chunks);
+        let chunks = self.pool.receive_room(self.tcb.rx_chunks);
         bytes.min(chunks.saturating_mul(u32::from(self.tcb.rcv_mss).max(DEFAULT_MSS)))
     }
 
@@ -95,7 +90,7 @@ impl Connection<'_> {
                 return Err(DropReason::TcpWindow);
             }
         }
-        if self.tcb.rx_chunks >= self.chunk_share() && !self.fits_tail(&payload, memory) {
+        if self.pool.receive_room(self.tcb.rx_chunks) == 0 && !self.fits_tail(&payload, memory) {
             return Err(DropReason::ChunkShare);
         }
         if payload.seq == self.tcb.rcv_nxt {
@@ -162,7 +157,9 @@ impl Connection<'_> {
     fn append_received(&mut self, memory: &mut impl Memory, payload: Payload) -> bool {
         let len = u32::from(payload.len);
         self.tcb.rx_bytes = self.tcb.rx_bytes.saturating_add(len);
-        if self.tcb.rx_chunks >= COMPACT_ABOVE && self.fits_tail(&payload, memory) {
+        let many =
+            self.tcb.rx_chunks >= COMPACT_ABOVE || self.pool.receive_room(self.tcb.rx_chunks) == 0;
+        if many && self.fits_tail(&payload, memory) {
             let tail = self.tcb.rx_tail;
             if let Some(slot) = self.segment_mut(tail) {
                 let at = usize::from(slot.offset).saturating_add(usize::from(slot.len));
@@ -206,6 +203,7 @@ impl Connection<'_> {
             slot.marks = if payload.fin { mark::FIN } else { 0 };
         }
         self.tcb.rx_chunks = self.tcb.rx_chunks.saturating_add(1);
+        self.pool.head.received_chunks = self.pool.head.received_chunks.saturating_add(1);
     }
 
     /// Moves what has become in order from the out-of-order queue to the receive queue; whether
@@ -264,6 +262,7 @@ impl Connection<'_> {
         }
         self.pool.free(chunk);
         self.tcb.rx_chunks = self.tcb.rx_chunks.saturating_sub(1);
+        self.pool.head.received_chunks = self.pool.head.received_chunks.saturating_sub(1);
     }
 
     /// Keeps a segment that came too early, in order of sequence numbers and without overlaps.

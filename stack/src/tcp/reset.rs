@@ -17,6 +17,8 @@ impl Stack<'_> {
         self.head.ended.zero();
         self.mini_buckets.fill(NONE);
         self.head.live_minis = 0;
+        self.head.received_chunks = 0;
+        self.head.retained_chunks = 0;
         let mut next = NONE;
         for (index, mini) in self.minis.iter_mut().enumerate().rev() {
             mini.zero();

@@ -8,7 +8,7 @@ use super::options::TcpOptions;
 use super::output::PAYLOAD_AT;
 use super::pool::mark;
 use super::seq::distance;
-use super::tcb::{Hop, TcpState, flag};
+use super::tcb::{Hop, TcpState, flag, pending};
 use super::wheel::MINI;
 use crate::counters::Counter;
 use crate::cplane::NextHop;
@@ -19,6 +19,9 @@ use crate::types::{
     ChunkId, EndpointId, Family, Instant, Memory, ProcessId, SocketAddress, Stale, set_bit,
 };
 use crate::udp::OpenError;
+
+/// How long a write without room waits when no acknowledgement is due.
+const ROOM_NS: u64 = 10_000_000;
 
 /// What [`Stack::tcp_listen`] and [`Stack::tcp_connect`] need.
 #[derive(Clone, Copy, Debug)]
@@ -333,13 +336,10 @@ impl Stack<'_> {
             return Ok(0);
         }
         let space = connection.send_space();
-        if space == 0 {
-            connection.tcb.set(flag::NO_SPACE);
-            return Err(TcpError::WouldBlock);
-        }
         let taken = connection.append(memory, len.min(space as usize), fill);
         if taken == 0 {
-            connection.tcb.set(flag::NO_SPACE);
+            connection.wait_for_room(now);
+            self.settle(id.index, now);
             return Err(TcpError::WouldBlock);
         }
         if taken < len {
@@ -542,7 +542,7 @@ impl Stack<'_> {
             readable: tcb.rx_bytes,
             unacked: distance(tcb.snd_una, tcb.write_seq),
             unsent: tcb.unsent_bytes(),
-            send_space: tcb.send_space(&self.head.tcp_defaults, self.chunk_share()),
+            send_space: self.send_space_of(tcb),
             error: tcb.error,
             eof: tcb.has(flag::RECEIVE_SHUT),
             peer_fin: tcb.has(flag::FIN_RECEIVED),
@@ -553,8 +553,10 @@ impl Stack<'_> {
         })
     }
 
-    fn chunk_share(&self) -> u32 {
-        (self.chunks.len() / 4) as u32
+    fn send_space_of(&self, tcb: &super::tcb::Tcb) -> u32 {
+        // Only read: the view changes nothing.
+        let room = super::pool::send_room(self.head, self.chunks.len(), tcb.queued_chunks);
+        tcb.send_space(&self.head.tcp_defaults, room)
     }
 
     /// SO_ERROR: the pending error, which is then none.
@@ -623,9 +625,7 @@ impl Stack<'_> {
                 if tcb.rx_bytes >= tcb.options.rcvlowat.max(1) {
                     events |= event::IN | event::RDNORM;
                 }
-                if tcb.has(flag::SEND_SHUT)
-                    || tcb.is_writable(&self.head.tcp_defaults, self.chunk_share())
-                {
+                if tcb.has(flag::SEND_SHUT) || tcb.is_writable(self.send_space_of(tcb)) {
                     events |= event::OUT | event::WRNORM;
                 }
                 if tcb.has(flag::URGENT) {
@@ -808,15 +808,24 @@ impl Connection<'_> {
         }
     }
 
+    /// A write found no room. Acknowledgements make room; when none is due, because others hold the
+    /// packet memory, the timer looks again.
+    pub(crate) fn wait_for_room(&mut self, now: Instant) {
+        self.tcb.set(flag::NO_SPACE);
+        if self.tcb.packets_out == 0 && self.tcb.pending == pending::NONE {
+            self.tcb.pending = pending::PROBE;
+            self.tcb.retransmit_at = now.0.saturating_add(ROOM_NS);
+        }
+    }
+
     fn send_space(&self) -> u32 {
-        let share = (self.pool.chunks.len() / 4) as u32;
-        self.tcb.send_space(&self.pool.head.tcp_defaults, share)
+        let room = self.pool.send_room(self.tcb.queued_chunks);
+        self.tcb.send_space(&self.pool.head.tcp_defaults, room)
     }
 
     /// Whether a poll would call it writable.
     pub(crate) fn is_writable(&self) -> bool {
-        let share = (self.pool.chunks.len() / 4) as u32;
-        self.tcb.is_writable(&self.pool.head.tcp_defaults, share)
+        self.tcb.is_writable(self.send_space())
     }
 
     /// Puts bytes on the send queue: behind the last unsent segment while it has room, then in
@@ -883,7 +892,10 @@ impl Connection<'_> {
 
     /// A fresh, empty segment at the end of the send queue.
     fn push_segment(&mut self) -> Option<u32> {
-        let chunk = self.pool.take(chunk_state::RETAINED)?.0;
+        if self.pool.send_room(self.tcb.queued_chunks) == 0 {
+            return None;
+        }
+        let chunk = self.pool.retain()?.0;
         let fresh = Self::fresh_segment(self.index, self.tcb.write_seq, PAYLOAD_AT);
         if let Some(slot) = self.pool.segments.get_mut(chunk as usize) {
             *slot = fresh;
@@ -954,20 +966,18 @@ impl super::tcb::Tcb {
         set.max(window).min(defaults.wmem[2].max(set))
     }
 
-    /// Bytes that a write would take now.
-    pub(crate) fn send_space(&self, defaults: &super::TcpDefaults, chunk_share: u32) -> u32 {
-        if self.queued_chunks >= chunk_share {
-            return 0;
-        }
+    /// Bytes that a write would take now, when the send queue may take `room` more chunks.
+    pub(crate) fn send_space(&self, defaults: &super::TcpDefaults, room: u32) -> u32 {
         let used = distance(self.snd_una, self.write_seq);
-        self.send_limit(defaults).saturating_sub(used)
+        self.send_limit(defaults)
+            .saturating_sub(used)
+            .min(room.saturating_mul(u32::from(self.mss)))
     }
 
     /// Whether a third of the buffer is free and the unsent part is small enough (Linux:
     /// sk_stream_is_writeable, TCP_NOTSENT_LOWAT).
-    pub(crate) fn is_writable(&self, defaults: &super::TcpDefaults, chunk_share: u32) -> bool {
+    pub(crate) fn is_writable(&self, space: u32) -> bool {
         let used = distance(self.snd_una, self.write_seq);
-        self.send_space(defaults, chunk_share) >= (used / 2).max(1)
-            && self.unsent_bytes() < self.options.notsent_lowat
+        space >= (used / 2).max(1) && self.unsent_bytes() < self.options.notsent_lowat
     }
 }

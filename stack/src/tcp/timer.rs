@@ -115,6 +115,9 @@ impl Connection<'_> {
     /// The probe timer: a corked segment leaves, or a closed window is asked again (RFC 9293
     /// section 3.8.6.1).
     fn fire_probe(&mut self, memory: &mut impl Memory, now: Instant) {
+        if self.tcb.has(flag::NO_SPACE) && self.tcb.packets_out == 0 {
+            self.look_for_room(now);
+        }
         if self.tcb.unsent == NONE || self.tcb.packets_out > 0 {
             return;
         }
@@ -138,6 +141,16 @@ impl Connection<'_> {
         let wait = u64::from(self.tcb.backed_off_rto()).saturating_mul(1000);
         self.tcb.pending = pending::PROBE;
         self.tcb.retransmit_at = now.0.saturating_add(wait);
+    }
+
+    /// Tells a program whose write found no room that there is some now, or waits on.
+    fn look_for_room(&mut self, now: Instant) {
+        if self.is_writable() {
+            self.tcb.clear(flag::NO_SPACE);
+            self.writable_edge();
+        } else if self.tcb.unsent == NONE {
+            self.wait_for_room(now);
+        }
     }
 
     /// Arms the keepalive timer from the last sign of life.
