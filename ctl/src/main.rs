@@ -97,6 +97,10 @@ answers; others need one that runs. Running programs survive its end, and the ne
     /// Stop the daemon. Running programs go on.
     #[command(after_help = "Example:\n  bypassctl shutdown && bypassctl daemon    restart it")]
     Shutdown,
+    /// Have the daemon read its configuration again, as SIGHUP does. A file with an error changes
+    /// nothing.
+    #[command(after_help = "Example:\n  bypassctl reload")]
+    Reload,
     /// Shell completions on standard output.
     #[command(after_help = "\
 Example:
@@ -152,6 +156,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Stacks(json) => cmd::stacks::list(&json),
         Command::Dump(dump) => dump.execute(),
         Command::Shutdown => cmd::filters::shutdown(),
+        Command::Reload => cmd::filters::reload(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "bypassctl", &mut script);

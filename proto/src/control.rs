@@ -43,12 +43,16 @@ pub enum RequestKind {
     Forked = 5,
     /// A list for `bypassctl` as JSON; [`Request::query`] says which.
     Query = 6,
-    /// Add a static filter (privileged). Reply: [`ReplyKind::Filter`].
+    /// Add a static filter (privileged): one that keeps an address in the kernel, or reserves it
+    /// for a user's programs. Reply: [`ReplyKind::Filter`].
     AddStatic = 7,
     /// Remove a static filter by id (privileged). Reply: [`ReplyKind::End`].
     RemoveStatic = 8,
     /// Ask the daemon to stop (privileged). Reply: [`ReplyKind::End`].
     Shutdown = 9,
+    /// Ask the daemon to read its configuration again (privileged). Reply: text, which is what is
+    /// wrong with it, or empty; then [`ReplyKind::End`].
+    Reload = 10,
 }
 
 impl RequestKind {
@@ -56,8 +60,8 @@ impl RequestKind {
     #[must_use]
     pub fn from_wire(value: u16) -> Option<Self> {
         use RequestKind::{
-            AddFilter, AddStatic, Attach, Forked, Query, QueuePairs, RemoveFilter, RemoveStatic,
-            Shutdown,
+            AddFilter, AddStatic, Attach, Forked, Query, QueuePairs, Reload, RemoveFilter,
+            RemoveStatic, Shutdown,
         };
         [
             Attach,
@@ -69,6 +73,7 @@ impl RequestKind {
             AddStatic,
             RemoveStatic,
             Shutdown,
+            Reload,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == value)
@@ -116,7 +121,8 @@ pub struct Request {
     /// 1 = the socket is AF_INET6 and not IPV6_V6ONLY (takes IPv4 and IPv6 when `local` is any),
     /// 2 = AF_INET6 and IPV6_V6ONLY, 0 = AF_INET.
     pub family: u8,
-    /// 1 = a static filter that keeps the traffic in the kernel, 0 = one that steers it to a stack.
+    /// 1 = a static filter that keeps the traffic in the kernel, 0 = one that reserves it for the
+    /// programs that `user` and `program` name (AddStatic).
     pub keep_in_kernel: u8,
     /// TCP: 1 = connections that others begin are the stack's too, 0 = only the flows that it
     /// claims. Zero for UDP.
@@ -133,7 +139,16 @@ pub struct Request {
     pub process: u32,
     /// Process id of the new owner (Forked), in the caller's pid namespace.
     pub pid: u32,
+    /// User whose programs may have the address (AddStatic).
+    pub user: u32,
+    /// Whether `user` means anything (AddStatic).
+    pub has_user: u8,
+    /// File name of the programs that may have it, padded with NULs; empty = any (AddStatic).
+    pub program: [u8; PROGRAM_NAME],
 }
+
+/// Most bytes of a program's name in a [`Request`].
+pub const PROGRAM_NAME: usize = 27;
 
 impl Request {
     /// A request of this kind with every other field zero.
@@ -159,6 +174,9 @@ impl Request {
             filter: 0,
             process: 0,
             pid: 0,
+            user: 0,
+            has_user: 0,
+            program: [0; PROGRAM_NAME],
         }
     }
 }
@@ -294,5 +312,5 @@ impl Reply {
     }
 }
 
-const _: () = assert!(size_of::<Request>() == 80);
+const _: () = assert!(size_of::<Request>() == 112);
 const _: () = assert!(size_of::<Reply>() == 40);

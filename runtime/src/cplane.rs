@@ -1,6 +1,7 @@
 //! The control-plane table: links, addresses, routes and neighbours, written by the daemon.
 //!
 //! One memfd: a sequence word (odd while the daemon writes) and, at [`TABLE_OFFSET`], the table.
+//! Behind it is room for notes that only the daemon's successor reads.
 //! A reader asks, then checks that the word did not change; if it did, it asks again.
 
 #![expect(
@@ -23,8 +24,12 @@ pub const TABLE_OFFSET: usize = 64;
 /// Attempts of a reader before it gives up (a write takes microseconds).
 const ATTEMPTS: u32 = 1000;
 
+/// Offset of the daemon's own notes behind the table, for the daemon after it.
+pub const NOTES_OFFSET: usize = (TABLE_OFFSET + size_of::<Table>()).next_multiple_of(4096);
+/// Room for them.
+pub const NOTES_BYTES: usize = 16 * 1024;
 /// Bytes of the memfd.
-const BYTES: usize = (TABLE_OFFSET + size_of::<Table>()).next_multiple_of(4096);
+const BYTES: usize = NOTES_OFFSET + NOTES_BYTES;
 
 const _: () = assert!(align_of::<Table>() <= TABLE_OFFSET);
 

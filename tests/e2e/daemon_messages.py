@@ -13,7 +13,7 @@ import struct
 import sys
 
 ADDRESS = b"\0bypass-daemon"
-MAGIC, VERSION, SIZE = int.from_bytes(b"BYPS", "little"), 2, 80
+MAGIC, VERSION, SIZE = int.from_bytes(b"BYPS", "little"), 2, 112
 ATTACH, QUEUE_PAIRS, ADD_FILTER, REMOVE_FILTER, FORKED, QUERY = 1, 2, 3, 4, 5, 6
 ATTACHED, PAIRS, FILTER, REFUSED, END = 1, 2, 3, 4, 5
 

@@ -1,6 +1,6 @@
-//! `bypassctl filters` and `bypassctl shutdown`.
+//! `bypassctl filters`, `bypassctl reload` and `bypassctl shutdown`.
 
-use bypass_proto::control::{QueryKind, Request, RequestKind};
+use bypass_proto::control::{PROGRAM_NAME, QueryKind, Request, RequestKind};
 use bypass_proto::policy::{Address, Protocol};
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 use serde_json::{Value, json};
@@ -13,13 +13,18 @@ use crate::{Failure, render, source};
 pub enum Filters {
     /// Every filter with its owner, backend, packets and bytes.
     List(Json),
-    /// Keep an address in the kernel whatever programs ask for.
+    /// Keep an address or a flow in the kernel, or reserve an address for some programs.
     #[command(after_help = "\
 Examples:
-  bypassctl filters add udp 198.18.0.1:53
-  bypassctl filters add udp *:53 --interface eth0
+  bypassctl filters add udp 198.18.0.1:53                          the kernel has it, whoever asks
+  bypassctl filters add udp *:53 --interface eth0                  on one interface
+  bypassctl filters add udp 198.18.0.1:53 --remote 198.18.0.2:999  one peer's packets only
+  bypassctl filters add udp *:53 --for-user knot                   programs of others: the kernel
+  bypassctl filters add udp *:53 --for-program knotd
 
-It lasts until it is removed or the daemon ends; a rule in bypass.toml is for good.")]
+A program is accelerated if every static filter that covers its address allows it. They last until
+they are removed, or the daemon and all accelerated programs have ended; rules in bypass.toml are
+for good.")]
     Add(Add),
     /// Remove a static filter.
     #[command(after_help = "Example:\n  bypassctl filters del 7")]
@@ -29,7 +34,7 @@ It lasts until it is removed or the daemon ends; a rule in bypass.toml is for go
     },
 }
 
-/// Keep an address in the kernel.
+/// Keep an address or a flow in the kernel, or reserve an address.
 #[derive(Debug, clap::Args)]
 pub struct Add {
     /// tcp or udp.
@@ -38,9 +43,19 @@ pub struct Add {
     /// Local address and port: 198.18.0.1:53, [2001:db8::1]:53; *:53 = any address.
     #[arg(value_parser = address)]
     local: Address,
+    /// Only packets from this address and port; those of others may be accelerated.
+    #[arg(long, value_parser = address, conflicts_with_all = ["for_user", "for_program"])]
+    remote: Option<Address>,
     /// Only on this interface.
     #[arg(long)]
     interface: Option<String>,
+    /// Programs of this user may have it, others not. Name or number.
+    #[arg(long, value_parser = user)]
+    for_user: Option<u32>,
+    /// Programs with this file name may have it, others not. Anybody can name a program so: add
+    /// --for-user where that matters.
+    #[arg(long, value_parser = program)]
+    for_program: Option<String>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -56,6 +71,26 @@ fn address(text: &str) -> Result<Address, String> {
         return Err("the port is missing, as in 198.18.0.1:53".to_owned());
     }
     Ok(address)
+}
+
+fn user(text: &str) -> Result<u32, String> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    let mut users = source::users();
+    let found = users.find(|(name, _)| name == text);
+    found
+        .map(|(_, number)| number)
+        .ok_or_else(|| format!("no user {text}"))
+}
+
+fn program(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > PROGRAM_NAME || text.contains(['/', '\0']) {
+        return Err(format!(
+            "expected a file name without its folder, at most {PROGRAM_NAME} bytes long"
+        ));
+    }
+    Ok(text.to_owned())
 }
 
 impl Filters {
@@ -79,12 +114,19 @@ impl Add {
             render::json(&json!({ "id": answer["filter"], "interfaces": answer["count"] }));
         } else {
             let id = &answer["filter"];
-            render::line(&format!(
-                "static filter {id}: {} stays in the kernel",
-                self.local
-            ));
+            let local = self.local;
+            let what = match (&self.remote, self.is_reserve()) {
+                (_, true) => format!("{local} is reserved"),
+                (Some(remote), _) => format!("{local} from {remote} stays in the kernel"),
+                _ => format!("{local} stays in the kernel"),
+            };
+            render::line(&format!("static filter {id}: {what}"));
         }
         Ok(())
+    }
+
+    fn is_reserve(&self) -> bool {
+        self.for_user.is_some() || self.for_program.is_some()
     }
 
     fn request(&self) -> Result<Request, Failure> {
@@ -95,12 +137,23 @@ impl Add {
             (false, Some(_)) => FAMILIES[0],
             (false, None) => FAMILIES[2],
         };
+        let remote = self.remote.unwrap_or(Address::ANY);
+        let mut program = [0; PROGRAM_NAME];
+        let name = self.for_program.as_deref().unwrap_or_default();
+        for (to, from) in program.iter_mut().zip(name.bytes()) {
+            *to = from;
+        }
         Ok(Request {
             local: self.local.ip,
             local_port: self.local.port,
+            remote: remote.ip,
+            remote_port: remote.port,
+            user: self.for_user.unwrap_or(0),
+            has_user: self.for_user.is_some().into(),
+            program,
             protocol: self.protocol as u8,
             family,
-            keep_in_kernel: 1,
+            keep_in_kernel: (!self.is_reserve()).into(),
             ifindex: self.interface.as_deref().map_or(Ok(0), ifindex)?,
             ..Request::new(RequestKind::AddStatic)
         })
@@ -175,6 +228,27 @@ fn list(json: &Json) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Has the daemon read its configuration again.
+///
+/// # Errors
+/// When none runs (exit code 3), when it refuses, or when something is wrong with the file.
+pub fn reload() -> Result<(), Failure> {
+    let answer = source::ask(&Request::new(RequestKind::Reload))?;
+    match answer["error"].as_str() {
+        Some(error) => Err(Failure::new(format!(
+            "{error}; the configuration before stays"
+        ))),
+        None => {
+            let path = answer["config"].as_str();
+            render::line(&path.map_or_else(
+                || "there is no configuration file: the default policy".to_owned(),
+                |path| format!("{path} is read"),
+            ));
+            Ok(())
+        }
+    }
+}
+
 /// Stops the daemon.
 ///
 /// # Errors
@@ -193,13 +267,20 @@ mod tests {
             let add = Add {
                 protocol: Protocol::Udp,
                 local: address(text).expect(text),
+                remote: None,
                 interface: None,
+                for_user: None,
+                for_program: None,
                 json: false,
             };
             let request = add.request().expect("no interface to look up");
             assert_eq!((request.family, request.local_port), (family, 53), "{text}");
             assert_eq!((request.keep_in_kernel, request.protocol), (1, 17));
         }
+        assert!(user("root") == Ok(0) && user("7") == Ok(7) && user("no such user").is_err());
+        assert!(
+            program("/usr/sbin/knotd").is_err() && program(&"a".repeat(PROGRAM_NAME + 1)).is_err()
+        );
         assert!(address("198.18.0.1").is_err() && address("x:1").is_err());
         assert!(ifindex("no-such-if").is_err() && ifindex("lo").is_ok());
     }

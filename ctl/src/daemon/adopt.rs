@@ -32,7 +32,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use super::counters::Counter;
 use super::filters::{Entry, Filter, Flow, Wish};
 use super::nics::OpenNic;
-use super::process;
+use super::process::{self, Process};
 use super::published::{Belongs, Published};
 use super::server::Server;
 use super::sockopt as own;
@@ -132,12 +132,20 @@ impl Server {
             });
         }
         stack.install_adopted(queues)?;
+        if self.filters.statics.is_empty()
+            && let Ok(statics) = stack.cplane.load()
+        {
+            let highest = statics.iter().map(|filter| filter.id).max();
+            self.filters.reserve_ids(highest.unwrap_or(0));
+            self.filters.statics = statics;
+        }
         self.stacks.insert(stack);
         self.watch_queues(uid);
         for nic in nics {
             self.nics.insert(nic.ifindex(), nic);
         }
         self.adopt_filters(uid, &view);
+        self.keep_flows();
         self.unpublished = true;
         Ok(())
     }
@@ -183,6 +191,9 @@ impl Server {
                 id,
                 uid,
                 pid: holder.map_or(0, |holder| holder.pid),
+                program: holder
+                    .and_then(|holder| Process::find(holder.pid))
+                    .map_or_else(String::new, |process| process.name().to_owned()),
                 endpoint: endpoint.id,
                 wish,
                 entries,
@@ -225,6 +236,7 @@ impl Server {
                 id,
                 uid,
                 pid: 0,
+                program: String::new(),
                 endpoint: EndpointId::NONE,
                 wish: Wish {
                     local: flow.local,

@@ -110,6 +110,8 @@ impl Server {
         let queues = fit().map(|link| link.rx_queues.clamp(1, 32)).sum();
         let entries = stacks::ring_entries(policy.chunks, queues);
         let stack = StackEntry::make(uid, self.namespace, policy, chunk_size, entries)?;
+        // Without it static filters end with this daemon.
+        let _ = stack.cplane.save(&self.filters.statics);
         self.counters.add(Counter::StacksMade);
         self.stacks.insert(stack);
         self.unpublished = true;

@@ -14,7 +14,7 @@
 //! the connections that others begin. A listener that is given back while connections that it has
 //! accepted live is *closing*: nothing begins any more, and the grant goes with the last of them.
 //!
-//! A *static filter* is an administrator's: it keeps addresses in the kernel, whoever asks.
+//! A *static filter* is an administrator's, see [`super::statics`].
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -25,6 +25,8 @@ use bypass_stack::cplane::Address;
 use bypass_stack::{EndpointId, IpAddress, SocketAddress};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Place;
+
+use super::statics::Statics;
 
 /// IPPROTO_TCP.
 pub(super) const TCP: u8 = 6;
@@ -174,6 +176,8 @@ pub(super) struct Filter {
     pub uid: u32,
     /// Process that asked.
     pub pid: u32,
+    /// Its name, as static filters know it.
+    pub program: String,
     /// Endpoint that it feeds, with which it ends.
     pub endpoint: EndpointId,
     /// What was asked for.
@@ -194,15 +198,6 @@ impl Filter {
     }
 }
 
-/// An administrator's filter: stays with the kernel.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct StaticFilter {
-    /// Its id, from the same numbers as the others'.
-    pub id: u32,
-    /// What it keeps in the kernel.
-    pub wish: Wish,
-}
-
 /// What a map entry of an interface has to do after a change of its references.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MapChange {
@@ -217,7 +212,8 @@ pub(super) enum MapChange {
 pub(super) struct Filters {
     by_id: DashMap<u32, Filter>,
     shares: DashMap<(u32, Flow), u32>,
-    statics: Vec<StaticFilter>,
+    /// The administrator's.
+    pub statics: Statics,
     per_process: HashMap<u32, u32>,
     last_id: u32,
 }
@@ -344,30 +340,6 @@ impl Filters {
     pub(super) fn is_shared(&self, ifindex: u32, flow: &Flow) -> bool {
         self.shares.contains_key(&(ifindex, *flow))
     }
-
-    /// Adds a static filter.
-    pub(super) fn insert_static(&mut self, filter: StaticFilter) {
-        self.statics.push(filter);
-    }
-
-    /// Removes a static filter; whether there was one of this id.
-    pub(super) fn remove_static(&mut self, id: u32) -> bool {
-        let before = self.statics.len();
-        self.statics.retain(|filter| filter.id != id);
-        self.statics.len() != before
-    }
-
-    /// The static filters.
-    pub(super) fn statics(&self) -> &[StaticFilter] {
-        &self.statics
-    }
-
-    /// Whether a static filter keeps this flow in the kernel.
-    pub(super) fn is_kept(&self, ifindex: u32, flow: &Flow) -> bool {
-        self.statics
-            .iter()
-            .any(|filter| filter.wish.covers(ifindex, flow))
-    }
 }
 
 #[cfg(test)]
@@ -455,20 +427,5 @@ mod tests {
         assert_eq!(filters.unshare(2, flow), MapChange::Shared);
         assert_eq!(filters.unshare(2, flow), MapChange::Needed);
         assert_eq!(filters.unshare(2, flow), MapChange::Shared);
-    }
-
-    #[test]
-    fn a_static_filter_covers_what_is_inside_it() {
-        let mut filters = Filters::default();
-        let id = filters.new_id();
-        filters.insert_static(StaticFilter {
-            id,
-            wish: wish(IpAddress::from_v4([198, 18, 1, 1])),
-        });
-        let flows = wish(IpAddress::UNSPECIFIED).flows(3, &host());
-        let kept = flows.iter().filter(|flow| filters.is_kept(3, flow)).count();
-        assert_eq!((flows.len(), kept), (3, 1));
-        assert!(filters.remove_static(id));
-        assert!(!filters.remove_static(id));
     }
 }

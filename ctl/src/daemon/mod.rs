@@ -31,10 +31,12 @@ mod process;
 mod proof;
 mod published;
 mod query;
+mod reload;
 mod requests;
 mod server;
 mod sockopt;
 mod stacks;
+mod statics;
 mod steer;
 mod sweep;
 #[cfg(test)]
@@ -122,8 +124,8 @@ pub fn run(options: &DaemonOptions) -> Result<(), DaemonError> {
     let listener = claim_address()?;
     if let (Some(path), Some(error)) = (&config.path, &config.error) {
         eprintln!(
-            "bypassctl: {}: {error}; nobody is served until it is corrected and the daemon is \
-             started again",
+            "bypassctl: {}: {error}; nobody is served until it is corrected and bypassctl \
+             reload was called",
             path.display()
         );
     }

@@ -13,7 +13,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use bypass_backends::af_xdp::{
-    self, FilterCounters, FilterKey, Listener, Mode, Nic, NicConfig, NicError, PacketMemory,
+    self, FilterCounters, FilterKey, Listener, Mode, Nic, NicConfig, NicError, PacketMemory, Target,
 };
 use bypass_proto::policy::DaemonPolicy;
 use bypass_runtime::packets::Packets;
@@ -107,6 +107,22 @@ impl OpenNic {
             if !flow(&known).is_some_and(|flow| is_wanted(&flow)) {
                 self.nic.remove_filter(known);
             }
+        }
+    }
+
+    /// Makes these flows, and no others, exceptions that stay with the kernel.
+    pub(super) fn keep_in_kernel(&self, kept: &[Flow]) {
+        for known in self.nic.filters() {
+            let target = self.nic.target(known);
+            let is_exception =
+                target.is_some_and(|target| target.flags & Target::KEEP_IN_KERNEL != 0);
+            if is_exception && !flow(&known).is_some_and(|flow| kept.contains(&flow)) {
+                self.nic.remove_filter(known);
+            }
+        }
+        for flow in kept {
+            // A full map leaves the flow to the entry of the socket.
+            let _ = self.nic.keep_in_kernel(key(flow));
         }
     }
 

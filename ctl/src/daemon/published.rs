@@ -16,6 +16,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::statics::Statics;
+
 /// Offsets of the words that say to which stack a table belongs.
 const NAMESPACE: usize = 8;
 const IMAGE: usize = 16;
@@ -86,6 +88,29 @@ impl Published {
         rustix::io::pread(&published.writer, &mut generation, TABLE_OFFSET as u64)?;
         published.table.generation = u32::from_ne_bytes(generation);
         Ok(published)
+    }
+
+    /// Writes the static filters down for the next daemon.
+    ///
+    /// # Errors
+    /// What `pwrite` answers.
+    pub(super) fn save(&self, statics: &Statics) -> Result<(), Errno> {
+        statics.save(|bytes, offset| self.write(bytes, offset))
+    }
+
+    /// The static filters that a daemon before has written down.
+    ///
+    /// # Errors
+    /// What `pread` answers.
+    pub(super) fn load(&self) -> Result<Statics, Errno> {
+        Statics::load(|bytes, offset| {
+            let read = rustix::io::pread(&self.writer, &mut *bytes, offset as u64)?;
+            if read == bytes.len() {
+                Ok(())
+            } else {
+                Err(Errno::IO)
+            }
+        })
     }
 
     fn word(&self, offset: usize) -> Result<u64, Errno> {

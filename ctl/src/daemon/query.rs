@@ -17,6 +17,7 @@ use super::nics;
 use super::process::{self, Process};
 use super::server::Server;
 use super::stacks::{Origin, StackEntry};
+use super::statics::Purpose;
 
 impl Server {
     /// The answer to a query. Users other than root see their own stack and filters only.
@@ -49,12 +50,23 @@ impl Server {
             }
             self.flow_objects(stack, image.as_ref(), &mut list);
         }
-        for filter in self.filters.statics() {
+        for filter in self.filters.statics.iter() {
+            let (action, owner) = match &filter.purpose {
+                Purpose::Keep => ("kernel", Value::Null),
+                Purpose::Reserve { user, program } => (
+                    "reserve",
+                    json!({
+                        "pid": null, "uid": user,
+                        "program": (!program.is_empty()).then_some(program),
+                    }),
+                ),
+            };
             list.push(json!({
                 "id": filter.id, "protocol": protocol(filter.wish.protocol),
                 "local": address(&filter.wish.local), "remote": remote(&filter.wish),
                 "interface": self.interface_name(filter.wish.ifindex), "backend": null,
-                "action": "kernel", "role": null, "owner": null, "packets": 0, "bytes": 0, "state": "static",
+                "action": action, "role": null, "owner": owner, "packets": 0, "bytes": 0,
+                "state": "static",
             }));
         }
         list.into()
@@ -233,6 +245,7 @@ impl Server {
             "uptime_s": self.started.elapsed().as_secs(), "netns": process::own_namespace(),
             "exit_when_idle": self.exit_when_idle,
             "config": self.config.path, "config_error": self.config.error,
+            "reload_error": self.reload_error,
             "clients": self.clients.len() + 1, "stacks": self.stacks.len(),
             "filters": self.filters.len(), "counters": counters,
         })

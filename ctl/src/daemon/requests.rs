@@ -6,14 +6,16 @@ use std::sync::Arc;
 use bypass_proto::control::{QueryKind, Refusal, Reply, ReplyKind, Request, RequestKind};
 use bypass_stack::{EndpointId, ProcessId};
 use rustix::io::Errno;
+use serde_json::json;
 
 use super::client::Client;
 use super::counters::Counter;
-use super::filters::{Filter, StaticFilter, TCP};
+use super::filters::{Filter, TCP};
 use super::process::{self, Process};
 use super::proof;
 use super::server::{Server, Token};
 use super::stacks::Busy;
+use super::statics::StaticFilter;
 use super::watch;
 
 /// A refusal with its errno, or zero.
@@ -134,11 +136,17 @@ impl Server {
             RequestKind::AddStatic => self.add_static(client, request).map(Answer::Reply),
             RequestKind::RemoveStatic => {
                 privileged(client)?;
-                if !self.filters.remove_static(request.filter) {
+                if self.filters.statics.remove(request.filter).is_none() {
                     return Err(Refusal::Malformed.into());
                 }
-                self.reconcile_all();
+                self.statics_changed();
                 Ok(Answer::Reply(Reply::new(ReplyKind::End)))
+            }
+            RequestKind::Reload => {
+                privileged(client)?;
+                let error = self.reload();
+                let text = json!({"config": self.config.path, "error": error}).to_string();
+                Ok(Answer::Text(text))
             }
             RequestKind::Shutdown => {
                 privileged(client)?;
@@ -214,6 +222,7 @@ impl Server {
             id,
             uid,
             pid,
+            program: client.peer.name().to_owned(),
             endpoint,
             wish,
             entries: Vec::new(),
@@ -232,17 +241,25 @@ impl Server {
     fn add_static(&mut self, client: &Client, request: &Request) -> Result<Reply, Refused> {
         privileged(client)?;
         let wish = proof::wish(request)?;
-        // A static filter that steers would need an endpoint, which it has not.
-        if request.keep_in_kernel != 1 {
-            return Err(Refusal::Malformed.into());
-        }
         let id = self.filters.new_id();
-        self.filters.insert_static(StaticFilter { id, wish });
-        self.reconcile_all();
+        let filter = StaticFilter::of_request(id, wish, request).ok_or(Refusal::Malformed)?;
+        if !self.filters.statics.insert(filter) {
+            return Err(Refusal::Limit.into());
+        }
+        self.statics_changed();
         Ok(Reply {
             filter: id,
             ..Reply::new(ReplyKind::Filter)
         })
+    }
+
+    /// Brings everybody's filters in line with the static ones, and writes those down.
+    fn statics_changed(&mut self) {
+        self.reconcile_all();
+        for stack in self.stacks.iter() {
+            // Without it they end with this daemon.
+            let _ = stack.cplane.save(&self.filters.statics);
+        }
     }
 
     /// A program says which process now owns a slot of its stack.

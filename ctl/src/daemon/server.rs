@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bypass_proto::control::{Refusal, Reply, ReplyKind, Request, RequestKind};
@@ -25,7 +26,7 @@ use super::process::Process;
 use super::stacks::Stacks;
 use super::sweep::Chores;
 use super::watch::Watch;
-use super::{Config, DaemonError, DaemonOptions, sockopt as own};
+use super::{Config, DaemonError, DaemonOptions, reload, sockopt as own};
 
 /// Events taken in one round.
 const EVENTS: usize = 256;
@@ -47,6 +48,14 @@ pub(super) enum Token {
     Process(u64),
     /// User of a stack, index of its queue pair.
     Queue(u32, u8),
+    /// SIGHUP.
+    Hangup,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        reload::forget(&self.hangups);
+    }
 }
 
 impl Token {
@@ -56,6 +65,7 @@ impl Token {
             Self::Netlink => (1, 0),
             Self::Client(number) => (2, number),
             Self::Process(number) => (3, number),
+            Self::Hangup => (5, 0),
             Self::Queue(uid, index) => (4, u64::from(uid) << 8 | u64::from(index)),
         };
         EventData::new_u64(kind << 56 | number)
@@ -69,6 +79,7 @@ impl Token {
             1 => Self::Netlink,
             2 => Self::Client(number),
             3 => Self::Process(number),
+            5 => Self::Hangup,
             _ => Self::Queue((number >> 8) as u32, number as u8),
         }
     }
@@ -79,6 +90,12 @@ impl Token {
 pub(super) struct Server {
     pub exit_when_idle: bool,
     pub config: Config,
+    /// File that was named for it, if any.
+    pub config_path: Option<PathBuf>,
+    /// What was wrong with it when it was last read again.
+    pub reload_error: Option<String>,
+    /// Readable after a SIGHUP.
+    pub hangups: OwnedFd,
     pub started: Instant,
     pub epoll: OwnedFd,
     pub clients: HashMap<u64, Client>,
@@ -119,9 +136,13 @@ impl Server {
             own::namespace_cookie(&listener).map_err(failed("identify the network namespace"))?;
         let epoll =
             epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("make an epoll set"))?;
+        let hangups = reload::hangups().map_err(failed("make an eventfd"))?;
         let mut server = Self {
             exit_when_idle: options.exit_when_idle,
             config,
+            config_path: options.config.clone(),
+            reload_error: None,
+            hangups,
             started: Instant::now(),
             epoll,
             clients: HashMap::new(),
@@ -144,6 +165,7 @@ impl Server {
         server
             .listen_to(&server.listener, Token::Listener)
             .and_then(|()| server.listen_to(&server.mirror, Token::Netlink))
+            .and_then(|()| server.listen_to(&server.hangups, Token::Hangup))
             .map_err(failed("fill the epoll set"))?;
         server.adopt_stacks();
         Ok(server)
@@ -173,7 +195,7 @@ impl Server {
                 .map(|event| (Token::of(event.data), event.flags))
                 .collect();
             tokens.sort_by_key(|(token, _)| match token {
-                Token::Netlink => 0,
+                Token::Netlink | Token::Hangup => 0,
                 Token::Process(_) => 1,
                 Token::Queue(..) => 2,
                 Token::Client(_) => 3,
@@ -190,6 +212,7 @@ impl Server {
     fn on_event(&mut self, token: Token, flags: EventFlags) {
         match token {
             Token::Listener => self.accept(),
+            Token::Hangup => self.hung_up(),
             Token::Netlink => self.mirror.read_events(&mut self.counters),
             Token::Process(number) => self.process_gone(number),
             Token::Queue(uid, _) => self.queue_event(uid, flags),
@@ -257,7 +280,7 @@ impl Server {
             && self.clients.is_empty()
             && self.watch.is_empty()
             && self.stacks.len() == 0
-            && self.filters.statics().is_empty();
+            && self.filters.statics.is_empty();
         if !is_idle {
             self.idle_since = None;
             return false;
@@ -400,6 +423,11 @@ fn is_control(client: &Client, request: &Request) -> bool {
     client.peer.uid == 0
         && matches!(
             kind,
-            Some(RequestKind::Query | RequestKind::RemoveStatic | RequestKind::Shutdown)
+            Some(
+                RequestKind::Query
+                    | RequestKind::RemoveStatic
+                    | RequestKind::Shutdown
+                    | RequestKind::Reload
+            )
         )
 }

@@ -12,12 +12,13 @@ use bypass_stack::QueuePairInfo;
 use rustix::io::Errno;
 
 use super::counters::Counter;
-use super::filters::{Entry, Filter, Flow, MapChange, TCP, Wish};
+use super::filters::{Entry, Filter, Flow, FlowKind, MapChange, TCP};
 use super::nics::{self, OpenNic};
 use super::opening::{Opening, Pending};
 use super::requests::Refused;
 use super::server::Server;
 use super::stacks::Queue;
+use super::statics::Asker;
 
 /// What kept flows out of [`Server::wanted`], or wanted ones out of the maps.
 #[derive(Clone, Copy, Debug, Default)]
@@ -130,8 +131,20 @@ impl Server {
 
     /// [`Server::reconcile`] for every filter.
     pub(super) fn reconcile_all(&mut self) {
+        self.keep_flows();
         for id in self.filters.ids(|_| true) {
             self.reconcile(id);
+        }
+    }
+
+    /// Writes the flows that static filters keep in the kernel into the interfaces' maps, where
+    /// they go before the less exact entries of sockets, and removes those that none keeps any
+    /// more.
+    pub(super) fn keep_flows(&self) {
+        let statics = || self.filters.statics.iter().filter(|it| it.keeps_flow());
+        for (ifindex, nic) in self.nics.iter() {
+            let kept = statics().flat_map(|it| it.wish.flows(ifindex, self.mirror.addresses()));
+            nic.keep_in_kernel(&kept.collect::<Vec<Flow>>());
         }
     }
 
@@ -140,7 +153,7 @@ impl Server {
         let Some(filter) = self.filters.get(id) else {
             return Refusal::NoInterface.into();
         };
-        let (wanted, mut obstacles) = self.wanted(&filter.wish, filter.uid);
+        let (wanted, mut obstacles) = self.wanted(&filter);
         let is_wanted = |entry: &Entry| wanted.contains(&(entry.ifindex, entry.flow));
         let (mut entries, gone): (Vec<Entry>, Vec<Entry>) =
             filter.entries.iter().partition(|entry| is_wanted(entry));
@@ -188,8 +201,13 @@ impl Server {
         None
     }
 
-    /// The entries that a wish of a stack's program should have now.
-    fn wanted(&self, wish: &Wish, uid: u32) -> (Vec<(u32, Flow)>, Obstacles) {
+    /// The entries that a filter of a stack's program should have now.
+    fn wanted(&self, filter: &Filter) -> (Vec<(u32, Flow)>, Obstacles) {
+        let (wish, uid) = (&filter.wish, filter.uid);
+        let asker = Asker {
+            uid,
+            program: &filter.program,
+        };
         let (mut wanted, mut obstacles) = (Vec::new(), Obstacles::default());
         let chunk_size = self.stacks.get(uid).map_or(0, |stack| stack.chunk_size);
         let policy = &self.config.policy.daemon;
@@ -200,7 +218,13 @@ impl Server {
             }
             let mut flows = wish.flows(ifindex, self.mirror.addresses());
             let before = flows.len();
-            flows.retain(|flow| !self.filters.is_kept(ifindex, flow));
+            let is_old = |flow: &Flow| {
+                let mut entries = filter.entries.iter();
+                flow.kind == FlowKind::Grant
+                    && entries.any(|entry| (entry.ifindex, entry.flow) == (ifindex, *flow))
+            };
+            let statics = &self.filters.statics;
+            flows.retain(|flow| is_old(flow) || !statics.withhold(ifindex, flow, &asker));
             obstacles.kept |= flows.len() != before;
             if flows.is_empty() {
                 continue;
@@ -247,6 +271,7 @@ impl Server {
                 self.counters.add(Counter::InterfacesOpened);
                 self.nics.insert(ifindex, nic);
                 self.watch_queues(uid);
+                self.keep_flows();
                 self.unpublished = true;
                 Ok(())
             }

@@ -28,9 +28,14 @@ impl Lines {
         Self::start(bed, "program_child", address, uid)
     }
 
-    /// A daemon.
+    /// A daemon with the default policy.
     pub(super) fn daemon(bed: &Bed) -> Self {
-        Self::start(bed, "daemon_child", "run", 0)
+        Self::daemon_with(bed, "/dev/null")
+    }
+
+    /// A daemon with this configuration file.
+    pub(super) fn daemon_with(bed: &Bed, config: &str) -> Self {
+        Self::start(bed, "daemon_child", config, 0)
     }
 
     fn start(bed: &Bed, test: &str, argument: &str, uid: u32) -> Self {
@@ -226,11 +231,12 @@ fn program_child() {
 #[test]
 #[ignore = "runs only as a child of other tests"]
 fn daemon_child() {
-    if std::env::var(VARIABLE).is_err() {
+    let Ok(config) = std::env::var(VARIABLE) else {
         return;
-    }
+    };
     run(&DaemonOptions {
         foreground: true,
+        config: Some(config.into()),
         ..DaemonOptions::default()
     })
     .expect("daemon");

@@ -27,7 +27,7 @@ pub(super) fn send(bed: &Bed, to: &str, count: usize) {
 }
 
 /// Waits until a program has so many datagrams: the sender may have to resolve the address first.
-fn wait_for(program: &mut Lines, queued: &str) {
+pub(super) fn wait_for(program: &mut Lines, queued: &str) {
     let begun = Instant::now();
     while program.ask("queued") != queued {
         assert!(

@@ -10,4 +10,5 @@ mod opening;
 mod program;
 mod rude;
 mod serve;
+mod statics;
 mod tcp;

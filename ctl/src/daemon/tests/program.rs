@@ -238,15 +238,16 @@ fn from_std(address: std::net::SocketAddr) -> SocketAddress {
 
 /// Asks for a list.
 pub(super) fn query(kind: QueryKind) -> Value {
+    ask_text(Request {
+        query: kind as u32,
+        ..Request::new(RequestKind::Query)
+    })
+}
+
+/// Asks for whatever is answered in text.
+pub(super) fn ask_text(request: Request) -> Value {
     let raw = Raw::connect();
-    raw.send(
-        Request {
-            query: kind as u32,
-            ..Request::new(RequestKind::Query)
-        }
-        .as_bytes(),
-        &[],
-    );
+    raw.send(request.as_bytes(), &[]);
     let mut text = Vec::new();
     loop {
         let packet = raw.receive();
