@@ -7,8 +7,30 @@ use rustix::io::Errno;
 pub struct NicError {
     /// The kernel's errno. `EBUSY` and `EEXIST`: somebody else has the interface or the queue.
     pub errno: Errno,
-    /// What was tried, on which device, and what that errno means there.
+    /// What was tried, on which device, and what that errno means there. Of a program that the
+    /// verifier refused, its log follows in lines of its own.
     pub what: String,
+}
+
+impl NicError {
+    /// The error on one line: of a log its last word.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let head = self.what.lines().next().unwrap_or_default();
+        // The log ends with statistics.
+        let says = |line: &&str| !line.trim().is_empty() && !line.starts_with("processed ");
+        let log = self.log().unwrap_or_default();
+        match log.lines().rfind(says) {
+            Some(line) => format!("{head}: {}: {}", line.trim(), self.errno),
+            None => format!("{head}: {}", self.errno),
+        }
+    }
+
+    /// The verifier's log, if there is one.
+    #[must_use]
+    pub fn log(&self) -> Option<&str> {
+        self.what.split_once('\n').map(|(_, log)| log)
+    }
 }
 
 impl std::fmt::Display for NicError {
@@ -83,5 +105,30 @@ pub(super) fn register(bytes: usize, chunk_size: u32, errno: Errno) -> NicError 
         what: format!(
             "registering {bytes} bytes of packet memory in chunks of {chunk_size}: {why}"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_summary_is_the_last_word_of_a_log() {
+        let what = "the verifier refused the XDP program\n0: R1=ctx()\n7: (61) r0 = *(u32 *)(r2 +0)\n\
+                    R2 invalid mem access 'scalar'\nprocessed 8 insns (limit 1000000) max_states 0\n";
+        let error = NicError {
+            errno: Errno::ACCESS,
+            what: what.to_owned(),
+        };
+        let summary = error.summary();
+        assert!(summary.starts_with("the verifier refused the XDP program: R2 invalid mem access"));
+        assert!(!summary.contains('\n') && !summary.contains("processed"));
+        assert!(
+            error
+                .log()
+                .is_some_and(|log| log.starts_with("0: R1=ctx()"))
+        );
+        let plain = failed("mapping")(Errno::NOMEM);
+        assert_eq!((plain.summary(), plain.log()), (plain.to_string(), None));
     }
 }

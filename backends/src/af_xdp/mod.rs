@@ -12,7 +12,7 @@
 //! client's side: [`AfXdpQueuePair`] maps the rings of a queue through its descriptor alone, and
 //! [`FlowTable`] the stack's TCP flows, so an unprivileged program can use what it was given. Each
 //! module uses only what stands to its left: `syscall` → `bpf` → `flow_table` → `program`;
-//! `netdev`, `link`, `umem` → `xsk` → `nic`; `ring` → `queue_pair`.
+//! `netdev`, `netlink`, `umem` → `xsk` → `nic`; `ring` → `queue_pair`.
 //!
 //! What is absent: zero copy, multi-buffer frames (an MTU above one chunk), VLAN tags, NIC filters
 //! (ntuple), metadata offloads.
@@ -20,8 +20,8 @@
 mod bpf;
 mod error;
 mod flow_table;
-mod link;
 mod netdev;
+mod netlink;
 mod nic;
 mod program;
 mod queue_pair;
@@ -36,6 +36,7 @@ mod tests;
 pub use error::NicError;
 pub use flow_table::{FlowEntry, FlowTable, TableFull, TcpFlow};
 pub use netdev::{Interface, interfaces};
+pub use netlink::{XdpFeatures, xdp_features};
 pub use nic::{
     FilterCounters, FilterKey, Mode, Nic, NicConfig, QUEUES_PER_SLOT, RING_ENTRIES, SLOTS,
 };

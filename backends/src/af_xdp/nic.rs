@@ -10,8 +10,8 @@ use rustix::io::Errno;
 
 use super::error::{self, NicError, failed};
 use super::flow_table::{FlowTable, Geometry};
-use super::link::{self, Attached};
 use super::netdev::{self, Interface};
+use super::netlink::{self, Attached};
 use super::program::{self, COUNTERS, Flow, Grant, Listener, Maps, Target};
 use super::umem::PacketMemory;
 use super::{bpf, xsk};
@@ -139,7 +139,7 @@ impl Nic {
         let maps = Maps::from_named(maps).map_err(failed(
             "the link's program is not the steering program of this version",
         ))?;
-        let mode = match link::attached(ifindex) {
+        let mode = match netlink::attached(ifindex) {
             Ok(Attached::Generic) => Mode::Generic,
             _ => Mode::Native,
         };

@@ -371,7 +371,7 @@ mod tests {
             name: "veth0".to_owned(),
             addresses: vec!["198.18.0.1".to_owned(), "fd00::1".to_owned()],
             reason: reason.map(str::to_owned),
-            mode: None,
+            ..Interface::default()
         }])
     }
 

@@ -65,6 +65,11 @@ impl OpenNic {
         self.nic.mode == Mode::Native
     }
 
+    /// What the other end must be set to, if anything.
+    pub(super) fn condition(&self) -> Option<&'static str> {
+        self.nic.condition()
+    }
+
     /// Opens one queue over the packet memory and makes the program lead packets to it. EBUSY when
     /// somebody else has it, or did until a moment ago.
     pub(super) fn open_queue(
@@ -155,6 +160,8 @@ struct Failure {
     at: Instant,
     pause: Duration,
     reason: String,
+    /// The verifier's log, if it was that.
+    log: Option<String>,
     errno: Errno,
 }
 
@@ -199,7 +206,8 @@ impl Nics {
         let failure = Failure {
             at: Instant::now(),
             pause,
-            reason: error.to_string(),
+            reason: error.summary(),
+            log: error.log().map(str::to_owned),
             errno: error.errno,
         };
         self.failures.insert(ifindex, failure);
@@ -222,6 +230,11 @@ impl Nics {
         self.failures
             .get(&ifindex)
             .map(|failure| failure.reason.as_str())
+    }
+
+    /// The verifier's log of the last attempt.
+    pub(super) fn failure_log(&self, ifindex: u32) -> Option<&str> {
+        self.failures.get(&ifindex)?.log.as_deref()
     }
 
     /// Forgets the failures of interfaces that are gone.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::counters::Counter;
 use super::filters::{Filter, TCP, Wish};
 use super::netlink::message::LinkInfo;
-use super::nics;
+use super::nics::{self, OpenNic};
 use super::process::{self, Process};
 use super::server::Server;
 use super::stacks::{Origin, StackEntry};
@@ -270,7 +270,8 @@ impl Server {
                 nic.map_or(link.kind == "veth", |nic| nic.has_partial_checksums()),
             "zero_copy": false,
             "owner": nic.map(|nic| nic.owner),
-            "reason": reason,
+            "reason": reason, "log": reason.as_ref().and_then(|_| self.nics.failure_log(link.ifindex)),
+            "condition": nic.and_then(OpenNic::condition),
         })
     }
 

@@ -139,8 +139,12 @@ pub struct Interface {
     pub addresses: Vec<String>,
     /// Why it has no backend; `None` when it has one.
     pub reason: Option<String>,
+    /// The verifier's log, where that is the reason.
+    pub log: Option<String>,
     /// "native" or "generic", once it is open.
     pub mode: Option<String>,
+    /// What must be set for that mode, here or at the other end.
+    pub condition: Option<String>,
 }
 
 /// The interfaces of this network namespace; `None` when no daemon answers.
@@ -157,7 +161,9 @@ fn interface(value: &Value) -> Interface {
         name: text("name").unwrap_or_default(),
         addresses: addresses.filter_map(bare).collect(),
         reason: text("reason"),
+        log: text("log"),
         mode: text("mode"),
+        condition: text("condition"),
     }
 }
 

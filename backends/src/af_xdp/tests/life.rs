@@ -10,7 +10,8 @@ use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use super::bed::{Bed, CHUNK, FAR, NEAR, Packets, Queue, RING, run};
 use super::frame::{UDP, datagram};
 use crate::af_xdp::{
-    AfXdpQueuePair, FilterKey, Listener, Mode, Nic, NicConfig, QUEUES_PER_SLOT, SLOTS,
+    AfXdpQueuePair, FilterKey, Listener, Mode, Nic, NicConfig, QUEUES_PER_SLOT, SLOTS, XdpFeatures,
+    xdp_features,
 };
 
 const PORT: u16 = 7000;
@@ -150,6 +151,9 @@ fn auto_falls_back_to_generic_where_the_driver_has_no_xdp() {
         ifindex: bridge.ifindex,
         mode,
     };
+    // (Kernels before 6.3 do not say.)
+    let is_native = |ifindex| xdp_features(ifindex).is_ok_and(XdpFeatures::is_native);
+    assert!(is_native(bed.near_index) && !is_native(bridge.ifindex));
     assert!(Nic::open(config(Mode::Native)).is_err());
     let nic = Nic::open(config(Mode::Auto)).unwrap();
     assert_eq!(nic.mode, Mode::Generic);

@@ -16,25 +16,6 @@ const OWN_PROGRAM: &str = "bypass_steer";
 const ETHERNET: u16 = 1;
 /// LRO in `ETHTOOL_GFLAGS`.
 const LRO: u32 = 1 << 15;
-/// Drivers whose native XDP has copy-mode AF_XDP; others fall back to generic mode.
-const NATIVE: [&str; 16] = [
-    "veth",
-    "tun",
-    "virtio_net",
-    "e1000e",
-    "igb",
-    "igc",
-    "ixgbe",
-    "i40e",
-    "ice",
-    "mlx5_core",
-    "mlx4_en",
-    "ena",
-    "bnxt_en",
-    "sfc",
-    "nfp",
-    "gve",
-];
 
 pub(super) fn test(only: Option<&str>, findings: &mut Findings) {
     let links = match netlink::links() {
@@ -101,14 +82,7 @@ fn one(
         );
     }
     let driver = device.map_or("unknown", |device| device.driver.as_str());
-    if NATIVE.contains(&driver) {
-        findings.ok(format!("{name}: driver {driver}, native XDP"));
-    } else {
-        findings.warn(
-            format!("{name}: driver {driver}, not known to have native XDP"),
-            "generic mode serves as fall-back; it is slower",
-        );
-    }
+    features(link, driver, findings);
     mtu(link, findings);
     let queues = device.map_or(1, |device| device.queues);
     findings.ok(format!(
@@ -118,6 +92,24 @@ fn one(
     program(link, daemon, findings);
     if let Some(interface) = daemon {
         served(name, interface, findings);
+    }
+}
+
+/// What the driver can do, as the kernel says.
+fn features(link: &Link, driver: &str, findings: &mut Findings) {
+    let name = &link.name;
+    match af_xdp::xdp_features(link.ifindex) {
+        Ok(features) if features.is_native() => {
+            findings.ok(format!("{name}: driver {driver}, native XDP"));
+        }
+        Ok(_) => findings.warn(
+            format!("{name}: driver {driver} has no native XDP, or not as it is set now"),
+            "generic mode serves as fall-back; it is slower",
+        ),
+        Err(errno) => findings.warn(
+            format!("{name}: driver {driver}, the kernel does not tell its XDP features: {errno}"),
+            "kernels before 6.3 do not: it shows when a program uses the interface",
+        ),
     }
 }
 
@@ -194,38 +186,27 @@ fn program(link: &Link, daemon: Option<&source::Interface>, findings: &mut Findi
 /// What the daemon says of the interface.
 fn served(name: &str, interface: &source::Interface, findings: &mut Findings) {
     match (&interface.reason, &interface.mode) {
-        (Some(reason), _) => findings.warn(
-            format!("{name}: the daemon says: {}", shortened(reason)),
-            "its sockets stay in the kernel until that changes",
-        ),
-        (None, Some(mode)) => findings.ok(format!("{name}: the daemon serves it in {mode} mode")),
+        (Some(reason), _) => {
+            let todo = "its sockets stay in the kernel until that changes";
+            let log = interface.log.as_ref();
+            let todo = log.map_or_else(
+                || todo.to_owned(),
+                |log| format!("{todo}; the verifier's log: {}", one_line(log)),
+            );
+            findings.warn(format!("{name}: the daemon says: {reason}"), &todo);
+        }
+        (None, Some(mode)) => {
+            findings.ok(format!("{name}: the daemon serves it in {mode} mode"));
+            if let Some(condition) = &interface.condition {
+                findings.warn(format!("{name}: it needs more"), condition);
+            }
+        }
         (None, None) => findings.ok(format!("{name}: the daemon will open it when it is needed")),
     }
 }
 
-/// A reason that fits a line: of a long one (the kernel's verdict on a BPF program) both ends.
-fn shortened(reason: &str) -> String {
-    const HEAD: usize = 80;
-    const TAIL: usize = 160;
-    let length = reason.chars().count();
-    if length <= HEAD + TAIL {
-        return reason.to_owned();
-    }
-    let head: String = reason.chars().take(HEAD).collect();
-    let tail: String = reason.chars().skip(length - TAIL).collect();
-    format!("{head} … {tail}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_long_reason_keeps_both_ends() {
-        assert_eq!(shortened("it is down"), "it is down");
-        let long = format!("begin {} end", "é".repeat(1000));
-        let short = shortened(&long);
-        assert!(short.starts_with("begin") && short.ends_with("end"));
-        assert_eq!(short.chars().count(), 80 + 3 + 160);
-    }
+/// Lines as one, for a table.
+fn one_line(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    lines.join(" / ")
 }

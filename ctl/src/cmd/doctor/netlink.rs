@@ -27,6 +27,7 @@ const DONE: u16 = 3;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Link {
     pub(super) name: String,
+    pub(super) ifindex: u32,
     /// "veth", "bridge", …; empty for hardware.
     pub(super) kind: String,
     /// `ARPHRD_*`: 1 = Ethernet, 772 = loopback.
@@ -142,6 +143,7 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 fn link(body: &[u8]) -> Option<Link> {
     let mut link = Link {
         device_type: u16::from_ne_bytes(body.get(2..4)?.try_into().ok()?),
+        ifindex: number(body, 4)?,
         up: number(body, 8)? & 1 != 0,
         ..Link::default()
     };

@@ -1,0 +1,230 @@
+//! What netlink knows about XDP on an interface: the program that is attached (rtnetlink, nested
+//! attribute IFLA_XDP of RTM_GETLINK) and what the driver can do (generic netlink, family
+//! `netdev`, kernel 6.3 and newer).
+//!
+//! One request, one answer, each on a socket of its own; linux/if_link.h and linux/netdev.h have
+//! the numbers.
+
+use rustix::io::Errno;
+use rustix::net::netlink::{self, SocketAddrNetlink};
+use rustix::net::{
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto,
+    socket_with,
+};
+
+/// Bytes of `struct nlmsghdr`.
+const HEADER: usize = 16;
+/// Bytes of `struct ifinfomsg`.
+const LINK: usize = 16;
+/// Bytes of `struct genlmsghdr`.
+const GENERIC: usize = 4;
+/// More than one interface's answer has.
+const ANSWER: usize = 32 * 1024;
+const NLMSG_ERROR: u16 = 2;
+const NLM_F_REQUEST: u16 = 1;
+const RTM_GETLINK: u16 = 18;
+const IFLA_XDP: u16 = 43;
+const IFLA_XDP_ATTACHED: u16 = 2;
+const GENL_ID_CTRL: u16 = 16;
+const CTRL_CMD_GETFAMILY: u8 = 3;
+const CTRL_ATTR_FAMILY_ID: u16 = 1;
+const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+const NETDEV_CMD_DEV_GET: u8 = 1;
+const NETDEV_A_DEV_IFINDEX: u16 = 1;
+const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
+/// Attribute type without the flags in its two highest bits.
+const TYPE_MASK: u16 = 0x3fff;
+
+/// Where XDP programs are attached to an interface: `XDP_ATTACHED_…` of linux/if_link.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attached {
+    Nothing,
+    Native,
+    Generic,
+    /// In the NIC itself, or at several places.
+    Other,
+}
+
+/// What a driver's XDP can do: `NETDEV_XDP_ACT_…` of linux/netdev.h. With none of it the kernel's
+/// generic path serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdpFeatures(u64);
+
+impl XdpFeatures {
+    /// Programs run in the driver, and can lead frames to AF_XDP.
+    #[must_use]
+    pub fn is_native(self) -> bool {
+        const BASIC: u64 = 1;
+        const REDIRECT: u64 = 2;
+        self.0 & (BASIC | REDIRECT) == BASIC | REDIRECT
+    }
+
+    /// AF_XDP works without copying (which this backend does not use).
+    #[must_use]
+    pub fn is_zero_copy(self) -> bool {
+        const XSK_ZEROCOPY: u64 = 8;
+        self.0 & XSK_ZEROCOPY != 0
+    }
+}
+
+/// Asks where a program is attached.
+///
+/// # Errors
+/// `ENODEV` when there is no such interface; `EBADMSG` for an answer that is none.
+pub(super) fn attached(ifindex: u32) -> Result<Attached, Errno> {
+    let mut link = [0; LINK];
+    link[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+    // NETLINK_ROUTE is protocol 0, which rustix calls none.
+    let answer = ask(None, RTM_GETLINK, &link)?;
+    Ok(attached_of(payload(&answer)?))
+}
+
+fn attached_of(message: &[u8]) -> Attached {
+    let mode = message
+        .get(LINK..)
+        .and_then(|attributes| find(attributes, IFLA_XDP))
+        .and_then(|xdp| find(xdp, IFLA_XDP_ATTACHED))
+        .and_then(<[u8]>::first);
+    match mode {
+        None | Some(0) => Attached::Nothing,
+        Some(1) => Attached::Native,
+        Some(2) => Attached::Generic,
+        Some(_) => Attached::Other,
+    }
+}
+
+/// Asks what the driver of an interface can do.
+///
+/// # Errors
+/// `ENOENT` on kernels before 6.3, `ENODEV` when there is no such interface.
+pub fn xdp_features(ifindex: u32) -> Result<XdpFeatures, Errno> {
+    let name = attribute(CTRL_ATTR_FAMILY_NAME, c"netdev".to_bytes_with_nul());
+    let family = ask_generic(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, &name)?;
+    let family = payload(&family)?
+        .get(GENERIC..)
+        .and_then(|attributes| find(attributes, CTRL_ATTR_FAMILY_ID))
+        .and_then(|id| half(id, 0))
+        .ok_or(Errno::BADMSG)?;
+    let index = attribute(NETDEV_A_DEV_IFINDEX, &ifindex.to_ne_bytes());
+    let device = ask_generic(family, NETDEV_CMD_DEV_GET, &index)?;
+    payload(&device)?
+        .get(GENERIC..)
+        .and_then(|attributes| find(attributes, NETDEV_A_DEV_XDP_FEATURES))
+        .and_then(|features| features.try_into().ok())
+        .map(|features| XdpFeatures(u64::from_ne_bytes(features)))
+        .ok_or(Errno::BADMSG)
+}
+
+/// A whole attribute, padded.
+fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
+    let length = (4 + payload.len()) as u16;
+    let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), payload].concat();
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+fn ask_generic(family: u16, command: u8, attributes: &[u8]) -> Result<Vec<u8>, Errno> {
+    const VERSION: u8 = 1;
+    let body = [&[command, VERSION, 0, 0], attributes].concat();
+    ask(Some(netlink::GENERIC), family, &body)
+}
+
+/// Sends one request and takes the kernel's one answer.
+fn ask(protocol: Option<Protocol>, kind: u16, body: &[u8]) -> Result<Vec<u8>, Errno> {
+    let socket = socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        protocol,
+    )?;
+    let length = (HEADER + body.len()) as u32;
+    let mut request = length.to_ne_bytes().to_vec();
+    request.extend(kind.to_ne_bytes());
+    request.extend(NLM_F_REQUEST.to_ne_bytes());
+    request.extend([0; 8]); // Sequence number and port.
+    request.extend(body);
+    let kernel = SocketAddrNetlink::new(0, 0);
+    sendto(&socket, &request, SendFlags::empty(), &kernel)?;
+    let mut answer = vec![0; ANSWER];
+    let (count, _) = recv(&socket, &mut answer[..], RecvFlags::empty())?;
+    answer.truncate(count);
+    Ok(answer)
+}
+
+/// What follows the header of the answer, or the error that it is.
+fn payload(answer: &[u8]) -> Result<&[u8], Errno> {
+    let length = word(answer, 0).ok_or(Errno::BADMSG)? as usize;
+    let message = answer.get(HEADER..length).ok_or(Errno::BADMSG)?;
+    if half(answer, 4) != Some(NLMSG_ERROR) {
+        return Ok(message);
+    }
+    let errno = word(message, 0).map_or(0, u32::cast_signed);
+    // Errnos only: rustix takes no other number for one.
+    if (-4095..0).contains(&errno) {
+        return Err(Errno::from_raw_os_error(-errno));
+    }
+    Err(Errno::BADMSG)
+}
+
+/// The payload of the first attribute of a type.
+fn find(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let length = usize::from(half(attributes, 0)?);
+        let payload = attributes.get(4..length)?;
+        if half(attributes, 2)? & TYPE_MASK == wanted {
+            return Some(payload);
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+fn half(bytes: &[u8], at: usize) -> Option<u16> {
+    let two = bytes.get(at..at + 2)?;
+    Some(u16::from_ne_bytes(two.try_into().ok()?))
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    let four = bytes.get(at..at + 4)?;
+    Some(u32::from_ne_bytes(four.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// An index that no interface has.
+    const NOBODY: u32 = 0x7fff_fff0;
+
+    #[test]
+    fn loopback_has_no_program_and_no_native_xdp() {
+        assert_eq!(attached(1), Ok(Attached::Nothing));
+        assert_eq!(attached(NOBODY), Err(Errno::NODEV));
+        match xdp_features(1) {
+            Ok(features) => assert!(!features.is_native() && !features.is_zero_copy()),
+            Err(errno) => assert_eq!(errno, Errno::NOENT),
+        }
+        assert!(xdp_features(NOBODY).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_makes_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+            if let Ok(message) = payload(&bytes) {
+                attached_of(message);
+            }
+            let _ = find(&bytes, IFLA_XDP);
+        }
+
+        #[test]
+        fn an_attribute_is_found_behind_others(
+            kind in 1..TYPE_MASK,
+            value in prop::collection::vec(any::<u8>(), 0..9),
+            other in prop::collection::vec(any::<u8>(), 0..9),
+        ) {
+            let bytes = [attribute(kind - 1, &other), attribute(kind, &value)].concat();
+            prop_assert_eq!(find(&bytes, kind), Some(&value[..]));
+        }
+    }
+}
