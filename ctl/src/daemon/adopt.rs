@@ -23,7 +23,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use bypass_backends::af_xdp::FlowTable;
 use bypass_runtime::{cplane, image, packets};
 use bypass_stack::inspect::{EndpointView, Image};
-use bypass_stack::{EndpointId, Family, QUEUE_PAIRS, QueuePairInfo, SocketAddress};
+use bypass_stack::{EndpointId, Family, QUEUE_PAIRS, QueuePairInfo, SocketAddress, TcpState};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, sockopt};
@@ -270,12 +270,15 @@ fn wish_of(endpoint: &EndpointView) -> Wish {
     let is_v4 = endpoint.local.ip.is_v4();
     Wish {
         local: endpoint.local,
-        remote: endpoint.remote.unwrap_or(SocketAddress::UNSPECIFIED),
-        protocol: 17,
+        remote: endpoint
+            .remote
+            .filter(|_| endpoint.tcp.is_none())
+            .unwrap_or(SocketAddress::UNSPECIFIED),
+        protocol: if endpoint.tcp.is_some() { 6 } else { 17 },
         v4: endpoint.family != Family::V6 && (is_any || is_v4),
         v6: endpoint.family != Family::V4 && (is_any || !is_v4),
         ifindex: endpoint.ifindex,
-        listens: true,
+        listens: endpoint.tcp.is_none_or(|state| state == TcpState::Listen),
     }
 }
 

@@ -24,7 +24,7 @@ use bypass_runtime::image::{Image, ImageError, STACK_OFFSET};
 use bypass_runtime::lock::Owners;
 use bypass_runtime::packets::Packets;
 use bypass_runtime::wake::Ringer;
-use bypass_stack::{Capacities, EndpointId, QUEUE_PAIRS, QueuePairInfo};
+use bypass_stack::{Capacities, QUEUE_PAIRS, QueuePairInfo};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::time::Timespec;
@@ -329,9 +329,8 @@ impl StackEntry {
     }
 
     /// Place and endpoint of every TCP flow.
-    pub(super) fn flow_endpoints(&self) -> Vec<(u32, EndpointId)> {
-        let flows = self.flows.iter();
-        flows.map(|flow| (flow.slot, flow.endpoint)).collect()
+    pub(super) fn tcp_flows(&self) -> Vec<bypass_runtime::flows::Flow> {
+        self.flows.iter().collect()
     }
 
     /// One descriptor per queue pair in index order; the image stands for a closed one.

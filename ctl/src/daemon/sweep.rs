@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use bypass_runtime::flows::Flow;
 use bypass_stack::inspect::Image;
 use bypass_stack::{EndpointId, ProcessId};
 
@@ -81,14 +82,10 @@ impl Server {
             return;
         };
         let filters = self.filters.endpoints(uid);
-        let flows = self.tcp_flows(uid);
         let (orphaned, is_busy) = match stack.lock() {
             Ok(mut locked) => {
                 let held = locked.stack();
                 let holders = |endpoint| held.holders(endpoint);
-                for (place, endpoint) in orphans(&flows, slot, holders) {
-                    stack.flows.remove_slot(place, endpoint);
-                }
                 (orphans(&filters, slot, holders), false)
             }
             // Somebody keeps the lock. Reading without it may show an update half done, but no
@@ -115,6 +112,8 @@ impl Server {
         {
             Some(Ok(mut locked)) => {
                 locked.stack().remove_process(slot);
+                // Its connections close in order when the lock is given back, as the kernel's would;
+                // their flows stay until the stack says that they have ended.
                 true
             }
             _ => false,
@@ -250,12 +249,13 @@ impl Server {
     }
 
     /// The TCP flows of a stack; none when it has no filters for TCP, without which they are idle.
-    fn tcp_flows(&self, uid: u32) -> Vec<(u32, EndpointId)> {
+    fn tcp_flows(&self, uid: u32) -> Vec<Flow> {
         let stack = self.stacks.get(uid).filter(|_| self.filters.has_tcp(uid));
-        stack.map_or_else(Vec::new, StackEntry::flow_endpoints)
+        stack.map_or_else(Vec::new, StackEntry::tcp_flows)
     }
 
-    /// Removes the filters and TCP flows of endpoints that are gone, and the grants of listeners
+    /// Removes the filters of endpoints that are gone and flows that the stack does not know (it
+    /// tells of their ends itself, but a ring of changes may overflow), and the grants of listeners
     /// that were closed when their last connection is gone.
     fn sweep_filters(&mut self, uid: u32) {
         let Some(stack) = self.stacks.get(uid) else {
@@ -268,9 +268,10 @@ impl Server {
             return;
         };
         stack.settle(&mut locked);
-        for (place, endpoint) in flows {
-            if !locked.stack().is_live(endpoint) {
-                stack.flows.remove_slot(place, endpoint);
+        for flow in flows {
+            let image = locked.stack();
+            if !image.has_flow(flow.local, flow.remote) && !image.is_live(flow.endpoint) {
+                stack.flows.remove(flow.local, flow.remote);
             }
         }
         let stack = locked.stack();
@@ -298,7 +299,7 @@ impl Server {
     }
 }
 
-/// The filters or flows whose endpoints nobody holds but this slot. Nobody at all holds a TCP
+/// The filters whose endpoints nobody holds but this slot. Nobody at all holds a TCP
 /// endpoint that is closed but not finished: that one is not an orphan.
 fn orphans(
     all: &[(u32, EndpointId)],

@@ -69,6 +69,13 @@ impl Stack<'_> {
         ring.written = ring.written.wrapping_add(1);
     }
 
+    /// Whether the stack has something that takes the segments of this flow: a connection, a
+    /// request or a time wait.
+    #[must_use]
+    pub fn has_flow(&self, local: SocketAddress, remote: SocketAddress) -> bool {
+        self.find_connection(&local, &remote).is_some() || self.find_mini(&local, &remote).is_some()
+    }
+
     /// The next change of the set of flows, oldest first. Take all before frames leave.
     pub fn take_flow_change(&mut self) -> Option<FlowChange> {
         let ring = &mut self.head.flow_changes;
