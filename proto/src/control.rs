@@ -179,6 +179,28 @@ impl Request {
             program: [0; PROGRAM_NAME],
         }
     }
+
+    /// A request, or why it is refused, with its sequence number as far as it has one. What the
+    /// fields say is checked by whoever serves it.
+    ///
+    /// # Errors
+    /// [`Refusal::Version`] for another protocol version, whatever its length;
+    /// [`Refusal::Malformed`] for everything else that is no request.
+    pub fn parse(bytes: &[u8]) -> Result<Self, (Refusal, u32)> {
+        // The head is the same in every version, so that each can tell the other.
+        let Ok((head, _)) = <[[u16; 2]; 3]>::read_from_prefix(bytes) else {
+            return Err((Refusal::Malformed, 0));
+        };
+        let [magic, [version, _kind], sequence] = head;
+        let sequence = u32::read_from_bytes(sequence.as_bytes()).unwrap_or(0);
+        if magic.as_bytes() != MAGIC.as_bytes() {
+            return Err((Refusal::Malformed, 0));
+        }
+        if version != VERSION {
+            return Err((Refusal::Version, sequence));
+        }
+        Self::read_from_bytes(bytes).map_err(|_| (Refusal::Malformed, sequence))
+    }
 }
 
 /// How the daemon answers.

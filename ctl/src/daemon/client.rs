@@ -9,15 +9,13 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use bypass_proto::control::{
-    MAGIC, MAX_FDS, MAX_TEXT, Refusal, Reply, ReplyKind, Request, VERSION,
-};
+use bypass_proto::control::{MAX_FDS, MAX_TEXT, Refusal, Reply, ReplyKind, Request};
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 use super::process::Process;
 
@@ -111,7 +109,7 @@ impl Client {
             .flags
             .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
         let bytes = bytes.get(..received.bytes).unwrap_or_default();
-        match parse(bytes) {
+        match Request::parse(bytes) {
             Ok(request) if !is_cut && fds.len() <= 1 => Incoming::Request(Box::new(request), fds),
             Ok(request) => self.mistake(Refusal::Malformed, request.sequence),
             Err((refusal, sequence)) => self.mistake(refusal, sequence),
@@ -204,23 +202,6 @@ impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-/// A request, or why it is refused, with its sequence number as far as it has one.
-pub(super) fn parse(bytes: &[u8]) -> Result<Request, (Refusal, u32)> {
-    // The head is the same in every version, so that each can tell the other.
-    let Ok((head, _)) = <[[u16; 2]; 3]>::read_from_prefix(bytes) else {
-        return Err((Refusal::Malformed, 0));
-    };
-    let [magic, [version, _kind], sequence] = head;
-    let sequence = u32::read_from_bytes(sequence.as_bytes()).unwrap_or(0);
-    if magic.as_bytes() != MAGIC.as_bytes() {
-        return Err((Refusal::Malformed, 0));
-    }
-    if version != VERSION {
-        return Err((Refusal::Version, sequence));
-    }
-    Request::read_from_bytes(bytes).map_err(|_| (Refusal::Malformed, sequence))
 }
 
 fn send_packet(fd: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
