@@ -3,10 +3,11 @@
 //! Everything is made lazily, at the first socket that needs it, never in a constructor: a program
 //! that has no such socket pays for nothing but the table look-up.
 
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use bypass_backends::af_xdp::AfXdpQueuePair;
 use bypass_proto::control::{Refusal, Request, RequestKind};
+use bypass_proto::options::Log;
 use bypass_proto::reason::FallThrough;
 use bypass_runtime::attachment::{Attachment, Leases};
 use bypass_runtime::clock;
@@ -18,9 +19,10 @@ use bypass_runtime::packets::Packets;
 use bypass_runtime::wake::Ringer;
 use bypass_stack::{ProcessId, QueuePairInfo};
 use parking_lot::Mutex;
+use rustix::io::Errno;
 
 use crate::config;
-use crate::{autostart, private};
+use crate::{autostart, log, private, report};
 
 /// After a failure to attach, new sockets go straight to the kernel for this long.
 const RETRY_AFTER_NS: u64 = 5_000_000_000;
@@ -44,6 +46,7 @@ static PROCESS: AtomicU32 = AtomicU32::new(u32::MAX);
 static CONTROL: Mutex<Option<Control>> = Mutex::new(None);
 static FAILED_AT: AtomicU64 = AtomicU64::new(0);
 static FAILED_WITH: AtomicU32 = AtomicU32::new(0);
+static FAILED_ERRNO: AtomicI32 = AtomicI32::new(0);
 
 /// The stack, if this process has joined it.
 #[inline]
@@ -84,17 +87,23 @@ pub fn join() -> Result<&'static Joined, FallThrough> {
     if now.wrapping_sub(FAILED_AT.load(Ordering::Relaxed)) < RETRY_AFTER_NS
         && let Some(reason) = FallThrough::from_number(FAILED_WITH.load(Ordering::Relaxed) as u8)
     {
+        report::because(Errno::from_raw_os_error(
+            FAILED_ERRNO.load(Ordering::Relaxed),
+        ));
         return Err(reason);
     }
     match attach(&mut control) {
         Ok(joined) => {
             let joined = Box::leak(Box::new(joined));
+            let stack = joined.attachment.id();
+            log::at(Log::Debug, format_args!("joined stack {stack:x}"));
             JOINED.store(joined, Ordering::Release);
             Ok(joined)
         }
         Err(reason) => {
             *control = None;
             FAILED_WITH.store(reason as u32, Ordering::Relaxed);
+            FAILED_ERRNO.store(report::cause(), Ordering::Relaxed);
             FAILED_AT.store(now.max(1), Ordering::Relaxed);
             Err(reason)
         }
@@ -118,12 +127,11 @@ fn attach(control: &mut Option<Control>) -> Result<Joined, FallThrough> {
     let Answer { reply, fds } = answer;
     let [image, packets, cplane, flows] =
         <[_; 4]>::try_from(fds).map_err(|_| FallThrough::Refused)?;
-    let system = |_| FallThrough::System;
     let image_map = Image::map(&image).map_err(|_| FallThrough::Refused)?;
-    let packets_map = Packets::map(&packets, reply.chunk_size).map_err(system)?;
-    let cplane_map = Cplane::map(&cplane).map_err(system)?;
-    let flows_map = Flows::map(&flows).map_err(system)?;
-    let ringer = Ringer::new().map_err(system)?;
+    let packets_map = Packets::map(&packets, reply.chunk_size).map_err(report::because)?;
+    let cplane_map = Cplane::map(&cplane).map_err(report::because)?;
+    let flows_map = Flows::map(&flows).map_err(report::because)?;
+    let ringer = Ringer::new().map_err(report::because)?;
     let ringer = Ringer::from_fd(private::hide(ringer.into_fd()));
     let attachment =
         Attachment::new(image_map, packets_map, ringer).map_err(|_| FallThrough::Refused)?;
@@ -148,16 +156,19 @@ fn attach(control: &mut Option<Control>) -> Result<Joined, FallThrough> {
 /// The reason that a failed request is for a socket.
 pub fn reason_of(error: ControlError) -> FallThrough {
     match error {
-        ControlError::NoDaemon(_) => FallThrough::NoDaemon,
+        ControlError::NoDaemon(errno) => {
+            report::because(errno);
+            FallThrough::NoDaemon
+        }
         ControlError::Malformed => FallThrough::Refused,
-        ControlError::Refused { refusal, .. } => match refusal {
+        ControlError::Refused { refusal, detail } => match refusal {
             Refusal::Version => FallThrough::Version,
             Refusal::Malformed | Refusal::NotOwner => FallThrough::Refused,
             Refusal::NoInterface => FallThrough::NoInterface,
             Refusal::QueueBusy => FallThrough::QueueBusy,
             Refusal::NotAllowed => FallThrough::NotAllowed,
             Refusal::Limit => FallThrough::Limit,
-            Refusal::System => FallThrough::System,
+            Refusal::System => report::because(Errno::from_raw_os_error(detail.cast_signed())),
             Refusal::Conflict => FallThrough::StaticFilter,
         },
     }
@@ -251,6 +262,7 @@ impl Joined {
         if locked.stack().queue_pairs_generation() != generation {
             return false;
         }
+        let mut mapped_now = 0;
         for (index, xsk) in queues.into_iter().enumerate() {
             let live = locked
                 .stack()
@@ -264,9 +276,12 @@ impl Joined {
                 let mapped = AfXdpQueuePair::map(xsk, self.chunk_size, answer.reply.ring_entries);
                 if let Ok(pair) = mapped {
                     self.attachment.install(&mut locked, index, Box::new(pair));
+                    mapped_now += 1;
                 }
             }
         }
+        drop(locked);
+        log::at(Log::Debug, format_args!("mapped {mapped_now} queue pairs"));
         true
     }
 }

@@ -9,10 +9,12 @@ use std::os::fd::BorrowedFd;
 use bypass_proto::control::{Request, RequestKind};
 use bypass_proto::policy::{Address, Decision, Protocol, Query, Role, User};
 use bypass_proto::reason::FallThrough;
+use bypass_stack::cplane::{self, Lookup};
 use bypass_stack::{EndpointId, Family, IpAddress, ProcessId, SocketAddress, UdpOpen};
 
+use crate::context::Joined;
 use crate::fdtable::{self, Entry};
-use crate::{config, context, process, report, shadow, wait};
+use crate::{config, context, interface, process, report, shadow, wait};
 
 /// `IPPROTO_UDP` as the policy and the control messages name it.
 const UDP: u8 = 17;
@@ -24,23 +26,26 @@ pub fn decide(fd: i32, role: Role) -> Entry {
         return Entry::Candidate;
     };
     let remote = shadow::remote(fd);
-    let (entry, reason, rule) = match ask_policy(role, local, remote) {
-        Ok(rule) => (Entry::Bound, None, rule),
-        Err((reason, rule)) => (Entry::Other, Some(reason), rule),
+    let verdict = ask_policy(fd, role, local, remote);
+    let (reason, rule) = match verdict {
+        Ok((rule, _)) => (None, rule),
+        Err((reason, rule)) => (Some(reason), rule),
     };
-    fdtable::set(fd, entry);
     report::note(fd, reason, rule, UDP, role, Some((local, remote)));
-    if entry == Entry::Bound {
-        activate(fd)
-    } else {
-        entry
+    match verdict {
+        Ok((_, only)) => activate_on(fd, only),
+        Err(_) => {
+            fdtable::set(fd, Entry::Other);
+            Entry::Other
+        }
     }
 }
 
-/// The rule that accelerates, or the reason and rule that do not.
-type Verdict = Result<Option<usize>, (FallThrough, Option<usize>)>;
+/// The rule that accelerates and the interface that it restricts the socket to (0 = none), or the
+/// reason and rule that do not.
+type Verdict = Result<(Option<usize>, u32), (FallThrough, Option<usize>)>;
 
-fn ask_policy(role: Role, local: SocketAddress, remote: Option<SocketAddress>) -> Verdict {
+fn ask_policy(fd: i32, role: Role, local: SocketAddress, remote: Option<SocketAddress>) -> Verdict {
     let config = config::get();
     if config.is_secure() {
         return Err((FallThrough::Secure, None));
@@ -54,6 +59,11 @@ fn ask_policy(role: Role, local: SocketAddress, remote: Option<SocketAddress>) -
     }
     let Ok(policy) = &config.policy else {
         return Err((FallThrough::BadConfig, None));
+    };
+    let interface = if policy.names_interfaces() {
+        interface::of_socket(bound_device(fd), local.ip)
+    } else {
+        None
     };
     let query = Query {
         program: &config.program,
@@ -71,10 +81,18 @@ fn ask_policy(role: Role, local: SocketAddress, remote: Option<SocketAddress>) -
             ip: remote.ip.0,
             port: remote.port,
         }),
-        interface: None,
+        interface: interface.as_deref(),
     };
     match policy.decide(&query) {
-        Decision::Accelerate { rule, .. } => Ok(rule),
+        Decision::Accelerate {
+            rule,
+            interface: Some(name),
+            ..
+        } => match interface::index(name) {
+            Some(only) => Ok((rule, only)),
+            None => Err((FallThrough::NoInterface, rule)),
+        },
+        Decision::Accelerate { rule, .. } => Ok((rule, 0)),
         Decision::Kernel { reason, rule } => Err((reason, rule)),
     }
 }
@@ -82,7 +100,13 @@ fn ask_policy(role: Role, local: SocketAddress, remote: Option<SocketAddress>) -
 /// Makes a decided socket's endpoint and filter. On failure the socket stays with the kernel for
 /// good and the reason is in the report.
 pub fn activate(fd: i32) -> Entry {
-    match try_activate(fd) {
+    activate_on(fd, 0)
+}
+
+/// [`activate`], on this interface only; 0 = all.
+fn activate_on(fd: i32, only: u32) -> Entry {
+    report::begin();
+    match try_activate(fd, only) {
         Ok(endpoint) => {
             let entry = Entry::Udp(endpoint);
             fdtable::set(fd, entry);
@@ -107,20 +131,29 @@ pub fn ready(fd: i32) -> Entry {
     }
 }
 
-fn try_activate(fd: i32) -> Result<EndpointId, FallThrough> {
+fn try_activate(fd: i32, only: u32) -> Result<EndpointId, FallThrough> {
     let family = shadow::family(fd).ok_or(FallThrough::NotInet)?;
     let local = shadow::local(fd).ok_or(FallThrough::Undecided)?;
     let remote = shadow::remote(fd);
     let joined = context::join()?;
+    if is_local_route(joined, local, remote) {
+        return Err(FallThrough::LocalRoute);
+    }
     let cookie = shadow::cookie(fd);
+    let mut options = shadow::options(fd, family);
+    options.shim_words[shadow::ONLY_WORD] = only;
+    let ifindex = match bound_device(fd) {
+        0 => only,
+        device => device,
+    };
     let open = UdpOpen {
         family,
         local,
         remote,
         process: context::process(),
-        options: shadow::options(fd, family),
+        options,
         shadow_cookie: cookie,
-        ifindex: bound_device(fd),
+        ifindex,
     };
     let endpoint = {
         let mut locked = joined.attachment.lock().map_err(|_| FallThrough::System)?;
@@ -136,7 +169,7 @@ fn try_activate(fd: i32) -> Result<EndpointId, FallThrough> {
             .udp_open(&open)
             .map_err(|_| FallThrough::Limit)?
     };
-    match add_filter(fd, endpoint, family, local, remote) {
+    match add_filter(fd, endpoint, family, (local, remote), ifindex) {
         Ok(filter) => {
             if let Ok(mut locked) = joined.attachment.lock() {
                 locked.stack().set_filter(endpoint, filter);
@@ -153,11 +186,19 @@ fn try_activate(fd: i32) -> Result<EndpointId, FallThrough> {
     }
 }
 
+/// Whether the peer is one of this host's own addresses, which only BYPASS_ACCELERATE_LOCAL
+/// accelerates.
+fn is_local_route(joined: &Joined, local: SocketAddress, remote: Option<SocketAddress>) -> bool {
+    let Some(remote) = remote.filter(|_| !config::get().options.accelerate_local) else {
+        return false;
+    };
+    let ask = |table: &_| cplane::lookup(table, remote.ip, local.ip, 0, 0);
+    joined.cplane.read(ask) == Some(Lookup::Local)
+}
+
 /// SO_BINDTODEVICE as an interface index; 0 = none.
 fn bound_device(fd: i32) -> u32 {
-    /// `SO_BINDTOIFINDEX` of asm-generic/socket.h.
-    const SO_BINDTOIFINDEX: i32 = 62;
-    shadow::option::<i32>(fd, libc::SOL_SOCKET, SO_BINDTOIFINDEX)
+    shadow::option::<i32>(fd, libc::SOL_SOCKET, shadow::SO_BINDTOIFINDEX)
         .unwrap_or(0)
         .max(0) as u32
 }
@@ -167,8 +208,8 @@ pub fn add_filter(
     fd: i32,
     endpoint: EndpointId,
     family: Family,
-    local: SocketAddress,
-    remote: Option<SocketAddress>,
+    (local, remote): (SocketAddress, Option<SocketAddress>),
+    ifindex: u32,
 ) -> Result<u32, FallThrough> {
     let remote = remote.unwrap_or(SocketAddress::new(IpAddress::UNSPECIFIED, 0));
     let request = Request {
@@ -182,7 +223,7 @@ pub fn add_filter(
             Family::Dual => 1,
             Family::V6 => 2,
         },
-        ifindex: bound_device(fd),
+        ifindex,
         endpoint_index: endpoint.index,
         endpoint_generation: endpoint.generation,
         ..Request::new(RequestKind::AddFilter)
@@ -216,9 +257,10 @@ pub fn settle() {
     let _ = context::with_control(|control| control.ask(request, None));
 }
 
-/// The socket's addresses have changed (connect, or a dissolved association): the endpoint and its
-/// filter follow. The new filter is in place before the old one goes.
-pub fn follow_addresses(fd: i32, endpoint: EndpointId) {
+/// The socket's addresses or its device have changed (connect, a dissolved association,
+/// SO_BINDTODEVICE): the endpoint and its filter follow. The new filter is in place before the old
+/// one goes.
+pub fn follow(fd: i32, endpoint: EndpointId) {
     let (Some(joined), Some(family), Some(local)) =
         (context::joined(), shadow::family(fd), shadow::local(fd))
     else {
@@ -228,16 +270,32 @@ pub fn follow_addresses(fd: i32, endpoint: EndpointId) {
     let Ok(mut locked) = joined.attachment.lock() else {
         return;
     };
-    let Ok(status) = locked.stack().udp_status(endpoint) else {
+    let stack = locked.stack();
+    let (Ok(status), Ok(options)) = (stack.udp_status(endpoint), stack.udp_options(endpoint))
+    else {
         return;
     };
+    let only = options.shim_words[shadow::ONLY_WORD];
     drop(locked);
-    if status.local == local && status.remote == remote {
+    let ifindex = match bound_device(fd) {
+        0 => only,
+        device => device,
+    };
+    if (status.local, status.remote, status.ifindex) == (local, remote, ifindex) {
         return;
     }
-    match add_filter(fd, endpoint, family, local, remote) {
+    let filter = if is_local_route(joined, local, remote) {
+        Err(FallThrough::LocalRoute)
+    } else if only != 0 && only != ifindex {
+        // A rule has accelerated the socket on one interface, and it has left for another.
+        Err(FallThrough::NoInterface)
+    } else {
+        add_filter(fd, endpoint, family, (local, remote), ifindex)
+    };
+    match filter {
         Ok(filter) => {
             if let Ok(mut locked) = joined.attachment.lock() {
+                let _ = locked.stack().udp_bind_device(endpoint, ifindex);
                 let _ = locked.stack().udp_rebind(endpoint, local, remote);
                 locked.stack().set_filter(endpoint, filter);
             }

@@ -3,8 +3,8 @@
 //! Contract with the host program: every hooked call behaves as the kernel's own would. A socket
 //! that the policy does not match, and every call on any other descriptor, goes to libc's function
 //! at the cost of one load. Whatever goes wrong at start leaves the program on the kernel and a
-//! reason in its report; nothing is printed, no thread and no signal handler is installed, nothing
-//! outlives the process.
+//! reason in its report, and one line on standard error at most (`BYPASS_LOG`); no thread and no
+//! signal handler is installed, nothing outlives the process.
 //!
 //! Map: [`symbols`] is the one list of hooks; `family` has what each hook does; [`fdtable`] says
 //! what
@@ -29,6 +29,8 @@ pub mod environment;
 pub mod errno;
 pub mod family;
 pub mod fdtable;
+pub mod interface;
+pub mod log;
 pub mod passing;
 pub mod private;
 pub mod process;

@@ -8,16 +8,19 @@
     reason = "UNSAFETY: bytes of our own mapping become the report, here only"
 )]
 
+use std::cell::Cell;
 use std::os::fd::OwnedFd;
 
-use bypass_proto::policy::Role;
+use bypass_proto::options::Log;
+use bypass_proto::policy::{Protocol, Role};
 use bypass_proto::reason::FallThrough;
 use bypass_proto::report::{Header, NAME, REPORT_BYTES, Record, Report, State};
 use bypass_runtime::map::{Mapping, sealed_memfd};
 use bypass_stack::{EndpointId, SocketAddress};
 use parking_lot::Mutex;
+use rustix::io::Errno;
 
-use crate::{config, private, process};
+use crate::{config, log, private, process};
 
 struct Own {
     report: Report<'static>,
@@ -46,7 +49,7 @@ fn make() -> Option<Own> {
         .get()
         .cast_unsigned();
     let config = config::get();
-    let mut header = Header::new(pid, 0, &config.program);
+    let mut header = Header::new(pid, start_time(), &config.program);
     match &config.policy {
         Ok(_) => header.set_config(&config.complaints.join("; ")),
         Err(message) => header.set_config(message),
@@ -57,6 +60,56 @@ fn make() -> Option<Own> {
         _mapping: mapping,
         fd,
     })
+}
+
+/// This process's start in clock ticks since boot; 0 when /proc does not tell.
+fn start_time() -> u64 {
+    use rustix::fs::{Mode, OFlags};
+    let file = rustix::fs::open(
+        "/proc/self/stat",
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    );
+    let mut text = [0; 1024];
+    let length = file
+        .and_then(|file| rustix::io::read(&file, &mut text))
+        .unwrap_or(0);
+    // The name, field 2, may hold anything; behind its ')' state is field 3, the start field 22.
+    let behind = text[..length].rsplit(|&byte| byte == b')').next();
+    behind
+        .and_then(|text| std::str::from_utf8(text).ok())
+        .and_then(|text| text.split_ascii_whitespace().nth(19)?.parse().ok())
+        .unwrap_or(0)
+}
+
+thread_local! {
+    /// errno behind the failure that this thread is about to report. No destructor.
+    static CAUSE: Cell<i32> = const { Cell::new(0) };
+}
+
+/// [`FallThrough::System`], because of this error: the next [`refused`] of this thread tells it.
+pub fn because(errno: Errno) -> FallThrough {
+    CAUSE.set(errno.raw_os_error());
+    FallThrough::System
+}
+
+/// A decision begins: what [`because`] has noted until now belongs to something else.
+pub fn begin() {
+    CAUSE.set(0);
+}
+
+/// What [`because`] has noted on this thread.
+pub fn cause() -> i32 {
+    CAUSE.get()
+}
+
+/// The error behind a reason, where there is one.
+fn take_cause(reason: FallThrough) -> i32 {
+    let errno = CAUSE.replace(0);
+    match reason {
+        FallThrough::System | FallThrough::NoDaemon => errno,
+        _ => 0,
+    }
 }
 
 /// Runs `change` on the report, making it at the first use.
@@ -72,7 +125,9 @@ fn with(change: impl FnOnce(&mut Report<'static>)) {
 }
 
 /// A new socket and why the kernel serves it so far.
-pub fn born(fd: i32, reason: FallThrough, protocol: u8) {
+///
+/// `domain` is an `AF_*`.
+pub fn born(fd: i32, reason: FallThrough, protocol: u8, domain: i32) {
     with(|report| {
         report.header().count(reason);
         let record = Record {
@@ -81,6 +136,7 @@ pub fn born(fd: i32, reason: FallThrough, protocol: u8) {
             reason: reason as u8,
             rule: -1,
             protocol,
+            family: if domain == libc::AF_INET6 { 6 } else { 4 },
             ..Record::default()
         };
         report.insert(record);
@@ -104,6 +160,7 @@ pub fn note(
             fd,
             state: State::Kernel as u8,
             reason: reason as u8,
+            family: report.find(fd).map_or(0, |born| born.family),
             rule: rule.and_then(|rule| i16::try_from(rule).ok()).unwrap_or(-1),
             protocol,
             role: role as u8,
@@ -111,6 +168,9 @@ pub fn note(
         };
         if let Some((local, remote)) = addresses {
             place(&mut record, local, remote);
+        }
+        if reason != FallThrough::Undecided {
+            log::refused(format_args!("{}", Told(&record)), reason, 0);
         }
         report.insert(record);
     });
@@ -120,11 +180,11 @@ fn place(record: &mut Record, local: SocketAddress, remote: Option<SocketAddress
     (record.local, record.local_port) = (local.ip.0, local.port);
     let remote = remote.unwrap_or(SocketAddress::UNSPECIFIED);
     (record.remote, record.remote_port) = (remote.ip.0, remote.port);
-    record.family = if local.ip.is_v4() || remote.ip.is_v4() {
-        4
-    } else {
-        record.family
-    };
+    if record.family == 0 {
+        // Not made by a call that we saw.
+        let is_v4 = local.ip.is_v4() || remote.ip.is_v4();
+        record.family = if is_v4 { 4 } else { 6 };
+    }
 }
 
 /// The socket is accelerated now.
@@ -134,22 +194,42 @@ pub fn accelerated(fd: i32, endpoint: EndpointId) {
         if let Some(record) = report.find(fd) {
             record.state = State::Accelerated as u8;
             record.reason = 0;
+            record.errno = 0;
             record.endpoint_index = endpoint.index;
             record.endpoint_generation = endpoint.generation;
+            log::at(Log::Info, format_args!("{}: accelerated", Told(record)));
         }
     });
 }
 
 /// The socket stays with the kernel (again), and why.
 pub fn refused(fd: i32, reason: FallThrough) {
+    let errno = take_cause(reason);
     with(|report| {
         report.header().count(reason);
         if let Some(record) = report.find(fd) {
             record.state = State::Kernel as u8;
             record.reason = reason as u8;
+            record.errno = errno;
             record.endpoint_generation = 0;
+            log::refused(format_args!("{}", Told(record)), reason, errno);
         }
     });
+}
+
+/// A socket in a line for a person.
+struct Told<'a>(&'a Record);
+
+impl std::fmt::Display for Told<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self(record) = self;
+        let protocol = record.protocol().map_or("socket", Protocol::word);
+        write!(f, "fd {} {protocol} {}", record.fd, record.local())?;
+        match record.remote() {
+            Some(remote) => write!(f, " to {remote}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The socket's addresses have changed.

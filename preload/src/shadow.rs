@@ -54,6 +54,9 @@ fn name(fd: i32, call: NameCall) -> Option<SocketAddress> {
     }
 }
 
+/// `SO_BINDTOIFINDEX` of asm-generic/socket.h.
+pub const SO_BINDTOIFINDEX: c_int = 62;
+
 /// The local address.
 pub fn local(fd: i32) -> Option<SocketAddress> {
     name(fd, symbols::getsockname::original())
@@ -116,6 +119,8 @@ pub mod flags {
 pub const GSO_WORD: usize = 0;
 /// Which of them says that MSG_MORE has left a datagram open in the shadow.
 pub const CORK_WORD: usize = 1;
+/// Which of them holds the interface that the policy restricts the socket to; 0 = none.
+pub const ONLY_WORD: usize = 2;
 
 /// Reads everything that the stack or the shim acts on.
 pub fn options(fd: i32, family: Family) -> UdpOptions {

@@ -1,4 +1,5 @@
-//! What runs when the library is loaded: resolve the originals, note our variables. Nothing else:
+//! What runs when the library is loaded: resolve the originals, note our variables and
+//! what standard error is. Nothing else:
 //! programs without a socket of ours must not notice us.
 
 #![expect(
@@ -6,7 +7,7 @@
     reason = "UNSAFETY: a constructor in .init_array, and raw write in the panic hook"
 )]
 
-use crate::{environment, symbols};
+use crate::{environment, log, symbols};
 
 /// Runs before main. Hooks may run earlier, from other libraries' constructors: every original is
 /// resolved at its first use then.
@@ -17,6 +18,7 @@ static CONSTRUCTOR: extern "C" fn() = constructor;
 extern "C" fn constructor() {
     symbols::resolve_all();
     environment::remember();
+    log::remember();
     std::panic::set_hook(Box::new(|info| {
         // One line by a raw write; the standard printer would come back through our hooks.
         let line = format!("libbypass: internal error, aborting: {info}\n");

@@ -97,12 +97,12 @@ impl Profile {
 pub enum Log {
     /// Nothing.
     Off,
-    /// What keeps the whole process on the kernel, once.
+    /// What keeps every socket of the process on the kernel, once.
     #[default]
     Error,
     /// Each socket's decision too.
     Info,
-    /// Everything on cold paths.
+    /// Joining the stack and mapping its queues too.
     Debug,
 }
 
@@ -167,13 +167,14 @@ options! {
     /// Longest time that a waiting call polls the queue before it sleeps; 0 = sleep at once.
     spin_us: u32, "BYPASS_SPIN_US", "spin_us",
         Kind::Number { unit: "µs", least: 0, most: 1_000_000 }, "20", number;
-    /// How much is written to stderr.
+    /// What is written to standard error: once what keeps every socket on the kernel (error), each
+    /// socket's decision (info), the stack and queues that are joined (debug).
     log: Log, "BYPASS_LOG", "log",
         Kind::Choice(&["off", "error", "info", "debug"]), "error", Log::from_name;
     /// Whether a privileged program starts the daemon when none answers.
     autostart: bool, "BYPASS_DAEMON", "daemon",
         Kind::Choice(&["auto", "never"]), "auto", autostart;
-    /// Also accelerate sockets whose peer is one of this host's own addresses.
+    /// Also accelerate what is sent to this host's own addresses, between sockets of one stack.
     accelerate_local: bool, "BYPASS_ACCELERATE_LOCAL", "accelerate_local", Kind::Flag, "0", flag;
     /// Accelerate TCP sockets too (experimental).
     tcp: bool, "BYPASS_TCP", "tcp", Kind::Flag, "0", flag;

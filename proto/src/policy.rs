@@ -74,6 +74,12 @@ impl Policy {
         self.rules.iter().any(names)
     }
 
+    /// Whether a rule asks for an interface, so that [`Query::interface`] matters.
+    #[must_use]
+    pub fn names_interfaces(&self) -> bool {
+        self.rules.iter().any(|rule| rule.interface.is_some())
+    }
+
     /// Puts numbers in the place of user names, so that [`Query::user`] needs no name. A rule whose
     /// user does not exist keeps the name and matches nobody.
     pub fn resolve_users(&mut self, mut uid_of: impl FnMut(&str) -> Option<u32>) {
@@ -276,10 +282,16 @@ impl Rule {
                 reason: FallThrough::Rule,
                 rule,
             },
-            Action::Accelerate => Decision::Accelerate {
-                interface: self.interface.as_deref(),
-                backend: self.backend.unwrap_or(Backend::Auto),
-                rule,
+            Action::Accelerate => match self.backend.unwrap_or(Backend::Auto) {
+                backend if backend.is_available() => Decision::Accelerate {
+                    interface: self.interface.as_deref(),
+                    backend,
+                    rule,
+                },
+                _ => Decision::Kernel {
+                    reason: FallThrough::Backend,
+                    rule,
+                },
             },
         }
     }
@@ -301,6 +313,14 @@ impl fmt::Display for Rule {
         part("interface", self.interface.as_ref().map(|value| value as _))?;
         part("backend", self.backend.as_ref().map(|value| value as _))?;
         write!(f, "-> {}", self.action)
+    }
+}
+
+impl Backend {
+    /// Whether this version can use it.
+    #[must_use]
+    pub fn is_available(self) -> bool {
+        matches!(self, Self::Auto | Self::AfXdp)
     }
 }
 

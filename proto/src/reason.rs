@@ -99,6 +99,8 @@ reasons! {
     Ancillary = 27, "ancillary", "";
     /// The descriptor was passed to another process, which may be any program.
     Passed = 29, "passed", "";
+    /// The rule wants a backend that this version does not have.
+    Backend = 30, "backend", "write backend = \"auto\", or leave it out";
     /// The descriptor was handed to the kernel by rollback.
     Rollback = 28, "rollback", "";
 }

@@ -94,6 +94,8 @@ pub struct UdpStatus {
     pub filter: u32,
     /// Which packets it takes.
     pub family: Family,
+    /// The interface that it is bound to; 0 = any.
+    pub ifindex: u32,
 }
 
 /// A datagram about to be queued.
@@ -263,6 +265,7 @@ impl Stack<'_> {
             remote: (endpoint.connected != 0).then_some(remote),
             filter: endpoint.filter,
             family: Family::from_byte(endpoint.family),
+            ifindex: endpoint.ifindex,
         })
     }
 

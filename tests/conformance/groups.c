@@ -1,6 +1,9 @@
 /* SO_REUSEPORT and SO_REUSEADDR groups over threads and processes. */
 #include "case.h"
 
+#include <stdatomic.h>
+#include <sys/mman.h>
+
 static int member(int port)
 {
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0), on = 1;
@@ -64,6 +67,22 @@ struct worker {
     int port, count;
 };
 
+/* How many workers, threads or processes, have their sockets. */
+static atomic_int *ready;
+
+static void nobody_is_ready(void)
+{
+    ready = mmap(NULL, sizeof *ready, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    yes("mmap", ready != MAP_FAILED);
+}
+
+static void wait_for_workers(int workers)
+{
+    for (int i = 0; i < 5000 && atomic_load(ready) < workers; i++)
+        pause_ms(1);
+    line("ready %d", atomic_load(ready));
+}
+
 static void *serve(void *argument)
 {
     struct worker *worker = argument;
@@ -74,6 +93,7 @@ static void *serve(void *argument)
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
     if (bind(fd, (struct sockaddr *)&local.at, local.length) < 0)
         return NULL;
+    atomic_fetch_add(ready, 1);
     char bytes[64];
     while (recv(fd, bytes, sizeof bytes, 0) > 0)
         worker->count++;
@@ -86,9 +106,10 @@ CASE(groups_threads, ACCELERATED)
 {
     struct worker workers[3] = {{6302, 0}, {6302, 0}, {6302, 0}};
     pthread_t threads[3];
+    nobody_is_ready();
     for (int i = 0; i < 3; i++)
         pthread_create(&threads[i], NULL, serve, &workers[i]);
-    pause_ms(150);
+    wait_for_workers(3);
     from_forty(6302);
     int total = 0, served = 0;
     for (int i = 0; i < 3; i++) {
@@ -105,6 +126,7 @@ CASE(groups_processes, ACCELERATED)
 {
     int ends[2];
     pid_t children[2];
+    nobody_is_ready();
     value("pipe", pipe(ends));
     for (int i = 0; i < 2; i++) {
         children[i] = fork();
@@ -114,7 +136,7 @@ CASE(groups_processes, ACCELERATED)
             _exit(write(ends[1], &worker.count, sizeof worker.count) != sizeof worker.count);
         }
     }
-    pause_ms(150);
+    wait_for_workers(2);
     from_forty(6303);
     int total = 0, served = 0;
     for (int i = 0; i < 2; i++) {
@@ -130,9 +152,10 @@ CASE(groups_processes, ACCELERATED)
     pid_t doomed = fork();
     if (doomed == 0) {
         member(6304);
+        atomic_fetch_add(ready, 1);
         pause_ms(60000);
     }
-    pause_ms(150);
+    wait_for_workers(3);
     int fd = member(6304);
     kill(doomed, SIGKILL);
     reap(doomed);

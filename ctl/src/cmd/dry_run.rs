@@ -107,6 +107,21 @@ struct Scene {
     uid: u32,
     user: Option<String>,
     interfaces: Option<Vec<Interface>>,
+    /// The local address that a socket gets which connects to this one.
+    source: fn(&Address) -> Option<Address>,
+}
+
+/// Asks the kernel by connecting a UDP socket, which sends nothing.
+fn source_address(remote: &Address) -> Option<Address> {
+    let remote: std::net::SocketAddr = remote.to_string().parse().ok()?;
+    let any: std::net::IpAddr = if remote.is_ipv4() {
+        std::net::Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        std::net::Ipv6Addr::UNSPECIFIED.into()
+    };
+    let socket = std::net::UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(remote).ok()?;
+    Some(Address::new(socket.local_addr().ok()?.ip(), 0))
 }
 
 impl DryRun {
@@ -149,6 +164,7 @@ impl DryRun {
             ),
             is_setid: file.as_deref().is_some_and(program_file::is_setid),
             interfaces: source::interfaces(),
+            source: source_address,
             policy,
             options,
             uid,
@@ -236,10 +252,10 @@ impl DryRun {
 impl Scene {
     fn ask(&self, role: Role, socket: Socket) -> Value {
         let fixes_local = matches!(role, Role::Bind | Role::Listen);
-        let local = if fixes_local {
-            socket.address
-        } else {
-            Address::ANY
+        let local = match role {
+            Role::Bind | Role::Listen => socket.address,
+            Role::Connect => (self.source)(&socket.address).unwrap_or(Address::ANY),
+            Role::Send => Address::ANY,
         };
         let interface = self.interface_of(&local);
         let query = Query {
@@ -298,11 +314,15 @@ impl Scene {
         if query.remote.as_ref().is_some_and(is_own) && !self.options.accelerate_local {
             return Some(FallThrough::LocalRoute);
         }
+        let only = match decision {
+            Decision::Accelerate { interface, .. } => *interface,
+            Decision::Kernel { .. } => None,
+        };
         let local = query.local.filter(|local| !local.is_any());
         let served = match (local, interface) {
-            (None, _) => interfaces
-                .iter()
-                .any(|interface| interface.reason.is_none()),
+            (None, _) => interfaces.iter().any(|interface| {
+                interface.reason.is_none() && only.is_none_or(|only| interface.name == only)
+            }),
             (Some(_), interface) => interface.is_some_and(|interface| interface.reason.is_none()),
         };
         (!served).then_some(FallThrough::NoInterface)
@@ -363,6 +383,7 @@ mod tests {
             uid: 1000,
             user: Some("alice".to_owned()),
             interfaces,
+            source: |_| None,
         }
     }
 
@@ -422,6 +443,32 @@ mod tests {
             ruled.ask(Role::Bind, socket("*:53").expect("one"))["rule"],
             1
         );
+        let only = |name: &str| {
+            let rule = format!("[[rule]]\ninterface = \"{name}\"\naction = \"accelerate\"");
+            scene(&rule, veth(None))
+        };
+        assert_eq!(reason(&only("veth0"), Role::Bind, "*:53"), Value::Null);
+        assert_eq!(reason(&only("eth9"), Role::Bind, "*:53"), "no-interface");
+        // A rule of another interface does not match: the built-in policy answers.
+        let other = only("eth9").ask(Role::Bind, socket("198.18.0.1:53").expect("one"));
+        assert_eq!(
+            (&other["reason"], &other["rule"]),
+            (&Value::Null, &Value::Null)
+        );
+        let leaving = Scene {
+            source: |_| Some(Address::new([198, 18, 0, 1].into(), 0)),
+            ..scene(
+                "[[rule]]\ninterface = \"veth0\"\naction = \"kernel\"",
+                veth(None),
+            )
+        };
+        assert_eq!(reason(&leaving, Role::Connect, "198.18.0.2:9"), "rule");
+        assert_eq!(reason(&leaving, Role::Send, "198.18.0.2:9"), Value::Null);
+        let backend = scene(
+            "[[rule]]\naction = \"accelerate\"\nbackend = \"dpdk\"",
+            veth(None),
+        );
+        assert_eq!(reason(&backend, Role::Bind, "*:53"), "backend");
         let setid = Scene {
             is_setid: true,
             ..scene("", None)

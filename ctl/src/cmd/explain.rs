@@ -148,6 +148,7 @@ fn print(pid: u32, report: &ReportView) {
     let columns = [
         ("FD", "fd"),
         ("PROTO", "protocol"),
+        ("IP", "family"),
         ("LOCAL", "local"),
         ("REMOTE", "remote"),
         ("BY", "role"),
@@ -197,6 +198,7 @@ fn sockets(pid: u32, report: &ReportView) -> impl Iterator<Item = Value> {
         let mut socket = socket(record);
         socket["pid"] = pid.into();
         socket["program"] = source::program(pid).into();
+        socket["start_time"] = report.header.start_time.into();
         socket["config"] = if config.is_empty() {
             Value::Null
         } else {
@@ -214,6 +216,7 @@ fn socket(record: &Record) -> Value {
     let facts = json!({
         "fd": record.fd,
         "protocol": record.protocol().map(Protocol::word),
+        "family": (record.family != 0).then_some(record.family),
         "local": (record.role != 0).then(|| record.local().to_string()),
         "remote": record.remote().map(|remote| remote.to_string()),
         "role": record.role().map(Role::word),

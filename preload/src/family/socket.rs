@@ -36,13 +36,13 @@ fn born(fd: c_int, domain: c_int, kind: c_int, protocol: c_int) {
     let inet = domain == AF_INET || domain == AF_INET6;
     if inet && kind == SOCK_DGRAM && (protocol == 0 || protocol == libc::IPPROTO_UDP) {
         fdtable::set(fd, Entry::Candidate);
-        report::born(fd, FallThrough::Undecided, 17);
+        report::born(fd, FallThrough::Undecided, 17, domain);
         return;
     }
     if inet && kind == SOCK_STREAM {
-        report::born(fd, FallThrough::TcpNotYet, 6);
+        report::born(fd, FallThrough::TcpNotYet, 6, domain);
     } else if inet {
-        report::born(fd, FallThrough::SocketType, 0);
+        report::born(fd, FallThrough::SocketType, 0, domain);
     }
 }
 
@@ -123,7 +123,7 @@ pub unsafe fn connect(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_
                 Given::Nothing | Given::Foreign => {}
             }
         }
-        Entry::Udp(endpoint) => decide::follow_addresses(fd, endpoint),
+        Entry::Udp(endpoint) => decide::follow(fd, endpoint),
         _ => {}
     }
     result
@@ -181,6 +181,11 @@ pub unsafe fn setsockopt(
         && let Entry::Udp(endpoint) = fdtable::get(fd)
     {
         options_changed(fd, endpoint);
+        if level == libc::SOL_SOCKET
+            && (name == libc::SO_BINDTODEVICE || name == shadow::SO_BINDTOIFINDEX)
+        {
+            decide::follow(fd, endpoint);
+        }
     }
     result
 }
@@ -196,6 +201,7 @@ fn options_changed(fd: c_int, endpoint: bypass_stack::EndpointId) {
     {
         fresh.shim_flags |=
             options.shim_flags & (shadow::flags::SHUT_READ | shadow::flags::SHUT_WRITE);
+        fresh.shim_words[shadow::ONLY_WORD] = options.shim_words[shadow::ONLY_WORD];
         *options = fresh;
     }
 }

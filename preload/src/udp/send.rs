@@ -22,7 +22,7 @@ use crate::address::{self, Given};
 use crate::context::Joined;
 use crate::errno::{Answer, from_c};
 use crate::shadow::{self, flags};
-use crate::{context, fdtable, symbols};
+use crate::{config, context, fdtable, symbols};
 
 use super::cmsg::{self, Asked};
 use super::route;
@@ -119,6 +119,8 @@ struct Sender {
     endpoint: EndpointId,
     local: SocketAddress,
     remote: Option<SocketAddress>,
+    /// The interface that the socket is bound to; 0 = any.
+    ifindex: u32,
     /// Whether the socket takes no IPv4 destinations.
     is_v6_only: bool,
     /// UDP_SEGMENT of the socket; 0 = off.
@@ -168,6 +170,7 @@ impl Sender {
             endpoint,
             local: status.local,
             remote: status.remote,
+            ifindex: status.ifindex,
             is_v6_only: status.family == bypass_stack::Family::V6,
             segment: options.shim_words[shadow::GSO_WORD] as u16,
             way: None,
@@ -208,7 +211,13 @@ impl Sender {
         let bound = asked.source.unwrap_or(self.local.ip);
         let segment = usize::from(asked.gso_size.unwrap_or(self.segment));
         let endpoint = self.endpoint;
-        let way = self.way(locked, to, bound, asked.ifindex)?;
+        let ifindex = match (asked.ifindex, self.ifindex) {
+            (0, own) => own,
+            (asked, own) if own == 0 || own == asked => asked,
+            // The kernel refuses to leave the socket's interface.
+            _ => return Err(ByKernel),
+        };
+        let way = self.way(locked, to, bound, ifindex)?;
         if segment == 0 || total <= segment {
             way.send(locked, endpoint, total, &mut gather)?;
             return Ok(Ok(total as isize));
@@ -269,7 +278,8 @@ impl Sender {
         let looked = route::lookup(self.joined, to.ip, bound, ifindex, hash);
         let mut next_hop = match looked {
             Lookup::Via(next_hop) => next_hop,
-            Lookup::Local => return Ok(None),
+            Lookup::Local if config::get().options.accelerate_local => return Ok(None),
+            Lookup::Local => return Err(ByKernel),
             Lookup::Kernel(_) => return Err(ByKernel),
         };
         if !next_hop.is_confirmed() && !may_skip_confirmation() {

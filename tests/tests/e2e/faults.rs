@@ -186,17 +186,23 @@ fn explains(scene: &Scene, pid: u32, reason: &str) -> Result<()> {
 /// The echo with one more variable: it must run, and on the kernel.
 fn on_the_kernel(scene: &Scene, variable: (&str, &str), reason: &str) -> Result<()> {
     let before = KernelUdp::read(&scene.bed, Side::Server)?;
-    let mut program = scene.bed.program(Side::Server, paths::example("udpecho")?);
-    program.column(scene.column).env(variable.0, variable.1);
-    let server = program
-        .args(["--bind", &scene.host(), "--port", &PORT.to_string()])
-        .spawn()?;
-    wait_for_udp_port(&scene.bed, Side::Server, PORT)?;
+    let server = echo_with(scene, &scene.host(), variable)?;
     ping_pong(scene, &scene.host(), PORT, 500)?;
     kernel_carried(scene, before, 500)?;
     explains(scene, server.pid(), reason)?;
     server.stop()?.check()?;
     Ok(())
+}
+
+/// Starts the echo on an address with one more variable.
+fn echo_with(scene: &Scene, bind: &str, variable: (&str, &str)) -> Result<Running> {
+    let mut program = scene.bed.program(Side::Server, paths::example("udpecho")?);
+    program.column(scene.column).env(variable.0, variable.1);
+    let server = program
+        .args(["--bind", bind, "--port", &PORT.to_string()])
+        .spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Server, PORT)?;
+    Ok(server)
 }
 
 /// Privileged, but told not to start a daemon.
@@ -238,6 +244,93 @@ pub(crate) fn kernel_by_rule(scene: &Scene) -> Result<()> {
     )?;
     let config = config.display().to_string();
     on_the_kernel(scene, ("BYPASS_CONFIG", &config), "rule")
+}
+
+/// Writes a configuration of rules; its path.
+fn rules(scene: &Scene, text: &str) -> Result<String> {
+    let config = scene.bed.folder().join("rules.toml");
+    fs::write(&config, text)?;
+    Ok(config.display().to_string())
+}
+
+/// Rules that ask for an interface: a socket's is that of its address; one bound to any address is
+/// accelerated on the rule's only.
+pub(crate) fn rules_of_interfaces(scene: &Scene) -> Result<()> {
+    let own = scene.bed.interface(Side::Server);
+    let kernel = |name: &str| format!("[[rule]]\ninterface = \"{name}\"\naction = \"kernel\"\n");
+    let only = |name: &str| format!("[[rule]]\ninterface = \"{name}\"\naction = \"accelerate\"\n");
+    let config = rules(scene, &kernel(own))?;
+    on_the_kernel(scene, ("BYPASS_CONFIG", &config), "\"rule\"")?;
+    let any_wanting_lo = rules(scene, &only("lo"))?;
+    let server = echo_with(scene, "0.0.0.0", ("BYPASS_CONFIG", &any_wanting_lo))?;
+    ping_pong(scene, &scene.host(), PORT, 100)?;
+    explains(scene, server.pid(), "no-interface")?;
+    server.stop()?.check()?;
+    for (bind, text) in [
+        (scene.host(), kernel("lo")),
+        ("0.0.0.0".to_owned(), only(own)),
+        (scene.host(), only(own)),
+    ] {
+        let config = rules(scene, &text)?;
+        let server = echo_with(scene, &bind, ("BYPASS_CONFIG", &config))?;
+        ping_pong(scene, &scene.host(), PORT, 100)?;
+        explains(scene, server.pid(), "\"bypass\"").map_err(|error| format!("{text}: {error}"))?;
+        server.stop()?.check()?;
+    }
+    Ok(())
+}
+
+/// A rule wants a backend that is not there.
+pub(crate) fn rule_of_a_backend(scene: &Scene) -> Result<()> {
+    let config = rules(
+        scene,
+        "[[rule]]\naction = \"accelerate\"\nbackend = \"shm\"\n",
+    )?;
+    on_the_kernel(scene, ("BYPASS_CONFIG", &config), "\"backend\"")
+}
+
+/// A client of the same host reaches the server, whether the sockets of a stack talk directly or
+/// through the kernel.
+pub(crate) fn own_address(scene: &Scene) -> Result<()> {
+    for (direct, reason) in [("0", "local-route"), ("1", "\"bypass\"")] {
+        let variable = ("BYPASS_ACCELERATE_LOCAL", direct);
+        let server = echo_with(scene, &scene.host(), variable)?;
+        let before = KernelUdp::read(&scene.bed, Side::Server)?;
+        let python = format!(
+            "import signal, socket\n\
+             s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+             s.settimeout(5)\n\
+             s.connect((\"{}\", {PORT}))\n\
+             for i in range(200):\n\
+             \x20   s.send(b\"%d\" % i)\n\
+             \x20   assert s.recv(64) == b\"%d\" % i\n\
+             print(\"done\", flush=True)\n\
+             signal.pause()\n",
+            scene.host()
+        );
+        let mut client = scene.bed.program(Side::Server, "/usr/bin/python3");
+        client.column(scene.column).env(variable.0, variable.1);
+        let client = client.args(["-c", &python]).spawn()?;
+        wait_until("200 answers", Duration::from_secs(10), || {
+            client.stdout().contains("done")
+        })
+        .map_err(|error| format!("{error}: {}", client.stderr()))?;
+        let carried = KernelUdp::read(&scene.bed, Side::Server)?
+            .since(before)
+            .total();
+        let expected = if scene.has_shim() && direct == "1" {
+            0..10
+        } else {
+            800..1000
+        };
+        if !expected.contains(&carried) {
+            return Err(format!("local {direct}: the kernel carried {carried}").into());
+        }
+        explains(scene, client.pid(), reason)?;
+        client.stop()?;
+        server.stop()?.check()?;
+    }
+    Ok(())
 }
 
 /// The interface goes down and comes back.
