@@ -66,6 +66,18 @@ impl KernelUdp {
     }
 }
 
+/// TCP segments that the kernel of a namespace has received and sent.
+///
+/// # Errors
+/// When `/proc/net` cannot be read there.
+pub fn kernel_segments(bed: &Testbed, side: Side) -> Result<u64> {
+    let mut cat = bed.program(side, "cat");
+    let text = cat.args(["/proc/net/snmp"]).run()?.check()?.stdout;
+    let all = parse_snmp(&text);
+    let value = |name: &str| all.get(name).copied().unwrap_or(0);
+    Ok(value("TcpInSegs") + value("TcpOutSegs"))
+}
+
 /// `Udp: InDatagrams …` line pairs and `Udp6InDatagrams  n` lines as one map.
 fn parse_snmp(text: &str) -> BTreeMap<String, u64> {
     let mut all = BTreeMap::new();

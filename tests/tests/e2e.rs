@@ -9,10 +9,11 @@ mod e2e {
     pub mod harness;
     pub mod names;
     pub mod programs;
+    pub mod streams;
 }
 
 use e2e::harness::{Carried, check};
-use e2e::{faults, names, programs};
+use e2e::{faults, names, programs, streams};
 
 macro_rules! tests {
     ($( $module:ident::$name:ident: $carried:ident, )+) => {
@@ -55,6 +56,19 @@ tests! {
     programs::socat_receiver: Bypass,
     programs::python_asyncio: Bypass,
     programs::python_socketserver: Bypass,
+    streams::redis: Segments,
+    streams::redis_large_values: Segments,
+    streams::nginx_files: Segments,
+    streams::nginx_keepalive: Segments,
+    streams::nginx_close: Segments,
+    streams::memcached_threads: Segments,
+    streams::python_http_server: Segments,
+    streams::python_asyncio_streams: Segments,
+    streams::curl_client: Segments,
+    streams::iperf3_stream_in: Segments,
+    streams::iperf3_stream_out: Segments,
+    streams::iperf3_four_streams: Segments,
+    streams::refused_connections: Any,
     programs::idle_uses_no_processor: Any,
     programs::everything_else_is_unaffected: Any,
     programs::cpython_socket_tests: Any,

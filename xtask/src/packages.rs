@@ -11,6 +11,7 @@ use crate::progress::step;
 /// Package and the program or file that shows that it is there.
 const PACKAGES: &[(&str, &str)] = &[
     ("binutils", "/usr/bin/nm"),
+    ("apache2-utils", "/usr/bin/ab"),
     ("bind9-dnsutils", "/usr/bin/dig"),
     ("clang", "/usr/bin/clang"),
     ("curl", "/usr/bin/curl"),
@@ -29,9 +30,12 @@ const PACKAGES: &[(&str, &str)] = &[
     ("linux-libc-dev", "/usr/include/linux/if_xdp.h"),
     ("make", "/usr/bin/make"),
     ("memcached", "/usr/bin/memcached"),
+    ("nginx-light", "/usr/sbin/nginx"),
     ("nsd", "/usr/sbin/nsd"),
     ("procps", "/usr/bin/ps"),
     ("python3", "/usr/bin/python3"),
+    ("redis-server", "/usr/bin/redis-server"),
+    ("redis-tools", "/usr/bin/redis-benchmark"),
     ("socat", "/usr/bin/socat"),
     ("sockperf", "/usr/bin/sockperf"),
     ("strace", "/usr/bin/strace"),

@@ -112,7 +112,7 @@ impl Server {
         {
             Some(Ok(mut locked)) => {
                 locked.stack().remove_process(slot);
-                // Its connections close in order when the lock is given back, as the kernel's would;
+                // Its connections close in order when the lock is given back, as in the kernel;
                 // their flows stay until the stack says that they have ended.
                 true
             }

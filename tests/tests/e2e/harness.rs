@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bypass_tests::Result;
-use bypass_tests::counters::{KernelUdp, interface_frames};
+use bypass_tests::counters::{KernelUdp, interface_frames, kernel_segments};
 use bypass_tests::leftovers::Leftovers;
 use bypass_tests::program::Column;
 use bypass_tests::testbed::{Options, Side, Testbed};
@@ -13,6 +13,8 @@ use bypass_tests::testbed::{Options, Side, Testbed};
 pub(crate) enum Carried {
     /// The bypass, but for a few.
     Bypass,
+    /// The bypass, but for a few TCP segments.
+    Segments,
     /// No demand, or one that the test makes itself.
     Any,
 }
@@ -61,6 +63,7 @@ fn run(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) -> Resu
     };
     let kernel = KernelUdp::read(&scene.bed, Side::Server)?;
     let frames = interface_frames(&scene.bed, Side::Server)?;
+    let segments = kernel_segments(&scene.bed, Side::Server)?;
     body(&scene)?;
     if column == Column::Native {
         return Ok(());
@@ -71,6 +74,10 @@ fn run(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) -> Resu
     if carried == Carried::Bypass && kernel.total() > frames / 20 + 20 {
         let carried = kernel.total();
         return Err(format!("the kernel carried {carried} datagrams of {frames} frames").into());
+    }
+    let segments = kernel_segments(&scene.bed, Side::Server)? - segments;
+    if carried == Carried::Segments && segments > frames / 20 + 20 {
+        return Err(format!("the kernel carried {segments} segments of {frames} frames").into());
     }
     let left = Leftovers::after(&scene.bed, Duration::from_secs(10));
     if left != Leftovers::default() {

@@ -1,0 +1,314 @@
+//! TCP programs: redis, nginx, memcached, Python, Node, curl, iperf3, socat.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bypass_tests::Result;
+use bypass_tests::counters::wait_for_tcp_port;
+use bypass_tests::program::{Finished, Program, Running};
+use bypass_tests::testbed::Side;
+
+use super::harness::Scene;
+
+/// The program under test, in the scene's column.
+fn subject<'s>(scene: &'s Scene, side: Side, name: &str) -> Program<'s> {
+    let mut program = scene.bed.program(side, name);
+    program.column(scene.column).env("BYPASS_TCP", "1");
+    program
+}
+
+fn started(scene: &Scene, program: &Program<'_>, port: u16) -> Result<Running> {
+    let running = program.spawn()?;
+    wait_for_tcp_port(&scene.bed, Side::Server, port)
+        .map_err(|error| format!("{error}\n{}{}", running.stdout(), running.stderr()))?;
+    Ok(running)
+}
+
+/// Runs a client on the kernel.
+fn client(scene: &Scene, name: &str, arguments: &[&str]) -> Result<Finished> {
+    let mut program = scene.bed.program(Side::Client, name);
+    program.args(arguments).timeout(Duration::from_secs(60));
+    program.run()?.check()
+}
+
+/// A file of this many pseudo-random bytes in the bed's folder.
+fn noise(scene: &Scene, name: &str, bytes: usize) -> Result<PathBuf> {
+    let file = scene.bed.folder().join(name);
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let content: Vec<u8> = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    })
+    .take(bytes)
+    .collect();
+    fs::write(&file, content)?;
+    Ok(file)
+}
+
+/// Fetches a URL with curl on the kernel; the bytes must be those of the file.
+fn fetch(scene: &Scene, url: &str, wanted: &PathBuf) -> Result<()> {
+    let got = scene.bed.folder().join("fetched");
+    let into = got.display().to_string();
+    client(
+        scene,
+        "curl",
+        &["-sS", "--fail", "-m", "50", "-o", &into, url],
+    )?;
+    if fs::read(&got)? == fs::read(wanted)? {
+        Ok(())
+    } else {
+        Err(format!("{url}: other bytes than {}", wanted.display()).into())
+    }
+}
+
+fn start_redis(scene: &Scene) -> Result<Running> {
+    let folder = scene.bed.folder().display().to_string();
+    let mut redis = subject(scene, Side::Server, "redis-server");
+    redis.args(["--port", "6379", "--bind", &scene.host(), "--save", ""]);
+    redis.args([
+        "--appendonly",
+        "no",
+        "--protected-mode",
+        "no",
+        "--dir",
+        &folder,
+    ]);
+    started(scene, &redis, 6379)
+}
+
+fn redis_benchmark(scene: &Scene, arguments: &[&str]) -> Result<()> {
+    let host = scene.host();
+    let mut all = vec!["-h", &host, "-q", "-t", "set,get,lrange_100"];
+    all.extend(arguments);
+    let run = client(scene, "redis-benchmark", &all)?;
+    if run.stdout.matches("requests per second").count() < 3 || run.stdout.contains("rror") {
+        return Err(format!("redis-benchmark: {}{}", run.stdout, run.stderr).into());
+    }
+    Ok(())
+}
+
+pub(crate) fn redis(scene: &Scene) -> Result<()> {
+    let server = start_redis(scene)?;
+    redis_benchmark(scene, &["-n", "5000", "-c", "1"])?;
+    redis_benchmark(scene, &["-n", "20000", "-c", "50"])?;
+    redis_benchmark(scene, &["-n", "40000", "-c", "50", "-P", "16"])?;
+    server.stop()?;
+    Ok(())
+}
+
+pub(crate) fn redis_large_values(scene: &Scene) -> Result<()> {
+    let server = start_redis(scene)?;
+    let host = scene.host();
+    let file = noise(scene, "value", 3 << 20)?;
+    let mut set = scene.bed.program(Side::Client, "redis-cli");
+    set.args(["-h", &host, "-x", "set", "k"])
+        .input(file.clone());
+    set.run()?.check()?;
+    let script = format!(
+        "import socket,sys\n\
+         s=socket.create_connection(('{host}',6379)); s.sendall(b'GET k\\r\\n'); f=s.makefile('rb')\n\
+         n=int(f.readline()[1:]); sys.exit(0 if f.read(n)==open('{}','rb').read() else 1)",
+        file.display()
+    );
+    client(scene, "python3", &["-c", &script])?;
+    server.stop()?;
+    Ok(())
+}
+
+fn start_nginx(scene: &Scene) -> Result<Running> {
+    let folder = scene.bed.folder().join("nginx");
+    fs::create_dir_all(folder.join("www"))?;
+    fs::copy(noise(scene, "large", 5 << 20)?, folder.join("www/large"))?;
+    fs::copy(noise(scene, "small", 612)?, folder.join("www/small"))?;
+    let config = folder.join("nginx.conf");
+    let (here, host) = (folder.display(), scene.host());
+    fs::write(
+        &config,
+        format!(
+            "daemon off; master_process off; pid {here}/pid; error_log stderr; user root;\n\
+             events {{ worker_connections 1024; }}\n\
+             http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000;\n\
+             client_body_temp_path {here}/b; proxy_temp_path {here}/p;\n\
+             fastcgi_temp_path {here}/f; uwsgi_temp_path {here}/u; scgi_temp_path {here}/s;\n\
+             server {{ listen {host}:8080; root {here}/www; }} }}\n"
+        ),
+    )?;
+    let mut nginx = subject(scene, Side::Server, "/usr/sbin/nginx");
+    nginx.arg("-c").arg(&config);
+    started(scene, &nginx, 8080)
+}
+
+pub(crate) fn nginx_files(scene: &Scene) -> Result<()> {
+    let server = start_nginx(scene)?;
+    let host = scene.host();
+    for name in ["small", "large"] {
+        let file = scene.bed.folder().join(name);
+        fetch(scene, &format!("http://{host}:8080/{name}"), &file)?;
+    }
+    server.stop()?;
+    Ok(())
+}
+
+fn apache_bench(scene: &Scene, arguments: &[&str]) -> Result<()> {
+    let url = format!("http://{}:8080/small", scene.host());
+    let mut all = vec!["-q", "-n", "5000", "-c", "20"];
+    all.extend(arguments);
+    all.push(&url);
+    let run = client(scene, "ab", &all)?;
+    let ok = |line: &str| run.stdout.lines().any(|have| have.trim_end() == line);
+    if ok("Complete requests:      5000") && ok("Failed requests:        0") {
+        Ok(())
+    } else {
+        Err(format!("ab: {}{}", run.stdout, run.stderr).into())
+    }
+}
+
+pub(crate) fn nginx_keepalive(scene: &Scene) -> Result<()> {
+    let server = start_nginx(scene)?;
+    apache_bench(scene, &["-k"])?;
+    server.stop()?;
+    Ok(())
+}
+
+pub(crate) fn nginx_close(scene: &Scene) -> Result<()> {
+    let server = start_nginx(scene)?;
+    apache_bench(scene, &[])?;
+    server.stop()?;
+    Ok(())
+}
+
+pub(crate) fn memcached_threads(scene: &Scene) -> Result<()> {
+    let host = scene.host();
+    let mut server = subject(scene, Side::Server, "memcached");
+    server.args([
+        "-u", "root", "-l", &host, "-p", "11211", "-U", "0", "-t", "4",
+    ]);
+    let server = started(scene, &server, 11211)?;
+    let script = format!(
+        "import socket\n\
+         cs=[socket.create_connection(('{host}',11211)) for _ in range(200)]\n\
+         fs=[c.makefile('rb') for c in cs]\n\
+         for r in range(5):\n\
+         \x20 for i,c in enumerate(cs): c.sendall(b'set k%d 0 0 %d\\r\\n%s\\r\\n'%(i,100+i,b'v'*(100+i)))\n\
+         \x20 for f in fs: assert f.readline()==b'STORED\\r\\n'\n\
+         \x20 for i,c in enumerate(cs): c.sendall(b'get k%d\\r\\n'%i)\n\
+         \x20 for i,f in enumerate(fs):\n\
+         \x20  assert f.readline()==b'VALUE k%d 0 %d\\r\\n'%(i,100+i)\n\
+         \x20  assert f.read(100+i)==b'v'*(100+i); f.readline(); assert f.readline()==b'END\\r\\n'\n"
+    );
+    client(scene, "python3", &["-c", &script])?;
+    server.stop()?;
+    Ok(())
+}
+
+pub(crate) fn python_http_server(scene: &Scene) -> Result<()> {
+    let file = noise(scene, "page", 2 << 20)?;
+    let host = scene.host();
+    let folder = scene.bed.folder().display().to_string();
+    let mut server = subject(scene, Side::Server, "python3");
+    server.args(["-m", "http.server", "--bind", &host, "-d", &folder, "8000"]);
+    let server = started(scene, &server, 8000)?;
+    fetch(scene, &format!("http://{host}:8000/page"), &file)?;
+    server.stop()?;
+    Ok(())
+}
+
+pub(crate) fn python_asyncio_streams(scene: &Scene) -> Result<()> {
+    let host = scene.host();
+    let echo = format!(
+        "import asyncio\n\
+         async def serve(r,w):\n\
+         \x20 while d:=await r.read(65536): w.write(d); await w.drain()\n\
+         \x20 w.close()\n\
+         async def main():\n\
+         \x20 s=await asyncio.start_server(serve,'{host}',9000)\n\
+         \x20 async with s: await s.serve_forever()\n\
+         asyncio.run(main())"
+    );
+    let mut server = subject(scene, Side::Server, "python3");
+    server.args(["-c", &echo]);
+    let server = started(scene, &server, 9000)?;
+    let ask = format!(
+        "import socket,threading,hashlib,os\n\
+         s=socket.create_connection(('{host}',9000)); d=os.urandom(4<<20)\n\
+         t=threading.Thread(target=lambda:(s.sendall(d),s.shutdown(1))); t.start()\n\
+         got=b''.join(iter(lambda:s.recv(65536),b'')); t.join(); assert got==d,(len(got),len(d))"
+    );
+    client(scene, "python3", &["-c", &ask])?;
+    server.stop()?;
+    Ok(())
+}
+
+/// curl as the program under test, nginx on the kernel of the other side.
+pub(crate) fn curl_client(scene: &Scene) -> Result<()> {
+    let file = noise(scene, "remote", 3 << 20)?;
+    let peer = scene.peer();
+    let folder = scene.bed.folder().display().to_string();
+    let mut server = scene.bed.program(Side::Client, "python3");
+    let server = server
+        .args(["-m", "http.server", "--bind", &peer, "-d", &folder, "8000"])
+        .spawn()?;
+    wait_for_tcp_port(&scene.bed, Side::Client, 8000)?;
+    let got = scene.bed.folder().join("got");
+    let mut curl = subject(scene, Side::Server, "curl");
+    curl.args(["-sS", "--fail", "-m", "50", "-o"]).arg(&got);
+    curl.arg(format!("http://{peer}:8000/remote"));
+    curl.run()?.check()?;
+    server.stop()?;
+    if fs::read(&got)? != fs::read(&file)? {
+        return Err("curl got other bytes".into());
+    }
+    Ok(())
+}
+
+fn iperf3(scene: &Scene, arguments: &[&str]) -> Result<()> {
+    let host = scene.host();
+    let mut server = subject(scene, Side::Server, "iperf3");
+    server.args(["-s", "-B", &host]);
+    let server = started(scene, &server, 5201)?;
+    let mut all = vec!["-c", &host, "-t", "2", "-J"];
+    all.extend(arguments);
+    let run = client(scene, "iperf3", &all)?;
+    let report: serde_json::Value = serde_json::from_str(&run.stdout)?;
+    let bytes = report["end"]["sum_received"]["bytes"].as_f64();
+    server.stop()?;
+    match bytes {
+        Some(bytes) if bytes > 20e6 => Ok(()),
+        _ => Err(format!("iperf3: {}", report["end"]).into()),
+    }
+}
+
+pub(crate) fn iperf3_stream_in(scene: &Scene) -> Result<()> {
+    iperf3(scene, &[])
+}
+
+pub(crate) fn iperf3_stream_out(scene: &Scene) -> Result<()> {
+    iperf3(scene, &["-R"])
+}
+
+pub(crate) fn iperf3_four_streams(scene: &Scene) -> Result<()> {
+    iperf3(scene, &["-P", "4"])
+}
+
+/// A refused connection, and one to an address that does not answer.
+pub(crate) fn refused_connections(scene: &Scene) -> Result<()> {
+    let script = format!(
+        "import socket,errno\n\
+         s=socket.socket()\n\
+         try: s.connect(('{}',9)); raise SystemExit('connected')\n\
+         except OSError as e: assert e.errno==errno.ECONNREFUSED,e\n\
+         s=socket.socket(); s.setblocking(False)\n\
+         r=s.connect_ex(('{}',9)); assert r in (errno.EINPROGRESS,errno.ECONNREFUSED),r\n\
+         import select; p=select.poll(); p.register(s,select.POLLOUT); assert p.poll(5000)\n\
+         assert s.getsockopt(socket.SOL_SOCKET,socket.SO_ERROR) in (errno.ECONNREFUSED,0)",
+        scene.peer(),
+        scene.peer()
+    );
+    let mut program = subject(scene, Side::Server, "python3");
+    program.args(["-c", &script]);
+    program.run()?.check()?;
+    Ok(())
+}
