@@ -355,6 +355,15 @@ impl Stack<'_> {
         Ok(taken)
     }
 
+    /// A caller that writes only as much as there is room for has found none: the next room is an
+    /// edge, as after a write that found none.
+    pub fn tcp_wait_for_room(&mut self, id: EndpointId, now: Instant) {
+        if let Ok(mut connection) = self.tcp(id) {
+            connection.wait_for_room(now);
+            self.settle(id.index, now);
+        }
+    }
+
     /// Bytes to read in order.
     ///
     /// # Errors
