@@ -34,8 +34,6 @@ pub struct Joined {
     pub attachment: Attachment,
     /// Routes and neighbours.
     pub cplane: Cplane,
-    /// TCP flows.
-    pub flows: Flows,
     chunk_size: u32,
     leases: Mutex<Leases>,
     seen_queue_pairs: AtomicU32,
@@ -133,8 +131,8 @@ fn attach(control: &mut Option<Control>) -> Result<Joined, FallThrough> {
     let flows_map = Flows::map(&flows).map_err(report::because)?;
     let ringer = Ringer::new().map_err(report::because)?;
     let ringer = Ringer::from_fd(private::hide(ringer.into_fd()));
-    let attachment =
-        Attachment::new(image_map, packets_map, ringer).map_err(|_| FallThrough::Refused)?;
+    let attachment = Attachment::new(image_map, packets_map, flows_map, ringer)
+        .map_err(|_| FallThrough::Refused)?;
     PROCESS.store(reply.process, Ordering::Relaxed);
     // The descriptors stay open: a new daemon finds the stack through them.
     let leases = Leases(vec![
@@ -146,7 +144,6 @@ fn attach(control: &mut Option<Control>) -> Result<Joined, FallThrough> {
     Ok(Joined {
         attachment,
         cplane: cplane_map,
-        flows: flows_map,
         chunk_size: reply.chunk_size,
         leases: Mutex::new(leases),
         seen_queue_pairs: AtomicU32::new(0),

@@ -17,7 +17,9 @@ use crate::fdtable::{self, Entry};
 use crate::{config, context, interface, process, report, shadow, wait};
 
 /// `IPPROTO_UDP` as the policy and the control messages name it.
-const UDP: u8 = 17;
+pub const UDP: u8 = 17;
+/// `IPPROTO_TCP` likewise.
+pub const TCP: u8 = 6;
 
 /// Asks the policy about a UDP socket whose addresses are now `local` and `remote`; notes the
 /// answer in the table and in the report.
@@ -26,7 +28,7 @@ pub fn decide(fd: i32, role: Role) -> Entry {
         return Entry::Candidate;
     };
     let remote = shadow::remote(fd);
-    let verdict = ask_policy(fd, role, local, remote);
+    let verdict = ask_policy(fd, Protocol::Udp, role, local, remote);
     let (reason, rule) = match verdict {
         Ok((rule, _)) => (None, rule),
         Err((reason, rule)) => (Some(reason), rule),
@@ -43,9 +45,19 @@ pub fn decide(fd: i32, role: Role) -> Entry {
 
 /// The rule that accelerates and the interface that it restricts the socket to (0 = none), or the
 /// reason and rule that do not.
-type Verdict = Result<(Option<usize>, u32), (FallThrough, Option<usize>)>;
+pub type Verdict = Result<(Option<usize>, u32), (FallThrough, Option<usize>)>;
 
-fn ask_policy(fd: i32, role: Role, local: SocketAddress, remote: Option<SocketAddress>) -> Verdict {
+/// Asks the policy about a socket with these addresses.
+///
+/// # Errors
+/// The reason that keeps the socket with the kernel, and the rule that says so.
+pub fn ask_policy(
+    fd: i32,
+    protocol: Protocol,
+    role: Role,
+    local: SocketAddress,
+    remote: Option<SocketAddress>,
+) -> Verdict {
     let config = config::get();
     if config.is_secure() {
         return Err((FallThrough::Secure, None));
@@ -71,7 +83,7 @@ fn ask_policy(fd: i32, role: Role, local: SocketAddress, remote: Option<SocketAd
             uid: config.uid,
             name: None,
         },
-        protocol: Protocol::Udp,
+        protocol,
         role,
         local: Some(Address {
             ip: local.ip.0,
@@ -169,7 +181,7 @@ fn try_activate(fd: i32, only: u32) -> Result<EndpointId, FallThrough> {
             .udp_open(&open)
             .map_err(|_| FallThrough::Limit)?
     };
-    match add_filter(fd, endpoint, family, (local, remote), ifindex) {
+    match add_filter(fd, endpoint, (UDP, 0), family, (local, remote), ifindex) {
         Ok(filter) => {
             if let Ok(mut locked) = joined.attachment.lock() {
                 locked.stack().set_filter(endpoint, filter);
@@ -197,16 +209,21 @@ fn is_local_route(joined: &Joined, local: SocketAddress, remote: Option<SocketAd
 }
 
 /// SO_BINDTODEVICE as an interface index; 0 = none.
-fn bound_device(fd: i32) -> u32 {
+pub fn bound_device(fd: i32) -> u32 {
     shadow::option::<i32>(fd, libc::SOL_SOCKET, shadow::SO_BINDTOIFINDEX)
         .unwrap_or(0)
         .max(0) as u32
 }
 
-/// Asks the daemon to steer the socket's packets to the endpoint.
+/// Asks the daemon to steer the socket's packets to the endpoint. `listen` is 1 for a TCP listener,
+/// else 0.
+///
+/// # Errors
+/// The reason that the daemon's refusal is for the socket.
 pub fn add_filter(
     fd: i32,
     endpoint: EndpointId,
+    (protocol, listen): (u8, u8),
     family: Family,
     (local, remote): (SocketAddress, Option<SocketAddress>),
     ifindex: u32,
@@ -217,7 +234,8 @@ pub fn add_filter(
         local_port: local.port,
         remote: remote.ip.0,
         remote_port: remote.port,
-        protocol: UDP,
+        protocol,
+        listen,
         family: match family {
             Family::V4 => 0,
             Family::Dual => 1,
@@ -290,7 +308,7 @@ pub fn follow(fd: i32, endpoint: EndpointId) {
         // A rule has accelerated the socket on one interface, and it has left for another.
         Err(FallThrough::NoInterface)
     } else {
-        add_filter(fd, endpoint, family, (local, remote), ifindex)
+        add_filter(fd, endpoint, (UDP, 0), family, (local, remote), ifindex)
     };
     match filter {
         Ok(filter) => {

@@ -8,8 +8,8 @@
 //!
 //! Map: [`symbols`] is the one list of hooks; `family` has what each hook does; [`fdtable`] says
 //! what
-//! a descriptor number is; [`decide`] asks the policy and makes endpoints; `udp` receives and
-//! sends;
+//! a descriptor number is; [`decide`] asks the policy and makes endpoints; `udp` and `tcp`
+//! serve them;
 //! `wait` is the one waiting mechanism; [`context`] holds the stack that this process has joined.
 //!
 //! Inside a hook only raw system calls (`rustix`) and originals are called, so that no hook is
@@ -38,5 +38,6 @@ pub mod report;
 pub mod shadow;
 pub mod startup;
 pub mod symbols;
+pub mod tcp;
 pub mod udp;
 pub mod wait;

@@ -11,7 +11,7 @@ use libc::{SCM_RIGHTS, SOL_SOCKET, msghdr};
 
 use crate::address::is_nowhere;
 use crate::fdtable::{self, Entry};
-use crate::{decide, report};
+use crate::{decide, report, tcp};
 
 /// Hands over accelerated sockets that this message carries.
 ///
@@ -65,7 +65,11 @@ fn hand_over(fd: i32) {
             decide::release_all(endpoint);
             report::refused(fd, FallThrough::Passed);
         }
-        Entry::Candidate | Entry::Bound => {
+        Entry::Listener(endpoint) => {
+            tcp::listen::give_up(fd, endpoint);
+            report::refused(fd, FallThrough::Passed);
+        }
+        Entry::Candidate | Entry::Bound | Entry::TcpCandidate => {
             fdtable::set(fd, Entry::Other);
             report::refused(fd, FallThrough::Passed);
         }

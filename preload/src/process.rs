@@ -8,7 +8,7 @@ use bypass_stack::ProcessId;
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use crate::fdtable::{self, Entry};
-use crate::{context, decide, report, shadow, wait};
+use crate::{context, decide, report, shadow, tcp, wait};
 
 /// Whether this process was forked, or has forked: sockets may be shared with relatives.
 static RELATIVES: AtomicBool = AtomicBool::new(false);
@@ -108,7 +108,15 @@ fn in_parent(slot: Option<ProcessId>, pid: i32) {
 /// Every accelerated descriptor becomes the kernel's, without touching the endpoints.
 fn forget_all() {
     for (fd, entry) in fdtable::entries(0, u32::MAX - 1) {
-        if matches!(entry, Entry::Udp(_) | Entry::Bound | Entry::Candidate) {
+        if matches!(
+            entry,
+            Entry::Udp(_)
+                | Entry::Bound
+                | Entry::Candidate
+                | Entry::Tcp(_)
+                | Entry::Listener(_)
+                | Entry::TcpCandidate
+        ) {
             fdtable::set(fd, Entry::Other);
         }
     }
@@ -130,6 +138,18 @@ pub fn about_to_exec() {
                 // the endpoint: relatives find it gone and use the kernel as well.
                 decide::abolish(fd, endpoint);
             }
+            report::refused(fd, bypass_proto::reason::FallThrough::Inherited);
+            any = true;
+        }
+        // A connection cannot be handed over yet: this process lets go of it. A listener's
+        // shadow listens in the next program.
+        if let Entry::Tcp(endpoint) | Entry::Listener(endpoint) = entry {
+            fdtable::set(fd, Entry::Other);
+            if let Entry::Listener(_) = entry {
+                let nonblocking = tcp::options::is_nonblocking(endpoint);
+                tcp::listen::set_nonblocking(fd, nonblocking);
+            }
+            tcp::close::closed(endpoint);
             report::refused(fd, bypass_proto::reason::FallThrough::Inherited);
             any = true;
         }

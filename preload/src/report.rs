@@ -187,6 +187,25 @@ fn place(record: &mut Record, local: SocketAddress, remote: Option<SocketAddress
     }
 }
 
+/// A connection that an accelerated listener has accepted.
+pub fn accepted(fd: i32, endpoint: EndpointId, local: SocketAddress, remote: SocketAddress) {
+    with(|report| {
+        report.header().accelerated += 1;
+        let mut record = Record {
+            fd,
+            state: State::Accelerated as u8,
+            rule: -1,
+            protocol: 6,
+            role: Role::Listen as u8,
+            endpoint_index: endpoint.index,
+            endpoint_generation: endpoint.generation,
+            ..Record::default()
+        };
+        place(&mut record, local, Some(remote));
+        report.insert(record);
+    });
+}
+
 /// The socket is accelerated now.
 pub fn accelerated(fd: i32, endpoint: EndpointId) {
     with(|report| {

@@ -202,7 +202,7 @@ fn shim_flags(fd: i32, v6: bool) -> u32 {
 }
 
 /// SO_RCVTIMEO or SO_SNDTIMEO in milliseconds, rounded up; 0 = none.
-fn timeout_ms(fd: i32, name: c_int) -> u32 {
+pub fn timeout_ms(fd: i32, name: c_int) -> u32 {
     #[derive(Clone, Copy, Default)]
     #[repr(C)]
     struct Time {

@@ -23,11 +23,12 @@ use std::time::Duration;
 
 use bypass_backends::{QueuePair, Received, Transmit};
 use bypass_stack::{
-    ChunkId, Instant, LayoutError, QueuePairInfo, RxFrame, Stack, WaiterId, WaiterSet,
+    ChunkId, EndpointId, Instant, LayoutError, QueuePairInfo, RxFrame, Stack, WaiterId, WaiterSet,
 };
 use rustix::io::Errno;
 
 use crate::clock;
+use crate::flows::Flows;
 use crate::image::{Image, ImageError};
 use crate::lock::{self, LockError, Owners, Taken};
 use crate::packets::Packets;
@@ -77,6 +78,7 @@ impl From<Errno> for AttachError {
 struct State {
     stack: Stack<'static>,
     packets: Packets,
+    flows: Flows,
     queues: [Option<Mapped>; MAX_QUEUE_PAIRS],
     count: usize,
 }
@@ -134,13 +136,19 @@ impl Attachment {
     ///
     /// # Errors
     /// Each [`AttachError`].
-    pub fn new(image: Image, packets: Packets, ringer: Ringer) -> Result<Self, AttachError> {
+    pub fn new(
+        image: Image,
+        packets: Packets,
+        flows: Flows,
+        ringer: Ringer,
+    ) -> Result<Self, AttachError> {
         // SAFETY: the view stays beside the image in the same struct, and only its header is
         // looked at before the lock is held: magic, version and capacities, which nobody changes.
         let stack = Stack::attach(unsafe { image.stack_bytes() }).map_err(AttachError::Layout)?;
         let state = State {
             stack,
             packets,
+            flows,
             queues: [const { None }; MAX_QUEUE_PAIRS],
             count: 0,
         };
@@ -305,6 +313,12 @@ impl Locked<'_> {
         (&mut self.state.stack, &mut self.state.packets)
     }
 
+    /// The table that steers TCP flows.
+    #[must_use]
+    pub fn flows(&self) -> &Flows {
+        &self.state.flows
+    }
+
     /// Whether queue pair `index` is mapped here, as the stack has it now.
     #[must_use]
     pub fn has_queue(&self, index: usize) -> bool {
@@ -313,7 +327,7 @@ impl Locked<'_> {
     }
 
     /// Moves frames: received ones into the stack, free chunks into fill rings, sent chunks back,
-    /// pending ones out. Returns how many frames came in.
+    /// pending ones out; runs the timers that are due. Returns how many frames came in.
     pub fn pump(&mut self, now: Instant) -> usize {
         self.attachment.image.count_pump();
         let State {
@@ -321,6 +335,7 @@ impl Locked<'_> {
             packets,
             queues,
             count,
+            ..
         } = &mut *self.state;
         let mut frames = 0;
         for (index, slot) in queues.iter_mut().take(*count).enumerate() {
@@ -330,6 +345,9 @@ impl Locked<'_> {
             frames += receive(stack, packets, queue, index, now);
             reclaim(stack, queue);
             refill(stack, queue);
+        }
+        if stack.next_deadline().is_some_and(|due| due <= now) {
+            stack.run_timers(packets, now);
         }
         self.transmit();
         frames
@@ -357,10 +375,15 @@ impl Locked<'_> {
     fn transmit(&mut self) -> (bool, bool) {
         let State {
             stack,
+            packets,
+            flows,
             queues,
             count,
-            ..
         } = &mut *self.state;
+        if stack.has_flush() {
+            stack.flush(packets, clock::now());
+        }
+        steer(stack, flows);
         let (mut moved, mut left) = (false, false);
         // One that is not mapped here (yet) is sent by another process of the stack.
         for (index, slot) in queues.iter_mut().take(*count).enumerate() {
@@ -455,6 +478,18 @@ impl Drop for Locked<'_> {
             }
         }
         self.give_back();
+    }
+}
+
+/// Carries the stack's changes of its flows into the table, before the frames that need them leave.
+/// A flow whose table places are taken is not led here: the kernel resets it.
+fn steer(stack: &mut Stack<'static>, flows: &Flows) {
+    while let Some(change) = stack.take_flow_change() {
+        if change.begins {
+            let _ = flows.insert(change.local, change.remote, EndpointId::NONE);
+        } else {
+            flows.remove(change.local, change.remote);
+        }
     }
 }
 

@@ -211,8 +211,8 @@ impl StackEntry {
         if memory.range().1 < capacities.chunks as usize * chunk_size as usize {
             return Err(Errno::INVAL);
         }
-        let attachment =
-            Attachment::new(mapped, memory, Ringer::new()?).map_err(|error| match error {
+        let attachment = Attachment::new(mapped, memory, Flows::map(&flows_fd)?, Ringer::new()?)
+            .map_err(|error| match error {
                 AttachError::Image(error) => errno_of_image(error),
                 AttachError::Layout(_) => Errno::INVAL,
                 AttachError::System(errno) => errno,

@@ -54,16 +54,16 @@ pub unsafe fn epoll_ctl(set: c_int, operation: c_int, fd: c_int, event: *mut epo
         decide::ready(fd)
     };
     match entry {
-        Entry::Udp(endpoint) => {
+        Entry::Udp(endpoint) | Entry::Tcp(endpoint) | Entry::Listener(endpoint) => {
             let event = if is_nowhere(event) {
                 None
             } else {
                 // SAFETY: the caller's event.
                 unsafe { event.as_ref() }
             };
-            to_int(epoll.control(set, operation, (fd, endpoint, true), event))
+            to_int(epoll.control(set, operation, (fd, endpoint, entry.is_shadowed()), event))
         }
-        Entry::Candidate | Entry::Bound => {
+        Entry::Candidate | Entry::Bound | Entry::TcpCandidate => {
             let result = original();
             if result == 0 {
                 // SAFETY: null or the caller's event, which the kernel has read.

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use crate::errno::{set, to_int};
 use crate::fdtable::{self, Entry};
 use crate::wait::epoll_set;
-use crate::{decide, private, process, report, symbols};
+use crate::{decide, private, process, report, symbols, tcp};
 
 /// How many descriptors of this process share an entry, for entries that were dup'ed.
 static SHARED: Lazy<DashMap<u64, u32>> = Lazy::new(DashMap::new);
@@ -23,11 +23,10 @@ static SHARED: Lazy<DashMap<u64, u32>> = Lazy::new(DashMap::new);
 /// Key of a shared entry: endpoints and epoll sets have one.
 fn key(entry: Entry) -> Option<u64> {
     match entry {
-        Entry::Udp(endpoint) => {
-            Some(u64::from(endpoint.index) << 32 | u64::from(endpoint.generation))
-        }
         Entry::Epoll(index) => Some(1 << 63 | u64::from(index)),
-        _ => None,
+        _ => entry
+            .endpoint()
+            .map(|endpoint| u64::from(endpoint.index) << 32 | u64::from(endpoint.generation)),
     }
 }
 
@@ -70,6 +69,10 @@ pub fn forget(fd: c_int) {
         Entry::Udp(endpoint) => {
             epoll_set::closed(endpoint);
             decide::release(fd, endpoint);
+        }
+        Entry::Tcp(endpoint) | Entry::Listener(endpoint) => {
+            epoll_set::closed(endpoint);
+            tcp::close::closed(endpoint);
         }
         Entry::Epoll(index) => epoll_set::destroy(index),
         _ => {}
@@ -159,18 +162,22 @@ fn duplicated(old: c_int, new: c_int) {
         Entry::Bound => decide::activate(old),
         entry => entry,
     };
-    if matches!(entry, Entry::Udp(_) | Entry::Epoll(_)) {
+    if key(entry).is_some() {
         share(entry);
         fdtable::set(new, entry);
         report::duplicated(old, new);
-    } else if entry == Entry::Candidate || !fdtable::falls_through(new) {
+    } else if is_candidate(entry) || !fdtable::falls_through(new) {
         // A candidate's duplicate is not followed: the kernel serves both from here on.
         fdtable::set(new, Entry::Other);
-        if entry == Entry::Candidate {
+        if is_candidate(entry) {
             fdtable::set(old, Entry::Other);
             report::refused(old, bypass_proto::reason::FallThrough::Inherited);
         }
     }
+}
+
+fn is_candidate(entry: Entry) -> bool {
+    matches!(entry, Entry::Candidate | Entry::TcpCandidate)
 }
 
 pub unsafe fn dup(fd: c_int) -> c_int {
@@ -249,9 +256,24 @@ pub unsafe fn fcntl(fd: c_int, command: c_int, argument: size_t) -> c_int {
         set(Errno::BADF);
         return -1;
     }
+    if let (Entry::Listener(endpoint), libc::F_SETFL) = (fdtable::get(fd), command) {
+        // The shadow never blocks (see `tcp::listen`).
+        let wanted = argument as c_int;
+        let kept = (wanted | libc::O_NONBLOCK) as size_t;
+        // SAFETY: plain integers.
+        let result = unsafe { symbols::fcntl::original()(fd, command, kept) };
+        if result >= 0 {
+            tcp::options::note_nonblocking(endpoint, wanted & libc::O_NONBLOCK != 0);
+        }
+        return result;
+    }
     let result = original();
     if result < 0 {
         return result;
+    }
+    if let (Entry::Listener(endpoint), libc::F_GETFL) = (fdtable::get(fd), command) {
+        let on = tcp::options::is_nonblocking(endpoint);
+        return result & !libc::O_NONBLOCK | if on { libc::O_NONBLOCK } else { 0 };
     }
     match command {
         libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => duplicated(fd, result),

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use crate::address::is_nowhere;
 use crate::errno::{set, to_c};
 use crate::fdtable::{self, Entry};
-use crate::{decide, shadow, symbols, udp};
+use crate::{decide, shadow, symbols, tcp, udp};
 
 pub unsafe fn read(fd: c_int, buffer: *mut c_void, len: size_t) -> ssize_t {
     if fdtable::falls_through(fd) {
@@ -22,9 +22,9 @@ pub unsafe fn read(fd: c_int, buffer: *mut c_void, len: size_t) -> ssize_t {
         return unsafe { symbols::read::original()(fd, buffer, len) };
     }
     match identity(fd) {
-        Entry::Udp(_) if len == 0 => 0,
+        Entry::Udp(_) | Entry::Tcp(_) if len == 0 => 0,
         // SAFETY: read on a socket is recv without flags.
-        Entry::Udp(_) => unsafe { super::recv::recv(fd, buffer, len, 0) },
+        Entry::Udp(_) | Entry::Tcp(_) => unsafe { super::recv::recv(fd, buffer, len, 0) },
         Entry::Private => hidden(),
         // SAFETY: the caller's arguments.
         _ => unsafe { symbols::read::original()(fd, buffer, len) },
@@ -35,7 +35,8 @@ pub unsafe fn read(fd: c_int, buffer: *mut c_void, len: size_t) -> ssize_t {
 ///
 /// A close inside libc (fclose) is not seen, and the number may be a file by now, which is read and
 /// written by the calls of this file: its data must never go to the old socket. The calls that only
-/// sockets take need no such question, for new sockets are seen.
+/// sockets take need no such question, for new sockets are seen. (A connection is asked about
+/// nothing: the question would cost more than the call.)
 fn identity(fd: c_int) -> Entry {
     match decide::ready(fd) {
         Entry::Udp(_) if !shadow::is_udp(fd) => {
@@ -71,6 +72,12 @@ pub unsafe fn readv(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t {
             // SAFETY: the vectors are the caller's buffers.
             to_c(unsafe { udp::receive::one(fd, endpoint, &mut message, 0) })
         }
+        // SAFETY: the vectors are the caller's.
+        (Entry::Tcp(_), Some(message)) if unsafe { is_empty(&message) } => 0,
+        (Entry::Tcp(endpoint), Some(mut message)) => {
+            // SAFETY: the vectors are the caller's buffers.
+            to_c(unsafe { tcp::receive::one(endpoint, fd, &mut message, 0) })
+        }
         // SAFETY: the caller's arguments.
         _ => unsafe { symbols::readv::original()(fd, vectors, count) },
     }
@@ -83,7 +90,7 @@ pub unsafe fn write(fd: c_int, buffer: *const c_void, len: size_t) -> ssize_t {
     }
     match identity(fd) {
         // SAFETY: write on a socket is send without flags.
-        Entry::Udp(_) => unsafe { super::send::send(fd, buffer, len, 0) },
+        Entry::Udp(_) | Entry::Tcp(_) => unsafe { super::send::send(fd, buffer, len, 0) },
         Entry::Private => hidden(),
         // SAFETY: the caller's arguments.
         _ => unsafe { symbols::write::original()(fd, buffer, len) },
@@ -97,10 +104,14 @@ pub unsafe fn writev(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t 
     }
     match (identity(fd), message_of(vectors, count)) {
         // SAFETY: the vectors are the caller's.
-        (Entry::Udp(_), Some(message)) if unsafe { is_empty(&message) } => 0,
+        (Entry::Udp(_) | Entry::Tcp(_), Some(message)) if unsafe { is_empty(&message) } => 0,
         (Entry::Udp(endpoint), Some(message)) => {
             // SAFETY: the vectors are the caller's buffers.
             to_c(unsafe { udp::send::one(fd, endpoint, &message, 0) })
+        }
+        (Entry::Tcp(endpoint), Some(message)) => {
+            // SAFETY: the vectors are the caller's buffers.
+            to_c(unsafe { tcp::send::one(fd, endpoint, &message, 0) })
         }
         // SAFETY: the caller's arguments.
         _ => unsafe { symbols::writev::original()(fd, vectors, count) },
@@ -129,6 +140,10 @@ fn message_of(vectors: *const iovec, count: c_int) -> Option<msghdr> {
 }
 
 pub unsafe fn sendfile(out: c_int, input: c_int, offset: *mut off_t, count: size_t) -> ssize_t {
+    if let Entry::Tcp(endpoint) = fdtable::get(out) {
+        // SAFETY: the caller's offset.
+        return to_c(unsafe { tcp::send::file(out, endpoint, input, offset, count) });
+    }
     // SAFETY: the caller's arguments. To a UDP socket the kernel sends by the shadow, which has
     // the same address: the peer sees no difference.
     unsafe { symbols::sendfile64::original()(out, input, offset, count) }
@@ -142,6 +157,18 @@ pub unsafe fn splice(
     len: size_t,
     flags: c_uint,
 ) -> ssize_t {
+    if let Entry::Tcp(endpoint) = fdtable::get(out) {
+        if !input_offset.is_null() || !out_offset.is_null() {
+            return to_c(Err(Errno::SPIPE));
+        }
+        return to_c(tcp::send::from_pipe(out, endpoint, input, len, flags));
+    }
+    if let Entry::Tcp(endpoint) = fdtable::get(input) {
+        if !input_offset.is_null() || !out_offset.is_null() {
+            return to_c(Err(Errno::SPIPE));
+        }
+        return to_c(tcp::receive::into_pipe(input, endpoint, out, len, flags));
+    }
     if !fdtable::falls_through(input) && matches!(identity(input), Entry::Udp(_)) {
         return from_socket(input, out, len);
     }

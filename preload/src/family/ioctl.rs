@@ -5,14 +5,21 @@
 use std::ffi::{c_int, c_ulong};
 
 use libc::size_t;
+use rustix::io::Errno;
 
+use crate::address::is_nowhere;
+use crate::errno::{Answer, to_int};
 use crate::fdtable::{self, Entry};
-use crate::{context, decide, shadow, symbols};
+use crate::{context, decide, shadow, symbols, tcp};
 
 pub unsafe fn ioctl(fd: c_int, request: c_ulong, argument: size_t) -> c_int {
     if fdtable::falls_through(fd) {
         // SAFETY: the caller's arguments.
         return unsafe { symbols::ioctl::original()(fd, request, argument) };
+    }
+    // SAFETY: the caller's argument.
+    if let Some(answer) = unsafe { stream(fd, request, argument) } {
+        return to_int(answer);
     }
     // SAFETY: the caller's arguments. The kernel answers first: it validates the pointer.
     let result = unsafe { symbols::ioctl::original()(fd, request, argument) };
@@ -28,6 +35,60 @@ pub unsafe fn ioctl(fd: c_int, request: c_ulong, argument: size_t) -> c_int {
         _ => {}
     }
     result
+}
+
+/// What is ours to answer about a connection or listener; `None`: the shadow answers.
+///
+/// # Safety
+/// `argument` points to an int of the caller, for the requests that take one.
+unsafe fn stream(fd: c_int, request: c_ulong, argument: size_t) -> Option<Answer> {
+    /// `SIOCOUTQNSD` of linux/sockios.h.
+    const SIOCOUTQNSD: c_ulong = 0x894b;
+    /// `SIOCATMARK` of asm-generic/sockios.h.
+    const SIOCATMARK: c_ulong = 0x8905;
+    let entry = fdtable::get(fd);
+    let (Entry::Tcp(endpoint) | Entry::Listener(endpoint)) = entry else {
+        return None;
+    };
+    let ours = [libc::FIONREAD, libc::TIOCOUTQ, SIOCOUTQNSD, SIOCATMARK];
+    let pointer = argument as *mut c_int;
+    if request == libc::FIONBIO {
+        if is_nowhere(pointer) {
+            return Some(Err(Errno::FAULT));
+        }
+        // SAFETY: the caller's promise.
+        let on = unsafe { pointer.read_unaligned() } != 0;
+        tcp::options::note_nonblocking(endpoint, on);
+        // A listener's shadow never blocks; a connection's has the program's flag.
+        return matches!(entry, Entry::Listener(_)).then_some(Ok(0));
+    }
+    if !ours.contains(&request) {
+        return None;
+    }
+    if matches!(entry, Entry::Listener(_)) {
+        return (request != SIOCATMARK).then_some(Err(Errno::INVAL));
+    }
+    let status = tcp::with_stack(|_, locked, now| {
+        if request == libc::FIONREAD {
+            locked.pump(now);
+        }
+        locked.stack().tcp_status(endpoint)
+    });
+    let Some(Ok(status)) = status else {
+        return Some(Err(Errno::INVAL));
+    };
+    if is_nowhere(pointer) {
+        return Some(Err(Errno::FAULT));
+    }
+    let value = match request {
+        libc::FIONREAD => status.readable,
+        libc::TIOCOUTQ => status.unacked,
+        SIOCOUTQNSD => status.unsent,
+        _ => 0,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { pointer.write_unaligned(value as c_int) };
+    Some(Ok(0))
 }
 
 /// The size of the next datagram: the stack's when it has one, else what the kernel wrote.
@@ -51,6 +112,9 @@ unsafe fn waiting_bytes(fd: c_int, to: *mut c_int) {
 
 /// Follows O_NONBLOCK after a change of the open file description.
 pub fn nonblocking_changed(fd: c_int) {
+    if let Entry::Tcp(endpoint) = fdtable::get(fd) {
+        tcp::options::note_nonblocking(endpoint, shadow::is_nonblocking(fd));
+    }
     if let Entry::Udp(endpoint) = fdtable::get(fd)
         && let Some(joined) = context::joined()
     {

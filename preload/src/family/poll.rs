@@ -98,9 +98,8 @@ unsafe fn is_kernel_only(fds: *const pollfd, count: nfds_t) -> bool {
 /// Whether waiting on this descriptor is different from the kernel's way.
 pub fn matters(fd: c_int) -> bool {
     match decide::ready(fd) {
-        Entry::Udp(_) => true,
         Entry::Epoll(_) => epoll_set::accelerated(fd).is_some(),
-        _ => false,
+        entry => entry.endpoint().is_some(),
     }
 }
 
@@ -157,9 +156,10 @@ pub fn merged(
         .iter()
         .enumerate()
         .filter_map(|(index, entry)| match fdtable::get(entry.fd) {
-            Entry::Udp(endpoint) => Some((index, Ours::Socket(endpoint, true))),
             Entry::Epoll(_) => epoll_set::accelerated(entry.fd).map(|set| (index, Ours::Set(set))),
-            _ => None,
+            ours => ours
+                .endpoint()
+                .map(|endpoint| (index, Ours::Socket(endpoint, ours.is_shadowed()))),
         })
         .collect();
     loop {

@@ -70,6 +70,13 @@ fn is_by_descriptor(number: libc::c_long) -> bool {
             | libc::SYS_sendto
             | libc::SYS_bind
             | libc::SYS_connect
+            | libc::SYS_listen
+            | libc::SYS_accept
+            | libc::SYS_accept4
+            | libc::SYS_getsockname
+            | libc::SYS_getpeername
+            | libc::SYS_getsockopt
+            | libc::SYS_sendfile
             | libc::SYS_shutdown
             | libc::SYS_setsockopt
             | libc::SYS_dup
@@ -130,6 +137,20 @@ pub unsafe fn syscall(
             libc::SYS_connect => return int(socket::connect(fd, b as _, c as _)),
             libc::SYS_accept => return int(socket::accept(fd, b as _, c as _)),
             libc::SYS_accept4 => return int(socket::accept4(fd, b as _, c as _, d as c_int)),
+            libc::SYS_listen => return int(socket::listen(fd, b as c_int)),
+            libc::SYS_getsockname => return int(socket::getsockname(fd, b as _, c as _)),
+            libc::SYS_getpeername => return int(socket::getpeername(fd, b as _, c as _)),
+            libc::SYS_getsockopt => {
+                return int(socket::getsockopt(
+                    fd, b as c_int, c as c_int, d as _, e as _,
+                ));
+            }
+            libc::SYS_sendfile => {
+                return io::sendfile(fd, b as c_int, c as _, d) as size_t;
+            }
+            libc::SYS_splice => {
+                return io::splice(fd, b as _, c as c_int, d as _, e, f as c_uint) as size_t;
+            }
             libc::SYS_shutdown => return int(socket::shutdown(fd, b as c_int)),
             libc::SYS_setsockopt => {
                 return int(socket::setsockopt(

@@ -8,14 +8,15 @@
 use std::ffi::{c_int, c_uint, c_void};
 use std::mem::zeroed;
 
+use bypass_stack::EndpointId;
 use libc::{iovec, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec};
 use rustix::io::Errno;
 
 use crate::address::is_nowhere;
-use crate::errno::{to_c, to_int};
+use crate::errno::{Answer, to_c, to_int};
 use crate::fdtable::{self, Entry};
 use crate::udp::receive;
-use crate::{decide, symbols};
+use crate::{decide, symbols, tcp};
 
 pub unsafe fn recv(fd: c_int, buffer: *mut c_void, len: size_t, flags: c_int) -> ssize_t {
     if fdtable::falls_through(fd) {
@@ -43,7 +44,8 @@ pub unsafe fn recvfrom(
     address: *mut sockaddr,
     address_len: *mut socklen_t,
 ) -> ssize_t {
-    let Entry::Udp(endpoint) = decide::ready(fd) else {
+    let entry = decide::ready(fd);
+    let (Entry::Udp(endpoint) | Entry::Tcp(endpoint)) = entry else {
         // SAFETY: the caller's arguments.
         return unsafe {
             symbols::recvfrom::original()(fd, buffer, len, flags, address, address_len)
@@ -64,7 +66,7 @@ pub unsafe fn recvfrom(
         message.msg_namelen = unsafe { address_len.read() };
     }
     // SAFETY: `message` describes the caller's own buffers.
-    let answer = unsafe { receive::one(fd, endpoint, &mut message, flags) };
+    let answer = unsafe { one(fd, (entry, endpoint), &mut message, flags) };
     if answer.is_ok() && named {
         // SAFETY: not null, the caller's to write.
         unsafe { address_len.write(message.msg_namelen) };
@@ -77,7 +79,8 @@ pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t 
         // SAFETY: the caller's arguments.
         return unsafe { symbols::recvmsg::original()(fd, message, flags) };
     }
-    let Entry::Udp(endpoint) = decide::ready(fd) else {
+    let entry = decide::ready(fd);
+    let (Entry::Udp(endpoint) | Entry::Tcp(endpoint)) = entry else {
         // SAFETY: the caller's arguments.
         return unsafe { symbols::recvmsg::original()(fd, message, flags) };
     };
@@ -85,7 +88,25 @@ pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t 
         return to_c(Err(Errno::FAULT));
     }
     // SAFETY: the caller's message, which describes its own buffers.
-    to_c(unsafe { receive::one(fd, endpoint, &mut *message, flags) })
+    to_c(unsafe { one(fd, (entry, endpoint), &mut *message, flags) })
+}
+
+/// One receive on an accelerated socket.
+///
+/// # Safety
+/// `message` describes buffers that the caller may write.
+unsafe fn one(
+    fd: c_int,
+    (entry, endpoint): (Entry, EndpointId),
+    message: &mut msghdr,
+    flags: c_int,
+) -> Answer {
+    match entry {
+        // SAFETY: the caller's promise.
+        Entry::Tcp(_) => unsafe { tcp::receive::one(endpoint, fd, message, flags) },
+        // SAFETY: the caller's promise.
+        _ => unsafe { receive::one(fd, endpoint, message, flags) },
+    }
 }
 
 pub unsafe fn recvmmsg(
@@ -95,7 +116,8 @@ pub unsafe fn recvmmsg(
     flags: c_int,
     timeout: *mut timespec,
 ) -> c_int {
-    let Entry::Udp(endpoint) = decide::ready(fd) else {
+    let entry = decide::ready(fd);
+    let (Entry::Udp(endpoint) | Entry::Tcp(endpoint)) = entry else {
         // SAFETY: the caller's arguments.
         return unsafe { symbols::recvmmsg::original()(fd, messages, count, flags, timeout) };
     };
@@ -109,10 +131,39 @@ pub unsafe fn recvmmsg(
     let count = count.min(1024) as usize;
     // SAFETY: the caller's array of `count` messages.
     let messages = unsafe { std::slice::from_raw_parts_mut(messages, count) };
+    if let Entry::Tcp(_) = entry {
+        // SAFETY: the messages describe the caller's own buffers.
+        return to_int(unsafe { stream_many(fd, endpoint, messages, flags) });
+    }
     // SAFETY: null or the caller's timeout.
     let timeout = unsafe { timeout.as_mut() };
     // SAFETY: the messages describe the caller's own buffers.
     to_int(unsafe { receive::many(fd, endpoint, messages, flags, timeout) })
+}
+
+/// recvmmsg on a connection: one receive after the other, the first alone waiting.
+///
+/// # Safety
+/// The messages describe buffers that the caller may write.
+unsafe fn stream_many(
+    fd: c_int,
+    endpoint: EndpointId,
+    messages: &mut [mmsghdr],
+    flags: c_int,
+) -> Answer {
+    let mut flags = flags & !libc::MSG_WAITFORONE;
+    let mut done = 0;
+    for message in messages {
+        // SAFETY: the caller's promise.
+        match unsafe { tcp::receive::one(endpoint, fd, &mut message.msg_hdr, flags) } {
+            Ok(size) => message.msg_len = size as u32,
+            Err(_) if done > 0 => break,
+            Err(errno) => return Err(errno),
+        }
+        done += 1;
+        flags |= libc::MSG_DONTWAIT;
+    }
+    Ok(done)
 }
 
 /// What a fortified program does when it would overrun its buffer.

@@ -8,13 +8,14 @@
 use std::ffi::{c_int, c_uint, c_void};
 use std::mem::zeroed;
 
+use bypass_stack::EndpointId;
 use libc::{iovec, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t};
 use rustix::io::Errno;
 
 use crate::address::is_nowhere;
-use crate::errno::{to_c, to_int};
+use crate::errno::{Answer, to_c, to_int};
 use crate::fdtable::{self, Entry};
-use crate::{decide, passing, symbols, udp};
+use crate::{decide, passing, symbols, tcp, udp};
 
 pub unsafe fn send(fd: c_int, buffer: *const c_void, len: size_t, flags: c_int) -> ssize_t {
     if fdtable::falls_through(fd) {
@@ -39,14 +40,16 @@ pub unsafe fn sendto(
             symbols::sendto::original()(fd, buffer, len, flags, address, address_len)
         };
     }
-    let Entry::Udp(endpoint) = decide::ready(fd) else {
+    let entry = decide::ready(fd);
+    let (Entry::Udp(endpoint) | Entry::Tcp(endpoint)) = entry else {
         // SAFETY: the caller's arguments.
         let sent =
             unsafe { symbols::sendto::original()(fd, buffer, len, flags, address, address_len) };
         decide::after_first_send(fd, sent);
         return sent;
     };
-    if address_len as usize > size_of::<libc::sockaddr_storage>() {
+    if matches!(entry, Entry::Udp(_)) && address_len as usize > size_of::<libc::sockaddr_storage>()
+    {
         // sendto refuses what sendmsg would cut.
         // SAFETY: the caller's arguments.
         return unsafe {
@@ -64,7 +67,25 @@ pub unsafe fn sendto(
     message.msg_name = address.cast_mut().cast();
     message.msg_namelen = address_len;
     // SAFETY: `message` describes the caller's own buffers.
-    to_c(unsafe { udp::send::one(fd, endpoint, &message, flags) })
+    to_c(unsafe { one(fd, (entry, endpoint), &message, flags) })
+}
+
+/// One send on an accelerated socket.
+///
+/// # Safety
+/// `message` describes buffers that the caller may read.
+unsafe fn one(
+    fd: c_int,
+    (entry, endpoint): (Entry, EndpointId),
+    message: &msghdr,
+    flags: c_int,
+) -> Answer {
+    match entry {
+        // SAFETY: the caller's promise.
+        Entry::Tcp(_) => unsafe { tcp::send::one(fd, endpoint, message, flags) },
+        // SAFETY: the caller's promise.
+        _ => unsafe { udp::send::one(fd, endpoint, message, flags) },
+    }
 }
 
 pub unsafe fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
@@ -74,7 +95,8 @@ pub unsafe fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_
         // SAFETY: the caller's arguments.
         return unsafe { symbols::sendmsg::original()(fd, message, flags) };
     }
-    let Entry::Udp(endpoint) = decide::ready(fd) else {
+    let entry = decide::ready(fd);
+    let (Entry::Udp(endpoint) | Entry::Tcp(endpoint)) = entry else {
         // SAFETY: the caller's arguments.
         let sent = unsafe { symbols::sendmsg::original()(fd, message, flags) };
         decide::after_first_send(fd, sent);
@@ -84,11 +106,12 @@ pub unsafe fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_
         return to_c(Err(Errno::FAULT));
     }
     // SAFETY: the caller's message, which describes its own buffers.
-    to_c(unsafe { udp::send::one(fd, endpoint, &*message, flags) })
+    to_c(unsafe { one(fd, (entry, endpoint), &*message, flags) })
 }
 
 pub unsafe fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
-    let Entry::Udp(endpoint) = decide::ready(fd) else {
+    let entry = decide::ready(fd);
+    let (Entry::Udp(endpoint) | Entry::Tcp(endpoint)) = entry else {
         // SAFETY: the caller's arguments.
         let sent = unsafe { symbols::sendmmsg::original()(fd, messages, count, flags) };
         decide::after_first_send(fd, sent as ssize_t);
@@ -104,6 +127,33 @@ pub unsafe fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: 
     let count = count.min(1024) as usize;
     // SAFETY: the caller's array of `count` messages.
     let messages = unsafe { std::slice::from_raw_parts_mut(messages, count) };
+    if let Entry::Tcp(_) = entry {
+        // SAFETY: the messages describe the caller's own buffers.
+        return to_int(unsafe { stream_many(fd, endpoint, messages, flags) });
+    }
     // SAFETY: the messages describe the caller's own buffers.
     to_int(unsafe { udp::send::many(fd, endpoint, messages, flags) })
+}
+
+/// sendmmsg on a connection: one send after the other.
+///
+/// # Safety
+/// The messages describe buffers that the caller may read.
+unsafe fn stream_many(
+    fd: c_int,
+    endpoint: EndpointId,
+    messages: &mut [mmsghdr],
+    flags: c_int,
+) -> Answer {
+    let mut done = 0;
+    for message in messages {
+        // SAFETY: the caller's promise.
+        match unsafe { tcp::send::one(fd, endpoint, &message.msg_hdr, flags) } {
+            Ok(size) => message.msg_len = size as u32,
+            Err(_) if done > 0 => break,
+            Err(errno) => return Err(errno),
+        }
+        done += 1;
+    }
+    Ok(done)
 }

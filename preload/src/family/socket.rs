@@ -13,10 +13,15 @@ use std::ffi::{c_int, c_void};
 use bypass_proto::policy::Role;
 use bypass_proto::reason::FallThrough;
 use libc::{AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM, sockaddr, socklen_t};
+use rustix::io::Errno;
 
 use crate::address::{self, Given};
+use crate::errno::{Answer, to_int};
 use crate::fdtable::{self, Entry};
-use crate::{context, decide, report, shadow, symbols};
+use crate::tcp::accept::Place;
+use crate::tcp::name::End;
+use crate::tcp::options::{self, Room};
+use crate::{context, decide, report, shadow, symbols, tcp};
 
 /// Low bits of socket()'s type; the rest are SOCK_NONBLOCK and SOCK_CLOEXEC.
 const TYPE_MASK: c_int = 0xf;
@@ -40,7 +45,16 @@ fn born(fd: c_int, domain: c_int, kind: c_int, protocol: c_int) {
         return;
     }
     if inet && kind == SOCK_STREAM {
-        report::born(fd, FallThrough::TcpNotYet, 6, domain);
+        let ours = protocol == 0 || protocol == libc::IPPROTO_TCP;
+        let reason = if ours && tcp::is_on() {
+            fdtable::set(fd, Entry::TcpCandidate);
+            FallThrough::Undecided
+        } else if ours {
+            FallThrough::TcpNotYet
+        } else {
+            FallThrough::SocketType
+        };
+        report::born(fd, reason, decide::TCP, domain);
     } else if inet {
         report::born(fd, FallThrough::SocketType, 0, domain);
     }
@@ -69,11 +83,19 @@ pub unsafe fn bind(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int
 }
 
 pub unsafe fn listen(fd: c_int, backlog: c_int) -> c_int {
-    // SAFETY: plain integers. TCP listeners are the kernel's in this version.
-    unsafe { symbols::listen::original()(fd, backlog) }
+    // SAFETY: plain integers.
+    let result = unsafe { symbols::listen::original()(fd, backlog) };
+    if result == 0 && !fdtable::falls_through(fd) {
+        tcp::listen::listening(fd, backlog);
+    }
+    result
 }
 
 pub unsafe fn accept(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int {
+    if let Entry::Listener(listener) = fdtable::get(fd) {
+        // SAFETY: the caller's arguments.
+        return to_int(unsafe { tcp::accept::accept(fd, listener, Place { address, len }, 0) });
+    }
     // SAFETY: the caller's arguments.
     let accepted = unsafe { symbols::accept::original()(fd, address, len) };
     accepted_by_kernel(accepted)
@@ -85,6 +107,10 @@ pub unsafe fn accept4(
     len: *mut socklen_t,
     flags: c_int,
 ) -> c_int {
+    if let Entry::Listener(listener) = fdtable::get(fd) {
+        // SAFETY: the caller's arguments.
+        return to_int(unsafe { tcp::accept::accept(fd, listener, Place { address, len }, flags) });
+    }
     // SAFETY: the caller's arguments.
     let accepted = unsafe { symbols::accept4::original()(fd, address, len, flags) };
     accepted_by_kernel(accepted)
@@ -108,6 +134,10 @@ pub unsafe fn connect(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_
         // SAFETY: the caller's arguments.
         return unsafe { symbols::connect::original()(fd, address, len) };
     }
+    // SAFETY: null or the caller's address.
+    if let Some(answer) = unsafe { connect_tcp(fd, address, len) } {
+        return to_int(answer);
+    }
     // SAFETY: as above.
     let result = unsafe { symbols::connect::original()(fd, address, len) };
     if result != 0 {
@@ -129,7 +159,45 @@ pub unsafe fn connect(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_
     result
 }
 
+/// connect on a TCP socket; `None`: the kernel's call comes now.
+///
+/// # Safety
+/// `address` is null or readable for `len` bytes.
+unsafe fn connect_tcp(fd: c_int, address: *const sockaddr, len: socklen_t) -> Option<Answer> {
+    let entry = fdtable::get(fd);
+    if !matches!(entry, Entry::TcpCandidate | Entry::Tcp(_)) {
+        return None;
+    }
+    // SAFETY: the caller's promise.
+    let to = unsafe { address::read(address, len) };
+    match entry {
+        Entry::TcpCandidate => tcp::connect::begin(fd, to),
+        Entry::Tcp(endpoint) => match tcp::connect::again(fd, endpoint, to) {
+            None if address::is_nowhere(address) => Some(Err(Errno::FAULT)),
+            None if len < 2 => Some(Err(Errno::INVAL)),
+            None => {
+                // SAFETY: at least the family is readable.
+                let family = unsafe { address.cast::<libc::sa_family_t>().read_unaligned() };
+                if i32::from(family) != libc::AF_UNSPEC {
+                    return Some(Err(Errno::ISCONN));
+                }
+                tcp::connect::dissolve(fd, endpoint);
+                None
+            }
+            answer => answer,
+        },
+        _ => None,
+    }
+}
+
 pub unsafe fn shutdown(fd: c_int, how: c_int) -> c_int {
+    match fdtable::get(fd) {
+        Entry::Tcp(endpoint) => return to_int(tcp::close::shutdown(endpoint, how)),
+        Entry::Listener(endpoint) if matches!(how, libc::SHUT_RD | libc::SHUT_RDWR) => {
+            tcp::listen::give_up(fd, endpoint);
+        }
+        _ => {}
+    }
     // SAFETY: plain integers.
     let result = unsafe { symbols::shutdown::original()(fd, how) };
     if result == 0
@@ -148,11 +216,19 @@ pub unsafe fn shutdown(fd: c_int, how: c_int) -> c_int {
 }
 
 pub unsafe fn getsockname(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int {
+    if let Entry::Tcp(endpoint) = fdtable::get(fd) {
+        // SAFETY: the caller's arguments.
+        return to_int(unsafe { tcp::name::of(endpoint, End::Local, address, len) });
+    }
     // SAFETY: the caller's arguments; the shadow has the name.
     unsafe { symbols::getsockname::original()(fd, address, len) }
 }
 
 pub unsafe fn getpeername(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int {
+    if let Entry::Tcp(endpoint) = fdtable::get(fd) {
+        // SAFETY: the caller's arguments.
+        return to_int(unsafe { tcp::name::of(endpoint, End::Remote, address, len) });
+    }
     // SAFETY: the caller's arguments; the shadow has the name.
     unsafe { symbols::getpeername::original()(fd, address, len) }
 }
@@ -164,6 +240,15 @@ pub unsafe fn getsockopt(
     value: *mut c_void,
     len: *mut socklen_t,
 ) -> c_int {
+    let entry = fdtable::get(fd);
+    if let Entry::Tcp(endpoint) | Entry::Listener(endpoint) = entry {
+        let connection = matches!(entry, Entry::Tcp(_));
+        let room = Room { value, len };
+        // SAFETY: the caller's arguments.
+        if let Some(answer) = unsafe { options::get(endpoint, connection, (level, name), room) } {
+            return to_int(answer);
+        }
+    }
     // SAFETY: the caller's arguments; the shadow keeps every option.
     unsafe { symbols::getsockopt::original()(fd, level, name, value, len) }
 }
@@ -175,6 +260,10 @@ pub unsafe fn setsockopt(
     value: *const c_void,
     len: socklen_t,
 ) -> c_int {
+    if let Entry::Tcp(endpoint) | Entry::Listener(endpoint) = fdtable::get(fd) {
+        // SAFETY: the caller's arguments.
+        return to_int(unsafe { options::set(fd, endpoint, (level, name), value, len) });
+    }
     // SAFETY: the caller's arguments.
     let result = unsafe { symbols::setsockopt::original()(fd, level, name, value, len) };
     if result == 0

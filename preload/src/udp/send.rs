@@ -203,11 +203,7 @@ impl Sender {
         if total > LARGEST {
             return Err(ByKernel);
         }
-        let mut gather = Gather {
-            vectors,
-            index: 0,
-            offset: 0,
-        };
+        let mut gather = Gather::new(vectors);
         let bound = asked.source.unwrap_or(self.local.ip);
         let segment = usize::from(asked.gso_size.unwrap_or(self.segment));
         let endpoint = self.endpoint;
@@ -456,15 +452,26 @@ unsafe fn vectors(message: &msghdr) -> Result<&[iovec], ByKernel> {
 }
 
 /// Reads the vectors one after another.
-struct Gather<'a> {
+#[derive(Debug)]
+pub struct Gather<'a> {
     vectors: &'a [iovec],
     index: usize,
     offset: usize,
 }
 
-impl Gather<'_> {
+impl<'a> Gather<'a> {
+    /// From the start of vectors that the caller of a send may read.
+    #[must_use]
+    pub fn new(vectors: &'a [iovec]) -> Self {
+        Self {
+            vectors,
+            index: 0,
+            offset: 0,
+        }
+    }
+
     /// Copies the next `to.len()` bytes.
-    fn copy(&mut self, mut to: &mut [u8]) {
+    pub fn copy(&mut self, mut to: &mut [u8]) {
         while !to.is_empty() {
             let Some(vector) = self.vectors.get(self.index) else {
                 return;

@@ -1,10 +1,11 @@
 //! Waiting inside a blocking call on one socket.
 
+use bypass_runtime::attachment::Locked;
 use bypass_stack::{EndpointId, Instant, event};
 use libc::{POLLIN, pollfd};
 
 use super::{Interest, Target, Woken, wait};
-use crate::context;
+use crate::context::{self, Joined};
 
 /// Ends every wait.
 const ALWAYS: u32 = event::ERR | event::HUP;
@@ -29,15 +30,46 @@ pub fn until(
             revents: 0,
         });
     }
+    let ready = &mut |locked: &mut Locked<'_>| {
+        locked
+            .stack()
+            .readiness(endpoint)
+            .map_or(true, |now| now.events & (events | ALWAYS) != 0)
+    };
+    alone(joined, (fd, endpoint), fds, ready, deadline)
+}
+
+/// Waits until a connection has more than `bytes` to read, or an end or error to tell.
+pub fn more_than(fd: i32, endpoint: EndpointId, bytes: u32, deadline: Option<Instant>) -> Woken {
+    let Some(joined) = context::joined() else {
+        return Woken::Ready;
+    };
+    let ready = &mut |locked: &mut Locked<'_>| {
+        locked.stack().tcp_status(endpoint).map_or(true, |status| {
+            status.readable > bytes || status.eof || status.error != 0
+        })
+    };
+    alone(
+        joined,
+        (fd, endpoint),
+        Vec::with_capacity(4),
+        ready,
+        deadline,
+    )
+}
+
+/// Waits for one socket.
+fn alone(
+    joined: &Joined,
+    (fd, endpoint): (i32, EndpointId),
+    mut fds: Vec<pollfd>,
+    ready: &mut dyn FnMut(&mut Locked<'_>) -> bool,
+    deadline: Option<Instant>,
+) -> Woken {
     let mut interest = Interest {
         fds: &mut fds,
         targets: &|into| into.push(Target::Endpoint(endpoint)),
-        ready: &mut |locked| {
-            locked
-                .stack()
-                .readiness(endpoint)
-                .map_or(true, |now| now.events & (events | ALWAYS) != 0)
-        },
+        ready,
         mask: None,
         sleeping: None,
         alone: Some((fd, endpoint)),

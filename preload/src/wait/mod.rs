@@ -253,6 +253,7 @@ fn park_and_poll(
     waiter: Option<&Waiter>,
 ) -> Woken {
     let mut targets = Vec::new();
+    let timer;
     {
         let Ok(mut locked) = joined.attachment.lock() else {
             return Woken::Ready;
@@ -267,6 +268,7 @@ fn park_and_poll(
                 target.park(&mut locked, waiter.id);
             }
         }
+        timer = locked.stack().next_deadline();
     }
     let own = interest.fds.len();
     let pollin = |fd| pollfd {
@@ -280,11 +282,15 @@ fn park_and_poll(
     if let Some(waiter) = waiter {
         interest.fds.push(pollin(waiter.bell.as_fd().as_raw_fd()));
     }
-    let limit = if waiter.is_some() {
+    let mut limit = if waiter.is_some() {
         u64::MAX
     } else {
         WITHOUT_BELL_NS
     };
+    // Somebody who waits runs the stack's timers.
+    if let Some(timer) = timer {
+        limit = limit.min(timer.since(clock::now()).0);
+    }
     let polled = ppoll(interest.fds, deadline, limit, mask);
     if let Some(waiter) = waiter
         && interest.fds.last().is_some_and(|bell| bell.revents != 0)

@@ -145,8 +145,12 @@ impl Stack<'_> {
         self.connection(index).ok_or(Stale)
     }
 
-    /// Makes an endpoint with its control block, in no table yet.
-    fn tcp_open(&mut self, open: &TcpOpen) -> Result<EndpointId, OpenError> {
+    /// Opens an endpoint that is closed: it holds a place, so that its steering can be prepared
+    /// before [`Stack::tcp_start`] sends the SYN.
+    ///
+    /// # Errors
+    /// [`OpenError::Full`], [`OpenError::NoProcess`].
+    pub fn tcp_open(&mut self, open: &TcpOpen) -> Result<EndpointId, OpenError> {
         if !self.is_process(open.process) {
             return Err(OpenError::NoProcess);
         }
@@ -204,15 +208,41 @@ impl Stack<'_> {
         via: &NextHop,
         now: Instant,
     ) -> Result<EndpointId, OpenError> {
-        if self.find_connection(&open.local, &remote).is_some()
-            || self.find_mini(&open.local, &remote).is_some()
+        let id = self.tcp_open(open)?;
+        if let Err(error) = self.tcp_start(memory, id, remote, via, now) {
+            self.destroy(id);
+            return Err(error);
+        }
+        Ok(id)
+    }
+
+    /// Connects a closed endpoint from its local address: its SYN is on the transmit list.
+    ///
+    /// # Errors
+    /// [`OpenError::InUse`] when the 4-tuple is taken, [`OpenError::NoProcess`] when the endpoint
+    /// is gone or was connected before; it stays as it was.
+    pub fn tcp_start(
+        &mut self,
+        memory: &mut impl Memory,
+        id: EndpointId,
+        remote: SocketAddress,
+        via: &NextHop,
+        now: Instant,
+    ) -> Result<(), OpenError> {
+        let connection = self.tcp(id).map_err(|Stale| OpenError::NoProcess)?;
+        if connection.tcb.state() != TcpState::Closed || connection.endpoint.connected != 0 {
+            return Err(OpenError::NoProcess);
+        }
+        let local =
+            SocketAddress::new(connection.endpoint.local_ip, connection.endpoint.local_port);
+        if self.find_connection(&local, &remote).is_some()
+            || self.find_mini(&local, &remote).is_some()
         {
             return Err(OpenError::InUse);
         }
-        let id = self.tcp_open(open)?;
         let key = self.secret_key();
         let defaults = self.head.tcp_defaults;
-        let (local, index) = (open.local, id.index);
+        let index = id.index;
         if let Some(endpoint) = self.endpoints.get_mut(index as usize) {
             endpoint.remote_ip = remote.ip;
             endpoint.remote_port = remote.port;
@@ -261,7 +291,7 @@ impl Stack<'_> {
             connection.arm_rto(now);
         }
         self.settle(index, now);
-        Ok(id)
+        Ok(())
     }
 
     /// Takes the first connection off a listener's accept queue, for `process` to hold.

@@ -44,10 +44,11 @@ impl Program {
         };
         let packets = Packets::map(packets, reply.chunk_size).expect("packets");
         let cplane = Cplane::map(cplane).expect("cplane");
+        let steered = Flows::map(flows).expect("flows");
         let flows = Flows::map(flows).expect("flows");
         let image = Image::map(image).expect("image");
-        let attachment =
-            Attachment::new(image, packets, Ringer::new().expect("ringer")).expect("attachment");
+        let attachment = Attachment::new(image, packets, steered, Ringer::new().expect("ringer"))
+            .expect("attachment");
         let process = ProcessId(reply.process as u8);
         let chunk_size = reply.chunk_size;
         Ok(Self {

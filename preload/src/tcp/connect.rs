@@ -1,0 +1,346 @@
+//! connect: the kernel gives the source address and port, the daemon the right to the flow, the
+//! stack makes the connection.
+
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: libc's originals on the program's socket"
+)]
+
+use std::ffi::c_int;
+
+use bypass_proto::policy::{Protocol, Role};
+use bypass_proto::reason::FallThrough;
+use bypass_stack::cplane::{self, CplaneReason, Lookup};
+use bypass_stack::{
+    EndpointId, Family, IpAddress, NextHop, OpenError, SocketAddress, TcpOpen, TcpOptions,
+    TcpState, event,
+};
+use rustix::io::Errno;
+
+use super::{flags, options, with_stack};
+use crate::address::Given;
+use crate::decide::{self, TCP};
+use crate::errno::Answer;
+use crate::fdtable::{self, Entry};
+use crate::wait::{self, Woken};
+use crate::{address, context, report, shadow, symbols};
+
+/// connect on a TCP socket that is not connected. `None`: the kernel connects it.
+pub fn begin(fd: c_int, to: Given) -> Option<Answer> {
+    let Given::Inet(remote) = to else {
+        return None;
+    };
+    report::begin();
+    match try_begin(fd, remote) {
+        Ok(endpoint) => Some(wait_for(fd, endpoint)),
+        Err(reason) => {
+            // The socket is the kernel's from here on, whatever its connect answers.
+            fdtable::set(fd, Entry::Other);
+            report::refused(fd, reason);
+            None
+        }
+    }
+}
+
+/// Everything up to the SYN.
+fn try_begin(fd: c_int, remote: SocketAddress) -> Result<EndpointId, FallThrough> {
+    let family = shadow::family(fd).ok_or(FallThrough::NotInet)?;
+    let fits = match family {
+        Family::V4 => remote.ip.is_v4(),
+        Family::V6 => !remote.ip.is_v4(),
+        Family::Dual => true,
+    };
+    if !fits || remote.port == 0 || remote.ip.is_unspecified() {
+        return Err(FallThrough::NextHop);
+    }
+    let bound = shadow::local(fd).ok_or(FallThrough::Undecided)?;
+    let asked = decide::ask_policy(fd, Protocol::Tcp, Role::Connect, bound, Some(remote));
+    let (reason, rule, only) = match asked {
+        Ok((rule, only)) => (None, rule, only),
+        Err((reason, rule)) => (Some(reason), rule, 0),
+    };
+    report::note(
+        fd,
+        reason,
+        rule,
+        TCP,
+        Role::Connect,
+        Some((bound, Some(remote))),
+    );
+    if let Some(reason) = reason {
+        return Err(reason);
+    }
+    let joined = context::join()?;
+    let ifindex = match decide::bound_device(fd) {
+        0 => only,
+        device => device,
+    };
+    let known = route(joined, bound, remote, ifindex)?;
+    let source = match known {
+        _ if !bound.ip.is_unspecified() => bound.ip,
+        Some(next_hop) => next_hop.source,
+        None => kernels_source(remote).ok_or(FallThrough::NextHop)?,
+    };
+    let local = take_port(fd, family, bound, source)?;
+    let open = TcpOpen {
+        family,
+        local,
+        process: context::process(),
+        options: options::of_shadow(fd),
+        shadow_cookie: shadow::cookie(fd),
+        ifindex,
+    };
+    let opened = with_stack(|_, locked, _| locked.stack().tcp_open(&open));
+    let endpoint = opened
+        .ok_or(FallThrough::System)?
+        .map_err(|_| FallThrough::Limit)?;
+    // The daemon compares with the shadow, which may be bound to any address.
+    let proof = if bound.port == 0 { local } else { bound };
+    let filter = match decide::add_filter(fd, endpoint, (TCP, 0), family, (proof, None), ifindex) {
+        Ok(filter) => filter,
+        Err(reason) => {
+            drop_endpoint(endpoint);
+            return Err(reason);
+        }
+    };
+    joined.refresh();
+    // The grant may have opened the first queue of the interface.
+    let next_hop = match known.map_or_else(
+        || route(joined, local, remote, ifindex),
+        |hop| Ok(Some(hop)),
+    ) {
+        Ok(Some(next_hop)) => next_hop,
+        Ok(None) | Err(_) => {
+            drop_endpoint(endpoint);
+            return Err(FallThrough::NextHop);
+        }
+    };
+    let sent = with_stack(|_, locked, now| {
+        locked.stack().set_filter(endpoint, filter);
+        let queue = usize::from(next_hop.queue_pair);
+        if !locked.has_queue(queue) {
+            return Err(OpenError::Full);
+        }
+        let (stack, packets) = locked.parts();
+        stack.tcp_start(packets, endpoint, remote, &next_hop, now)
+    });
+    match sent {
+        Some(Ok(())) => {}
+        _ => {
+            drop_endpoint(endpoint);
+            return Err(FallThrough::Limit);
+        }
+    }
+    fdtable::set(fd, Entry::Tcp(endpoint));
+    report::addresses(fd, local, Some(remote));
+    report::accelerated(fd, endpoint);
+    wait::epoll_set::activated(fd, endpoint, false);
+    Ok(endpoint)
+}
+
+fn drop_endpoint(endpoint: EndpointId) {
+    with_stack(|_, locked, now| {
+        let (stack, packets) = locked.parts();
+        stack.tcp_close(packets, endpoint, context::process(), now)
+    });
+    super::return_filters();
+}
+
+/// How the connection's frames leave: by a queue of this stack, or by one that nobody has opened
+/// yet (`None`).
+fn route(
+    joined: &'static context::Joined,
+    bound: SocketAddress,
+    remote: SocketAddress,
+    ifindex: u32,
+) -> Result<Option<NextHop>, FallThrough> {
+    let hash = cplane::flow_hash(&bound, &remote);
+    let looked = joined
+        .cplane
+        .read(|table| cplane::lookup(table, remote.ip, bound.ip, ifindex, hash));
+    match looked {
+        Some(Lookup::Via(next_hop)) => Ok(Some(next_hop)),
+        Some(Lookup::Kernel(CplaneReason::NoBackend)) => Ok(None),
+        Some(Lookup::Local) => Err(FallThrough::LocalRoute),
+        Some(Lookup::Kernel(_)) | None => Err(FallThrough::NextHop),
+    }
+}
+
+/// The source address that the kernel would choose, by a socket that sends nothing.
+fn kernels_source(remote: SocketAddress) -> Option<IpAddress> {
+    let (domain, family) = if remote.ip.is_v4() {
+        (libc::AF_INET, Family::V4)
+    } else {
+        (libc::AF_INET6, Family::V6)
+    };
+    // SAFETY: plain integers.
+    let fd =
+        unsafe { symbols::socket::original()(domain, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return None;
+    }
+    // SAFETY: plain integers; all zero is a value.
+    let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+    let len = address::fill(remote, family, &mut storage);
+    // SAFETY: `storage` is readable for `len` bytes.
+    let result = unsafe {
+        symbols::connect::original()(fd, (&raw const storage).cast(), len as libc::socklen_t)
+    };
+    let source = shadow::local(fd).filter(|_| result == 0);
+    // SAFETY: our own descriptor.
+    unsafe { symbols::close::original()(fd) };
+    source
+        .map(|source| source.ip)
+        .filter(|ip| !ip.is_unspecified())
+}
+
+/// Binds the shadow, so that the port is this connection's: the kernel's own connect would choose
+/// source and port in the same way, but later.
+fn take_port(
+    fd: c_int,
+    family: Family,
+    bound: SocketAddress,
+    source: IpAddress,
+) -> Result<SocketAddress, FallThrough> {
+    if bound.port != 0 {
+        return Ok(SocketAddress::new(source, bound.port));
+    }
+    let late = shadow::option::<c_int>(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT);
+    let late = late.unwrap_or(0) != 0;
+    if late {
+        set_late_port(fd, 0);
+    }
+    // SAFETY: plain integers; all zero is a value.
+    let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+    let len = address::fill(SocketAddress::new(source, 0), family, &mut storage);
+    // SAFETY: `storage` is readable for `len` bytes.
+    let result = unsafe {
+        symbols::bind::original()(fd, (&raw const storage).cast(), len as libc::socklen_t)
+    };
+    if late {
+        set_late_port(fd, 1);
+    }
+    let local = shadow::local(fd).filter(|local| local.port != 0);
+    match (result, local) {
+        (0, Some(local)) => Ok(SocketAddress::new(source, local.port)),
+        _ => Err(FallThrough::System),
+    }
+}
+
+fn set_late_port(fd: c_int, on: c_int) {
+    // SAFETY: the value is readable for its size.
+    unsafe {
+        symbols::setsockopt::original()(
+            fd,
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of::<c_int>() as libc::socklen_t,
+        );
+    }
+}
+
+/// connect on a socket that has an endpoint: the same call again, or a new one.
+pub fn again(fd: c_int, endpoint: EndpointId, to: Given) -> Option<Answer> {
+    let status = with_stack(|_, locked, _| {
+        let options = super::options_of(locked, endpoint);
+        (locked.stack().tcp_status(endpoint), options)
+    });
+    let Some((Ok(status), Some(options))) = status else {
+        return Some(Err(Errno::BADF));
+    };
+    if to == Given::Foreign {
+        // AF_UNSPEC dissolves the connection; the kernel judges all else.
+        return None;
+    }
+    let connecting = options.shim_flags & flags::CONNECTING != 0;
+    match status.state {
+        TcpState::SynSent | TcpState::SynReceived if options.has(TcpOptions::NONBLOCKING) => {
+            Some(Err(Errno::ALREADY))
+        }
+        TcpState::Closed if !connecting => {
+            release(fd, endpoint);
+            begin(fd, to)
+        }
+        _ if connecting => Some(wait_for(fd, endpoint)),
+        _ => Some(Err(Errno::ISCONN)),
+    }
+}
+
+/// The socket has no connection any more and may be connected again.
+pub fn release(fd: c_int, endpoint: EndpointId) {
+    wait::epoll_set::closed(endpoint);
+    fdtable::replace(fd, Entry::Tcp(endpoint), Entry::TcpCandidate);
+    drop_endpoint(endpoint);
+}
+
+/// Dissolves the connection (connect with AF_UNSPEC): reset, and a socket as new.
+pub fn dissolve(fd: c_int, endpoint: EndpointId) {
+    with_stack(|_, locked, now| {
+        let (stack, packets) = locked.parts();
+        stack.tcp_abort(packets, endpoint, now);
+    });
+    release(fd, endpoint);
+}
+
+/// Waits until the connection is made or has failed (net/ipv4/af_inet.c:__inet_stream_connect).
+fn wait_for(fd: c_int, endpoint: EndpointId) -> Answer {
+    let mut deadline = None;
+    loop {
+        let looked = with_stack(|joined, locked, now| {
+            locked.pump(now);
+            let status = locked.stack().tcp_status(endpoint);
+            let options = super::options_of(locked, endpoint);
+            let generation = locked.stack().queue_pairs_generation();
+            (joined, status, options, generation)
+        });
+        let Some((joined, Ok(status), Some(options), generation)) = looked else {
+            return Err(Errno::CONNABORTED);
+        };
+        super::refresh(joined, generation);
+        match status.state {
+            TcpState::SynSent | TcpState::SynReceived => {}
+            TcpState::Closed => return Err(failed(fd, endpoint)),
+            _ => {
+                set_connecting(endpoint, false);
+                return Ok(0);
+            }
+        }
+        set_connecting(endpoint, true);
+        if options.has(TcpOptions::NONBLOCKING) {
+            return Err(Errno::INPROGRESS);
+        }
+        if deadline.is_none() {
+            deadline = super::deadline(options.sndtimeo_ms);
+        }
+        match wait::block::until(fd, endpoint, event::OUT, false, deadline) {
+            Woken::Ready => {}
+            Woken::TimedOut => return Err(Errno::INPROGRESS),
+            Woken::Interrupted if super::restarts(options.sndtimeo_ms) => {}
+            Woken::Interrupted => return Err(Errno::INTR),
+        }
+    }
+}
+
+/// Takes the error of a failed connect; the socket may be connected again.
+fn failed(fd: c_int, endpoint: EndpointId) -> Errno {
+    let error = with_stack(|_, locked, _| locked.stack().tcp_take_error(endpoint)).unwrap_or(0);
+    release(fd, endpoint);
+    if error == 0 {
+        Errno::CONNABORTED
+    } else {
+        Errno::from_raw_os_error(error)
+    }
+}
+
+fn set_connecting(endpoint: EndpointId, on: bool) {
+    with_stack(|_, locked, _| {
+        if let Ok(options) = locked.stack().tcp_options(endpoint) {
+            if on {
+                options.shim_flags |= flags::CONNECTING;
+            } else {
+                options.shim_flags &= !flags::CONNECTING;
+            }
+        }
+    });
+}

@@ -1,0 +1,53 @@
+//! getsockname and getpeername of a connection.
+
+#![expect(unsafe_code, reason = "UNSAFETY: writes the caller's address")]
+
+use bypass_stack::{EndpointId, TcpState};
+use libc::{sockaddr, socklen_t};
+use rustix::io::Errno;
+
+use super::with_stack;
+use crate::address;
+use crate::errno::Answer;
+
+/// Which end of the connection is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// getsockname.
+    Local,
+    /// getpeername.
+    Remote,
+}
+
+/// Writes the address of one end.
+///
+/// # Errors
+/// `ENOTCONN` for the peer of a connection that is not made (net/ipv4/af_inet.c:inet_getname),
+/// `EFAULT`, `EINVAL`.
+///
+/// # Safety
+/// The address is the caller's to write.
+pub unsafe fn of(endpoint: EndpointId, end: End, to: *mut sockaddr, len: *mut socklen_t) -> Answer {
+    let status = with_stack(|_, locked, _| locked.stack().tcp_status(endpoint));
+    let Some(Ok(status)) = status else {
+        return Err(Errno::NOTCONN);
+    };
+    let unconnected = matches!(status.state, TcpState::Closed | TcpState::SynSent);
+    if end == End::Remote && unconnected {
+        return Err(Errno::NOTCONN);
+    }
+    if address::is_nowhere(to) || address::is_nowhere(len) {
+        return Err(Errno::FAULT);
+    }
+    // SAFETY: the caller's length.
+    if unsafe { len.read_unaligned() }.cast_signed() < 0 {
+        return Err(Errno::INVAL);
+    }
+    let from = match end {
+        End::Local => status.local,
+        End::Remote => status.remote,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { address::write(from, status.family, to, len) };
+    Ok(0)
+}

@@ -1,0 +1,307 @@
+//! Sending on a connection (net/ipv4/tcp.c:tcp_sendmsg_locked), and files into it.
+//!
+//! Bytes are copied once, from the caller's vectors into the chunks that stay until they are
+//! acknowledged.
+
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: reads the buffers that a msghdr names; libc's originals"
+)]
+
+use std::ffi::c_int;
+
+use bypass_stack::{EndpointId, TcpError, TcpOptions, event};
+use libc::{MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, iovec, msghdr, off_t, size_t};
+use rustix::io::Errno;
+
+use super::with_stack;
+use crate::address::is_nowhere;
+use crate::errno::{Answer, from_c};
+use crate::symbols;
+use crate::udp::send::Gather;
+use crate::wait::{self, Woken};
+
+/// Bytes of a file that are read at a time.
+const PIECE: usize = 32 * 1024;
+/// Most bytes of one call (MAX_RW_COUNT of linux/fs.h).
+const MOST: usize = 0x7fff_f000;
+
+/// sendmsg on a connection.
+///
+/// # Errors
+/// As the kernel's.
+///
+/// # Safety
+/// `message` describes buffers that the caller may read.
+pub unsafe fn one(fd: c_int, endpoint: EndpointId, message: &msghdr, flags: c_int) -> Answer {
+    if message.msg_iovlen > 1024 {
+        return Err(Errno::MSGSIZE);
+    }
+    let vectors: &[iovec] = if message.msg_iovlen == 0 {
+        &[]
+    } else if is_nowhere(message.msg_iov) {
+        return Err(Errno::FAULT);
+    } else {
+        // SAFETY: the caller's array of `msg_iovlen` vectors.
+        unsafe { std::slice::from_raw_parts(message.msg_iov, message.msg_iovlen) }
+    };
+    if vectors
+        .iter()
+        .any(|vector| vector.iov_len != 0 && is_nowhere(vector.iov_base))
+    {
+        return Err(Errno::FAULT);
+    }
+    let total = vectors
+        .iter()
+        .fold(0_usize, |sum, vector| sum.saturating_add(vector.iov_len))
+        .min(MOST);
+    let mut gather = Gather::new(vectors);
+    stream(fd, endpoint, total, flags, &mut |to| gather.copy(to))
+}
+
+/// Sends `total` bytes that `fill` gives.
+///
+/// # Errors
+/// As the kernel's.
+pub fn stream(
+    fd: c_int,
+    endpoint: EndpointId,
+    total: usize,
+    flags: c_int,
+    fill: &mut dyn FnMut(&mut [u8]),
+) -> Answer {
+    let more = flags & MSG_MORE != 0;
+    let mut done = 0;
+    let mut deadline = None;
+    loop {
+        let sent = with_stack(|_, locked, now| {
+            let mut sent = Err(TcpError::WouldBlock);
+            for round in 0..2 {
+                let (stack, packets) = locked.parts();
+                sent = stack.tcp_send(packets, endpoint, total - done, more, fill, now);
+                if round == 0 && sent == Err(TcpError::WouldBlock) {
+                    // Acknowledgements that wait in the queue may make room.
+                    locked.pump(now);
+                } else {
+                    break;
+                }
+            }
+            (sent, super::options_of(locked, endpoint))
+        });
+        let Some((sent, options)) = sent else {
+            return partly(done, Errno::AGAIN);
+        };
+        match sent {
+            Ok(count) => done += count,
+            Err(TcpError::WouldBlock) => {}
+            Err(TcpError::Stale) => return partly(done, Errno::BADF),
+            Err(TcpError::Errno(errno)) if done > 0 => {
+                // Told by the next call.
+                let _ = errno;
+                return Ok(done as isize);
+            }
+            Err(TcpError::Errno(errno)) => return Err(broken(errno, flags)),
+        }
+        if done >= total {
+            return Ok(done as isize);
+        }
+        let Some(options) = options else {
+            return partly(done, Errno::BADF);
+        };
+        if sent.is_ok() {
+            continue;
+        }
+        if options.has(TcpOptions::NONBLOCKING) || flags & MSG_DONTWAIT != 0 {
+            return partly(done, Errno::AGAIN);
+        }
+        if deadline.is_none() {
+            deadline = super::deadline(options.sndtimeo_ms);
+        }
+        match wait::block::until(fd, endpoint, event::OUT, false, deadline) {
+            Woken::Ready => {}
+            Woken::TimedOut => return partly(done, Errno::AGAIN),
+            Woken::Interrupted if done == 0 && super::restarts(options.sndtimeo_ms) => {}
+            Woken::Interrupted => return partly(done, Errno::INTR),
+        }
+    }
+}
+
+/// What was sent, or the error when nothing was.
+fn partly(done: usize, errno: Errno) -> Answer {
+    if done > 0 {
+        Ok(done as isize)
+    } else {
+        Err(errno)
+    }
+}
+
+/// The error of a send; EPIPE comes with a signal (net/core/stream.c:sk_stream_error).
+fn broken(errno: i32, flags: c_int) -> Errno {
+    if errno == libc::EPIPE && flags & MSG_NOSIGNAL == 0 {
+        // SAFETY: this thread lives; the signal's number is valid.
+        unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGPIPE) };
+    }
+    Errno::from_raw_os_error(errno)
+}
+
+/// Room for a write now; `None` when the endpoint is gone.
+pub fn room(endpoint: EndpointId) -> Option<usize> {
+    let status = with_stack(|_, locked, now| {
+        let mut status = locked.stack().tcp_status(endpoint);
+        if status.is_ok_and(|status| status.send_space == 0) {
+            locked.pump(now);
+            status = locked.stack().tcp_status(endpoint);
+        }
+        status
+    });
+    Some(status?.ok()?.send_space as usize)
+}
+
+/// Whether sends on the endpoint do not wait.
+fn is_nonblocking(endpoint: EndpointId) -> bool {
+    with_stack(|_, locked, _| super::options_of(locked, endpoint))
+        .flatten()
+        .is_some_and(|options| options.has(TcpOptions::NONBLOCKING))
+}
+
+/// sendfile into a connection: the file by way of a buffer, no more at a time than there is room
+/// for, so that nothing is read twice and the offset says what was sent.
+///
+/// # Errors
+/// As the kernel's.
+///
+/// # Safety
+/// `offset` is null or the caller's to read and write.
+pub unsafe fn file(
+    fd: c_int,
+    endpoint: EndpointId,
+    input: c_int,
+    offset: *mut off_t,
+    count: size_t,
+) -> Answer {
+    let explicit = !offset.is_null();
+    if explicit && is_nowhere(offset) {
+        return Err(Errno::FAULT);
+    }
+    let start = if explicit {
+        // SAFETY: the caller's offset.
+        unsafe { offset.read_unaligned() }
+    } else {
+        // SAFETY: plain integers.
+        from_c(unsafe { libc::lseek(input, 0, libc::SEEK_CUR) } as isize)
+            .map_err(|_| Errno::INVAL)? as off_t
+    };
+    if start < 0 {
+        return Err(Errno::INVAL);
+    }
+    let mut at = start;
+    let answer = pieces(fd, endpoint, input, &mut at, count.min(MOST));
+    if explicit {
+        // SAFETY: the caller's offset.
+        unsafe { offset.write_unaligned(at) };
+    } else if at != start {
+        // SAFETY: plain integers.
+        unsafe { libc::lseek(input, at, libc::SEEK_SET) };
+    }
+    answer
+}
+
+fn pieces(fd: c_int, endpoint: EndpointId, input: c_int, at: &mut off_t, count: usize) -> Answer {
+    let mut buffer = [0_u8; PIECE];
+    let mut done = 0;
+    let waits = !is_nonblocking(endpoint);
+    while done < count {
+        // One byte more than fits, so that a short send tells the stack to report the next room.
+        let room = room(endpoint).ok_or(Errno::BADF)?.saturating_add(1);
+        let wanted = (count - done).min(PIECE);
+        let wanted = if waits { wanted } else { wanted.min(room) };
+        // SAFETY: the buffer is writable for its length.
+        let got = from_c(unsafe { libc::pread(input, buffer.as_mut_ptr().cast(), wanted, *at) });
+        let got = match got {
+            Ok(0) => break,
+            Ok(got) => got as usize,
+            Err(_) if done > 0 => break,
+            Err(Errno::SPIPE) => return Err(Errno::INVAL),
+            Err(errno) => return Err(errno),
+        };
+        let more = if done + got < count { MSG_MORE } else { 0 };
+        let mut given = 0;
+        let sent = stream(fd, endpoint, got, more, &mut |to| {
+            to.copy_from_slice(&buffer[given..given + to.len()]);
+            given += to.len();
+        });
+        match sent {
+            Ok(sent) => {
+                done += sent as usize;
+                *at += sent as off_t;
+                if (sent as usize) < got {
+                    break;
+                }
+            }
+            Err(_) if done > 0 => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(done as isize)
+}
+
+/// splice from a pipe into a connection: no more is taken from the pipe than there is room for.
+///
+/// # Errors
+/// As the kernel's.
+pub fn from_pipe(fd: c_int, endpoint: EndpointId, pipe: c_int, len: usize, flags: u32) -> Answer {
+    let mut buffer = [0_u8; PIECE];
+    let nonblocking = flags & libc::SPLICE_F_NONBLOCK != 0 || is_nonblocking(endpoint);
+    let room = loop {
+        let room = room(endpoint).ok_or(Errno::BADF)?;
+        if room > 0 || !nonblocking {
+            break room;
+        }
+        no_room(endpoint)?;
+    };
+    if nonblocking && !is_readable(pipe) {
+        return Err(Errno::AGAIN);
+    }
+    let wanted = len.min(PIECE).min(if room == 0 { PIECE } else { room });
+    // SAFETY: the buffer is writable for its length.
+    let got =
+        from_c(unsafe { symbols::read::original()(pipe, buffer.as_mut_ptr().cast(), wanted) })?;
+    let more = if flags & libc::SPLICE_F_MORE != 0 {
+        MSG_MORE
+    } else {
+        0
+    };
+    let got = got as usize;
+    let mut given = 0;
+    stream(fd, endpoint, got, more, &mut |to| {
+        to.copy_from_slice(&buffer[given..given + to.len()]);
+        given += to.len();
+    })
+}
+
+/// What a send that finds no room returns; the stack reports the next room as an edge. Nothing when
+/// room has come meanwhile.
+fn no_room(endpoint: EndpointId) -> Result<(), Errno> {
+    let refused = with_stack(|_, locked, now| {
+        let space = locked.stack().tcp_status(endpoint).ok()?.send_space;
+        let (stack, packets) = locked.parts();
+        let len = usize::from(space == 0);
+        Some(stack.tcp_send(packets, endpoint, len, false, &mut |_| {}, now))
+    });
+    match refused.flatten() {
+        Some(Err(TcpError::Errno(errno))) => Err(broken(errno, 0)),
+        Some(Err(TcpError::WouldBlock)) => Err(Errno::AGAIN),
+        Some(Ok(_)) => Ok(()),
+        Some(Err(TcpError::Stale)) | None => Err(Errno::BADF),
+    }
+}
+
+fn is_readable(fd: c_int) -> bool {
+    let mut entry = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one entry, no waiting.
+    unsafe { symbols::poll::original()(&raw mut entry, 1, 0) > 0 }
+}
