@@ -89,19 +89,10 @@ pub unsafe fn posix_spawn(
     argv: *const *mut c_char,
     envp: *const *mut c_char,
 ) -> c_int {
-    // SAFETY: null or the caller's environment. The child starts in libc, on the kernel's own
-    // descriptors; the shadows it inherits are plain kernel sockets.
-    let environment = unsafe { Environment::with_preload(envp.cast()) };
     // SAFETY: the caller's arguments.
     unsafe {
-        symbols::posix_spawn::original()(
-            pid,
-            path,
-            actions,
-            attributes,
-            argv,
-            environment.as_ptr().cast(),
-        )
+        let original = symbols::posix_spawn::original();
+        spawn(original, pid, path, actions, attributes, argv, envp)
     }
 }
 
@@ -113,19 +104,42 @@ pub unsafe fn posix_spawnp(
     argv: *const *mut c_char,
     envp: *const *mut c_char,
 ) -> c_int {
-    // SAFETY: as in `posix_spawn`.
-    let environment = unsafe { Environment::with_preload(envp.cast()) };
     // SAFETY: the caller's arguments.
     unsafe {
-        symbols::posix_spawnp::original()(
-            pid,
-            file,
-            actions,
-            attributes,
-            argv,
-            environment.as_ptr().cast(),
-        )
+        let original = symbols::posix_spawnp::original();
+        spawn(original, pid, file, actions, attributes, argv, envp)
     }
+}
+
+/// libc's `posix_spawn` or `posix_spawnp`.
+type Spawn = unsafe extern "C" fn(
+    *mut pid_t,
+    *const c_char,
+    *const posix_spawn_file_actions_t,
+    *const posix_spawnattr_t,
+    *const *mut c_char,
+    *const *mut c_char,
+) -> c_int;
+
+/// Either of the two, with the variables of ours in the child's environment.
+///
+/// # Safety
+/// As `posix_spawn`.
+unsafe fn spawn(
+    original: Spawn,
+    pid: *mut pid_t,
+    program: *const c_char,
+    actions: *const posix_spawn_file_actions_t,
+    attributes: *const posix_spawnattr_t,
+    argv: *const *mut c_char,
+    envp: *const *mut c_char,
+) -> c_int {
+    // SAFETY: null or the caller's environment. The child starts in libc, on the kernel's own
+    // descriptors; the shadows it inherits are plain kernel sockets.
+    let environment = unsafe { Environment::with_preload(envp.cast()) };
+    let envp = environment.as_ptr().cast();
+    // SAFETY: the caller's arguments.
+    unsafe { original(pid, program, actions, attributes, argv, envp) }
 }
 
 /// Most arguments of an `execl` call that we can see (they are variadic in C).

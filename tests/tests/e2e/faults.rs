@@ -10,7 +10,7 @@ use bypass_tests::testbed::{Options, Side, Testbed};
 use bypass_tests::{Result, daemon, paths};
 
 use super::harness::Scene;
-use super::programs::{ping_pong, start_example};
+use super::programs::{ping_pong, receives_at, start_example};
 
 const PORT: u16 = 7007;
 
@@ -406,22 +406,17 @@ pub(crate) fn two_queues(scene: &Scene) -> Result<()> {
         bed,
         column: scene.column,
     };
-    let host = wide.host();
-    let server = start_example(&wide, "udpreceiver", 4321, &["--bind", &host, "--json"])?;
-    std::thread::sleep(Duration::from_millis(200));
-    let mut client = wide.bed.program(Side::Client, paths::example("udpsender")?);
-    client.args(["--json", "--threads", "8", "--batch", "8", "--size", "22"]);
-    client.args(["--rate", "8000", "--count", "16000", &host]);
-    let sent = client.run()?.check()?.json()?["packets"]
-        .as_u64()
-        .ok_or("no count")?;
-    std::thread::sleep(Duration::from_millis(200));
-    let got = server.stop()?.check()?.json()?["packets"]
-        .as_u64()
-        .ok_or("no count")?;
-    if got < sent * 98 / 100 {
-        return Err(format!("{got} of {sent} datagrams arrived").into());
-    }
+    let pace = [
+        "--threads",
+        "8",
+        "--batch",
+        "8",
+        "--rate",
+        "8000",
+        "--count",
+        "16000",
+    ];
+    let sent = receives_at(&wide, &[], &pace)?;
     let kernel = KernelUdp::read(&wide.bed, Side::Server)?.received;
     if wide.has_shim() && kernel > sent / 20 {
         return Err(format!("the kernel carried {kernel} of {sent} datagrams").into());

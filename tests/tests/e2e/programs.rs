@@ -74,8 +74,25 @@ pub(crate) fn udp_echo_any_address(scene: &Scene) -> Result<()> {
     echo_works(scene, "udpecho", &[], &scene.host())
 }
 
+/// What a receiver surely keeps up with.
+const PACED: [&str; 8] = [
+    "--threads",
+    "2",
+    "--batch",
+    "32",
+    "--rate",
+    "20000",
+    "--count",
+    "40000",
+];
+
 /// The receiver gets what a paced kernel sender sends.
 fn receives(scene: &Scene, arguments: &[&str]) -> Result<()> {
+    receives_at(scene, arguments, &PACED).map(drop)
+}
+
+/// The receiver gets what a kernel sender sends at some pace; how many datagrams that were.
+pub(crate) fn receives_at(scene: &Scene, arguments: &[&str], pace: &[&str]) -> Result<u64> {
     let host = scene.host();
     let mut all = vec!["--bind", &host, "--json"];
     all.extend(arguments);
@@ -84,8 +101,10 @@ fn receives(scene: &Scene, arguments: &[&str]) -> Result<()> {
     let mut client = scene
         .bed
         .program(Side::Client, paths::example("udpsender")?);
-    client.args(["--json", "--threads", "2", "--batch", "32", "--size", "22"]);
-    client.args(["--rate", "20000", "--count", "40000", &host]);
+    client
+        .args(["--json", "--size", "22"])
+        .args(pace)
+        .arg(&host);
     let sent = client.run()?.check()?.json()?["packets"]
         .as_u64()
         .ok_or("no count")?;
@@ -96,7 +115,7 @@ fn receives(scene: &Scene, arguments: &[&str]) -> Result<()> {
     if got < sent * 98 / 100 {
         return Err(format!("{got} of {sent} datagrams arrived").into());
     }
-    Ok(())
+    Ok(sent)
 }
 
 pub(crate) fn udp_receiver(scene: &Scene) -> Result<()> {

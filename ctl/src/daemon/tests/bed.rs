@@ -66,11 +66,16 @@ impl Bed {
     /// With a daemon that answers.
     pub(super) fn with_daemon() -> Self {
         let mut bed = Self::new();
-        bed.start(DaemonOptions {
+        bed.start_daemon();
+        bed
+    }
+
+    /// Starts one with the default policy.
+    pub(super) fn start_daemon(&mut self) {
+        self.start(DaemonOptions {
             foreground: true,
             ..DaemonOptions::default()
         });
-        bed
     }
 
     pub(super) fn start(&mut self, options: DaemonOptions) {

@@ -3,11 +3,10 @@
 use std::time::{Duration, Instant};
 
 use bypass_proto::control::QueryKind;
-use bypass_runtime::control::Control;
 
-use super::bed::{Bed, until};
+use super::bed::Bed;
 use super::child::Lines;
-use super::life::send;
+use super::life::{ready, send, with_daemon_apart};
 
 /// What an answer of the daemon may take.
 const PROMPTLY: Duration = Duration::from_millis(100);
@@ -22,8 +21,7 @@ fn counter(bed: &Bed, name: &str) -> u64 {
 #[test]
 fn frames_are_taken_in_for_a_program_that_does_not_call() {
     let bed = Bed::with_daemon();
-    let mut program = Lines::program(&bed, "198.18.9.1:7001", 65534);
-    assert_eq!(program.read(), "ready");
+    let mut program = ready(&bed, "198.18.9.1:7001", 65534);
     // In more than one go: the queue must be watched again after the first.
     for count in 1..4 {
         send(&bed, "198.18.9.1:7001", 10);
@@ -40,11 +38,8 @@ fn frames_are_taken_in_for_a_program_that_does_not_call() {
 
 #[test]
 fn a_daemon_with_nothing_to_do_sleeps() {
-    let bed = Bed::new();
-    let daemon = Lines::daemon(&bed);
-    bed.inside(|| until("the daemon answers", || Control::connect().is_ok()));
-    let mut program = Lines::program(&bed, "198.18.9.1:7001", 0);
-    assert_eq!(program.read(), "ready");
+    let (bed, daemon) = with_daemon_apart();
+    let mut program = ready(&bed, "198.18.9.1:7001", 0);
     send(&bed, "198.18.9.1:7001", 10);
     let begun = Instant::now();
     while program.ask("held") != "10" {
@@ -63,11 +58,8 @@ fn a_daemon_with_nothing_to_do_sleeps() {
 #[test]
 fn no_lock_word_stops_the_daemon() {
     const WAITERS: u32 = 1 << 31;
-    let bed = Bed::new();
-    let daemon = Lines::daemon(&bed);
-    bed.inside(|| until("the daemon answers", || Control::connect().is_ok()));
-    let mut vandal = Lines::program(&bed, "198.18.9.1:7001", 65534);
-    assert_eq!(vandal.read(), "ready");
+    let (bed, daemon) = with_daemon_apart();
+    let mut vandal = ready(&bed, "198.18.9.1:7001", 65534);
     let mut words = vec![WAITERS, u32::MAX, 0x3fff_ffff, 1, 1 | WAITERS, vandal.id()];
     words.extend(daemon.threads().iter().flat_map(|id| [*id, *id | WAITERS]));
     for word in words {

@@ -26,6 +26,22 @@ pub(super) fn send(bed: &Bed, to: &str, count: usize) {
     });
 }
 
+/// A program with a filter for an address.
+pub(super) fn ready(bed: &Bed, address: &str, uid: u32) -> Lines {
+    let mut program = Lines::program(bed, address, uid);
+    let answer = program.read();
+    assert_eq!(answer, "ready", "{}", bed.list(QueryKind::Interfaces));
+    program
+}
+
+/// A bed with a daemon that can be killed.
+pub(super) fn with_daemon_apart() -> (Bed, Lines) {
+    let bed = Bed::new();
+    let daemon = Lines::daemon(&bed);
+    bed.inside(|| until("the daemon answers", || Control::connect().is_ok()));
+    (bed, daemon)
+}
+
 /// Waits until a program has so many datagrams: the sender may have to resolve the address first.
 pub(super) fn wait_for(program: &mut Lines, queued: &str) {
     let begun = Instant::now();
@@ -47,12 +63,8 @@ fn is_attached(bed: &Bed) -> bool {
 #[test]
 fn a_killed_programs_filters_are_gone_at_once() {
     let bed = Bed::with_daemon();
-    let mut keeper = Lines::program(&bed, "198.18.9.1:7001", 0);
-    let mut victim = Lines::program(&bed, "198.18.9.1:7002", 0);
-    assert_eq!(
-        (keeper.read(), victim.read()),
-        ("ready".into(), "ready".into())
-    );
+    let mut keeper = ready(&bed, "198.18.9.1:7001", 0);
+    let mut victim = ready(&bed, "198.18.9.1:7002", 0);
     assert_eq!(filters(&bed), 2);
     let begun = Instant::now();
     victim.kill();
@@ -72,12 +84,8 @@ fn a_killed_programs_filters_are_gone_at_once() {
 #[test]
 fn a_program_that_dies_with_the_lock_costs_only_its_own() {
     let bed = Bed::with_daemon();
-    let mut keeper = Lines::program(&bed, "198.18.9.1:7001", 0);
-    let mut victim = Lines::program(&bed, "198.18.9.1:7002", 0);
-    assert_eq!(
-        (keeper.read(), victim.read()),
-        ("ready".into(), "ready".into())
-    );
+    let mut keeper = ready(&bed, "198.18.9.1:7001", 0);
+    let mut victim = ready(&bed, "198.18.9.1:7002", 0);
     assert_eq!(victim.ask("lock"), "locked");
     let begun = Instant::now();
     victim.kill();
@@ -90,8 +98,7 @@ fn a_program_that_dies_with_the_lock_costs_only_its_own() {
 #[test]
 fn a_stopped_lock_owner_does_not_stop_the_daemon() {
     let bed = Bed::with_daemon();
-    let mut owner = Lines::program(&bed, "198.18.9.1:7001", 0);
-    assert_eq!(owner.read(), "ready");
+    let mut owner = ready(&bed, "198.18.9.1:7001", 0);
     assert_eq!(owner.ask("lock"), "locked");
     let mut late = Lines::program(&bed, "198.18.9.1:7002", 0);
     assert!(late.read().contains("System"), "refused");
@@ -105,12 +112,8 @@ fn a_stopped_lock_owner_does_not_stop_the_daemon() {
 #[test]
 fn another_program_in_the_same_process_has_nothing() {
     let bed = Bed::with_daemon();
-    let mut keeper = Lines::program(&bed, "198.18.9.1:7001", 0);
-    let mut victim = Lines::program(&bed, "198.18.9.1:7002", 0);
-    assert_eq!(
-        (keeper.read(), victim.read()),
-        ("ready".into(), "ready".into())
-    );
+    let _keeper = ready(&bed, "198.18.9.1:7001", 0);
+    let mut victim = ready(&bed, "198.18.9.1:7002", 0);
     victim.tell("exec");
     until("the filter is gone", || filters(&bed) == 1);
     assert!(std::path::Path::new(&format!("/proc/{}", victim.id())).exists());
@@ -119,29 +122,22 @@ fn another_program_in_the_same_process_has_nothing() {
 #[test]
 fn an_endpoint_that_is_gone_takes_its_filter_along() {
     let bed = Bed::with_daemon();
-    let mut program = Lines::program(&bed, "198.18.9.1:7001", 0);
-    assert_eq!(program.read(), "ready");
+    let mut program = ready(&bed, "198.18.9.1:7001", 0);
     assert_eq!(program.ask("close"), "closed");
     until("the filter is swept", || filters(&bed) == 0);
 }
 
 #[test]
 fn the_next_daemon_takes_over() {
-    let mut bed = Bed::new();
-    let mut first = Lines::daemon(&bed);
-    bed.inside(|| until("the daemon answers", || Control::connect().is_ok()));
-    let mut program = Lines::program(&bed, "[::]:7001", 65534);
-    assert_eq!(program.read(), "ready");
+    let (mut bed, mut first) = with_daemon_apart();
+    let mut program = ready(&bed, "[::]:7001", 65534);
     let stacks = bed.list(QueryKind::Stacks);
     first.kill();
     send(&bed, "198.18.9.1:7001", 2);
     wait_for(&mut program, "2");
     assert!(is_attached(&bed), "the program keeps the link");
 
-    bed.start(DaemonOptions {
-        foreground: true,
-        ..DaemonOptions::default()
-    });
+    bed.start_daemon();
     let again = bed.list(QueryKind::Stacks);
     assert_eq!(again[0]["state"], "adopted");
     for field in ["id", "uid", "processes", "filters"] {
@@ -153,8 +149,7 @@ fn the_next_daemon_takes_over() {
     wait_for(&mut program, "4");
     assert_eq!(bed.list(QueryKind::Filters)[0]["packets"], 4);
 
-    let mut second = Lines::program(&bed, "198.18.9.1:7002", 65534);
-    assert_eq!(second.read(), "ready");
+    let mut second = ready(&bed, "198.18.9.1:7002", 65534);
     send(&bed, "198.18.9.1:7002", 1);
     wait_for(&mut second, "1");
     second.kill();
@@ -164,9 +159,7 @@ fn the_next_daemon_takes_over() {
 
 #[test]
 fn nothing_is_adopted_that_was_not_granted() {
-    let mut bed = Bed::new();
-    let mut first = Lines::daemon(&bed);
-    bed.inside(|| until("the daemon answers", || Control::connect().is_ok()));
+    let (mut bed, mut first) = with_daemon_apart();
     let mut program = Lines::program(&bed, "198.18.9.1:7001", 65534);
     assert_eq!(
         program.read(),
@@ -177,10 +170,7 @@ fn nothing_is_adopted_that_was_not_granted() {
     // The program writes another address into its image.
     assert_eq!(program.ask("forge 198.18.9.1:7053"), "forged");
     first.kill();
-    bed.start(DaemonOptions {
-        foreground: true,
-        ..DaemonOptions::default()
-    });
+    bed.start_daemon();
     assert_eq!(bed.list(QueryKind::Stacks)[0]["state"], "adopted");
     assert_eq!(filters(&bed), 0);
 }
@@ -196,8 +186,7 @@ fn an_idle_daemon_ends_and_a_second_one_is_told() {
     bed.start(options.clone());
     let second = bed.inside(|| crate::daemon::run(&options));
     assert!(matches!(second, Err(DaemonError::Running)), "{second:?}");
-    let mut program = Lines::program(&bed, "198.18.9.1:7001", 0);
-    assert_eq!(program.read(), "ready");
+    let mut program = ready(&bed, "198.18.9.1:7001", 0);
     std::thread::sleep(Duration::from_millis(2500));
     assert_eq!(filters(&bed), 1, "it stays while a program lives");
     let begun = Instant::now();
@@ -218,8 +207,7 @@ fn an_idle_daemon_ends_and_a_second_one_is_told() {
 #[test]
 fn filters_follow_addresses_and_interfaces() {
     let bed = Bed::with_daemon();
-    let mut program = Lines::program(&bed, "0.0.0.0:7001", 0);
-    assert_eq!(program.read(), "ready");
+    let mut program = ready(&bed, "0.0.0.0:7001", 0);
     send(&bed, "198.18.9.1:7001", 1);
     wait_for(&mut program, "1");
     bed.ip("addr add 198.18.9.3/32 dev dmns");
@@ -254,8 +242,7 @@ fn filters_follow_addresses_and_interfaces() {
 #[test]
 fn an_interface_that_comes_back_is_mapped_anew() {
     let bed = Bed::with_daemon();
-    let mut program = Lines::program(&bed, "0.0.0.0:7001", 65534);
-    assert_eq!(program.read(), "ready");
+    let mut program = ready(&bed, "0.0.0.0:7001", 65534);
     let stack = || bed.list(QueryKind::Stacks)[0].clone();
     let before = stack();
     for count in 1..4 {
@@ -281,8 +268,7 @@ fn an_interface_that_comes_back_is_mapped_anew() {
 #[test]
 fn a_child_goes_on_with_its_parents_sockets() {
     let bed = Bed::with_daemon();
-    let mut parent = Lines::program(&bed, "198.18.9.1:7001", 0);
-    assert_eq!(parent.read(), "ready");
+    let mut parent = ready(&bed, "198.18.9.1:7001", 0);
     let slot = parent.ask("fork");
     // Whoever the child is: a process that lives on.
     let mut child = std::process::Command::new("sleep")
@@ -313,8 +299,7 @@ fn a_child_goes_on_with_its_parents_sockets() {
 #[test]
 fn a_child_that_was_never_born_holds_nothing_for_long() {
     let bed = Bed::with_daemon();
-    let mut parent = Lines::program(&bed, "198.18.9.1:7001", 0);
-    assert_eq!(parent.read(), "ready");
+    let mut parent = ready(&bed, "198.18.9.1:7001", 0);
     parent.ask("fork");
     parent.kill();
     std::thread::sleep(Duration::from_secs(4));
@@ -324,8 +309,7 @@ fn a_child_that_was_never_born_holds_nothing_for_long() {
 #[test]
 fn rubbish_in_an_image_hurts_only_its_own_stack() {
     let bed = Bed::with_daemon();
-    let mut vandal = Lines::program(&bed, "198.18.9.1:7001", 65534);
-    assert_eq!(vandal.read(), "ready");
+    let mut vandal = ready(&bed, "198.18.9.1:7001", 65534);
     for _ in 0..3 {
         assert_eq!(vandal.ask("scribble"), "scribbled");
         for kind in [QueryKind::Stacks, QueryKind::Filters, QueryKind::Interfaces] {
@@ -337,8 +321,7 @@ fn rubbish_in_an_image_hurts_only_its_own_stack() {
     }
     vandal.kill();
     until("nothing is attached", || !is_attached(&bed));
-    let mut next = Lines::program(&bed, "198.18.9.1:7001", 65534);
-    assert_eq!(next.read(), "ready");
+    let _next = ready(&bed, "198.18.9.1:7001", 65534);
 }
 
 #[test]

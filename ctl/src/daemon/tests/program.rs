@@ -63,6 +63,19 @@ impl Program {
         })
     }
 
+    /// A program that serves an address, with its queues mapped; its socket waits for two seconds.
+    pub(super) fn serving(address: &str) -> (Self, UdpSocket, EndpointId) {
+        let mut program = Self::join().expect("join");
+        let socket = UdpSocket::bind(address).expect("bind");
+        socket
+            .set_read_timeout(Some(std::time::Duration::from_secs(2)))
+            .expect("timeout");
+        let endpoint = program.open(&socket);
+        program.filter(&socket, endpoint).expect("filter");
+        program.map_queues();
+        (program, socket, endpoint)
+    }
+
     /// Opens an endpoint for a bound socket.
     pub(super) fn open(&mut self, socket: &UdpSocket) -> EndpointId {
         let open = UdpOpen {

@@ -254,14 +254,7 @@ fn a_client_that_never_reads_is_dropped() {
 fn static_filters_keep_traffic_in_the_kernel() {
     let bed = Bed::with_daemon();
     bed.inside(|| {
-        let mut program = Program::join().expect("join");
-        let socket = UdpSocket::bind("198.18.9.1:7001").expect("bind");
-        socket
-            .set_read_timeout(Some(Duration::from_secs(2)))
-            .expect("timeout");
-        let endpoint = program.open(&socket);
-        program.filter(&socket, endpoint).expect("filter");
-        program.map_queues();
+        let (mut program, socket, endpoint) = Program::serving("198.18.9.1:7001");
         let send = || {
             bed.outside(|| {
                 let sender = UdpSocket::bind("198.18.9.2:0").expect("bind");

@@ -2,7 +2,6 @@
 
 use std::net::UdpSocket;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use bypass_proto::control::{QueryKind, Request, RequestKind};
 use bypass_runtime::control::Control;
@@ -10,7 +9,7 @@ use serde_json::Value;
 
 use super::bed::{Bed, until};
 use super::child::Lines;
-use super::life::{send, wait_for};
+use super::life::{ready, send, wait_for, with_daemon_apart};
 use super::program::{Program, ask_text};
 use crate::daemon::DaemonOptions;
 
@@ -91,19 +90,16 @@ fn a_reserved_address_is_for_those_it_names() {
 
 #[test]
 fn static_filters_outlive_the_daemon_with_a_program() {
-    let mut bed = Bed::new();
-    let mut first = Lines::daemon(&bed);
-    bed.inside(|| until("the daemon answers", || Control::connect().is_ok()));
+    let (mut bed, mut first) = with_daemon_apart();
     let before = add(&bed, 7002, |request| request.keep_in_kernel = 1);
-    let mut program = Lines::program(&bed, "[::]:7001", 65534);
-    assert_eq!(program.read(), "ready");
+    let mut program = ready(&bed, "[::]:7001", 65534);
     add(&bed, 7003, |request| {
         (request.user, request.has_user) = (65533, 1);
     });
     let list = statics(&bed);
     assert_eq!(list.len(), 2);
     first.kill();
-    bed.start(FOREGROUND);
+    bed.start_daemon();
     assert_eq!(statics(&bed), list);
     for address in ["198.18.9.1:7002", "198.18.9.1:7003"] {
         let got = filter_for(&bed, address, 65534);
@@ -121,14 +117,7 @@ fn static_filters_outlive_the_daemon_with_a_program() {
 fn one_peers_flow_can_stay_in_the_kernel() {
     let bed = Bed::with_daemon();
     bed.inside(|| {
-        let mut program = Program::join().expect("join");
-        let socket = UdpSocket::bind("198.18.9.1:7001").expect("bind");
-        socket
-            .set_read_timeout(Some(Duration::from_secs(2)))
-            .expect("timeout");
-        let endpoint = program.open(&socket);
-        program.filter(&socket, endpoint).expect("filter");
-        program.map_queues();
+        let (program, socket, endpoint) = Program::serving("198.18.9.1:7001");
         let from = |port: u16| {
             bed.outside(|| {
                 let sender = UdpSocket::bind(("198.18.9.2", port)).expect("bind");
