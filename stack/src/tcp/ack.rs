@@ -58,6 +58,7 @@ impl Connection<'_> {
                 self.challenge(now);
                 return false;
             }
+            self.take_timestamp(segment, now);
             if segment.options.sack_count > 0 {
                 let in_flight = self.tcb.in_flight();
                 let mut told = Told::default();
@@ -66,6 +67,7 @@ impl Connection<'_> {
             }
             return true;
         }
+        self.take_timestamp(segment, now);
         let in_flight = self.tcb.in_flight();
         let mut told = Told {
             not_duplicate: segment.payload_len > 0
@@ -423,11 +425,15 @@ impl Connection<'_> {
         if self.tcb.pending != pending::PROBE {
             return;
         }
-        self.tcb.backoff = 0;
         self.tcb.stuck_since = now.0;
         if self.tcb.snd_wnd > 0 || self.tcb.unsent == NONE {
+            self.tcb.backoff = 0;
             self.tcb.pending = pending::NONE;
             self.tcb.retransmit_at = super::tcb::NEVER;
+        } else {
+            // Still closed: the steps go on doubling (net/ipv4/tcp_input.c:tcp_ack_probe).
+            let wait = u64::from(self.tcb.backed_off_rto()).saturating_mul(1000);
+            self.tcb.retransmit_at = now.0.saturating_add(wait);
         }
     }
 }

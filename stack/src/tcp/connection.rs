@@ -6,6 +6,7 @@ use crate::image::{Endpoint, NONE};
 use crate::stack::Stack;
 use crate::types::Instant;
 use crate::watcher::list_ready;
+use crate::wire::tcp::{Segment, flags};
 
 /// Bits of the time that segments and rate samples keep: microseconds, wrapping after 71 minutes.
 pub(crate) fn micros(now: Instant) -> u64 {
@@ -15,6 +16,23 @@ pub(crate) fn micros(now: Instant) -> u64 {
 /// Our timestamp clock (RFC 7323 section 5.4): milliseconds.
 pub(crate) fn millis(now: Instant) -> u32 {
     (now.0 / 1_000_000) as u32
+}
+
+/// Segments without data from outside the window are answered not more often than this, or two ends
+/// that disagree would talk for ever (tcp_invalid_ratelimit).
+const ANSWER_MS: u32 = 500;
+
+/// Whether such a segment may be answered now, with the time of the last such answer.
+pub(crate) fn may_answer(answered_ms: &mut u32, segment: &Segment, now: Instant) -> bool {
+    if segment.payload_len > 0 && segment.flags & flags::SYN == 0 {
+        return true;
+    }
+    let now = millis(now).max(1);
+    if *answered_ms != 0 && now.wrapping_sub(*answered_ms) < ANSWER_MS {
+        return false;
+    }
+    *answered_ms = now;
+    true
 }
 
 /// One connection. Every protocol step is a method of this.

@@ -94,7 +94,11 @@ impl Stack<'_> {
         let mut info = TcpInfo::new_zeroed();
         info.state = tcb.state;
         info.ca_state = tcb.ca_state;
-        info.retransmits = tcb.retransmits;
+        info.retransmits = if tcb.state() == TcpState::SynSent {
+            tcb.syn_retries
+        } else {
+            tcb.retransmits
+        };
         info.probes = tcb.probes_out;
         info.backoff = tcb.backoff;
         for (bit, option) in [

@@ -1,7 +1,7 @@
 //! Input: a segment meets the state of its connection (RFC 9293 section 3.10.7, RFC 5961, RFC
 //! 7323).
 
-use super::connection::{Connection, micros, millis};
+use super::connection::{Connection, may_answer, micros, millis};
 use super::listen::initial_window;
 use super::mini;
 use super::receive::Payload;
@@ -25,8 +25,17 @@ pub(crate) mod errno {
 const INITIAL_WINDOW: u32 = 10;
 /// A timestamp older than this says nothing (RFC 7323 section 5.5): 24 days in milliseconds.
 const TIMESTAMP_AGE_MS: u32 = 24 * 24 * 3600 * 1000;
+/// By how much a timestamp may be older (Linux: TCP_PAWS_WINDOW).
+const TIMESTAMP_SLACK: i32 = 1;
 /// Congestion-experienced (RFC 3168).
 const CE: u8 = 3;
+
+/// The largest segment to send: the peer's MSS or its default (RFC 9293 section 3.7.1), and
+/// TCP_MAXSEG (0 = none).
+pub(crate) fn bounded_mss(peers: Option<u16>, max_seg: u16) -> u16 {
+    let most = if max_seg == 0 { u16::MAX } else { max_seg };
+    peers.unwrap_or(536).min(most).max(64)
+}
 
 /// Sequence numbers that a segment takes.
 pub(crate) fn length(segment: &Segment) -> u32 {
@@ -175,7 +184,9 @@ impl Connection<'_> {
         } else {
             60
         };
-        self.tcb.advertised_mss = self.tcb.hop.mtu.saturating_sub(header).max(64);
+        let max_seg = self.tcb.options.max_seg;
+        let by_path = self.tcb.hop.mtu.saturating_sub(header);
+        self.tcb.advertised_mss = bounded_mss(Some(by_path), max_seg);
         self.tcb.rcv_mss = self.tcb.advertised_mss.min(536);
         self.quick_ack_mode();
         if self.tcb.options.has(super::options::TcpOptions::KEEPALIVE) {
@@ -208,7 +219,6 @@ impl Connection<'_> {
         if !self.is_acceptable(segment, now)? {
             return Ok(false);
         }
-        self.take_timestamp(segment, now);
         if segment.flags & flags::ACK == 0 {
             return Err(DropReason::TcpFlags);
         }
@@ -225,7 +235,7 @@ impl Connection<'_> {
         if segment.flags & flags::ECE != 0 && self.tcb.has(flag::ECN) {
             self.take_ece(now);
         }
-        self.after_ack(now);
+        self.after_ack(memory, now);
         let kept = self.take_payload(memory, arrived, now);
         self.output(memory, now, false);
         kept
@@ -235,9 +245,10 @@ impl Connection<'_> {
     /// segment has done all it can.
     fn is_acceptable(&mut self, segment: &Segment, now: Instant) -> Result<bool, DropReason> {
         let is_reset = segment.flags & flags::RST != 0;
-        if self.is_old_timestamp(segment, now) && !is_reset {
-            if segment.flags & flags::SYN == 0 || segment.payload_len > 0 {
-                self.tcb.set(flag::ACK_NOW);
+        if self.is_old_timestamp(segment, now) && !is_reset && !self.is_overtaken_ack(segment) {
+            let overtaken = length(segment) == 0 && before(segment.seq, self.tcb.rcv_nxt);
+            if !overtaken {
+                self.answer_unacceptable(segment, now);
             }
             return Err(DropReason::TcpOldTimestamp);
         }
@@ -251,7 +262,7 @@ impl Connection<'_> {
                 self.challenge(now);
                 return Err(DropReason::TcpWindow);
             }
-            self.tcb.set(flag::ACK_NOW);
+            self.answer_unacceptable(segment, now);
             return Err(DropReason::TcpWindow);
         }
         if is_reset {
@@ -276,26 +287,54 @@ impl Connection<'_> {
         Ok(true)
     }
 
+    /// Tells the sender of an unacceptable segment where we stand, within reason.
+    fn answer_unacceptable(&mut self, segment: &Segment, now: Instant) {
+        if may_answer(&mut self.tcb.answered_ms, segment, now) {
+            self.tcb.set(flag::ACK_NOW);
+        }
+    }
+
     /// Protection against wrapped sequence numbers (RFC 7323 section 5.3).
     fn is_old_timestamp(&self, segment: &Segment, now: Instant) -> bool {
         let Some(timestamps) = segment.options.timestamps else {
             return false;
         };
+        let age = self.tcb.ts_recent.wrapping_sub(timestamps.value) as i32;
         self.tcb.has(flag::TIMESTAMPS)
-            && before(timestamps.value, self.tcb.ts_recent)
+            && self.tcb.ts_recent != 0
+            && age > TIMESTAMP_SLACK
             && millis(now).wrapping_sub(self.tcb.ts_recent_ms) < TIMESTAMP_AGE_MS
     }
 
+    /// Whether it is a pure ACK that tells nothing new, a little late: the network has changed the
+    /// order, nobody has wrapped a number (net/ipv4/tcp_input.c:tcp_disordered_ack_check).
+    fn is_overtaken_ack(&self, segment: &Segment) -> bool {
+        let Some(timestamps) = segment.options.timestamps else {
+            return false;
+        };
+        let age_ms = self.tcb.ts_recent.wrapping_sub(timestamps.value);
+        segment.flags & flags::ACK != 0
+            && length(segment) == 0
+            && segment.seq == self.tcb.rcv_nxt
+            && segment.ack == self.tcb.snd_una
+            && u32::from(segment.window) << u32::from(self.tcb.snd_wscale.min(14))
+                <= self.tcb.snd_wnd
+            && age_ms <= (self.tcb.rto_us / 1000).saturating_mul(12) / 10
+    }
+
     /// RFC 7323 section 4.3.
-    fn take_timestamp(&mut self, segment: &Segment, now: Instant) {
+    pub(crate) fn take_timestamp(&mut self, segment: &Segment, now: Instant) {
         let Some(timestamps) = segment.options.timestamps else {
             return;
         };
         if !self.tcb.has(flag::TIMESTAMPS) || after(segment.seq, self.tcb.rcv_wup) {
             return;
         }
-        self.tcb.ts_recent = timestamps.value;
-        self.tcb.ts_recent_ms = millis(now);
+        let aged = millis(now).wrapping_sub(self.tcb.ts_recent_ms) >= TIMESTAMP_AGE_MS;
+        if aged || !before(timestamps.value, self.tcb.ts_recent) {
+            self.tcb.ts_recent = timestamps.value;
+            self.tcb.ts_recent_ms = millis(now);
+        }
         if segment.payload_len > 0 && timestamps.echo != 0 {
             // The receiver's own round trip, for the size of its buffer.
             let sent = timestamps.echo.wrapping_sub(self.tcb.ts_offset);
@@ -358,6 +397,15 @@ impl Connection<'_> {
             }
             return Err(DropReason::TcpAck);
         }
+        if acked && self.is_foreign_echo(segment, now) {
+            // Of an old connection, as its numbers happen to fit (Linux: PAWSActiveRejected).
+            if segment.flags & flags::RST == 0 {
+                let options = tcp::Options::default();
+                self.send_bare(memory, segment.ack, flags::RST, options);
+                self.pool.count(Counter::TcpResetsSent);
+            }
+            return Err(DropReason::TcpOldTimestamp);
+        }
         if segment.flags & flags::RST != 0 {
             if acked {
                 self.take_reset();
@@ -378,6 +426,18 @@ impl Connection<'_> {
         Ok(())
     }
 
+    /// Whether a SYN-ACK echoes a timestamp that none of our SYNs had.
+    fn is_foreign_echo(&self, segment: &Segment, now: Instant) -> bool {
+        let Some(timestamps) = segment.options.timestamps else {
+            return false;
+        };
+        let first = millis(Instant(self.tcb.stuck_since)).wrapping_add(self.tcb.ts_offset);
+        let last = millis(now).wrapping_add(self.tcb.ts_offset);
+        self.tcb.has(flag::TIMESTAMPS)
+            && timestamps.echo != 0
+            && (before(timestamps.echo, first) || after(timestamps.echo, last))
+    }
+
     fn take_syn_options(&mut self, segment: &Segment, now: Instant) {
         let options = &segment.options;
         self.tcb.irs = segment.seq;
@@ -385,7 +445,7 @@ impl Connection<'_> {
         self.tcb.rcv_wup = self.tcb.rcv_nxt;
         self.tcb.copied_seq = self.tcb.rcv_nxt;
         self.tcb.drs_seq = self.tcb.rcv_nxt;
-        self.tcb.mss_clamp = options.mss.unwrap_or(536).max(64);
+        self.tcb.mss_clamp = bounded_mss(options.mss, self.tcb.options.max_seg);
         match options.timestamps {
             Some(timestamps) if self.tcb.has(flag::TIMESTAMPS) => {
                 self.tcb.ts_recent = timestamps.value;
@@ -419,6 +479,7 @@ impl Connection<'_> {
         self.tcb.state = TcpState::Established as u8;
         self.stop_timers();
         self.start(segment.ack, now);
+        self.after_syn_losses(u32::from(self.tcb.syn_retries));
         if clean {
             let now_us = micros(now);
             self.tcb
@@ -427,6 +488,15 @@ impl Connection<'_> {
         self.tcb.clear(flag::CONNECTING);
         self.writable_edge();
         self.send_ack(memory, now);
+    }
+
+    /// More than one lost SYN or SYN-ACK: the path is loaded, the first window is one segment (RFC
+    /// 5681 section 3.1, net/ipv4/tcp_input.c:tcp_init_transfer).
+    pub(crate) fn after_syn_losses(&mut self, retransmits: u32) {
+        self.tcb.backoff = 0;
+        if retransmits > 1 {
+            self.tcb.congestion.cwnd = 1;
+        }
     }
 
     /// SYNs have crossed (RFC 9293 figure 8): ours goes out again as a SYN-ACK.
@@ -463,7 +533,7 @@ impl Connection<'_> {
     }
 
     /// What the acknowledgement of everything, or of our FIN, changes.
-    fn after_ack(&mut self, now: Instant) {
+    fn after_ack(&mut self, memory: &mut impl Memory, now: Instant) {
         let all = self.tcb.snd_una == self.tcb.snd_nxt && self.tcb.unsent == crate::image::NONE;
         let fin_acked = all && self.tcb.has(flag::FIN_QUEUED);
         match self.tcb.state() {
@@ -472,8 +542,12 @@ impl Connection<'_> {
                 self.stop_timers();
                 let una = self.tcb.snd_una;
                 self.start(una, now);
+                self.after_syn_losses(u32::from(self.tcb.syn_retries));
                 self.tcb.clear(flag::CONNECTING);
                 self.writable_edge();
+                if self.tcb.has(flag::SEND_SHUT) {
+                    self.send_fin(memory, now);
+                }
             }
             TcpState::FinWait1 if fin_acked => {
                 self.tcb.state = TcpState::FinWait2 as u8;
@@ -491,8 +565,12 @@ impl Connection<'_> {
         }
     }
 
-    /// FIN_WAIT_2 without a program does not last for ever.
+    /// FIN_WAIT_2 without a program does not last for ever; with a negative TCP_LINGER2 not at all.
     pub(crate) fn limit_fin_wait(&mut self, now: Instant) {
+        if self.tcb.options.linger2_s < 0 {
+            self.finish(0);
+            return;
+        }
         let seconds = match self.tcb.options.linger2_s {
             0 => u64::from(self.pool.head.tcp_defaults.fin_timeout_s),
             set => u64::try_from(set).unwrap_or(0),
@@ -520,10 +598,16 @@ impl Connection<'_> {
             }
         }
         let end = segment.seq.wrapping_add(u32::from(segment.payload_len));
-        if self.tcb.has(flag::ORPHAN) && segment.payload_len > 0 && after(end, self.tcb.rcv_nxt) {
-            // Nobody will read this (RFC 2525 section 2.17, Linux: TCPAbortOnData).
-            self.send_reset(memory, now);
-            self.finish(0);
+        if self.tcb.state() != TcpState::Established
+            && self.tcb.has(flag::RECEIVE_SHUT)
+            && segment.payload_len > 0
+            && after(end, self.tcb.rcv_nxt)
+        {
+            // Both sides are shut: nobody will read this (RFC 2525 section 2.17, Linux:
+            // TCPAbortOnData).
+            self.send_bare(memory, segment.ack, flags::RST, tcp::Options::default());
+            self.pool.count(Counter::TcpResetsSent);
+            self.finish(errno::ECONNRESET);
             return Ok(false);
         }
         self.take_urgent(segment);

@@ -1,7 +1,7 @@
 //! Passive open: a SYN becomes a request, the final ACK a connection on the accept queue (RFC 9293
 //! section 3.10.7.2, RFC 4987; backlog as Linux counts it).
 
-use super::connection::{micros, millis};
+use super::connection::{may_answer, micros, millis};
 use super::input::Arrived;
 use super::mini::{Mini, kind};
 use super::pool::Pool;
@@ -44,6 +44,17 @@ pub(crate) fn initial_window(capacity: u32, mss: u16) -> u32 {
         Some(rest) if most > u32::from(mss) => most.saturating_sub(rest),
         _ => most,
     }
+}
+
+/// SYN-ACK timeouts that fit into TCP_DEFER_ACCEPT's time (net/ipv4/tcp.c:secs_to_retrans).
+fn deferred_timeouts(seconds: u32) -> u8 {
+    let (mut timeouts, mut period, mut step) = (0_u8, 0_u32, 1_u32);
+    while period < seconds && timeouts < u8::MAX {
+        period = period.saturating_add(step);
+        step = step.saturating_mul(2).min(120);
+        timeouts = timeouts.saturating_add(1);
+    }
+    timeouts
 }
 
 impl Stack<'_> {
@@ -142,7 +153,8 @@ impl Stack<'_> {
         let negotiated = negotiate(segment, &defaults);
         let mtu = arrived.hop.mtu;
         let header = if local.ip.is_v4() { 40 } else { 60 };
-        let advertised = mtu.saturating_sub(header).max(64);
+        let advertised =
+            super::input::bounded_mss(Some(mtu.saturating_sub(header)), options.max_seg);
         let capacity = options.rcvbuf_bytes / 2;
         let key = self.secret_key();
         if let Some(tcb) = self.tcbs.get_mut(listener as usize) {
@@ -166,7 +178,7 @@ impl Stack<'_> {
                 mini.rcv_wscale = window_scale(most);
                 mini.snd_wscale = segment.options.window_scale.unwrap_or(0).min(MAX_SCALE);
             }
-            mini.peer_mss = segment.options.mss.unwrap_or(536).max(64);
+            mini.peer_mss = super::input::bounded_mss(segment.options.mss, options.max_seg);
             mini.ts_recent = segment.options.timestamps.map_or(0, |value| value.value);
             mini.ts_recent_ms = millis(now);
             mini.deadline = now.0.saturating_add(SYNACK_NS);
@@ -232,8 +244,21 @@ impl Stack<'_> {
         }
     }
 
-    /// Acknowledges out of a minisocket.
-    fn send_mini_ack(&mut self, memory: &mut impl Memory, mini: &Mini, now: Instant) {
+    /// Tells the sender of an unacceptable segment where a minisocket stands, within reason.
+    fn answer_by_mini(
+        &mut self,
+        memory: &mut impl Memory,
+        index: u32,
+        segment: &Segment,
+        now: Instant,
+    ) {
+        let Some(mini) = self.minis.get_mut(index as usize) else {
+            return;
+        };
+        if !may_answer(&mut mini.answered_ms, segment, now) {
+            return;
+        }
+        let mini = *mini;
         let options = tcp::Options {
             timestamps: mini.has(flag::TIMESTAMPS).then(|| tcp::Timestamps {
                 value: millis(now).wrapping_add(mini.ts_offset),
@@ -241,7 +266,7 @@ impl Stack<'_> {
             }),
             ..tcp::Options::default()
         };
-        let headers = self.mini_headers(mini, flags::ACK, options);
+        let headers = self.mini_headers(&mini, flags::ACK, options);
         self.pool().send_bare(memory, mini.hop.queue_pair, &headers);
     }
 
@@ -262,7 +287,7 @@ impl Stack<'_> {
             && before(timestamps.value, mini.ts_recent)
             && segment.flags & flags::RST == 0
         {
-            self.send_mini_ack(memory, &mini, now);
+            self.answer_by_mini(memory, index, segment, now);
             return Err(DropReason::TcpOldTimestamp);
         }
         let is_syn = segment.flags & (flags::SYN | flags::ACK | flags::RST) == flags::SYN;
@@ -276,7 +301,7 @@ impl Stack<'_> {
         let limit = mini.rcv_nxt.wrapping_add(mini.rcv_wnd);
         if before(segment.seq, mini.rcv_nxt) || after(segment.seq, limit) {
             if segment.flags & flags::RST == 0 {
-                self.send_mini_ack(memory, &mini, now);
+                self.answer_by_mini(memory, index, segment, now);
             }
             return Err(DropReason::TcpWindow);
         }
@@ -284,6 +309,8 @@ impl Stack<'_> {
             if segment.flags & flags::RST != 0 && segment.seq != mini.rcv_nxt {
                 return Err(DropReason::TcpWindow);
             }
+            // Another SYN inside the window gets a reset (RFC 9293 section 3.10.7.4).
+            self.reset_reply(memory, arrived);
             self.remove_mini(index);
             self.flow_ended(mini.local(), mini.remote());
             return Ok(None);
@@ -295,12 +322,13 @@ impl Stack<'_> {
             self.reset_reply(memory, arrived);
             return Err(DropReason::TcpAck);
         }
-        self.confirm(index, &mini, arrived, now)
+        self.confirm(memory, index, &mini, arrived, now)
     }
 
     /// The final ACK of the handshake: the request becomes a connection.
     fn confirm(
         &mut self,
+        memory: &mut impl Memory,
         index: u32,
         mini: &Mini,
         arrived: &Arrived<'_>,
@@ -317,11 +345,7 @@ impl Stack<'_> {
             return Err(DropReason::NoEndpoint);
         };
         let bare = arrived.segment.payload_len == 0 && arrived.segment.flags & flags::FIN == 0;
-        if listener.options.defer_accept_s > 0
-            && bare
-            && now.0.saturating_sub(mini.born)
-                < u64::from(listener.options.defer_accept_s).saturating_mul(1_000_000_000)
-        {
+        if bare && mini.timeouts < deferred_timeouts(listener.options.defer_accept_s) {
             if let Some(mini) = self.minis.get_mut(index as usize) {
                 mini.acked = 1;
             }
@@ -329,7 +353,11 @@ impl Stack<'_> {
         }
         if listener.accept_count > listener.backlog {
             self.count(Counter::TcpListenOverflows);
-            if let Some(mini) = self.minis.get_mut(index as usize) {
+            if self.head.tcp_defaults.abort_on_overflow != 0 {
+                self.reset_reply(memory, arrived);
+                self.remove_mini(index);
+                self.flow_ended(mini.local(), mini.remote());
+            } else if let Some(mini) = self.minis.get_mut(index as usize) {
                 mini.acked = 1;
             }
             return Err(DropReason::TcpBacklog);
@@ -391,6 +419,7 @@ impl Stack<'_> {
         self.link_endpoint(child);
         let mut connection = self.connection(child)?;
         connection.start(snd_nxt, now);
+        connection.after_syn_losses(u32::from(mini.retransmits));
         if !retransmitted {
             let now_us = micros(now);
             let rtt = (now_us as u32).wrapping_sub(synack_us);
@@ -446,7 +475,12 @@ impl Stack<'_> {
                     .options
                     .timestamps
                     .is_some_and(|value| after(value.value, mini.ts_recent));
-        if is_syn && !old && newer {
+        let wanted = is_syn && !old && newer;
+        if wanted
+            && self
+                .find_listener(&arrived.local, &arrived.remote, arrived.hop.ifindex)
+                .is_some()
+        {
             self.end_time_wait(index);
             return Ok(true);
         }
@@ -460,7 +494,7 @@ impl Stack<'_> {
             || segment.flags & (flags::SYN | flags::FIN) != 0
             || segment.seq != mini.rcv_nxt
         {
-            self.send_mini_ack(memory, &mini, now);
+            self.answer_by_mini(memory, index, segment, now);
         }
         Ok(false)
     }
@@ -488,22 +522,42 @@ impl Stack<'_> {
             self.end_time_wait(index);
             return;
         }
-        if mini.retransmits >= self.head.tcp_defaults.synack_retries {
+        self.serve_request(memory, index, &mini, now);
+    }
+
+    /// A SYN-ACK was not answered in time (net/ipv4/inet_connection_sock.c:syn_ack_recalc).
+    fn serve_request(
+        &mut self,
+        memory: &mut impl Memory,
+        index: u32,
+        mini: &Mini,
+        now: Instant,
+    ) {
+        if mini.timeouts >= self.head.tcp_defaults.synack_retries {
             self.remove_mini(index);
             self.flow_ended(mini.local(), mini.remote());
             return;
         }
+        let deferred = self
+            .tcbs
+            .get(mini.listener as usize)
+            .map_or(0, |tcb| deferred_timeouts(tcb.options.defer_accept_s));
+        // While data is awaited behind the final ACK nothing is sent, until the time is over.
+        let waits = mini.acked != 0 && mini.timeouts.saturating_add(1) < deferred;
+        let timeouts = mini.timeouts.saturating_add(1);
+        let wait = SYNACK_NS << u32::from(timeouts.min(7));
+        let deadline = now.0.saturating_add(wait);
         if let Some(mini) = self.minis.get_mut(index as usize) {
-            mini.retransmits = mini.retransmits.saturating_add(1);
-            let wait = SYNACK_NS << u32::from(mini.retransmits.min(7));
-            mini.deadline = now.0.saturating_add(wait);
+            mini.timeouts = timeouts;
+            mini.deadline = deadline;
+            if !waits {
+                mini.retransmits = mini.retransmits.saturating_add(1);
+            }
         }
-        self.count(Counter::TcpRetransmits);
-        self.send_synack(memory, index, now);
-        let deadline = self
-            .minis
-            .get(index as usize)
-            .map_or(0, |mini| mini.deadline);
+        if !waits {
+            self.count(Counter::TcpRetransmits);
+            self.send_synack(memory, index, now);
+        }
         self.arm(index | MINI, deadline, now);
     }
 

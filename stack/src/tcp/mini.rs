@@ -52,13 +52,16 @@ pub(crate) struct Mini {
     pub(crate) retransmits: u8,
     /// The final ACK has come, the accept queue was full or data was awaited.
     pub(crate) acked: u8,
-    pub(crate) spare: u32,
+    /// When it last answered a segment from outside the window, milliseconds; 0 = never.
+    pub(crate) answered_ms: u32,
     pub(crate) timer_tick: u64,
     pub(crate) deadline: u64,
     pub(crate) born: u64,
     pub(crate) hop: Hop,
     pub(crate) tos: u8,
-    pub(crate) reserved: [u8; 7],
+    /// SYN-ACK timeouts; fewer are retransmissions when TCP_DEFER_ACCEPT awaits data.
+    pub(crate) timeouts: u8,
+    pub(crate) reserved: [u8; 6],
 }
 
 impl Mini {

@@ -84,17 +84,9 @@ impl Connection<'_> {
         if self.tcb.has(flag::DSACK) {
             put(self.tcb.dsack);
         }
-        if self.tcb.ooo_head != NONE {
-            let newest = self.out_of_order_range(self.tcb.recent_sack);
-            if let Some(newest) = newest {
-                put(newest);
-            }
-            self.each_out_of_order_range(&mut |range| {
-                if newest.is_none_or(|newest| newest.left != range.left) {
-                    put(range);
-                }
-            });
-        }
+        self.tcb.drop_told();
+        let told = self.tcb.sack_count as usize;
+        self.tcb.sacks.iter().take(told).copied().for_each(put);
         self.tcb.clear(flag::DSACK);
         options.sack = blocks;
         options.sack_count = count as u8;

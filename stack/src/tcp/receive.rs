@@ -222,6 +222,9 @@ impl Connection<'_> {
             self.tcb.ooo_bytes = self.tcb.ooo_bytes.saturating_sub(u32::from(slot.len));
             let known = distance(slot.seq, self.tcb.rcv_nxt).min(u32::from(slot.len)) as u16;
             let fresh = slot.len.saturating_sub(known);
+            if known > 0 {
+                self.note_duplicate(slot.seq, slot.seq.wrapping_add(u32::from(known)));
+            }
             if fresh == 0 {
                 self.release_received(chunk);
             } else {
@@ -317,7 +320,11 @@ impl Connection<'_> {
         self.link_out_of_order(before_it, payload.chunk);
         self.tcb.ooo_count = self.tcb.ooo_count.saturating_add(1);
         self.tcb.ooo_bytes = self.tcb.ooo_bytes.saturating_add(u32::from(payload.len));
-        self.tcb.recent_sack = payload.seq;
+        let fin = u32::from(payload.fin);
+        self.tcb.note_range(Range {
+            left: payload.seq,
+            right: payload.end().wrapping_add(fin),
+        });
         true
     }
 
@@ -343,49 +350,17 @@ impl Connection<'_> {
         (before_it, behind)
     }
 
-    /// Calls `each` with every run of contiguous out-of-order data, lowest first.
-    pub(crate) fn each_out_of_order_range(&self, each: &mut dyn FnMut(Range)) {
-        let mut chunk = self.tcb.ooo_head;
-        let mut run: Option<Range> = None;
-        for _ in 0..self.pool.chunks.len() {
-            let Some(slot) = self.segment(chunk) else {
-                break;
-            };
-            match &mut run {
-                Some(range) if range.right == slot.seq => range.right = slot.end(),
-                _ => {
-                    if let Some(range) = run {
-                        each(range);
-                    }
-                    run = Some(Range {
-                        left: slot.seq,
-                        right: slot.end(),
-                    });
-                }
-            }
-            chunk = slot.next;
-        }
-        if let Some(range) = run {
-            each(range);
-        }
-    }
-
-    /// The run of out-of-order data that holds this sequence number.
-    pub(crate) fn out_of_order_range(&self, seq: u32) -> Option<Range> {
-        let mut found = None;
-        self.each_out_of_order_range(&mut |range| {
-            if !before(seq, range.left) && before(seq, range.right) {
-                found = Some(range);
-            }
-        });
-        found
-    }
-
     /// Notes data that came twice, to tell it in the next ACK (RFC 2883).
     fn note_duplicate(&mut self, left: u32, right: u32) {
-        if self.tcb.has(flag::SACK) && before(left, right) {
-            self.tcb.dsack = Range { left, right };
+        if !self.tcb.has(flag::SACK) || !before(left, right) {
+            return;
+        }
+        let range = Range { left, right };
+        if !self.tcb.has(flag::DSACK) {
+            self.tcb.dsack = range;
             self.tcb.set(flag::DSACK);
+        } else if self.tcb.dsack.touches(range) {
+            self.tcb.dsack = self.tcb.dsack.joined(range);
         }
     }
 

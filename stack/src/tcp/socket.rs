@@ -509,6 +509,9 @@ impl Stack<'_> {
                     connection.send_fin(memory, now);
                     connection.tcb.keepalive_at = super::tcb::NEVER;
                     if connection.tcb.state() == TcpState::FinWait2 {
+                        if connection.tcb.options.linger2_s < 0 {
+                            connection.send_reset(memory, now);
+                        }
                         connection.limit_fin_wait(now);
                     }
                 }
@@ -520,6 +523,10 @@ impl Stack<'_> {
     /// Resets the connection.
     pub fn tcp_abort(&mut self, memory: &mut impl Memory, id: EndpointId, now: Instant) {
         if let Ok(mut connection) = self.tcp(id) {
+            if connection.tcb.state() == TcpState::Listen {
+                self.end_listener(memory, id.index, now);
+                return;
+            }
             if connection.tcb.state().is_synchronised() {
                 connection.send_reset(memory, now);
             }
@@ -564,6 +571,7 @@ impl Stack<'_> {
             connection.tcb.accept_count = 0;
             connection.finish(0);
         }
+        self.settle(index, now);
     }
 
     /// What the endpoint looks like.
@@ -660,7 +668,7 @@ impl Stack<'_> {
             if tcb.has(flag::RECEIVE_SHUT) {
                 events |= event::IN | event::RDNORM | event::RDHUP;
             }
-            if !matches!(state, TcpState::SynSent) {
+            if !matches!(state, TcpState::SynSent | TcpState::SynReceived) {
                 if tcb.rx_bytes >= tcb.options.rcvlowat.max(1) {
                     events |= event::IN | event::RDNORM;
                 }
@@ -959,7 +967,12 @@ impl Connection<'_> {
             return;
         }
         let next = match self.tcb.state() {
-            TcpState::Established | TcpState::SynReceived => TcpState::FinWait1,
+            TcpState::Established => TcpState::FinWait1,
+            TcpState::SynReceived => {
+                // Once the handshake is over (RFC 9293 section 3.10.4).
+                self.tcb.set(flag::SEND_SHUT);
+                return;
+            }
             TcpState::CloseWait => TcpState::LastAck,
             _ => return,
         };

@@ -2,6 +2,7 @@
 
 use super::congestion::Congestion;
 use super::options::TcpOptions;
+use super::seq;
 use crate::cplane::NextHop;
 use crate::image::NONE;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -163,6 +164,25 @@ pub(crate) struct Range {
     pub(crate) right: u32,
 }
 
+impl Range {
+    /// Whether the two overlap or meet.
+    pub(crate) fn touches(self, other: Self) -> bool {
+        !seq::after(other.left, self.right) && !seq::after(self.left, other.right)
+    }
+
+    /// Both in one.
+    pub(crate) fn joined(self, other: Self) -> Self {
+        Self {
+            left: seq::earlier(self.left, other.left),
+            right: if seq::after(other.right, self.right) {
+                other.right
+            } else {
+                self.right
+            },
+        }
+    }
+}
+
 /// Where the connection's frames go.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -269,7 +289,9 @@ pub(crate) struct Tcb {
     pub(crate) min_rtt_us: u32,
     pub(crate) rto_us: u32,
     pub(crate) rcv_rtt_us: u32,
-    pub(crate) spare_rtt: u32,
+    /// When a segment without data from outside the window was last answered, milliseconds; 0 =
+    /// never.
+    pub(crate) answered_ms: u32,
     pub(crate) min_rtt_at_us: u64,
 
     // Loss recovery.
@@ -290,7 +312,9 @@ pub(crate) struct Tcb {
     pub(crate) prior_cwnd: u32,
     pub(crate) highest_sacked: u32,
     pub(crate) dsack: Range,
-    pub(crate) recent_sack: u32,
+    /// Runs of out-of-order data to tell, the newest first.
+    pub(crate) sacks: [Range; 4],
+    pub(crate) sack_count: u32,
 
     // Delivery rate (draft-cheng-iccrg-delivery-rate-estimation).
     pub(crate) delivered: u32,
@@ -426,9 +450,48 @@ impl Tcb {
             .saturating_add(self.retrans_out)
     }
 
+    /// A segment came out of order: the run that it belongs to is the newest to tell, the others
+    /// follow in the order in which they were told (RFC 2018 section 4). What has grown together is
+    /// one.
+    pub(crate) fn note_range(&mut self, range: Range) {
+        let mut newest = range;
+        let mut rest = [Range::default(); 4];
+        let mut count = 0usize;
+        for old in self.sacks.iter().take(self.sack_count as usize).copied() {
+            if newest.touches(old) {
+                newest = newest.joined(old);
+            } else if let Some(slot) = rest.get_mut(count) {
+                *slot = old;
+                count = count.wrapping_add(1);
+            }
+        }
+        let [first, second, third, _] = rest;
+        self.sacks = [newest, first, second, third];
+        self.sack_count = count.saturating_add(1).min(self.sacks.len()) as u32;
+    }
+
+    /// Forgets runs that have become in order.
+    pub(crate) fn drop_told(&mut self) {
+        if self.ooo_head == NONE {
+            self.sack_count = 0;
+            return;
+        }
+        let mut count = 0usize;
+        let old = self.sacks;
+        for range in old.iter().take(self.sack_count as usize) {
+            if seq::after(range.left, self.rcv_nxt)
+                && let Some(slot) = self.sacks.get_mut(count)
+            {
+                *slot = *range;
+                count = count.wrapping_add(1);
+            }
+        }
+        self.sack_count = count as u32;
+    }
+
     /// What the peer may still send: the end of the window that was told, from `rcv_nxt`.
     pub(crate) fn receive_window(&self) -> u32 {
-        super::seq::distance(self.rcv_nxt, self.rcv_wup.wrapping_add(self.rcv_wnd))
+        seq::distance(self.rcv_nxt, self.rcv_wup.wrapping_add(self.rcv_wnd))
     }
 
     /// End of what we may send.
@@ -438,7 +501,7 @@ impl Tcb {
 
     /// Bytes written and not sent.
     pub(crate) fn unsent_bytes(&self) -> u32 {
-        super::seq::distance(self.snd_nxt, self.write_seq)
+        seq::distance(self.snd_nxt, self.write_seq)
     }
 
     /// The earliest of its deadlines.

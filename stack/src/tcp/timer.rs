@@ -64,11 +64,10 @@ impl Connection<'_> {
     fn fire_syn(&mut self, memory: &mut impl Memory, now: Instant) {
         let defaults = self.pool.head.tcp_defaults;
         let most = match self.tcb.options.syn_count {
-            0 => defaults
-                .syn_retries
-                .saturating_add(defaults.syn_linear_timeouts),
+            0 => defaults.syn_retries,
             set => set,
-        };
+        }
+        .saturating_add(defaults.syn_linear_timeouts);
         let late = self.tcb.options.user_timeout_ms != 0
             && now.0.saturating_sub(self.tcb.stuck_since) / 1_000_000
                 >= u64::from(self.tcb.options.user_timeout_ms);
@@ -82,6 +81,10 @@ impl Connection<'_> {
             self.tcb.backoff = self.tcb.backoff.saturating_add(1);
         }
         self.pool.count(Counter::TcpRetransmits);
+        if self.tcb.state() == TcpState::SynSent {
+            // Perhaps something on the path drops SYNs with ECN bits (RFC 3168 section 6.1.1.1).
+            self.tcb.clear(flag::ECN);
+        }
         self.send_syn(memory, now);
         self.arm_rto(now);
     }

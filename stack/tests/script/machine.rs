@@ -1,0 +1,594 @@
+//! Runs a script: a stack, a clock that only the script moves, and the peers that it plays.
+
+use super::segment::{Base, Described, Expected, compare, option_bytes, show};
+use super::sockets::Sockets;
+use super::words::{Outcome, Words, comparison, fit, holds, number, span};
+use crate::common::{MAC, PEER_MAC, Rig, TcpFields, at, fix_ipv4, problems, tcp_frame};
+use bypass_stack::wire::tcp::{self, Segment, flags};
+use bypass_stack::*;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use zerocopy::IntoBytes;
+
+const MS: u64 = 1_000_000;
+/// Script time zero.
+const START: u64 = 5_000_000 * MS;
+/// How much earlier and later than said a segment may leave: the timer wheel's ticks.
+const EARLY: u64 = MS;
+const LATE: u64 = 3 * MS;
+/// The peer's initial sequence number: it wraps after a kibibyte.
+const PEER_ISN: u32 = 0xffff_fbff;
+
+/// One peer port and its numbers.
+#[derive(Debug)]
+struct Flow {
+    base: Base,
+    has_base: bool,
+    /// The peer's next sequence number, and the end of what we have sent; relative.
+    peer_next: u32,
+    ours_end: u32,
+    /// The last TSval that we have sent.
+    last_value: Option<u32>,
+    /// The last TSval of the peer.
+    peer_value: u32,
+}
+
+/// A segment of ours that the script has not looked at yet.
+struct Sent {
+    at: u64,
+    flow: u16,
+    segment: Segment,
+    payload: Vec<u8>,
+}
+
+/// A script under way.
+pub struct Machine {
+    pub rig: Rig,
+    pub now: u64,
+    pub is_v4: bool,
+    pub mtu: u16,
+    pub sockets: Sockets,
+    flows: BTreeMap<u16, Flow>,
+    sent: VecDeque<Sent>,
+    late: u64,
+    nic_stopped: bool,
+    flow_balance: i64,
+}
+
+/// Runs a script over IPv4 or IPv6; the error names file and line. A script may say that it is of
+/// one family only: then the other is nothing to run.
+pub fn run(path: &Path, is_v4: bool) -> Outcome<()> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{path:?}: {error}"))?;
+    let family = if is_v4 { 4 } else { 6 };
+    let place = |line: usize| format!("{}:{line} (IPv{family})", path.display());
+    let mut chunks = 512;
+    let mut lines = Vec::new();
+    for (nth, line) in text.lines().enumerate() {
+        let line = line.split('#').next().unwrap_or("").trim();
+        let mut words = Words::of(line);
+        match words.next() {
+            None => {}
+            Some("include") => {
+                let name = words.want("name")?;
+                let part = path.with_file_name(format!("../{name}.part"));
+                let text = std::fs::read_to_string(&part)
+                    .map_err(|error| format!("{}: {error}", place(nth + 1)))?;
+                let part = text.lines().map(|line| line.split('#').next().unwrap_or(""));
+                lines.extend(
+                    part.filter(|line| !line.trim().is_empty())
+                        .map(|line| (nth + 1, line.trim().to_owned())),
+                );
+            }
+            Some("family") => {
+                let only: u64 = fit(words.want("4 or 6")?)?;
+                if only != family {
+                    return Ok(());
+                }
+            }
+            Some("chunks") => chunks = fit(words.want("count")?)?,
+            Some(_) => lines.push((nth + 1, line.to_owned())),
+        }
+    }
+    let mut machine = Machine::new(is_v4, chunks);
+    let mut last = 0;
+    for (nth, line) in lines {
+        last = nth;
+        machine
+            .line(&line)
+            .map_err(|error| format!("{}: {line}\n    {error}", place(nth)))?;
+        let found = problems(machine.rig.words.as_bytes());
+        if !found.is_empty() {
+            return Err(format!("{}: {line}\n    image: {found:?}", place(nth)));
+        }
+    }
+    machine
+        .finish(chunks)
+        .map_err(|error| format!("{}: at the end\n    {error}", place(last)))
+}
+
+impl Machine {
+    fn new(is_v4: bool, chunks: u32) -> Self {
+        let caps = Capacities {
+            endpoints: 16,
+            chunks,
+            chunk_size: 2048,
+        };
+        Self {
+            rig: Rig::new(caps),
+            now: START,
+            is_v4,
+            mtu: 1500,
+            sockets: Sockets::default(),
+            flows: BTreeMap::new(),
+            sent: VecDeque::new(),
+            late: LATE,
+            nic_stopped: false,
+            flow_balance: 0,
+        }
+    }
+
+    /// Our address; every socket of a script uses port 80.
+    pub fn local(&self) -> SocketAddress {
+        at(if self.is_v4 {
+            "198.18.0.1:80"
+        } else {
+            "[2001:db8::1]:80"
+        })
+    }
+
+    /// The address of a numbered peer.
+    pub fn remote(&self, flow: u16) -> SocketAddress {
+        let port = 40_000 + flow;
+        at(&if self.is_v4 {
+            format!("198.18.0.2:{port}")
+        } else {
+            format!("[2001:db8::2]:{port}")
+        })
+    }
+
+    fn mss_of_mtu(&self) -> u16 {
+        self.mtu - if self.is_v4 { 40 } else { 60 }
+    }
+
+    /// Does something with the stack, and what a holder of its lock does before it lets go.
+    pub fn with<T>(
+        &mut self,
+        act: impl FnOnce(&mut Stack<'_>, &mut crate::common::Packets, Instant) -> T,
+    ) -> T {
+        let now = Instant(self.now);
+        let (mut stack, packets) = self.rig.both();
+        let result = act(&mut stack, packets, now);
+        stack.flush(packets, now);
+        self.collect();
+        result
+    }
+
+    /// Takes what waits to be sent off the stack.
+    fn collect(&mut self) {
+        {
+            let mut stack = self.rig.stack();
+            while let Some(change) = stack.take_flow_change() {
+                self.flow_balance += if change.begins { 1 } else { -1 };
+            }
+            while stack.take_ended().is_some() {}
+        }
+        if self.nic_stopped {
+            return;
+        }
+        while let Some(frame) = self.rig.sent(0) {
+            assert!(frame.len() <= usize::from(self.mtu) + 14, "frame too long");
+            let segment = tcp::parse(&frame, &PEER_MAC, false).expect("a sound frame");
+            let start = usize::from(segment.payload_offset);
+            let payload = frame[start..start + usize::from(segment.payload_len)].to_vec();
+            let flow = segment.destination_port - 40_000;
+            self.note_sent(flow, &segment);
+            self.sent.push_back(Sent {
+                at: self.now,
+                flow,
+                segment,
+                payload,
+            });
+        }
+    }
+
+    fn flow(&mut self, number: u16) -> &mut Flow {
+        self.flows.entry(number).or_insert_with(|| Flow {
+            base: Base {
+                ours: 0,
+                peers: PEER_ISN,
+                timestamp: 0,
+            },
+            has_base: false,
+            peer_next: 0,
+            ours_end: 0,
+            last_value: None,
+            peer_value: 0,
+        })
+    }
+
+    /// Learns the zero points from our SYN, and the end of what we have sent.
+    fn note_sent(&mut self, number: u16, segment: &Segment) {
+        let clock = ((self.now - START) / MS) as u32;
+        let flow = self.flow(number);
+        if segment.flags & flags::SYN != 0 && segment.flags & flags::RST == 0 && !flow.has_base {
+            flow.base.ours = segment.seq;
+            flow.has_base = true;
+        }
+        if let Some(timestamps) = segment.options.timestamps {
+            if flow.last_value.is_none() {
+                flow.base.timestamp = timestamps.value.wrapping_sub(clock);
+            }
+            flow.last_value = Some(timestamps.value);
+        }
+        let end = segment
+            .seq
+            .wrapping_sub(flow.base.ours)
+            .wrapping_add(u32::from(segment.payload_len))
+            .wrapping_add(u32::from(segment.flags & flags::SYN != 0))
+            .wrapping_add(u32::from(segment.flags & flags::FIN != 0));
+        if segment.flags & flags::RST == 0 && end.wrapping_sub(flow.ours_end) < 1 << 30 {
+            flow.ours_end = end;
+        }
+    }
+
+    /// Lets time pass up to `until`, or to the first segment of ours.
+    fn pass(&mut self, until: u64) {
+        while self.sent.is_empty() {
+            let next = self.rig.stack().next_deadline().map(|at| at.0);
+            let Some(next) = next.filter(|&next| next <= until) else {
+                break;
+            };
+            self.now = self.now.max(next);
+            self.with(|stack, packets, now| stack.run_timers(packets, now));
+        }
+        if self.sent.is_empty() {
+            self.now = self.now.max(until);
+        }
+    }
+
+    /// The time in the words of a script.
+    fn clock(&self, at: u64) -> String {
+        format!("{:.3}ms", (at - START) as f64 / 1e6)
+    }
+
+    fn nothing_sent(&self) -> Outcome<()> {
+        match self.sent.front() {
+            None => Ok(()),
+            Some(sent) => {
+                let base = self.flows[&sent.flow].base;
+                Err(format!(
+                    "unexpected at {}: >{} {}",
+                    self.clock(sent.at),
+                    sent.flow,
+                    show(&sent.segment, &base)
+                ))
+            }
+        }
+    }
+
+    /// Runs one line.
+    fn line(&mut self, line: &str) -> Outcome<()> {
+        let mut words = Words::of(line);
+        let mut wait = None;
+        if let Some(time) = words.peek().and_then(|word| word.strip_prefix('+')) {
+            wait = Some(span(time)?);
+            words.next();
+        }
+        let verb = words.want("action")?;
+        if let Some(number) = verb.strip_prefix('>') {
+            return self.expect_segment(flow_number(number)?, wait, &mut words);
+        }
+        if let Some(wait) = wait {
+            self.nothing_sent()?;
+            self.pass(self.now + wait);
+        }
+        if let Some(number) = verb.strip_prefix('<') {
+            self.nothing_sent()?;
+            return self.inject(flow_number(number)?, &mut words);
+        }
+        if verb != "nic" && verb != "repeat" {
+            self.nothing_sent()?;
+        }
+        self.act(verb, &mut words)?;
+        words.end()
+    }
+
+    fn act(&mut self, verb: &str, words: &mut Words<'_>) -> Outcome<()> {
+        match verb {
+            "quiet" => Ok(()),
+            "mtu" => {
+                self.mtu = fit(words.want("bytes")?)?;
+                let mtu = self.mtu;
+                self.rig.stack().queue_pairs_mut()[0].mtu = mtu;
+                Ok(())
+            }
+            "late" => {
+                self.late = span(words.want("time")?)?;
+                Ok(())
+            }
+            "nic" => {
+                self.nic_stopped = match words.want("stop or go")? {
+                    "stop" => true,
+                    "go" => false,
+                    word => return Err(format!("neither stop nor go: {word}")),
+                };
+                self.collect();
+                Ok(())
+            }
+            "default" => self.set_default(words),
+            "count" => self.count(words),
+            "repeat" => self.repeat(words),
+            "forget" => {
+                // A new incarnation of the flow: the peer and we start with fresh numbers.
+                let number = flow_number(words.next().unwrap_or(""))?;
+                let base = self.flow(number).base.peers;
+                self.flows.remove(&number);
+                self.flow(number).base.peers = base;
+                Ok(())
+            }
+            _ => self.call(verb, words),
+        }
+    }
+
+    /// `repeat N LINE`.
+    fn repeat(&mut self, words: &mut Words<'_>) -> Outcome<()> {
+        let times: u32 = fit(words.want("count")?)?;
+        let mut rest = Vec::new();
+        while let Some(word) = words.next() {
+            rest.push(word);
+        }
+        let line = rest.join(" ");
+        for nth in 0..times {
+            self.line(&line)
+                .map_err(|error| format!("time {}: {error}", nth + 1))?;
+        }
+        Ok(())
+    }
+
+    fn set_default(&mut self, words: &mut Words<'_>) -> Outcome<()> {
+        let name = words.want("setting")?;
+        let value = number(words.want("value")?)?;
+        let mut stack = self.rig.stack();
+        let defaults = stack.tcp_defaults_mut();
+        match name {
+            "ecn" => defaults.ecn = value as u8,
+            "timestamps" => defaults.timestamps = value as u8,
+            "sack" => defaults.sack = value as u8,
+            "window-scaling" => defaults.window_scaling = value as u8,
+            "syn-retries" => defaults.syn_retries = value as u8,
+            "syn-linear-timeouts" => defaults.syn_linear_timeouts = value as u8,
+            "synack-retries" => defaults.synack_retries = value as u8,
+            "retries2" => defaults.retries2 = value as u8,
+            "orphan-retries" => defaults.orphan_retries = value as u8,
+            "fin-timeout" => defaults.fin_timeout_s = value as u32,
+            "slow-start-after-idle" => defaults.slow_start_after_idle = value as u8,
+            "moderate-rcvbuf" => defaults.moderate_rcvbuf = value as u8,
+            "rfc1337" => defaults.rfc1337 = value as u8,
+            "abort-on-overflow" => defaults.abort_on_overflow = value as u8,
+            "max-syn-backlog" => defaults.max_syn_backlog = value as u32,
+            "challenge-acks" => defaults.challenge_acks = value as u32,
+            "rmem-max" => defaults.rmem[2] = value as u32,
+            _ => return Err(format!("no such setting: {name}")),
+        }
+        Ok(())
+    }
+
+    /// `count NAME=N`: a counter or, behind `drop:`, a reason for a drop.
+    fn count(&mut self, words: &mut Words<'_>) -> Outcome<()> {
+        while let Some(word) = words.next() {
+            let (name, sign, value) = comparison(word)?;
+            let stack = self.rig.stack();
+            let counters = stack.counters();
+            let found = if let Some(name) = name.strip_prefix("drop:") {
+                DropReason::ALL
+                    .iter()
+                    .find(|reason| reason.name() == name)
+                    .map(|reason| counters.dropped(*reason))
+            } else {
+                Counter::ALL
+                    .iter()
+                    .find(|counter| counter.name() == name)
+                    .map(|counter| counters.get(*counter))
+            };
+            let found = found.ok_or_else(|| format!("no such counter: {name}"))?;
+            if !holds(found, sign, number(value)?) {
+                return Err(format!("{name} is {found}, expected {sign}{value}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The next segment of ours must be this one, at this time.
+    fn expect_segment(
+        &mut self,
+        flow: u16,
+        wait: Option<u64>,
+        words: &mut Words<'_>,
+    ) -> Outcome<()> {
+        let wanted = Described::parse(words)?;
+        let due = self.now + wait.unwrap_or(0);
+        let (early, late) = if wait.is_some_and(|wait| wait > 0) {
+            (EARLY, self.late)
+        } else {
+            (0, 0)
+        };
+        if self.sent.is_empty() {
+            self.pass(due + late);
+        }
+        let Some(sent) = self.sent.pop_front() else {
+            return Err(format!("nothing was sent up to {}", self.clock(self.now)));
+        };
+        let base = self.flows[&sent.flow].base;
+        let found = format!(">{} {}", sent.flow, show(&sent.segment, &base));
+        if sent.flow != flow {
+            return Err(format!("wrong flow: {found}"));
+        }
+        if sent.at + early < due || sent.at > due + late {
+            return Err(format!(
+                "at {} instead of {}: {found}",
+                self.clock(sent.at),
+                self.clock(due)
+            ));
+        }
+        let mss = self.mss_of_mtu();
+        compare(&sent.segment, &wanted, &base, mss)
+            .map_err(|wrong| format!("{wrong} differ in: {found}"))?;
+        let first = sent.segment.seq.wrapping_sub(base.ours);
+        let right = sent
+            .payload
+            .iter()
+            .enumerate()
+            .all(|(nth, byte)| *byte == our_byte(first.wrapping_add(nth as u32)));
+        if right {
+            Ok(())
+        } else {
+            Err(format!("wrong bytes in: {found}"))
+        }
+    }
+
+    /// The peer sends a segment.
+    fn inject(&mut self, number: u16, words: &mut Words<'_>) -> Outcome<()> {
+        let said = Described::parse(words)?;
+        let flow = self.flow(number);
+        let is_syn = said.flags & flags::SYN != 0;
+        let seq = said.seq.unwrap_or(flow.peer_next);
+        let len = said.len.unwrap_or(0);
+        let ack = if said.flags & flags::ACK != 0 {
+            flow.base
+                .ours
+                .wrapping_add(said.ack.unwrap_or(flow.ours_end))
+        } else {
+            0
+        };
+        let natural = if flow.peer_value != 0 && said.timestamps.is_none() && !is_syn {
+            Some((None, None))
+        } else {
+            match said.timestamps {
+                Some(Expected::Value(pair)) => Some(pair),
+                _ => None,
+            }
+        };
+        let timestamps = natural.map(|(value, echo)| {
+            if let Some(value) = value {
+                flow.peer_value = value;
+            }
+            let echo = match echo {
+                Some(echo) => flow.base.timestamp.wrapping_add(echo),
+                None => flow.last_value.unwrap_or(0),
+            };
+            (flow.peer_value, echo)
+        });
+        let end = seq
+            .wrapping_add(u32::from(len))
+            .wrapping_add(u32::from(is_syn))
+            .wrapping_add(u32::from(said.flags & flags::FIN != 0));
+        let fresh = end.wrapping_sub(flow.peer_next);
+        if seq.wrapping_sub(flow.peer_next) as i32 <= 0 && (fresh as i32) > 0 {
+            flow.peer_next = end;
+        }
+        let options = option_bytes(&said, &flow.base, timestamps);
+        let wire_seq = flow.base.peers.wrapping_add(seq);
+        let payload: Vec<u8> = (0..u32::from(len))
+            .map(|nth| peer_byte(seq.wrapping_add(nth)))
+            .collect();
+        let fields = TcpFields {
+            seq: wire_seq,
+            ack,
+            flags: said.flags,
+            window: said.window.unwrap_or(u16::MAX),
+            urgent: said.urgent.unwrap_or(0),
+            options: &options,
+            payload: &payload,
+        };
+        let mut frame = tcp_frame(self.remote(number), self.local(), &fields);
+        set_ecn(&mut frame, self.is_v4, said.ecn.unwrap_or(0));
+        self.deliver(&frame, said.batch);
+        Ok(())
+    }
+
+    fn deliver(&mut self, frame: &[u8], batch: bool) {
+        let now = Instant(self.now);
+        let (mut stack, packets) = self.rig.both();
+        let Some(chunk) = stack.take_chunk() else {
+            return;
+        };
+        packets.chunk_mut(chunk)[192..192 + frame.len()].copy_from_slice(frame);
+        let frame = RxFrame {
+            chunk,
+            offset: 192,
+            len: frame.len() as u32,
+            queue_pair: 0,
+            partial_checksums: false,
+            timestamp_ns: 0,
+        };
+        stack.handle_frame(packets, frame, now);
+        if !batch {
+            stack.flush(packets, now);
+        }
+        self.collect();
+    }
+
+    /// Whatever the script leaves must go away: chunks, flows, timers.
+    fn finish(&mut self, chunks: u32) -> Outcome<()> {
+        self.nothing_sent()?;
+        self.nic_stopped = false;
+        for id in self.sockets.all() {
+            let process = self.rig.process;
+            self.with(|stack, packets, now| {
+                stack.tcp_abort(packets, id, now);
+                stack.tcp_close(packets, id, process, now);
+            });
+        }
+        let end = self.now + 2_000_000 * MS;
+        while self.now < end {
+            self.sent.clear();
+            self.pass(end);
+        }
+        let stack = self.rig.stack();
+        if let Some(at) = stack.next_deadline() {
+            return Err(format!("a timer is left: {}", self.clock(at.0)));
+        }
+        let free = stack.free_chunks();
+        if free != chunks {
+            return Err(format!("{} chunks were lost", chunks - free));
+        }
+        let opened = stack.counters().get(Counter::EndpointsOpened);
+        let destroyed = stack.counters().get(Counter::EndpointsDestroyed);
+        if opened != destroyed {
+            return Err(format!("{} endpoints are left", opened - destroyed));
+        }
+        if self.flow_balance != 0 {
+            return Err(format!("{} flows were not ended", self.flow_balance));
+        }
+        let corrupt = self.rig.stack().counters().get(Counter::CorruptList);
+        if corrupt != 0 {
+            return Err(format!("corrupt-list is {corrupt}"));
+        }
+        Ok(())
+    }
+}
+
+/// The byte of our stream at a relative sequence number.
+pub fn our_byte(seq: u32) -> u8 {
+    (seq.wrapping_mul(31) % 251) as u8
+}
+
+/// The byte of the peer's stream.
+pub fn peer_byte(seq: u32) -> u8 {
+    (seq.wrapping_mul(17) % 249) as u8
+}
+
+/// The number behind `<` or `>`; none is flow 1.
+fn flow_number(word: &str) -> Outcome<u16> {
+    if word.is_empty() { Ok(1) } else { fit(word) }
+}
+
+fn set_ecn(frame: &mut [u8], is_v4: bool, ecn: u8) {
+    assert_eq!(frame[..6], MAC);
+    if is_v4 {
+        frame[15] = frame[15] & !3 | ecn;
+        fix_ipv4(frame);
+    } else {
+        frame[15] = frame[15] & 0xcf | ecn << 4;
+    }
+}

@@ -1,0 +1,9 @@
+//! The language of the packet scripts: one action a line, in virtual time. See
+//! `tests/tcp_scripts/README.md` for what a script can say.
+
+mod machine;
+mod segment;
+mod sockets;
+mod words;
+
+pub use machine::run;

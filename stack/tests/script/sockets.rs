@@ -1,0 +1,500 @@
+//! The calls that a script makes on sockets, and what it expects of them.
+
+use super::machine::{Machine, our_byte, peer_byte};
+use super::words::{Outcome, Words, comparison, errno, errno_name, fit, holds, number};
+use crate::common::via;
+use bypass_stack::tcp::congestion;
+use bypass_stack::*;
+use std::collections::BTreeMap;
+
+/// The sockets of a script by name.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    named: BTreeMap<String, Socket>,
+    options: Option<TcpOptions>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Socket {
+    id: EndpointId,
+    /// Relative sequence number of the next byte to write and to read.
+    written: u32,
+    read: u32,
+    edges: (u32, u32),
+}
+
+impl Sockets {
+    pub fn all(&self) -> Vec<EndpointId> {
+        self.named.values().map(|socket| socket.id).collect()
+    }
+
+    fn get(&mut self, name: &str) -> Outcome<&mut Socket> {
+        self.named
+            .get_mut(name)
+            .ok_or_else(|| format!("no such socket: {name}"))
+    }
+
+    fn add(&mut self, name: &str, id: EndpointId) {
+        let socket = Socket {
+            id,
+            written: 1,
+            read: 1,
+            edges: (0, 0),
+        };
+        self.named.insert(name.to_owned(), socket);
+    }
+}
+
+/// A state's name as RFC 9293 writes it.
+fn state_name(state: TcpState) -> &'static str {
+    match state {
+        TcpState::Established => "ESTABLISHED",
+        TcpState::SynSent => "SYN_SENT",
+        TcpState::SynReceived => "SYN_RECEIVED",
+        TcpState::FinWait1 => "FIN_WAIT_1",
+        TcpState::FinWait2 => "FIN_WAIT_2",
+        TcpState::TimeWait => "TIME_WAIT",
+        TcpState::Closed => "CLOSED",
+        TcpState::CloseWait => "CLOSE_WAIT",
+        TcpState::LastAck => "LAST_ACK",
+        TcpState::Listen => "LISTEN",
+        TcpState::Closing => "CLOSING",
+    }
+}
+
+const CA: [&str; 5] = ["OPEN", "DISORDER", "CWR", "RECOVERY", "LOSS"];
+
+const EVENTS: [(&str, u32); 6] = [
+    ("IN", event::IN),
+    ("OUT", event::OUT),
+    ("ERR", event::ERR),
+    ("HUP", event::HUP),
+    ("RDHUP", event::RDHUP),
+    ("PRI", event::PRI),
+];
+
+/// The result of a call as a script writes it.
+fn result_name(result: Result<usize, TcpError>) -> String {
+    match result {
+        Ok(count) => count.to_string(),
+        Err(TcpError::WouldBlock) => "EAGAIN".to_owned(),
+        Err(TcpError::Stale) => "stale".to_owned(),
+        Err(TcpError::Errno(number)) => errno_name(number),
+    }
+}
+
+/// `-> WHAT` at the end of a call; without it the call must do all.
+fn check_result(words: &mut Words<'_>, found: &str, usual: &str) -> Outcome<()> {
+    let wanted = if words.peek() == Some("->") {
+        words.next();
+        words.want("result")?
+    } else {
+        usual
+    };
+    if found == wanted {
+        Ok(())
+    } else {
+        Err(format!("the result is {found}, expected {wanted}"))
+    }
+}
+
+impl Machine {
+    /// A call on a socket.
+    pub fn call(&mut self, verb: &str, words: &mut Words<'_>) -> Outcome<()> {
+        let name = words.want("socket")?;
+        match verb {
+            "listen" => self.listen(name, words),
+            "connect" => self.connect(name, words),
+            "accept" => self.accept(name, words),
+            "send" => self.send(name, words),
+            "recv" => self.receive(name, words),
+            "shutdown" => self.shutdown(name, words),
+            "close" => self.close(name),
+            "abort" => {
+                let id = self.sockets.get(name)?.id;
+                self.with(|stack, packets, now| stack.tcp_abort(packets, id, now));
+                Ok(())
+            }
+            "unreachable" => {
+                let id = self.sockets.get(name)?.id;
+                let wanted = words.want("errno")?;
+                let error = errno(wanted).ok_or_else(|| format!("unknown errno: {wanted}"))?;
+                self.with(|stack, _, now| stack.tcp_unreachable(id, error, now));
+                Ok(())
+            }
+            "option" => self.option(name, words),
+            "expect" => self.expect(name, words),
+            "info" => self.info(name, words),
+            "edges" => self.edges(name, words),
+            _ => Err(format!("unknown action: {verb}")),
+        }
+    }
+
+    fn open(&mut self) -> TcpOpen {
+        TcpOpen {
+            family: if self.is_v4 { Family::V4 } else { Family::V6 },
+            local: self.local(),
+            process: self.rig.process,
+            options: self.sockets.options.take().unwrap_or_default(),
+            shadow_cookie: 1,
+            ifindex: 0,
+        }
+    }
+
+    fn listen(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
+        let backlog = match words.next() {
+            Some(count) => fit(count)?,
+            None => 16,
+        };
+        let open = self.open();
+        let id = self
+            .with(|stack, _, _| stack.tcp_listen(&open, backlog))
+            .map_err(|error| format!("{error:?}"))?;
+        self.sockets.add(name, id);
+        Ok(())
+    }
+
+    fn connect(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
+        let flow = match words.peek() {
+            None | Some("->") => 1,
+            Some(number) => {
+                words.next();
+                fit(number)?
+            }
+        };
+        let (open, remote) = (self.open(), self.remote(flow));
+        let mut hop = via("198.18.0.1:0");
+        hop.source = open.local.ip;
+        hop.mtu = self.mtu;
+        let result =
+            self.with(|stack, packets, now| stack.tcp_connect(packets, &open, remote, &hop, now));
+        match result {
+            Ok(id) => {
+                self.sockets.add(name, id);
+                check_result(words, "0", "0")
+            }
+            Err(error) => check_result(words, &format!("{error:?}"), "0"),
+        }
+    }
+
+    fn accept(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
+        let id = self.sockets.get(name)?.id;
+        let child = words.want("socket")?;
+        let process = self.rig.process;
+        let found = self
+            .with(|stack, _, _| stack.tcp_accept(id, process, 2))
+            .map_err(|_| "stale".to_owned())?;
+        match (found, child) {
+            (None, "none") => Ok(()),
+            (None, _) => Err("nothing to accept".to_owned()),
+            (Some(_), "none") => Err("there is a connection".to_owned()),
+            (Some(id), child) => {
+                self.sockets.add(child, id);
+                Ok(())
+            }
+        }
+    }
+
+    fn send(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
+        let len: usize = fit(words.want("length")?)?;
+        let mut more = false;
+        if words.peek() == Some("more") {
+            words.next();
+            more = true;
+        }
+        let socket = *self.sockets.get(name)?;
+        let mut at = socket.written;
+        let result = self.with(|stack, packets, now| {
+            let fill = &mut |piece: &mut [u8]| {
+                for byte in piece {
+                    *byte = our_byte(at);
+                    at = at.wrapping_add(1);
+                }
+            };
+            stack.tcp_send(packets, socket.id, len, more, fill, now)
+        });
+        if let Ok(count) = result {
+            self.sockets.get(name)?.written += count as u32;
+        }
+        check_result(words, &result_name(result), &len.to_string())
+    }
+
+    /// recv(2) as the shim makes it of the engine's parts.
+    fn receive(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
+        let most: usize = fit(words.want("length")?)?;
+        let socket = *self.sockets.get(name)?;
+        let mut got = Vec::new();
+        let result = self.with(|stack, packets, now| {
+            while got.len() < most {
+                let Some(span) = stack.tcp_front(socket.id, got.len())? else {
+                    break;
+                };
+                let start = span.offset as usize;
+                let take = (span.len as usize).min(most - got.len());
+                got.extend_from_slice(&packets.chunk(span.chunk)[start..start + take]);
+            }
+            if !got.is_empty() || most == 0 {
+                stack.tcp_consume(socket.id, got.len(), now)?;
+                return Ok(got.len());
+            }
+            let status = stack.tcp_status(socket.id)?;
+            if status.peer_fin {
+                return Ok(0);
+            }
+            match stack.tcp_take_error(socket.id) {
+                0 if status.eof => Ok(0),
+                0 => Err(TcpError::WouldBlock),
+                error => Err(TcpError::Errno(error)),
+            }
+        });
+        let right = got
+            .iter()
+            .enumerate()
+            .all(|(nth, byte)| *byte == peer_byte(socket.read.wrapping_add(nth as u32)));
+        if !right {
+            return Err("wrong bytes".to_owned());
+        }
+        if let Ok(count) = result {
+            self.sockets.get(name)?.read += count as u32;
+        }
+        check_result(words, &result_name(result), &most.to_string())
+    }
+
+    fn shutdown(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
+        let how = match words.want("direction")? {
+            "rd" => Shutdown::Read,
+            "wr" => Shutdown::Write,
+            "rdwr" => Shutdown::Both,
+            word => return Err(format!("no direction: {word}")),
+        };
+        let id = self.sockets.get(name)?.id;
+        let result = self.with(|stack, packets, now| stack.tcp_shutdown(packets, id, how, now));
+        check_result(words, &result_name(result.map(|()| 0)), "0")
+    }
+
+    fn close(&mut self, name: &str) -> Outcome<()> {
+        let id = self.sockets.get(name)?.id;
+        let process = self.rig.process;
+        self.with(|stack, packets, now| stack.tcp_close(packets, id, process, now));
+        Ok(())
+    }
+
+    /// `option S NAME=VALUE…`, or `option next NAME=VALUE…` for the next socket to be made.
+    fn option(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
+        if name == "next" {
+            let mut options = self.sockets.options.unwrap_or_default();
+            while let Some(word) = words.next() {
+                set_option(&mut options, word)?;
+            }
+            self.sockets.options = Some(options);
+            return Ok(());
+        }
+        let id = self.sockets.get(name)?.id;
+        while let Some(word) = words.next() {
+            let mut stack = self.rig.stack();
+            let options = stack.tcp_options(id).map_err(|_| "stale".to_owned())?;
+            set_option(options, word)?;
+            self.with(|stack, packets, now| stack.tcp_options_changed(packets, id, now));
+        }
+        Ok(())
+    }
+
+    /// `expect S ESTABLISHED IN !OUT error=ECONNRESET readable=5`.
+    fn expect(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
+        let id = self.sockets.get(name)?.id;
+        while let Some(word) = words.next() {
+            let found = self.rig.stack().tcp_status(id);
+            if word == "gone" {
+                if found.is_ok() {
+                    return Err("it is not gone".to_owned());
+                }
+                continue;
+            }
+            let status = found.map_err(|_| "it is gone".to_owned())?;
+            let (bare, on) = match word.strip_prefix('!') {
+                Some(bare) => (bare, false),
+                None => (word, true),
+            };
+            if let Some((_, bit)) = EVENTS.iter().find(|(name, _)| *name == bare) {
+                let events = self.rig.stack().readiness(id).map_or(0, |r| r.events);
+                if (events & bit != 0) != on {
+                    return Err(format!("events are {events:#x}, expected {word}"));
+                }
+            } else if bare.starts_with(char::is_uppercase) {
+                if state_name(status.state) != word {
+                    let name = state_name(status.state);
+                    return Err(format!("the state is {name}, expected {word}"));
+                }
+            } else {
+                self.expect_field(id, &status, word)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn expect_field(&mut self, id: EndpointId, status: &TcpStatus, word: &str) -> Outcome<()> {
+        let (name, sign, value) = comparison(word)?;
+        let found = match name {
+            "error" => {
+                let found = errno_name(self.rig.stack().tcp_take_error(id));
+                return if found == value {
+                    Ok(())
+                } else {
+                    Err(format!("the error is {found}, expected {value}"))
+                };
+            }
+            "readable" => status.readable,
+            "unacked" => status.unacked,
+            "unsent" => status.unsent,
+            "space" => status.send_space,
+            "eof" => u32::from(status.eof),
+            "accepts" => status.accept_queue,
+            _ => return Err(format!("no such field: {name}")),
+        };
+        if holds(u64::from(found), sign, number(value)?) {
+            Ok(())
+        } else {
+            Err(format!("{name} is {found}, expected {sign}{value}"))
+        }
+    }
+
+    /// `info S cwnd=10 rto>=200ms ca=OPEN`: fields of TCP_INFO.
+    fn info(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
+        let id = self.sockets.get(name)?.id;
+        let now = Instant(self.now);
+        let info = self.rig.stack().tcp_info(id, now);
+        let info = info.map_err(|_| "stale".to_owned())?;
+        while let Some(word) = words.next() {
+            let (name, sign, value) = comparison(word)?;
+            if name == "ca" {
+                let found = CA.get(usize::from(info.ca_state)).copied().unwrap_or("?");
+                if found != value {
+                    return Err(format!("ca is {found}, expected {value}"));
+                }
+                continue;
+            }
+            let found = info_field(&info, name).ok_or_else(|| format!("no field: {name}"))?;
+            if !holds(found, sign, number(value)?) {
+                return Err(format!("{name} is {found}, expected {sign}{value}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// `edges S in=1 out=0`: edges since the last look; a bare `edges S` only looks.
+    fn edges(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
+        let id = self.sockets.get(name)?.id;
+        let ready = self.rig.stack().readiness(id);
+        let ready = ready.map_err(|_| "stale".to_owned())?;
+        let socket = self.sockets.get(name)?;
+        let before = std::mem::replace(&mut socket.edges, (ready.in_edge, ready.out_edge));
+        while let Some(word) = words.next() {
+            let (name, sign, value) = comparison(word)?;
+            let found = match name {
+                "in" => ready.in_edge.wrapping_sub(before.0),
+                "out" => ready.out_edge.wrapping_sub(before.1),
+                _ => return Err(format!("no such edge: {name}")),
+            };
+            if !holds(u64::from(found), sign, number(value)?) {
+                return Err(format!("{name} edges are {found}, expected {sign}{value}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn set_option(options: &mut TcpOptions, word: &str) -> Outcome<()> {
+    let (name, _, text) = comparison(word)?;
+    if name == "congestion" {
+        options.congestion = congestion::by_name(text.as_bytes()).ok_or("no such algorithm")?;
+        return Ok(());
+    }
+    let value = number(text)?;
+    let on = value != 0;
+    match name {
+        "nodelay" => options.set(TcpOptions::NODELAY, on),
+        "cork" => options.set(TcpOptions::CORK, on),
+        "keepalive" => options.set(TcpOptions::KEEPALIVE, on),
+        "oobinline" => options.set(TcpOptions::OOBINLINE, on),
+        "keepidle" => options.keep_idle_s = value as u32,
+        "keepintvl" => options.keep_interval_s = value as u32,
+        "keepcnt" => options.keep_count = value as u8,
+        "linger" => {
+            options.set(TcpOptions::LINGER, true);
+            options.linger_s = value as u32;
+        }
+        "rcvbuf" => {
+            options.rcvbuf_bytes = value as u32;
+            options.set(TcpOptions::RCVBUF_LOCKED, true);
+        }
+        "sndbuf" => {
+            options.sndbuf_bytes = value as u32;
+            options.set(TcpOptions::SNDBUF_LOCKED, true);
+        }
+        "rcvlowat" => options.rcvlowat = value as u32,
+        "notsent-lowat" => options.notsent_lowat = value as u32,
+        "window-clamp" => options.window_clamp = value as u32,
+        "defer-accept" => options.defer_accept_s = value as u32,
+        "linger2" => options.linger2_s = if text == "max" { -1 } else { value as i32 },
+        "maxseg" => options.max_seg = value as u16,
+        "syncnt" => options.syn_count = value as u8,
+        "user-timeout-ms" => options.user_timeout_ms = value as u32,
+        _ => return Err(format!("no such option: {name}")),
+    }
+    Ok(())
+}
+
+/// A field of TCP_INFO by its name in linux/tcp.h without `tcpi_`.
+fn info_field(info: &TcpInfo, name: &str) -> Option<u64> {
+    Some(match name {
+        "retransmits" => info.retransmits.into(),
+        "probes" => info.probes.into(),
+        "backoff" => info.backoff.into(),
+        "options" => info.options.into(),
+        "snd_wscale" => (info.wscale & 15).into(),
+        "rcv_wscale" => (info.wscale >> 4).into(),
+        "app_limited" => (info.rate_flags & 1).into(),
+        "rto" => info.rto.into(),
+        "ato" => info.ato.into(),
+        "snd_mss" => info.snd_mss.into(),
+        "rcv_mss" => info.rcv_mss.into(),
+        "unacked" => info.unacked.into(),
+        "sacked" => info.sacked.into(),
+        "lost" => info.lost.into(),
+        "retrans" => info.retrans.into(),
+        "last_data_sent" => info.last_data_sent_ms.into(),
+        "last_data_recv" => info.last_data_recv_ms.into(),
+        "last_ack_recv" => info.last_ack_recv_ms.into(),
+        "pmtu" => info.pmtu.into(),
+        "rtt" => info.rtt.into(),
+        "rttvar" => info.rttvar.into(),
+        "ssthresh" => info.snd_ssthresh.into(),
+        "cwnd" => info.snd_cwnd.into(),
+        "advmss" => info.advmss.into(),
+        "reordering" => info.reordering.into(),
+        "total_retrans" => info.total_retrans.into(),
+        "bytes_acked" => info.bytes_acked,
+        "bytes_received" => info.bytes_received,
+        "bytes_sent" => info.bytes_sent,
+        "bytes_retrans" => info.bytes_retrans,
+        "segs_out" => info.segs_out.into(),
+        "segs_in" => info.segs_in.into(),
+        "data_segs_in" => info.data_segs_in.into(),
+        "data_segs_out" => info.data_segs_out.into(),
+        "notsent_bytes" => info.notsent_bytes.into(),
+        "min_rtt" => info.min_rtt.into(),
+        "delivery_rate" => info.delivery_rate,
+        "busy_time" => info.busy_time,
+        "rwnd_limited" => info.rwnd_limited,
+        "sndbuf_limited" => info.sndbuf_limited,
+        "delivered" => info.delivered.into(),
+        "delivered_ce" => info.delivered_ce.into(),
+        "dsack_dups" => info.dsack_dups.into(),
+        "reord_seen" => info.reord_seen.into(),
+        "rcv_ooopack" => info.rcv_ooopack.into(),
+        "snd_wnd" => info.snd_wnd.into(),
+        "rcv_wnd" => info.rcv_wnd.into(),
+        "total_rto" => info.total_rto.into(),
+        _ => return None,
+    })
+}
