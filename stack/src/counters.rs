@@ -95,6 +95,8 @@ table! {
         TcpCompacted "tcp-compacted" "Received payloads copied together because the reader was slow.",
         TcpTimeWaitFull "tcp-time-wait-full" "Connections closed without a time wait because there was no room for it.",
         TcpFlowChangesLost "tcp-flow-changes-lost" "Changes of steering that were lost because nobody took them.",
+        TcpTailRepairs "tcp-tail-repairs" "Losses at the tail that a probe has repaired.",
+        TcpReneged "tcp-reneged" "Timeouts at which the peer had thrown away what it had told as received.",
     }
 }
 

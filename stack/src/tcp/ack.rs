@@ -26,10 +26,14 @@ pub(crate) struct Told {
     pub(crate) bytes: u32,
     /// Round-trip time of a segment that was sent once.
     pub(crate) rtt_us: Option<u32>,
-    /// An acknowledged segment had been sent again.
-    pub(crate) retransmitted: bool,
-    /// A segment that was never sent again was delivered after a timeout (RFC 5682).
+    /// A segment of the episode that was never sent again was delivered (RFC 5682).
     pub(crate) original: bool,
+    /// It echoes a timestamp from before the first retransmission (RFC 3522).
+    pub(crate) delayed: bool,
+    /// A retransmission of the episode was told as a duplicate.
+    pub(crate) dsack_undoes: bool,
+    /// F-RTO sends new data to learn more, instead of what may be lost.
+    pub(crate) new_data_only: bool,
     /// A SACK block told of data that had come twice.
     pub(crate) dsack: bool,
     /// The newest delivered segment, for RACK and the rate sample.
@@ -75,6 +79,7 @@ impl Connection<'_> {
             ..Told::default()
         };
         self.take_window(segment, &mut told);
+        told.delayed = self.is_delayed(segment);
         let una_before = self.tcb.snd_una;
         self.take_sack(segment, &mut told);
         if after(ack, una_before) {
@@ -92,6 +97,21 @@ impl Connection<'_> {
             self.after_progress();
         }
         true
+    }
+
+    /// Whether the ACK is of a copy from before the first retransmission of the episode (RFC 3522,
+    /// net/ipv4/tcp_input.c:tcp_packet_delayed).
+    fn is_delayed(&self, segment: &Segment) -> bool {
+        let Some(timestamps) = segment.options.timestamps else {
+            return false;
+        };
+        self.tcb.has(flag::TIMESTAMPS)
+            && self.tcb.retrans_stamp != 0
+            && timestamps.echo != 0
+            && before(
+                timestamps.echo.wrapping_sub(self.tcb.ts_offset),
+                self.tcb.retrans_stamp,
+            )
     }
 
     /// The peer's window (RFC 9293: the newer segment by (seq, ack) counts).
@@ -123,7 +143,7 @@ impl Connection<'_> {
                 count > 1 && !before(block.left, second.left) && !after(block.right, second.right)
             });
             if is_first && (!after(block.right, segment.ack) || inside_second) {
-                self.take_dsack(told);
+                self.take_dsack(block.right, told);
                 continue;
             }
             let sane = before(block.left, block.right)
@@ -136,20 +156,38 @@ impl Connection<'_> {
     }
 
     /// The peer has got something twice (RFC 2883).
-    fn take_dsack(&mut self, told: &mut Told) {
+    fn take_dsack(&mut self, right: u32, told: &mut Told) {
         told.dsack = true;
         self.tcb.dsack_dups = self.tcb.dsack_dups.wrapping_add(1);
         self.pool.count(Counter::TcpDsackReceived);
-        if self.tcb.undo_retrans > 0 {
+        let of_episode = self.tcb.undo_marker != 0
+            && after(right, self.tcb.undo_marker)
+            && !after(right, self.tcb.snd_una);
+        if of_episode && self.tcb.undo_retrans > 0 {
+            told.dsack_undoes = true;
             self.tcb.undo_retrans = self.tcb.undo_retrans.wrapping_sub(1);
         }
-        if self.tcb.has(flag::TLP_OUT) && self.tcb.has(flag::TLP_RETRANSMITTED) {
+        let of_probe = self.tcb.has(flag::TLP_OUT) && right == self.tcb.tlp_high_seq;
+        if of_probe && self.tcb.has(flag::TLP_RETRANSMITTED) {
             // The probe was not needed (RFC 8985 section 7.4.2).
             self.tcb.clear(flag::TLP_OUT);
+        } else if self.tcb.has(flag::REORDER_SEEN) {
+            self.tcb.set(flag::DSACK_SEEN);
         }
-        // RFC 8985 section 6.2 step 4: reordering was mistaken for loss.
-        self.tcb.rack_steps = self.tcb.rack_steps.saturating_add(1);
-        self.tcb.rack_persist = 16;
+    }
+
+    /// Reordering was mistaken for loss: RACK waits longer, by one step a round trip (RFC 8985
+    /// section 6.2 step 4, net/ipv4/tcp_recovery.c:tcp_rack_update_reo_wnd).
+    fn widen_reorder_window(&mut self, newest: &SegmentSlot) {
+        if !self.tcb.has(flag::DSACK_SEEN) {
+            return;
+        }
+        self.tcb.clear(flag::DSACK_SEEN);
+        if !before(newest.delivered, self.tcb.rack_delivered) {
+            self.tcb.rack_steps = self.tcb.rack_steps.saturating_add(1);
+            self.tcb.rack_delivered = self.tcb.delivered;
+            self.tcb.rack_persist = 16;
+        }
     }
 
     /// Marks the segments inside a block.
@@ -200,9 +238,7 @@ impl Connection<'_> {
     fn delivered(&mut self, slot: &SegmentSlot, told: &mut Told) {
         told.delivered = told.delivered.saturating_add(1);
         self.tcb.delivered = self.tcb.delivered.wrapping_add(1);
-        if slot.has(mark::EVER_RETRANSMITTED) {
-            told.retransmitted = true;
-        } else {
+        if !slot.has(mark::EVER_RETRANSMITTED) && !after(slot.end(), self.tcb.high_seq) {
             told.original = true;
         }
         let newer = told.newest.is_none_or(|newest| {
@@ -250,7 +286,6 @@ impl Connection<'_> {
         }
         self.tcb.snd_una = ack;
         self.tcb.bytes_acked = self.tcb.bytes_acked.wrapping_add(u64::from(told.bytes));
-        self.tcb.backoff = 0;
         self.tcb.retransmits = 0;
         self.tcb.stuck_since = now.0;
         if before(self.tcb.snd_up, ack) {
@@ -325,8 +360,11 @@ impl Connection<'_> {
             }
         }
         if let Some(rtt_us) = told.rtt_us {
+            // Only a sample ends the backoff (RFC 6298 section 5.7, Karn).
+            self.tcb.backoff = 0;
             self.tcb.sample_rtt(rtt_us, now_us);
         }
+        self.widen_reorder_window(&newest);
         self.advance_rack(&newest, elapsed);
         self.sample_rate(&newest, now_us);
     }
@@ -375,7 +413,7 @@ impl Connection<'_> {
             self.grow_window(told, in_flight, limited, now);
         }
         if told.acked > 0 || told.sacked > 0 {
-            self.arm_retransmit(now);
+            self.arm_retransmit(now, told.acked > 0);
         }
         if let Some(at) = next
             && self.tcb.packets_out > 0
@@ -383,7 +421,9 @@ impl Connection<'_> {
             self.tcb.pending = pending::REORDER;
             self.tcb.retransmit_at = at;
         }
-        self.retransmit_lost(memory, now);
+        if !told.new_data_only {
+            self.retransmit_lost(memory, now);
+        }
     }
 
     fn grow_window(&mut self, told: &Told, in_flight: u32, limited: bool, now: Instant) {

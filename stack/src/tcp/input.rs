@@ -172,7 +172,7 @@ impl Connection<'_> {
         tcb.write_seq = snd_nxt;
         tcb.snd_sml = snd_nxt;
         tcb.snd_up = snd_nxt;
-        tcb.high_seq = snd_nxt;
+        tcb.high_seq = snd_nxt.wrapping_sub(1);
         tcb.round_delivered = snd_nxt;
         tcb.rack_end_seq = snd_nxt;
         tcb.rcv_mss = tcb.advertised_mss.clamp(1, 536);

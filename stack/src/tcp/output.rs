@@ -382,7 +382,7 @@ impl Connection<'_> {
             }
         }
         if self.tcb.packets_out > before_out {
-            self.arm_retransmit(now);
+            self.arm_after_send(before_out == 0, now);
         } else if self.tcb.packets_out == 0
             && self.tcb.unsent != NONE
             && self.tcb.pending == pending::NONE

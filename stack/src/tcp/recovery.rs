@@ -11,9 +11,10 @@ use crate::counters::Counter;
 use crate::image::NONE;
 use crate::types::{Instant, Memory};
 
-/// Least tail-probe timeout in microseconds (Linux: two jiffies of 1 ms).
-const MIN_PROBE_US: u64 = 2000;
-/// What one segment in flight adds to it: the peer's delayed ACK (Linux: TCP_RTO_MIN).
+/// What a tail probe waits beyond two round trips, microseconds (Linux: TCP_TIMEOUT_MIN, two jiffies
+/// of 1 ms).
+const PROBE_ALLOWANCE_US: u64 = 2000;
+/// The same for a lone segment in flight: the peer's delayed ACK (Linux: TCP_RTO_MIN).
 const LONE_PROBE_US: u64 = 200_000;
 /// What the reordering timer waits at least.
 const MIN_REORDER_US: u32 = 1000;
@@ -104,7 +105,11 @@ impl Connection<'_> {
     fn detect_reno(&mut self, told: &Told) {
         let recovering = matches!(self.tcb.ca_state, ca::RECOVERY | ca::LOSS);
         let partial = recovering && told.bytes > 0 && before(self.tcb.snd_una, self.tcb.high_seq);
-        if partial || !recovering && self.tcb.sacked_out >= u32::from(self.tcb.reordering) {
+        // Duplicates of what the last recovery ended with start no new one (RFC 6582 section 3.2).
+        let fresh = after(self.tcb.snd_una, self.tcb.high_seq);
+        if partial
+            || !recovering && fresh && self.tcb.sacked_out >= u32::from(self.tcb.reordering)
+        {
             self.mark_lost(self.tcb.snd_una);
         }
     }
@@ -144,16 +149,28 @@ impl Connection<'_> {
         }
     }
 
-    /// Marks every segment in flight as lost, after a timeout.
+    /// Marks every segment in flight as lost, after a timeout. When the first one was told as
+    /// received, the peer has thrown it away: what it told counts no longer (RFC 2018 section 8).
     fn lose_all(&mut self) {
         let mut chunk = self.tcb.queue_head;
+        let reneged = self
+            .segment(chunk)
+            .is_some_and(|slot| slot.has(mark::SACKED));
+        if reneged {
+            self.pool.count(Counter::TcpReneged);
+            self.tcb.sacked_out = 0;
+        }
         for _ in 0..self.pool.chunks.len() {
             if chunk == self.tcb.unsent {
                 break;
             }
-            let Some(&slot) = self.segment(chunk) else {
+            let Some(slot) = self.segment_mut(chunk) else {
                 break;
             };
+            if reneged {
+                slot.marks &= !mark::SACKED;
+            }
+            let slot = *slot;
             if !slot.has(mark::SACKED) {
                 self.lose(chunk, slot);
             }
@@ -166,30 +183,30 @@ impl Connection<'_> {
 
     /// The congestion state machine (RFC 5681 section 3.2, net/ipv4/tcp_input.c:
     /// tcp_fastretrans_alert).
-    pub(crate) fn change_state(&mut self, told: &Told, now: Instant) {
+    pub(crate) fn change_state(&mut self, told: &mut Told, now: Instant) {
         let done = !before(self.tcb.snd_una, self.tcb.high_seq);
         match self.tcb.ca_state {
             ca::RECOVERY => {
-                if self.tcb.undo_marker != 0 && self.was_spurious(told) {
+                let settled = done || self.tcb.retrans_out == 0 || told.dsack_undoes;
+                if settled && self.was_spurious(told) {
+                    self.lost_marks_off();
                     self.undo();
                 } else if done {
                     self.end_recovery();
                 }
             }
             ca::LOSS => {
-                let spurious = self.tcb.has(flag::FRTO)
-                    && told.original
-                    && !told.retransmitted
-                    && told.delivered > 0;
-                if self.tcb.undo_marker != 0 && (spurious || self.was_spurious(told)) {
+                let original = self.tcb.has(flag::FRTO) && told.original;
+                if original || self.was_spurious(told) {
                     self.lost_marks_off();
                     self.undo();
                 } else if done {
                     self.tcb.ca_state = ca::OPEN;
                     self.tcb.undo_marker = 0;
                     self.tcb.clear(flag::FRTO);
-                } else if told.bytes > 0 {
-                    self.tcb.clear(flag::FRTO);
+                    self.tcb.congestion.on_recovered();
+                } else if self.tcb.has(flag::FRTO) {
+                    self.go_on_with_frto(told);
                 }
             }
             ca::CWR if done => self.end_recovery(),
@@ -224,7 +241,6 @@ impl Connection<'_> {
 
     fn end_recovery(&mut self) {
         self.tcb.ca_state = ca::OPEN;
-        self.tcb.undo_marker = 0;
         self.tcb.congestion.on_recovered();
         if self.tcb.rack_persist > 0 {
             self.tcb.rack_persist = self.tcb.rack_persist.wrapping_sub(1);
@@ -236,14 +252,37 @@ impl Connection<'_> {
         }
     }
 
-    /// Whether the episode was a mistake: every retransmission was told as a duplicate.
+    /// RFC 5682 section 3.1 with SACK: the first ACK after the timeout that goes forward lets new
+    /// data leave instead of the next segment; whatever then tells of a gap proves the loss.
+    fn go_on_with_frto(&mut self, told: &mut Told) {
+        if after(self.tcb.snd_nxt, self.tcb.high_seq) {
+            if told.sacked > 0 || told.delivered == 0 {
+                self.tcb.clear(flag::FRTO);
+            } else {
+                told.new_data_only = true;
+            }
+        } else if told.bytes > 0 {
+            self.tcb.high_seq = self.tcb.snd_nxt;
+            let room = after(self.tcb.send_window_end(), self.tcb.snd_nxt);
+            if self.tcb.unsent != NONE && room {
+                told.new_data_only = true;
+            } else {
+                self.tcb.clear(flag::FRTO);
+            }
+        }
+    }
+
+    /// Whether the episode was a mistake: every retransmission was told as a duplicate, or what was
+    /// missing came before the first of them.
     fn was_spurious(&self, told: &Told) -> bool {
-        told.dsack && self.tcb.undo_retrans == 0
+        let duplicates = told.dsack_undoes && self.tcb.undo_retrans == 0;
+        self.tcb.undo_marker != 0 && (duplicates || told.delayed && told.bytes > 0)
     }
 
     fn undo(&mut self) {
         self.pool.count(Counter::TcpUndone);
         self.tcb.congestion.undo();
+        self.tcb.retrans_stamp = 0;
         self.tcb.ca_state = ca::OPEN;
         self.tcb.undo_marker = 0;
         self.tcb.clear(flag::FRTO);
@@ -383,8 +422,8 @@ impl Connection<'_> {
     }
 
     /// Arms the timer that the data in flight needs: a tail probe when all is well, else the
-    /// retransmission timeout.
-    pub(crate) fn arm_retransmit(&mut self, now: Instant) {
+    /// retransmission timeout. `advanced`: an ACK went forward, so the timeout starts anew.
+    pub(crate) fn arm_retransmit(&mut self, now: Instant, advanced: bool) {
         if self.tcb.packets_out == 0 {
             if self.tcb.pending != pending::PROBE {
                 self.tcb.pending = pending::NONE;
@@ -392,36 +431,82 @@ impl Connection<'_> {
             }
             return;
         }
-        let probe_fits = self.tcb.has(flag::SACK)
-            && self.tcb.ca_state == ca::OPEN
-            && self.tcb.sacked_out == 0
-            && self.tcb.srtt8_us != 0
-            && !self.tcb.has(flag::TLP_OUT);
-        if probe_fits {
-            self.arm_tail_probe(now);
+        if self.wants_tail_probe() {
+            self.arm_tail_probe(now, advanced);
+        } else if matches!(self.tcb.pending, pending::TLP | pending::REORDER) {
+            self.arm_rest_of_rto(now);
         } else {
             self.arm_rto(now);
         }
     }
 
-    /// RFC 8985 section 7.2.
-    fn arm_tail_probe(&mut self, now: Instant) {
-        let mut wait = u64::from(self.tcb.srtt_us())
-            .saturating_mul(2)
-            .max(MIN_PROBE_US);
-        if self.tcb.packets_out == 1 {
-            wait = wait.saturating_add(LONE_PROBE_US);
+    /// New data has left (RFC 6298 section 5.1: a running timeout is not moved).
+    pub(crate) fn arm_after_send(&mut self, was_idle: bool, now: Instant) {
+        let runs = matches!(self.tcb.pending, pending::RTO | pending::REORDER);
+        if was_idle || !runs || self.tcb.pending == pending::RTO && self.wants_tail_probe() {
+            self.arm_retransmit(now, false);
         }
-        let rto = u64::from(self.tcb.backed_off_rto());
+    }
+
+    fn wants_tail_probe(&self) -> bool {
+        self.tcb.has(flag::SACK)
+            && matches!(self.tcb.ca_state, ca::OPEN | ca::CWR)
+            && self.tcb.sacked_out == 0
+            && self.tcb.srtt8_us != 0
+            && !self.tcb.has(flag::TLP_OUT)
+    }
+
+    /// RFC 8985 section 7.2 with Linux's allowances; never later than the timeout.
+    fn arm_tail_probe(&mut self, now: Instant, advanced: bool) {
+        let allowance = if self.tcb.packets_out == 1 {
+            LONE_PROBE_US
+        } else {
+            PROBE_ALLOWANCE_US
+        };
+        let wait = u64::from(self.tcb.srtt_us())
+            .saturating_mul(2)
+            .saturating_add(allowance);
+        let rto = if advanced {
+            u64::from(self.tcb.backed_off_rto())
+        } else {
+            self.rest_of_rto_us(now)
+        };
         self.tcb.pending = pending::TLP;
         self.tcb.retransmit_at = now.0.saturating_add(wait.min(rto).saturating_mul(1000));
     }
 
-    /// RFC 6298 section 5.
+    /// RFC 6298 section 5: the timeout starts now.
     pub(crate) fn arm_rto(&mut self, now: Instant) {
-        let rto = u64::from(self.tcb.backed_off_rto()).saturating_mul(1000);
+        let rto = u64::from(self.tcb.backed_off_rto());
+        self.arm_rto_in(rto, now);
+    }
+
+    /// The timeout has been running since the first segment left
+    /// (net/ipv4/tcp_input.c:tcp_rearm_rto).
+    fn arm_rest_of_rto(&mut self, now: Instant) {
+        let rest = self.rest_of_rto_us(now);
+        self.arm_rto_in(rest, now);
+    }
+
+    fn rest_of_rto_us(&self, now: Instant) -> u64 {
+        let rto = self.tcb.backed_off_rto();
+        let elapsed = self
+            .segment(self.tcb.queue_head)
+            .map_or(0, |slot| (micros(now) as u32).wrapping_sub(slot.sent_us));
+        u64::from(rto.saturating_sub(elapsed).max(1))
+    }
+
+    /// Not later than TCP_USER_TIMEOUT lets it wait (net/ipv4/tcp_timer.c:
+    /// tcp_clamp_rto_to_user_timeout).
+    fn arm_rto_in(&mut self, wait_us: u64, now: Instant) {
+        let mut wait = wait_us.saturating_mul(1000);
+        let user = u64::from(self.tcb.options.user_timeout_ms).saturating_mul(1_000_000);
+        if user != 0 && self.tcb.retransmits > 0 {
+            let end = self.tcb.stuck_since.saturating_add(user);
+            wait = wait.min(end.saturating_sub(now.0).max(1));
+        }
         self.tcb.pending = pending::RTO;
-        self.tcb.retransmit_at = now.0.saturating_add(rto);
+        self.tcb.retransmit_at = now.0.saturating_add(wait);
     }
 
     /// The tail probe's timer has fired (RFC 8985 section 7.3): new data, or the last segment
@@ -429,6 +514,7 @@ impl Connection<'_> {
     pub(crate) fn fire_tail_probe(&mut self, memory: &mut impl Memory, now: Instant) {
         self.pool.count(Counter::TcpTailProbes);
         let before_nxt = self.tcb.snd_nxt;
+        let mut sent = true;
         if self.tcb.unsent != NONE {
             // One segment beyond the congestion window is allowed.
             let cwnd = self.tcb.congestion.cwnd;
@@ -438,15 +524,20 @@ impl Connection<'_> {
         }
         if self.tcb.snd_nxt == before_nxt {
             let last = self.last_sent_segment();
-            if last != NONE && self.retransmit(memory, last, now) {
+            sent = last != NONE && self.retransmit(memory, last, now);
+            if sent {
                 self.tcb.set(flag::TLP_RETRANSMITTED);
             }
         } else {
             self.tcb.clear(flag::TLP_RETRANSMITTED);
         }
-        self.tcb.set(flag::TLP_OUT);
-        self.tcb.tlp_high_seq = self.tcb.snd_nxt;
-        self.arm_rto(now);
+        if sent {
+            self.tcb.set(flag::TLP_OUT);
+            self.tcb.tlp_high_seq = self.tcb.snd_nxt;
+            self.arm_rto(now);
+        } else {
+            self.arm_rest_of_rto(now);
+        }
     }
 
     fn last_sent_segment(&self) -> u32 {
@@ -464,18 +555,27 @@ impl Connection<'_> {
         last
     }
 
-    /// RFC 8985 section 7.4: what the ACK of the probe tells.
+    /// RFC 8985 section 7.4: what an ACK tells of the probe. One that just covers it may be of the
+    /// original; then a duplicate ACK or a DSACK follows, or one that goes beyond: the probe
+    /// repaired a loss.
     pub(crate) fn end_tail_probe(&mut self, told: &Told, now: Instant) {
         if !self.tcb.has(flag::TLP_OUT) || before(self.tcb.snd_una, self.tcb.tlp_high_seq) {
             return;
         }
-        let repaired = self.tcb.has(flag::TLP_RETRANSMITTED) && !told.dsack;
-        self.tcb.clear(flag::TLP_OUT | flag::TLP_RETRANSMITTED);
-        if repaired && self.tcb.ca_state == ca::OPEN {
-            // The probe repaired a loss: the window shrinks as for any loss.
-            let in_flight = self.tcb.in_flight();
-            self.tcb.congestion.on_loss(micros(now), in_flight);
-            self.tcb.congestion.on_recovered();
+        let both_came = told.dsack
+            || told.bytes == 0 && told.sacked == 0 && !told.not_duplicate;
+        let beyond = after(self.tcb.snd_una, self.tcb.tlp_high_seq);
+        if !self.tcb.has(flag::TLP_RETRANSMITTED) || both_came {
+            self.tcb.clear(flag::TLP_OUT | flag::TLP_RETRANSMITTED);
+        } else if beyond {
+            self.tcb.clear(flag::TLP_OUT | flag::TLP_RETRANSMITTED);
+            if self.tcb.ca_state == ca::OPEN {
+                // The window shrinks as for any loss.
+                let in_flight = self.tcb.in_flight();
+                self.tcb.congestion.on_loss(micros(now), in_flight);
+                self.tcb.congestion.on_recovered();
+                self.pool.count(Counter::TcpTailRepairs);
+            }
         }
     }
 
@@ -508,18 +608,18 @@ impl Connection<'_> {
 
     /// The reordering timer has fired (RFC 8985 section 6.3).
     pub(crate) fn fire_reorder(&mut self, memory: &mut impl Memory, now: Instant) {
-        let told = Told {
+        let mut told = Told {
             lost: 1,
             ..Told::default()
         };
         let next = self.detect_losses(&told, now);
-        self.change_state(&told, now);
+        self.change_state(&mut told, now);
         if self.tcb.ca_state == ca::RECOVERY {
             self.reduce_window(&told);
         }
         self.tcb.pending = pending::NONE;
         self.retransmit_lost(memory, now);
-        self.arm_rto(now);
+        self.arm_rest_of_rto(now);
         if let Some(at) = next {
             self.tcb.pending = pending::REORDER;
             self.tcb.retransmit_at = at.min(self.tcb.retransmit_at);

@@ -151,6 +151,8 @@ pub(crate) mod flag {
     pub(crate) const MORE: u32 = 1 << 25;
     /// The last holder died: close at the next flush.
     pub(crate) const CLOSE_DUE: u32 = 1 << 26;
+    /// The peer has told of a duplicate that reordering may have caused.
+    pub(crate) const DSACK_SEEN: u32 = 1 << 27;
 }
 
 /// No deadline.
@@ -353,7 +355,8 @@ pub(crate) struct Tcb {
     pub(crate) timer_next: u32,
     pub(crate) timer_previous: u32,
     pub(crate) syn_sent_us: u32,
-    pub(crate) spare_timer: u32,
+    /// `delivered` when RACK's window last grew.
+    pub(crate) rack_delivered: u32,
     /// Tick of the wheel under which it is filed; [`NEVER`] = not filed.
     pub(crate) timer_tick: u64,
     /// Next in the list of connections with something to flush; and whether it is there.

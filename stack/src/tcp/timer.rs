@@ -49,7 +49,7 @@ impl Connection<'_> {
             (_, pending::TLP) => self.fire_tail_probe(memory, now),
             (_, pending::REORDER) => self.fire_reorder(memory, now),
             (_, pending::RTO) if self.tcb.packets_out > 0 => {
-                if self.has_given_up(now, self.pool.head.tcp_defaults.retries2) {
+                if self.has_given_up(now) {
                     self.finish(errno::ETIMEDOUT);
                 } else {
                     self.fire_rto(memory, now);
@@ -89,21 +89,28 @@ impl Connection<'_> {
         self.arm_rto(now);
     }
 
+    /// tcp_retries2, or tcp_orphan_retries when nobody waits.
+    fn retries(&self) -> u8 {
+        let defaults = &self.pool.head.tcp_defaults;
+        let orphan = match defaults.orphan_retries {
+            0 => 8,
+            set => set,
+        };
+        if self.tcb.has(flag::ORPHAN) {
+            defaults.retries2.min(orphan)
+        } else {
+            defaults.retries2
+        }
+    }
+
     /// Whether the peer has been silent for too long: tcp_retries2's time, or TCP_USER_TIMEOUT.
-    fn has_given_up(&self, now: Instant, retries: u8) -> bool {
+    fn has_given_up(&self, now: Instant) -> bool {
         let stuck_ms = now.0.saturating_sub(self.tcb.stuck_since) / 1_000_000;
         let user = self.tcb.options.user_timeout_ms;
         if user != 0 {
-            return stuck_ms >= u64::from(user);
+            return self.tcb.retransmits > 0 && stuck_ms >= u64::from(user);
         }
-        let retries = if self.tcb.has(flag::ORPHAN) {
-            match self.pool.head.tcp_defaults.orphan_retries {
-                0 => retries.min(8),
-                set => retries.min(set),
-            }
-        } else {
-            retries
-        };
+        let retries = self.retries();
         // What the retries take when the first timeout is the least one (RFC 1122 section
         // 4.2.3.5 as Linux reads it).
         let mut total_us = 0_u64;
@@ -131,9 +138,13 @@ impl Connection<'_> {
                 return;
             }
         }
-        if self.has_given_up(now, self.pool.head.tcp_defaults.retries2)
-            && (self.tcb.probes_out > 0 || self.tcb.options.user_timeout_ms != 0)
-        {
+        let user = u64::from(self.tcb.options.user_timeout_ms).saturating_mul(1_000_000);
+        let over = if user != 0 {
+            now.0.saturating_sub(self.tcb.stuck_since) >= user
+        } else {
+            self.tcb.probes_out >= self.retries()
+        };
+        if over {
             self.finish(errno::ETIMEDOUT);
             return;
         }
