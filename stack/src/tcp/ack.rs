@@ -34,6 +34,8 @@ pub(crate) struct Told {
     pub(crate) dsack_undoes: bool,
     /// F-RTO sends new data to learn more, instead of what may be lost.
     pub(crate) new_data_only: bool,
+    /// It echoes a congestion mark.
+    pub(crate) ece: bool,
     /// A SACK block told of data that had come twice.
     pub(crate) dsack: bool,
     /// The newest delivered segment, for RACK and the rate sample.
@@ -76,6 +78,7 @@ impl Connection<'_> {
         let mut told = Told {
             not_duplicate: segment.payload_len > 0
                 || segment.flags & (flags::SYN | flags::FIN) != 0,
+            ece: segment.flags & (flags::ECE | flags::SYN) == flags::ECE && self.tcb.has(flag::ECN),
             ..Told::default()
         };
         self.take_window(segment, &mut told);
@@ -406,6 +409,10 @@ impl Connection<'_> {
         let next = self.detect_losses(told, now);
         told.lost = self.tcb.lost_out.saturating_sub(lost_before);
         self.change_state(told, now);
+        if told.ece {
+            self.tcb.delivered_ce = self.tcb.delivered_ce.wrapping_add(told.delivered);
+            self.take_ece(now);
+        }
         let reducing = matches!(self.tcb.ca_state, ca::RECOVERY | ca::CWR);
         if reducing {
             self.reduce_window(told);
@@ -447,7 +454,7 @@ impl Connection<'_> {
             rate_delivered: self.tcb.rate_delivered,
             app_limited: self.tcb.app_limited != 0,
             in_recovery: matches!(self.tcb.ca_state, ca::RECOVERY | ca::LOSS),
-            ece: false,
+            ece: told.ece,
         };
         self.tcb.congestion.on_ack(&sample);
     }

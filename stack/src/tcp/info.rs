@@ -159,11 +159,10 @@ impl Stack<'_> {
             .saturating_mul(1_000_000)
             .checked_div(u64::from(tcb.rate_interval_us))
             .unwrap_or(0);
-        info.busy_time = if tcb.packets_out > 0 {
-            micros(now).saturating_sub(tcb.stuck_since / 1000)
-        } else {
-            0
-        };
+        let [sending, window, buffer] = tcb.busy_until(micros(now));
+        info.busy_time = sending.saturating_add(window).saturating_add(buffer);
+        info.rwnd_limited = window;
+        info.sndbuf_limited = buffer;
         info.delivered = tcb.delivered;
         info.delivered_ce = tcb.delivered_ce;
         info.bytes_sent = tcb.bytes_sent;

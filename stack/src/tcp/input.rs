@@ -177,6 +177,8 @@ impl Connection<'_> {
         tcb.rack_end_seq = snd_nxt;
         tcb.rcv_mss = tcb.advertised_mss.clamp(1, 536);
         tcb.last_received = now.0;
+        // The SYN or SYN-ACK was delivered.
+        tcb.delivered = 1;
         tcb.congestion = super::congestion::Congestion::new(tcb.options.congestion, INITIAL_WINDOW);
         self.tcb.mss = self.current_mss();
         let header = if self.endpoint.remote_ip.is_v4() {
@@ -224,16 +226,16 @@ impl Connection<'_> {
         }
         if segment.tos & 3 == CE && self.tcb.has(flag::ECN) {
             self.tcb.set(flag::ECN_DEMAND_CWR | flag::ACK_NOW);
-            self.tcb.delivered_ce = self.tcb.delivered_ce.wrapping_add(1);
         }
-        if segment.flags & flags::CWR != 0 {
+        if segment.flags & flags::CWR != 0 && self.tcb.has(flag::ECN) {
             self.tcb.clear(flag::ECN_DEMAND_CWR);
+            if segment.payload_len > 0 {
+                // The sender waits to see the end of ECE.
+                self.tcb.set(flag::ACK_NOW);
+            }
         }
         if !self.take_ack(memory, segment, now) {
             return Err(DropReason::TcpAck);
-        }
-        if segment.flags & flags::ECE != 0 && self.tcb.has(flag::ECN) {
-            self.take_ece(now);
         }
         self.after_ack(memory, now);
         let kept = self.take_payload(memory, arrived, now);
@@ -254,6 +256,10 @@ impl Connection<'_> {
         }
         let end = segment.seq.wrapping_add(length(segment));
         let limit = self.tcb.rcv_nxt.wrapping_add(self.tcb.receive_window());
+        if is_reset && self.is_reset_of_fin(segment.seq) {
+            self.take_reset();
+            return Ok(false);
+        }
         if before(end, self.tcb.rcv_wup) || after(segment.seq, limit) {
             if is_reset {
                 return Err(DropReason::TcpWindow);
@@ -266,7 +272,7 @@ impl Connection<'_> {
             return Err(DropReason::TcpWindow);
         }
         if is_reset {
-            if segment.seq == self.tcb.rcv_nxt {
+            if self.is_exact_reset(segment.seq) {
                 self.take_reset();
                 return Ok(false);
             }
@@ -285,6 +291,25 @@ impl Connection<'_> {
             return Err(DropReason::TcpFlags);
         }
         Ok(true)
+    }
+
+    /// RFC 5961 section 3.2: the next number, or as Linux has it the end of what came out of order.
+    fn is_exact_reset(&self, seq: u32) -> bool {
+        let told = self.tcb.sacks.iter().take(self.tcb.sack_count as usize);
+        let highest = told
+            .map(|range| range.right)
+            .reduce(|a, b| if after(b, a) { b } else { a });
+        seq == self.tcb.rcv_nxt || self.tcb.ooo_count > 0 && highest == Some(seq)
+    }
+
+    /// Some peers reset behind their FIN with the FIN's own number
+    /// (net/ipv4/tcp_input.c:tcp_reset_check).
+    fn is_reset_of_fin(&self, seq: u32) -> bool {
+        seq == self.tcb.rcv_nxt.wrapping_sub(1)
+            && matches!(
+                self.tcb.state(),
+                TcpState::CloseWait | TcpState::LastAck | TcpState::Closing
+            )
     }
 
     /// Tells the sender of an unacceptable segment where we stand, within reason.
@@ -485,6 +510,8 @@ impl Connection<'_> {
             self.tcb
                 .sample_rtt((now_us as u32).wrapping_sub(sent_us), now_us);
         }
+        // Linux counts the SYN among the bytes, in an active open.
+        self.tcb.bytes_acked = 1;
         self.tcb.clear(flag::CONNECTING);
         self.writable_edge();
         self.send_ack(memory, now);

@@ -526,13 +526,7 @@ impl Stack<'_> {
     }
 
     /// A SYN-ACK was not answered in time (net/ipv4/inet_connection_sock.c:syn_ack_recalc).
-    fn serve_request(
-        &mut self,
-        memory: &mut impl Memory,
-        index: u32,
-        mini: &Mini,
-        now: Instant,
-    ) {
+    fn serve_request(&mut self, memory: &mut impl Memory, index: u32, mini: &Mini, now: Instant) {
         if mini.timeouts >= self.head.tcp_defaults.synack_retries {
             self.remove_mini(index);
             self.flow_ended(mini.local(), mini.remote());

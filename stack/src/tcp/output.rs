@@ -375,7 +375,7 @@ impl Connection<'_> {
         }
         self.restart_after_idle(now);
         let before_out = self.tcb.packets_out;
-        self.tcb.clear(flag::CWND_LIMITED);
+        self.tcb.clear(flag::CWND_LIMITED | flag::WINDOW_LIMITED);
         for _ in 0..self.pool.chunks.len() {
             if !self.send_next(memory, now, push) {
                 break;
@@ -420,7 +420,11 @@ impl Connection<'_> {
             // Part of it fits: only a worthwhile part leaves (RFC 9293 section 3.8.6.2.1).
             let worth = (self.tcb.max_window / 2).min(u32::from(self.tcb.mss));
             let held = room < worth && !push;
-            if room == 0 || held || !self.split(memory, chunk, room as u16) {
+            if room == 0 || held {
+                self.tcb.set(flag::WINDOW_LIMITED);
+                return false;
+            }
+            if !self.split(memory, chunk, room as u16) {
                 return false;
             }
         } else if segment.len == 0 && room == 0 && self.tcb.snd_wnd == 0 && !segment.has(mark::FIN)

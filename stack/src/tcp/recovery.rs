@@ -11,8 +11,8 @@ use crate::counters::Counter;
 use crate::image::NONE;
 use crate::types::{Instant, Memory};
 
-/// What a tail probe waits beyond two round trips, microseconds (Linux: TCP_TIMEOUT_MIN, two jiffies
-/// of 1 ms).
+/// What a tail probe waits beyond two round trips, microseconds (Linux: TCP_TIMEOUT_MIN, two
+/// jiffies of 1 ms).
 const PROBE_ALLOWANCE_US: u64 = 2000;
 /// The same for a lone segment in flight: the peer's delayed ACK (Linux: TCP_RTO_MIN).
 const LONE_PROBE_US: u64 = 200_000;
@@ -107,8 +107,7 @@ impl Connection<'_> {
         let partial = recovering && told.bytes > 0 && before(self.tcb.snd_una, self.tcb.high_seq);
         // Duplicates of what the last recovery ended with start no new one (RFC 6582 section 3.2).
         let fresh = after(self.tcb.snd_una, self.tcb.high_seq);
-        if partial
-            || !recovering && fresh && self.tcb.sacked_out >= u32::from(self.tcb.reordering)
+        if partial || !recovering && fresh && self.tcb.sacked_out >= u32::from(self.tcb.reordering)
         {
             self.mark_lost(self.tcb.snd_una);
         }
@@ -562,8 +561,7 @@ impl Connection<'_> {
         if !self.tcb.has(flag::TLP_OUT) || before(self.tcb.snd_una, self.tcb.tlp_high_seq) {
             return;
         }
-        let both_came = told.dsack
-            || told.bytes == 0 && told.sacked == 0 && !told.not_duplicate;
+        let both_came = told.dsack || told.bytes == 0 && told.sacked == 0 && !told.not_duplicate;
         let beyond = after(self.tcb.snd_una, self.tcb.tlp_high_seq);
         if !self.tcb.has(flag::TLP_RETRANSMITTED) || both_came {
             self.tcb.clear(flag::TLP_OUT | flag::TLP_RETRANSMITTED);

@@ -1,6 +1,6 @@
 //! The calls of the socket layer: listen, connect, accept, send, receive, shut down, close.
 
-use super::connection::Connection;
+use super::connection::{Connection, micros};
 use super::input::errno;
 use super::listen::window_scale;
 use super::mini;
@@ -742,10 +742,11 @@ impl Stack<'_> {
         if tcb.state() == TcpState::TimeWait && !tcb.has(flag::ACK_NOW) {
             self.enter_time_wait(index, now);
         }
-        let Some(tcb) = self.tcbs.get(index as usize) else {
+        let Some(tcb) = self.tcbs.get_mut(index as usize) else {
             return;
         };
         let deadline = tcb.deadline();
+        tcb.note_busy(micros(now));
         let closed = tcb.state() == TcpState::Closed;
         let orphan = tcb.has(flag::ORPHAN);
         if tcb.has(flag::ACK_NOW) && !closed {

@@ -95,6 +95,18 @@ pub(crate) mod pending {
     pub(crate) const PROBE: u8 = 4;
 }
 
+/// What a sender is doing, for TCP_INFO (include/linux/tcp.h: enum tcp_chrono).
+pub(crate) mod busy {
+    /// Nothing to send and nothing in flight.
+    pub(crate) const IDLE: u32 = 0;
+    /// Data is in flight or waits for the congestion window.
+    pub(crate) const SENDING: u32 = 1;
+    /// Data waits for the peer's window.
+    pub(crate) const WINDOW: u32 = 2;
+    /// The program has more than the send buffer takes.
+    pub(crate) const BUFFER: u32 = 3;
+}
+
 /// Bits of [`Tcb::flags`].
 pub(crate) mod flag {
     /// Timestamps were negotiated.
@@ -153,6 +165,8 @@ pub(crate) mod flag {
     pub(crate) const CLOSE_DUE: u32 = 1 << 26;
     /// The peer has told of a duplicate that reordering may have caused.
     pub(crate) const DSACK_SEEN: u32 = 1 << 27;
+    /// The peer's window holds data back.
+    pub(crate) const WINDOW_LIMITED: u32 = 1 << 28;
 }
 
 /// No deadline.
@@ -378,7 +392,11 @@ pub(crate) struct Tcb {
     pub(crate) options: TcpOptions,
 
     // For TCP_INFO.
-    pub(crate) spare_options: u32,
+    /// What the sender is doing now: [`busy`].
+    pub(crate) busy: u32,
+    /// Since when, microseconds, and how long in all before that, by kind.
+    pub(crate) busy_since_us: u64,
+    pub(crate) busy_us: [u64; 3],
     pub(crate) bytes_acked: u64,
     pub(crate) bytes_received: u64,
     pub(crate) bytes_sent: u64,
@@ -490,6 +508,36 @@ impl Tcb {
             }
         }
         self.sack_count = count as u32;
+    }
+
+    /// Keeps the times of what the sender was doing.
+    pub(crate) fn note_busy(&mut self, now_us: u64) {
+        let idle = self.packets_out == 0 && self.unsent == NONE;
+        let kind = if idle {
+            busy::IDLE
+        } else if self.has(flag::WINDOW_LIMITED) {
+            busy::WINDOW
+        } else if self.unsent == NONE && self.has(flag::NO_SPACE) {
+            busy::BUFFER
+        } else {
+            busy::SENDING
+        };
+        if kind == self.busy {
+            return;
+        }
+        self.busy_us = self.busy_until(now_us);
+        self.busy = kind;
+        self.busy_since_us = now_us;
+    }
+
+    /// How long the sender has been sending, held by the window, held by the buffer; microseconds.
+    pub(crate) fn busy_until(&self, now_us: u64) -> [u64; 3] {
+        let mut times = self.busy_us;
+        let kind = (self.busy as usize).checked_sub(1);
+        if let Some(time) = kind.and_then(|kind| times.get_mut(kind)) {
+            *time = time.saturating_add(now_us.saturating_sub(self.busy_since_us));
+        }
+        times
     }
 
     /// What the peer may still send: the end of the window that was told, from `rcv_nxt`.

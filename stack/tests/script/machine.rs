@@ -73,7 +73,9 @@ pub fn run(path: &Path, is_v4: bool) -> Outcome<()> {
                 let part = path.with_file_name(format!("../{name}.part"));
                 let text = std::fs::read_to_string(&part)
                     .map_err(|error| format!("{}: {error}", place(nth + 1)))?;
-                let part = text.lines().map(|line| line.split('#').next().unwrap_or(""));
+                let part = text
+                    .lines()
+                    .map(|line| line.split('#').next().unwrap_or(""));
                 lines.extend(
                     part.filter(|line| !line.trim().is_empty())
                         .map(|line| (nth + 1, line.trim().to_owned())),

@@ -144,12 +144,7 @@ pub struct Base {
 }
 
 /// What a segment of ours must be, or a message with what differs.
-pub fn compare(
-    found: &Segment,
-    wanted: &Described,
-    base: &Base,
-    mss_of_mtu: u16,
-) -> Outcome<()> {
+pub fn compare(found: &Segment, wanted: &Described, base: &Base, mss_of_mtu: u16) -> Outcome<()> {
     let mut wrong = Vec::new();
     let mut check = |name: &str, same: bool| {
         if !same {
@@ -216,7 +211,12 @@ fn relative_blocks(options: &Options, base: u32) -> Vec<(u32, u32)> {
     options
         .sack_blocks()
         .iter()
-        .map(|block| (block.left.wrapping_sub(base), block.right.wrapping_sub(base)))
+        .map(|block| {
+            (
+                block.left.wrapping_sub(base),
+                block.right.wrapping_sub(base),
+            )
+        })
         .collect()
 }
 
