@@ -93,7 +93,7 @@ table! {
         TcpKeepalives "tcp-keepalives" "Keepalive probes.",
         TcpEcnReductions "tcp-ecn-reductions" "Window reductions because of ECN.",
         TcpCompacted "tcp-compacted" "Received payloads copied together because the reader was slow.",
-        TcpTimeWaitFull "tcp-time-wait-full" "Connections closed without a time wait because there was no room for it.",
+        TcpTimeWaitFull "tcp-time-wait-full" "Time waits that ended early, or were left out, because there was no room for them.",
         TcpFlowChangesLost "tcp-flow-changes-lost" "Changes of steering that were lost because nobody took them.",
         TcpTailRepairs "tcp-tail-repairs" "Losses at the tail that a probe has repaired.",
         TcpReneged "tcp-reneged" "Timeouts at which the peer had thrown away what it had told as received.",

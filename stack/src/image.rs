@@ -404,7 +404,8 @@ pub(crate) struct Head {
     /// Chunks on the receive sides of connections, and on their send queues.
     pub(crate) received_chunks: u32,
     pub(crate) retained_chunks: u32,
-    pub(crate) tcp_spare: u32,
+    /// Where the search for a time wait to end goes on.
+    pub(crate) mini_hand: u32,
     pub(crate) flow_changes: FlowChanges,
     pub(crate) ended: EndedFilters,
     pub(crate) wheel: Wheel,

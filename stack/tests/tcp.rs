@@ -341,3 +341,24 @@ fn a_slow_reader_closes_the_window_and_opens_it_again() {
     assert_eq!(got, sent);
     assert!(pair.rigs[1].stack().counters().get(Counter::TcpZeroWindows) > 0);
 }
+
+#[test]
+fn more_time_waits_than_there_is_room_for_stop_nobody() {
+    let mut pair = pair();
+    let listener = pair.listen(16);
+    for nth in 0..300 {
+        let client = pair.connect(40_000 + nth);
+        pair.run(MS);
+        let server = pair.accept(listener).expect("accepted");
+        pair.close(1, server);
+        pair.run(MS);
+        pair.close(0, client);
+        pair.run(MS);
+    }
+    let full = pair.rigs[1]
+        .stack()
+        .counters()
+        .get(Counter::TcpTimeWaitFull);
+    assert!(full > 200, "{full}");
+    pair.rigs[1].check();
+}

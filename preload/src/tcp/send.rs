@@ -152,6 +152,9 @@ pub fn room(endpoint: EndpointId) -> Option<usize> {
             locked.pump(now);
             status = locked.stack().tcp_status(endpoint);
         }
+        if status.is_ok_and(|status| status.send_space == 0) {
+            locked.stack().tcp_wait_for_room(endpoint, now);
+        }
         status
     });
     Some(status?.ok()?.send_space as usize)

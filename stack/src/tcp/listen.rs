@@ -499,7 +499,7 @@ impl Stack<'_> {
         Ok(false)
     }
 
-    fn end_time_wait(&mut self, index: u32) {
+    pub(super) fn end_time_wait(&mut self, index: u32) {
         if let Some(&mini) = self.minis.get(index as usize) {
             self.remove_mini(index);
             self.flow_ended(mini.local(), mini.remote());

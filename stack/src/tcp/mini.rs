@@ -109,6 +109,9 @@ impl Stack<'_> {
         remote: SocketAddress,
         now: Instant,
     ) -> Option<u32> {
+        if self.head.free_mini == NONE {
+            self.evict_time_wait();
+        }
         let index = self.head.free_mini;
         let bucket = self.mini_bucket(&local, &remote);
         let first = self.mini_buckets.get(bucket as usize).copied()?;
@@ -142,6 +145,26 @@ impl Stack<'_> {
         }
         self.head.live_minis = self.head.live_minis.saturating_add(1);
         Some(index)
+    }
+
+    /// Ends a time wait before its time, to make room (Linux ends new ones at tcp_max_tw_buckets):
+    /// the next one that the hand of a clock meets, which is about the oldest.
+    fn evict_time_wait(&mut self) {
+        let count = self.minis.len() as u32;
+        for _ in 0..count {
+            let hand = self.head.mini_hand;
+            self.head.mini_hand = hand.wrapping_add(1);
+            let index = hand.checked_rem(count).unwrap_or(0);
+            if self
+                .minis
+                .get(index as usize)
+                .is_some_and(|mini| mini.kind == kind::TIME_WAIT)
+            {
+                self.count(Counter::TcpTimeWaitFull);
+                self.end_time_wait(index);
+                return;
+            }
+        }
     }
 
     /// Takes a minisocket out of table and wheel.
