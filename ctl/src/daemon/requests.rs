@@ -131,6 +131,11 @@ impl Server {
                 ];
                 let query = kinds.into_iter().find(|kind| *kind as u32 == request.query);
                 let query = query.ok_or(Refusal::Malformed)?;
+                if query == QueryKind::Interfaces && self.sees_foreign_programs() {
+                    // The kernel announces no program that goes with its last link.
+                    self.mirror.refresh_now(&mut self.counters);
+                    self.follow_mirror();
+                }
                 Ok(Answer::Text(self.query(query, client.peer.uid).to_string()))
             }
             RequestKind::AddStatic => self.add_static(client, request).map(Answer::Reply),
@@ -154,6 +159,12 @@ impl Server {
                 Ok(Answer::Reply(Reply::new(ReplyKind::End)))
             }
         }
+    }
+
+    /// Whether the mirror shows XDP programs on interfaces that are not open.
+    fn sees_foreign_programs(&self) -> bool {
+        let mut links = self.mirror.links();
+        links.any(|link| link.xdp_program != 0 && self.nics.get(link.ifindex).is_none())
     }
 
     fn queue_pairs(&mut self, client: &mut Client) -> Result<Answer, Refused> {
