@@ -122,7 +122,8 @@ pub(crate) fn redis_large_values(scene: &Scene) -> Result<()> {
     set.run()?.check()?;
     let script = format!(
         "import socket,sys\n\
-         s=socket.create_connection(('{host}',6379)); s.sendall(b'GET k\\r\\n'); f=s.makefile('rb')\n\
+         s=socket.create_connection(('{host}',6379))\n\
+         s.sendall(b'GET k\\r\\n'); f=s.makefile('rb')\n\
          n=int(f.readline()[1:]); sys.exit(0 if f.read(n)==open('{}','rb').read() else 1)",
         file.display()
     );
@@ -205,7 +206,8 @@ pub(crate) fn memcached_threads(scene: &Scene) -> Result<()> {
          cs=[socket.create_connection(('{host}',11211)) for _ in range(200)]\n\
          fs=[c.makefile('rb') for c in cs]\n\
          for r in range(5):\n\
-         \x20 for i,c in enumerate(cs): c.sendall(b'set k%d 0 0 %d\\r\\n%s\\r\\n'%(i,100+i,b'v'*(100+i)))\n\
+         \x20 for i,c in enumerate(cs):\n\
+         \x20  c.sendall(b'set k%d 0 0 %d\\r\\n%s\\r\\n'%(i,100+i,b'v'*(100+i)))\n\
          \x20 for f in fs: assert f.readline()==b'STORED\\r\\n'\n\
          \x20 for i,c in enumerate(cs): c.sendall(b'get k%d\\r\\n'%i)\n\
          \x20 for i,f in enumerate(fs):\n\
