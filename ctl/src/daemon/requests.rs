@@ -71,9 +71,13 @@ impl Server {
                 return Ok(());
             }
             Err(refused) => {
+                drop(fds);
                 return self.refuse(client, refused.refusal, refused.detail, sequence);
             }
         };
+        // Before the reply: once the program has it, it may close its socket and bind the address
+        // anew, which a copy that is still open here would prevent.
+        drop(fds);
         match answer {
             Answer::None => Ok(()),
             Answer::Reply(reply) => client.reply(Reply { sequence, ..reply }, &[]),
