@@ -113,6 +113,8 @@ pub mod flags {
     pub const SHUT_READ: u32 = 1 << 12;
     /// shutdown(SHUT_WR) was called.
     pub const SHUT_WRITE: u32 = 1 << 13;
+    /// UDP_GRO.
+    pub const GRO: u32 = 1 << 14;
 }
 
 /// Which of the endpoint's shim words holds UDP_SEGMENT.
@@ -172,6 +174,8 @@ fn shim_flags(fd: i32, v6: bool) -> u32 {
     use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, SOL_SOCKET};
     /// `UDP_CORK` of linux/udp.h.
     const UDP_CORK: c_int = 1;
+    /// `UDP_GRO` of linux/udp.h.
+    const UDP_GRO: c_int = 104;
     let mut result = 0;
     let v4_options = [
         (flags::PKTINFO, IPPROTO_IP, libc::IP_PKTINFO),
@@ -183,6 +187,7 @@ fn shim_flags(fd: i32, v6: bool) -> u32 {
         (flags::RXQ_OVFL, SOL_SOCKET, libc::SO_RXQ_OVFL),
         (flags::KERNEL_SENDS, SOL_SOCKET, libc::SO_MARK),
         (flags::KERNEL_SENDS, IPPROTO_UDP, UDP_CORK),
+        (flags::GRO, IPPROTO_UDP, UDP_GRO),
     ];
     let v6_options = [
         (flags::PKTINFO6, IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),

@@ -192,3 +192,39 @@ CASE(sizes_udp_gro, ACCELERATED)
     line("total %ld", total);
     yes("segments of 500 in order", fits);
 }
+
+/* All segments have arrived before the first look: one message. */
+CASE(sizes_udp_gro_joined, ACCELERATED)
+{
+    enum { UDP_GRO_ = 104 };
+    int fd = udp(host4, 5208), on = 1;
+    value("UDP_GRO", setsockopt(fd, IPPROTO_UDP, UDP_GRO_, &on, sizeof on));
+    peer("segments %s 6000 5208 3300 500", host4);
+    pause_ms(100);
+    static char bytes[70000];
+    char ancillary[256];
+    struct iovec parts[2] = {{bytes, 700}, {bytes + 700, sizeof bytes - 700}};
+    struct msghdr message = {.msg_iov = parts,
+                             .msg_iovlen = 2,
+                             .msg_control = ancillary,
+                             .msg_controllen = sizeof ancillary};
+    value("recvmsg", recvmsg(fd, &message, MSG_DONTWAIT));
+    line("flags %d", message.msg_flags);
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
+        int told = 0;
+        memcpy(&told, CMSG_DATA(c), sizeof told);
+        line("level %d type %d value %d", c->cmsg_level, c->cmsg_type, told);
+    }
+    bool fits = true;
+    for (long i = 0; i < 3300; i++)
+        fits = fits && bytes[i] == (char)('a' + i / 500);
+    yes("segments of 500 in order", fits);
+    value("recv", recv(fd, bytes, sizeof bytes, MSG_DONTWAIT));
+    line("without the option nothing is joined");
+    on = 0;
+    value("UDP_GRO", setsockopt(fd, IPPROTO_UDP, UDP_GRO_, &on, sizeof on));
+    peer("segments %s 6000 5208 1500 500", host4);
+    pause_ms(100);
+    for (int i = 0; i < 4; i++)
+        value("recv", recv(fd, bytes, sizeof bytes, MSG_DONTWAIT));
+}

@@ -54,6 +54,7 @@ cases! {
     sizes_pmtudisc: Accelerated,
     sizes_udp_segment: Accelerated,
     sizes_udp_gro: Accelerated,
+    sizes_udp_gro_joined: Accelerated,
     errors_bad_descriptor: Kernel,
     errors_bad_arguments: Accelerated,
     errors_receive_into_nowhere: Accelerated,

@@ -79,15 +79,18 @@ impl<'a> Writer<'a> {
         self.used += aligned(length).min(room);
     }
 
-    /// Everything that the flags ask for about one datagram.
+    /// Everything that the flags ask for about one message: `joined` is the size of its datagrams
+    /// when it has several.
     pub fn datagram(
         &mut self,
         datagram: &Datagram,
-        family: Family,
+        (family, port): (Family, u16),
         wanted: u32,
         ifindex: u32,
-        port: u16,
+        joined: Option<u32>,
     ) {
+        /// `UDP_GRO` of linux/udp.h.
+        const UDP_GRO: c_int = 104;
         let wants = |flag: u32| wanted & flag != 0;
         let seconds = (datagram.timestamp_ns / 1_000_000_000) as i64;
         let nanoseconds = (datagram.timestamp_ns % 1_000_000_000) as i64;
@@ -107,6 +110,9 @@ impl<'a> Writer<'a> {
         // The kernel leaves the message out while nothing was dropped.
         if wants(flags::RXQ_OVFL) && datagram.drops != 0 {
             self.put(SOL_SOCKET, libc::SO_RXQ_OVFL, bytes_of(&datagram.drops));
+        }
+        if let Some(size) = joined {
+            self.put(libc::SOL_UDP, UDP_GRO, bytes_of(&size.cast_signed()));
         }
         if family != Family::V4 {
             self.v6(datagram, wanted, ifindex);

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
+use bypass_runtime::packets::Packets;
 use bypass_stack::{Datagram, EndpointId, Family, Instant, Memory, event};
 use libc::{
     MSG_CTRUNC, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_OOB, MSG_PEEK, MSG_TRUNC, MSG_WAITFORONE, c_int,
@@ -79,9 +80,6 @@ unsafe fn look(
                 }
                 // SAFETY: the caller's promise.
                 let size = unsafe { deliver(locked, endpoint, &datagram, message, call_flags) };
-                if call_flags & MSG_PEEK == 0 {
-                    let _ = locked.stack().udp_pop(endpoint);
-                }
                 return Look::Got(size);
             }
             Ok(None) if round == 0 && pump => {
@@ -322,7 +320,8 @@ unsafe fn unusable(message: &msghdr) -> Option<Errno> {
     broken.then_some(Errno::FAULT)
 }
 
-/// Copies one datagram to where the message wants it; returns what the call returns.
+/// Copies one datagram to where the message wants it, with UDP_GRO also those behind it that belong
+/// to it, and takes them off the queue; returns what the call returns.
 ///
 /// # Safety
 /// `message` describes buffers that the caller may write.
@@ -341,14 +340,25 @@ unsafe fn deliver(
     let shim_flags = stack
         .udp_options(endpoint)
         .map_or(0, |options| options.shim_flags);
-    let payload = packets
-        .chunk(datagram.chunk)
-        .get(datagram.offset as usize..)
-        .and_then(|rest| rest.get(..datagram.len as usize))
-        .unwrap_or_default();
     // SAFETY: the caller's promise.
-    let copied = unsafe { scatter(payload, message.msg_iov, message.msg_iovlen) };
-    message.msg_flags = if copied < payload.len() { MSG_TRUNC } else { 0 };
+    let mut scatter = unsafe { Scatter::new(message.msg_iov, message.msg_iovlen) };
+    let mut copied = scatter.copy(payload(packets, datagram));
+    let len = datagram.len as usize;
+    message.msg_flags = if copied < len { MSG_TRUNC } else { 0 };
+    let mut joined = None;
+    if call_flags & MSG_PEEK == 0 {
+        let _ = stack.udp_pop(endpoint);
+        if shim_flags & flags::GRO != 0 && copied == len {
+            let mut train = Train::new(datagram, scatter.room());
+            while let Ok(Some(next)) = stack.udp_front(endpoint)
+                && train.takes(&next)
+            {
+                copied += scatter.copy(payload(packets, &next));
+                joined = Some(datagram.len);
+                let _ = stack.udp_pop(endpoint);
+            }
+        }
+    }
     if message.msg_name.is_null() {
         message.msg_namelen = 0;
     } else {
@@ -369,37 +379,128 @@ unsafe fn deliver(
             (family, port),
             shim_flags,
             message,
-            stack.queue_pairs(),
+            (stack.queue_pairs(), joined),
         )
     };
     if call_flags & MSG_TRUNC != 0 {
-        payload.len()
+        copied.max(len)
     } else {
         copied
     }
 }
 
-/// Copies bytes over the vectors; returns how many fitted.
-///
-/// # Safety
-/// The vectors are the caller's to write.
-unsafe fn scatter(payload: &[u8], vectors: *mut iovec, count: usize) -> usize {
-    let mut copied = 0;
-    for index in 0..count {
-        let rest = &payload[copied..];
-        if rest.is_empty() {
-            break;
+/// A datagram's bytes.
+fn payload<'a>(packets: &'a Packets, datagram: &Datagram) -> &'a [u8] {
+    packets
+        .chunk(datagram.chunk)
+        .get(datagram.offset as usize..)
+        .and_then(|rest| rest.get(..datagram.len as usize))
+        .unwrap_or_default()
+}
+
+/// Which datagrams UDP_GRO joins into one message, by net/ipv4/udp_offload.c: of one flow, equally
+/// long, of which the last may be shorter. Unlike there, no more than the caller has room for.
+struct Train {
+    first: Datagram,
+    /// Bytes that the caller's buffer still has room for.
+    room: usize,
+    bytes: usize,
+    datagrams: u32,
+    is_complete: bool,
+}
+
+impl Train {
+    /// `UDP_GRO_CNT_MAX`.
+    const MOST: u32 = 64;
+    /// An IPv4 packet with its headers is no longer than 64 KiB.
+    const LARGEST: usize = 65_535 - 28;
+
+    fn new(first: &Datagram, room: usize) -> Self {
+        Self {
+            first: *first,
+            room,
+            bytes: first.len as usize,
+            datagrams: 1,
+            is_complete: first.len == 0,
         }
-        // SAFETY: `index < count`.
-        let vector = unsafe { vectors.add(index).read() };
-        let length = rest.len().min(vector.iov_len);
-        // SAFETY: the caller's buffer of `iov_len` bytes; packet memory never overlaps it.
-        unsafe {
-            std::ptr::copy_nonoverlapping(rest.as_ptr(), vector.iov_base.cast::<u8>(), length);
-        }
-        copied += length;
     }
-    copied
+
+    /// Whether the next datagram of the queue belongs to it; it counts as taken then.
+    fn takes(&mut self, next: &Datagram) -> bool {
+        let (first, len) = (&self.first, next.len as usize);
+        let fits = !self.is_complete
+            && (1..=first.len).contains(&next.len)
+            && (next.remote, next.local) == (first.remote, first.local)
+            && (next.tos, next.ttl) == (first.tos, first.ttl)
+            && next.queue_pair == first.queue_pair
+            && self.datagrams < Self::MOST
+            && len <= self.room
+            && self.bytes + len <= Self::LARGEST;
+        if fits {
+            self.room -= len;
+            self.bytes += len;
+            self.datagrams += 1;
+            self.is_complete = next.len < first.len;
+        }
+        fits
+    }
+}
+
+/// Writes over the vectors, one after another.
+struct Scatter {
+    vectors: *const iovec,
+    count: usize,
+    index: usize,
+    offset: usize,
+}
+
+impl Scatter {
+    /// # Safety
+    /// The vectors are the caller's to write, for as long as this lives.
+    unsafe fn new(vectors: *const iovec, count: usize) -> Self {
+        Self {
+            vectors,
+            count,
+            index: 0,
+            offset: 0,
+        }
+    }
+
+    /// The vector to write to now.
+    fn vector(&self, index: usize) -> Option<iovec> {
+        // SAFETY: below the count; readable by the promise of `new`.
+        (index < self.count).then(|| unsafe { self.vectors.add(index).read() })
+    }
+
+    /// Copies bytes; returns how many fitted.
+    fn copy(&mut self, payload: &[u8]) -> usize {
+        let mut copied = 0;
+        while copied < payload.len()
+            && let Some(vector) = self.vector(self.index)
+        {
+            let rest = &payload[copied..];
+            let length = rest.len().min(vector.iov_len - self.offset);
+            // SAFETY: the caller's buffer of `iov_len` bytes, of which `offset` are written; packet
+            // memory never overlaps it.
+            unsafe {
+                let to = vector.iov_base.cast::<u8>().add(self.offset);
+                std::ptr::copy_nonoverlapping(rest.as_ptr(), to, length);
+            }
+            copied += length;
+            self.offset += length;
+            if self.offset == vector.iov_len {
+                self.index += 1;
+                self.offset = 0;
+            }
+        }
+        copied
+    }
+
+    /// Bytes that still fit.
+    fn room(&self) -> usize {
+        let all = (self.index..self.count).filter_map(|index| self.vector(index));
+        all.fold(0_usize, |sum, vector| sum.saturating_add(vector.iov_len)) - self.offset
+    }
 }
 
 /// Writes the ancillary data that the socket's options ask for, in the kernel's order
@@ -412,7 +513,7 @@ unsafe fn control(
     (family, port): (Family, u16),
     shim_flags: u32,
     message: &mut msghdr,
-    queue_pairs: &[bypass_stack::QueuePairInfo],
+    (queue_pairs, joined): (&[bypass_stack::QueuePairInfo], Option<u32>),
 ) {
     const ANY: u32 = flags::PKTINFO
         | flags::PKTINFO6
@@ -424,7 +525,7 @@ unsafe fn control(
         | flags::TIMESTAMPNS
         | flags::RXQ_OVFL
         | flags::ORIGDSTADDR;
-    if shim_flags & ANY == 0 || message.msg_control.is_null() {
+    if (shim_flags & ANY == 0 && joined.is_none()) || message.msg_control.is_null() {
         message.msg_controllen = 0;
         return;
     }
@@ -436,9 +537,81 @@ unsafe fn control(
     let ifindex = queue_pairs
         .get(usize::from(datagram.queue_pair))
         .map_or(0, |info| info.ifindex);
-    writer.datagram(datagram, family, shim_flags, ifindex, port);
+    writer.datagram(datagram, (family, port), shim_flags, ifindex, joined);
     message.msg_controllen = writer.used();
     if writer.truncated() {
         message.msg_flags |= MSG_CTRUNC;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bypass_stack::{ChunkId, IpAddress, SocketAddress};
+
+    fn datagram(len: u32) -> Datagram {
+        Datagram {
+            chunk: ChunkId(0),
+            offset: 0,
+            len,
+            remote: SocketAddress::new(IpAddress::from_v4([198, 18, 0, 2]), 7),
+            local: IpAddress::from_v4([198, 18, 0, 1]),
+            tos: 0,
+            ttl: 64,
+            queue_pair: 0,
+            timestamp_ns: 0,
+            drops: 0,
+        }
+    }
+
+    /// How many of these belong to a train that a datagram of 500 bytes begins.
+    fn joined(room: usize, rest: &[Datagram]) -> usize {
+        let mut train = Train::new(&datagram(500), room);
+        rest.iter().take_while(|next| train.takes(next)).count()
+    }
+
+    #[test]
+    fn equal_datagrams_of_a_flow_are_joined_and_a_shorter_one_ends_it() {
+        let equal = datagram(500);
+        assert_eq!(joined(9999, &[equal, equal, datagram(3), equal]), 3);
+        assert_eq!(joined(9999, &[datagram(501)]), 0);
+        assert_eq!(joined(9999, &[datagram(0)]), 0);
+        assert_eq!(joined(999, &[equal, equal]), 1);
+        assert_eq!(joined(usize::MAX, &[equal; 100]), 63);
+        let other_port = SocketAddress::new(equal.remote.ip, 8);
+        let strangers = [
+            Datagram {
+                remote: other_port,
+                ..equal
+            },
+            Datagram { tos: 1, ..equal },
+            Datagram { ttl: 1, ..equal },
+            Datagram {
+                local: other_port.ip,
+                ..equal
+            },
+        ];
+        for stranger in strangers {
+            assert_eq!(joined(9999, &[stranger]), 0, "{stranger:?}");
+        }
+        let mut train = Train::new(&datagram(1472), usize::MAX);
+        assert_eq!((0..64).filter(|_| train.takes(&datagram(1472))).count(), 43);
+        assert!(!Train::new(&datagram(0), 10).takes(&datagram(0)));
+    }
+
+    #[test]
+    fn bytes_are_scattered_over_vectors_in_turn() {
+        let (mut one, mut two) = ([0_u8; 3], [0_u8; 4]);
+        let vector = |bytes: &mut [u8]| iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        };
+        let vectors = [vector(&mut one), vector(&mut []), vector(&mut two)];
+        // SAFETY: the vectors are of the arrays above.
+        let mut scatter = unsafe { Scatter::new(vectors.as_ptr(), vectors.len()) };
+        assert_eq!((scatter.room(), scatter.copy(b"ab")), (7, 2));
+        assert_eq!((scatter.room(), scatter.copy(b"cde")), (5, 3));
+        assert_eq!((scatter.room(), scatter.copy(b"fgh")), (2, 2));
+        assert_eq!((&one, &two, scatter.room()), (b"abc", b"defg", 0));
     }
 }
