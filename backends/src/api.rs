@@ -76,6 +76,11 @@ pub trait QueuePair: Send {
     fn receive(&mut self, into: &mut [Received]) -> usize;
     /// Whether frames wait to be received. Cheap.
     fn rx_pending(&self) -> bool;
+    /// How many frames the NIC has lost since the queue was opened, wrapping, because the RX ring
+    /// was full or the fill ring empty; `None` while neither is the case, which is cheap to see.
+    fn missed(&self) -> Option<u32> {
+        None
+    }
     /// Free entries of the fill ring.
     fn fill_space(&self) -> u32;
     /// Gives free chunks to the NIC; returns how many fitted.

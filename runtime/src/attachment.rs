@@ -514,6 +514,8 @@ fn receive(
         .get(index)
         .is_some_and(|info| info.flags & QueuePairInfo::PARTIAL_CHECKSUMS != 0);
     let timestamp_ns = clock::realtime_ns();
+    // A system call under the lock, but only after the ring has overrun.
+    let missed = queue.missed();
     let mut total = 0;
     for _ in 0..BATCHES_PER_PUMP {
         let count = queue.receive(&mut batch);
@@ -533,6 +535,10 @@ fn receive(
             break;
         }
         refill(stack, queue);
+    }
+    // What was lost came after what was in the ring.
+    if let Some(missed) = missed {
+        stack.note_missed(index as u8, missed);
     }
     total
 }

@@ -148,8 +148,9 @@ pub struct QueuePairInfo {
     /// Changes whenever this entry is given to another queue, so that nobody takes his mapping of
     /// the one before for it.
     pub generation: u32,
-    /// Zero.
-    pub spare: u32,
+    /// Frames that the NIC lost because nobody took them or gave it chunks in time, wrapping; as of
+    /// the last look after the RX ring was full ([`crate::Stack::note_missed`]).
+    pub rx_missed: u32,
 }
 
 impl QueuePairInfo {

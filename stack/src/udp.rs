@@ -292,6 +292,26 @@ impl Stack<'_> {
         None
     }
 
+    /// Notes how many frames a queue pair's NIC has lost since it was opened, wrapping.
+    ///
+    /// Whose they were nobody knows. When only one endpoint has ever received anything they are
+    /// counted as its drops, as the kernel counts what finds no room in a socket's buffer.
+    #[cold]
+    pub fn note_missed(&mut self, queue_pair: u8, total: u32) {
+        let Some(info) = self.head.queue_pairs.get_mut(usize::from(queue_pair)) else {
+            return;
+        };
+        let more = total.wrapping_sub(info.rx_missed);
+        info.rx_missed = total;
+        let mut receivers = self
+            .endpoints
+            .iter_mut()
+            .filter(|endpoint| endpoint.kind == kind::UDP && endpoint.rx_datagrams > 0);
+        if let (Some(only), None) = (receivers.next(), receivers.next()) {
+            only.drops = only.drops.wrapping_add(more);
+        }
+    }
+
     #[cold]
     pub(crate) fn count_endpoint_drop(&mut self, index: u32) {
         if let Some(endpoint) = self.endpoints.get_mut(index as usize) {

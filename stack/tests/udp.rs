@@ -256,6 +256,28 @@ fn wrong_releases_are_counted_and_ignored() {
 }
 
 #[test]
+fn what_the_nic_lost_is_the_only_receivers_drop() {
+    let mut rig = Rig::new(CAPS);
+    let id = rig.open(at(LOCAL), None);
+    let other = rig.open(at("198.18.0.1:5001"), None);
+    rig.stack().note_missed(0, 2);
+    assert_eq!(rig.stack().udp_status(id).unwrap().drops, 0);
+    rig.frame(&datagram(at(REMOTE), at(LOCAL), b"first"));
+    rig.stack().note_missed(0, 7);
+    rig.frame(&datagram(at(REMOTE), at(LOCAL), b"second"));
+    assert_eq!(rig.pop(id).unwrap().1.drops, 0);
+    assert_eq!(rig.pop(id).unwrap().1.drops, 5);
+    rig.frame(&datagram(at(REMOTE), at("198.18.0.1:5001"), b"other"));
+    rig.stack().note_missed(0, 8);
+    assert_eq!(rig.stack().udp_status(id).unwrap().drops, 5);
+    assert_eq!(rig.stack().udp_status(other).unwrap().drops, 0);
+    assert_eq!(rig.stack().queue_pairs()[0].rx_missed, 8);
+    // The kernel's number wraps at 2^32; a queue that does not exist changes nothing.
+    rig.stack().note_missed(255, 9);
+    rig.check();
+}
+
+#[test]
 fn frames_in_chunks_that_were_not_posted_are_refused() {
     let mut rig = Rig::new(CAPS);
     rig.open(at(LOCAL), None);

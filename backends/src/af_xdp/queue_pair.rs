@@ -83,6 +83,16 @@ impl QueuePair for AfXdpQueuePair {
         self.rx.filled() > 0
     }
 
+    fn missed(&self) -> Option<u32> {
+        if self.rx.free() > 0 && self.fill.filled() > 0 {
+            return None;
+        }
+        let told = sockopt::xdp_statistics(&self.fd).ok()?;
+        // Without a chunk the kernel counts rx_dropped; rx_fill_ring_empty_descs counts its tries.
+        let total = told.rx_dropped.wrapping_add(told.rx_ring_full.unwrap_or(0));
+        Some(total as u32)
+    }
+
     fn fill_space(&self) -> u32 {
         self.fill.free()
     }

@@ -163,6 +163,11 @@ fn of_stack(image: &Image<'_>, stack: &str, counters: &mut Vec<Value>) {
                 "Frames sent by the queue pair.",
             ),
             ("tx-bytes", pair.tx_bytes, "Their bytes."),
+            (
+                "rx-missed",
+                u64::from(pair.rx_missed),
+                "Frames lost because nobody took frames in or gave chunks in time, as of the last look.",
+            ),
         ] {
             add("queue", &format!("{index}-{name}"), sentence, value);
         }

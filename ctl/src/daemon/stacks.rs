@@ -492,7 +492,7 @@ fn queue_pair_info(queue: &Queue, link: &LinkInfo, flags: u32, generation: u32) 
         tx_packets: 0,
         tx_bytes: 0,
         generation,
-        spare: 0,
+        rx_missed: 0,
     }
 }
 
