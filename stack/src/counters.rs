@@ -95,6 +95,8 @@ table! {
         TcpCompacted "tcp-compacted" "Received payloads copied together because the reader was slow.",
         TcpTimeWaitFull "tcp-time-wait-full" "Time waits that ended early, or were left out, because there was no room for them.",
         TcpFlowChangesLost "tcp-flow-changes-lost" "Changes of steering that were lost because nobody took them.",
+        TcpGapFloods "tcp-gap-floods" "Out-of-order segments dropped because hundreds of others lay before them.",
+        TcpPathMtu "tcp-path-mtu" "Times a path's MTU was found to be smaller.",
         TcpTailRepairs "tcp-tail-repairs" "Losses at the tail that a probe has repaired.",
         TcpReneged "tcp-reneged" "Timeouts at which the peer had thrown away what it had told as received.",
     }

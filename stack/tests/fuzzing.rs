@@ -121,7 +121,7 @@ fn segments_with_odd_options() {
 #[test]
 fn images_with_plausible_changes() {
     let mut random = Random(0xbad1);
-    for _ in 0..6000 {
+    for _ in 0..1000 {
         let mut data = Vec::new();
         for _ in 0..1 + random.below(12) {
             let place = match random.below(4) {
@@ -136,6 +136,29 @@ fn images_with_plausible_changes() {
                 _ => random.next() as u8,
             };
             data.extend([place as u8, (place >> 8) as u8, 0, value]);
+        }
+        fuzz::fuzz_image(&data);
+    }
+}
+
+/// Changes of whole words anywhere, so that control blocks, minisockets and segments are hit too.
+#[test]
+fn images_with_changed_words() {
+    let mut random = Random(0x70b5);
+    for _ in 0..500 {
+        let mut data = Vec::new();
+        for _ in 0..1 + random.below(40) {
+            let place = random.below(1 << 22) as u32 * 4;
+            let value = match random.below(4) {
+                0 => u32::MAX,
+                1 => random.below(20) as u32,
+                2 => 1 << random.below(32),
+                _ => random.next() as u32,
+            };
+            for (nth, byte) in value.to_le_bytes().into_iter().enumerate() {
+                let place = (place + nth as u32).to_le_bytes();
+                data.extend([place[0], place[1], place[2], byte]);
+            }
         }
         fuzz::fuzz_image(&data);
     }

@@ -362,3 +362,32 @@ fn more_time_waits_than_there_is_room_for_stop_nobody() {
     assert!(full > 200, "{full}");
     pair.rigs[1].check();
 }
+
+#[test]
+fn changes_of_flows_that_nobody_takes_are_counted_and_not_kept_for_ever() {
+    let mut rig = Rig::new(CAPS);
+    let open = open(rig.process, "198.18.0.1:80");
+    rig.stack().tcp_listen(&open, 4).unwrap();
+    let peer = at("198.18.0.2:9000");
+    let frame = |seq, flags| {
+        let fields = common::TcpFields {
+            seq,
+            flags,
+            ..common::TcpFields::default()
+        };
+        common::tcp_frame(peer, at("198.18.0.1:80"), &fields)
+    };
+    // A flow begins with each SYN and ends with each RST.
+    for _ in 0..300 {
+        rig.frame(&frame(1, 2));
+        rig.frame(&frame(2, 4));
+        assert!(rig.sent(0).is_some());
+    }
+    let mut stack = rig.stack();
+    let mut taken = 0;
+    while stack.take_flow_change().is_some() {
+        taken += 1;
+    }
+    assert_eq!(taken, 512);
+    assert_eq!(stack.counters().get(Counter::TcpFlowChangesLost), 600 - 512);
+}

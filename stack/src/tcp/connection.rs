@@ -167,6 +167,7 @@ impl Connection<'_> {
     pub(crate) fn drop_out_of_order(&mut self) {
         self.drop_received(self.tcb.ooo_head);
         self.tcb.ooo_head = NONE;
+        self.tcb.ooo_tail = NONE;
         self.tcb.ooo_count = 0;
         self.tcb.ooo_bytes = 0;
     }

@@ -26,6 +26,7 @@ mod listen;
 pub(crate) mod mini;
 pub(crate) mod options;
 mod output;
+mod path_mtu;
 pub(crate) mod pool;
 mod receive;
 mod recovery;

@@ -18,6 +18,8 @@ const COMPACT_ABOVE: u32 = 16;
 const DELAYED_ACK_NS: u64 = 40_000_000;
 /// ACKs sent at once at the start of a connection and after trouble (Linux: TCP_MAX_QUICKACKS).
 const MOST_QUICK_ACKS: u8 = 16;
+/// Out-of-order segments that are passed on the way to a new one's place at most.
+const LONGEST_WALK: u32 = 512;
 /// What a peer's segment is taken to hold until one has come (Linux: TCP_MSS_DEFAULT).
 const DEFAULT_MSS: u32 = 536;
 
@@ -218,6 +220,9 @@ impl Connection<'_> {
                 break;
             }
             self.tcb.ooo_head = slot.next;
+            if slot.next == NONE {
+                self.tcb.ooo_tail = NONE;
+            }
             self.tcb.ooo_count = self.tcb.ooo_count.saturating_sub(1);
             self.tcb.ooo_bytes = self.tcb.ooo_bytes.saturating_sub(u32::from(slot.len));
             let known = distance(slot.seq, self.tcb.rcv_nxt).min(u32::from(slot.len)) as u16;
@@ -274,7 +279,10 @@ impl Connection<'_> {
         self.quick_ack_mode();
         self.tcb.rcv_ooopack = self.tcb.rcv_ooopack.wrapping_add(1);
         self.pool.count(Counter::TcpOutOfOrder);
-        let (before_it, mut behind) = self.place_of(payload.seq);
+        let Some((before_it, mut behind)) = self.place_of(payload.seq) else {
+            self.pool.count(Counter::TcpGapFloods);
+            return false;
+        };
         if let Some(&previous) = self.segment(before_it)
             && before(payload.seq, previous.end())
         {
@@ -333,21 +341,34 @@ impl Connection<'_> {
             Some(slot) => slot.next = chunk,
             None => self.tcb.ooo_head = chunk,
         }
+        match self.segment(chunk) {
+            Some(slot) if slot.next == NONE => self.tcb.ooo_tail = chunk,
+            Some(_) => {}
+            None => self.tcb.ooo_tail = before_it,
+        }
     }
 
-    /// The out-of-order segments between which a sequence number belongs.
-    fn place_of(&self, seq: u32) -> (u32, u32) {
+    /// The out-of-order segments between which a sequence number belongs. `None` when that is too
+    /// far from either end: a peer that makes gaps without end must not cost a long walk a segment.
+    fn place_of(&self, seq: u32) -> Option<(u32, u32)> {
+        let tail = self.tcb.ooo_tail;
+        if self
+            .segment(tail)
+            .is_some_and(|last| !after(last.seq, seq) && last.next == NONE)
+        {
+            return Some((tail, NONE));
+        }
         let (mut before_it, mut behind) = (NONE, self.tcb.ooo_head);
-        for _ in 0..self.pool.chunks.len() {
+        for _ in 0..LONGEST_WALK {
             match self.segment(behind) {
                 Some(slot) if !after(slot.seq, seq) => {
                     before_it = behind;
                     behind = slot.next;
                 }
-                _ => break,
+                _ => return Some((before_it, behind)),
             }
         }
-        (before_it, behind)
+        None
     }
 
     /// Notes data that came twice, to tell it in the next ACK (RFC 2883).

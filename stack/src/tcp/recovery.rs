@@ -134,7 +134,7 @@ impl Connection<'_> {
         }
     }
 
-    fn lose(&mut self, chunk: u32, slot: SegmentSlot) {
+    pub(crate) fn lose(&mut self, chunk: u32, slot: SegmentSlot) {
         if slot.has(mark::RETRANSMITTED) {
             self.tcb.retrans_out = self.tcb.retrans_out.saturating_sub(1);
         }

@@ -254,6 +254,9 @@ pub(crate) struct Tcb {
     pub(crate) ooo_bytes: u32,
     pub(crate) ooo_head: u32,
     pub(crate) ooo_count: u32,
+    pub(crate) ooo_tail: u32,
+    /// The urgent byte, and above it its state.
+    pub(crate) urgent: u32,
     /// Chunks that the receive side holds.
     pub(crate) rx_chunks: u32,
     /// Bytes received since the last ACK left.
@@ -348,6 +351,7 @@ pub(crate) struct Tcb {
     pub(crate) error: i32,
     pub(crate) in_edge: u32,
     pub(crate) out_edge: u32,
+    /// Behind the peer's urgent byte; valid with [`flag::URGENT`] or a valid [`Tcb::urgent`].
     pub(crate) rcv_up: u32,
     pub(crate) cwnd_used: u32,
 
@@ -424,6 +428,7 @@ impl Tcb {
             &mut self.rx_head,
             &mut self.rx_tail,
             &mut self.ooo_head,
+            &mut self.ooo_tail,
             &mut self.queue_head,
             &mut self.unsent,
             &mut self.queue_tail,

@@ -95,6 +95,7 @@ pub fn fuzz_image(data: &[u8]) {
         rig.open(at("[::]:5001"), None),
     ];
     exercise(rig.words.as_mut_bytes(), &mut rig.packets, &ids);
+    exercise_tcp(rig.words.as_mut_bytes(), &mut rig.packets, &ids, 1);
     let bytes = rig.words.as_mut_bytes();
     for change in data.chunks_exact(4) {
         let place = u32::from_le_bytes([change[0], change[1], change[2], 0]) as usize;
@@ -115,6 +116,7 @@ pub fn fuzz_image(data: &[u8]) {
         .flat_map(|index| (0..3).map(move |generation| EndpointId { index, generation }))
         .chain(ids)
         .collect();
+    exercise_tcp(bytes, &mut rig.packets, &ids, 2);
     exercise(bytes, &mut rig.packets, &ids);
     if let Ok(mut stack) = Stack::attach(bytes) {
         stack.recover(&mut |each| {
@@ -124,6 +126,7 @@ pub fn fuzz_image(data: &[u8]) {
     }
     check_recovered(bytes);
     exercise(bytes, &mut rig.packets, &ids);
+    exercise_tcp(bytes, &mut rig.packets, &ids, 3);
 }
 
 /// After a recovery every list is sound, whatever was there.
@@ -237,4 +240,190 @@ fn exercise(bytes: &mut [u8], packets: &mut Packets, ids: &[EndpointId]) {
     stack.remove_waiter(waiter);
     stack.remove_watcher(watcher);
     stack.remove_process(process);
+}
+
+/// Makes every TCP call of a stack, with a listener, a connection each way, data in and out of order,
+/// and timers. `round` makes the peers' ports new ones.
+fn exercise_tcp(bytes: &mut [u8], packets: &mut Packets, ids: &[EndpointId], round: u16) {
+    let Ok(mut stack) = Stack::attach(bytes) else {
+        return;
+    };
+    let process = stack.add_process(2, 1, 1).unwrap_or(ProcessId(4));
+    let (local, remote) = (at("198.18.0.1:80"), at("198.18.0.2:9000"));
+    let open = TcpOpen {
+        family: Family::V4,
+        local,
+        process,
+        options: TcpOptions::new(),
+        shadow_cookie: 1,
+        ifindex: 0,
+    };
+    let hop = via("198.18.0.1:1");
+    let listener = stack.tcp_listen(&open, 2).unwrap_or(EndpointId::NONE);
+    let peer = SocketAddress::new(remote.ip, remote.port + round);
+    let client = stack
+        .tcp_connect(packets, &open, peer, &hop, NOW)
+        .unwrap_or(EndpointId::NONE);
+    let mut ours = next_sent(&mut stack, packets).map_or(0, |sent| sent.seq);
+    segment(
+        &mut stack,
+        packets,
+        peer,
+        (100, ours.wrapping_add(1)),
+        18,
+        0,
+    );
+    let peer = SocketAddress::new(remote.ip, remote.port + 100 + round);
+    segment(&mut stack, packets, peer, (200, 0), 2, 0);
+    while let Some(sent) = next_sent(&mut stack, packets) {
+        if sent.destination_port == peer.port {
+            ours = sent.seq;
+        }
+    }
+    segment(
+        &mut stack,
+        packets,
+        peer,
+        (201, ours.wrapping_add(1)),
+        16,
+        100,
+    );
+    let server = stack.tcp_accept(listener, process, 3).ok().flatten();
+    let server = server.unwrap_or(EndpointId::NONE);
+    let mut all: Vec<_> = ids.iter().copied().step_by(5).collect();
+    all.extend([listener, client, server]);
+    for (nth, id) in all.iter().enumerate() {
+        let now = Instant(nth as u64 * 300_000_000 + u64::from(round) * 7_000_000_000);
+        let seq = 301 + 100 * (nth as u32 % 5);
+        segment(
+            &mut stack,
+            packets,
+            peer,
+            (seq, ours.wrapping_add(1)),
+            16,
+            100,
+        );
+        call_all(&mut stack, packets, *id, (process, nth), now);
+        stack.run_timers(packets, now);
+        stack.flush(packets, now);
+        while next_sent(&mut stack, packets).is_some() {}
+        while stack.take_flow_change().is_some() {}
+        while stack.take_ended().is_some() {}
+    }
+    segment(
+        &mut stack,
+        packets,
+        peer,
+        (301, ours.wrapping_add(1)),
+        17,
+        0,
+    );
+    for id in all {
+        stack.tcp_close(packets, id, process, NOW);
+        while next_sent(&mut stack, packets).is_some() {}
+    }
+    stack.run_timers(packets, Instant(u64::from(round) * 900_000_000_000));
+    stack.remove_process(process);
+    stack.flush(packets, NOW);
+}
+
+/// Every call on one endpoint.
+fn call_all(
+    stack: &mut Stack<'_>,
+    packets: &mut Packets,
+    id: EndpointId,
+    (process, nth): (ProcessId, usize),
+    now: Instant,
+) {
+    let _ = (
+        stack.tcp_status(id),
+        stack.tcp_info(id, now),
+        stack.readiness(id),
+    );
+    let _ = stack.tcp_send(packets, id, 3000, nth % 3 == 0, &mut |p| p.fill(2), now);
+    let mut read = 0;
+    while let Ok(Some(span)) = stack.tcp_front(id, read) {
+        read += (span.len as usize).clamp(1, 4096);
+        if read > 100_000 {
+            break;
+        }
+    }
+    let _ = stack.tcp_consume(id, read / (1 + nth % 2), now);
+    if let Ok(options) = stack.tcp_options(id) {
+        options.set(TcpOptions::KEEPALIVE | TcpOptions::NODELAY, nth % 2 == 0);
+    }
+    stack.tcp_options_changed(packets, id, now);
+    stack.tcp_unreachable(id, 113, now);
+    let _ = (stack.tcp_readable(id), stack.tcp_take_error(id));
+    let _ = (stack.tcp_backlog(id, 3), stack.has_flush());
+    let _ = (stack.tcp_accept(id, process, 4), stack.next_deadline());
+    match nth % 4 {
+        0 => drop(stack.tcp_shutdown(packets, id, Shutdown::Write, now)),
+        1 => drop(stack.tcp_shutdown(packets, id, Shutdown::Both, now)),
+        2 => stack.tcp_abort(packets, id, now),
+        _ => {}
+    }
+}
+
+/// The peer sends a segment with timestamps and one SACK block.
+fn segment(
+    stack: &mut Stack<'_>,
+    packets: &mut Packets,
+    peer: SocketAddress,
+    (seq, ack): (u32, u32),
+    flags: u16,
+    len: usize,
+) {
+    let Some(chunk) = stack.take_chunk() else {
+        return;
+    };
+    let mut options = vec![8, 10, 0, 0, 1, 0, 0, 0, 0, 0, 5, 10];
+    options.extend(ack.wrapping_add(10).to_be_bytes());
+    options.extend(ack.wrapping_add(1000).to_be_bytes());
+    let fields = TcpFields {
+        seq,
+        ack,
+        flags,
+        window: 1000,
+        urgent: 0,
+        options: &options,
+        payload: &vec![3; len],
+    };
+    let frame = tcp_frame(peer, at("198.18.0.1:80"), &fields);
+    if let Some(room) = packets.chunk_mut(chunk).get_mut(200..200 + frame.len()) {
+        room.copy_from_slice(&frame);
+    }
+    let frame = RxFrame {
+        chunk,
+        offset: 200,
+        len: frame.len() as u32,
+        queue_pair: 0,
+        partial_checksums: true,
+        timestamp_ns: 1,
+    };
+    stack.handle_frame(packets, frame, NOW);
+}
+
+/// Takes the next frame off the stack.
+fn next_sent(stack: &mut Stack<'_>, packets: &Packets) -> Option<tcp::Segment> {
+    let sent = stack.poll_transmit(0)?;
+    let start = sent.offset as usize;
+    let bytes = packets.chunk(sent.chunk);
+    let frame = bytes.get(start..start + sent.len as usize).unwrap_or(&[]);
+    let found = tcp::parse(frame, &PEER_MAC, false);
+    stack.release_chunk(sent.chunk);
+    Some(
+        found.unwrap_or(
+            tcp::parse(
+                &tcp_frame(
+                    at("198.18.0.2:1"),
+                    at("198.18.0.1:1"),
+                    &TcpFields::default(),
+                ),
+                &MAC,
+                true,
+            )
+            .unwrap(),
+        ),
+    )
 }

@@ -56,8 +56,8 @@ pub struct Machine {
 }
 
 /// Runs a script over IPv4 or IPv6; the error names file and line. A script may say that it is of
-/// one family only: then the other is nothing to run.
-pub fn run(path: &Path, is_v4: bool) -> Outcome<()> {
+/// one family only: then the other is nothing to run. Gives the names of what was counted.
+pub fn run(path: &Path, is_v4: bool) -> Outcome<Vec<&'static str>> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("{path:?}: {error}"))?;
     let family = if is_v4 { 4 } else { 6 };
     let place = |line: usize| format!("{}:{line} (IPv{family})", path.display());
@@ -84,7 +84,7 @@ pub fn run(path: &Path, is_v4: bool) -> Outcome<()> {
             Some("family") => {
                 let only: u64 = fit(words.want("4 or 6")?)?;
                 if only != family {
-                    return Ok(());
+                    return Ok(Vec::new());
                 }
             }
             Some("chunks") => chunks = fit(words.want("count")?)?,
@@ -105,10 +105,27 @@ pub fn run(path: &Path, is_v4: bool) -> Outcome<()> {
     }
     machine
         .finish(chunks)
-        .map_err(|error| format!("{}: at the end\n    {error}", place(last)))
+        .map_err(|error| format!("{}: at the end\n    {error}", place(last)))?;
+    Ok(machine.counted())
 }
 
 impl Machine {
+    /// The counters and reasons for drops that are not zero.
+    fn counted(&mut self) -> Vec<&'static str> {
+        let stack = self.rig.stack();
+        let counters = stack.counters();
+        let events = Counter::ALL
+            .iter()
+            .filter(|which| counters.get(**which) > 0);
+        let drops = DropReason::ALL
+            .iter()
+            .filter(|which| counters.dropped(**which) > 0);
+        events
+            .map(|which| which.name())
+            .chain(drops.map(|which| which.name()))
+            .collect()
+    }
+
     fn new(is_v4: bool, chunks: u32) -> Self {
         let caps = Capacities {
             endpoints: 16,
@@ -398,6 +415,11 @@ impl Machine {
             }
         }
         Ok(())
+    }
+
+    /// A sequence number of ours on flow 1 as it is on the wire.
+    pub fn our_seq(&mut self, relative: u32) -> u32 {
+        self.flow(1).base.ours.wrapping_add(relative)
     }
 
     /// The next segment of ours must be this one, at this time.

@@ -115,6 +115,17 @@ impl Machine {
                 self.with(|stack, packets, now| stack.tcp_abort(packets, id, now));
                 Ok(())
             }
+            "path-mtu" => {
+                let id = self.sockets.get(name)?.id;
+                let mtu = fit(words.want("bytes")?)?;
+                let quoted = match words.next() {
+                    Some(seq) => Some(self.our_seq(fit(seq)?)),
+                    None => None,
+                };
+                self.with(|stack, packets, now| stack.tcp_path_mtu(packets, id, mtu, quoted, now))
+                    .map(|_| ())
+                    .map_err(|_| "stale".to_owned())
+            }
             "unreachable" => {
                 let id = self.sockets.get(name)?.id;
                 let wanted = words.want("errno")?;
