@@ -36,6 +36,12 @@ impl Stack<'_> {
         if ring.taken == ring.written {
             return None;
         }
+        if ring.written.wrapping_sub(ring.taken) as usize > ENDED {
+            // Not a count of ours: whoever takes all must come to an end.
+            ring.taken = ring.written;
+            self.count(Counter::CorruptList);
+            return None;
+        }
         let filter = ring.filters.get(ring.taken as usize % ENDED).copied()?;
         ring.taken = ring.taken.wrapping_add(1);
         Some(Ended { filter })

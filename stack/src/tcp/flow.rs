@@ -82,6 +82,12 @@ impl Stack<'_> {
         if ring.taken == ring.written {
             return None;
         }
+        if ring.written.wrapping_sub(ring.taken) as usize > CHANGES {
+            // Not a count of ours: whoever takes all must come to an end.
+            ring.taken = ring.written;
+            self.count(Counter::CorruptList);
+            return None;
+        }
         let at = ring.taken as usize % CHANGES;
         ring.taken = ring.taken.wrapping_add(1);
         let waiting = ring.waiting.get(at)?;
