@@ -364,7 +364,7 @@ fn more_time_waits_than_there_is_room_for_stop_nobody() {
 }
 
 #[test]
-fn changes_of_flows_that_nobody_takes_are_counted_and_not_kept_for_ever() {
+fn changes_of_flows_that_nobody_takes_are_counted() {
     let mut rig = Rig::new(CAPS);
     let open = open(rig.process, "198.18.0.1:80");
     rig.stack().tcp_listen(&open, 4).unwrap();
