@@ -158,14 +158,20 @@ pub unsafe fn splice(
     flags: c_uint,
 ) -> ssize_t {
     if let Entry::Tcp(endpoint) = fdtable::get(out) {
-        if !input_offset.is_null() || !out_offset.is_null() {
+        if !input_offset.is_null() {
             return to_c(Err(Errno::SPIPE));
+        }
+        if !out_offset.is_null() {
+            return to_c(Err(Errno::INVAL));
         }
         return to_c(tcp::send::from_pipe(out, endpoint, input, len, flags));
     }
     if let Entry::Tcp(endpoint) = fdtable::get(input) {
-        if !input_offset.is_null() || !out_offset.is_null() {
+        if !out_offset.is_null() {
             return to_c(Err(Errno::SPIPE));
+        }
+        if !input_offset.is_null() {
+            return to_c(Err(Errno::INVAL));
         }
         return to_c(tcp::receive::into_pipe(input, endpoint, out, len, flags));
     }

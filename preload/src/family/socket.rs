@@ -74,6 +74,9 @@ pub unsafe fn socketpair(domain: c_int, kind: c_int, protocol: c_int, pair: *mut
 }
 
 pub unsafe fn bind(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int {
+    if let Entry::Tcp(_) = fdtable::get(fd) {
+        return to_int(Err(Errno::INVAL));
+    }
     // SAFETY: the caller's arguments.
     let result = unsafe { symbols::bind::original()(fd, address, len) };
     if result == 0 && fdtable::get(fd) == Entry::Candidate {
@@ -83,6 +86,9 @@ pub unsafe fn bind(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int
 }
 
 pub unsafe fn listen(fd: c_int, backlog: c_int) -> c_int {
+    if let Entry::Tcp(_) = fdtable::get(fd) {
+        return to_int(Err(Errno::INVAL));
+    }
     // SAFETY: plain integers.
     let result = unsafe { symbols::listen::original()(fd, backlog) };
     if result == 0 && !fdtable::falls_through(fd) {
@@ -92,9 +98,9 @@ pub unsafe fn listen(fd: c_int, backlog: c_int) -> c_int {
 }
 
 pub unsafe fn accept(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int {
-    if let Entry::Listener(listener) = fdtable::get(fd) {
+    if !fdtable::falls_through(fd) {
         // SAFETY: the caller's arguments.
-        return to_int(unsafe { tcp::accept::accept(fd, listener, Place { address, len }, 0) });
+        return unsafe { accept4(fd, address, len, 0) };
     }
     // SAFETY: the caller's arguments.
     let accepted = unsafe { symbols::accept::original()(fd, address, len) };
@@ -107,9 +113,14 @@ pub unsafe fn accept4(
     len: *mut socklen_t,
     flags: c_int,
 ) -> c_int {
-    if let Entry::Listener(listener) = fdtable::get(fd) {
-        // SAFETY: the caller's arguments.
-        return to_int(unsafe { tcp::accept::accept(fd, listener, Place { address, len }, flags) });
+    match fdtable::get(fd) {
+        Entry::Listener(listener) => {
+            let place = Place { address, len };
+            // SAFETY: the caller's arguments.
+            return to_int(unsafe { tcp::accept::accept(fd, listener, place, flags) });
+        }
+        Entry::Tcp(_) => return to_int(Err(Errno::INVAL)),
+        _ => {}
     }
     // SAFETY: the caller's arguments.
     let accepted = unsafe { symbols::accept4::original()(fd, address, len, flags) };

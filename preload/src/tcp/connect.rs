@@ -32,7 +32,12 @@ pub fn begin(fd: c_int, to: Given) -> Option<Answer> {
     };
     report::begin();
     match try_begin(fd, remote) {
-        Ok(endpoint) => Some(wait_for(fd, endpoint)),
+        // Even when the answer is there already, a socket that does not block is told of it later.
+        Ok((endpoint, true)) => {
+            set_connecting(endpoint, true);
+            Some(Err(Errno::INPROGRESS))
+        }
+        Ok((endpoint, false)) => Some(wait_for(fd, endpoint)),
         Err(reason) => {
             // The socket is the kernel's from here on, whatever its connect answers.
             fdtable::set(fd, Entry::Other);
@@ -42,8 +47,8 @@ pub fn begin(fd: c_int, to: Given) -> Option<Answer> {
     }
 }
 
-/// Everything up to the SYN.
-fn try_begin(fd: c_int, remote: SocketAddress) -> Result<EndpointId, FallThrough> {
+/// Everything up to the SYN. Says whether the socket does not block.
+fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), FallThrough> {
     let family = shadow::family(fd).ok_or(FallThrough::NotInet)?;
     let fits = match family {
         Family::V4 => remote.ip.is_v4(),
@@ -82,6 +87,8 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<EndpointId, FallThrough
         None => kernels_source(remote).ok_or(FallThrough::NextHop)?,
     };
     let local = take_port(fd, family, bound, source)?;
+    // A socket that is bound to an IPv6 address is IPV6_V6ONLY from then on.
+    let family = shadow::family(fd).unwrap_or(family);
     let open = TcpOpen {
         family,
         local,
@@ -105,15 +112,13 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<EndpointId, FallThrough
     };
     joined.refresh();
     // The grant may have opened the first queue of the interface.
-    let next_hop = match known.map_or_else(
+    let looked = known.map_or_else(
         || route(joined, local, remote, ifindex),
-        |hop| Ok(Some(hop)),
-    ) {
-        Ok(Some(next_hop)) => next_hop,
-        Ok(None) | Err(_) => {
-            drop_endpoint(endpoint);
-            return Err(FallThrough::NextHop);
-        }
+        |next_hop| Ok(Some(next_hop)),
+    );
+    let Ok(Some(next_hop)) = looked else {
+        drop_endpoint(endpoint);
+        return Err(FallThrough::NextHop);
     };
     let sent = with_stack(|_, locked, now| {
         locked.stack().set_filter(endpoint, filter);
@@ -135,7 +140,7 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<EndpointId, FallThrough
     report::addresses(fd, local, Some(remote));
     report::accelerated(fd, endpoint);
     wait::epoll_set::activated(fd, endpoint, false);
-    Ok(endpoint)
+    Ok((endpoint, open.options.has(TcpOptions::NONBLOCKING)))
 }
 
 fn drop_endpoint(endpoint: EndpointId) {

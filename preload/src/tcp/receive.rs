@@ -256,6 +256,7 @@ fn take(
 }
 
 /// splice from a connection into a pipe: what the pipe has taken is taken from the connection.
+/// SPLICE_F_NONBLOCK is about the pipe; whether the socket blocks is its own flag.
 ///
 /// # Errors
 /// As the kernel's.
@@ -269,7 +270,6 @@ pub fn into_pipe(fd: c_int, endpoint: EndpointId, pipe: c_int, len: usize, flags
         return Err(Errno::AGAIN);
     }
     let wanted = len.min(PIECE).min(free.max(1));
-    let dont_wait = if nonblocking { MSG_DONTWAIT } else { 0 };
     let vector = [iovec {
         iov_base: buffer.as_mut_ptr().cast(),
         iov_len: wanted,
@@ -281,7 +281,7 @@ pub fn into_pipe(fd: c_int, endpoint: EndpointId, pipe: c_int, len: usize, flags
         left: wanted,
         discard: false,
     };
-    let got = stream(endpoint, fd, &mut scatter, MSG_PEEK | dont_wait)? as usize;
+    let got = stream(endpoint, fd, &mut scatter, MSG_PEEK)? as usize;
     if got == 0 {
         return Ok(0);
     }

@@ -254,7 +254,7 @@ fn pieces(fd: c_int, endpoint: EndpointId, input: c_int, at: &mut off_t, count: 
 /// As the kernel's.
 pub fn from_pipe(fd: c_int, endpoint: EndpointId, pipe: c_int, len: usize, flags: u32) -> Answer {
     let mut buffer = [0_u8; PIECE];
-    let nonblocking = flags & libc::SPLICE_F_NONBLOCK != 0 || is_nonblocking(endpoint);
+    let nonblocking = is_nonblocking(endpoint);
     let room = loop {
         let room = room(endpoint).ok_or(Errno::BADF)?;
         if room > 0 || !nonblocking {
@@ -262,7 +262,7 @@ pub fn from_pipe(fd: c_int, endpoint: EndpointId, pipe: c_int, len: usize, flags
         }
         no_room(endpoint)?;
     };
-    if nonblocking && !is_readable(pipe) {
+    if flags & libc::SPLICE_F_NONBLOCK != 0 && !is_readable(pipe) {
         return Err(Errno::AGAIN);
     }
     let wanted = len.min(PIECE).min(if room == 0 { PIECE } else { room });
