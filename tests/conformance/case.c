@@ -7,7 +7,7 @@ static struct {
     const char *name;
     void (*run)(void);
     enum how how;
-} cases[200];
+} cases[300];
 static int case_count;
 
 const char *host4, *host6, *peer4, *peer6;
@@ -149,6 +149,27 @@ int udp(const char *host, int port)
     return fd;
 }
 
+int listener(const char *host, int port, int backlog)
+{
+    struct to local = at(host, port);
+    int fd = socket(local.at.ss_family, SOCK_STREAM, 0), on = 1;
+    done("socket", fd);
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    char call[80];
+    snprintf(call, sizeof call, "bind %s %d", *host ? host : "any", port);
+    value(call, bind(fd, (struct sockaddr *)&local.at, local.length));
+    value("listen", listen(fd, backlog));
+    return fd;
+}
+
+int dial(const char *host, int port)
+{
+    int fd = socket(strchr(host, ':') ? AF_INET6 : AF_INET, SOCK_STREAM, 0);
+    done("socket", fd);
+    connect_to(fd, host, port);
+    return fd;
+}
+
 int connect_to(int fd, const char *host, int port)
 {
     struct to to = at(host, port);
@@ -207,14 +228,14 @@ const char *peer(const char *format, ...)
     if (control < 0) {
         struct to to = at(peer4, 7000);
         control = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        /* High and out of the way of cases that close many descriptors. */
-        int high = fcntl(control, F_DUPFD_CLOEXEC, 900);
-        close(control);
-        control = high;
         if (connect(control, (struct sockaddr *)&to.at, to.length) < 0) {
             perror("control connection");
             exit(3);
         }
+        /* High and out of the way of cases that close many descriptors. */
+        int high = fcntl(control, F_DUPFD_CLOEXEC, 900);
+        close(control);
+        control = high;
     }
     if (write(control, command, (size_t)length) != length) {
         perror("control write");

@@ -51,6 +51,8 @@ void add_case(const char *name, void (*run)(void), enum how how);
 /* Addresses of the two sides, and the peer's ports (see peer.c). */
 extern const char *host4, *host6, *peer4, *peer6;
 enum { ECHO = 7007, ECHO2 = 7017, REFUSED = 7008, SINK = 7009 };
+/* And its TCP ports (see stream.h). */
+enum { T_ECHO = 7107, T_REFUSED = 7108, T_SINK = 7109, T_LATE = 7110, T_RESET = 7111 };
 
 /* Prints a line. */
 void line(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -75,6 +77,9 @@ void print_address(const char *what, const struct sockaddr_storage *address);
 
 /* socket() and bind(), each with its line. */
 int udp(const char *host, int port);
+/* The same and listen(); a connected TCP socket. */
+int listener(const char *host, int port, int backlog);
+int dial(const char *host, int port);
 /* connect(), sendto(), recvfrom() with their lines. */
 int connect_to(int fd, const char *host, int port);
 long send_to(int fd, const char *text, const char *host, int port);

@@ -12,7 +12,11 @@
  *   segments ADDRESS FROM TO SIZE SEGMENT              one UDP_SEGMENT send
  *   reset                                              zero the sink's counts
  *   sunk                                               "datagrams bytes last-size tos ttl"
+ *   dial ADDRESS PORT SCRIPT...                        a TCP connection, see stream.h
+ *   dialled                                            how it ended: "bytes EOF" or an error
  */
+#include "stream.h"
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
@@ -189,6 +193,10 @@ static void answer(const char *command, char *reply, size_t room, char **own_add
         }
     } else if (sscanf(command, "segments %63s %d %d %d %d", host, &from, &to, &size, &count) == 5) {
         send_segments(own_addresses, host, from, to, size, count);
+    } else if (sscanf(command, "dial %63s %d %n", host, &to, &size) == 2) {
+        stream_dial(host, to, command + size);
+    } else if (strncmp(command, "dialled", 7) == 0) {
+        stream_result(reply, room);
     } else if (strncmp(command, "reset", 5) == 0) {
         memset(&sunk, 0, sizeof sunk);
     } else if (strncmp(command, "sunk", 4) == 0) {
@@ -225,6 +233,7 @@ int main(int argc, char **argv)
         return 2;
     signal(SIGCHLD, SIG_IGN);
     signal(SIGPIPE, SIG_IGN);
+    stream_servers(argv[1], argv[2]);
     enum { ECHOES = 4, SINKS = 2, LISTENER = ECHOES + SINKS, FIRST = LISTENER + 1 };
     struct pollfd all[FIRST + MAX_CLIENTS];
     nfds_t count = FIRST;

@@ -1,0 +1,23 @@
+/*
+ * The stream side of the peer: TCP servers on fixed ports, and connections on command.
+ *
+ * 7107 echoes until EOF. Nobody is at 7108. 7109 reads until the end. 7110 reads until EOF, then
+ * sends 70000 bytes. 7111 reads one byte, then resets. Every connection runs a script:
+ *
+ *   sN  send N bytes "abc..."     gN  read N bytes      w  read until EOF or an error
+ *   e   echo until EOF            f   shutdown(WR)      pN pause N milliseconds
+ *   x   reset                     (at the end of the script the connection is closed)
+ */
+#ifndef STREAM_H
+#define STREAM_H
+
+#include <stddef.h>
+
+/* Starts the servers. */
+void stream_servers(const char *address4, const char *address6);
+/* Connects to an address and runs the script, in a process of its own. */
+void stream_dial(const char *host, int port, const char *script);
+/* Waits until every connection on command has ended; writes how the last one ended. */
+void stream_result(char *reply, size_t room);
+
+#endif
