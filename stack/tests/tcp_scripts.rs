@@ -82,5 +82,5 @@ macro_rules! topics {
 }
 
 topics! {
-    handshake listener close receive send timers recovery attacks ecn info
+    handshake listener close receive send timers recovery attacks ecn info urgent
 }

@@ -14,6 +14,7 @@ use crate::wire::tcp::{self, Segment, flags};
 
 /// Linux's errno values that connections end with.
 pub(crate) mod errno {
+    pub(crate) const EINVAL: i32 = 22;
     pub(crate) const EPIPE: i32 = 32;
     pub(crate) const ECONNRESET: i32 = 104;
     pub(crate) const ENOTCONN: i32 = 107;
@@ -637,7 +638,7 @@ impl Connection<'_> {
             self.finish(errno::ECONNRESET);
             return Ok(false);
         }
-        self.take_urgent(segment);
+        self.take_urgent(memory, arrived);
         let payload = Payload {
             chunk: arrived.chunk,
             offset: arrived.offset,
@@ -650,18 +651,5 @@ impl Connection<'_> {
             self.tcb.delayed_ack_at = NEVER;
         }
         kept
-    }
-
-    /// The urgent pointer names the byte behind the last urgent one (RFC 6093 section 2.1).
-    fn take_urgent(&mut self, segment: &Segment) {
-        if segment.flags & flags::URG == 0 || segment.urgent == 0 {
-            return;
-        }
-        let up = segment.seq.wrapping_add(u32::from(segment.urgent));
-        if after(up, self.tcb.rcv_up) && after(up, self.tcb.copied_seq) {
-            self.tcb.rcv_up = up;
-            self.tcb.set(flag::URGENT);
-            self.readable_edge();
-        }
     }
 }

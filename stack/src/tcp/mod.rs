@@ -37,6 +37,7 @@ pub(crate) mod seq;
 pub(crate) mod socket;
 pub(crate) mod tcb;
 mod timer;
+mod urgent;
 pub(crate) mod wheel;
 
 pub use defaults::TcpDefaults;

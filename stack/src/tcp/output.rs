@@ -348,7 +348,8 @@ impl Connection<'_> {
 
     /// Whether Nagle, cork or MSG_MORE hold this last, not full segment back.
     fn is_held(&self, len: u16) -> bool {
-        if len >= self.tcb.mss || self.tcb.has(flag::FIN_QUEUED) {
+        let urgent = after(self.tcb.snd_up, self.tcb.snd_una);
+        if len >= self.tcb.mss || urgent || self.tcb.has(flag::FIN_QUEUED) {
             return false;
         }
         if self.tcb.options.has(TcpOptions::CORK) || self.tcb.has(flag::MORE) {

@@ -435,7 +435,13 @@ impl Connection<'_> {
 
     /// The contiguous bytes behind the first `skip` unread ones.
     pub(crate) fn front(&self, skip: usize) -> Option<(ChunkId, u32, u32)> {
-        let mut left = skip;
+        // A read stops at the urgent mark, and goes on behind its byte.
+        let mark = self.tcb.mark_distance().filter(|&mark| mark > 0);
+        let most = mark.map_or(usize::MAX, |mark| (mark as usize).saturating_sub(skip));
+        if most == 0 {
+            return None;
+        }
+        let mut left = skip.saturating_add(usize::from(self.tcb.skips_urgent()));
         let mut chunk = self.tcb.rx_head;
         for _ in 0..self.pool.chunks.len() {
             let slot = self.segment(chunk)?;
@@ -445,7 +451,7 @@ impl Connection<'_> {
                 return Some((
                     ChunkId(chunk),
                     offset as u32,
-                    len.saturating_sub(left) as u32,
+                    len.saturating_sub(left).min(most) as u32,
                 ));
             }
             left = left.saturating_sub(len);
@@ -458,6 +464,9 @@ impl Connection<'_> {
     /// segment (Linux: tcp_cleanup_rbuf).
     pub(crate) fn consume(&mut self, bytes: usize, now: Instant) {
         let mut left = bytes;
+        if bytes > 0 && self.tcb.skips_urgent() {
+            left = left.saturating_add(1);
+        }
         for _ in 0..self.pool.chunks.len() {
             let chunk = self.tcb.rx_head;
             let Some(slot) = self.segment_mut(chunk) else {
@@ -481,6 +490,9 @@ impl Connection<'_> {
             if left == 0 {
                 break;
             }
+        }
+        if self.tcb.mark_distance().is_none() {
+            self.tcb.urgent = 0;
         }
         self.tune_receive_buffer(now);
         if !self.tcb.state().is_synchronised() || self.tcb.has(flag::FIN_RECEIVED) {

@@ -68,6 +68,17 @@ pub enum Shutdown {
     Both,
 }
 
+/// What stands behind the bytes of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// Nothing: they may leave.
+    Push,
+    /// More bytes soon (MSG_MORE).
+    More,
+    /// The last one is urgent (MSG_OOB).
+    Urgent,
+}
+
 /// Contiguous bytes of a receive queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
@@ -360,6 +371,33 @@ impl Stack<'_> {
         fill: &mut dyn FnMut(&mut [u8]),
         now: Instant,
     ) -> Result<usize, TcpError> {
+        let how = if more { Ending::More } else { Ending::Push };
+        self.send_bytes(memory, id, (len, how), fill, now)
+    }
+
+    /// send(2) with MSG_OOB: as [`Stack::tcp_send`], and the last byte taken is urgent.
+    ///
+    /// # Errors
+    /// As [`Stack::tcp_send`].
+    pub fn tcp_send_urgent(
+        &mut self,
+        memory: &mut impl Memory,
+        id: EndpointId,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+        now: Instant,
+    ) -> Result<usize, TcpError> {
+        self.send_bytes(memory, id, (len, Ending::Urgent), fill, now)
+    }
+
+    fn send_bytes(
+        &mut self,
+        memory: &mut impl Memory,
+        id: EndpointId,
+        (len, ending): (usize, Ending),
+        fill: &mut dyn FnMut(&mut [u8]),
+        now: Instant,
+    ) -> Result<usize, TcpError> {
         let mut connection = self.tcp(id)?;
         connection.may_send()?;
         if len == 0 {
@@ -375,10 +413,13 @@ impl Stack<'_> {
         if taken < len {
             connection.tcb.set(flag::NO_SPACE);
         }
-        if more {
+        if ending == Ending::More {
             connection.tcb.set(flag::MORE);
         } else {
             connection.tcb.clear(flag::MORE);
+        }
+        if ending == Ending::Urgent {
+            connection.tcb.snd_up = connection.tcb.write_seq;
         }
         connection.output(memory, now, false);
         self.settle(id.index, now);
@@ -402,7 +443,7 @@ impl Stack<'_> {
         let index = self.tcp_index(id)?;
         self.tcbs
             .get(index as usize)
-            .map(|tcb| tcb.rx_bytes as usize)
+            .map(|tcb| tcb.readable() as usize)
             .ok_or(Stale)
     }
 
@@ -586,7 +627,7 @@ impl Stack<'_> {
             state: tcb.state(),
             local: SocketAddress::new(endpoint.local_ip, endpoint.local_port),
             remote: SocketAddress::new(endpoint.remote_ip, endpoint.remote_port),
-            readable: tcb.rx_bytes,
+            readable: tcb.readable(),
             unacked: distance(tcb.snd_una, tcb.write_seq),
             unsent: tcb.unsent_bytes(),
             send_space: self.send_space_of(tcb),
@@ -669,13 +710,14 @@ impl Stack<'_> {
                 events |= event::IN | event::RDNORM | event::RDHUP;
             }
             if !matches!(state, TcpState::SynSent | TcpState::SynReceived) {
-                if tcb.rx_bytes >= tcb.options.rcvlowat.max(1) {
+                let urgent = u32::from(tcb.skips_urgent());
+                if tcb.rx_bytes.saturating_sub(urgent) >= tcb.options.rcvlowat.max(1) {
                     events |= event::IN | event::RDNORM;
                 }
                 if tcb.has(flag::SEND_SHUT) || tcb.is_writable(self.send_space_of(tcb)) {
                     events |= event::OUT | event::WRNORM;
                 }
-                if tcb.has(flag::URGENT) {
+                if tcb.urgent & super::urgent::VALID != 0 {
                     events |= event::PRI;
                 }
             }

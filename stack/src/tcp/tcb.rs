@@ -143,8 +143,6 @@ pub(crate) mod flag {
     pub(crate) const CONNECTING: u32 = 1 << 15;
     /// The send side has a duplicate-SACK block to tell.
     pub(crate) const DSACK: u32 = 1 << 16;
-    /// The peer's urgent data has not been read yet.
-    pub(crate) const URGENT: u32 = 1 << 17;
     /// A timeout that may prove spurious (RFC 5682).
     pub(crate) const FRTO: u32 = 1 << 18;
     /// Reordering was seen.
@@ -351,7 +349,7 @@ pub(crate) struct Tcb {
     pub(crate) error: i32,
     pub(crate) in_edge: u32,
     pub(crate) out_edge: u32,
-    /// Behind the peer's urgent byte; valid with [`flag::URGENT`] or a valid [`Tcb::urgent`].
+    /// The peer's urgent byte, while [`Tcb::urgent`] is not 0.
     pub(crate) rcv_up: u32,
     pub(crate) cwnd_used: u32,
 

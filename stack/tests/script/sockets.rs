@@ -108,6 +108,7 @@ impl Machine {
             "accept" => self.accept(name, words),
             "send" => self.send(name, words),
             "recv" => self.receive(name, words),
+            "oob" => self.receive_urgent(name, words),
             "shutdown" => self.shutdown(name, words),
             "close" => self.close(name),
             "abort" => {
@@ -214,6 +215,10 @@ impl Machine {
             more = true;
         }
         let socket = *self.sockets.get(name)?;
+        let urgent = words.peek() == Some("oob");
+        if urgent {
+            words.next();
+        }
         let mut at = socket.written;
         let result = self.with(|stack, packets, now| {
             let fill = &mut |piece: &mut [u8]| {
@@ -222,7 +227,11 @@ impl Machine {
                     at = at.wrapping_add(1);
                 }
             };
-            stack.tcp_send(packets, socket.id, len, more, fill, now)
+            if urgent {
+                stack.tcp_send_urgent(packets, socket.id, len, fill, now)
+            } else {
+                stack.tcp_send(packets, socket.id, len, more, fill, now)
+            }
         });
         if let Ok(count) = result {
             self.sockets.get(name)?.written += count as u32;
@@ -233,7 +242,10 @@ impl Machine {
     /// recv(2) as the shim makes it of the engine's parts.
     fn receive(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
         let most: usize = fit(words.want("length")?)?;
-        let socket = *self.sockets.get(name)?;
+        let mut socket = *self.sockets.get(name)?;
+        if most > 0 && self.skips_urgent(socket.id) {
+            socket.read += 1;
+        }
         let mut got = Vec::new();
         let result = self.with(|stack, packets, now| {
             while got.len() < most {
@@ -265,10 +277,37 @@ impl Machine {
         if !right {
             return Err("wrong bytes".to_owned());
         }
-        if let Ok(count) = result {
-            self.sockets.get(name)?.read += count as u32;
+        if let Ok(count) = result
+            && count > 0
+        {
+            self.sockets.get(name)?.read = socket.read + count as u32;
         }
         check_result(words, &result_name(result), &most.to_string())
+    }
+
+    /// Whether the next read leaves the urgent byte out.
+    fn skips_urgent(&mut self, id: EndpointId) -> bool {
+        let mut stack = self.rig.stack();
+        let inline = stack
+            .tcp_options(id)
+            .is_ok_and(|options| options.has(TcpOptions::OOBINLINE));
+        !inline && stack.tcp_at_mark(id) == Ok(true)
+    }
+
+    /// `oob S -> RESULT`: the urgent byte as its sequence number, or an errno.
+    fn receive_urgent(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
+        let id = self.sockets.get(name)?.id;
+        let found = self.with(|stack, _, _| stack.tcp_receive_urgent(id, false));
+        let wanted = words.want("->").and_then(|_| words.want("result"))?;
+        let same = match found {
+            Ok(byte) => fit::<u32>(wanted).is_ok_and(|seq| peer_byte(seq) == byte),
+            Err(error) => result_name(Err(error)) == wanted,
+        };
+        if same {
+            Ok(())
+        } else {
+            Err(format!("the urgent byte is {found:?}, expected {wanted}"))
+        }
     }
 
     fn shutdown(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
@@ -359,6 +398,7 @@ impl Machine {
             "unsent" => status.unsent,
             "space" => status.send_space,
             "eof" => u32::from(status.eof),
+            "atmark" => u32::from(self.rig.stack().tcp_at_mark(id) == Ok(true)),
             "accepts" => status.accept_queue,
             _ => return Err(format!("no such field: {name}")),
         };
