@@ -210,6 +210,7 @@ impl Connection<'_> {
         let seq = self.ack_seq();
         if !self.send_bare(memory, seq, flags::ACK | ece, options) {
             // No chunk: owe it.
+            self.tcb.clear(flag::ACK_NOW);
             self.tcb.set(flag::ACK_OWED);
             self.tcb.delayed_ack_at = self.tcb.delayed_ack_at.min(now.0.saturating_add(5_000_000));
         }
@@ -258,7 +259,11 @@ impl Connection<'_> {
         let mut options = self.options_now(now, true);
         let most = usize::from(self.tcb.hop.mtu).saturating_add(ethernet::HEADER);
         let is_v4 = self.is_v4();
-        if tcp::headers_len(is_v4, &options).saturating_add(usize::from(segment.len)) > most {
+        let with_options = tcp::options_len(&options).saturating_add(usize::from(segment.len));
+        // The peer's MSS counts options as data (RFC 6691).
+        if with_options > usize::from(self.tcb.mss_clamp)
+            || tcp::headers_len(is_v4, &options).saturating_add(usize::from(segment.len)) > most
+        {
             options.sack_count = 0;
         }
         let mut bits = flags::ACK;
@@ -374,6 +379,12 @@ impl Connection<'_> {
         ) {
             return;
         }
+        if self.tcb.has(flag::FIN_DUE) {
+            self.send_fin(memory, now);
+            if self.tcb.has(flag::FIN_QUEUED) {
+                return;
+            }
+        }
         self.restart_after_idle(now);
         let before_out = self.tcb.packets_out;
         self.tcb.clear(flag::CWND_LIMITED | flag::WINDOW_LIMITED);
@@ -415,9 +426,11 @@ impl Connection<'_> {
         }
         let room = distance(segment.seq, self.tcb.send_window_end());
         let len = u32::from(segment.len);
+        // A FIN is inside the window as well, or waits for it by itself.
+        let fin = u32::from(segment.has(mark::FIN));
         if len > u32::from(self.tcb.mss) {
             self.split(memory, chunk, self.tcb.mss);
-        } else if len > room {
+        } else if len.saturating_add(fin) > room {
             // Part of it fits: only a worthwhile part leaves (RFC 9293 section 3.8.6.2.1).
             let worth = (self.tcb.max_window / 2).min(u32::from(self.tcb.mss));
             let held = room < worth && !push;
@@ -428,9 +441,6 @@ impl Connection<'_> {
             if !self.split(memory, chunk, room as u16) {
                 return false;
             }
-        } else if segment.len == 0 && room == 0 && self.tcb.snd_wnd == 0 && !segment.has(mark::FIN)
-        {
-            return false;
         }
         let Some(&segment) = self.segment(chunk) else {
             return false;
@@ -462,7 +472,8 @@ impl Connection<'_> {
         let Some(&old) = self.segment(chunk) else {
             return false;
         };
-        if len == 0 || len >= old.len {
+        let last = old.len.saturating_add(u16::from(old.has(mark::FIN)));
+        if len == 0 || len >= last {
             return false;
         }
         let Some(fresh) = self.pool.retain() else {

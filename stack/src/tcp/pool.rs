@@ -93,24 +93,40 @@ fn share(chunks: usize) -> u32 {
 /// three eighths of all for all connections together.
 pub(crate) fn send_room(head: &Head, chunks: usize, held: u32) -> u32 {
     let all = (chunks / 8).saturating_mul(3) as u32;
-    room(head, chunks, held, all.saturating_sub(head.retained_chunks))
-}
-
-fn room(head: &Head, chunks: usize, held: u32, left: u32) -> u32 {
     let least = ALWAYS.saturating_sub(held);
     let most = head.free_chunks.saturating_sub(reserve(chunks));
-    left.min(share(chunks).saturating_sub(held))
+    all.saturating_sub(head.retained_chunks)
+        .min(share(chunks).saturating_sub(held))
         .max(least)
         .min(most)
 }
 
 impl Pool<'_> {
-    /// How many more chunks the receive side of a connection that holds `held` may take: its share,
-    /// and half of all for all connections together.
-    pub(crate) fn receive_room(&self, held: u32) -> u32 {
-        let all = (self.chunks.len() / 2) as u32;
-        let left = all.saturating_sub(self.head.received_chunks);
-        room(self.head, self.chunks.len(), held, left)
+    /// How many more chunks the receive side of a connection that holds `held` may take, `in_order`
+    /// of them for data in order: its share, and half of all for all connections together. What
+    /// waits for a gap to be filled cannot keep out what fills it.
+    ///
+    /// A frame that is kept was a NIC's already, so the free ones do not count here: the NICs have
+    /// what the queues of connections have not.
+    pub(crate) fn receive_room(&self, held: u32, in_order: u32) -> u32 {
+        let chunks = self.chunks.len();
+        let all = (chunks / 2) as u32;
+        let queued = self
+            .head
+            .received_chunks
+            .saturating_add(self.head.retained_chunks);
+        let most = (chunks as u32)
+            .saturating_sub(reserve(chunks))
+            .saturating_sub(queued);
+        all.saturating_sub(self.head.received_chunks)
+            .min(share(chunks).saturating_sub(held))
+            .max(ALWAYS.saturating_sub(in_order))
+            .min(most)
+    }
+
+    /// How many more chunks of the same connection may hold data that came out of order.
+    pub(crate) fn out_of_order_room(&self, held: u32) -> u32 {
+        self.receive_room(held.saturating_add(ALWAYS), ALWAYS)
     }
 
     /// [`send_room`].

@@ -51,11 +51,17 @@ impl Connection<'_> {
         }
     }
 
+    /// Chunks that data in order may still take.
+    fn receive_room(&self) -> u32 {
+        let in_order = self.tcb.rx_chunks.saturating_sub(self.tcb.ooo_count);
+        self.pool.receive_room(self.tcb.rx_chunks, in_order)
+    }
+
     /// Bytes that may still come.
     pub(crate) fn receive_space(&self) -> u32 {
         let held = self.tcb.rx_bytes.saturating_add(self.tcb.ooo_bytes);
         let bytes = self.receive_capacity().saturating_sub(held);
-        let chunks = self.pool.receive_room(self.tcb.rx_chunks);
+        let chunks = self.receive_room();
         bytes.min(chunks.saturating_mul(u32::from(self.tcb.rcv_mss).max(DEFAULT_MSS)))
     }
 
@@ -92,7 +98,12 @@ impl Connection<'_> {
                 return Err(DropReason::TcpWindow);
             }
         }
-        if self.pool.receive_room(self.tcb.rx_chunks) == 0 && !self.fits_tail(&payload, memory) {
+        let room = if payload.seq == self.tcb.rcv_nxt {
+            self.receive_room()
+        } else {
+            self.pool.out_of_order_room(self.tcb.rx_chunks)
+        };
+        if room == 0 && !self.fits_tail(&payload, memory) {
             return Err(DropReason::ChunkShare);
         }
         if payload.seq == self.tcb.rcv_nxt {
@@ -159,8 +170,7 @@ impl Connection<'_> {
     fn append_received(&mut self, memory: &mut impl Memory, payload: Payload) -> bool {
         let len = u32::from(payload.len);
         self.tcb.rx_bytes = self.tcb.rx_bytes.saturating_add(len);
-        let many =
-            self.tcb.rx_chunks >= COMPACT_ABOVE || self.pool.receive_room(self.tcb.rx_chunks) == 0;
+        let many = self.tcb.rx_chunks >= COMPACT_ABOVE || self.receive_room() == 0;
         if many && self.fits_tail(&payload, memory) {
             let tail = self.tcb.rx_tail;
             if let Some(slot) = self.segment_mut(tail) {

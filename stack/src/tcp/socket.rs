@@ -933,6 +933,7 @@ impl Connection<'_> {
             let left = len.saturating_sub(done);
             let (chunk, have) = match self.open_tail(goal) {
                 Some(tail) => tail,
+                None if self.pool.send_room(self.tcb.queued_chunks) == 0 => break,
                 None => match self.push_segment() {
                     Some(chunk) => (chunk, 0),
                     None => break,
@@ -982,9 +983,6 @@ impl Connection<'_> {
 
     /// A fresh, empty segment at the end of the send queue.
     fn push_segment(&mut self) -> Option<u32> {
-        if self.pool.send_room(self.tcb.queued_chunks) == 0 {
-            return None;
-        }
         let chunk = self.pool.retain()?.0;
         let fresh = Self::fresh_segment(self.index, self.tcb.write_seq, PAYLOAD_AT);
         if let Some(slot) = self.pool.segments.get_mut(chunk as usize) {
@@ -1004,11 +1002,13 @@ impl Connection<'_> {
         Some(chunk)
     }
 
-    /// Ends our direction: the FIN goes behind the data.
+    /// Ends our direction: the FIN goes behind the data. It may use the chunks that data may not;
+    /// when there are none at all it waits for one.
     pub(crate) fn send_fin(&mut self, memory: &mut impl Memory, now: Instant) {
         if self.tcb.has(flag::FIN_QUEUED) {
             return;
         }
+        self.tcb.clear(flag::FIN_DUE);
         let next = match self.tcb.state() {
             TcpState::Established => TcpState::FinWait1,
             TcpState::SynReceived => {
@@ -1031,9 +1031,8 @@ impl Connection<'_> {
             self.push_segment()
         };
         let Some(chunk) = chunk else {
-            // No chunk even for this: end it the hard way.
-            self.send_reset(memory, now);
-            self.finish(0);
+            self.tcb.set(flag::FIN_DUE);
+            self.wait_for_room(now);
             return;
         };
         if let Some(slot) = self.segment_mut(chunk) {

@@ -165,6 +165,8 @@ pub(crate) mod flag {
     pub(crate) const DSACK_SEEN: u32 = 1 << 27;
     /// The peer's window holds data back.
     pub(crate) const WINDOW_LIMITED: u32 = 1 << 28;
+    /// Our FIN waits for a chunk.
+    pub(crate) const FIN_DUE: u32 = 1 << 29;
 }
 
 /// No deadline.

@@ -128,6 +128,9 @@ impl Connection<'_> {
         if self.tcb.has(flag::NO_SPACE) && self.tcb.packets_out == 0 {
             self.look_for_room(now);
         }
+        if self.tcb.has(flag::FIN_DUE) {
+            self.output(memory, now, true);
+        }
         if self.tcb.unsent == NONE || self.tcb.packets_out > 0 {
             return;
         }
