@@ -1,0 +1,101 @@
+//! Two TCP stacks and a bad wire between them: loss, duplication, reordering, corruption, marks,
+//! delay, a slow link, small rings and little packet memory; programs that connect, send, read
+//! slowly, half-close, close and reset. One seed decides everything, also which faults are on; it
+//! is printed when a run fails, and `BYPASS_SEED=n cargo test -p bypass-stack --test
+//! tcp_simulation` repeats it. `BYPASS_SEEDS=n` runs that many.
+//!
+//! Held after every step: both images are sound. Held for every frame: it is inside the window and
+//! the segment size that the peer has told, acknowledges only what has come, and takes back no
+//! window. Held for every byte read: it is the one that was sent there. At the end, within bounded
+//! virtual time: streams whose programs ended in order are whole, every chunk is free, nothing is
+//! left; and the same seed gives the same trace.
+
+mod common;
+mod tcp_sim;
+
+use bypass_stack::Counter;
+use tcp_sim::plan::Plan;
+use tcp_sim::program::{Pair, Side};
+use tcp_sim::{SECOND, World};
+
+/// Prints the seed if the test panics before it is disarmed.
+struct Announce(u64);
+
+impl Drop for Announce {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "seed {0}: BYPASS_SEED={0} cargo test -p bypass-stack --test tcp_simulation seeds",
+                self.0
+            );
+        }
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn seeds() {
+    let seeds = match number("BYPASS_SEED") {
+        Some(seed) => seed..=seed,
+        None => 1..=number("BYPASS_SEEDS").unwrap_or(100),
+    };
+    for seed in seeds {
+        let _announce = Announce(seed);
+        let mut world = World::by_seed(seed);
+        let trace = world.run();
+        if std::env::var_os("BYPASS_VERBOSE").is_some() {
+            eprintln!("seed {seed}: {} events, {:?}", world.events, world.plan);
+        }
+        if seed % 8 == 0 {
+            let again = World::by_seed(seed).run();
+            assert_eq!(trace, again, "the same seed gives the same trace");
+        }
+    }
+}
+
+#[test]
+fn a_good_wire_needs_no_retransmission_and_little_time() {
+    let mut world = World::new(1, Plan::good());
+    let sides = [Side::plain(3_000_000), Side::plain(3_000_000)];
+    let pair = Pair::new(0, &world.plan, world.now, sides);
+    world.pairs.push(pair);
+    let start = world.now;
+    world.run_until(start + 10 * SECOND);
+    for side in 0..2 {
+        let side = world.side(0, side);
+        assert!(side.saw_end, "{side:?}");
+        // 100 µs a round trip, windows that double: far below a second.
+        assert!(side.closed_at - start < SECOND / 2, "{}", side.closed_at);
+    }
+    for host in &world.hosts {
+        for counter in [
+            Counter::TcpRetransmits,
+            Counter::TcpTimeouts,
+            Counter::TcpTailProbes,
+            Counter::TcpOutOfOrder,
+        ] {
+            assert_eq!(host.counter(counter), 0, "{}", counter.sentence());
+        }
+    }
+    world.run();
+}
+
+#[test]
+fn many_connections_at_once() {
+    let mut plan = Plan::good();
+    plan.endpoints = 512;
+    plan.chunks = 4096;
+    plan.backlog = 256;
+    plan.loss = 2;
+    plan.jitter_ns = 300_000;
+    let mut world = World::new(3, plan);
+    let mut random = tcp_sim::program::random(4);
+    for number in 0..120 {
+        let pair = Pair::draw(number, &world.plan, world.now, &mut random);
+        world.pairs.push(pair);
+    }
+    world.run();
+}
