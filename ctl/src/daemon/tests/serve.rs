@@ -63,6 +63,28 @@ fn a_program_gets_its_packets_and_nobody_elses() {
 }
 
 #[test]
+fn an_address_is_free_when_its_socket_is_closed() {
+    let bed = Bed::with_daemon();
+    bed.inside(|| {
+        let mut program = Program::join().expect("join");
+        for round in 0..2000 {
+            // The daemon has no copy of the one before any more.
+            let socket = UdpSocket::bind("198.18.9.1:7001");
+            let socket = socket.unwrap_or_else(|error| panic!("round {round}: {error}"));
+            let endpoint = program.open(&socket);
+            let filter = program.filter(&socket, endpoint).expect("filter");
+            let remove = Request {
+                filter,
+                ..Request::new(RequestKind::RemoveFilter)
+            };
+            program.control.tell(remove).expect("tell");
+            let mut locked = program.attachment.lock().expect("lock");
+            locked.stack().unhold(endpoint, program.process);
+        }
+    });
+}
+
+#[test]
 fn the_control_plane_leads_to_the_queue() {
     let bed = Bed::with_daemon();
     bed.inside(|| {
