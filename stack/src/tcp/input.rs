@@ -59,6 +59,7 @@ pub(crate) struct Arrived<'a> {
 impl Stack<'_> {
     /// Takes a TCP frame: its connection, request, listener or time wait, or the answer that there
     /// is none. The chunk is kept only by a connection that has queued its data.
+    #[inline(never)]
     pub(crate) fn receive_tcp(
         &mut self,
         memory: &mut impl Memory,
