@@ -81,6 +81,8 @@ tests! {
     faults::daemon_killed: Bypass,
     faults::unprivileged_without_daemon: Any,
     faults::unprivileged_with_daemon: Bypass,
+    faults::memory_exhausted: Any,
+    faults::no_device: Any,
     faults::no_daemon_wanted: Any,
     faults::bad_configuration: Any,
     faults::kernel_by_rule: Any,

@@ -153,6 +153,39 @@ pub(crate) fn unprivileged_without_daemon(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// An echo that a shell starts after `preparation`, on an address.
+fn prepared_echo(scene: &Scene, preparation: &str, address: &str) -> Result<Running> {
+    let echo = paths::example("udpecho")?.display().to_string();
+    let mut shell = scene.bed.program(Side::Server, "sh");
+    let command = format!("{preparation}; exec {echo} --bind {address} --port {PORT}");
+    let running = shell.column(scene.column).args(["-c", &command]).spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Server, PORT)
+        .map_err(|error| format!("{error}\n{}{}", running.stdout(), running.stderr()))?;
+    Ok(running)
+}
+
+/// No memory for the mappings of a stack: the program runs on the kernel.
+pub(crate) fn memory_exhausted(scene: &Scene) -> Result<()> {
+    let before = KernelUdp::read(&scene.bed, Side::Server)?;
+    let server = prepared_echo(scene, "ulimit -v 60000", &scene.host())?;
+    ping_pong(scene, &scene.host(), PORT, 500)?;
+    kernel_carried(scene, before, 500)?;
+    server.stop()?.check()?;
+    Ok(())
+}
+
+/// No device but loopback: the program runs on the kernel.
+pub(crate) fn no_device(scene: &Scene) -> Result<()> {
+    let interface = scene.bed.interface(Side::Server);
+    scene.bed.ip(Side::Server, &["link", "del", interface])?;
+    let server = prepared_echo(scene, "true", "127.0.0.1")?;
+    let mut client = scene.bed.program(Side::Server, paths::example("udprr")?);
+    client.args(["--count", "500", "--port", &PORT.to_string(), "127.0.0.1"]);
+    client.run()?.check()?;
+    server.stop()?.check()?;
+    Ok(())
+}
+
 /// No privilege, but a daemon whose policy allows the user.
 pub(crate) fn unprivileged_with_daemon(scene: &Scene) -> Result<()> {
     let mut daemon = None;

@@ -69,7 +69,8 @@ fn run(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) -> Resu
         return Ok(());
     }
     let kernel = KernelUdp::read(&scene.bed, Side::Server)?.since(kernel);
-    let after = interface_frames(&scene.bed, Side::Server)?;
+    // A scene may have taken the device away.
+    let after = interface_frames(&scene.bed, Side::Server).unwrap_or(frames);
     let frames = (after.0 - frames.0) + (after.1 - frames.1);
     if carried == Carried::Bypass && kernel.total() > frames / 20 + 20 {
         let carried = kernel.total();
