@@ -26,6 +26,9 @@ pub(crate) struct Told {
     pub(crate) bytes: u32,
     /// Round-trip time of a segment that was sent once.
     pub(crate) rtt_us: Option<u32>,
+    /// A segment that had been sent again was acknowledged cumulatively: what waited behind it says
+    /// nothing about the round trip (Karn).
+    pub(crate) gap_filled: bool,
     /// A segment of the episode that was never sent again was delivered (RFC 5682).
     pub(crate) original: bool,
     /// It echoes a timestamp from before the first retransmission (RFC 3522).
@@ -96,8 +99,8 @@ impl Connection<'_> {
         self.sample_round_trip(segment, &mut told, now);
         let is_duplicate = ack == una_before && !told.not_duplicate && in_flight > 0;
         self.react(memory, &mut told, in_flight, is_duplicate, now);
-        if told.bytes > 0 {
-            self.after_progress();
+        if self.tcb.has(flag::NO_SPACE) && (told.bytes > 0 || self.tcb.packets_out == 0) {
+            self.look_for_room(now);
         }
         true
     }
@@ -324,6 +327,7 @@ impl Connection<'_> {
             {
                 self.saw_reordering(&slot);
             }
+            told.gap_filled |= slot.has(mark::EVER_RETRANSMITTED);
             self.delivered(&slot, told);
         }
         if slot.has(mark::LOST) {
@@ -349,7 +353,7 @@ impl Connection<'_> {
         let now_us = micros(now);
         let Some(newest) = told.newest else { return };
         let elapsed = (now_us as u32).wrapping_sub(newest.sent_us);
-        if !newest.has(mark::EVER_RETRANSMITTED) {
+        if !newest.has(mark::EVER_RETRANSMITTED) && !told.gap_filled {
             told.rtt_us = Some(elapsed);
         } else if let Some(timestamps) = segment.options.timestamps
             && self.tcb.has(flag::TIMESTAMPS)
@@ -428,9 +432,15 @@ impl Connection<'_> {
             self.tcb.pending = pending::REORDER;
             self.tcb.retransmit_at = at;
         }
-        if !told.new_data_only {
-            self.retransmit_lost(memory, now);
+        if told.new_data_only {
+            self.output(memory, now, true);
+            if after(self.tcb.snd_nxt, self.tcb.high_seq) {
+                return;
+            }
+            // Window or memory let nothing new out: the conventional recovery.
+            self.tcb.clear(flag::FRTO);
         }
+        self.retransmit_lost(memory, now);
     }
 
     fn grow_window(&mut self, told: &Told, in_flight: u32, limited: bool, now: Instant) {
@@ -457,14 +467,6 @@ impl Connection<'_> {
             ece: told.ece,
         };
         self.tcb.congestion.on_ack(&sample);
-    }
-
-    /// What progress means for the program: room, and the end of FINs.
-    fn after_progress(&mut self) {
-        if self.tcb.has(flag::NO_SPACE) && self.is_writable() {
-            self.tcb.clear(flag::NO_SPACE);
-            self.writable_edge();
-        }
     }
 
     /// The answer to a window probe: an open window ends probing.

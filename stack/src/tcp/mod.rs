@@ -15,6 +15,7 @@
 //! consequences for tables and timers.
 
 mod ack;
+mod collapse;
 pub mod congestion;
 mod connection;
 pub(crate) mod defaults;

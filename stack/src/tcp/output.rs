@@ -98,7 +98,7 @@ impl Connection<'_> {
         let told = self.tcb.receive_window();
         let free = self.receive_space();
         let scale = u32::from(self.tcb.rcv_wscale.min(14));
-        let full = self.receive_capacity();
+        let full = self.receive_limit();
         let step = u32::from(self.tcb.rcv_mss.max(1)).min(full / 2);
         let mut window = if free < step || free < full >> 4 {
             0

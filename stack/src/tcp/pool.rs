@@ -85,7 +85,7 @@ fn reserve(chunks: usize) -> u32 {
 }
 
 /// Chunks that one connection may hold on its receive side, or on its send side.
-fn share(chunks: usize) -> u32 {
+pub(crate) fn share(chunks: usize) -> u32 {
     (chunks / 4) as u32
 }
 

@@ -51,6 +51,13 @@ impl Connection<'_> {
         }
     }
 
+    /// Bytes that it can ever hold: its capacity, or what its share of the chunks takes.
+    pub(crate) fn receive_limit(&self) -> u32 {
+        let segment = u32::from(self.tcb.rcv_mss).max(DEFAULT_MSS);
+        let chunks = super::pool::share(self.pool.chunks.len());
+        self.receive_capacity().min(chunks.saturating_mul(segment))
+    }
+
     /// Chunks that data in order may still take.
     fn receive_room(&self) -> u32 {
         let in_order = self.tcb.rx_chunks.saturating_sub(self.tcb.ooo_count);
@@ -98,12 +105,9 @@ impl Connection<'_> {
                 return Err(DropReason::TcpWindow);
             }
         }
-        let room = if payload.seq == self.tcb.rcv_nxt {
-            self.receive_room()
-        } else {
-            self.pool.out_of_order_room(self.tcb.rx_chunks)
-        };
-        if room == 0 && !self.fits_tail(&payload, memory) {
+        let fits = self.has_room(&payload, memory)
+            || self.collapse(memory) && self.has_room(&payload, memory);
+        if !fits {
             return Err(DropReason::ChunkShare);
         }
         if payload.seq == self.tcb.rcv_nxt {
@@ -151,6 +155,16 @@ impl Connection<'_> {
         }
         self.tcb.last_data = now.0;
         kept
+    }
+
+    /// Whether there is a chunk for the payload, or a place behind the last one.
+    fn has_room(&self, payload: &Payload, memory: &impl Memory) -> bool {
+        let room = if payload.seq == self.tcb.rcv_nxt {
+            self.receive_room()
+        } else {
+            self.pool.out_of_order_room(self.tcb.rx_chunks)
+        };
+        room > 0 || self.fits_tail(payload, memory)
     }
 
     /// Whether the payload may be copied behind the last chunk of the receive queue.
@@ -274,7 +288,7 @@ impl Connection<'_> {
         }
     }
 
-    fn release_received(&mut self, chunk: u32) {
+    pub(crate) fn release_received(&mut self, chunk: u32) {
         if let Some(slot) = self.segment_mut(chunk) {
             slot.owner = NONE;
         }

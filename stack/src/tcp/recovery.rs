@@ -255,10 +255,10 @@ impl Connection<'_> {
     /// data leave instead of the next segment; whatever then tells of a gap proves the loss.
     fn go_on_with_frto(&mut self, told: &mut Told) {
         if after(self.tcb.snd_nxt, self.tcb.high_seq) {
-            if told.sacked > 0 || told.delivered == 0 {
+            // Step 3: a duplicate ACK, by SACK or not, says that the loss was one. Else what is
+            // lost goes out again, as ever.
+            if told.sacked > 0 || told.bytes == 0 {
                 self.tcb.clear(flag::FRTO);
-            } else {
-                told.new_data_only = true;
             }
         } else if told.bytes > 0 {
             self.tcb.high_seq = self.tcb.snd_nxt;

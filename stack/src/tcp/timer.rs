@@ -105,10 +105,14 @@ impl Connection<'_> {
 
     /// Whether the peer has been silent for too long: tcp_retries2's time, or TCP_USER_TIMEOUT.
     fn has_given_up(&self, now: Instant) -> bool {
+        if self.tcb.retransmits == 0 {
+            // It is asked once at least, however long the timeout was.
+            return false;
+        }
         let stuck_ms = now.0.saturating_sub(self.tcb.stuck_since) / 1_000_000;
         let user = self.tcb.options.user_timeout_ms;
         if user != 0 {
-            return self.tcb.retransmits > 0 && stuck_ms >= u64::from(user);
+            return stuck_ms >= u64::from(user);
         }
         let retries = self.retries();
         // What the retries take when the first timeout is the least one (RFC 1122 section
@@ -161,7 +165,7 @@ impl Connection<'_> {
     }
 
     /// Tells a program whose write found no room that there is some now, or waits on.
-    fn look_for_room(&mut self, now: Instant) {
+    pub(crate) fn look_for_room(&mut self, now: Instant) {
         if self.is_writable() {
             self.tcb.clear(flag::NO_SPACE);
             self.writable_edge();
