@@ -26,6 +26,8 @@ pub struct Host {
     mac: [u8; 6],
     pub mtu: u16,
     pub listener: EndpointId,
+    /// The listener's, and another one, which may die.
+    pub processes: [ProcessId; 2],
     ring: VecDeque<InRing>,
     ring_frames: usize,
     posted: VecDeque<ChunkId>,
@@ -51,6 +53,7 @@ impl Host {
         let mac = [2, 0, 0, 0, 1, number as u8];
         let mut stack = Stack::create(rig.words.as_mut_bytes(), caps, seed).unwrap();
         let process = stack.add_process(100, 1, 0).unwrap();
+        let other = stack.add_process(101, 1, 0).unwrap();
         let info = &mut stack.queue_pairs_mut()[0];
         info.ifindex = 3;
         info.mac = mac;
@@ -67,6 +70,7 @@ impl Host {
             mac,
             mtu: plan.mtu[number],
             listener,
+            processes: [process, other],
             ring: VecDeque::new(),
             ring_frames: plan.ring_frames,
             posted: VecDeque::new(),
@@ -149,6 +153,29 @@ impl Host {
         let due = stack.next_deadline().is_some_and(|at| at.0 <= now);
         stack.run_timers(packets, Instant(now));
         due
+    }
+
+    /// The second process dies, and another one starts.
+    pub fn kill(&mut self) {
+        let process = self.processes[1];
+        let mut stack = self.rig.stack();
+        stack.remove_process(process);
+        self.processes[1] = stack.add_process(102, 1, 0).unwrap();
+    }
+
+    /// The lock's owner has died inside an update.
+    pub fn recover(&mut self) {
+        let chunks: Vec<_> = self
+            .ring
+            .iter()
+            .map(|entry| entry.transmit.chunk)
+            .chain(self.posted.iter().copied())
+            .collect();
+        self.rig
+            .stack()
+            .recover(&mut |each| chunks.iter().for_each(|chunk| each(*chunk)));
+        self.flows.clear();
+        self.rig.check();
     }
 
     /// The NIC is done with frames; until then they must not have changed.

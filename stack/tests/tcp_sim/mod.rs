@@ -15,6 +15,7 @@ pub mod host;
 pub mod monitor;
 pub mod plan;
 pub mod program;
+pub mod trouble;
 pub mod wire;
 
 use super::common::*;
@@ -22,7 +23,8 @@ use bypass_stack::wire::tcp;
 use host::Host;
 use monitor::Monitor;
 use plan::Plan;
-use program::{Pair, Side};
+use program::{Kind, Pair, Side, State};
+use trouble::Trouble;
 use wire::{Flight, Wire};
 
 /// Nanoseconds of a second.
@@ -49,6 +51,8 @@ pub struct World {
     pub wire: Wire,
     pub monitor: Monitor,
     pub pairs: Vec<Pair>,
+    /// What happens besides, by time, the next one last.
+    pub troubles: Vec<(u64, Trouble)>,
     pub now: u64,
     pub trace: Trace,
     pub events: u64,
@@ -82,6 +86,7 @@ impl World {
             wire: Wire::new(&plan),
             monitor: Monitor::default(),
             pairs: Vec::new(),
+            troubles: Vec::new(),
             trace: Trace(0xcbf2_9ce4_8422_2325),
             events: 0,
             still: 0,
@@ -99,10 +104,17 @@ impl World {
         let plan = Plan::draw(&mut random);
         let pairs = 1 + random.below(5);
         let mut world = Self::new(seed, plan);
-        for number in 0..pairs {
+        for _ in 0..pairs {
+            let number = world.pairs.len();
             let pair = Pair::draw(number as u16, &world.plan, world.now, &mut random);
             world.pairs.push(pair);
+            // Not of crossing ones: a time wait would keep one side from connecting.
+            if random.chance(15) && world.pairs[number].kind != Kind::Crossing {
+                let again = Pair::draw_after(number, &world, &mut random);
+                world.pairs.push(again);
+            }
         }
+        world.troubles = Trouble::draw(&world, &mut random);
         world
     }
 
@@ -125,7 +137,12 @@ impl World {
 
     /// Whether the programs are done, the wire is empty and no timer runs.
     fn is_over(&mut self) -> bool {
-        self.pairs.iter().all(Pair::is_over)
+        let programs = self.pairs.iter().all(Pair::is_over);
+        if programs {
+            self.troubles.retain(|(_, trouble)| trouble.is_an_end());
+        }
+        programs
+            && self.troubles.is_empty()
             && self.wire.is_empty()
             && self.hosts.iter_mut().all(Host::is_quiet)
     }
@@ -133,7 +150,8 @@ impl World {
     fn next_event(&mut self) -> Option<u64> {
         let sides = self.pairs.iter().filter_map(Pair::next_at).min();
         let hosts = self.hosts.iter_mut().filter_map(Host::next_at).min();
-        [sides, hosts, self.wire.next_at()]
+        let trouble = self.troubles.last().map(|(at, _)| *at);
+        [sides, hosts, trouble, self.wire.next_at()]
             .into_iter()
             .flatten()
             .min()
@@ -154,6 +172,10 @@ impl World {
         );
         assert!(self.now < self.limit, "too late: {:#?}", self.describe());
         let before = core::mem::take(&mut self.stirred);
+        while self.troubles.last().is_some_and(|(at, _)| *at <= self.now) {
+            let (_, trouble) = self.troubles.pop().unwrap();
+            self.happens(trouble);
+        }
         self.deliver();
         for host in 0..2 {
             self.hosts[host].complete(self.now);
@@ -173,6 +195,7 @@ impl World {
         for host in 0..2 {
             self.pump(host);
         }
+        self.follow();
         let every = match self.plan.chunks {
             0..=300 => 3,
             301..=2000 => 17,
@@ -180,6 +203,22 @@ impl World {
         };
         if self.events.is_multiple_of(every) {
             self.check();
+        }
+    }
+
+    /// Connections whose predecessor is over begin.
+    fn follow(&mut self) {
+        for number in 0..self.pairs.len() {
+            let Some(before) = self.pairs[number].after else {
+                continue;
+            };
+            let [client, server] = &self.pairs[before].sides;
+            if client.state == State::Closed && server.state == State::Closed {
+                let wait = self.random.below(3 * SECOND);
+                self.pairs[number].begin(self.now + wait);
+            } else if self.pairs[before].is_over() {
+                self.pairs[number].cancel();
+            }
         }
     }
 
@@ -234,7 +273,7 @@ impl World {
     /// Programs take the connections that wait.
     fn accept(&mut self, host: usize) {
         while let Some((id, status)) = self.hosts[host].accept(self.now) {
-            let found = self.pairs.iter_mut().find(|pair| pair.is_from(&status));
+            let found = self.pairs.iter_mut().find(|pair| pair.awaits(&status));
             let pair = found.expect("somebody has connected");
             pair.accepted(id, &mut self.hosts[host], self.now);
         }
@@ -270,7 +309,7 @@ impl World {
         for pair in 0..self.pairs.len() {
             for side in 0..2 {
                 let host = &mut self.hosts[self.pairs[pair].host_of(side)];
-                lines.push(self.pairs[pair].describe(side, host));
+                lines.push(self.pairs[pair].describe(side, host, self.now));
             }
         }
         for host in &mut self.hosts {

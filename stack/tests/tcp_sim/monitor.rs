@@ -192,6 +192,12 @@ impl Monitor {
         }
     }
 
+    /// What the receiver of a direction has got, and the end of its window.
+    pub fn window(&self, from: SocketAddress, to: SocketAddress) -> Option<(u32, u32)> {
+        let direction = self.directions.get(&(from, to))?;
+        direction.reached.zip(direction.told)
+    }
+
     /// A frame has reached a host, whole.
     pub fn delivered(&mut self, flight: &Flight, partial: bool) {
         let Ok(segment) = tcp::parse(&flight.bytes, &[0; 6], partial) else {

@@ -55,6 +55,12 @@ impl Wire {
         (entry.key().0 <= now).then(|| entry.remove())
     }
 
+    /// A frame from nowhere arrives.
+    pub fn forge(&mut self, flight: Flight) {
+        self.number += 1;
+        self.flying.insert((flight.due, self.number), flight);
+    }
+
     /// A frame leaves a host, at `flight.due`.
     pub fn send(&mut self, mut flight: Flight, random: &mut Random) {
         if self.cut[flight.to] || random.chance(self.plan.loss) {
