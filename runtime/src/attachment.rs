@@ -346,9 +346,7 @@ impl Locked<'_> {
             reclaim(stack, queue);
             refill(stack, queue);
         }
-        if stack.next_deadline().is_some_and(|due| due <= now) {
-            stack.run_timers(packets, now);
-        }
+        stack.run_timers(packets, now);
         self.transmit();
         frames
     }
