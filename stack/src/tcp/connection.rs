@@ -6,6 +6,7 @@ use crate::image::{Endpoint, NONE};
 use crate::stack::Stack;
 use crate::types::Instant;
 use crate::watcher::list_ready;
+use crate::wire::tcp::Timestamps;
 use crate::wire::tcp::{Segment, flags};
 
 /// Bits of the time that segments and rate samples keep: microseconds, wrapping after 71 minutes.
@@ -33,6 +34,15 @@ pub(crate) fn may_answer(answered_ms: &mut u32, segment: &Segment, now: Instant)
     }
     *answered_ms = now;
     true
+}
+
+/// The timestamps option (RFC 7323 section 3), if it was negotiated: our clock with the
+/// connection's offset, and the peer's latest.
+pub(crate) fn timestamps(on: bool, offset: u32, echo: u32, now: Instant) -> Option<Timestamps> {
+    on.then(|| Timestamps {
+        value: millis(now).wrapping_add(offset),
+        echo,
+    })
 }
 
 /// One connection. Every protocol step is a method of this.

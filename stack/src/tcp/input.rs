@@ -1,7 +1,7 @@
 //! Input: a segment meets the state of its connection (RFC 9293 section 3.10.7, RFC 5961, RFC
 //! 7323).
 
-use super::connection::{Connection, may_answer, micros, millis};
+use super::connection::{Connection, may_answer, micros, millis, timestamps};
 use super::listen::initial_window;
 use super::mini;
 use super::receive::Payload;
@@ -542,10 +542,12 @@ impl Connection<'_> {
             mss: Some(self.tcb.advertised_mss),
             window_scale: self.tcb.has(flag::SCALING).then_some(self.tcb.rcv_wscale),
             sack_permitted: self.tcb.has(flag::SACK),
-            timestamps: self.tcb.has(flag::TIMESTAMPS).then(|| tcp::Timestamps {
-                value: millis(now).wrapping_add(self.tcb.ts_offset),
-                echo: self.tcb.ts_recent,
-            }),
+            timestamps: timestamps(
+                self.tcb.has(flag::TIMESTAMPS),
+                self.tcb.ts_offset,
+                self.tcb.ts_recent,
+                now,
+            ),
             ..tcp::Options::default()
         };
         let bits = match (answer, self.tcb.has(flag::ECN)) {

@@ -1,7 +1,7 @@
 //! Passive open: a SYN becomes a request, the final ACK a connection on the accept queue (RFC 9293
 //! section 3.10.7.2, RFC 4987; backlog as Linux counts it).
 
-use super::connection::{may_answer, micros, millis};
+use super::connection::{may_answer, micros, millis, timestamps};
 use super::input::Arrived;
 use super::mini::{Mini, kind};
 use super::pool::Pool;
@@ -207,10 +207,12 @@ impl Stack<'_> {
             mss: Some(mss),
             window_scale: mini.has(flag::SCALING).then_some(mini.rcv_wscale),
             sack_permitted: mini.has(flag::SACK),
-            timestamps: mini.has(flag::TIMESTAMPS).then(|| tcp::Timestamps {
-                value: millis(now).wrapping_add(mini.ts_offset),
-                echo: mini.ts_recent,
-            }),
+            timestamps: timestamps(
+                mini.has(flag::TIMESTAMPS),
+                mini.ts_offset,
+                mini.ts_recent,
+                now,
+            ),
             ..tcp::Options::default()
         };
         let ece = if mini.has(flag::ECN) { flags::ECE } else { 0 };
@@ -260,10 +262,12 @@ impl Stack<'_> {
         }
         let mini = *mini;
         let options = tcp::Options {
-            timestamps: mini.has(flag::TIMESTAMPS).then(|| tcp::Timestamps {
-                value: millis(now).wrapping_add(mini.ts_offset),
-                echo: mini.ts_recent,
-            }),
+            timestamps: timestamps(
+                mini.has(flag::TIMESTAMPS),
+                mini.ts_offset,
+                mini.ts_recent,
+                now,
+            ),
             ..tcp::Options::default()
         };
         let headers = self.mini_headers(&mini, flags::ACK, options);

@@ -1,7 +1,7 @@
 //! Output: building segments, and the decision what may leave now (RFC 9293 section 3.8.6,
 //! RFC 896 in Minshall's form, net/ipv4/tcp_output.c:tcp_write_xmit).
 
-use super::connection::{Connection, micros, millis};
+use super::connection::{Connection, micros, timestamps};
 use super::options::TcpOptions;
 use super::pool::mark;
 use super::seq::{after, before, distance};
@@ -51,13 +51,11 @@ impl Connection<'_> {
 
     /// The options of a segment of an established connection.
     fn options_now(&mut self, now: Instant, with_sack: bool) -> tcp::Options {
-        let mut options = tcp::Options::default();
-        if self.tcb.has(flag::TIMESTAMPS) {
-            options.timestamps = Some(tcp::Timestamps {
-                value: millis(now).wrapping_add(self.tcb.ts_offset),
-                echo: self.tcb.ts_recent,
-            });
-        }
+        let on = self.tcb.has(flag::TIMESTAMPS);
+        let mut options = tcp::Options {
+            timestamps: timestamps(on, self.tcb.ts_offset, self.tcb.ts_recent, now),
+            ..tcp::Options::default()
+        };
         if with_sack && self.tcb.has(flag::SACK) {
             self.put_sack(&mut options);
         }

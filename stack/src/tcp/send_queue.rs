@@ -1,0 +1,215 @@
+//! The send queue: what the program writes, in segments that stay until they are acknowledged, and
+//! how much of it there may be.
+
+use super::connection::Connection;
+use super::input::errno;
+use super::options::TcpOptions;
+use super::output::PAYLOAD_AT;
+use super::pool::mark;
+use super::seq::distance;
+use super::socket::TcpError;
+use super::tcb::{TcpState, flag, pending};
+use crate::image::{NONE, chunk_state};
+use crate::types::{ChunkId, Instant, Memory};
+
+/// How long a write without room waits when no acknowledgement is due.
+const ROOM_NS: u64 = 10_000_000;
+
+impl Connection<'_> {
+    /// Whether the program may write: the pending error first, then the state.
+    pub(crate) fn may_send(&mut self) -> Result<(), TcpError> {
+        let error = core::mem::take(&mut self.tcb.error);
+        if error != 0 {
+            return Err(TcpError::Errno(error));
+        }
+        if self.tcb.has(flag::SEND_SHUT) {
+            return Err(TcpError::Errno(errno::EPIPE));
+        }
+        match self.tcb.state() {
+            TcpState::Established | TcpState::CloseWait => Ok(()),
+            TcpState::SynSent | TcpState::SynReceived => {
+                self.tcb.set(flag::NO_SPACE);
+                Err(TcpError::WouldBlock)
+            }
+            TcpState::Listen => Err(TcpError::Errno(errno::EPIPE)),
+            _ => Err(TcpError::Errno(errno::EPIPE)),
+        }
+    }
+
+    /// A write found no room. Acknowledgements make room; when none is due, because others hold the
+    /// packet memory, the timer looks again.
+    pub(crate) fn wait_for_room(&mut self, now: Instant) {
+        self.tcb.set(flag::NO_SPACE);
+        if self.tcb.packets_out == 0 && self.tcb.pending == pending::NONE {
+            self.tcb.pending = pending::PROBE;
+            self.tcb.retransmit_at = now.0.saturating_add(ROOM_NS);
+        }
+    }
+
+    pub(crate) fn send_space(&self) -> u32 {
+        let room = self.pool.send_room(self.tcb.queued_chunks);
+        self.tcb.send_space(&self.pool.head.tcp_defaults, room)
+    }
+
+    /// Whether a poll would call it writable.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.tcb.is_writable(self.send_space())
+    }
+
+    /// Puts bytes on the send queue: behind the last unsent segment while it has room, then in
+    /// fresh chunks. Returns how many.
+    pub(crate) fn append(
+        &mut self,
+        memory: &mut impl Memory,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> usize {
+        let mut done = 0usize;
+        let room = memory.chunk_size().saturating_sub(usize::from(PAYLOAD_AT));
+        let goal = usize::from(self.tcb.mss.max(1)).min(room);
+        while done < len {
+            let left = len.saturating_sub(done);
+            let (chunk, have) = match self.open_tail(goal) {
+                Some(tail) => tail,
+                None if self.pool.send_room(self.tcb.queued_chunks) == 0 => break,
+                None => match self.push_segment() {
+                    Some(chunk) => (chunk, 0),
+                    None => break,
+                },
+            };
+            let take = left.min(goal.saturating_sub(have));
+            let at = usize::from(PAYLOAD_AT).saturating_add(have);
+            let Some(piece) = memory
+                .chunk_mut(ChunkId(chunk))
+                .get_mut(at..at.saturating_add(take))
+            else {
+                break;
+            };
+            fill(piece);
+            if let Some(slot) = self.segment_mut(chunk) {
+                slot.len = slot.len.saturating_add(take as u16);
+            }
+            self.tcb.write_seq = self.tcb.write_seq.wrapping_add(take as u32);
+            done = done.saturating_add(take);
+        }
+        let tail = self.tcb.queue_tail;
+        if done > 0
+            && let Some(slot) = self.segment_mut(tail)
+        {
+            slot.marks |= mark::PUSH;
+        }
+        done
+    }
+
+    /// The last segment, if it is unsent and has room, with the bytes it has.
+    fn open_tail(&self, goal: usize) -> Option<(u32, usize)> {
+        if self.tcb.unsent == NONE {
+            return None;
+        }
+        let tail = self.tcb.queue_tail;
+        let slot = self.segment(tail)?;
+        let free = slot.offset == PAYLOAD_AT
+            && usize::from(slot.len) < goal
+            && !slot.has(mark::FIN)
+            && self
+                .pool
+                .chunks
+                .get(tail as usize)
+                .is_some_and(|chunk| chunk.state == chunk_state::RETAINED);
+        free.then_some((tail, usize::from(slot.len)))
+    }
+
+    /// A fresh, empty segment at the end of the send queue.
+    fn push_segment(&mut self) -> Option<u32> {
+        let chunk = self.pool.retain()?.0;
+        let fresh = Self::fresh_segment(self.index, self.tcb.write_seq, PAYLOAD_AT);
+        if let Some(slot) = self.pool.segments.get_mut(chunk as usize) {
+            *slot = fresh;
+        }
+        let tail = self.tcb.queue_tail;
+        if self.tcb.queue_head == NONE {
+            self.tcb.queue_head = chunk;
+        } else if let Some(last) = self.segment_mut(tail) {
+            last.next = chunk;
+        }
+        self.tcb.queue_tail = chunk;
+        if self.tcb.unsent == NONE {
+            self.tcb.unsent = chunk;
+        }
+        self.tcb.queued_chunks = self.tcb.queued_chunks.saturating_add(1);
+        Some(chunk)
+    }
+
+    /// Ends our direction: the FIN goes behind the data. It may use the chunks that data may not;
+    /// when there are none at all it waits for one.
+    pub(crate) fn send_fin(&mut self, memory: &mut impl Memory, now: Instant) {
+        if self.tcb.has(flag::FIN_QUEUED) {
+            return;
+        }
+        self.tcb.clear(flag::FIN_DUE);
+        let next = match self.tcb.state() {
+            TcpState::Established => TcpState::FinWait1,
+            TcpState::SynReceived => {
+                // Once the handshake is over (RFC 9293 section 3.10.4).
+                self.tcb.set(flag::SEND_SHUT);
+                return;
+            }
+            TcpState::CloseWait => TcpState::LastAck,
+            _ => return,
+        };
+        self.tcb.set(flag::SEND_SHUT);
+        let tail = self.tcb.queue_tail;
+        let unsent_tail = self.tcb.unsent != NONE
+            && self
+                .segment(tail)
+                .is_some_and(|slot| !super::seq::before(slot.seq, self.tcb.snd_nxt));
+        let chunk = if unsent_tail {
+            Some(tail)
+        } else {
+            self.push_segment()
+        };
+        let Some(chunk) = chunk else {
+            self.tcb.set(flag::FIN_DUE);
+            self.wait_for_room(now);
+            return;
+        };
+        if let Some(slot) = self.segment_mut(chunk) {
+            slot.marks |= mark::FIN;
+        }
+        self.tcb.set(flag::FIN_QUEUED);
+        self.tcb.state = next as u8;
+        self.output(memory, now, false);
+    }
+}
+
+impl super::tcb::Tcb {
+    /// Most bytes that the send queue may hold: SO_SNDBUF, or with autotuning twice the congestion
+    /// window (Linux: tcp_sndbuf_expand).
+    fn send_limit(&self, defaults: &super::TcpDefaults) -> u32 {
+        let set = self.options.sndbuf_bytes;
+        if self.options.has(TcpOptions::SNDBUF_LOCKED) {
+            return set;
+        }
+        let window = self
+            .congestion
+            .cwnd
+            .saturating_mul(2)
+            .saturating_mul(u32::from(self.mss));
+        set.max(window).min(defaults.wmem[2].max(set))
+    }
+
+    /// Bytes that a write would take now, when the send queue may take `room` more chunks.
+    pub(crate) fn send_space(&self, defaults: &super::TcpDefaults, room: u32) -> u32 {
+        let used = distance(self.snd_una, self.write_seq);
+        self.send_limit(defaults)
+            .saturating_sub(used)
+            .min(room.saturating_mul(u32::from(self.mss)))
+    }
+
+    /// Whether a third of the buffer is free and the unsent part is small enough (Linux:
+    /// sk_stream_is_writeable, TCP_NOTSENT_LOWAT).
+    pub(crate) fn is_writable(&self, space: u32) -> bool {
+        let used = distance(self.snd_una, self.write_seq);
+        space >= (used / 2).max(1) && self.unsent_bytes() < self.options.notsent_lowat
+    }
+}
