@@ -146,6 +146,7 @@ void stream_servers(const char *address4, const char *address6)
         serve(hosts[i], 7109, "w");
         serve(hosts[i], 7110, "w s70000");
         serve(hosts[i], 7111, "g1 x");
+        serve(hosts[i], 7112, "g1 p100 w");
     }
 }
 

@@ -138,7 +138,7 @@ CASE(tcp_epoll_pressure, ACCELERATED)
 {
     static char bytes[1 << 16];
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
-    connect_to(fd, peer4, T_SINK);
+    connect_to(fd, peer4, T_SLOW);
     int set = set_of(fd, EPOLLOUT | EPOLLET);
     long total = 8 << 20, waits = 0;
     while (total > 0) {
