@@ -206,6 +206,12 @@ impl Attachment {
         self.image.pumps()
     }
 
+    /// Frames that pumps have taken in, in whatever process; wraps.
+    #[must_use]
+    pub fn frames(&self) -> u32 {
+        self.image.frames()
+    }
+
     fn locked(&self, taken: Taken) -> Locked<'_> {
         self.held.store(true, Ordering::Relaxed);
         // SAFETY: the lock is held until `Locked` is dropped, so this is the only reference.
@@ -329,7 +335,6 @@ impl Locked<'_> {
     /// Moves frames: received ones into the stack, free chunks into fill rings, sent chunks back,
     /// pending ones out; runs the timers that are due. Returns how many frames came in.
     pub fn pump(&mut self, now: Instant) -> usize {
-        self.attachment.image.count_pump();
         let State {
             stack,
             packets,
@@ -346,6 +351,7 @@ impl Locked<'_> {
             reclaim(stack, queue);
             refill(stack, queue);
         }
+        self.attachment.image.count_pump(frames as u32);
         stack.run_timers(packets, now);
         self.transmit();
         frames

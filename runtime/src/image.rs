@@ -3,7 +3,7 @@
 //! ```text
 //! 0        4096                                    end
 //! | header | stack image (bypass_stack::Stack)      |
-//!   magic, id, lock word, recoveries, pumps
+//!   magic, id, lock word, recoveries, pumps, frames
 //! ```
 //!
 //! The header's words are atomics; the stack image is touched only by whoever holds the lock word.
@@ -37,6 +37,7 @@ pub struct SharedHeader {
     lock: AtomicU32,
     recoveries: AtomicU32,
     pumps: AtomicU32,
+    frames: AtomicU32,
 }
 
 const _: () = assert!(size_of::<SharedHeader>() <= STACK_OFFSET);
@@ -134,14 +135,22 @@ impl Image {
         self.header().pumps.load(Ordering::Relaxed)
     }
 
-    /// Notes a pump. The caller holds the lock, so nothing is lost between load and store.
+    /// Frames taken in by all pumps; wraps.
+    #[must_use]
+    pub fn frames(&self) -> u32 {
+        self.header().frames.load(Ordering::Relaxed)
+    }
+
+    /// Notes a pump that took in `frames`. The caller holds the lock, so nothing is lost between
+    /// load and store.
     #[inline]
-    pub fn count_pump(&self) {
-        let pumps = &self.header().pumps;
-        pumps.store(
-            pumps.load(Ordering::Relaxed).wrapping_add(1),
-            Ordering::Relaxed,
-        );
+    pub fn count_pump(&self, frames: u32) {
+        let add = |counter: &AtomicU32, more: u32| {
+            let sum = counter.load(Ordering::Relaxed).wrapping_add(more);
+            counter.store(sum, Ordering::Relaxed);
+        };
+        add(&self.header().pumps, 1);
+        add(&self.header().frames, frames);
     }
 
     /// Notes one take-over.

@@ -23,9 +23,13 @@ use super::stacks::{Busy, StackEntry};
 
 /// How long a program may leave frames in a queue.
 const GRACE: Duration = Duration::from_millis(2);
-/// Longest pause between two looks at a stack whose programs do their own work.
-const WATCHING: Duration = Duration::from_millis(4);
-/// Pause between two pumps while nobody else pumps: a ring holds 2048 frames.
+/// Longest pause between two looks at a stack whose programs do their own work: each costs a
+/// program that waits on the same processor some 20 us, so looks must be rare against the round
+/// trips of a ping-pong (1 in 300 here) or they are its 99th percentile.
+const WATCHING: Duration = Duration::from_millis(16);
+/// Frames that may come between two looks: half of what a ring holds.
+const BETWEEN: u32 = 1024;
+/// Pause between two pumps while nobody else pumps.
 const PUMPING: Duration = Duration::from_millis(1);
 /// Pauses after a pump are at least so many times as long as it took: no stack gets more than a
 /// quarter of the daemon's time.
@@ -42,19 +46,29 @@ pub(super) struct Look {
     pause: Duration,
     /// [`StackEntry::pumps`] at the last look.
     pumps: u32,
-    /// Looks in a row that have found nothing in the queues.
+    /// [`StackEntry::frames`] at the last look.
+    frames: u32,
+    /// Looks in a row at which no frame had come since the look before.
     quiet: u32,
 }
 
 impl Look {
     /// The first one.
-    fn first(pumps: u32) -> Self {
+    fn first(stack: &StackEntry) -> Self {
         Self {
             at: Instant::now() + GRACE,
             pause: GRACE,
-            pumps,
+            pumps: stack.pumps(),
+            frames: stack.frames(),
             quiet: 0,
         }
+    }
+
+    /// The pause after one in which the programs took `came` frames: twice as long, if no more than
+    /// [`BETWEEN`] come in it at that rate.
+    fn pause_for(self, came: u32) -> Duration {
+        let fills = self.pause * BETWEEN / came.max(1);
+        (self.pause * 2).min(fills).clamp(GRACE, WATCHING)
     }
 
     fn again(self, pause: Duration) -> Self {
@@ -95,7 +109,7 @@ impl Server {
         if let Some(stack) = self.stacks.get_mut(uid)
             && flags.contains(EventFlags::IN)
         {
-            let first = Look::first(stack.pumps());
+            let first = Look::first(stack);
             stack.look.get_or_insert(first);
         }
     }
@@ -151,11 +165,15 @@ impl StackEntry {
         let is_readable = self.is_readable();
         let pumps = self.pumps();
         if pumps != look.pumps {
-            let quiet = if is_readable { 0 } else { look.quiet + 1 };
+            let frames = self.frames();
+            let came = frames.wrapping_sub(look.frames);
+            let is_quiet = came == 0 && !is_readable;
+            let quiet = if is_quiet { look.quiet + 1 } else { 0 };
             let next = Look {
                 pumps,
+                frames,
                 quiet,
-                ..look.again((look.pause * 2).min(WATCHING))
+                ..look.again(look.pause_for(came))
             };
             return ((quiet < QUIET_LOOKS).then_some(next), None);
         }
@@ -166,10 +184,11 @@ impl StackEntry {
         let pumped = self.pump();
         let pause = match pumped {
             Ok(_) => PUMPING.max(begun.elapsed() * SHARE),
-            Err(Busy) => (look.pause * 2).clamp(WATCHING, STUCK),
+            Err(Busy) => (look.pause * 2).clamp(GRACE * 2, STUCK),
         };
         let next = Look {
             pumps: self.pumps(),
+            frames: self.frames(),
             quiet: 0,
             ..look.again(pause)
         };

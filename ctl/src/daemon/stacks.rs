@@ -276,6 +276,11 @@ impl StackEntry {
         self.attachment.pumps()
     }
 
+    /// Frames that pumps have taken in; wraps.
+    pub(super) fn frames(&self) -> u32 {
+        self.attachment.frames()
+    }
+
     /// Takes in what is in the rings now; how many frames.
     ///
     /// # Errors
