@@ -81,7 +81,7 @@ impl Look {
 }
 
 impl Server {
-    /// Takes new queues of a stack into the epoll set.
+    /// Takes the queues of an idle stack, or new ones, into the epoll set.
     pub(super) fn watch_queues(&self, uid: u32) {
         let Some(stack) = self.stacks.get(uid) else {
             return;
@@ -111,6 +111,10 @@ impl Server {
         {
             let first = Look::first(stack);
             stack.look.get_or_insert(first);
+            // A disabled entry would still be called, and lock, for every frame.
+            for (_, queue) in stack.open_queues() {
+                let _ = epoll::delete(&self.epoll, &queue.xsk);
+            }
         }
     }
 
@@ -144,10 +148,7 @@ impl Server {
                 None => {}
             }
             if next.is_none() {
-                for (index, queue) in stack.open_queues() {
-                    let data = Token::Queue(uid, index).data();
-                    let _ = epoll::modify(&self.epoll, &queue.xsk, data, WATCHED);
-                }
+                self.watch_queues(uid);
             }
             if let Some(stack) = self.stacks.get_mut(uid) {
                 stack.look = next;
