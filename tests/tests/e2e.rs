@@ -7,13 +7,14 @@
 mod e2e {
     pub mod faults;
     pub mod harness;
+    pub mod links;
     pub mod names;
     pub mod programs;
     pub mod streams;
 }
 
 use e2e::harness::{Carried, check};
-use e2e::{faults, names, programs, streams};
+use e2e::{faults, links, names, programs, streams};
 
 macro_rules! tests {
     ($( $module:ident::$name:ident: $carried:ident, )+) => {
@@ -69,6 +70,9 @@ tests! {
     streams::iperf3_stream_out: Segments,
     streams::iperf3_four_streams: Segments,
     streams::refused_connections: Any,
+    links::link_with_delay: Any,
+    links::link_with_loss: Any,
+    links::link_with_everything: Any,
     programs::idle_uses_no_processor: Any,
     programs::everything_else_is_unaffected: Any,
     programs::cpython_socket_tests: Any,
