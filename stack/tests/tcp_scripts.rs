@@ -63,6 +63,64 @@ fn every_mark_is_taken() {
     assert!(missing.is_empty(), "{missing:?}");
 }
 
+/// What `kernel.txt` says: scripts that are not run against the kernel, with the reason.
+fn not_for_the_kernel() -> std::collections::BTreeMap<String, String> {
+    let text = std::fs::read_to_string(root().join("kernel.txt")).unwrap();
+    text.lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(|line| line.split_once(": ").expect("name and reason"))
+        .map(|(name, reason)| (name.to_owned(), reason.to_owned()))
+        .collect()
+}
+
+/// How often a script may fail against the kernel: its timers run in real time, and on a machine
+/// that stands still for a moment they come before the script's next line. What the kernel does
+/// otherwise than the script says fails every time.
+const TRIES: usize = 6;
+
+/// The kernel of this host does what the scripts say, except those of `kernel.txt`. Needs root and
+/// `/dev/net/tun`. `SCRIPT=name` runs only some, `BYPASS_ALL=1` also those that are excepted.
+#[test]
+fn the_kernel_agrees() {
+    let excepted = not_for_the_kernel();
+    let only = std::env::var("SCRIPT").ok();
+    let all = std::env::var_os("BYPASS_ALL").is_some();
+    let folders = sorted(&root()).into_iter().filter(|path| path.is_dir());
+    let scripts: Vec<_> = folders.flat_map(|folder| sorted(&folder)).collect();
+    let name = |path: &Path| {
+        let name = path.strip_prefix(root()).unwrap().with_extension("");
+        name.to_str().unwrap().to_owned()
+    };
+    for known in excepted.keys() {
+        assert!(scripts.iter().any(|path| name(path) == *known), "{known}");
+    }
+    let wanted: Vec<_> = scripts
+        .iter()
+        .filter(|path| all || !excepted.contains_key(&name(path)))
+        .filter(|path| only.as_ref().is_none_or(|only| name(path).contains(only)))
+        .flat_map(|path| [(path, true), (path, false)])
+        .collect();
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let failed = std::sync::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let next = || next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                while let Some((path, is_v4)) = wanted.get(next()) {
+                    let mut tries = (0..TRIES).map(|_| script::kernel::run(path, *is_v4));
+                    let last = tries.find(Result::is_ok);
+                    if last.is_none() {
+                        let error = script::kernel::run(path, *is_v4);
+                        failed.lock().unwrap().extend(error.err());
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    assert!(failed.is_empty(), "\n{}\n", failed.join("\n"));
+}
+
 macro_rules! topics {
     ($($name:ident)*) => {
         $(#[test] fn $name() { topic(stringify!($name)); })*

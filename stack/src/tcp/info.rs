@@ -7,6 +7,9 @@ use crate::stack::Stack;
 use crate::types::{EndpointId, Instant, Stale};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
+/// What programs know as "no slow start threshold yet" (include/net/tcp.h:TCP_INFINITE_SSTHRESH).
+const NO_THRESHOLD: u32 = 0x7fff_ffff;
+
 /// `struct tcp_info` of Linux 6.12, in its layout. Times are microseconds unless named otherwise.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -134,9 +137,10 @@ impl Stack<'_> {
         info.rcv_ssthresh = tcb.options.rcvbuf_bytes / 2;
         info.rtt = tcb.srtt_us();
         info.rttvar = tcb.mdev4_us >> 2;
-        info.snd_ssthresh = tcb.congestion.ssthresh;
+        info.snd_ssthresh = tcb.congestion.ssthresh.min(NO_THRESHOLD);
         info.snd_cwnd = tcb.congestion.cwnd;
-        info.advmss = u32::from(tcb.advertised_mss);
+        let stamps = if tcb.has(flag::TIMESTAMPS) { 12 } else { 0 };
+        info.advmss = u32::from(tcb.advertised_mss).saturating_sub(stamps);
         info.reordering = u32::from(tcb.reordering);
         info.rcv_rtt = tcb.rcv_rtt_us;
         info.rcv_space = tcb.drs_space.max(tcb.options.rcvbuf_bytes / 2);

@@ -1,10 +1,11 @@
 //! Runs a script: a stack, a clock that only the script moves, and the peers that it plays.
 
-use super::segment::{Base, Described, Expected, compare, option_bytes, show};
+use super::flow::{Flow, Sent, local, remote};
+use super::segment::{Described, compare, show};
 use super::sockets::Sockets;
+use super::source::{Source, place};
 use super::words::{Outcome, Words, comparison, fit, holds, number, span};
-use crate::common::{MAC, PEER_MAC, Rig, TcpFields, at, fix_ipv4, problems, tcp_frame};
-use bypass_stack::wire::tcp::{self, Segment, flags};
+use crate::common::{Rig, problems};
 use bypass_stack::*;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -16,30 +17,6 @@ const START: u64 = 5_000_000 * MS;
 /// How much earlier and later than said a segment may leave: the timer wheel's ticks.
 const EARLY: u64 = MS;
 const LATE: u64 = 3 * MS;
-/// The peer's initial sequence number: it wraps after a kibibyte.
-const PEER_ISN: u32 = 0xffff_fbff;
-
-/// One peer port and its numbers.
-#[derive(Debug)]
-struct Flow {
-    base: Base,
-    has_base: bool,
-    /// The peer's next sequence number, and the end of what we have sent; relative.
-    peer_next: u32,
-    ours_end: u32,
-    /// The last TSval that we have sent.
-    last_value: Option<u32>,
-    /// The last TSval of the peer.
-    peer_value: u32,
-}
-
-/// A segment of ours that the script has not looked at yet.
-struct Sent {
-    at: u64,
-    flow: u16,
-    segment: Segment,
-    payload: Vec<u8>,
-}
 
 /// A script under way.
 pub struct Machine {
@@ -58,39 +35,10 @@ pub struct Machine {
 /// Runs a script over IPv4 or IPv6; the error names file and line. A script may say that it is of
 /// one family only: then the other is nothing to run. Gives the names of what was counted.
 pub fn run(path: &Path, is_v4: bool) -> Outcome<Vec<&'static str>> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{path:?}: {error}"))?;
-    let family = if is_v4 { 4 } else { 6 };
-    let place = |line: usize| format!("{}:{line} (IPv{family})", path.display());
-    let mut chunks = 512;
-    let mut lines = Vec::new();
-    for (nth, line) in text.lines().enumerate() {
-        let line = line.split('#').next().unwrap_or("").trim();
-        let mut words = Words::of(line);
-        match words.next() {
-            None => {}
-            Some("include") => {
-                let name = words.want("name")?;
-                let part = path.with_file_name(format!("../{name}.part"));
-                let text = std::fs::read_to_string(&part)
-                    .map_err(|error| format!("{}: {error}", place(nth + 1)))?;
-                let part = text
-                    .lines()
-                    .map(|line| line.split('#').next().unwrap_or(""));
-                lines.extend(
-                    part.filter(|line| !line.trim().is_empty())
-                        .map(|line| (nth + 1, line.trim().to_owned())),
-                );
-            }
-            Some("family") => {
-                let only: u64 = fit(words.want("4 or 6")?)?;
-                if only != family {
-                    return Ok(Vec::new());
-                }
-            }
-            Some("chunks") => chunks = fit(words.want("count")?)?,
-            Some(_) => lines.push((nth + 1, line.to_owned())),
-        }
-    }
+    let Some(Source { chunks, lines }) = Source::read(path, is_v4)? else {
+        return Ok(Vec::new());
+    };
+    let place = |line| place(path, line, is_v4);
     let mut machine = Machine::new(is_v4, chunks);
     let mut last = 0;
     for (nth, line) in lines {
@@ -148,21 +96,12 @@ impl Machine {
 
     /// Our address; every socket of a script uses port 80.
     pub fn local(&self) -> SocketAddress {
-        at(if self.is_v4 {
-            "198.18.0.1:80"
-        } else {
-            "[2001:db8::1]:80"
-        })
+        local(self.is_v4)
     }
 
     /// The address of a numbered peer.
     pub fn remote(&self, flow: u16) -> SocketAddress {
-        let port = 40_000 + flow;
-        at(&if self.is_v4 {
-            format!("198.18.0.2:{port}")
-        } else {
-            format!("[2001:db8::2]:{port}")
-        })
+        remote(flow, self.is_v4)
     }
 
     fn mss_of_mtu(&self) -> u16 {
@@ -196,58 +135,15 @@ impl Machine {
         }
         while let Some(frame) = self.rig.sent(0) {
             assert!(frame.len() <= usize::from(self.mtu) + 14, "frame too long");
-            let segment = tcp::parse(&frame, &PEER_MAC, false).expect("a sound frame");
-            let start = usize::from(segment.payload_offset);
-            let payload = frame[start..start + usize::from(segment.payload_len)].to_vec();
-            let flow = segment.destination_port - 40_000;
-            self.note_sent(flow, &segment);
-            self.sent.push_back(Sent {
-                at: self.now,
-                flow,
-                segment,
-                payload,
-            });
+            let sent = Sent::of(&frame, self.now);
+            let clock = ((self.now - START) / MS) as u32;
+            self.flow(sent.flow).note_sent(&sent.segment, clock);
+            self.sent.push_back(sent);
         }
     }
 
     fn flow(&mut self, number: u16) -> &mut Flow {
-        self.flows.entry(number).or_insert_with(|| Flow {
-            base: Base {
-                ours: 0,
-                peers: PEER_ISN,
-                timestamp: 0,
-            },
-            has_base: false,
-            peer_next: 0,
-            ours_end: 0,
-            last_value: None,
-            peer_value: 0,
-        })
-    }
-
-    /// Learns the zero points from our SYN, and the end of what we have sent.
-    fn note_sent(&mut self, number: u16, segment: &Segment) {
-        let clock = ((self.now - START) / MS) as u32;
-        let flow = self.flow(number);
-        if segment.flags & flags::SYN != 0 && segment.flags & flags::RST == 0 && !flow.has_base {
-            flow.base.ours = segment.seq;
-            flow.has_base = true;
-        }
-        if let Some(timestamps) = segment.options.timestamps {
-            if flow.last_value.is_none() {
-                flow.base.timestamp = timestamps.value.wrapping_sub(clock);
-            }
-            flow.last_value = Some(timestamps.value);
-        }
-        let end = segment
-            .seq
-            .wrapping_sub(flow.base.ours)
-            .wrapping_add(u32::from(segment.payload_len))
-            .wrapping_add(u32::from(segment.flags & flags::SYN != 0))
-            .wrapping_add(u32::from(segment.flags & flags::FIN != 0));
-        if segment.flags & flags::RST == 0 && end.wrapping_sub(flow.ours_end) < 1 << 30 {
-            flow.ours_end = end;
-        }
+        self.flows.entry(number).or_insert_with(Flow::new)
     }
 
     /// Lets time pass up to `until`, or to the first segment of ours.
@@ -457,13 +353,7 @@ impl Machine {
         let mss = self.mss_of_mtu();
         compare(&sent.segment, &wanted, &base, mss)
             .map_err(|wrong| format!("{wrong} differ in: {found}"))?;
-        let first = sent.segment.seq.wrapping_sub(base.ours);
-        let right = sent
-            .payload
-            .iter()
-            .enumerate()
-            .all(|(nth, byte)| *byte == our_byte(first.wrapping_add(nth as u32)));
-        if right {
+        if sent.bytes_are_ours(&base) {
             Ok(())
         } else {
             Err(format!("wrong bytes in: {found}"))
@@ -473,59 +363,8 @@ impl Machine {
     /// The peer sends a segment.
     fn inject(&mut self, number: u16, words: &mut Words<'_>) -> Outcome<()> {
         let said = Described::parse(words)?;
-        let flow = self.flow(number);
-        let is_syn = said.flags & flags::SYN != 0;
-        let seq = said.seq.unwrap_or(flow.peer_next);
-        let len = said.len.unwrap_or(0);
-        let ack = if said.flags & flags::ACK != 0 {
-            flow.base
-                .ours
-                .wrapping_add(said.ack.unwrap_or(flow.ours_end))
-        } else {
-            0
-        };
-        let natural = if flow.peer_value != 0 && said.timestamps.is_none() && !is_syn {
-            Some((None, None))
-        } else {
-            match said.timestamps {
-                Some(Expected::Value(pair)) => Some(pair),
-                _ => None,
-            }
-        };
-        let timestamps = natural.map(|(value, echo)| {
-            if let Some(value) = value {
-                flow.peer_value = value;
-            }
-            let echo = match echo {
-                Some(echo) => flow.base.timestamp.wrapping_add(echo),
-                None => flow.last_value.unwrap_or(0),
-            };
-            (flow.peer_value, echo)
-        });
-        let end = seq
-            .wrapping_add(u32::from(len))
-            .wrapping_add(u32::from(is_syn))
-            .wrapping_add(u32::from(said.flags & flags::FIN != 0));
-        let fresh = end.wrapping_sub(flow.peer_next);
-        if seq.wrapping_sub(flow.peer_next) as i32 <= 0 && (fresh as i32) > 0 {
-            flow.peer_next = end;
-        }
-        let options = option_bytes(&said, &flow.base, timestamps);
-        let wire_seq = flow.base.peers.wrapping_add(seq);
-        let payload: Vec<u8> = (0..u32::from(len))
-            .map(|nth| peer_byte(seq.wrapping_add(nth)))
-            .collect();
-        let fields = TcpFields {
-            seq: wire_seq,
-            ack,
-            flags: said.flags,
-            window: said.window.unwrap_or(u16::MAX),
-            urgent: said.urgent.unwrap_or(0),
-            options: &options,
-            payload: &payload,
-        };
-        let mut frame = tcp_frame(self.remote(number), self.local(), &fields);
-        set_ecn(&mut frame, self.is_v4, said.ecn.unwrap_or(0));
+        let (remote, local) = (self.remote(number), self.local());
+        let frame = self.flow(number).injected(&said, remote, local);
         self.deliver(&frame, said.batch);
         Ok(())
     }
@@ -592,27 +431,7 @@ impl Machine {
     }
 }
 
-/// The byte of our stream at a relative sequence number.
-pub fn our_byte(seq: u32) -> u8 {
-    (seq.wrapping_mul(31) % 251) as u8
-}
-
-/// The byte of the peer's stream.
-pub fn peer_byte(seq: u32) -> u8 {
-    (seq.wrapping_mul(17) % 249) as u8
-}
-
 /// The number behind `<` or `>`; none is flow 1.
-fn flow_number(word: &str) -> Outcome<u16> {
+pub fn flow_number(word: &str) -> Outcome<u16> {
     if word.is_empty() { Ok(1) } else { fit(word) }
-}
-
-fn set_ecn(frame: &mut [u8], is_v4: bool, ecn: u8) {
-    assert_eq!(frame[..6], MAC);
-    if is_v4 {
-        frame[15] = frame[15] & !3 | ecn;
-        fix_ipv4(frame);
-    } else {
-        frame[15] = frame[15] & 0xcf | ecn << 4;
-    }
 }

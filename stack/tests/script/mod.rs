@@ -1,9 +1,12 @@
 //! The language of the packet scripts: one action a line, in virtual time. See
 //! `tests/tcp_scripts/README.md` for what a script can say.
 
+mod flow;
+pub mod kernel;
 mod machine;
 mod segment;
 mod sockets;
+mod source;
 mod words;
 
 pub use machine::run;

@@ -1,6 +1,7 @@
 //! The calls that a script makes on sockets, and what it expects of them.
 
-use super::machine::{Machine, our_byte, peer_byte};
+use super::flow::{our_byte, peer_byte};
+use super::machine::Machine;
 use super::words::{Outcome, Words, comparison, errno, errno_name, fit, holds, number};
 use crate::common::via;
 use bypass_stack::tcp::congestion;
@@ -62,9 +63,9 @@ fn state_name(state: TcpState) -> &'static str {
     }
 }
 
-const CA: [&str; 5] = ["OPEN", "DISORDER", "CWR", "RECOVERY", "LOSS"];
+pub const CA: [&str; 5] = ["OPEN", "DISORDER", "CWR", "RECOVERY", "LOSS"];
 
-const EVENTS: [(&str, u32); 6] = [
+pub const EVENTS: [(&str, u32); 6] = [
     ("IN", event::IN),
     ("OUT", event::OUT),
     ("ERR", event::ERR),
@@ -84,7 +85,7 @@ fn result_name(result: Result<usize, TcpError>) -> String {
 }
 
 /// `-> WHAT` at the end of a call; without it the call must do all.
-fn check_result(words: &mut Words<'_>, found: &str, usual: &str) -> Outcome<()> {
+pub fn check_result(words: &mut Words<'_>, found: &str, usual: &str) -> Outcome<()> {
     let wanted = if words.peek() == Some("->") {
         words.next();
         words.want("result")?
@@ -496,7 +497,7 @@ fn set_option(options: &mut TcpOptions, word: &str) -> Outcome<()> {
 }
 
 /// A field of TCP_INFO by its name in linux/tcp.h without `tcpi_`.
-fn info_field(info: &TcpInfo, name: &str) -> Option<u64> {
+pub fn info_field(info: &TcpInfo, name: &str) -> Option<u64> {
     Some(match name {
         "retransmits" => info.retransmits.into(),
         "probes" => info.probes.into(),
