@@ -52,7 +52,14 @@ void add_case(const char *name, void (*run)(void), enum how how);
 extern const char *host4, *host6, *peer4, *peer6;
 enum { ECHO = 7007, ECHO2 = 7017, REFUSED = 7008, SINK = 7009 };
 /* And its TCP ports (see stream.h). */
-enum { T_ECHO = 7107, T_REFUSED = 7108, T_SINK = 7109, T_LATE = 7110, T_RESET = 7111, T_SLOW = 7112 };
+enum {
+    T_ECHO = 7107,
+    T_REFUSED = 7108,
+    T_SINK = 7109,
+    T_LATE = 7110,
+    T_RESET = 7111,
+    T_SLOW = 7112
+};
 
 /* Prints a line. */
 void line(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -86,6 +86,24 @@ static void take(int fd, long count, int echo)
     }
 }
 
+/* Sends the pattern with its last byte urgent. */
+static void send_urgent(int fd, long count)
+{
+    char last = (char)('a' + (count - 1) % 26);
+    send_pattern(fd, count - 1);
+    send(fd, &last, 1, MSG_OOB | MSG_NOSIGNAL);
+}
+
+/* Waits for an urgent byte and sends it back as a normal one. */
+static void return_urgent(int fd)
+{
+    struct pollfd entry = {fd, POLLPRI, 0};
+    char byte = '-';
+    poll(&entry, 1, 3000);
+    recv(fd, &byte, 1, MSG_OOB);
+    send(fd, &byte, 1, MSG_NOSIGNAL);
+}
+
 static void run(int fd, const char *script)
 {
     char *words = strdup(script), *rest = words, *word;
@@ -99,6 +117,8 @@ static void run(int fd, const char *script)
         case 'w': take(fd, -1, 0); break;
         case 'e': take(fd, -1, 1); break;
         case 'f': shutdown(fd, SHUT_WR); break;
+        case 'u': send_urgent(fd, number); break;
+        case 'o': return_urgent(fd); break;
         case 'p': nanosleep(&pause, NULL); break;
         case 'x': setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset); break;
         }

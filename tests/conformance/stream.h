@@ -2,11 +2,12 @@
  * The stream side of the peer: TCP servers on fixed ports, and connections on command.
  *
  * 7107 echoes until EOF. Nobody is at 7108. 7109 reads until the end. 7110 reads until EOF, then
- * sends 70000 bytes. 7111 reads one byte, then resets. 7112 reads one byte, pauses 100 ms, then reads
- * until the end. Every connection runs a script:
+ * sends 70000 bytes. 7111 reads one byte, then resets. 7112 reads one byte, pauses 100 ms, then
+ * reads until the end. Every connection runs a script:
  *
  *   sN  send N bytes "abc..."     gN  read N bytes      w  read until EOF or an error
  *   e   echo until EOF            f   shutdown(WR)      pN pause N milliseconds
+ *   uN  send N bytes, the last urgent   o  wait for an urgent byte, send it back as a normal one
  *   x   reset                     (at the end of the script the connection is closed)
  */
 #ifndef STREAM_H

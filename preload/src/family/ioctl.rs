@@ -4,6 +4,7 @@
 
 use std::ffi::{c_int, c_ulong};
 
+use bypass_stack::TcpOptions;
 use libc::size_t;
 use rustix::io::Errno;
 
@@ -69,22 +70,26 @@ unsafe fn stream(fd: c_int, request: c_ulong, argument: size_t) -> Option<Answer
         return (request != SIOCATMARK).then_some(Err(Errno::INVAL));
     }
     let status = tcp::with_stack(|_, locked, now| {
-        if request == libc::FIONREAD {
+        if matches!(request, libc::FIONREAD | SIOCATMARK) {
             locked.pump(now);
         }
-        locked.stack().tcp_status(endpoint)
+        let at_mark = tcp::urgent::is_at_mark(locked, endpoint);
+        let inline = tcp::options_of(locked, endpoint)?.has(TcpOptions::OOBINLINE);
+        Some((locked.stack().tcp_status(endpoint).ok()?, at_mark, inline))
     });
-    let Some(Ok(status)) = status else {
+    let Some(Some((status, at_mark, inline))) = status else {
         return Some(Err(Errno::INVAL));
     };
     if is_nowhere(pointer) {
         return Some(Err(Errno::FAULT));
     }
     let value = match request {
+        // Up to the mark, even when the reader is there (net/ipv4/tcp.c:tcp_inq).
+        libc::FIONREAD if at_mark && !inline => 0,
         libc::FIONREAD => status.readable,
         libc::TIOCOUTQ => status.unacked,
         SIOCOUTQNSD => status.unsent,
-        _ => 0,
+        _ => u32::from(at_mark),
     };
     // SAFETY: the caller's promise.
     unsafe { pointer.write_unaligned(value as c_int) };

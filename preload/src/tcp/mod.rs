@@ -12,6 +12,7 @@ pub mod name;
 pub mod options;
 pub mod receive;
 pub mod send;
+pub mod urgent;
 
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;

@@ -112,13 +112,13 @@ pub unsafe fn one(endpoint: EndpointId, fd: c_int, message: &mut msghdr, flags: 
     if flags & MSG_ERRQUEUE != 0 {
         return Err(Errno::AGAIN);
     }
-    if flags & MSG_OOB != 0 {
-        return Err(Errno::INVAL);
-    }
     // A peek counts what it would discard, but looks at nothing (tcp(7): MSG_TRUNC).
     let discard = flags & (MSG_TRUNC | MSG_PEEK) == MSG_TRUNC;
     // SAFETY: the caller's promise.
     let mut scatter = unsafe { Scatter::new(message, discard) }?;
+    if flags & MSG_OOB != 0 {
+        return super::urgent::receive(endpoint, message, &mut scatter, flags);
+    }
     let answer = stream(endpoint, fd, &mut scatter, flags);
     if answer.is_ok() {
         message.msg_namelen = 0;

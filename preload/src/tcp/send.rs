@@ -11,7 +11,7 @@
 use std::ffi::c_int;
 
 use bypass_stack::{EndpointId, TcpError, TcpOptions, event};
-use libc::{MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, iovec, msghdr, off_t, size_t};
+use libc::{MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_OOB, iovec, msghdr, off_t, size_t};
 use rustix::io::Errno;
 
 use super::with_stack;
@@ -71,6 +71,7 @@ pub fn stream(
     fill: &mut dyn FnMut(&mut [u8]),
 ) -> Answer {
     let more = flags & MSG_MORE != 0;
+    let urgent = flags & MSG_OOB != 0;
     let mut done = 0;
     let mut deadline = None;
     loop {
@@ -78,7 +79,12 @@ pub fn stream(
             let mut sent = Err(TcpError::WouldBlock);
             for round in 0..2 {
                 let (stack, packets) = locked.parts();
-                sent = stack.tcp_send(packets, endpoint, total - done, more, fill, now);
+                let left = total - done;
+                sent = if urgent {
+                    stack.tcp_send_urgent(packets, endpoint, left, fill, now)
+                } else {
+                    stack.tcp_send(packets, endpoint, left, more, fill, now)
+                };
                 if round == 0 && sent == Err(TcpError::WouldBlock) {
                     // Acknowledgements that wait in the queue may make room.
                     locked.pump(now);

@@ -641,7 +641,7 @@ impl Connection<'_> {
             self.finish(errno::ECONNRESET);
             return Ok(false);
         }
-        self.take_urgent(memory, arrived);
+        self.take_urgent(memory, arrived, now);
         let payload = Payload {
             chunk: arrived.chunk,
             offset: arrived.offset,

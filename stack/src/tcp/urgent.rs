@@ -8,7 +8,7 @@ use super::seq::{after, before, distance};
 use super::socket::TcpError;
 use super::tcb::Tcb;
 use crate::stack::Stack;
-use crate::types::{ChunkId, EndpointId, Memory, Stale};
+use crate::types::{ChunkId, EndpointId, Instant, Memory, Stale};
 use crate::wire::tcp::flags;
 
 /// Bits of [`Tcb::urgent`] above the byte (Linux: TCP_URG_VALID, TCP_URG_NOTYET, TCP_URG_READ).
@@ -47,7 +47,12 @@ impl Tcb {
 
 impl Connection<'_> {
     /// The urgent pointer names the byte behind the urgent one (RFC 6093 section 2.1).
-    pub(crate) fn take_urgent(&mut self, memory: &impl Memory, arrived: &Arrived<'_>) {
+    pub(crate) fn take_urgent(
+        &mut self,
+        memory: &impl Memory,
+        arrived: &Arrived<'_>,
+        now: Instant,
+    ) {
         let segment = arrived.segment;
         if segment.flags & flags::URG != 0 && segment.urgent != 0 {
             let up = segment
@@ -56,6 +61,11 @@ impl Connection<'_> {
                 .wrapping_sub(1);
             let old = self.tcb.urgent != 0 && !after(up, self.tcb.rcv_up);
             if !before(up, self.tcb.copied_seq) && !before(up, self.tcb.rcv_nxt) && !old {
+                if self.tcb.skips_urgent() {
+                    // The old urgent byte stays out of the stream (tcp_check_urg).
+                    self.tcb.urgent = 0;
+                    self.consume(1, now);
+                }
                 self.tcb.rcv_up = up;
                 self.tcb.urgent = AWAITED;
             }
