@@ -10,52 +10,16 @@
 //! Time is the caller's: frames arrive in [`SimLink::advance`], or at the doorbell when there is
 //! no delay. All chance comes from one seeded generator, so equal seeds and equal calls give equal
 //! runs. Copies of a [`SimQueuePair`] are the same end, as the mappings of two processes are.
-//!
-//! What is absent: rates. A frame takes the same time whatever its length.
 
-use std::collections::{BTreeMap, VecDeque};
+mod transit;
+
+use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::api::{QueueError, QueuePair, Received, Transmit};
 
-/// What happens to frames on their way. Probabilities in 1/1024.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Faults {
-    /// A frame vanishes.
-    pub loss: u16,
-    /// A frame arrives twice.
-    pub duplicate: u16,
-    /// A frame overtakes the one before it.
-    pub reorder: u16,
-    /// One bit of a frame flips.
-    pub corrupt: u16,
-    /// Nanoseconds that every frame takes.
-    pub delay_ns: u64,
-    /// Up to so many nanoseconds more, each as likely.
-    pub jitter_ns: u64,
-    /// Longest frame in bytes; longer ones vanish. 0 = no limit.
-    pub longest: u32,
-    /// Most frames on the way in one direction; further ones vanish. 0 = no limit.
-    pub in_flight: u32,
-}
-
-/// What became of frames, both directions together.
-///
-/// `sent + duplicated == delivered + lost + unposted + frames on the way`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Statistics {
-    /// Given to the wire.
-    pub sent: u64,
-    /// Second copies.
-    pub duplicated: u64,
-    /// Vanished: by loss, or beyond a limit.
-    pub lost: u64,
-    /// Thrown away because the receiver had posted no chunk.
-    pub unposted: u64,
-    /// Arrived in an RX ring.
-    pub delivered: u64,
-}
+pub use transit::{Faults, Statistics, Transit};
 
 /// Packet memory that both the test and the wire can reach.
 pub type SharedMemory = Arc<Mutex<Vec<u8>>>;
@@ -131,92 +95,26 @@ impl End {
 #[derive(Debug)]
 struct Wire {
     ends: [End; 2],
-    /// Frames on the way to each end, by time of arrival and order of sending.
-    toward: [BTreeMap<(u64, u64), Vec<u8>>; 2],
+    transit: Transit,
     now: u64,
-    order: u64,
-    faults: Faults,
-    state: u64,
-    statistics: Statistics,
 }
 
 impl Wire {
-    /// splitmix64: small, seeded, good enough for choosing faults.
-    fn draw(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn happens(&mut self, per_1024: u16) -> bool {
-        self.draw() % 1024 < u64::from(per_1024)
-    }
-
-    fn carry(&mut self, to: usize, mut frame: Vec<u8>) {
-        let faults = self.faults;
-        self.statistics.sent += 1;
-        // Drawn always, so that one fault does not shift the chances of the others.
-        let lost = self.happens(faults.loss);
-        let corrupt = self.happens(faults.corrupt);
-        let twice = self.happens(faults.duplicate);
-        let overtakes = self.happens(faults.reorder);
-        let bit = self.draw() as usize;
-        let is_too_long = faults.longest != 0 && frame.len() > faults.longest as usize;
-        if lost || is_too_long {
-            self.statistics.lost += 1;
-            return;
-        }
-        if corrupt && !frame.is_empty() {
-            let bit = bit % (frame.len() * 8);
-            frame[bit / 8] ^= 1 << (bit % 8);
-        }
-        if twice {
-            self.statistics.duplicated += 1;
-            self.put(to, frame.clone(), false);
-        }
-        self.put(to, frame, overtakes);
-    }
-
-    fn put(&mut self, to: usize, mut frame: Vec<u8>, overtakes: bool) {
-        let limit = self.faults.in_flight as usize;
-        if limit != 0 && self.toward[to].len() >= limit {
-            self.statistics.lost += 1;
-            return;
-        }
-        let jitter = self.draw() % self.faults.jitter_ns.saturating_add(1).max(1);
-        let arrival = (self.now + self.faults.delay_ns).saturating_add(jitter);
-        self.order += 1;
-        if overtakes && let Some(mut last) = self.toward[to].last_entry() {
-            std::mem::swap(last.get_mut(), &mut frame);
-        }
-        self.toward[to].insert((arrival, self.order), frame);
-    }
-
     /// Sends what is in the TX ring of an end.
     fn transmit(&mut self, from: usize) {
         while let Some(frame) = self.ends[from].take() {
-            self.carry(1 - from, frame);
+            self.transit.carry(1 - from, frame, self.now);
         }
-        if self.faults.delay_ns == 0 && self.faults.jitter_ns == 0 {
+        if self.transit.is_immediate() {
             self.arrive();
         }
     }
 
     /// Frames whose time has come.
     fn arrive(&mut self) {
-        for (end, toward) in self.ends.iter_mut().zip(&mut self.toward) {
-            while let Some(first) = toward.first_entry()
-                && first.key().0 <= self.now
-            {
-                let counter = if end.deliver(&first.remove()) {
-                    &mut self.statistics.delivered
-                } else {
-                    &mut self.statistics.unposted
-                };
-                *counter += 1;
-            }
-        }
+        let ends = &mut self.ends;
+        let mut deliver = |to: usize, frame: &[u8]| ends[to].deliver(frame);
+        self.transit.arrive(self.now, &mut deliver);
     }
 }
 
@@ -246,12 +144,8 @@ impl SimLink {
                 tx: VecDeque::new(),
                 completion: VecDeque::new(),
             }),
-            toward: Default::default(),
+            transit: Transit::new(faults, seed),
             now: 0,
-            order: 0,
-            faults,
-            state: seed,
-            statistics: Statistics::default(),
         };
         let wire = Arc::new(Mutex::new(wire));
         let ends = [0, 1].map(|side| SimQueuePair {
@@ -277,26 +171,24 @@ impl SimLink {
     /// When the next frame arrives; `None` when none is on the way.
     #[must_use]
     pub fn next_arrival(&self) -> Option<u64> {
-        let wire = held(&self.0);
-        let firsts = wire.toward.iter().filter_map(|way| way.first_key_value());
-        firsts.map(|((time, _), _)| *time).min()
+        held(&self.0).transit.next_arrival()
     }
 
     /// Frames on the way.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        held(&self.0).toward.iter().map(BTreeMap::len).sum()
+        held(&self.0).transit.in_flight()
     }
 
     /// Changes what happens to frames that are sent from now on.
     pub fn set_faults(&self, faults: Faults) {
-        held(&self.0).faults = faults;
+        held(&self.0).transit.set_faults(faults);
     }
 
     /// What became of frames so far.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
-        held(&self.0).statistics
+        held(&self.0).transit.statistics()
     }
 }
 

@@ -34,7 +34,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of an image: "bypassim" in memory.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"bypassim");
 /// Version of the layout that this build reads and writes.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 /// Link value: nothing.
 pub(crate) const NONE: u32 = u32::MAX;
 /// `ReadyLink::next` of an endpoint that is on no ready list.
@@ -306,7 +306,8 @@ pub(crate) struct ChunkSlot {
     pub(crate) local_ip: IpAddress,
     pub(crate) drops: u32,
     pub(crate) remote_port: u16,
-    pub(crate) reserved: u16,
+    /// What the datagram costs against the receive buffer, in units of 64 bytes.
+    pub(crate) charge: u16,
 }
 
 /// First-in-first-out list of chunks to send on one queue pair.

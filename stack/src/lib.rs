@@ -41,6 +41,7 @@ mod image;
 pub mod inspect;
 mod process;
 mod readiness;
+mod receive_buffer;
 mod send;
 mod stack;
 pub mod tcp;
@@ -68,4 +69,4 @@ pub use types::{
     QUEUE_PAIR_NONE, QUEUE_PAIRS, SocketAddress, Stale, WAITERS, WATCHERS, WaiterId, WaiterSet,
     WatcherId,
 };
-pub use udp::{DATAGRAM_OVERHEAD, Datagram, OpenError, UdpOpen, UdpStatus};
+pub use udp::{Datagram, OpenError, UdpOpen, UdpStatus};

@@ -9,6 +9,7 @@ use crate::counters::Counter;
 use crate::cplane::NextHop;
 use crate::demux::{Addresses, specific};
 use crate::image::{UdpOptions, chunk_state};
+use crate::receive_buffer::Charge;
 use crate::stack::Stack;
 use crate::types::{EndpointId, IpAddress, Memory, QUEUE_PAIR_NONE, SocketAddress};
 use crate::udp::Arrival;
@@ -170,7 +171,8 @@ impl Stack<'_> {
         if len > size {
             return Err(SendError::TooBig);
         }
-        if self.refuses(index, len as u16).is_some() {
+        let charge = Charge::of(len as u16, is_v4);
+        if self.refuses(index, charge).is_some() {
             self.count_endpoint_drop(index);
             self.count(Counter::HairpinDropped);
             return Ok(Hairpin::Dropped);
@@ -193,6 +195,7 @@ impl Stack<'_> {
             local: to.ip,
             offset: 0,
             len: len as u16,
+            charge,
             tos,
             ttl: if ttl == 0 { DEFAULT_TTL } else { ttl },
             queue_pair: QUEUE_PAIR_NONE,

@@ -10,6 +10,7 @@ use crate::image::{
     Capacities, ChunkSlot, Endpoint, Head, LAYOUT_VERSION, LayoutError, MAGIC, NONE, QueuePairInfo,
     ReadyLink, UNLISTED, chunk_state, image_bytes, split, stated_capacities,
 };
+use crate::receive_buffer::Charge;
 use crate::tcp::TcpDefaults;
 use crate::tcp::mini::Mini;
 use crate::tcp::pool::SegmentSlot;
@@ -227,6 +228,7 @@ impl Stack<'_> {
                 .offset
                 .saturating_add(u32::from(datagram.payload_offset)),
             len: datagram.payload_len,
+            charge: Charge::of(datagram.payload_len, to.is_v4),
             tos: datagram.tos,
             ttl: datagram.ttl,
             queue_pair: frame.queue_pair,

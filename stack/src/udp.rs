@@ -4,22 +4,19 @@
 //! and the one copy is made by the caller at `recv` ([`Stack::udp_front`], then
 //! [`Stack::udp_pop`]).
 //!
-//! Receive buffer: a datagram costs [`DATAGRAM_OVERHEAD`] bytes more than its payload, and as in
-//! Linux an empty queue always takes one. Beside that limit an endpoint may hold a quarter of
-//! all chunks, so that one slow reader cannot stop the others.
+//! Receive buffer: `receive_buffer` has the rules, and as in Linux an empty queue always takes one
+//! datagram.
 
 use crate::chunk::next_generation;
 use crate::counters::{Counter, DropReason};
 use crate::image::{ChunkSlot, NONE, UdpOptions, chunk_state, kind};
+use crate::receive_buffer::{self, Charge};
 use crate::stack::Stack;
 use crate::types::{
     ChunkId, EndpointId, Family, IpAddress, ProcessId, SocketAddress, Stale, set_bit,
 };
 use zerocopy::FromZeros;
 
-/// What a queued datagram is charged against the receive buffer beside its payload, in bytes.
-/// Linux charges the whole buffer, 768 bytes for a small datagram; ours is cheaper.
-pub const DATAGRAM_OVERHEAD: u32 = 256;
 /// What [`Stack::udp_open`] needs.
 #[derive(Clone, Copy, Debug)]
 pub struct UdpOpen {
@@ -105,6 +102,7 @@ pub(crate) struct Arrival {
     pub(crate) local: IpAddress,
     pub(crate) offset: u32,
     pub(crate) len: u16,
+    pub(crate) charge: Charge,
     pub(crate) tos: u8,
     pub(crate) ttl: u8,
     pub(crate) queue_pair: u8,
@@ -231,9 +229,9 @@ impl Stack<'_> {
         if head == NONE {
             return Ok(());
         }
-        let Some((next, len)) = self
+        let Some((next, charge)) = self
             .queued(id.index, head)
-            .map(|slot| (slot.next, slot.len))
+            .map(|slot| (slot.next, Charge(slot.charge).bytes()))
         else {
             self.count(Counter::CorruptList);
             return self.forget_queue(id);
@@ -241,7 +239,7 @@ impl Stack<'_> {
         let endpoint = self.endpoint_mut(id)?;
         endpoint.queue_head = next;
         endpoint.queued = endpoint.queued.saturating_sub(1);
-        endpoint.queued_bytes = endpoint.queued_bytes.saturating_sub(charge(len));
+        endpoint.queued_bytes = endpoint.queued_bytes.saturating_sub(charge);
         if next == NONE {
             endpoint.queue_tail = NONE;
             endpoint.queued = 0;
@@ -276,20 +274,20 @@ impl Stack<'_> {
         }
     }
 
-    /// Why an endpoint would not take a datagram of `len` bytes now.
+    /// Why an endpoint would not take a datagram now.
     #[inline]
-    pub(crate) fn refuses(&self, index: u32, len: u16) -> Option<DropReason> {
+    pub(crate) fn refuses(&self, index: u32, charge: Charge) -> Option<DropReason> {
         let endpoint = self.endpoints.get(index as usize)?;
         if endpoint.queued == 0 {
             return None;
         }
-        if endpoint.queued_bytes.saturating_add(charge(len)) > endpoint.options.rcvbuf_bytes {
-            return Some(DropReason::BufferFull);
-        }
-        if endpoint.queued >= (self.chunks.len() / 4) as u32 {
-            return Some(DropReason::ChunkShare);
-        }
-        None
+        receive_buffer::refuses(
+            endpoint.queued,
+            endpoint.queued_bytes,
+            charge,
+            endpoint.options.rcvbuf_bytes,
+            (self.head.free_chunks, self.chunks.len() as u32),
+        )
     }
 
     /// Notes how many frames a queue pair's NIC has lost since it was opened, wrapping.
@@ -328,7 +326,7 @@ impl Stack<'_> {
         chunk: ChunkId,
         arrival: &Arrival,
     ) -> Result<EndpointId, DropReason> {
-        if let Some(reason) = self.refuses(index, arrival.len) {
+        if let Some(reason) = self.refuses(index, arrival.charge) {
             self.count_endpoint_drop(index);
             return Err(reason);
         }
@@ -363,10 +361,11 @@ impl Stack<'_> {
         slot.remote_port = arrival.remote.port;
         slot.local_ip = arrival.local;
         slot.drops = endpoint.drops;
+        slot.charge = arrival.charge.0;
 
         endpoint.queue_tail = chunk.0;
         endpoint.queued = endpoint.queued.saturating_add(1);
-        endpoint.queued_bytes = endpoint.queued_bytes.saturating_add(charge(arrival.len));
+        endpoint.queued_bytes = endpoint.queued_bytes.saturating_add(arrival.charge.bytes());
         endpoint.arrivals = endpoint.arrivals.wrapping_add(1);
         endpoint.rx_datagrams = endpoint.rx_datagrams.wrapping_add(1);
         let generation = endpoint.generation;
@@ -420,10 +419,4 @@ impl Stack<'_> {
         endpoint.queued_bytes = 0;
         Ok(())
     }
-}
-
-/// What a datagram costs against the receive buffer.
-#[inline]
-fn charge(len: u16) -> u32 {
-    u32::from(len).wrapping_add(DATAGRAM_OVERHEAD)
 }

@@ -34,7 +34,7 @@ fn datagrams_come_out_in_order_and_free_their_chunks() {
     let status = rig.stack().udp_status(id).unwrap();
     assert_eq!(
         (status.queued, status.arrivals, status.queued_bytes),
-        (2, 2, 2 * (256 + 3))
+        (2, 2, 2 * 832)
     );
     assert_eq!(rig.stack().free_chunks(), CAPS.chunks - 2);
     assert_eq!(rig.pop(id).unwrap().0, b"one");
@@ -53,7 +53,7 @@ fn datagrams_come_out_in_order_and_free_their_chunks() {
 fn receive_buffer_limits_and_drops_are_told_with_the_next_datagram() {
     let mut rig = Rig::new(CAPS);
     let id = rig.open(at(LOCAL), None);
-    rig.stack().udp_options(id).unwrap().rcvbuf_bytes = 600;
+    rig.stack().udp_options(id).unwrap().rcvbuf_bytes = 2 * 832;
     let frame = datagram(at(REMOTE), at(LOCAL), &[7; 40]);
     assert_eq!(rig.frame(&frame), FrameOutcome::Delivered(id));
     assert_eq!(rig.frame(&frame), FrameOutcome::Delivered(id));

@@ -2,6 +2,7 @@
 //! with or without the shim, and the proof of what the kernel carried.
 //!
 //! - [`testbed`]: two namespaces joined by a veth, removed whatever happens to the owner.
+//! - [`emulated_link`]: two TAP devices joined by a link with rate, delay, loss and disorder.
 //! - [`program`]: one program in a namespace, in the [`program::Column`] native or shim.
 //! - [`counters`]: what the kernel of a namespace carried, and processor time of a process.
 //! - [`daemon`]: `bypassctl` in the test bed; [`services`]: name servers and their client.
@@ -13,16 +14,16 @@
 //!
 //! Nothing here is used by the product. Everything needs root and Linux.
 
-#![forbid(unsafe_code)]
-
 pub mod conformance;
 pub mod counters;
 pub mod daemon;
+pub mod emulated_link;
 pub mod leftovers;
 pub mod paths;
 pub mod program;
 pub mod services;
 pub mod sources;
+mod tap;
 pub mod testbed;
 
 /// Every fallible function of this crate: the error is a sentence for a person.

@@ -19,8 +19,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use bypass_backends::sim::Faults;
+
 use crate::Result;
+use crate::emulated_link::EmulatedLink;
 use crate::program::{Program, wait_until};
+use crate::tap::Tap;
 
 /// Which end of the veth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +44,8 @@ pub struct Options {
     pub mtu: u32,
     /// Third number of the IPv4 addresses: 198.18.`subnet`.1 and .2.
     pub subnet: u8,
+    /// An emulated link between two TAP devices, from this seed, in place of the veth.
+    pub emulated: Option<(Faults, u64)>,
 }
 
 impl Default for Options {
@@ -48,6 +54,7 @@ impl Default for Options {
             queues: 1,
             mtu: 1500,
             subnet: 7,
+            emulated: None,
         }
     }
 }
@@ -59,6 +66,7 @@ pub struct Testbed {
     options: Options,
     folder: PathBuf,
     janitor: Child,
+    link: Option<EmulatedLink>,
 }
 
 /// What the janitor does when its input ends; `$1` and `$2` are the namespaces, `$3` the folder.
@@ -106,36 +114,26 @@ impl Testbed {
             .current_dir("/")
             .process_group(0)
             .spawn()?;
-        let bed = Self {
+        let mut bed = Self {
             name,
             options,
             folder,
             janitor,
+            link: None,
         };
         bed.set_up()?;
         Ok(bed)
     }
 
-    fn set_up(&self) -> Result<()> {
-        let (server, client) = (self.namespace(Side::Server), self.namespace(Side::Client));
-        let queues = self.options.queues.to_string();
-        let mtu = self.options.mtu.to_string();
-        ip(["netns", "add", &server])?;
-        ip(["netns", "add", &client])?;
-        let mut link = vec![
-            "link",
-            "add",
-            self.interface(Side::Server),
-            "netns",
-            &server,
-        ];
-        let size = ["mtu", &mtu, "numtxqueues", &queues, "numrxqueues", &queues];
-        link.extend(size);
-        link.extend(["type", "veth", "peer", "name", self.interface(Side::Client)]);
-        link.extend(["netns", &client]);
-        link.extend(size);
-        ip(link)?;
+    fn set_up(&mut self) -> Result<()> {
         let sides = [Side::Server, Side::Client];
+        for side in sides {
+            ip(["netns", "add", &self.namespace(side)])?;
+        }
+        match self.options.emulated {
+            Some((faults, seed)) => self.emulate_link(faults, seed)?,
+            None => self.add_veth()?,
+        }
         for side in sides {
             self.ip(side, &["link", "set", "lo", "up"])?;
             self.ip(side, &["link", "set", self.interface(side), "up"])?;
@@ -149,6 +147,41 @@ impl Testbed {
             self.ip(side, &["addr", "add", &v6, "dev", interface, "nodad"])?;
         }
         self.wait_for_link()
+    }
+
+    fn add_veth(&self) -> Result<()> {
+        let (server, client) = (self.namespace(Side::Server), self.namespace(Side::Client));
+        let queues = self.options.queues.to_string();
+        let mtu = self.options.mtu.to_string();
+        let mut link = vec![
+            "link",
+            "add",
+            self.interface(Side::Server),
+            "netns",
+            &server,
+        ];
+        let size = ["mtu", &mtu, "numtxqueues", &queues, "numrxqueues", &queues];
+        link.extend(size);
+        link.extend(["type", "veth", "peer", "name", self.interface(Side::Client)]);
+        link.extend(["netns", &client]);
+        link.extend(size);
+        ip(link).map(drop)
+    }
+
+    /// Makes the devices here, under names that no other test bed has, and moves them.
+    fn emulate_link(&mut self, faults: Faults, seed: u64) -> Result<()> {
+        let mtu = self.options.mtu.to_string();
+        let device = |side| -> Result<Tap> {
+            let name = self.namespace(side);
+            let tap = Tap::create(&name)?;
+            let mut link = vec!["link", "set", "dev", &name, "netns", &name];
+            link.extend(["name", self.interface(side), "mtu", &mtu]);
+            ip(link)?;
+            Ok(tap)
+        };
+        let taps = [device(Side::Server)?, device(Side::Client)?];
+        self.link = Some(EmulatedLink::start(taps, faults, seed)?);
+        Ok(())
     }
 
     /// Makes the two sides find each other's MAC, so that no test meets an unresolved neighbour.
@@ -232,6 +265,7 @@ impl Drop for Testbed {
         drop(self.janitor.stdin.take());
         // A janitor that cannot be waited for has nothing left to do.
         let _ = self.janitor.wait();
+        drop(self.link.take());
     }
 }
 

@@ -70,6 +70,8 @@ cases! {
     options_rcvtimeo: Accelerated,
     options_nonblocking: Accelerated,
     options_rcvbuf_asleep: Accelerated,
+    options_rcvbuf_keeps: Accelerated,
+    options_rcvbuf_others: Accelerated,
     options_rcvbuf_overflow: Accelerated,
     options_bindtodevice: Accelerated,
     options_fionread: Accelerated,

@@ -7,13 +7,15 @@
 mod e2e {
     pub mod faults;
     pub mod harness;
+    pub mod links;
     pub mod names;
     pub mod programs;
     pub mod streams;
+    pub mod web;
 }
 
 use e2e::harness::{Carried, check};
-use e2e::{faults, names, programs, streams};
+use e2e::{faults, links, names, programs, streams, web};
 
 macro_rules! tests {
     ($( $module:ident::$name:ident: $carried:ident, )+) => {
@@ -69,6 +71,15 @@ tests! {
     streams::iperf3_stream_out: Segments,
     streams::iperf3_four_streams: Segments,
     streams::refused_connections: Any,
+    links::link_with_delay: Any,
+    links::link_with_loss: Any,
+    links::link_with_everything: Any,
+    web::nginx_proxy: Segments,
+    web::nginx_upload: Segments,
+    web::nginx_gzip: Segments,
+    web::nginx_https: Segments,
+    web::nginx_http2_streams: Segments,
+    web::nginx_as_debian_starts_it: Segments,
     programs::idle_uses_no_processor: Any,
     programs::everything_else_is_unaffected: Any,
     programs::cpython_socket_tests: Any,

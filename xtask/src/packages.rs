@@ -32,6 +32,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("memcached", "/usr/bin/memcached"),
     ("nginx-light", "/usr/sbin/nginx"),
     ("nsd", "/usr/sbin/nsd"),
+    ("openssl", "/usr/bin/openssl"),
     ("procps", "/usr/bin/ps"),
     ("python3", "/usr/bin/python3"),
     ("redis-server", "/usr/bin/redis-server"),

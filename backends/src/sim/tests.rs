@@ -16,6 +16,7 @@ const NOISY: Faults = Faults {
     corrupt: 100,
     delay_ns: 0,
     jitter_ns: 0,
+    bits_per_second: 0,
     longest: 0,
     in_flight: 0,
 };
@@ -105,6 +106,22 @@ fn a_frame_arrives_when_its_time_has_come() {
     pair.link.advance(600);
     assert_eq!(pair.received(), [2]);
     assert_eq!(pair.link.next_arrival(), None);
+}
+
+#[test]
+fn a_direction_carries_so_many_bits_in_a_second() {
+    let faults = Faults {
+        bits_per_second: 8_000_000,
+        ..Faults::default()
+    };
+    let mut pair = pair(faults, 1);
+    pair.send(1);
+    pair.send(2);
+    assert_eq!(pair.link.next_arrival(), Some(1000));
+    pair.link.advance(1999);
+    assert_eq!(pair.received(), [1]);
+    pair.link.advance(1);
+    assert_eq!(pair.received(), [2]);
 }
 
 #[test]

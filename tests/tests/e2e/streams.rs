@@ -13,13 +13,13 @@ use bypass_tests::testbed::Side;
 use super::harness::Scene;
 
 /// The program under test, in the scene's column.
-fn subject<'s>(scene: &'s Scene, side: Side, name: &str) -> Program<'s> {
+pub(crate) fn subject<'s>(scene: &'s Scene, side: Side, name: &str) -> Program<'s> {
     let mut program = scene.bed.program(side, name);
     program.column(scene.column).env("BYPASS_TCP", "1");
     program
 }
 
-fn started(scene: &Scene, program: &Program<'_>, port: u16) -> Result<Running> {
+pub(crate) fn started(scene: &Scene, program: &Program<'_>, port: u16) -> Result<Running> {
     let running = program.spawn()?;
     wait_for_tcp_port(&scene.bed, Side::Server, port)
         .map_err(|error| format!("{error}\n{}{}", running.stdout(), running.stderr()))?;
@@ -39,14 +39,14 @@ fn is_at(filter: &serde_json::Value, port: u16) -> bool {
 }
 
 /// Runs a client on the kernel.
-fn client(scene: &Scene, name: &str, arguments: &[&str]) -> Result<Finished> {
+pub(crate) fn client(scene: &Scene, name: &str, arguments: &[&str]) -> Result<Finished> {
     let mut program = scene.bed.program(Side::Client, name);
     program.args(arguments).timeout(Duration::from_secs(60));
     program.run()?.check()
 }
 
 /// A file of this many pseudo-random bytes in the bed's folder.
-fn noise(scene: &Scene, name: &str, bytes: usize) -> Result<PathBuf> {
+pub(crate) fn noise(scene: &Scene, name: &str, bytes: usize) -> Result<PathBuf> {
     let file = scene.bed.folder().join(name);
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let content: Vec<u8> = std::iter::repeat_with(|| {
@@ -62,7 +62,7 @@ fn noise(scene: &Scene, name: &str, bytes: usize) -> Result<PathBuf> {
 }
 
 /// Fetches a URL with curl on the kernel; the bytes must be those of the file.
-fn fetch(scene: &Scene, url: &str, wanted: &PathBuf) -> Result<()> {
+pub(crate) fn fetch(scene: &Scene, url: &str, wanted: &PathBuf) -> Result<()> {
     let got = scene.bed.folder().join("fetched");
     let into = got.display().to_string();
     client(

@@ -1,0 +1,69 @@
+//! Streams over bad links: both directions, every byte compared by the scenes of [`streams`].
+//!
+//! The links are emulated between two TAP devices (`bypass_tests::emulated_link`), from a fixed
+//! seed; which frames it meets depends on when the programs send.
+
+use bypass_backends::sim::Faults;
+use bypass_tests::Result;
+use bypass_tests::counters::{interface_frames, kernel_segments};
+use bypass_tests::testbed::{Options, Side, Testbed};
+
+use super::harness::Scene;
+use super::streams;
+
+/// 100 Mbit/s, a round trip of 4 ms, and a queue of 200 frames.
+const LINK: Faults = Faults {
+    loss: 0,
+    duplicate: 0,
+    reorder: 0,
+    corrupt: 0,
+    delay_ns: 2_000_000,
+    jitter_ns: 0,
+    bits_per_second: 100_000_000,
+    longest: 0,
+    in_flight: 240,
+};
+
+/// Runs streams to, from and both ways over a link, and proves who carried them.
+fn over(scene: &Scene, faults: Faults) -> Result<()> {
+    let bad = Scene {
+        bed: Testbed::with(Options {
+            emulated: Some((faults, 1)),
+            ..Options::default()
+        })?,
+        column: scene.column,
+    };
+    let segments = kernel_segments(&bad.bed, Side::Server)?;
+    let frames = interface_frames(&bad.bed, Side::Server)?;
+    streams::python_http_server(&bad)?;
+    streams::curl_client(&bad)?;
+    streams::python_asyncio_streams(&bad)?;
+    let segments = kernel_segments(&bad.bed, Side::Server)? - segments;
+    let after = interface_frames(&bad.bed, Side::Server)?;
+    let frames = (after.0 - frames.0) + (after.1 - frames.1);
+    if bad.has_shim() && segments > frames / 20 + 20 {
+        return Err(format!("the kernel carried {segments} segments of {frames} frames").into());
+    }
+    Ok(())
+}
+
+pub(crate) fn link_with_delay(scene: &Scene) -> Result<()> {
+    over(scene, LINK)
+}
+
+pub(crate) fn link_with_loss(scene: &Scene) -> Result<()> {
+    let faults = Faults { loss: 10, ..LINK };
+    over(scene, faults)
+}
+
+pub(crate) fn link_with_everything(scene: &Scene) -> Result<()> {
+    let faults = Faults {
+        loss: 5,
+        duplicate: 10,
+        reorder: 20,
+        corrupt: 5,
+        jitter_ns: 300_000,
+        ..LINK
+    };
+    over(scene, faults)
+}
