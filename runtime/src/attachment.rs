@@ -212,6 +212,13 @@ impl Attachment {
         self.image.frames()
     }
 
+    /// When the stack has something to do that no frame brings; `None` = never. See [`Image::due`].
+    #[must_use]
+    pub fn due(&self) -> Option<Instant> {
+        let due = self.image.due();
+        (due != 0).then_some(Instant(due))
+    }
+
     fn locked(&self, taken: Taken) -> Locked<'_> {
         self.held.store(true, Ordering::Relaxed);
         // SAFETY: the lock is held until `Locked` is dropped, so this is the only reference.
@@ -444,6 +451,13 @@ impl Locked<'_> {
             }
         }
         let sleepers: WaiterSet = stack.take_wakeups();
+        // What waits for room to be sent is due at once.
+        let timer = if left {
+            1
+        } else {
+            stack.next_deadline().map_or(0, |at| at.0)
+        };
+        self.attachment.image.set_due(timer);
         self.attachment.held.store(false, Ordering::Relaxed);
         lock::unlock(self.attachment.image.lock_word());
         for &fd in bells.iter().take(ringing).filter(|&&fd| fd >= 0) {

@@ -3,7 +3,7 @@
 //! ```text
 //! 0        4096                                    end
 //! | header | stack image (bypass_stack::Stack)      |
-//!   magic, id, lock word, recoveries, pumps, frames
+//!   magic, id, lock word, recoveries, pumps, frames, due
 //! ```
 //!
 //! The header's words are atomics; the stack image is touched only by whoever holds the lock word.
@@ -38,6 +38,7 @@ pub struct SharedHeader {
     recoveries: AtomicU32,
     pumps: AtomicU32,
     frames: AtomicU32,
+    due: AtomicU64,
 }
 
 const _: () = assert!(size_of::<SharedHeader>() <= STACK_OFFSET);
@@ -151,6 +152,19 @@ impl Image {
         };
         add(&self.header().pumps, 1);
         add(&self.header().frames, frames);
+    }
+
+    /// When the stack has something to do that no frame brings: nanoseconds of `CLOCK_MONOTONIC`;
+    /// 0 = never, as of the last time that its lock was given back.
+    #[must_use]
+    pub fn due(&self) -> u64 {
+        self.header().due.load(Ordering::Relaxed)
+    }
+
+    /// Notes it, before the lock is given back.
+    #[inline]
+    pub fn set_due(&self, due: u64) {
+        self.header().due.store(due, Ordering::Relaxed);
     }
 
     /// Notes one take-over.

@@ -74,6 +74,7 @@ tests! {
     links::link_with_delay: Any,
     links::link_with_loss: Any,
     links::link_with_everything: Any,
+    links::link_to_a_sleeper: Any,
     web::nginx_proxy: Segments,
     web::nginx_upload: Segments,
     web::nginx_gzip: Segments,

@@ -1,5 +1,5 @@
 //! Running stacks for programs that do not: that compute, sleep elsewhere or are stopped while
-//! frames are due.
+//! frames or timers are due, or frames wait for room to be sent.
 //!
 //! ```text
 //!   idle --a queue has frames--> looking --nobody has pumped since the last look--> pump --+
@@ -11,6 +11,10 @@
 //! they are not, so that the frames of a program that does its own work wake nobody here. Frames
 //! that are taken in go to their sockets' queues, as far as those have room, and what does not fit
 //! is counted there, as the kernel would.
+//!
+//! An idle stack with a timer has an alarm besides, a little behind the timer: a program that waits
+//! in one of our calls has run it by then. The sweep once a second gives one to a stack whose
+//! programs have armed a timer since without getting a frame.
 
 use std::time::{Duration, Instant};
 
@@ -38,6 +42,28 @@ const SHARE: u32 = 3;
 const STUCK: Duration = Duration::from_millis(128);
 /// Looks that find the queues empty, until they are left to the epoll set again.
 const QUIET_LOOKS: u32 = 2;
+
+/// Alarms are at most so far off: the sweep's time.
+const ALARM: Duration = Duration::from_secs(1);
+
+/// The next look at what is due in an idle stack without a frame.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Alarm {
+    at: Instant,
+    /// Pause after it, if it then finds the same due.
+    pause: Duration,
+}
+
+impl Alarm {
+    /// Behind what is due in `left`, and not before `pause`.
+    fn behind(left: Duration, pause: Duration) -> Self {
+        let wait = left.saturating_add(GRACE).min(ALARM).max(pause);
+        Self {
+            at: Instant::now() + wait,
+            pause,
+        }
+    }
+}
 
 /// The next look at a stack.
 #[derive(Clone, Copy, Debug)]
@@ -120,25 +146,32 @@ impl Server {
 
     /// When the next look is due.
     pub(super) fn look_due(&self) -> Option<Instant> {
-        let looks = self.stacks.iter().filter_map(|stack| stack.look);
-        looks.map(|look| look.at).min()
+        self.stacks.iter().filter_map(StackEntry::look_at).min()
+    }
+
+    /// Gives idle stacks with something due an alarm, if they have none yet.
+    pub(super) fn set_alarms(&mut self) {
+        let users: Vec<u32> = self.stacks.iter().map(|stack| stack.uid).collect();
+        for uid in users {
+            if let Some(stack) = self.stacks.get_mut(uid) {
+                stack.set_alarm();
+            }
+        }
     }
 
     /// Looks at every stack that is due for it.
     pub(super) fn look_at_stacks(&mut self, now: Instant) {
-        let due = |stack: &StackEntry| stack.look.is_some_and(|look| look.at <= now);
         let due: Vec<u32> = self
             .stacks
             .iter()
-            .filter(|stack| due(stack))
+            .filter(|stack| stack.look_at().is_some_and(|at| at <= now))
             .map(|stack| stack.uid)
             .collect();
         for uid in due {
-            let Some((stack, look)) = self.stacks.get(uid).and_then(|it| Some((it, it.look?)))
-            else {
+            let Some(stack) = self.stacks.get_mut(uid) else {
                 continue;
             };
-            let (next, pumped) = stack.look_again(look);
+            let (pumped, has_become_idle) = stack.look_now();
             match pumped {
                 Some(Ok(frames)) => {
                     self.counters.add(Counter::StacksPumped);
@@ -147,11 +180,8 @@ impl Server {
                 Some(Err(Busy)) => self.counters.add(Counter::StackLocksBusy),
                 None => {}
             }
-            if next.is_none() {
+            if has_become_idle {
                 self.watch_queues(uid);
-            }
-            if let Some(stack) = self.stacks.get_mut(uid) {
-                stack.look = next;
             }
         }
     }
@@ -161,6 +191,55 @@ impl Server {
 const WATCHED: EventFlags = EventFlags::IN.union(EventFlags::ONESHOT);
 
 impl StackEntry {
+    /// When it is looked at next.
+    fn look_at(&self) -> Option<Instant> {
+        match self.look {
+            Some(look) => Some(look.at),
+            None => self.alarm.map(|alarm| alarm.at),
+        }
+    }
+
+    /// An alarm for what is due, if it is idle and has none.
+    fn set_alarm(&mut self) {
+        if self.look.is_none() && self.alarm.is_none() {
+            let left = self.due_in();
+            self.alarm = left.map(|left| Alarm::behind(left, Duration::ZERO));
+        }
+    }
+
+    /// A look that is due: what came of a pump, if it was needed, and whether the queues are to be
+    /// watched again.
+    fn look_now(&mut self) -> (Option<Result<usize, Busy>>, bool) {
+        let Some(look) = self.look else {
+            return (self.serve_alarm(), false);
+        };
+        let (next, pumped) = self.look_again(look);
+        self.look = next;
+        self.alarm = None;
+        self.set_alarm();
+        (pumped, next.is_none())
+    }
+
+    /// An alarm of an idle stack: what came of a pump, if something is due still.
+    fn serve_alarm(&mut self) -> Option<Result<usize, Busy>> {
+        let alarm = self.alarm.take()?;
+        if self.due_in()? > Duration::ZERO {
+            self.set_alarm();
+            return None;
+        }
+        let begun = Instant::now();
+        let pumped = self.pump();
+        // What cannot be done, be it for a busy lock or a full device, is tried ever less often.
+        let pause = match self.due_in() {
+            Some(Duration::ZERO) => (alarm.pause * 2).clamp(PUMPING, STUCK),
+            _ => Duration::ZERO,
+        };
+        let pause = pause.max(begun.elapsed() * SHARE);
+        let left = self.due_in();
+        self.alarm = left.map(|left| Alarm::behind(left, pause));
+        Some(pumped)
+    }
+
     /// One look: when the next one is, if at all, and what came of a pump, if it was needed.
     fn look_again(&self, look: Look) -> (Option<Look>, Option<Result<usize, Busy>>) {
         let is_readable = self.is_readable();

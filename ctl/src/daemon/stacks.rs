@@ -29,7 +29,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::time::Timespec;
 
-use super::deputy::Look;
+use super::deputy::{Alarm, Look};
 use super::netlink::message::LinkInfo;
 use super::process;
 use super::published::{Belongs, Published};
@@ -108,6 +108,8 @@ pub(super) struct StackEntry {
     attachment: Attachment,
     /// The next look at whether its programs run it themselves; `None` while it is idle.
     pub look: Option<Look>,
+    /// When an idle one is looked at for what is due without a frame.
+    pub alarm: Option<Alarm>,
     /// Until when the lock is not waited for.
     busy_until: Cell<Option<Instant>>,
 }
@@ -234,6 +236,7 @@ impl StackEntry {
             flows_fd,
             attachment,
             look: None,
+            alarm: None,
             busy_until: Cell::new(None),
         })
     }
@@ -281,7 +284,13 @@ impl StackEntry {
         self.attachment.frames()
     }
 
-    /// Takes in what is in the rings now; how many frames.
+    /// How far off its next timer is, or what waits for room to be sent; `None` = there is nothing.
+    pub(super) fn due_in(&self) -> Option<Duration> {
+        let due = self.attachment.due()?;
+        Some(Duration::from_nanos(due.since(clock::now()).0))
+    }
+
+    /// Takes in what is in the rings now, and runs the timers; how many frames.
     ///
     /// # Errors
     /// [`Busy`].

@@ -230,6 +230,7 @@ impl Server {
             self.sweep_filters(uid);
             self.drop_stack_without_process(uid);
         }
+        self.set_alarms();
     }
 
     /// Tries again what waits.

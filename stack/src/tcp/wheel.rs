@@ -50,6 +50,32 @@ impl Wheel {
         }
     }
 
+    /// The first tick after the one served last whose slot has entries.
+    fn first_marked(&self) -> Option<u64> {
+        let first = self.tick.wrapping_add(1);
+        let start = (first % SLOTS) as usize;
+        let words = self.occupied.len();
+        // The word in which the search begins comes twice: its upper bits first, then the lower.
+        for step in 0..=words {
+            let index = (start / 64).wrapping_add(step).checked_rem(words)?;
+            let upper = u64::MAX << (start % 64);
+            let kept = match step {
+                0 => upper,
+                _ if step == words => !upper,
+                _ => u64::MAX,
+            };
+            let word = self.occupied.get(index).copied().unwrap_or(0) & kept;
+            if word != 0 {
+                let slot = (index as u64)
+                    .wrapping_mul(64)
+                    .wrapping_add(word.trailing_zeros().into());
+                let ahead = slot.wrapping_sub(first) % SLOTS;
+                return Some(first.wrapping_add(ahead));
+            }
+        }
+        None
+    }
+
     fn is_marked(&self, slot: usize) -> bool {
         self.occupied
             .get(slot / 64)
@@ -158,10 +184,8 @@ impl Stack<'_> {
         if wheel.filed == 0 {
             return None;
         }
-        (1..SLOTS)
-            .map(|ahead| wheel.tick.wrapping_add(ahead))
-            .find(|tick| wheel.is_marked((tick % SLOTS) as usize))
-            .map(|tick| Instant(tick << TICK_SHIFT))
+        let tick = wheel.first_marked()?;
+        Some(Instant(tick << TICK_SHIFT))
     }
 
     /// Serves every timer that is due.
@@ -211,6 +235,27 @@ impl Stack<'_> {
                 self.serve_mini(memory, entry & !MINI, now);
             } else {
                 self.serve_connection(memory, entry, now);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::FromZeros;
+
+    #[test]
+    fn the_next_slot_is_found_wherever_it_is() {
+        for tick in [0, 62, 63, 64, 1000, 1023, 1024, 4_000_000_007] {
+            for ahead in [1, 2, 63, 64, 65, 500, 1022, 1023] {
+                let mut wheel = Wheel::new_zeroed();
+                wheel.tick = tick;
+                assert_eq!(wheel.first_marked(), None);
+                wheel.mark(((tick + ahead) % SLOTS) as usize, true);
+                assert_eq!(wheel.first_marked(), Some(tick + ahead));
+                wheel.mark(((tick + 1023) % SLOTS) as usize, true);
+                assert_eq!(wheel.first_marked(), Some(tick + ahead));
             }
         }
     }

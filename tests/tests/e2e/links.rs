@@ -6,6 +6,7 @@
 use bypass_backends::sim::Faults;
 use bypass_tests::Result;
 use bypass_tests::counters::{interface_frames, kernel_segments};
+use bypass_tests::paths;
 use bypass_tests::testbed::{Options, Side, Testbed};
 
 use super::harness::Scene;
@@ -66,4 +67,35 @@ pub(crate) fn link_with_everything(scene: &Scene) -> Result<()> {
         ..LINK
     };
     over(scene, faults)
+}
+
+/// A program that wrote and makes no call any more: all of it arrives, though segments and
+/// acknowledgements are lost, and what its peer sends is acknowledged.
+pub(crate) fn link_to_a_sleeper(scene: &Scene) -> Result<()> {
+    let faults = Faults { loss: 60, ..LINK };
+    let bad = Scene {
+        bed: Testbed::with(Options {
+            emulated: Some((faults, 1)),
+            ..Options::default()
+        })?,
+        column: scene.column,
+    };
+    let script = paths::repository().join("tests/e2e/asleep.py");
+    let mut sleeper = streams::subject(&bad, Side::Server, "/usr/bin/python3");
+    sleeper.arg("-I").arg(script).args([&bad.host(), "9100"]);
+    let sleeper = streams::started(&bad, &sleeper, 9100)?;
+    let peer = format!(
+        "import fcntl,socket,struct,termios,time\n\
+         s=socket.create_connection(('{}',9100)); s.sendall(b'x'*20000); want=256<<10\n\
+         while want: d=s.recv(65536); assert d,want; want-=len(d)\n\
+         left=lambda: struct.unpack('i',fcntl.ioctl(s,termios.TIOCOUTQ,b'    '))[0]\n\
+         while left(): time.sleep(.05)",
+        bad.host()
+    );
+    streams::client(&bad, "python3", &["-c", &peer])?;
+    if sleeper.stdout() != "asleep\n" {
+        return Err(format!("it said {:?}", sleeper.stdout()).into());
+    }
+    sleeper.kill();
+    Ok(())
 }

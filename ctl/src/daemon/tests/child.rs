@@ -156,6 +156,7 @@ fn program_child() {
     for line in std::io::stdin().lines().map_while(Result::ok) {
         match line.as_str() {
             "held" => println!("> {}", program.held(endpoint)),
+            "retransmits" => println!("> {}", program.retransmits()),
             "map" => println!("> {}", program.map_queues()),
             "queued" => println!("> {}", program.queued(endpoint)),
             "lock" => {
@@ -193,6 +194,11 @@ fn program_child() {
                     .control
                     .ask(Request::new(RequestKind::Shutdown), None);
                 println!("> {answer:?}");
+            }
+            _ if line.starts_with("connect ") => {
+                let (local, remote) = line[8..].split_once(' ').expect("two addresses");
+                program.connect(local, remote);
+                println!("> connecting");
             }
             _ if line.starts_with("word ") => {
                 let word = line.split(' ').nth(1).expect("word");

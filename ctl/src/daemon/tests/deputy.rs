@@ -56,6 +56,21 @@ fn a_daemon_with_nothing_to_do_sleeps() {
 }
 
 #[test]
+fn timers_run_for_a_program_that_does_not_call() {
+    let bed = Bed::with_daemon();
+    let mut program = ready(&bed, "198.18.9.1:7001", 65534);
+    // Nobody answers, so no frame tells the daemon of it: two SYNs more, one second after another.
+    let flow = "connect 198.18.9.1:7002 198.18.9.77:80";
+    assert_eq!(program.ask(flow), "connecting");
+    let begun = Instant::now();
+    while program.ask("retransmits") != "2" {
+        assert!(begun.elapsed() < Duration::from_secs(20), "not sent again");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(counter(&bed, "stacks_pumped") >= 2);
+}
+
+#[test]
 fn no_lock_word_stops_the_daemon() {
     const WAITERS: u32 = 1 << 31;
     let (bed, daemon) = with_daemon_apart();

@@ -13,7 +13,10 @@ use bypass_runtime::flows::Flows;
 use bypass_runtime::image::Image;
 use bypass_runtime::packets::Packets;
 use bypass_runtime::wake::Ringer;
-use bypass_stack::{EndpointId, Family, IpAddress, ProcessId, SocketAddress, UdpOpen, UdpOptions};
+use bypass_stack::{
+    Counter, EndpointId, Family, IpAddress, NextHop, ProcessId, SocketAddress, TcpOpen, TcpOptions,
+    UdpOpen, UdpOptions,
+};
 use rustix::io::{IoSlice, IoSliceMut};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -195,6 +198,41 @@ impl Program {
     pub(super) fn held(&self, endpoint: EndpointId) -> u32 {
         let mut locked = self.attachment.lock().expect("lock");
         locked.stack().udp_status(endpoint).expect("status").queued
+    }
+
+    /// Begins a connection to a neighbour with this address; without one no frame comes back.
+    pub(super) fn connect(&self, from: &str, to: &str) {
+        let open = TcpOpen {
+            family: Family::V4,
+            local: from_std(from.parse().expect("address")),
+            process: self.process,
+            options: TcpOptions::new(),
+            shadow_cookie: 0,
+            ifindex: 0,
+        };
+        let via = NextHop {
+            queue_pair: 0,
+            neighbour_state: bypass_stack::cplane::neighbour_state::REACHABLE,
+            mtu: 1500,
+            ifindex: 0,
+            source: open.local.ip,
+            source_mac: [2, 0, 0, 0, 0, 1],
+            mac: [2, 0, 0, 0, 0, 2],
+            generation: 1,
+        };
+        let remote = from_std(to.parse().expect("address"));
+        let now = bypass_runtime::clock::now();
+        let mut locked = self.attachment.lock().expect("lock");
+        let (stack, packets) = locked.parts();
+        let connected = stack.tcp_connect(packets, &open, remote, &via, now);
+        connected.expect("connect");
+    }
+
+    /// Segments that the stack has sent again, without running it.
+    pub(super) fn retransmits(&self) -> u64 {
+        let mut locked = self.attachment.lock().expect("lock");
+        let counters = locked.stack().counters();
+        counters.get(Counter::TcpRetransmits)
     }
 
     /// How many links the program holds.
