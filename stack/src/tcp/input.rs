@@ -31,11 +31,12 @@ const TIMESTAMP_SLACK: i32 = 1;
 /// Congestion-experienced (RFC 3168).
 const CE: u8 = 3;
 
-/// The largest segment to send: the peer's MSS or its default (RFC 9293 section 3.7.1), and
-/// TCP_MAXSEG (0 = none).
-pub(crate) fn bounded_mss(peers: Option<u16>, max_seg: u16) -> u16 {
+/// The largest segment to send: the peer's MSS or its family's default (RFC 9293 section 3.7.1), and
+/// TCP_MAXSEG (0 = none), not below 48 (Linux: tcp_min_snd_mss, CVE-2019-11479).
+pub(crate) fn bounded_mss(peers: Option<u16>, is_v4: bool, max_seg: u16) -> u16 {
     let most = if max_seg == 0 { u16::MAX } else { max_seg };
-    peers.unwrap_or(536).min(most).max(64)
+    let default = if is_v4 { 536 } else { 1220 };
+    peers.unwrap_or(default).min(most).max(48)
 }
 
 /// Sequence numbers that a segment takes.
@@ -183,14 +184,11 @@ impl Connection<'_> {
         tcb.delivered = 1;
         tcb.congestion = super::congestion::Congestion::new(tcb.options.congestion, INITIAL_WINDOW);
         self.tcb.mss = self.current_mss();
-        let header = if self.endpoint.remote_ip.is_v4() {
-            40
-        } else {
-            60
-        };
+        let is_v4 = self.endpoint.remote_ip.is_v4();
+        let header = if is_v4 { 40 } else { 60 };
         let max_seg = self.tcb.options.max_seg;
         let by_path = self.tcb.hop.mtu.saturating_sub(header);
-        self.tcb.advertised_mss = bounded_mss(Some(by_path), max_seg);
+        self.tcb.advertised_mss = bounded_mss(Some(by_path), is_v4, max_seg);
         self.tcb.rcv_mss = self.tcb.advertised_mss.min(536);
         self.quick_ack_mode();
         if self.tcb.options.has(super::options::TcpOptions::KEEPALIVE) {
@@ -472,7 +470,8 @@ impl Connection<'_> {
         self.tcb.rcv_wup = self.tcb.rcv_nxt;
         self.tcb.copied_seq = self.tcb.rcv_nxt;
         self.tcb.drs_seq = self.tcb.rcv_nxt;
-        self.tcb.mss_clamp = bounded_mss(options.mss, self.tcb.options.max_seg);
+        let is_v4 = self.endpoint.remote_ip.is_v4();
+        self.tcb.mss_clamp = bounded_mss(options.mss, is_v4, self.tcb.options.max_seg);
         match options.timestamps {
             Some(timestamps) if self.tcb.has(flag::TIMESTAMPS) => {
                 self.tcb.ts_recent = timestamps.value;
@@ -622,9 +621,12 @@ impl Connection<'_> {
         }
         match self.tcb.state() {
             TcpState::Established | TcpState::FinWait1 | TcpState::FinWait2 => {}
-            // The peer has said that it is done: nothing new can come.
+            // The peer has said that it is done: what comes again is told so, what would be new is
+            // ignored (RFC 9293 section 3.10.7.4 step seven).
             _ => {
-                self.tcb.set(flag::ACK_NOW);
+                if before(segment.seq, self.tcb.rcv_nxt) {
+                    self.tcb.set(flag::ACK_NOW);
+                }
                 return Ok(false);
             }
         }

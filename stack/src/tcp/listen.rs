@@ -2,7 +2,7 @@
 //! section 3.10.7.2, RFC 4987; backlog as Linux counts it).
 
 use super::connection::{may_answer, micros, millis, timestamps};
-use super::input::Arrived;
+use super::input::{Arrived, bounded_mss};
 use super::mini::{Mini, kind};
 use super::pool::Pool;
 use super::seq::{after, before};
@@ -18,8 +18,6 @@ use crate::wire::tcp::{self, Segment, flags};
 
 /// How long an unconfirmed request waits before its SYN-ACK goes out again (RFC 6298: 1 s).
 const SYNACK_NS: u64 = 1_000_000_000;
-/// A repeated SYN gets its answer again not more often than this.
-const REPEAT_NS: u64 = 500_000_000;
 /// A TIME_WAIT lasts this long (Linux: TCP_TIMEWAIT_LEN).
 pub(crate) const TIME_WAIT_NS: u64 = 60_000_000_000;
 /// The window scale that the greatest receive buffer asks for is at most this (RFC 7323).
@@ -153,8 +151,9 @@ impl Stack<'_> {
         let negotiated = negotiate(segment, &defaults);
         let mtu = arrived.hop.mtu;
         let header = if local.ip.is_v4() { 40 } else { 60 };
-        let advertised =
-            super::input::bounded_mss(Some(mtu.saturating_sub(header)), options.max_seg);
+        let by_path = mtu.saturating_sub(header);
+        let is_v4 = local.ip.is_v4();
+        let advertised = bounded_mss(Some(by_path), is_v4, options.max_seg);
         let capacity = options.rcvbuf_bytes / 2;
         let key = self.secret_key();
         if let Some(tcb) = self.tcbs.get_mut(listener as usize) {
@@ -178,7 +177,7 @@ impl Stack<'_> {
                 mini.rcv_wscale = window_scale(most);
                 mini.snd_wscale = segment.options.window_scale.unwrap_or(0).min(MAX_SCALE);
             }
-            mini.peer_mss = super::input::bounded_mss(segment.options.mss, options.max_seg);
+            mini.peer_mss = bounded_mss(segment.options.mss, is_v4, options.max_seg);
             mini.ts_recent = segment.options.timestamps.map_or(0, |value| value.value);
             mini.ts_recent_ms = millis(now);
             mini.deadline = now.0.saturating_add(SYNACK_NS);
@@ -296,8 +295,9 @@ impl Stack<'_> {
         }
         let is_syn = segment.flags & (flags::SYN | flags::ACK | flags::RST) == flags::SYN;
         if is_syn && segment.seq.wrapping_add(1) == mini.rcv_nxt {
-            let since = micros(now) as u32;
-            if since.wrapping_sub(mini.synack_us) >= (REPEAT_NS / 1000) as u32 {
+            if let Some(mini) = self.minis.get_mut(index as usize)
+                && may_answer(&mut mini.answered_ms, segment, now)
+            {
                 self.send_synack(memory, index, now);
             }
             return Ok(None);
@@ -311,6 +311,8 @@ impl Stack<'_> {
         }
         if segment.flags & (flags::RST | flags::SYN) != 0 {
             if segment.flags & flags::RST != 0 && segment.seq != mini.rcv_nxt {
+                // Perhaps blind (RFC 5961 section 3.2).
+                self.answer_by_mini(memory, index, segment, now);
                 return Err(DropReason::TcpWindow);
             }
             // Another SYN inside the window gets a reset (RFC 9293 section 3.10.7.4).

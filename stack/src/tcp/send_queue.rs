@@ -56,6 +56,34 @@ impl Connection<'_> {
         self.tcb.is_writable(self.send_space())
     }
 
+    /// Puts bytes on the send queue and sends what may leave. With TCP_NOTSENT_LOWAT segment by
+    /// segment, until so much is unsent (net/ipv4/tcp.c:tcp_sendmsg_locked). Returns how many.
+    pub(crate) fn write(
+        &mut self,
+        memory: &mut impl Memory,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+        now: Instant,
+    ) -> usize {
+        let lowat = self.tcb.options.notsent_lowat;
+        if lowat == u32::MAX {
+            return self.append(memory, len, fill);
+        }
+        let mut done = 0usize;
+        while done < len && self.tcb.unsent_bytes() < lowat {
+            let step = usize::from(self.tcb.mss.max(1)).min(len.saturating_sub(done));
+            let taken = self.append(memory, step, fill);
+            if taken == 0 {
+                break;
+            }
+            done = done.saturating_add(taken);
+            if done < len {
+                self.output(memory, now, false);
+            }
+        }
+        done
+    }
+
     /// Puts bytes on the send queue: behind the last unsent segment while it has room, then in
     /// fresh chunks. Returns how many.
     pub(crate) fn append(
@@ -88,6 +116,8 @@ impl Connection<'_> {
             fill(piece);
             if let Some(slot) = self.segment_mut(chunk) {
                 slot.len = slot.len.saturating_add(take as u16);
+                // The end of an earlier write is no end any more.
+                slot.marks &= !mark::PUSH;
             }
             self.tcb.write_seq = self.tcb.write_seq.wrapping_add(take as u32);
             done = done.saturating_add(take);
@@ -206,10 +236,11 @@ impl super::tcb::Tcb {
             .min(room.saturating_mul(u32::from(self.mss)))
     }
 
-    /// Whether a third of the buffer is free and the unsent part is small enough (Linux:
-    /// sk_stream_is_writeable, TCP_NOTSENT_LOWAT).
+    /// Whether a third of the buffer is free and the unsent part is below half of TCP_NOTSENT_LOWAT
+    /// (Linux: sk_stream_is_writeable, tcp_stream_memory_free).
     pub(crate) fn is_writable(&self, space: u32) -> bool {
         let used = distance(self.snd_una, self.write_seq);
-        space >= (used / 2).max(1) && self.unsent_bytes() < self.options.notsent_lowat
+        let unsent = self.unsent_bytes().saturating_mul(2);
+        space >= (used / 2).max(1) && unsent < self.options.notsent_lowat
     }
 }

@@ -92,7 +92,7 @@ pub struct TcpStatus {
     pub local: SocketAddress,
     /// Remote address; unspecified for a listener.
     pub remote: SocketAddress,
-    /// Bytes to read in order (FIONREAD).
+    /// Bytes to read in order; FIONREAD says none of them at the urgent mark.
     pub readable: u32,
     /// Bytes sent or written and not acknowledged (SIOCOUTQ).
     pub unacked: u32,
@@ -397,7 +397,7 @@ impl Stack<'_> {
             return Ok(0);
         }
         let space = connection.send_space();
-        let taken = connection.append(memory, len.min(space as usize), fill);
+        let taken = connection.write(memory, len.min(space as usize), fill, now);
         if taken == 0 {
             connection.wait_for_room(now);
             self.settle(id.index, now);
