@@ -103,6 +103,26 @@ static inline socklen_t address(const char *text, uint16_t port, struct sockaddr
     fail("%s: not an IP address", text);
 }
 
+static inline int by_value(const void *left, const void *right)
+{
+    uint64_t a = *(const uint64_t *)left, b = *(const uint64_t *)right;
+    return (a > b) - (a < b);
+}
+
+static inline void sort_times(uint64_t *times, long count)
+{
+    qsort(times, (size_t)count, sizeof *times, by_value);
+}
+
+/* The value below which `share` of the sorted times lie, in microseconds. */
+static inline double percentile(const uint64_t *sorted, long count, double share)
+{
+    if (count == 0)
+        return 0;
+    long index = (long)(share * (double)count);
+    return (double)sorted[index < count ? index : count - 1] * 1e-3;
+}
+
 /* A UDP socket bound to an address and port. */
 static inline int bound_socket(const char *text, uint16_t port, bool reuse_port)
 {

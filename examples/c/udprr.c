@@ -10,21 +10,6 @@
 
 enum { MAX_SIZE = 9000 };
 
-static int by_value(const void *left, const void *right)
-{
-    uint64_t a = *(const uint64_t *)left, b = *(const uint64_t *)right;
-    return (a > b) - (a < b);
-}
-
-/* The value below which `share` of the sorted times lie, in microseconds. */
-static double percentile(const uint64_t *sorted, long count, double share)
-{
-    if (count == 0)
-        return 0;
-    long index = (long)(share * (double)count);
-    return (double)sorted[index < count ? index : count - 1] * 1e-3;
-}
-
 /* One exchange; gives the time in nanoseconds, 0 when the response is lost. */
 static uint64_t exchange(int fd, char *datagram, size_t size, uint64_t sequence)
 {
@@ -94,7 +79,7 @@ int main(int argc, char **argv)
             nanosleep(&pause, NULL);
         }
     }
-    qsort(times, (size_t)kept, sizeof *times, by_value);
+    sort_times(times, kept);
     printf(json ? "{\"count\":%ld,\"lost\":%ld,\"p50_us\":%.2f,\"p90_us\":%.2f,\"p99_us\":%.2f,"
                   "\"p999_us\":%.2f,\"max_us\":%.2f}\n"
                 : "%ld round trips, %ld lost: p50 %.2f, p90 %.2f, p99 %.2f, p99.9 %.2f, "

@@ -15,6 +15,8 @@ use zerocopy::IntoBytes;
 struct Packets(Vec<u8>);
 
 const CHUNK: usize = 2048;
+/// Connections of one port of the server.
+const PORTS: usize = 60_000;
 
 impl Memory for Packets {
     fn chunk_size(&self) -> usize {
@@ -137,8 +139,8 @@ fn main() {
     };
     let (count, len, connections) = (number(1, 100_000), number(2, 32), number(3, 1));
     let caps = Capacities {
-        endpoints: connections as u32 + 2,
-        chunks: 1024,
+        endpoints: (connections + connections / PORTS) as u32 + 2,
+        chunks: 4096,
         chunk_size: CHUNK as u32,
     };
     let (mut one, mut two) = (
@@ -151,8 +153,12 @@ fn main() {
         IpAddress::from_v4([198, 18, 0, 1]),
         IpAddress::from_v4([198, 18, 0, 2]),
     );
-    let listen = server.open(them, 80);
-    let listener = server.stack.tcp_listen(&listen, 65_535).expect("listener");
+    let listeners: Vec<EndpointId> = (0..=connections / PORTS)
+        .map(|nth| {
+            let listen = server.open(them, 80 + nth as u16);
+            server.stack.tcp_listen(&listen, 65_535).expect("listener")
+        })
+        .collect();
     let via = NextHop {
         queue_pair: 0,
         neighbour_state: 2,
@@ -166,14 +172,15 @@ fn main() {
     let mut now = Instant(1_000_000_000);
     let mut pairs = Vec::new();
     for nth in 0..connections {
-        let open = client.open(us, 1024_u16.wrapping_add(nth as u16));
-        let remote = SocketAddress::new(them, 80);
+        let open = client.open(us, 1024 + (nth % PORTS) as u16);
+        let remote = SocketAddress::new(them, 80 + (nth / PORTS) as u16);
         let id = client
             .stack
             .tcp_connect(&mut client.packets, &open, remote, &via, now)
             .expect("connect");
         quiet(&mut client, &mut server, now);
         let process = server.process;
+        let listener = listeners[nth / PORTS];
         let peer = server.stack.tcp_accept(listener, process, 0).expect("live");
         pairs.push((id, peer.expect("accepted")));
     }

@@ -1,12 +1,13 @@
-//! Debian's name servers with a configuration for the test bed, and `dnsperf` as their client.
+//! Servers of the tests: Debian's name servers with a configuration, `dnsperf` as their client, and
+//! when a TCP server is ready.
 
 use std::fs;
 use std::time::Duration;
 
-use crate::counters::{processor_time, wait_for_udp_port};
-use crate::program::{Column, Running};
+use crate::counters::{processor_time, wait_for_tcp_port, wait_for_udp_port};
+use crate::program::{Column, Running, wait_until};
 use crate::testbed::{Side, Testbed};
-use crate::{Result, paths};
+use crate::{Result, daemon, paths};
 
 /// Names in the zone `bypass.test`: `h0` to `h99`.
 const NAMES: u32 = 100;
@@ -317,6 +318,27 @@ fn parse_dnsperf(text: &str) -> Option<DnsResult> {
         rate: after("Queries per second:")?.parse().ok()?,
         p50_us: percentile(0.5),
         p99_us: percentile(0.99),
+    })
+}
+
+/// Waits until a TCP server of the server side listens on `port`, and, when it runs under the shim,
+/// until connections to the port come to its stack: the kernel's listener is there first, and a
+/// connection that the kernel accepts stays with it.
+///
+/// # Errors
+/// After 10 s.
+pub fn wait_for_listener(bed: &Testbed, port: u16, shim: bool) -> Result<()> {
+    wait_for_tcp_port(bed, Side::Server, port)?;
+    let end = format!(":{port}");
+    let is_there = |filter: &serde_json::Value| {
+        let local = filter["local"].as_str().unwrap_or_default();
+        local.ends_with(&end)
+    };
+    if !shim {
+        return Ok(());
+    }
+    wait_until("the listener's filter", Duration::from_secs(10), || {
+        daemon::list(bed, &["filters", "list"]).is_ok_and(|filters| filters.iter().any(is_there))
     })
 }
 

@@ -5,9 +5,10 @@
 
 mod fallthrough;
 mod idle;
+mod instructions;
 mod ping_pong;
 mod rate;
-mod stack_udp;
+mod streams;
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -31,8 +32,18 @@ pub(crate) enum Name {
     UdpRr,
     /// Processor time of an accelerated program that waits
     Idle,
+    /// 64-byte request and response over TCP, 1 and 64 connections
+    TcpRr,
+    /// GET with redis-benchmark: one client, 50, and 50 that pipeline
+    Redis,
+    /// 1 KiB from nginx to wrk: keepalive, and a connection for each request
+    Nginx,
+    /// One stream of iperf3 in each direction
+    TcpBulk,
     /// Instructions per datagram of the stack alone
     StackUdp,
+    /// Instructions per TCP request and response of the stack alone
+    StackTcp,
 }
 
 /// One measured thing.
@@ -71,7 +82,7 @@ pub(crate) struct Report {
 /// When it cannot be run. A target that is not met is no error.
 pub(crate) fn run(name: Name, json: bool, rounds: u32, record: bool) -> Result<()> {
     packages::install_missing()?;
-    if name != Name::StackUdp {
+    if !matches!(name, Name::StackUdp | Name::StackTcp) {
         build::release()?;
     }
     let rows = match name {
@@ -80,7 +91,12 @@ pub(crate) fn run(name: Name, json: bool, rounds: u32, record: bool) -> Result<(
         Name::UdpE2e => rate::end_to_end(rounds)?,
         Name::UdpRr => ping_pong::run(rounds)?,
         Name::Idle => idle::run()?,
-        Name::StackUdp => stack_udp::run(record)?,
+        Name::TcpRr => streams::run(&streams::ROUND_TRIP, rounds)?,
+        Name::Redis => streams::run(&streams::REDIS, rounds)?,
+        Name::Nginx => streams::run(&streams::NGINX, rounds)?,
+        Name::TcpBulk => streams::run(&streams::BULK, rounds)?,
+        Name::StackUdp => instructions::run(&instructions::UDP, record)?,
+        Name::StackTcp => instructions::run(&instructions::TCP, record)?,
     };
     let report = Report {
         name: name
@@ -101,12 +117,14 @@ pub(crate) fn run(name: Name, json: bool, rounds: u32, record: bool) -> Result<(
     Ok(())
 }
 
-/// Fails when the stack needs 5 % more instructions per datagram than the recorded reference.
+/// Fails when the stack needs 5 % more instructions per datagram, or per request and response over
+/// TCP, than the recorded references.
 ///
 /// # Errors
 /// When it does, or cannot be measured.
-pub(crate) fn stack_udp_gate() -> Result<()> {
-    let rows = stack_udp::run(false)?;
+pub(crate) fn instructions_gate() -> Result<()> {
+    let mut rows = instructions::run(&instructions::UDP, false)?;
+    rows.extend(instructions::run(&instructions::TCP, false)?);
     let worse: Vec<&str> = rows
         .iter()
         .filter(|row| row.met == Some(false))

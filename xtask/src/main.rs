@@ -52,7 +52,7 @@ enum Task {
     },
     /// What a change must pass: format, lints, tidy, tests, instruction counts
     Ci,
-    /// Measure: fallthrough, udp-rx, udp-e2e, udp-rr, idle, stack-udp
+    /// Measure speed, processor time or instructions, kernel and shim in turns
     Bench {
         /// Which one
         name: bench::Name,
@@ -62,7 +62,7 @@ enum Task {
         /// Rounds; kernel and shim take turns in each
         #[arg(long, default_value_t = 5)]
         rounds: u32,
-        /// stack-udp: write the figures as the new reference
+        /// stack-udp, stack-tcp: write the figures as the new reference
         #[arg(long)]
         record: bool,
     },

@@ -43,6 +43,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("unbound", "/usr/sbin/unbound"),
     ("util-linux", "/usr/bin/setpriv"),
     ("valgrind", "/usr/bin/valgrind"),
+    ("wrk", "/usr/bin/wrk"),
 ];
 
 /// Installs what is missing.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bypass_tests::Result;
 use bypass_tests::counters::wait_for_tcp_port;
-use bypass_tests::daemon;
-use bypass_tests::program::{Finished, Program, Running, wait_until};
+use bypass_tests::program::{Finished, Program, Running};
+use bypass_tests::services::wait_for_listener;
 use bypass_tests::testbed::Side;
 
 use super::harness::Scene;
@@ -21,21 +21,9 @@ pub(crate) fn subject<'s>(scene: &'s Scene, side: Side, name: &str) -> Program<'
 
 pub(crate) fn started(scene: &Scene, program: &Program<'_>, port: u16) -> Result<Running> {
     let running = program.spawn()?;
-    wait_for_tcp_port(&scene.bed, Side::Server, port)
+    wait_for_listener(&scene.bed, port, scene.has_shim())
         .map_err(|error| format!("{error}\n{}{}", running.stdout(), running.stderr()))?;
-    // The kernel's listener is there first; a connection that it accepts stays with it.
-    if scene.has_shim() {
-        wait_until("the listener's filter", Duration::from_secs(10), || {
-            daemon::list(&scene.bed, &["filters", "list"])
-                .is_ok_and(|filters| filters.iter().any(|filter| is_at(filter, port)))
-        })?;
-    }
     Ok(running)
-}
-
-fn is_at(filter: &serde_json::Value, port: u16) -> bool {
-    let local = filter["local"].as_str().unwrap_or_default();
-    local.ends_with(&format!(":{port}"))
 }
 
 /// Runs a client on the kernel.
