@@ -68,7 +68,9 @@ pub(crate) fn flow_hash(seed: u64, remote: &SocketAddress, local_port: u16) -> u
     let (high, low) = remote.ip.words();
     let ports = u64::from(remote.port) << 16 | u64::from(local_port);
     let a = fold(low ^ seed, high ^ 0x9e37_79b9_7f4a_7c15);
-    fold(a ^ ports, seed | 1)
+    // A multiplier with bits everywhere, whatever the seed: else the ports would not reach the low
+    // bits that choose the bucket.
+    fold(a ^ ports, seed ^ 0xa076_1d64_78bd_642f)
 }
 
 /// Both halves of a 128-bit product, mixed.
@@ -349,4 +351,26 @@ pub(crate) fn home(seed: u64, ports: &[u32], flows: &[u32], endpoint: &Endpoint)
 /// "Any" in place of an address that is not specific.
 pub(crate) fn specific(ip: IpAddress, otherwise: IpAddress) -> IpAddress {
     if ip.is_unspecified() { otherwise } else { ip }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::flow_hash;
+    use crate::types::{IpAddress, SocketAddress};
+
+    #[test]
+    fn ports_choose_buckets_whatever_the_seed() {
+        let ip = IpAddress::from_v4([198, 18, 0, 1]);
+        for seed in [0, 1, 0x5eed, u64::MAX, 0x0123_4567_89ab_cdef] {
+            let mut longest = 0;
+            let mut chains = [0_u32; 4096];
+            for port in 0..4096 {
+                let remote = SocketAddress::new(ip, port);
+                let chain = &mut chains[flow_hash(seed, &remote, 80) as usize % 4096];
+                *chain += 1;
+                longest = longest.max(*chain);
+            }
+            assert!(longest <= 12, "seed {seed:#x}: a chain of {longest}");
+        }
+    }
 }
