@@ -546,3 +546,68 @@ CASE(tcp_fork, ACCELERATED)
     reap(child);
     line("%s", peer("dialled"));
 }
+
+/* Writes a setting of this network namespace. */
+static void setting(const char *name, const char *text)
+{
+    char path[80];
+    snprintf(path, sizeof path, "/proc/sys/net/ipv4/%s", name);
+    int fd = open(path, O_WRONLY);
+    line("%s %s", name, fd >= 0 && write(fd, text, strlen(text)) > 0 ? text : strerror(errno));
+    close(fd);
+}
+
+/* What was agreed with the peer. */
+static void agreed(int fd)
+{
+    struct tcp_info info = {0};
+    socklen_t length = sizeof info;
+    getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length);
+    line("  timestamps %d sack %d scaling %d ecn %d", info.tcpi_options & TCPI_OPT_TIMESTAMPS,
+         info.tcpi_options & TCPI_OPT_SACK, info.tcpi_options & TCPI_OPT_WSCALE,
+         info.tcpi_options & TCPI_OPT_ECN);
+    char name[16] = "";
+    length = sizeof name;
+    value("TCP_CONGESTION", getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &length));
+    line("  %s", name);
+}
+
+CASE(tcp_host_settings, ACCELERATED)
+{
+    setting("tcp_rmem", "4096 54321 400000");
+    setting("tcp_syn_retries", "3");
+    setting("tcp_timestamps", "0");
+    setting("tcp_sack", "0");
+    setting("tcp_window_scaling", "0");
+    setting("tcp_congestion_control", "reno");
+    setting("tcp_fin_timeout", "17");
+    setting("tcp_keepalive_time", "1234");
+    setting("tcp_keepalive_intvl", "23");
+    setting("tcp_keepalive_probes", "4");
+    int fd = dial(peer4, T_ECHO);
+    agreed(fd);
+    number(fd, "SO_RCVBUF", SOL_SOCKET, SO_RCVBUF);
+    number(fd, "TCP_SYNCNT", IPPROTO_TCP, TCP_SYNCNT);
+    number(fd, "TCP_LINGER2", IPPROTO_TCP, TCP_LINGER2);
+    number(fd, "TCP_KEEPIDLE", IPPROTO_TCP, TCP_KEEPIDLE);
+    number(fd, "TCP_KEEPINTVL", IPPROTO_TCP, TCP_KEEPINTVL);
+    number(fd, "TCP_KEEPCNT", IPPROTO_TCP, TCP_KEEPCNT);
+    value("write", write(fd, "abc", 3));
+    receive(fd, 0);
+    close(fd);
+    setting("tcp_timestamps", "1");
+    setting("tcp_ecn", "1");
+    setting("tcp_congestion_control", "cubic");
+    /* The shim may believe what it has read for a second. */
+    pause_ms(1100);
+    fd = dial(peer4, T_ECHO);
+    agreed(fd);
+    close(fd);
+    fd = listener(host4, 6211, 5);
+    line("%s", peer("dial %s 6211 w", host4));
+    int one = take_one(fd);
+    agreed(one);
+    number(one, "TCP_LINGER2", IPPROTO_TCP, TCP_LINGER2);
+    close(one);
+    line("%s", peer("dialled"));
+}

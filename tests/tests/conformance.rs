@@ -178,6 +178,7 @@ cases! {
     tcp_epoll_threads: Accelerated,
     tcp_epoll_connect: Accelerated,
     tcp_many: Accelerated,
+    tcp_host_settings: Accelerated,
     tcp_urgent_receive: Accelerated,
     tcp_urgent_message: Accelerated,
     tcp_urgent_inline: Accelerated,

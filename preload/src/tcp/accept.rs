@@ -68,6 +68,7 @@ pub unsafe fn accept(fd: c_int, listener: EndpointId, place: Place, call_flags: 
     }
     let served = SERVED.fetch_add(1, Ordering::Relaxed);
     if served.is_multiple_of(SHADOW_EVERY) {
+        super::defaults::follow();
         // SAFETY: the caller's promise.
         match unsafe { from_kernel(fd, place, call_flags) } {
             Err(Errno::AGAIN) => {}

@@ -17,7 +17,7 @@ use bypass_stack::{
 };
 use rustix::io::Errno;
 
-use super::{flags, options, with_stack};
+use super::{defaults, flags, options, with_stack};
 use crate::address::Given;
 use crate::decide::{self, TCP};
 use crate::errno::Answer;
@@ -76,6 +76,7 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fal
         return Err(reason);
     }
     let joined = context::join()?;
+    defaults::follow();
     let ifindex = match decide::bound_device(fd) {
         0 => only,
         device => device,

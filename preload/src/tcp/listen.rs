@@ -7,31 +7,17 @@ use std::ffi::c_int;
 use bypass_proto::policy::{Protocol, Role};
 use bypass_proto::reason::FallThrough;
 use bypass_stack::{EndpointId, TcpOpen, TcpOptions};
-use once_cell::sync::Lazy;
 
-use super::{options, with_stack};
+use super::{defaults, options, with_stack};
 use crate::decide::{self, TCP};
 use crate::fdtable::{self, Entry};
 use crate::{context, process, report, shadow, symbols, wait};
 
-/// `net.core.somaxconn`: what the kernel cuts a backlog to.
-static MOST: Lazy<u32> = Lazy::new(|| read_number("/proc/sys/net/core/somaxconn").unwrap_or(4096));
-
-fn read_number(path: &str) -> Option<u32> {
-    use rustix::fs::{Mode, OFlags};
-    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let mut bytes = [0_u8; 16];
-    let count = rustix::io::read(&file, &mut bytes).ok()?;
-    std::str::from_utf8(&bytes[..count])
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
-}
-
 /// The backlog as the kernel takes it: negative means the most.
 fn cut(backlog: c_int) -> u32 {
-    u32::try_from(backlog).unwrap_or(u32::MAX).min(*MOST)
+    u32::try_from(backlog)
+        .unwrap_or(u32::MAX)
+        .min(defaults::most_backlog())
 }
 
 /// The kernel's socket listens now: the endpoint follows.
@@ -77,6 +63,7 @@ fn try_begin(fd: c_int, backlog: u32, only: u32) -> Result<EndpointId, FallThrou
     let family = shadow::family(fd).ok_or(FallThrough::NotInet)?;
     let local = shadow::local(fd).ok_or(FallThrough::Undecided)?;
     let joined = context::join()?;
+    defaults::follow();
     let cookie = shadow::cookie(fd);
     let ifindex = match decide::bound_device(fd) {
         0 => only,

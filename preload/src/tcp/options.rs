@@ -82,11 +82,12 @@ pub fn of_shadow(fd: c_int) -> TcpOptions {
     // A buffer as a fresh socket has it was not set, and may grow.
     if shadow::option(fd, SOL_SOCKET, libc::SO_RCVBUF) == Some(FRESH.0) {
         options.set(TcpOptions::RCVBUF_LOCKED, false);
-        options.rcvbuf_bytes = TcpOptions::new().rcvbuf_bytes;
     }
     if shadow::option(fd, SOL_SOCKET, libc::SO_SNDBUF) == Some(FRESH.1) {
         options.set(TcpOptions::SNDBUF_LOCKED, false);
-        options.sndbuf_bytes = TcpOptions::new().sndbuf_bytes;
+        // A connection starts with room for ten segments and what they cost
+        // (net/ipv4/tcp_input.c:tcp_sndbuf_expand).
+        options.sndbuf_bytes = options.sndbuf_bytes.max(TcpOptions::new().sndbuf_bytes);
     }
     // TCP_MAXSEG answers what is in force, not what was set: 536 before a connection without it.
     let segment = shadow::option::<c_int>(fd, IPPROTO_TCP, libc::TCP_MAXSEG).unwrap_or(536);
@@ -95,6 +96,12 @@ pub fn of_shadow(fd: c_int) -> TcpOptions {
     }
     options.set(TcpOptions::NONBLOCKING, shadow::is_nonblocking(fd));
     options
+}
+
+/// The stack's number of a congestion control; `None`: the stack has none of that name.
+pub fn control_number(name: &[u8]) -> Option<u8> {
+    let known = CONTROLS.iter().position(|known| known.as_bytes() == name);
+    known.map(|number| number as u8)
 }
 
 /// A small number out of an option that may be -1.
@@ -121,8 +128,11 @@ fn read_one(fd: c_int, level: c_int, name: c_int, options: &mut TcpOptions) {
         }
         (IPPROTO_TCP, libc::TCP_CONGESTION) => {
             let bytes = shadow::option::<[u8; NAME_BYTES]>(fd, level, name).unwrap_or_default();
-            let is = |known: &str| bytes.starts_with(known.as_bytes());
-            options.congestion = CONTROLS.iter().position(|known| is(known)).unwrap_or(0) as u8;
+            let end = bytes
+                .iter()
+                .position(|&byte| byte == 0)
+                .unwrap_or(NAME_BYTES);
+            options.congestion = control_number(&bytes[..end]).unwrap_or(0);
             return;
         }
         _ => {}
@@ -153,8 +163,10 @@ fn read_one(fd: c_int, level: c_int, name: c_int, options: &mut TcpOptions) {
         (IPPROTO_TCP, libc::TCP_LINGER2) => options.linger2_s = value,
         (IPPROTO_TCP, libc::TCP_DEFER_ACCEPT) => options.defer_accept_s = positive,
         (IPPROTO_TCP, libc::TCP_USER_TIMEOUT) => options.user_timeout_ms = positive,
-        // 0 = the system's, which is "none" unless somebody has set it.
-        (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT) if value == 0 => options.notsent_lowat = u32::MAX,
+        // 0 = the system's.
+        (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT) if value == 0 => {
+            options.notsent_lowat = super::defaults::notsent_lowat();
+        }
         (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT) => options.notsent_lowat = value.cast_unsigned(),
         (IPPROTO_TCP, libc::TCP_WINDOW_CLAMP) => options.window_clamp = positive,
         (IPPROTO_TCP, libc::TCP_MAXSEG) => options.max_seg = u16::try_from(value).unwrap_or(0),
