@@ -26,9 +26,9 @@
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{
-    c_char, c_int, c_uint, c_ulong, c_void, epoll_event, fd_set, iovec, loff_t, mmsghdr, msghdr,
-    nfds_t, off_t, pid_t, pollfd, posix_spawn_file_actions_t, posix_spawnattr_t, sigset_t, size_t,
-    sockaddr, socklen_t, ssize_t, timespec, timeval,
+    FILE, c_char, c_int, c_uint, c_ulong, c_void, epoll_event, fd_set, iovec, loff_t, mmsghdr,
+    msghdr, nfds_t, off_t, pid_t, pollfd, posix_spawn_file_actions_t, posix_spawnattr_t, sigset_t,
+    size_t, sockaddr, socklen_t, ssize_t, timespec, timeval,
 };
 
 use crate::family;
@@ -180,6 +180,10 @@ hooks! {
     fn fcntl64(fd: c_int, command: c_int, argument: size_t) -> c_int => family::fd::fcntl;
     fn __fcntl(fd: c_int, command: c_int, argument: size_t) -> c_int => family::fd::fcntl;
     fn ioctl(fd: c_int, request: c_ulong, argument: size_t) -> c_int => family::ioctl::ioctl;
+
+    fn fdopen(fd: c_int, mode: *const c_char) -> *mut FILE => family::stdio::fdopen;
+    fn vdprintf(fd: c_int, format: *const c_char, arguments: *mut c_void) -> c_int => family::stdio::vdprintf;
+    fn __vdprintf_chk(fd: c_int, flag: c_int, format: *const c_char, arguments: *mut c_void) -> c_int => family::stdio::vdprintf_chk;
 
     fn fork() -> pid_t => family::process::fork;
     fn __fork() -> pid_t => family::process::fork;

@@ -121,6 +121,7 @@ fn compat_page(list: &str) -> String {
                 file,
                 "stack shared by a fork; an exec leaves sockets to the kernel",
             ),
+            "stdio" => (file, "a stream whose reads and writes are the hooked ones"),
             "raw" => (
                 file,
                 "by number, as the named call; io_uring_setup answers ENOSYS",

@@ -17,3 +17,4 @@ pub mod recv;
 pub mod select;
 pub mod send;
 pub mod socket;
+pub mod stdio;

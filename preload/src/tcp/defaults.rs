@@ -1,8 +1,8 @@
 //! The host's `net.ipv4.tcp_*` settings, told to the stack when a call needs them
 //! (Documentation/networking/ip-sysctl.rst of the kernel).
 //!
-//! `/proc/sys/net` shows the network namespace of whoever reads it: the program's, which is also the
-//! one its stack serves. Where a setting cannot be read, the stack keeps what it has.
+//! `/proc/sys/net` shows the network namespace of whoever reads it: the program's, which is also
+//! the one its stack serves. Where a setting cannot be read, the stack keeps what it has.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
