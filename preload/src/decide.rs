@@ -339,7 +339,8 @@ pub fn release_all(endpoint: EndpointId) {
     settle();
 }
 
-/// The endpoint ends, for every process that holds it: the socket is the kernel's from here on.
+/// The endpoint ends, for every process that holds it: the socket is the kernel's from here on, and
+/// so is what was not read yet.
 pub fn abolish(fd: i32, endpoint: EndpointId) {
     fdtable::replace(fd, Entry::Udp(endpoint), Entry::Other);
     let Some(joined) = context::joined() else {
@@ -352,14 +353,30 @@ pub fn abolish(fd: i32, endpoint: EndpointId) {
         .stack()
         .udp_status(endpoint)
         .map_or(0, |status| status.filter);
+    drop(locked);
+    hand_over(filter);
+    let Ok(mut locked) = joined.attachment.lock() else {
+        return;
+    };
     let holders = locked.stack().holders(endpoint);
     for slot in 0..128_u8 {
         if holders[usize::from(slot / 64)] >> (slot % 64) & 1 == 1 {
             locked.stack().unhold(endpoint, ProcessId(slot));
         }
     }
-    drop(locked);
-    remove_filter(filter);
+}
+
+/// Gives a filter back to the daemon, which gives what the endpoint has not read to the kernel's
+/// socket.
+fn hand_over(filter: u32) {
+    if filter != 0 {
+        let request = Request {
+            filter,
+            ..Request::new(RequestKind::HandOver)
+        };
+        // Refused, or without a daemon, what was not read is lost.
+        let _ = context::with_control(|control| control.ask(request, None));
+    }
 }
 
 /// This process lets go of the endpoint: the socket is the kernel's from here on.

@@ -53,6 +53,9 @@ pub enum RequestKind {
     /// Ask the daemon to read its configuration again (privileged). Reply: text, which is what is
     /// wrong with it, or empty; then [`ReplyKind::End`].
     Reload = 10,
+    /// Give a UDP filter back and have what the endpoint has not read sent to the bound socket once
+    /// more, by the kernel. Reply: [`ReplyKind::End`], `count` = datagrams moved.
+    HandOver = 11,
 }
 
 impl RequestKind {
@@ -60,8 +63,8 @@ impl RequestKind {
     #[must_use]
     pub fn from_wire(value: u16) -> Option<Self> {
         use RequestKind::{
-            AddFilter, AddStatic, Attach, Forked, Query, QueuePairs, Reload, RemoveFilter,
-            RemoveStatic, Shutdown,
+            AddFilter, AddStatic, Attach, Forked, HandOver, Query, QueuePairs, Reload,
+            RemoveFilter, RemoveStatic, Shutdown,
         };
         [
             Attach,
@@ -74,6 +77,7 @@ impl RequestKind {
             RemoveStatic,
             Shutdown,
             Reload,
+            HandOver,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == value)
@@ -305,7 +309,7 @@ pub struct Reply {
     pub process: u32,
     /// Filter id (Filter).
     pub filter: u32,
-    /// Count of queue pairs (QueuePairs), of interfaces served (Filter).
+    /// Count of queue pairs (QueuePairs), of interfaces served (Filter), of datagrams (HandOver).
     pub count: u32,
     /// Size of a chunk of the packet memory in bytes (Attached).
     pub chunk_size: u32,

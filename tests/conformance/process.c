@@ -304,3 +304,60 @@ CASE(process_scm_self, MIXED)
     value("close", close(fd));
     echo(copy, "copy alone");
 }
+
+/* Has the peer send `count` datagrams to each of both addresses, and waits until they are here. */
+static void unread(int port, int count)
+{
+    int beside = udp("", 6120);
+    peer("send %s 6000 %d 9 %d 1", host4, port, count);
+    peer("send %s 6001 %d 900 %d 1", host4, port, count);
+    peer("send %s 6000 6120 1 1 0", host4);
+    wait_for(beside, POLLIN, 5000);
+    value("close", close(beside));
+}
+
+/* What was not read before SCM_RIGHTS is read by the receiver, in order, from the same senders. */
+CASE(process_scm_unread, MIXED)
+{
+    int pair[2];
+    value("socketpair", socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+    const char *const hosts[] = {host4, "", "::"};
+    for (int i = 0; i < 3; i++) {
+        int fd = udp(hosts[i], 6113 + i);
+        echo(fd, "first");
+        unread(6113 + i, 30);
+        pass(pair[0], fd);
+        value("close", close(fd));
+        int copy = passed(pair[1]);
+        for (int k = 0; k < 60; k++)
+            receive_from(copy, MSG_DONTWAIT);
+        receive(copy, MSG_DONTWAIT);
+        value("close", close(copy));
+    }
+    int six = udp(host6, 6117), beside = udp(host6, 6118);
+    peer("send %s 6000 6117 9 20 1", host6);
+    peer("send %s 6000 6118 1 1 0", host6);
+    wait_for(beside, POLLIN, 5000);
+    pass(pair[0], six);
+    for (int k = 0; k < 21; k++)
+        receive_from(six, MSG_DONTWAIT);
+}
+
+/* The same for the program that comes by exec. */
+CASE(process_exec_unread, MIXED)
+{
+    int fd = udp(host4, 6119);
+    echo(fd, "first");
+    unread(6119, 20);
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(fd, 0);
+        closefrom(3);
+        execl("/usr/bin/timeout", "timeout", "5", "dd", "bs=2000", "count=40", "status=none",
+              (char *)NULL);
+        _exit(9);
+    }
+    reap(child);
+    line("\nread");
+}

@@ -129,6 +129,8 @@ cases! {
     process_cloexec: Mixed,
     process_scm_rights: Mixed,
     process_scm_self: Mixed,
+    process_scm_unread: Mixed,
+    process_exec_unread: Mixed,
     groups_reuseport: Accelerated,
     groups_threads: Accelerated,
     groups_processes: Accelerated,

@@ -49,6 +49,7 @@ counters! {
     FramesPumped "frames_pumped" "Frames taken in that way.",
     FiltersAdded "filters_added" "Filters added.",
     FiltersRemoved "filters_removed" "Filters removed at their owner's request.",
+    DatagramsMoved "datagrams_moved" "Unread datagrams given to the kernel's socket when an endpoint ended (exec, SCM_RIGHTS).",
     FiltersSwept "filters_swept" "Filters removed because their endpoint was gone.",
     FilterFailures "filter_failures" "Entries of filters that could not be written into an interface's map.",
     ProcessesGone "processes_gone" "Processes whose end was noticed.",

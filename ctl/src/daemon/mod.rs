@@ -24,6 +24,7 @@ mod counters;
 mod deputy;
 mod detach;
 mod filters;
+mod handover;
 mod netlink;
 mod nics;
 mod opening;

@@ -125,6 +125,15 @@ impl Server {
                 }
                 Ok(Answer::None)
             }
+            RequestKind::HandOver => {
+                let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
+                let count = self.hand_over(uid, request.filter)?;
+                let reply = Reply {
+                    count,
+                    ..Reply::new(ReplyKind::End)
+                };
+                Ok(Answer::Reply(reply))
+            }
             RequestKind::Forked => self.forked(client, request).map(|()| Answer::None),
             RequestKind::Query => {
                 let kinds = [
