@@ -10,12 +10,13 @@ mod e2e {
     pub mod links;
     pub mod names;
     pub mod programs;
+    pub mod stores;
     pub mod streams;
     pub mod web;
 }
 
 use e2e::harness::{Carried, check};
-use e2e::{faults, links, names, programs, streams, web};
+use e2e::{faults, links, names, programs, stores, streams, web};
 
 macro_rules! tests {
     ($( $module:ident::$name:ident: $carried:ident, )+) => {
@@ -71,6 +72,11 @@ tests! {
     streams::iperf3_stream_out: Segments,
     streams::iperf3_four_streams: Segments,
     streams::refused_connections: Any,
+    stores::redis_publish: Segments,
+    stores::redis_big_pipeline: Segments,
+    stores::redis_snapshot: Segments,
+    stores::redis_master: Segments,
+    stores::redis_replica: Segments,
     links::link_with_delay: Any,
     links::link_with_loss: Any,
     links::link_with_everything: Any,
