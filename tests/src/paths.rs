@@ -79,6 +79,22 @@ pub fn example(name: &str) -> Result<PathBuf> {
     Ok(out.join(name))
 }
 
+/// A program of `tests/examples`, built if need be.
+///
+/// # Errors
+/// When `cargo` fails.
+pub fn rust_program(name: &str) -> Result<PathBuf> {
+    let run = Command::new(env!("CARGO"))
+        .args(["build", "-q", "-p", "bypass-tests", "--example", name])
+        .current_dir(repository())
+        .output()?;
+    if run.status.success() {
+        return Ok(target().join("debug/examples").join(name));
+    }
+    let why = String::from_utf8_lossy(&run.stderr);
+    Err(format!("cargo build --example {name} failed:\n{why}").into())
+}
+
 /// Runs `make` in `folder` with the results in `out`, one at a time over all processes.
 fn make(folder: &Path, out: &Path) -> Result<()> {
     std::fs::create_dir_all(out)?;

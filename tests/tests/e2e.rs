@@ -5,8 +5,10 @@
 //! a look round that nothing is left. The picture is in `tests/e2e/README.md`.
 
 mod e2e {
+    pub mod clients;
     pub mod faults;
     pub mod harness;
+    pub mod languages;
     pub mod links;
     pub mod names;
     pub mod programs;
@@ -16,7 +18,7 @@ mod e2e {
 }
 
 use e2e::harness::{Carried, check};
-use e2e::{faults, links, names, programs, stores, streams, web};
+use e2e::{clients, faults, languages, links, names, programs, stores, streams, web};
 
 macro_rules! tests {
     ($( $module:ident::$name:ident: $carried:ident, )+) => {
@@ -71,7 +73,26 @@ tests! {
     streams::iperf3_stream_in: Segments,
     streams::iperf3_stream_out: Segments,
     streams::iperf3_four_streams: Segments,
+    streams::iperf3_both_ways: Segments,
     streams::refused_connections: Any,
+    web::apache_prefork: Any,
+    clients::apache_bench: Segments,
+    clients::wrk: Segments,
+    clients::curl_tls: Segments,
+    clients::openssl_server: Segments,
+    clients::openssl_client: Segments,
+    clients::haproxy: Segments,
+    clients::postgres_client: Segments,
+    clients::postgres_server: Any,
+    clients::socat_fork: Segments,
+    clients::socat_client: Segments,
+    clients::sockperf_tcp: Segments,
+    languages::python_uvloop: Segments,
+    languages::node_echo: Segments,
+    languages::node_http: Segments,
+    languages::java_nio: Segments,
+    languages::tokio_echo: Segments,
+    languages::gunicorn: Segments,
     stores::redis_publish: Segments,
     stores::redis_big_pipeline: Segments,
     stores::redis_snapshot: Segments,

@@ -292,6 +292,10 @@ pub(crate) fn iperf3_stream_out(scene: &Scene) -> Result<()> {
     iperf3(scene, &["-R"])
 }
 
+pub(crate) fn iperf3_both_ways(scene: &Scene) -> Result<()> {
+    iperf3(scene, &["--bidir"])
+}
+
 pub(crate) fn iperf3_four_streams(scene: &Scene) -> Result<()> {
     iperf3(scene, &["-P", "4"])
 }

@@ -40,7 +40,7 @@ fn nginx_config(scene: &Scene, name: &str, http: &str) -> Result<PathBuf> {
 }
 
 /// nginx on the kernel of the other side, serving the bed's folder at port 8081.
-fn upstream(scene: &Scene) -> Result<Running> {
+pub(crate) fn upstream(scene: &Scene) -> Result<Running> {
     let http = format!(
         "server {{ listen {}:8081; root {}; }}",
         scene.peer(),
@@ -70,7 +70,7 @@ fn apache_bench(scene: &Scene, url: &str, arguments: &[&str]) -> Result<()> {
     no_failures(&run)
 }
 
-fn no_failures(run: &Finished) -> Result<()> {
+pub(crate) fn no_failures(run: &Finished) -> Result<()> {
     let failed = run.stdout.contains("Non-2xx responses");
     if !failed && run.stdout.contains("Failed requests:        0\n") {
         return Ok(());
@@ -147,7 +147,7 @@ pub(crate) fn nginx_upload(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-fn same(got: &PathBuf, wanted: &PathBuf) -> Result<()> {
+pub(crate) fn same(got: &PathBuf, wanted: &PathBuf) -> Result<()> {
     if fs::read(got)? == fs::read(wanted)? {
         return Ok(());
     }
@@ -387,4 +387,36 @@ fn reload(scene: &Scene, config: &PathBuf, server: &Background, url: &str) -> Re
             now.len() >= 2 && !now.iter().any(|pid| before.contains(pid))
         },
     )
+}
+
+/// apache with processes that it forks in advance, each with its share of the connections.
+pub(crate) fn apache_prefork(scene: &Scene) -> Result<()> {
+    let page = noise(scene, "page", 300_000)?;
+    let (here, host) = (scene.bed.folder().display().to_string(), scene.host());
+    let config = scene.bed.folder().join("apache.conf");
+    let modules = "/usr/lib/apache2/modules";
+    fs::write(
+        &config,
+        format!(
+            "ServerRoot {here}\nServerName bypass\nPidFile {here}/pid\nErrorLog {here}/errors\n\
+             DefaultRuntimeDir {here}\nMutex fcntl:{here}\nUser www-data\nGroup www-data\n\
+             LoadModule mpm_prefork_module {modules}/mod_mpm_prefork.so\n\
+             LoadModule authz_core_module {modules}/mod_authz_core.so\n\
+             Listen {host}:8080\nStartServers 3\nDocumentRoot {here}\n"
+        ),
+    )?;
+    // apache ends its whole process group.
+    let mut server = subject(scene, Side::Server, "setsid");
+    server
+        .args(["/usr/sbin/apache2", "-D", "FOREGROUND", "-f"])
+        .arg(&config);
+    let server = started(scene, &server, 8080)?;
+    let url = format!("http://{host}:8080/page");
+    for _ in 0..5 {
+        fetch(scene, &url, &page)?;
+    }
+    apache_bench(scene, &url, &["-n", "200", "-c", "4"])?;
+    apache_bench(scene, &url, &["-n", "200", "-c", "4", "-k"])?;
+    server.stop()?;
+    Ok(())
 }
