@@ -85,9 +85,11 @@ pub fn join() -> Result<&'static Joined, FallThrough> {
     if now.wrapping_sub(FAILED_AT.load(Ordering::Relaxed)) < RETRY_AFTER_NS
         && let Some(reason) = FallThrough::from_number(FAILED_WITH.load(Ordering::Relaxed) as u8)
     {
-        report::because(Errno::from_raw_os_error(
-            FAILED_ERRNO.load(Ordering::Relaxed),
-        ));
+        // Not every failure has an errno, and 0 is none.
+        let errno = FAILED_ERRNO.load(Ordering::Relaxed);
+        if errno != 0 {
+            report::because(Errno::from_raw_os_error(errno));
+        }
         return Err(reason);
     }
     match attach(&mut control) {

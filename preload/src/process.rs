@@ -141,8 +141,15 @@ pub fn about_to_exec() {
             report::refused(fd, bypass_proto::reason::FallThrough::Inherited);
             any = true;
         }
-        // A connection cannot be handed over yet: this process lets go of it. A listener's
-        // shadow listens in the next program.
+        // A connection that stays open goes on by a relay. A listener's shadow listens in the next
+        // program.
+        if let Entry::Tcp(endpoint) = entry
+            && !shadow::is_close_on_exec(fd)
+            && tcp::relay::replace(endpoint)
+        {
+            report::refused(fd, bypass_proto::reason::FallThrough::Inherited);
+            continue;
+        }
         if let Entry::Tcp(endpoint) | Entry::Listener(endpoint) = entry {
             fdtable::set(fd, Entry::Other);
             if let Entry::Listener(_) = entry {

@@ -12,6 +12,7 @@ pub mod listen;
 pub mod name;
 pub mod options;
 pub mod receive;
+pub mod relay;
 pub mod send;
 pub mod urgent;
 
