@@ -9,6 +9,7 @@ mod instructions;
 mod ping_pong;
 mod rate;
 mod streams;
+mod tcp_path;
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -44,6 +45,8 @@ pub(crate) enum Name {
     StackUdp,
     /// Instructions per TCP request and response of the stack alone
     StackTcp,
+    /// What iperf3 carries over links with delay and loss
+    TcpPath,
 }
 
 /// One measured thing.
@@ -97,6 +100,7 @@ pub(crate) fn run(name: Name, json: bool, rounds: u32, record: bool) -> Result<(
         Name::TcpBulk => streams::run(&streams::BULK, rounds)?,
         Name::StackUdp => instructions::run(&instructions::UDP, record)?,
         Name::StackTcp => instructions::run(&instructions::TCP, record)?,
+        Name::TcpPath => tcp_path::run(rounds)?,
     };
     let report = Report {
         name: name

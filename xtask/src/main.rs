@@ -71,6 +71,8 @@ enum Task {
         /// Queues of the veth
         #[arg(long, default_value_t = 1)]
         queues: u32,
+        #[command(flatten)]
+        link: shell::Link,
     },
     /// Make generated files again: bytecode, docs/compat.md
     Codegen {
@@ -93,7 +95,7 @@ fn main() -> ExitCode {
             rounds,
             record,
         } => bench::run(name, json, rounds, record),
-        Task::Testbed { queues } => shell::run(queues),
+        Task::Testbed { queues, link } => shell::run(queues, &link),
         Task::Codegen { check } => codegen::run(check).and_then(|()| codegen::compat(check)),
         Task::Tidy => tidy::run(),
     };

@@ -660,13 +660,18 @@ impl Stack<'_> {
             .ok_or(Stale)
     }
 
-    /// Acts on changed options: what NODELAY or an ended CORK lets go leaves, keepalive is armed.
+    /// Acts on changed options: what NODELAY or an ended CORK lets go leaves, keepalive is armed,
+    /// another congestion control takes over.
     pub fn tcp_options_changed(&mut self, memory: &mut impl Memory, id: EndpointId, now: Instant) {
         if let Ok(mut connection) = self.tcp(id) {
             if connection.tcb.options.has(TcpOptions::KEEPALIVE)
                 && connection.tcb.state().is_synchronised()
             {
                 connection.arm_keepalive(now);
+            }
+            let algorithm = connection.tcb.options.congestion;
+            if connection.tcb.congestion.algorithm != algorithm {
+                connection.tcb.congestion.set_algorithm(algorithm);
             }
             let corked = connection.tcb.options.has(TcpOptions::CORK);
             connection.output(memory, now, !corked);
