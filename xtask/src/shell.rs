@@ -18,6 +18,9 @@ pub(crate) struct Link {
     /// Its rate in Mbit/s; 0 = no limit
     #[arg(long, default_value_t = 0)]
     mbit: u64,
+    /// Frames on the way in a direction, further ones are lost; 0 = no limit
+    #[arg(long, default_value_t = 0)]
+    frames: u32,
 }
 
 impl Link {
@@ -25,6 +28,7 @@ impl Link {
         let faults = Faults {
             loss: self.loss,
             delay_ns: self.rtt_ms * 500_000,
+            in_flight: self.frames,
             bits_per_second: self.mbit * 1_000_000,
             ..Faults::default()
         };
