@@ -126,6 +126,11 @@ fn read_one(fd: c_int, level: c_int, name: c_int, options: &mut TcpOptions) {
             options.sndtimeo_ms = shadow::timeout_ms(fd, name);
             return;
         }
+        (SOL_SOCKET, libc::SO_MAX_PACING_RATE) => {
+            let rate = shadow::option::<u64>(fd, level, name);
+            options.max_pacing_rate = rate.unwrap_or(TcpOptions::UNPACED);
+            return;
+        }
         (IPPROTO_TCP, libc::TCP_CONGESTION) => {
             let bytes = shadow::option::<[u8; NAME_BYTES]>(fd, level, name).unwrap_or_default();
             let end = bytes
@@ -224,7 +229,8 @@ pub unsafe fn set(
 }
 
 /// Options that are followed, but not read at the start: a fresh socket's answer is the default.
-const RARE: [(c_int, c_int); 4] = [
+const RARE: [(c_int, c_int); 5] = [
+    (SOL_SOCKET, libc::SO_MAX_PACING_RATE),
     (IPPROTO_TCP, libc::TCP_LINGER2),
     (IPPROTO_TCP, libc::TCP_MAXSEG),
     (IPPROTO_IPV6, libc::IPV6_TCLASS),

@@ -141,17 +141,25 @@ impl Connection<'_> {
         if !self.tcb.has(flag::SACK) || segment.options.sack_count == 0 {
             return;
         }
-        let blocks = segment.options.sack;
+        let mut blocks = segment.options.sack;
         let count = usize::from(segment.options.sack_count).min(blocks.len());
-        for (nth, block) in blocks.iter().take(count).enumerate() {
-            let is_first = nth == 0;
-            let inside_second = blocks.get(1).is_some_and(|second| {
-                count > 1 && !before(block.left, second.left) && !after(block.right, second.right)
-            });
-            if is_first && (!after(block.right, segment.ack) || inside_second) {
-                self.take_dsack(block.right, told);
-                continue;
-            }
+        let Some([first, rest @ ..]) = blocks.get(..count) else {
+            return;
+        };
+        let inside_second = rest.first().is_some_and(|second| {
+            !before(first.left, second.left) && !after(first.right, second.right)
+        });
+        let is_duplicate = inside_second || !after(first.right, segment.ack);
+        if is_duplicate {
+            self.take_dsack(first.right, told);
+        }
+        let blocks = blocks.get_mut(usize::from(is_duplicate)..count);
+        let blocks = blocks.unwrap_or_default();
+        // In the order of the data: when ACKs were lost the later blocks tell something new too,
+        // which is below the first, and no reordering.
+        let una = self.tcb.snd_una;
+        blocks.sort_unstable_by_key(|block| distance(una, block.left));
+        for block in blocks {
             let sane = before(block.left, block.right)
                 && !after(block.right, self.tcb.snd_nxt)
                 && !before(block.left, self.tcb.snd_una);
@@ -418,7 +426,7 @@ impl Connection<'_> {
             self.take_ece(now);
         }
         let reducing = matches!(self.tcb.ca_state, ca::RECOVERY | ca::CWR);
-        if reducing {
+        if reducing && !self.tcb.congestion.owns_window() {
             self.reduce_window(told);
         } else if told.delivered > 0 {
             self.grow_window(told, in_flight, limited, now);
@@ -444,10 +452,17 @@ impl Connection<'_> {
     }
 
     fn grow_window(&mut self, told: &Told, in_flight: u32, limited: bool, now: Instant) {
-        let round_start = !before(self.tcb.snd_una, self.tcb.round_delivered);
+        let newest = told.newest;
+        let round_start =
+            newest.is_some_and(|newest| !before(newest.delivered, self.tcb.round_delivered));
         if round_start {
-            self.tcb.round_delivered = self.tcb.snd_nxt;
+            self.tcb.round_delivered = self.tcb.delivered;
         }
+        // Faster than the path: segments that were acknowledged together.
+        let interval_us = match self.tcb.rate_interval_us {
+            short if short < self.tcb.min_rtt_us => 0,
+            interval => interval,
+        };
         let sample = AckSample {
             now_us: micros(now),
             acked: told.acked,
@@ -460,9 +475,10 @@ impl Connection<'_> {
             cwnd_limited: limited || in_flight >= self.tcb.congestion.cwnd,
             round_start,
             delivered_total: u64::from(self.tcb.delivered),
-            interval_us: u64::from(self.tcb.rate_interval_us),
+            interval_us: u64::from(interval_us),
             rate_delivered: self.tcb.rate_delivered,
-            app_limited: self.tcb.app_limited != 0,
+            app_limited: newest.is_some_and(|newest| newest.has(mark::APP_LIMITED)),
+            lost: told.lost,
             in_recovery: matches!(self.tcb.ca_state, ca::RECOVERY | ca::LOSS),
             ece: told.ece,
         };

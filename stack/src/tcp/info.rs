@@ -145,11 +145,8 @@ impl Stack<'_> {
         info.rcv_rtt = tcb.rcv_rtt_us;
         info.rcv_space = tcb.drs_space.max(tcb.options.rcvbuf_bytes / 2);
         info.total_retrans = tcb.total_retrans;
-        info.pacing_rate = tcb
-            .congestion
-            .pacing_rate(u32::from(tcb.mss), tcb.srtt_us())
-            .unwrap_or(u64::MAX);
-        info.max_pacing_rate = u64::MAX;
+        info.pacing_rate = tcb.pacing_rate().unwrap_or_else(|| tcb.nominal_rate());
+        info.max_pacing_rate = tcb.options.max_pacing_rate;
         info.bytes_acked = tcb.bytes_acked;
         info.bytes_received = tcb.bytes_received;
         info.segs_out = tcb.segs_out;

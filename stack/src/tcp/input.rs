@@ -176,7 +176,7 @@ impl Connection<'_> {
         tcb.snd_sml = snd_nxt;
         tcb.snd_up = snd_nxt;
         tcb.high_seq = snd_nxt.wrapping_sub(1);
-        tcb.round_delivered = snd_nxt;
+        tcb.round_delivered = 0;
         tcb.rack_end_seq = snd_nxt;
         tcb.rcv_mss = tcb.advertised_mss.clamp(1, 536);
         tcb.last_received = now.0;

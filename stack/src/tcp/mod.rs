@@ -27,6 +27,7 @@ mod listen;
 pub(crate) mod mini;
 pub(crate) mod options;
 mod output;
+mod pace;
 mod path_mtu;
 pub(crate) mod pool;
 mod receive;

@@ -7,6 +7,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct TcpOptions {
+    /// SO_MAX_PACING_RATE in bytes a second; [`TcpOptions::UNPACED`] = none.
+    pub max_pacing_rate: u64,
     /// Receive buffer in bytes as `getsockopt(SO_RCVBUF)` returns it.
     pub rcvbuf_bytes: u32,
     /// Send buffer in bytes as `getsockopt(SO_SNDBUF)` returns it.
@@ -54,7 +56,7 @@ pub struct TcpOptions {
     /// IPV6_UNICAST_HOPS; 0 = 64.
     pub hop_limit: u8,
     /// Zero.
-    pub reserved: [u8; 7],
+    pub reserved: [u8; 3],
     /// Room for the shim.
     pub shim_words: [u32; 4],
 }
@@ -81,6 +83,9 @@ impl TcpOptions {
     /// SO_REUSEADDR. Not used by the stack.
     pub const REUSE_ADDR: u32 = 512;
 
+    /// No SO_MAX_PACING_RATE.
+    pub const UNPACED: u64 = u64::MAX;
+
     /// Linux's defaults.
     #[must_use]
     pub const fn new() -> Self {
@@ -90,6 +95,7 @@ impl TcpOptions {
             flags: 0,
             shim_flags: 0,
             rcvtimeo_ms: 0,
+            max_pacing_rate: Self::UNPACED,
             sndtimeo_ms: 0,
             keep_idle_s: 7200,
             keep_interval_s: 75,
@@ -108,7 +114,7 @@ impl TcpOptions {
             ttl: 0,
             traffic_class: 0,
             hop_limit: 0,
-            reserved: [0; 7],
+            reserved: [0; 3],
             shim_words: [0; 4],
         }
     }

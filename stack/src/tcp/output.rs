@@ -396,6 +396,7 @@ impl Connection<'_> {
         } else if self.tcb.packets_out == 0
             && self.tcb.unsent != NONE
             && self.tcb.pending == pending::NONE
+            && self.tcb.paced_at == NEVER
         {
             // Closed window, or a corked segment: the probe timer looks after it.
             let wait = if self.tcb.snd_wnd == 0 {
@@ -423,6 +424,9 @@ impl Connection<'_> {
             return false;
         }
         let room = distance(segment.seq, self.tcb.send_window_end());
+        if self.must_pause(now) {
+            return false;
+        }
         let len = u32::from(segment.len);
         // A FIN is inside the window as well, or waits for it by itself.
         let fin = u32::from(segment.has(mark::FIN));
@@ -449,6 +453,7 @@ impl Connection<'_> {
         if !self.transmit(memory, chunk, now) {
             return false;
         }
+        self.pace(segment.len, now);
         if self.tcb.packets_out == 0 {
             self.tcb.stuck_since = now.0;
         }

@@ -184,6 +184,10 @@ impl Connection<'_> {
     /// tcp_fastretrans_alert).
     pub(crate) fn change_state(&mut self, told: &mut Told, now: Instant) {
         let done = !before(self.tcb.snd_una, self.tcb.high_seq);
+        // The next episode begins where this one ends: for a model of the path it is one.
+        let goes_on = self.tcb.ca_state == ca::RECOVERY
+            && self.tcb.lost_out > 0
+            && self.tcb.congestion.owns_window();
         match self.tcb.ca_state {
             ca::RECOVERY => {
                 let settled = done || self.tcb.retrans_out == 0 || told.dsack_undoes;
@@ -191,7 +195,7 @@ impl Connection<'_> {
                     self.lost_marks_off();
                     self.undo();
                 } else if done {
-                    self.end_recovery();
+                    self.end_recovery(goes_on);
                 }
             }
             ca::LOSS => {
@@ -208,11 +212,11 @@ impl Connection<'_> {
                     self.go_on_with_frto(told);
                 }
             }
-            ca::CWR if done => self.end_recovery(),
+            ca::CWR if done => self.end_recovery(false),
             _ => {}
         }
         if self.tcb.lost_out > 0 && matches!(self.tcb.ca_state, ca::OPEN | ca::DISORDER | ca::CWR) {
-            self.enter_recovery(now);
+            self.enter_recovery(goes_on, now);
         } else if matches!(self.tcb.ca_state, ca::OPEN | ca::DISORDER) {
             self.tcb.ca_state = if self.tcb.sacked_out > 0 {
                 ca::DISORDER
@@ -222,25 +226,30 @@ impl Connection<'_> {
         }
     }
 
-    fn enter_recovery(&mut self, now: Instant) {
+    fn enter_recovery(&mut self, goes_on: bool, now: Instant) {
         self.pool.count(Counter::TcpRecoveries);
         self.tcb.high_seq = self.tcb.snd_nxt;
         self.tcb.undo_marker = self.tcb.snd_una.max(1);
         self.tcb.undo_retrans = self.tcb.retrans_out;
         self.tcb.retrans_stamp = 0;
         let in_flight = self.tcb.in_flight();
-        if self.tcb.ca_state != ca::CWR {
+        if self.tcb.ca_state != ca::CWR && !goes_on {
             self.tcb.prior_cwnd = self.tcb.congestion.cwnd;
             self.tcb.congestion.on_loss(micros(now), in_flight);
             self.tcb.prr_delivered = 0;
             self.tcb.prr_out = 0;
         }
+        if self.tcb.congestion.owns_window() && !goes_on {
+            self.tcb.round_delivered = self.tcb.delivered;
+        }
         self.tcb.ca_state = ca::RECOVERY;
     }
 
-    fn end_recovery(&mut self) {
+    fn end_recovery(&mut self, goes_on: bool) {
         self.tcb.ca_state = ca::OPEN;
-        self.tcb.congestion.on_recovered();
+        if !goes_on {
+            self.tcb.congestion.on_recovered();
+        }
         if self.tcb.rack_persist > 0 {
             self.tcb.rack_persist = self.tcb.rack_persist.wrapping_sub(1);
         } else {
@@ -370,7 +379,7 @@ impl Connection<'_> {
             };
             let wanted =
                 slot.has(mark::LOST) && !slot.has(mark::SACKED) && !slot.has(mark::RETRANSMITTED);
-            if wanted && !self.retransmit(memory, chunk, now) {
+            if wanted && (self.must_pause(now) || !self.retransmit(memory, chunk, now)) {
                 break;
             }
             chunk = self.segment(chunk).map_or(NONE, |slot| slot.next);
@@ -412,6 +421,7 @@ impl Connection<'_> {
         }
         self.tcb.undo_retrans = self.tcb.undo_retrans.saturating_add(1);
         self.tcb.total_retrans = self.tcb.total_retrans.wrapping_add(1);
+        self.pace(len, now);
         self.tcb.bytes_retrans = self.tcb.bytes_retrans.wrapping_add(u64::from(len));
         if matches!(self.tcb.ca_state, ca::RECOVERY | ca::CWR) {
             self.tcb.prr_out = self.tcb.prr_out.saturating_add(1);

@@ -98,13 +98,13 @@ pub(crate) mod pending {
 /// What a sender is doing, for TCP_INFO (include/linux/tcp.h: enum tcp_chrono).
 pub(crate) mod busy {
     /// Nothing to send and nothing in flight.
-    pub(crate) const IDLE: u32 = 0;
+    pub(crate) const IDLE: u64 = 0;
     /// Data is in flight or waits for the congestion window.
-    pub(crate) const SENDING: u32 = 1;
+    pub(crate) const SENDING: u64 = 1;
     /// Data waits for the peer's window.
-    pub(crate) const WINDOW: u32 = 2;
+    pub(crate) const WINDOW: u64 = 2;
     /// The program has more than the send buffer takes.
-    pub(crate) const BUFFER: u32 = 3;
+    pub(crate) const BUFFER: u64 = 3;
 }
 
 /// Bits of [`Tcb::flags`].
@@ -358,6 +358,10 @@ pub(crate) struct Tcb {
     // Time.
     pub(crate) retransmit_at: u64,
     pub(crate) delayed_ack_at: u64,
+    /// When a segment that pacing holds back may leave.
+    pub(crate) paced_at: u64,
+    /// Before it no segment leaves (see [`super::pace`]); 0 without pacing.
+    pub(crate) pace_at: u64,
     /// Keepalive, FIN_WAIT_2's end, or the end of a lingering close.
     pub(crate) keepalive_at: u64,
     /// When anything came, and when data came.
@@ -397,7 +401,7 @@ pub(crate) struct Tcb {
 
     // For TCP_INFO.
     /// What the sender is doing now: [`busy`].
-    pub(crate) busy: u32,
+    pub(crate) busy: u64,
     /// Since when, microseconds, and how long in all before that, by kind.
     pub(crate) busy_since_us: u64,
     pub(crate) busy_us: [u64; 3],
@@ -445,6 +449,7 @@ impl Tcb {
         self.timer_tick = NEVER;
         self.retransmit_at = NEVER;
         self.delayed_ack_at = NEVER;
+        self.paced_at = NEVER;
         self.keepalive_at = NEVER;
         self.rto_us = super::rtt::INITIAL_RTO_US;
         self.min_rtt_us = u32::MAX;
@@ -564,6 +569,7 @@ impl Tcb {
     pub(crate) fn deadline(&self) -> u64 {
         self.retransmit_at
             .min(self.delayed_ack_at)
+            .min(self.paced_at)
             .min(self.keepalive_at)
     }
 }

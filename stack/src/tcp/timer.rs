@@ -36,6 +36,11 @@ impl Connection<'_> {
             let what = core::mem::replace(&mut self.tcb.pending, pending::NONE);
             self.fire_retransmit(memory, what, now);
         }
+        if self.tcb.paced_at <= now.0 {
+            self.tcb.paced_at = NEVER;
+            self.retransmit_lost(memory, now);
+            self.output(memory, now, false);
+        }
         if self.tcb.keepalive_at <= now.0 {
             self.tcb.keepalive_at = NEVER;
             self.fire_keepalive(memory, now);

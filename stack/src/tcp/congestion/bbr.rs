@@ -372,19 +372,19 @@ impl Bbr {
 
     /// The window after an acknowledgment.
     fn next_cwnd(&self, cwnd: u32, sample: &AckSample, initial: u32) -> u32 {
-        let mut next = cwnd;
+        let mut next = cwnd.saturating_sub(sample.lost).max(1);
         if sample.delivered > 0 {
             if self.conserve_rounds > 0 {
-                next = cwnd.max(grown(sample.in_flight, sample.delivered));
+                next = next.max(grown(sample.in_flight, sample.delivered));
             } else {
                 let target = self
                     .bdp(self.cwnd_gain(), initial)
                     .saturating_add(self.room_for_bursts());
                 let target = self.with_quanta(target);
                 if self.is_full() {
-                    next = grown(cwnd, sample.delivered).min(target);
-                } else if cwnd < target || sample.delivered_total < u64::from(initial) {
-                    next = grown(cwnd, sample.delivered);
+                    next = grown(next, sample.delivered).min(target);
+                } else if next < target || sample.delivered_total < u64::from(initial) {
+                    next = grown(next, sample.delivered);
                 }
                 next = next.max(CWND_MIN);
             }
@@ -482,8 +482,8 @@ impl Congestion {
         let cwnd = self.cwnd;
         let bbr = self.bbr();
         bbr.keep_cwnd(cwnd, again);
-        // The current round and a whole one.
-        bbr.conserve_rounds = 2;
+        // The caller begins a round with the recovery.
+        bbr.conserve_rounds = 1;
         self.cwnd = in_flight.clamp(1, CWND_MAX);
     }
 

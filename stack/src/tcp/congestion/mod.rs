@@ -107,7 +107,7 @@ pub struct AckSample {
     pub srtt_us: u32,
     /// Whether the window was full when the segments left: only then it grows (RFC 7661).
     pub cwnd_limited: bool,
-    /// Whether it acknowledges data sent after the last round began.
+    /// Whether it acknowledges data sent after the last round began: a round trip has gone by.
     pub round_start: bool,
     /// Segments delivered on the connection in all.
     pub delivered_total: u64,
@@ -117,6 +117,8 @@ pub struct AckSample {
     pub rate_delivered: u32,
     /// Whether the sender had nothing to send in that time.
     pub app_limited: bool,
+    /// Segments newly taken for lost.
+    pub lost: u32,
     /// Whether the engine is in fast recovery, where PRR moves the window.
     pub in_recovery: bool,
     /// Whether the peer echoes a congestion mark.

@@ -600,6 +600,7 @@ impl Sender {
             interval_us: ack_time.max(send_time),
             rate_delivered: (self.delivered - sent.delivered) as u32,
             app_limited: false,
+            lost: 0,
             in_recovery: self.recovery_ends.is_some() && self.cc.owns_window(),
             ece: false,
         });
@@ -838,6 +839,7 @@ fn rubbish_is_survived() {
                 interval_us: next(),
                 rate_delivered: next() as u32,
                 app_limited: next() % 2 == 0,
+                lost: (next() % 3) as u32,
                 in_recovery: next() % 2 == 0,
                 ece: next() % 2 == 0,
             };
