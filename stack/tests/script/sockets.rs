@@ -492,6 +492,7 @@ fn set_option(options: &mut TcpOptions, word: &str) -> Outcome<()> {
         "linger2" => options.linger2_s = if text == "max" { -1 } else { value as i32 },
         "maxseg" => options.max_seg = value as u16,
         "syncnt" => options.syn_count = value as u8,
+        "max-pacing-rate" => options.max_pacing_rate = value,
         "user-timeout-ms" => options.user_timeout_ms = value as u32,
         _ => return Err(format!("no such option: {name}")),
     }
@@ -545,6 +546,7 @@ pub fn info_field(info: &TcpInfo, name: &str) -> Option<u64> {
         "delivered_ce" => info.delivered_ce.into(),
         "dsack_dups" => info.dsack_dups.into(),
         "reord_seen" => info.reord_seen.into(),
+        "pacing_rate" => info.pacing_rate,
         "rcv_ooopack" => info.rcv_ooopack.into(),
         "snd_wnd" => info.snd_wnd.into(),
         "rcv_wnd" => info.rcv_wnd.into(),
