@@ -58,7 +58,8 @@ impl Connection<'_> {
         let Some(rate) = self.tcb.pacing_rate() else {
             return;
         };
-        let takes = (u64::from(len) * 1_000_000_000)
+        let takes = u64::from(len)
+            .saturating_mul(1_000_000_000)
             .checked_div(rate)
             .unwrap_or(0);
         let from = self.tcb.pace_at.max(now.0.saturating_sub(CREDIT_NS));
