@@ -30,14 +30,14 @@ impl Tcb {
     /// tcp_pacing_ca_ratio).
     pub(crate) fn nominal_rate(&self) -> u64 {
         let cwnd = self.congestion.cwnd;
-        let percent = if cwnd < self.congestion.ssthresh / 2 {
-            200
+        let per_million = if cwnd < self.congestion.ssthresh / 2 {
+            2_000_000
         } else {
-            120
+            1_200_000
         };
         let window = u64::from(cwnd).saturating_mul(u64::from(self.mss));
         window
-            .saturating_mul(10_000 * percent)
+            .saturating_mul(per_million)
             .checked_div(u64::from(self.srtt_us()))
             .unwrap_or(u64::MAX)
     }
