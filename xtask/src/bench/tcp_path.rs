@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use bypass_backends::sim::Faults;
 use bypass_tests::Result;
-use bypass_tests::services::wait_for_listener;
 use bypass_tests::program::Column;
+use bypass_tests::services::wait_for_listener;
 use bypass_tests::testbed::{Options, Side, Testbed};
 
 use super::{Row, columns};
