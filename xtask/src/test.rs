@@ -122,8 +122,10 @@ pub(crate) fn ci() -> Result<()> {
         ),
     ];
     for (name, arguments) in checks {
-        if arguments[0] == "deny" && !has_cargo_deny() {
-            println!("{name}: cargo-deny is not installed, skipped");
+        if arguments[0] == "deny"
+            && let Some(missing) = missing_for_deny()
+        {
+            println!("{name}: skipped, {missing}");
             continue;
         }
         let result = step(name, || -> Result<()> {
@@ -145,9 +147,27 @@ pub(crate) fn ci() -> Result<()> {
     }
 }
 
-fn has_cargo_deny() -> bool {
-    cargo()
-        .args(["deny", "--version"])
-        .output()
-        .is_ok_and(|run| run.status.success())
+/// What `cargo deny --offline` lacks here, if anything: it looks at every platform's dependencies,
+/// and a machine without network may have fetched those of its own only.
+fn missing_for_deny() -> Option<String> {
+    let runs = |arguments: &[&str]| cargo().args(arguments).output();
+    if !runs(&["deny", "--version"]).is_ok_and(|run| run.status.success()) {
+        return Some("cargo-deny is not installed".to_owned());
+    }
+    let metadata = [
+        "metadata",
+        "--offline",
+        "--all-features",
+        "--format-version=1",
+    ];
+    match runs(&metadata) {
+        Ok(run) if run.status.success() => None,
+        Ok(run) => {
+            let text = String::from_utf8_lossy(&run.stderr).into_owned();
+            let why = text.lines().find_map(|line| line.strip_prefix("error: "));
+            let why = why.unwrap_or("cargo metadata fails");
+            Some(format!("crates are missing in cargo's cache: {why}"))
+        }
+        Err(error) => Some(error.to_string()),
+    }
 }
