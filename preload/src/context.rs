@@ -200,6 +200,21 @@ pub fn with_control<T>(
     ask(control.insert(connected.moved(private::hide)))
 }
 
+/// Waits until the daemon, if there is one, has done what it was told: it answers in order. Whether
+/// there is one.
+pub fn settle_if_running() -> bool {
+    let _own = private::own();
+    let mut control = CONTROL.lock();
+    let ask = |control: &mut Control| {
+        let request = Request::new(RequestKind::QueuePairs);
+        !matches!(control.ask(request, None), Err(ControlError::NoDaemon(_)))
+    };
+    if let Some(connected) = control.as_mut() {
+        return ask(connected);
+    }
+    Control::connect().is_ok_and(|mut connected| ask(&mut connected))
+}
+
 /// A forked child: its parent's connection is not its own, and no thread of the parent lives here.
 pub fn after_fork_in_child() {
     #[expect(

@@ -74,6 +74,7 @@ tests! {
     streams::iperf3_stream_out: Segments,
     streams::iperf3_four_streams: Segments,
     streams::iperf3_both_ways: Segments,
+    streams::listener_again: Any,
     streams::refused_connections: Any,
     web::apache_prefork: Any,
     clients::apache_bench: Segments,

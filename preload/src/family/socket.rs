@@ -16,7 +16,7 @@ use libc::{AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM, sockaddr, socklen_t};
 use rustix::io::Errno;
 
 use crate::address::{self, Given};
-use crate::errno::{Answer, to_int};
+use crate::errno::{self, Answer, to_int};
 use crate::fdtable::{self, Entry};
 use crate::tcp::accept::Place;
 use crate::tcp::name::End;
@@ -78,7 +78,15 @@ pub unsafe fn bind(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int
         return to_int(Err(Errno::INVAL));
     }
     // SAFETY: the caller's arguments.
-    let result = unsafe { symbols::bind::original()(fd, address, len) };
+    let mut result = unsafe { symbols::bind::original()(fd, address, len) };
+    if result != 0 && errno::last() == Errno::ADDRINUSE {
+        if tcp::listen::may_be_held(fd) {
+            // SAFETY: as above.
+            result = unsafe { symbols::bind::original()(fd, address, len) };
+        } else {
+            errno::set(Errno::ADDRINUSE);
+        }
+    }
     if result == 0 && fdtable::get(fd) == Entry::Candidate {
         decide::decide(fd, Role::Bind);
     }

@@ -111,6 +111,18 @@ fn try_begin(fd: c_int, backlog: u32, only: u32) -> Result<EndpointId, FallThrou
     }
 }
 
+/// The kernel says that the address of this socket is in use: the daemon may hold it still for a
+/// listener that has been closed, here or in a program that has ended. Waits until it has done what
+/// it was told by then; whether to ask the kernel again.
+#[cold]
+pub fn may_be_held(fd: c_int) -> bool {
+    if fdtable::get(fd) != Entry::TcpCandidate {
+        return false;
+    }
+    super::return_filters();
+    context::settle_if_running()
+}
+
 /// O_NONBLOCK of the shadow's open file description.
 pub fn set_nonblocking(fd: c_int, on: bool) {
     // SAFETY: F_GETFL takes no argument.

@@ -300,6 +300,23 @@ pub(crate) fn iperf3_four_streams(scene: &Scene) -> Result<()> {
     iperf3(scene, &["-P", "4"])
 }
 
+/// A port whose listener was closed is free at once, for the same program and for the next one.
+pub(crate) fn listener_again(scene: &Scene) -> Result<()> {
+    let script = format!(
+        "import socket\n\
+         for n in range(100):\n\
+         \x20s=socket.socket(); s.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEADDR,n%2)\n\
+         \x20s.bind(('{}',9000)); s.listen(10); s.close()",
+        scene.host()
+    );
+    for _ in 0..5 {
+        let mut program = subject(scene, Side::Server, "python3");
+        program.args(["-c", &script]);
+        program.run()?.check()?;
+    }
+    Ok(())
+}
+
 /// A refused connection, and one to an address that does not answer.
 pub(crate) fn refused_connections(scene: &Scene) -> Result<()> {
     let script = format!(
