@@ -91,6 +91,7 @@ tests! {
     languages::python_uvloop: Segments,
     languages::node_echo: Segments,
     languages::node_http: Segments,
+    languages::node_cluster: Any,
     languages::java_nio: Segments,
     languages::tokio_echo: Segments,
     languages::gunicorn: Segments,

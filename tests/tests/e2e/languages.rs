@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use bypass_tests::program::Program;
+use bypass_tests::counters::wait_for_tcp_port;
+use bypass_tests::program::{Program, Running};
 use bypass_tests::testbed::Side;
 use bypass_tests::{Result, paths};
 
@@ -13,7 +14,11 @@ use super::streams::{client, fetch, noise, started, subject};
 /// Runs an echo server at port 9000, and a client on the kernel that has thirty connections, sends
 /// and reads on all of them at once, and shuts down its side of each.
 fn echo(scene: &Scene, server: &Program<'_>) -> Result<()> {
-    let server = started(scene, server, 9000)?;
+    echo_client(scene, started(scene, server, 9000)?)
+}
+
+/// The client, and the end of the server.
+fn echo_client(scene: &Scene, server: Running) -> Result<()> {
     let script = r"
 import asyncio, random
 async def one(n):
@@ -87,6 +92,26 @@ pub(crate) fn node_http(scene: &Scene) -> Result<()> {
     }
     server.stop()?;
     Ok(())
+}
+
+/// Node's cluster whose master passes the listener to two workers, which accept by themselves.
+pub(crate) fn node_cluster(scene: &Scene) -> Result<()> {
+    let script = "const c=require('cluster');\
+                  if(c.isPrimary){c.fork();c.fork();\
+                  process.on('SIGTERM',()=>{for(const w in c.workers)c.workers[w].kill();\
+                  c.disconnect(()=>process.exit(0))})}\
+                  else require('net').createServer({allowHalfOpen:true},s=>s.pipe(s))\
+                  .listen(9000,process.env.BIND)";
+    // The master of a cluster starts its workers from a file.
+    let file = scene.bed.folder().join("cluster.js");
+    fs::write(&file, script)?;
+    let mut server = subject(scene, Side::Server, "node");
+    server.env("BIND", scene.host());
+    server.env("NODE_CLUSTER_SCHED_POLICY", "none").arg(&file);
+    // What is passed is the kernel's: no filter stays to wait for.
+    let server = server.spawn()?;
+    wait_for_tcp_port(&scene.bed, Side::Server, 9000)?;
+    echo_client(scene, server)
 }
 
 /// A server of `tests/e2e` in Java, compiled by the Java that runs it.
