@@ -1,4 +1,4 @@
-//! Programs under test that make connections, to servers on the kernel; and haproxy, which does both.
+//! Programs under test that connect to servers on the kernel, and haproxy, which does both.
 
 use std::fs;
 use std::path::PathBuf;
