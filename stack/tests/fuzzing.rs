@@ -38,6 +38,29 @@ fn corpus_of_segments() {
 }
 
 #[test]
+fn corpus_of_tcp() {
+    let inputs = corpus("tcp");
+    assert!(!inputs.is_empty());
+    inputs.iter().for_each(|data| fuzz::fuzz_tcp(data));
+}
+
+/// Random programs of segments, calls and time; `BYPASS_ROUNDS=n` for more of them, from
+/// `BYPASS_SEED` on.
+#[test]
+fn segments_and_calls_in_any_order() {
+    let number = |name: &str| std::env::var(name).ok()?.parse().ok();
+    let first: u64 = number("BYPASS_SEED").unwrap_or(1);
+    for seed in first..first + number("BYPASS_ROUNDS").unwrap_or(300) {
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        random.next();
+        let len = 20 + random.below(900);
+        let data: Vec<_> = (0..len).map(|_| (random.next() >> 32) as u8).collect();
+        let done = std::panic::catch_unwind(|| fuzz::fuzz_tcp(&data));
+        assert!(done.is_ok(), "seed {seed}");
+    }
+}
+
+#[test]
 fn corpus_of_images() {
     let inputs = corpus("image");
     assert!(!inputs.is_empty());

@@ -180,8 +180,7 @@ impl World {
         plan.partial = false;
         plan.mark = 0;
         plan.loss = plan.loss.min(5);
-        // It has neither timestamps nor an offer of SACK that it uses for repair: a timeout for each
-        // loss.
+        // It has no timestamps, and repairs each loss after a timeout.
         plan.queue_frames = plan.queue_frames.max(16);
         plan.ipv6 = random.chance(50);
         plan.mtu = [[1500, 1280, 1400][random.below(3) as usize]; 2];

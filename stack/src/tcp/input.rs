@@ -31,7 +31,7 @@ const TIMESTAMP_SLACK: i32 = 1;
 /// Congestion-experienced (RFC 3168).
 const CE: u8 = 3;
 
-/// The largest segment to send: the peer's MSS or its family's default (RFC 9293 section 3.7.1), and
+/// The largest segment to send: the peer's MSS or its family's default (RFC 9293 section 3.7.1) and
 /// TCP_MAXSEG (0 = none), not below 48 (Linux: tcp_min_snd_mss, CVE-2019-11479).
 pub(crate) fn bounded_mss(peers: Option<u16>, is_v4: bool, max_seg: u16) -> u16 {
     let most = if max_seg == 0 { u16::MAX } else { max_seg };

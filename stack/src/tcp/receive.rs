@@ -137,7 +137,8 @@ impl Connection<'_> {
         if self.tcb.ooo_head != NONE {
             // A gap was filled: the sender waits to hear of it (RFC 5681 section 4.2).
             self.tcb.set(flag::ACK_NOW);
-            fin |= self.merge_out_of_order();
+            // What a peer that lies has sent from behind its FIN goes with the FIN.
+            fin = fin || self.merge_out_of_order();
         }
         if first && payload.len > 0 {
             self.tcb.drs_time_us = if self.tcb.drs_time_us == 0 {

@@ -29,6 +29,8 @@ struct Kernel {
     is_v4: bool,
     mtu: u16,
     started: Instant,
+    /// Time that has passed by the script's waits, for what it calls our timestamps.
+    waited: Duration,
     sockets: Sockets,
     flows: BTreeMap<u16, Flow>,
     sent: VecDeque<Sent>,
@@ -111,6 +113,7 @@ impl Kernel {
             is_v4,
             mtu: 1500,
             started: Instant::now(),
+            waited: Duration::ZERO,
             sockets: Sockets::default(),
             flows: BTreeMap::new(),
             sent: VecDeque::new(),
@@ -146,7 +149,7 @@ impl Kernel {
                 continue;
             };
             let sent = Sent::of(&frame, self.now());
-            let clock = (sent.at / 1_000_000) as u32;
+            let clock = self.waited.as_millis() as u32;
             self.flow(sent.flow).note_sent(&sent.segment, clock);
             self.sent.push_back(sent);
         }
@@ -184,6 +187,7 @@ impl Kernel {
             wait = Duration::from_nanos(span(time)?);
             words.next();
         }
+        self.waited += wait;
         let verb = words.want("action")?;
         if let Some(number) = verb.strip_prefix('>') {
             return self.expect_segment(flow_number(number)?, wait, &mut words);
