@@ -1,5 +1,10 @@
 //! A TAP device: frames that a namespace sends are read, frames that are written arrive there.
 
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: one ioctl, for which rustix has no call"
+)]
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -43,7 +48,6 @@ impl Tap {
         let place = request.name[..15].get_mut(..bytes.len());
         place.ok_or("name too long")?.copy_from_slice(bytes);
         // SAFETY: TUNSETIFF reads a `struct ifreq`, which `Request` is.
-        #[expect(unsafe_code, reason = "rustix has no call for TUNSETIFF")]
         unsafe {
             ioctl(&file, Setter::<TUNSETIFF, Request>::new(request))?;
         }
