@@ -308,7 +308,7 @@ impl Machine<'_> {
             };
             stack.handle_frame(packets, frame, now);
         });
-        if kind % 3 != 0 {
+        if !kind.is_multiple_of(3) {
             self.drain();
         }
     }
