@@ -165,6 +165,7 @@ unsafe fn look(listener: EndpointId, place: Place, call_flags: c_int) -> Look {
         unsafe { symbols::close::original()(shadow) };
         return Look::Empty(options);
     };
+    super::inherited::give(listener, shadow);
     place_connection(shadow, endpoint, local, remote);
     // SAFETY: the caller's promise.
     unsafe { address::write(remote, status.family, place.address, place.len) };

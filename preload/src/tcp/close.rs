@@ -48,6 +48,7 @@ pub fn closed(endpoint: EndpointId) {
     {
         linger(endpoint, options.linger_s);
     }
+    super::inherited::forget(endpoint);
     super::return_filters();
 }
 

@@ -8,7 +8,7 @@ use bypass_proto::policy::{Protocol, Role};
 use bypass_proto::reason::FallThrough;
 use bypass_stack::{EndpointId, TcpOpen, TcpOptions};
 
-use super::{defaults, options, with_stack};
+use super::{defaults, inherited, options, with_stack};
 use crate::decide::{self, TCP};
 use crate::fdtable::{self, Entry};
 use crate::{context, process, report, shadow, symbols, wait};
@@ -98,6 +98,7 @@ fn try_begin(fd: c_int, backlog: u32, only: u32) -> Result<EndpointId, FallThrou
                 locked.stack().set_filter(endpoint, filter);
             }
             joined.refresh();
+            inherited::note(fd, endpoint);
             Ok(endpoint)
         }
         Err(reason) => {
@@ -147,6 +148,7 @@ pub fn give_up(fd: c_int, endpoint: EndpointId) {
         options.is_some_and(|options| options.has(TcpOptions::NONBLOCKING))
     });
     wait::epoll_set::closed(endpoint);
+    inherited::forget(endpoint);
     fdtable::replace(fd, Entry::Listener(endpoint), Entry::Other);
     set_nonblocking(fd, nonblocking.unwrap_or(false));
     super::return_filters();

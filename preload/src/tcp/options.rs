@@ -22,15 +22,18 @@ use zerocopy::IntoBytes;
 use super::with_stack;
 use crate::address::is_nowhere;
 use crate::errno::{Answer, from_c};
+use crate::fdtable::{self, Entry};
 use crate::{shadow, symbols};
 
 /// Congestion controls by the stack's number.
 const CONTROLS: [&str; 3] = ["cubic", "reno", "bbr"];
+/// `TCP_FASTOPEN_NO_COOKIE` of linux/tcp.h.
+const FASTOPEN_NO_COOKIE: c_int = 34;
 /// Bytes of a name of TCP_CONGESTION (TCP_CA_NAME_MAX).
 const NAME_BYTES: usize = 16;
 
 /// Every option that is read from a shadow.
-const READ: [(c_int, c_int); 22] = [
+const READ: [(c_int, c_int); 23] = [
     (SOL_SOCKET, libc::SO_RCVBUF),
     (SOL_SOCKET, libc::SO_SNDBUF),
     (SOL_SOCKET, libc::SO_KEEPALIVE),
@@ -40,6 +43,7 @@ const READ: [(c_int, c_int); 22] = [
     (SOL_SOCKET, libc::SO_SNDTIMEO),
     (SOL_SOCKET, libc::SO_RCVLOWAT),
     (SOL_SOCKET, libc::SO_REUSEPORT),
+    (SOL_SOCKET, libc::SO_REUSEADDR),
     (IPPROTO_TCP, libc::TCP_NODELAY),
     (IPPROTO_TCP, libc::TCP_CORK),
     (IPPROTO_TCP, libc::TCP_KEEPIDLE),
@@ -158,6 +162,7 @@ fn read_one(fd: c_int, level: c_int, name: c_int, options: &mut TcpOptions) {
         (SOL_SOCKET, libc::SO_KEEPALIVE) => options.set(TcpOptions::KEEPALIVE, value != 0),
         (SOL_SOCKET, libc::SO_OOBINLINE) => options.set(TcpOptions::OOBINLINE, value != 0),
         (SOL_SOCKET, libc::SO_REUSEPORT) => options.set(TcpOptions::REUSE_PORT, value != 0),
+        (SOL_SOCKET, libc::SO_REUSEADDR) => options.set(TcpOptions::REUSE_ADDR, value != 0),
         (SOL_SOCKET, libc::SO_RCVLOWAT) => options.rcvlowat = positive.max(1),
         (IPPROTO_TCP, libc::TCP_NODELAY) => options.set(TcpOptions::NODELAY, value != 0),
         (IPPROTO_TCP, libc::TCP_CORK) => options.set(TcpOptions::CORK, value != 0),
@@ -220,8 +225,18 @@ pub unsafe fn set(
         change(endpoint, |options| options.set(bit, on));
         return Ok(0);
     }
+    // What only a socket without a connection takes (net/ipv4/tcp.c:do_tcp_setsockopt).
+    let too_late = level == IPPROTO_TCP
+        && matches!(name, libc::TCP_FASTOPEN_CONNECT | FASTOPEN_NO_COOKIE)
+        && matches!(fdtable::get(fd), Entry::Tcp(_));
+    if too_late {
+        return Err(Errno::INVAL);
+    }
     // SAFETY: the caller's promise.
     from_c(unsafe { symbols::setsockopt::original()(fd, level, name, value, len) } as isize)?;
+    if matches!(fdtable::get(fd), Entry::Listener(_)) && super::inherited::knows(level, name) {
+        super::inherited::note(fd, endpoint);
+    }
     if READ.contains(&(level, name)) || RARE.contains(&(level, name)) {
         change(endpoint, |options| read_one(fd, level, name, options));
     }
@@ -369,6 +384,12 @@ pub unsafe fn get(
             // SAFETY: the caller's promise.
             Some(unsafe { room.put(&mss.to_ne_bytes()) })
         }
+        (IPPROTO_IP, libc::IP_MTU) if is_connection => {
+            let info = with_stack(|_, locked, now| locked.stack().tcp_info(endpoint, now));
+            let mtu = info?.ok()?.pmtu as c_int;
+            // SAFETY: the caller's promise.
+            Some(unsafe { room.put(&mtu.to_ne_bytes()) })
+        }
         _ => {
             let value = number(level, name, &options)?;
             // SAFETY: the caller's promise.
@@ -386,6 +407,7 @@ fn number(level: c_int, name: c_int, options: &TcpOptions) -> Option<c_int> {
         (SOL_SOCKET, libc::SO_KEEPALIVE) => flag(TcpOptions::KEEPALIVE),
         (SOL_SOCKET, libc::SO_OOBINLINE) => flag(TcpOptions::OOBINLINE),
         (SOL_SOCKET, libc::SO_REUSEPORT) => flag(TcpOptions::REUSE_PORT),
+        (SOL_SOCKET, libc::SO_REUSEADDR) => flag(TcpOptions::REUSE_ADDR),
         (SOL_SOCKET, libc::SO_RCVLOWAT) => options.rcvlowat as c_int,
         (IPPROTO_TCP, libc::TCP_NODELAY) => flag(TcpOptions::NODELAY),
         (IPPROTO_TCP, libc::TCP_CORK) => flag(TcpOptions::CORK),
@@ -394,6 +416,7 @@ fn number(level: c_int, name: c_int, options: &TcpOptions) -> Option<c_int> {
         (IPPROTO_TCP, libc::TCP_KEEPINTVL) => options.keep_interval_s as c_int,
         (IPPROTO_TCP, libc::TCP_KEEPCNT) => c_int::from(options.keep_count),
         (IPPROTO_TCP, libc::TCP_SYNCNT) if options.syn_count != 0 => c_int::from(options.syn_count),
+        (IPPROTO_TCP, libc::TCP_LINGER2) if options.linger2_s != 0 => options.linger2_s,
         (IPPROTO_TCP, libc::TCP_USER_TIMEOUT) => options.user_timeout_ms as c_int,
         (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT) if options.notsent_lowat != u32::MAX => {
             options.notsent_lowat as c_int
