@@ -193,6 +193,7 @@ cases! {
     tcp_table_connected: Accelerated,
     tcp_table_before: Accelerated,
     tcp_table_listener: Accelerated,
+    tcp_zerocopy: Kernel,
     tcp_stdio_two: Accelerated,
     tcp_stdio_one: Accelerated,
     tcp_stdio_reset: Accelerated,

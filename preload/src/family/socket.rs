@@ -279,12 +279,23 @@ pub unsafe fn setsockopt(
     value: *const c_void,
     len: socklen_t,
 ) -> c_int {
-    if let Entry::Tcp(endpoint) | Entry::Listener(endpoint) = fdtable::get(fd) {
+    let entry = fdtable::get(fd);
+    let foreign = entry != Entry::Other && tcp::foreign::is(level, name);
+    if foreign && matches!(entry, Entry::Tcp(_)) {
+        // A connection of ours cannot be given to the kernel.
+        return to_int(Err(Errno::OPNOTSUPP));
+    }
+    if let Entry::Tcp(endpoint) | Entry::Listener(endpoint) = entry
+        && !foreign
+    {
         // SAFETY: the caller's arguments.
         return to_int(unsafe { options::set(fd, endpoint, (level, name), value, len) });
     }
     // SAFETY: the caller's arguments.
     let result = unsafe { symbols::setsockopt::original()(fd, level, name, value, len) };
+    if result == 0 && foreign {
+        tcp::foreign::was_set(fd);
+    }
     if result == 0
         && let Entry::Udp(endpoint) = fdtable::get(fd)
     {

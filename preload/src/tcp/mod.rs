@@ -8,6 +8,7 @@ pub mod accept;
 pub mod close;
 pub mod connect;
 pub mod defaults;
+pub mod foreign;
 pub mod inherited;
 pub mod listen;
 pub mod name;
