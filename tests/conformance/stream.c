@@ -127,6 +127,10 @@ static void run(int fd, const char *script)
     free(words);
 }
 
+/* The listeners: a connection that waits at one of them has not ended. */
+static struct pollfd doors[16];
+static nfds_t door_count;
+
 static void serve(const char *host, int port, const char *script)
 {
     struct sockaddr_storage local;
@@ -138,14 +142,18 @@ static void serve(const char *host, int port, const char *script)
         exit(1);
     }
     if (helper() != 0) {
-        close(fd);
+        doors[door_count++] = (struct pollfd){fd, POLLIN, 0};
         return;
     }
     for (;;) {
-        int one = accept(fd, NULL, NULL);
-        if (one < 0)
-            continue;
+        /* Counted before it is accepted: until then the door shows it. */
+        poll(&(struct pollfd){fd, POLLIN, 0}, 1, -1);
         shared->running++;
+        int one = accept(fd, NULL, NULL);
+        if (one < 0) {
+            shared->running--;
+            continue;
+        }
         shared->bytes = 0;
         shared->error = 0;
         if (helper() == 0) {
@@ -191,7 +199,7 @@ void stream_dial(const char *host, int port, const char *script)
 void stream_result(char *reply, size_t room)
 {
     struct timespec tick = {0, 1000000};
-    for (int i = 0; i < 4000 && shared->running > 0; i++)
+    for (int i = 0; i < 4000 && (poll(doors, door_count, 0) > 0 || shared->running > 0); i++)
         nanosleep(&tick, NULL);
     const char *end = shared->error ? strerrorname_np(shared->error) : "EOF";
     snprintf(reply, room, "%ld %s%s\n", (long)shared->bytes, end,
