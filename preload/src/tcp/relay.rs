@@ -3,8 +3,8 @@
 //!
 //! The kernel knows nothing of the connection, so the descriptor becomes one end of a pair that the
 //! kernel connects, and a process of its own carries bytes between the other end and the stack
-//! until both directions have ended. What the next program sees is a stream socket; its peer's address is
-//! the relay's.
+//! until both directions have ended. What the next program sees is a stream socket; its peer's
+//! address is the relay's.
 
 #![expect(
     unsafe_code,
