@@ -21,16 +21,18 @@ use e2e::harness::{Carried, check};
 use e2e::{clients, faults, languages, links, names, programs, stores, streams, web};
 
 macro_rules! tests {
-    ($( $module:ident::$name:ident: $carried:ident, )+) => {
+    ($( $(#[$off:meta])? $module:ident::$name:ident: $carried:ident, )+) => {
         $( mod $name {
             use bypass_tests::program::Column;
 
             #[test]
+            $(#[$off])?
             fn kernel() {
                 super::check(Column::Native, super::Carried::$carried, super::$module::$name);
             }
 
             #[test]
+            $(#[$off])?
             fn shim() {
                 super::check(Column::Shim, super::Carried::$carried, super::$module::$name);
             }
@@ -96,7 +98,8 @@ tests! {
     languages::tokio_echo: Segments,
     languages::gunicorn: Segments,
     stores::redis_publish: Segments,
-    // stores::redis_big_pipeline: Segments, hangs one time in four under the shim: to be mended.
+    #[ignore = "hangs now and then under the shim: to be mended"]
+    stores::redis_big_pipeline: Segments,
     stores::redis_snapshot: Segments,
     stores::redis_master: Segments,
     stores::redis_replica: Segments,

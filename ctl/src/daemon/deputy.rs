@@ -230,12 +230,12 @@ impl StackEntry {
         let begun = Instant::now();
         let pumped = self.pump();
         // What cannot be done, be it for a busy lock or a full device, is tried ever less often.
-        let pause = match self.due_in() {
+        let left = self.due_in();
+        let pause = match left {
             Some(Duration::ZERO) => (alarm.pause * 2).clamp(PUMPING, STUCK),
             _ => Duration::ZERO,
         };
         let pause = pause.max(begun.elapsed() * SHARE);
-        let left = self.due_in();
         self.alarm = left.map(|left| Alarm::behind(left, pause));
         Some(pumped)
     }

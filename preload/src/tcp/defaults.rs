@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use bypass_runtime::clock;
 use bypass_stack::TcpDefaults;
+use bypass_stack::tcp::congestion;
 use rustix::fs::{Mode, OFlags};
 
-use super::{options, with_stack};
+use super::with_stack;
 
 /// What was read is believed for so long: a program that connects often does not pay for it.
 const FRESH_NS: u64 = 1_000_000_000;
@@ -103,7 +104,7 @@ pub fn follow() {
     }
     let mut name = [0; 16];
     if let Some(name) = text(setting!("tcp_congestion_control"), &mut name) {
-        settings.congestion = options::control_number(name.trim_ascii()).unwrap_or(0);
+        settings.congestion = congestion::by_name(name.trim_ascii()).unwrap_or(congestion::CUBIC);
     }
     if let Some([value, ..]) = numbers(setting!("tcp_notsent_lowat")) {
         NOTSENT_LOWAT.store(value, Ordering::Relaxed);

@@ -13,6 +13,7 @@
 
 use std::ffi::{c_int, c_void};
 
+use bypass_stack::tcp::congestion;
 use bypass_stack::{EndpointId, TcpOptions, TcpState};
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, socklen_t};
 use once_cell::sync::Lazy;
@@ -25,8 +26,6 @@ use crate::errno::{Answer, from_c};
 use crate::fdtable::{self, Entry};
 use crate::{shadow, symbols};
 
-/// Congestion controls by the stack's number.
-const CONTROLS: [&str; 3] = ["cubic", "reno", "bbr"];
 /// `TCP_FASTOPEN_NO_COOKIE` of linux/tcp.h.
 const FASTOPEN_NO_COOKIE: c_int = 34;
 /// Bytes of a name of TCP_CONGESTION (TCP_CA_NAME_MAX).
@@ -102,12 +101,6 @@ pub fn of_shadow(fd: c_int) -> TcpOptions {
     options
 }
 
-/// The stack's number of a congestion control; `None`: the stack has none of that name.
-pub fn control_number(name: &[u8]) -> Option<u8> {
-    let known = CONTROLS.iter().position(|known| known.as_bytes() == name);
-    known.map(|number| number as u8)
-}
-
 /// A small number out of an option that may be -1.
 fn small(value: c_int) -> u8 {
     u8::try_from(value).unwrap_or(0)
@@ -141,7 +134,7 @@ fn read_one(fd: c_int, level: c_int, name: c_int, options: &mut TcpOptions) {
                 .iter()
                 .position(|&byte| byte == 0)
                 .unwrap_or(NAME_BYTES);
-            options.congestion = control_number(&bytes[..end]).unwrap_or(0);
+            options.congestion = congestion::by_name(&bytes[..end]).unwrap_or(congestion::CUBIC);
             return;
         }
         _ => {}
@@ -373,7 +366,7 @@ pub unsafe fn get(
         }
         (IPPROTO_TCP, libc::TCP_CONGESTION) => {
             let mut bytes = [0_u8; NAME_BYTES];
-            let known = CONTROLS.get(usize::from(options.congestion))?;
+            let known = congestion::name(options.congestion);
             bytes[..known.len()].copy_from_slice(known.as_bytes());
             // SAFETY: the caller's promise.
             Some(unsafe { room.put(&bytes) })

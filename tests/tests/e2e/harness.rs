@@ -61,11 +61,28 @@ fn run(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) -> Resu
         })?,
         column,
     };
+    proven(&scene, carried, body)?;
+    if column == Column::Native {
+        return Ok(());
+    }
+    let left = Leftovers::after(&scene.bed, Duration::from_secs(10));
+    if left != Leftovers::default() {
+        return Err(format!("left behind: {left}").into());
+    }
+    Ok(())
+}
+
+/// Runs a body in its scene and proves who carried what it sent and received.
+pub(crate) fn proven(
+    scene: &Scene,
+    carried: Carried,
+    body: impl Fn(&Scene) -> Result<()>,
+) -> Result<()> {
     let kernel = KernelUdp::read(&scene.bed, Side::Server)?;
     let frames = interface_frames(&scene.bed, Side::Server)?;
     let segments = kernel_segments(&scene.bed, Side::Server)?;
-    body(&scene)?;
-    if column == Column::Native {
+    body(scene)?;
+    if !scene.has_shim() {
         return Ok(());
     }
     let kernel = KernelUdp::read(&scene.bed, Side::Server)?.since(kernel);
@@ -79,10 +96,6 @@ fn run(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) -> Resu
     let segments = kernel_segments(&scene.bed, Side::Server)? - segments;
     if carried == Carried::Segments && segments > frames / 20 + 20 {
         return Err(format!("the kernel carried {segments} segments of {frames} frames").into());
-    }
-    let left = Leftovers::after(&scene.bed, Duration::from_secs(10));
-    if left != Leftovers::default() {
-        return Err(format!("left behind: {left}").into());
     }
     Ok(())
 }

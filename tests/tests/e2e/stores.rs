@@ -80,10 +80,6 @@ for first in range(0, 2000, 100):
 }
 
 /// A thousand commands on their way at once, with answers of a megabyte: both ways full.
-#[expect(
-    dead_code,
-    reason = "hangs one time in four under the shim; on again when mended"
-)]
 pub(crate) fn redis_big_pipeline(scene: &Scene) -> Result<()> {
     let server = redis(scene)?;
     python(
