@@ -165,6 +165,8 @@ impl Pair {
             while let Some(span) = stack.tcp_front(id, got.len()).unwrap() {
                 let start = span.offset as usize;
                 got.extend_from_slice(&packets.chunk(span.chunk)[start..start + span.len as usize]);
+                let walked = stack.tcp_front(id, got.len()).unwrap();
+                assert_eq!(stack.tcp_behind(id, &span, got.len()).unwrap(), walked);
             }
             stack.tcp_consume(id, got.len(), now).unwrap();
             got

@@ -221,10 +221,10 @@ fn take(
         locked.pump(now);
     }
     let mut copied = 0;
-    while scatter.left() > 0 {
-        let Some(span) = locked.stack().tcp_front(endpoint, skip + copied).ok()? else {
-            break;
-        };
+    let mut next = locked.stack().tcp_front(endpoint, skip).ok()?;
+    while scatter.left() > 0
+        && let Some(span) = next
+    {
         let start = span.offset as usize;
         let bytes = locked
             .packets()
@@ -235,6 +235,8 @@ fn take(
             break;
         }
         copied += scatter.put(bytes);
+        let stack = locked.stack();
+        next = stack.tcp_behind(endpoint, &span, skip + copied).ok()?;
     }
     if copied > 0 && !peek {
         locked.stack().tcp_consume(endpoint, copied, now).ok()?;

@@ -67,28 +67,28 @@ impl Stack<'_> {
         frame: RxFrame,
         now: Instant,
     ) -> Result<FrameOutcome, DropReason> {
-        let info = self
+        let (mac, ifindex, mtu) = self
             .head
             .queue_pairs
             .get(usize::from(frame.queue_pair))
-            .copied()
+            .map(|info| (info.mac, info.ifindex, info.mtu))
             .ok_or(DropReason::Corrupt)?;
         let end = (frame.offset as usize).saturating_add(frame.len as usize);
         let bytes = memory
             .chunk(frame.chunk)
             .get(frame.offset as usize..end)
             .ok_or(DropReason::Truncated)?;
-        let segment = tcp::parse(bytes, &info.mac, frame.partial_checksums)?;
+        let segment = tcp::parse(bytes, &mac, frame.partial_checksums)?;
         self.count(Counter::TcpSegmentsReceived);
         let arrived = Arrived {
             segment: &segment,
             local: SocketAddress::new(segment.destination, segment.destination_port),
             remote: SocketAddress::new(segment.source, segment.source_port),
             hop: Hop {
-                ifindex: info.ifindex,
+                ifindex,
                 generation: 0,
-                mtu: info.mtu,
-                source_mac: info.mac,
+                mtu,
+                source_mac: mac,
                 mac: segment.source_mac,
                 queue_pair: frame.queue_pair,
                 reserved: 0,

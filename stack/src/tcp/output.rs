@@ -383,9 +383,13 @@ impl Connection<'_> {
                 return;
             }
         }
+        self.tcb.clear(flag::CWND_LIMITED | flag::WINDOW_LIMITED);
+        if self.tcb.unsent == NONE {
+            self.note_limited_by_program();
+            return;
+        }
         self.restart_after_idle(now);
         let before_out = self.tcb.packets_out;
-        self.tcb.clear(flag::CWND_LIMITED | flag::WINDOW_LIMITED);
         for _ in 0..self.pool.chunks.len() {
             if !self.send_next(memory, now, push) {
                 break;
@@ -409,8 +413,14 @@ impl Connection<'_> {
             self.tcb.stuck_since = now.0;
         }
         if self.tcb.unsent == NONE && !self.tcb.has(flag::CWND_LIMITED) {
-            self.tcb.app_limited = self.tcb.delivered.wrapping_add(self.tcb.in_flight()).max(1);
+            self.note_limited_by_program();
         }
+    }
+
+    /// Nothing waits: until what is in flight now has arrived, rate samples say little
+    /// (draft-cheng-iccrg-delivery-rate-estimation section 3.4).
+    fn note_limited_by_program(&mut self) {
+        self.tcb.app_limited = self.tcb.delivered.wrapping_add(self.tcb.in_flight()).max(1);
     }
 
     /// Sends the first unsent segment if it may leave; whether it left.

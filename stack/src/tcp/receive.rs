@@ -6,6 +6,7 @@ use super::options::TcpOptions;
 use super::output::copy_between;
 use super::pool::{SegmentSlot, mark};
 use super::seq::{after, before, distance, earlier};
+use super::socket::Span;
 use super::tcb::{Range, TcpState, flag};
 use crate::counters::{Counter, DropReason};
 use crate::image::{NONE, chunk_state};
@@ -459,25 +460,37 @@ impl Connection<'_> {
     }
 
     /// The contiguous bytes behind the first `skip` unread ones.
-    pub(crate) fn front(&self, skip: usize) -> Option<(ChunkId, u32, u32)> {
-        // A read stops at the urgent mark, and goes on behind its byte.
+    pub(crate) fn front(&self, skip: usize) -> Option<Span> {
+        let most = self.before_mark(skip)?;
+        let skip = skip.saturating_add(usize::from(self.tcb.skips_urgent()));
+        self.span(self.tcb.rx_head, skip, most)
+    }
+
+    /// The same, when the bytes before them end with this chunk: no walk from the front.
+    pub(crate) fn behind(&self, last: u32, skip: usize) -> Option<Span> {
+        let most = self.before_mark(skip)?;
+        self.span(self.segment(last)?.next, 0, most)
+    }
+
+    /// Bytes behind the first `skip` ones that one read may give: it stops at the urgent mark, and
+    /// goes on behind its byte. `None`: it stops here.
+    fn before_mark(&self, skip: usize) -> Option<usize> {
         let mark = self.tcb.mark_distance().filter(|&mark| mark > 0);
         let most = mark.map_or(usize::MAX, |mark| (mark as usize).saturating_sub(skip));
-        if most == 0 {
-            return None;
-        }
-        let mut left = skip.saturating_add(usize::from(self.tcb.skips_urgent()));
-        let mut chunk = self.tcb.rx_head;
+        (most > 0).then_some(most)
+    }
+
+    /// At most `most` contiguous bytes, `left` bytes behind the start of this chunk.
+    fn span(&self, mut chunk: u32, mut left: usize, most: usize) -> Option<Span> {
         for _ in 0..self.pool.chunks.len() {
             let slot = self.segment(chunk)?;
             let len = usize::from(slot.len);
             if left < len {
-                let offset = usize::from(slot.offset).saturating_add(left);
-                return Some((
-                    ChunkId(chunk),
-                    offset as u32,
-                    len.saturating_sub(left).min(most) as u32,
-                ));
+                return Some(Span {
+                    chunk: ChunkId(chunk),
+                    offset: usize::from(slot.offset).saturating_add(left) as u32,
+                    len: len.saturating_sub(left).min(most) as u32,
+                });
             }
             left = left.saturating_sub(len);
             chunk = slot.next;
@@ -524,7 +537,12 @@ impl Connection<'_> {
             return;
         }
         let told = self.tcb.receive_window();
-        let space = self.receive_space();
+        // There is never more space than capacity, and that is quick to know.
+        let space = if self.receive_capacity() < told.saturating_mul(2) {
+            0
+        } else {
+            self.receive_space()
+        };
         let quick = self.tcb.quick_acks > 0
             && !self.tcb.has(flag::PINGPONG)
             && self.tcb.has(flag::ACK_OWED);

@@ -66,13 +66,16 @@ impl Stack<'_> {
             return;
         };
         let deadline = tcb.deadline();
+        let is_filed = tcb.is_filed_for(deadline);
         tcb.note_busy(micros(now));
         let closed = tcb.state() == TcpState::Closed;
         let orphan = tcb.has(flag::ORPHAN);
         if tcb.has(flag::ACK_NOW) && !closed {
             self.push_flush(index);
         }
-        self.arm(index, deadline, now);
+        if !is_filed {
+            self.arm(index, deadline, now);
+        }
         if closed {
             self.leave_tables(index);
             if orphan {

@@ -445,10 +445,22 @@ impl Stack<'_> {
     /// # Errors
     /// [`Stale`].
     pub fn tcp_front(&mut self, id: EndpointId, skip: usize) -> Result<Option<Span>, Stale> {
-        let connection = self.tcp(id)?;
-        Ok(connection
-            .front(skip)
-            .map(|(chunk, offset, len)| Span { chunk, offset, len }))
+        Ok(self.tcp(id)?.front(skip))
+    }
+
+    /// The same when all of the first `skip` bytes were given by this and [`Stack::tcp_front`],
+    /// those of `last` at the end, and nothing was consumed since: one step instead of a walk from
+    /// the front of the queue.
+    ///
+    /// # Errors
+    /// [`Stale`].
+    pub fn tcp_behind(
+        &mut self,
+        id: EndpointId,
+        last: &Span,
+        skip: usize,
+    ) -> Result<Option<Span>, Stale> {
+        Ok(self.tcp(id)?.behind(last.chunk.0, skip))
     }
 
     /// The program has read `bytes`: their chunks are free, the window may open.

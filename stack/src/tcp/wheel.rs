@@ -5,7 +5,7 @@
 //! again. So the usual change, a deadline that moves out, touches no list. A deadline beyond the
 //! wheel's second is filed in its last slot and comes round again.
 
-use super::tcb::NEVER;
+use super::tcb::{NEVER, Tcb};
 use crate::counters::Counter;
 use crate::image::NONE;
 use crate::stack::Stack;
@@ -88,6 +88,14 @@ struct Links<'a> {
     next: &'a mut u32,
     previous: &'a mut u32,
     tick: &'a mut u64,
+}
+
+impl Tcb {
+    /// Whether the wheel will serve it in time for a deadline as it is filed now.
+    pub(crate) fn is_filed_for(&self, deadline: u64) -> bool {
+        let in_time = self.timer_tick <= (deadline >> TICK_SHIFT).wrapping_add(1);
+        deadline == NEVER || self.timer_tick != NEVER && in_time
+    }
 }
 
 impl Stack<'_> {

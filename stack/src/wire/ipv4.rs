@@ -49,6 +49,10 @@ pub fn parse(frame: &[u8], partial: bool) -> Result<Datagram, DropReason> {
     if h.version_and_length != 0x45 {
         return Err(version_reason(h.version_and_length));
     }
+    // First, so that a segment's header is checked once: by its own parser.
+    if h.protocol != UDP {
+        return Err(DropReason::Protocol);
+    }
     let total = h.total_length.get();
     if usize::from(total) < HEADER + udp::HEADER
         || usize::from(total) > frame.len().wrapping_sub(ethernet::HEADER)
@@ -68,9 +72,6 @@ pub fn parse(frame: &[u8], partial: bool) -> Result<Datagram, DropReason> {
     }
     if h.ttl == 0 {
         return Err(DropReason::IpTtl);
-    }
-    if h.protocol != UDP {
-        return Err(DropReason::Protocol);
     }
     check_addresses(h.source, h.destination)?;
 

@@ -256,6 +256,10 @@ impl Machine {
                 let start = span.offset as usize;
                 let take = (span.len as usize).min(most - got.len());
                 got.extend_from_slice(&packets.chunk(span.chunk)[start..start + take]);
+                if take == span.len as usize {
+                    let walked = stack.tcp_front(socket.id, got.len())?;
+                    assert_eq!(stack.tcp_behind(socket.id, &span, got.len())?, walked);
+                }
             }
             if !got.is_empty() || most == 0 {
                 stack.tcp_consume(socket.id, got.len(), now)?;

@@ -485,6 +485,10 @@ impl Pair {
                 assert_eq!(*found, byte(self.number, 1 - which, at), "byte {at}");
             }
             got += len;
+            if len == span.len as usize {
+                let walked = stack.tcp_front(id, got).unwrap();
+                assert_eq!(stack.tcp_behind(id, &span, got).unwrap(), walked);
+            }
         }
         if want == 0 {
             assert_eq!(stack.tcp_front(id, 0).unwrap(), None);
