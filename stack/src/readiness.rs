@@ -42,11 +42,12 @@ pub struct Readiness {
 
 impl Stack<'_> {
     /// What the endpoint is ready for now. A UDP endpoint can always send; a broken receive queue
-    /// counts as empty.
+    /// counts as empty. A connection without room to send counts the room that comes as an edge
+    /// from now on, as if a write had found none.
     ///
     /// # Errors
     /// [`Stale`] when the endpoint is gone.
-    pub fn readiness(&self, id: EndpointId) -> Result<Readiness, Stale> {
+    pub fn readiness(&mut self, id: EndpointId) -> Result<Readiness, Stale> {
         let endpoint = self.endpoint(id)?;
         match endpoint.kind {
             kind::UDP => {

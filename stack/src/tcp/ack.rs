@@ -99,9 +99,6 @@ impl Connection<'_> {
         self.sample_round_trip(segment, &mut told, now);
         let is_duplicate = ack == una_before && !told.not_duplicate && in_flight > 0;
         self.react(memory, &mut told, in_flight, is_duplicate, now);
-        if self.tcb.has(flag::NO_SPACE) && (told.bytes > 0 || self.tcb.packets_out == 0) {
-            self.look_for_room(now);
-        }
         true
     }
 

@@ -240,6 +240,9 @@ impl Connection<'_> {
         self.after_ack(memory, now);
         let kept = self.take_payload(memory, arrived, now);
         self.output(memory, now, false);
+        if self.tcb.has(flag::NO_SPACE) && self.tcb.may_carry_data() {
+            self.look_for_room(now);
+        }
         kept
     }
 

@@ -46,6 +46,12 @@ impl Connection<'_> {
         }
     }
 
+    /// Somebody has seen that there is no room, and waits: as [`Connection::wait_for_room`], with
+    /// the first look at the wheel's next tick.
+    pub(crate) fn watch_room(&mut self) {
+        self.wait_for_room(Instant(0));
+    }
+
     pub(crate) fn send_space(&self) -> u32 {
         let room = self.pool.send_room(self.tcb.queued_chunks);
         self.tcb.send_space(&self.pool.head.tcp_defaults, room)

@@ -687,6 +687,10 @@ impl Stack<'_> {
             }
             let corked = connection.tcb.options.has(TcpOptions::CORK);
             connection.output(memory, now, !corked);
+            // A larger buffer, or a higher mark of what may be unsent, is room.
+            if connection.tcb.has(flag::NO_SPACE) && connection.tcb.may_carry_data() {
+                connection.look_for_room(now);
+            }
             self.settle(id.index, now);
         }
     }
@@ -702,8 +706,24 @@ impl Stack<'_> {
         }
     }
 
-    /// [`Stack::readiness`] of a TCP endpoint (net/ipv4/tcp.c:tcp_poll).
-    pub(crate) fn tcp_readiness(&self, index: u32) -> Option<Readiness> {
+    /// [`Stack::readiness`] of a TCP endpoint (net/ipv4/tcp.c:tcp_poll). Whoever is told that there
+    /// is no room waits for some, without a write that found none: he must hear of it.
+    pub(crate) fn tcp_readiness(&mut self, index: u32) -> Option<Readiness> {
+        let readiness = self.look_at(index)?;
+        if readiness.events & event::OUT == 0
+            && let Some(mut connection) = self.connection(index)
+            && connection.tcb.may_carry_data()
+            && !connection.tcb.has(flag::NO_SPACE)
+        {
+            connection.watch_room();
+            // The wheel's own time: at its next tick.
+            let deadline = connection.tcb.deadline();
+            self.arm_soon(index, deadline);
+        }
+        Some(readiness)
+    }
+
+    fn look_at(&self, index: u32) -> Option<Readiness> {
         let tcb = self.tcbs.get(index as usize)?;
         let state = tcb.state();
         let mut events = 0;

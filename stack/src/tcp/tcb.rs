@@ -462,6 +462,11 @@ impl Tcb {
         TcpState::from_byte(self.state)
     }
 
+    /// Whether the program may write, as far as the state goes.
+    pub(crate) fn may_carry_data(&self) -> bool {
+        matches!(self.state(), TcpState::Established | TcpState::CloseWait)
+    }
+
     pub(crate) fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
     }

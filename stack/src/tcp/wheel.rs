@@ -154,6 +154,12 @@ impl Stack<'_> {
         }
     }
 
+    /// [`Stack::arm`] for a caller that does not know the time.
+    pub(crate) fn arm_soon(&mut self, entry: u32, deadline: u64) {
+        let now = Instant(self.head.wheel.tick << TICK_SHIFT);
+        self.arm(entry, deadline, now);
+    }
+
     /// Takes an entry off the wheel.
     pub(crate) fn disarm(&mut self, entry: u32) {
         let Some(links) = self.timer_links(entry) else {

@@ -65,6 +65,9 @@ pub struct Side {
     shut: bool,
     /// Waits for edges of readiness, rather than looking again after a while.
     by_edges: bool,
+    /// Reads and writes a few pieces, then waits until one of the two is possible, whether or not a
+    /// call has found that it was not (level-triggered epoll).
+    by_level: bool,
     edges: Option<(u32, u32)>,
     /// When it does something next; none = when an edge comes.
     pub next_at: Option<u64>,
@@ -122,6 +125,7 @@ impl Side {
             saw_end: false,
             shut: false,
             by_edges: true,
+            by_level: false,
             edges: None,
             next_at: None,
             think_ns: 1000,
@@ -180,12 +184,30 @@ impl Side {
             options.max_seg = 200 + random.below(1000) as u16;
         }
         options.set(TcpOptions::LINGER, matches!(side.end, End::Linger));
+        side.by_level = side.by_edges && random.chance(40);
         side
+    }
+
+    /// Bytes that it means to write in all.
+    fn limit(&self) -> u64 {
+        match self.end {
+            End::Abort(at) => self.to_send.min(at),
+            _ => self.to_send,
+        }
     }
 
     /// Whether it does something now.
     pub fn is_due(&self, now: u64) -> bool {
         self.next_at.is_some_and(|at| at <= now)
+    }
+
+    /// How many pieces it reads or writes at a time.
+    fn budget(&self, random: &mut Random) -> u64 {
+        if self.by_edges && !self.by_level {
+            u64::MAX
+        } else {
+            1 + random.below(3)
+        }
     }
 
     fn expects_errors(&self) -> bool {
@@ -390,7 +412,7 @@ impl Pair {
     fn connecting(&mut self, which: usize, host: &mut Host, now: u64) {
         let side = &mut self.sides[which];
         let id = side.id.unwrap();
-        let stack = host.rig.stack();
+        let mut stack = host.rig.stack();
         let ready = stack.readiness(id).unwrap();
         let status = stack.tcp_status(id).unwrap();
         side.edges = Some((ready.in_edge, ready.out_edge));
@@ -435,11 +457,7 @@ impl Pair {
         // Edges from here on are news.
         let ready = host.rig.stack().readiness(id).unwrap();
         self.sides[which].edges = Some((ready.in_edge, ready.out_edge));
-        let mut budget = if self.sides[which].by_edges {
-            u64::MAX
-        } else {
-            1 + random.below(3)
-        };
+        let mut budget = self.sides[which].budget(random);
         while budget > 0 && self.read(which, host, now, random) {
             budget -= 1;
         }
@@ -450,16 +468,27 @@ impl Pair {
             side.next_at = Some(now + pause);
             return;
         }
-        let mut budget = if self.sides[which].by_edges {
-            u64::MAX
-        } else {
-            1 + random.below(3)
-        };
+        let mut budget = self.sides[which].budget(random);
         while budget > 0 && self.write(which, host, now, random) {
             budget -= 1;
         }
         if self.sides[which].state == State::Open {
             self.maybe_end(which, host, now);
+        }
+        if self.sides[which].state == State::Open && self.sides[which].by_level {
+            self.wait_by_level(which, host, now);
+        }
+    }
+
+    /// epoll_wait: goes on at once when something is possible, else with the next edge.
+    fn wait_by_level(&mut self, which: usize, host: &mut Host, now: u64) {
+        let side = &mut self.sides[which];
+        let id = side.id.unwrap();
+        let ready = host.rig.stack().readiness(id).unwrap();
+        side.edges = Some((ready.in_edge, ready.out_edge));
+        let writes = side.sent < side.limit() && ready.events & event::OUT != 0;
+        if writes || ready.events & event::IN != 0 && !side.saw_end {
+            side.next_at = Some(now + 1);
         }
     }
 
@@ -510,10 +539,7 @@ impl Pair {
     fn write(&mut self, which: usize, host: &mut Host, now: u64, random: &mut Random) -> bool {
         let number = self.number;
         let side = &mut self.sides[which];
-        let limit = match side.end {
-            End::Abort(at) => side.to_send.min(at),
-            _ => side.to_send,
-        };
+        let limit = side.limit();
         if side.state != State::Open || side.sent >= limit {
             return false;
         }
@@ -618,7 +644,7 @@ impl Pair {
     /// A line for a failure's message.
     pub fn describe(&self, which: usize, host: &mut Host, now: u64) -> String {
         let side = &self.sides[which];
-        let stack = host.rig.stack();
+        let mut stack = host.rig.stack();
         let state = side.id.map(|id| {
             let info = stack.tcp_info(id, Instant(now));
             (stack.tcp_status(id), stack.readiness(id), info)
