@@ -99,6 +99,7 @@ table! {
         TcpPathMtu "tcp-path-mtu" "Times a path's MTU was found to be smaller.",
         TcpTailRepairs "tcp-tail-repairs" "Losses at the tail that a probe has repaired.",
         TcpReneged "tcp-reneged" "Timeouts at which the peer had thrown away what it had told as received.",
+        TcpHandedOver "tcp-handed-over" "Connections that have moved to the kernel.",
     }
 }
 
@@ -137,6 +138,7 @@ table! {
         TcpFlags "tcp-flags" "The segment's flags make no sense in this state.",
         TcpAck "tcp-ack" "The segment acknowledges what was never sent, or what is long past.",
         TcpBacklog "tcp-backlog" "A queue of the listener is full.",
+        TcpLeft "tcp-left" "The connection has moved to the kernel; the segment was on its way here.",
     }
 }
 

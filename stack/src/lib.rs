@@ -61,8 +61,8 @@ pub use readiness::{Readiness, event};
 pub use send::{Hairpin, SendError};
 pub use stack::{FrameOutcome, RxFrame, Stack, Transmit};
 pub use tcp::{
-    Ended, FlowChange, Shutdown, Span, TcpDefaults, TcpError, TcpInfo, TcpOpen, TcpOptions,
-    TcpState, TcpStatus,
+    CannotMove, Cargo, ConnectionRecord, Ended, FlowChange, Part, Shutdown, Span, TcpDefaults,
+    TcpError, TcpInfo, TcpOpen, TcpOptions, TcpState, TcpStatus,
 };
 pub use types::{
     ChunkId, Duration, EndpointId, Family, Instant, IpAddress, Memory, PROCESSES, ProcessId,

@@ -84,6 +84,36 @@ fn a_good_wire_needs_no_retransmission_and_little_time() {
 }
 
 #[test]
+fn connections_move_under_load() {
+    let mut plan = Plan::good();
+    plan.chunks = 4096;
+    for seed in 1..=4 {
+        let _announce = Announce(seed);
+        let mut world = World::new(seed, plan.clone());
+        let mut sides = [Side::plain(400_000), Side::plain(400_000)];
+        // One of them reads late, so that there is something to take along.
+        sides[seed as usize % 2].pause(100_000, SECOND / 50);
+        let pair = Pair::new(0, &world.plan, world.now, sides);
+        world.pairs.push(pair);
+        let mut random = tcp_sim::program::random(seed);
+        let mut moved = 0;
+        let start = world.now;
+        while !world.pairs[0].is_over() {
+            for _ in 0..random.below(40) {
+                world.step();
+                if world.pairs[0].is_over() {
+                    break;
+                }
+            }
+            moved += u32::from(world.relocate(0, random.below(2) as usize));
+        }
+        assert!(moved > 20, "{moved}");
+        assert!(world.now - start < 5 * SECOND, "{}", world.now - start);
+        world.run();
+    }
+}
+
+#[test]
 fn many_connections_at_once() {
     let mut plan = Plan::good();
     plan.endpoints = 512;

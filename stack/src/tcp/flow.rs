@@ -73,7 +73,12 @@ impl Stack<'_> {
     /// request or a time wait.
     #[must_use]
     pub fn has_flow(&self, local: SocketAddress, remote: SocketAddress) -> bool {
-        self.find_connection(&local, &remote).is_some() || self.find_mini(&local, &remote).is_some()
+        let is_mini = || {
+            let mini = self.find_mini(&local, &remote)?;
+            let mini = self.minis.get(mini as usize)?;
+            (mini.kind != super::mini::kind::LEFT).then_some(())
+        };
+        self.find_connection(&local, &remote).is_some() || is_mini().is_some()
     }
 
     /// The next change of the set of flows, oldest first. Take all before frames leave.

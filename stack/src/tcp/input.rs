@@ -133,12 +133,12 @@ impl Stack<'_> {
         now: Instant,
     ) -> Result<Option<u32>, DropReason> {
         if let Some(index) = self.find_mini(&arrived.local, &arrived.remote) {
-            let is_request = self
-                .minis
-                .get(index as usize)
-                .is_some_and(|mini| mini.kind == mini::kind::REQUEST);
-            if is_request {
-                return self.take_request_segment(memory, index, arrived, now);
+            match self.minis.get(index as usize).map(|mini| mini.kind) {
+                Some(mini::kind::REQUEST) => {
+                    return self.take_request_segment(memory, index, arrived, now);
+                }
+                Some(mini::kind::LEFT) => return Err(DropReason::TcpLeft),
+                _ => {}
             }
             if !self.take_time_wait_segment(memory, index, arrived, now)? {
                 return Ok(None);

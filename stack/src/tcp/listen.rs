@@ -524,9 +524,10 @@ impl Stack<'_> {
             self.arm(index | MINI, mini.deadline, now);
             return;
         }
-        if mini.kind == kind::TIME_WAIT {
-            self.end_time_wait(index);
-            return;
+        match mini.kind {
+            kind::TIME_WAIT => return self.end_time_wait(index),
+            kind::LEFT => return self.remove_mini(index),
+            _ => {}
         }
         self.serve_request(memory, index, &mini, now);
     }

@@ -1,6 +1,7 @@
 //! Minisockets: connections that need little state. A *request* is a SYN that was answered and not
 //! yet confirmed (SYN_RECEIVED of a passive open); a *time wait* is what is left of a connection
-//! that was closed (RFC 9293 section 3.6.1).
+//! that was closed (RFC 9293 section 3.6.1); one that has *left* keeps answers to the last segments
+//! of a connection away that another TCP has now.
 //!
 //! They are found by their whole 4-tuple through one hash table, after the connections.
 
@@ -18,6 +19,8 @@ pub(crate) mod kind {
     pub(crate) const FREE: u8 = 0;
     pub(crate) const REQUEST: u8 = 1;
     pub(crate) const TIME_WAIT: u8 = 2;
+    /// The connection has moved; its segments are dropped.
+    pub(crate) const LEFT: u8 = 3;
 }
 
 /// One minisocket.

@@ -21,6 +21,7 @@ mod connection;
 pub(crate) mod defaults;
 pub(crate) mod ended;
 pub(crate) mod flow;
+pub mod handover;
 pub(crate) mod info;
 mod input;
 mod listen;
@@ -46,6 +47,7 @@ pub(crate) mod wheel;
 
 pub use defaults::TcpDefaults;
 pub use flow::FlowChange;
+pub use handover::{CannotMove, Cargo, ConnectionRecord, Part};
 pub use info::TcpInfo;
 pub use options::TcpOptions;
 pub use socket::{Ended, Shutdown, Span, TcpError, TcpOpen, TcpStatus};

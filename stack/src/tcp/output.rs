@@ -317,6 +317,22 @@ impl Connection<'_> {
 
     /// Books of a segment that was put on the transmit list.
     fn sent(&mut self, chunk: u32, now: Instant) {
+        let len = self.note_sent(chunk, now);
+        self.tcb.last_sent = now.0;
+        self.tcb.segs_out = self.tcb.segs_out.wrapping_add(1);
+        self.tcb.bytes_sent = self.tcb.bytes_sent.wrapping_add(u64::from(len));
+        if len > 0 {
+            // An answer soon after a question: ACKs may wait for answers (Linux: ping-pong mode).
+            if now.0.saturating_sub(self.tcb.last_data) < PINGPONG_NS {
+                self.tcb.set(flag::PINGPONG);
+            }
+            self.tcb.data_segs_out = self.tcb.data_segs_out.wrapping_add(1);
+        }
+        self.pool.count(Counter::TcpSegmentsSent);
+    }
+
+    /// The segment is in the network from now on, for the rate sample and RACK; its length.
+    pub(crate) fn note_sent(&mut self, chunk: u32, now: Instant) -> u16 {
         let now_us = micros(now);
         if self.tcb.packets_out == 0 {
             self.tcb.first_sent_us = now_us;
@@ -336,17 +352,7 @@ impl Connection<'_> {
             }
             len = segment.len;
         }
-        self.tcb.last_sent = now.0;
-        self.tcb.segs_out = self.tcb.segs_out.wrapping_add(1);
-        self.tcb.bytes_sent = self.tcb.bytes_sent.wrapping_add(u64::from(len));
-        if len > 0 {
-            // An answer soon after a question: ACKs may wait for answers (Linux: ping-pong mode).
-            if now.0.saturating_sub(self.tcb.last_data) < PINGPONG_NS {
-                self.tcb.set(flag::PINGPONG);
-            }
-            self.tcb.data_segs_out = self.tcb.data_segs_out.wrapping_add(1);
-        }
-        self.pool.count(Counter::TcpSegmentsSent);
+        len
     }
 
     /// Whether Nagle, cork or MSG_MORE hold this last, not full segment back.

@@ -125,7 +125,12 @@ impl Connection<'_> {
         }
     }
 
-    fn take_in_order(&mut self, memory: &mut impl Memory, payload: Payload, now: Instant) -> bool {
+    pub(crate) fn take_in_order(
+        &mut self,
+        memory: &mut impl Memory,
+        payload: Payload,
+        now: Instant,
+    ) -> bool {
         let first = self.tcb.rx_bytes == 0;
         let kept = payload.len > 0 && self.append_received(memory, payload);
         self.tcb.rcv_nxt = self.tcb.rcv_nxt.wrapping_add(u32::from(payload.len));
@@ -412,7 +417,7 @@ impl Connection<'_> {
     }
 
     /// Takes the peer's FIN, which is next in order.
-    fn take_fin(&mut self, now: Instant) {
+    pub(crate) fn take_fin(&mut self, now: Instant) {
         if self.tcb.has(flag::FIN_RECEIVED) {
             return;
         }

@@ -318,6 +318,14 @@ impl World {
         lines
     }
 
+    /// A connection leaves one of its hosts with its bytes and comes back there; whether it did.
+    pub fn relocate(&mut self, pair: usize, side: usize) -> bool {
+        let host = self.pairs[pair].host_of(side);
+        let moved = self.pairs[pair].relocate(side, &mut self.hosts[host], self.now);
+        self.stirred[host] = true;
+        moved
+    }
+
     /// The program's end of a connection.
     pub fn side(&self, pair: usize, side: usize) -> &Side {
         &self.pairs[pair].sides[side]

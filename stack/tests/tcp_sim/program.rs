@@ -140,6 +140,11 @@ impl Side {
         }
     }
 
+    /// It stops reading for `span_ns` when `bytes` were read.
+    pub fn pause(&mut self, bytes: u64, span_ns: u64) {
+        self.pause = Some((bytes, span_ns));
+    }
+
     fn draw(plan: &Plan, random: &mut Random) -> Self {
         let to_send = match random.below(4) {
             0 => 0,
@@ -603,6 +608,73 @@ impl Pair {
         if side.shut && side.saw_end {
             self.close(which, host, now);
         }
+    }
+
+    /// A program's connection leaves with its bytes and comes back as another endpoint; whether it
+    /// did.
+    pub fn relocate(&mut self, which: usize, host: &mut Host, now: u64) -> bool {
+        let via = host.hop();
+        let side = &mut self.sides[which];
+        let (State::Open, Some(id)) = (side.state, side.id) else {
+            return false;
+        };
+        let process = host.processes[side.process];
+        let (mut stack, packets) = host.both();
+        let Ok(record) = stack.tcp_record(id, Instant(now)) else {
+            return false;
+        };
+        let collect = |part| {
+            let mut bytes = Vec::new();
+            let each = &mut |span: Span| {
+                let from = span.offset as usize;
+                bytes.extend_from_slice(&packets.chunk(span.chunk)[from..][..span.len as usize]);
+            };
+            stack.tcp_part(id, part, each).unwrap();
+            bytes
+        };
+        let (written, unread) = (collect(Part::Written), collect(Part::Unread));
+        let (sent, unsent) = written.split_at(record.snd_nxt.wrapping_sub(record.snd_una) as usize);
+        assert_eq!(
+            unsent.len() as u32,
+            record.write_seq.wrapping_sub(record.snd_nxt)
+        );
+        assert_eq!(
+            unread.len() as u32,
+            record.rcv_nxt.wrapping_sub(record.copied_seq)
+        );
+        let options = *stack.tcp_options(id).unwrap();
+        match stack.tcp_leave(id, Instant(now)) {
+            Ok(()) => {}
+            Err(CannotMove::Full) => return false,
+            Err(other) => panic!("{other:?}"),
+        }
+        assert!(!stack.is_live(id));
+        assert!(!stack.has_flow(record.local(), record.remote()));
+        let open = TcpOpen {
+            options,
+            ..tcp_open(process, record.local())
+        };
+        let cargo = Cargo {
+            sent,
+            unsent,
+            unread: &unread,
+        };
+        let came = stack.tcp_import(packets, &open, (&record, cargo), &via, Instant(now));
+        let Ok(id) = came else {
+            // The bytes lie in more chunks than before and there are not so many.
+            assert_eq!(came, Err(OpenError::Full));
+            side.state = State::Closed;
+            side.next_at = None;
+            for side in &mut self.sides {
+                side.doomed = true;
+            }
+            return false;
+        };
+        let side = &mut self.sides[which];
+        side.id = Some(id);
+        side.edges = None;
+        side.next_at = Some(now);
+        true
     }
 
     /// Everything ended as the programs' plans allow.

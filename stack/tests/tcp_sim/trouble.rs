@@ -20,6 +20,8 @@ pub enum Trouble {
     Kill(usize),
     /// A host's lock owner dies inside an update.
     Recover(usize),
+    /// A connection of a host leaves and comes back, as if another TCP had taken it.
+    Move(usize),
 }
 
 impl Trouble {
@@ -52,6 +54,11 @@ impl Trouble {
         if random.chance(4) {
             drawn.push((soon(random), Self::Recover(host(random))));
         }
+        if random.chance(35) {
+            for _ in 0..1 + random.below(20) {
+                drawn.push((soon(random), Self::Move(host(random))));
+            }
+        }
         drawn.sort_by_key(|(at, _)| core::cmp::Reverse(*at));
         drawn
     }
@@ -77,6 +84,16 @@ impl World {
             Trouble::Recover(host) => {
                 self.hosts[host].recover();
                 self.each_side_of(host, |side| side.doomed = true);
+                self.stirred[host] = true;
+            }
+            Trouble::Move(host) => {
+                for pair in &mut self.pairs {
+                    for side in 0..2 {
+                        if pair.host_of(side) == host {
+                            pair.relocate(side, &mut self.hosts[host], self.now);
+                        }
+                    }
+                }
                 self.stirred[host] = true;
             }
         }
