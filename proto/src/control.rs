@@ -54,7 +54,9 @@ pub enum RequestKind {
     /// wrong with it, or empty; then [`ReplyKind::End`].
     Reload = 10,
     /// Give a UDP filter back and have what the endpoint has not read sent to the bound socket once
-    /// more, by the kernel. Reply: [`ReplyKind::End`], `count` = datagrams moved.
+    /// more, by the kernel. Reply: [`ReplyKind::End`], `count` = datagrams moved. With a
+    /// descriptor: the endpoint is a TCP connection, which the descriptor, a closed TCP socket,
+    /// becomes; the endpoint is gone then. Reply: the same, `count` = 1.
     HandOver = 11,
 }
 

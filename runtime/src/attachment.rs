@@ -23,7 +23,8 @@ use std::time::Duration;
 
 use bypass_backends::{QueuePair, Received, Transmit};
 use bypass_stack::{
-    ChunkId, EndpointId, Instant, LayoutError, QueuePairInfo, RxFrame, Stack, WaiterId, WaiterSet,
+    ChunkId, DropReason, EndpointId, FrameOutcome, Instant, LayoutError, Memory, QueuePairInfo,
+    RxFrame, Stack, WaiterId, WaiterSet,
 };
 use rustix::io::Errno;
 
@@ -342,6 +343,27 @@ impl Locked<'_> {
     /// Moves frames: received ones into the stack, free chunks into fill rings, sent chunks back,
     /// pending ones out; runs the timers that are due. Returns how many frames came in.
     pub fn pump(&mut self, now: Instant) -> usize {
+        self.pump_with(now, &mut |_, _, _| ())
+    }
+
+    /// [`Self::pump`], and gives the segments of connections that have left to `left`, oldest
+    /// first: whole frames, as they came.
+    pub fn pump_left(&mut self, now: Instant, left: &mut dyn FnMut(&[u8])) -> usize {
+        let moved = FrameOutcome::Dropped(DropReason::TcpLeft);
+        self.pump_with(now, &mut |packets, frame: RxFrame, outcome| {
+            if outcome == moved {
+                let end = frame.offset.saturating_add(frame.len) as usize;
+                let bytes = packets.chunk(frame.chunk);
+                left(bytes.get(frame.offset as usize..end).unwrap_or_default());
+            }
+        })
+    }
+
+    fn pump_with(
+        &mut self,
+        now: Instant,
+        each: &mut impl FnMut(&Packets, RxFrame, FrameOutcome),
+    ) -> usize {
         let State {
             stack,
             packets,
@@ -354,7 +376,7 @@ impl Locked<'_> {
             let Some(queue) = current(stack, index, slot) else {
                 continue;
             };
-            frames += receive(stack, packets, queue, index, now);
+            frames += receive(stack, packets, queue, (index, now), each);
             reclaim(stack, queue);
             refill(stack, queue);
         }
@@ -511,13 +533,14 @@ fn steer(stack: &mut Stack<'static>, flows: &Flows) {
     }
 }
 
-/// Takes what a queue has received into the stack.
+/// Takes what a queue has received into the stack; `each` gets the frames and what became of them.
+#[inline]
 fn receive(
     stack: &mut Stack<'static>,
     packets: &mut Packets,
     queue: &mut dyn QueuePair,
-    index: usize,
-    now: Instant,
+    (index, now): (usize, Instant),
+    each: &mut impl FnMut(&Packets, RxFrame, FrameOutcome),
 ) -> usize {
     if !queue.rx_pending() {
         return 0;
@@ -546,7 +569,8 @@ fn receive(
                 partial_checksums,
                 timestamp_ns,
             };
-            stack.handle_frame(packets, frame, now);
+            let outcome = stack.handle_frame(packets, frame, now);
+            each(packets, frame, outcome);
         }
         total += count;
         if count < BATCH {

@@ -5,19 +5,14 @@
 //! the filter are: what an image says is not believed, and the filter's owner has proved that the
 //! address is his.
 
-use bypass_proto::control::Refusal;
-use bypass_stack::{EndpointId, IpAddress, Memory, SocketAddress, wire};
-use rustix::fd::OwnedFd;
-use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with,
-};
-
 use super::counters::Counter;
 use super::filters::{TCP, Wish};
+use super::outlet::Outlets;
 use super::requests::Refused;
 use super::server::Server;
 use super::stacks::{Busy, StackEntry};
+use bypass_proto::control::Refusal;
+use bypass_stack::{EndpointId, IpAddress, Memory, SocketAddress, wire};
 
 /// Datagrams copied under one lock.
 const BATCH: usize = 64;
@@ -66,7 +61,7 @@ impl Server {
         for _ in 0..stack.capacities.chunks as usize / BATCH + 1 {
             let taken = stack.take_unread(endpoint, wish.local.port)?;
             for datagram in taken.iter().filter(|datagram| is_own(&datagram.local)) {
-                outlets.send(datagram)?;
+                outlets.send(datagram.local, &datagram.frame)?;
                 *moved += 1;
             }
             if taken.len() < BATCH {
@@ -125,42 +120,6 @@ fn frame(from: SocketAddress, to: SocketAddress, marks: (u8, u8), payload: &[u8]
     frame.extend_from_slice(payload);
     emit(&mut frame, &headers);
     frame
-}
-
-/// Raw sockets, opened when the first datagram of their family leaves.
-#[derive(Default)]
-struct Outlets {
-    v4: Option<OwnedFd>,
-    v6: Option<OwnedFd>,
-}
-
-impl Outlets {
-    fn send(&mut self, datagram: &Moved) -> Result<(), Errno> {
-        let is_v4 = datagram.local.is_v4();
-        let (family, slot) = if is_v4 {
-            (AddressFamily::INET, &mut self.v4)
-        } else {
-            (AddressFamily::INET6, &mut self.v6)
-        };
-        let outlet = match slot {
-            Some(outlet) => outlet,
-            None => slot.insert(socket_with(
-                family,
-                SocketType::RAW,
-                SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-                Some(ipproto::RAW),
-            )?),
-        };
-        let packet = datagram.frame.get(wire::ethernet::HEADER..);
-        let to = std::net::SocketAddr::new(datagram.local.into(), 0);
-        sendto(
-            &*outlet,
-            packet.unwrap_or_default(),
-            SendFlags::empty(),
-            &to,
-        )
-        .map(drop)
-    }
 }
 
 #[cfg(test)]

@@ -28,11 +28,13 @@ mod handover;
 mod netlink;
 mod nics;
 mod opening;
+mod outlet;
 mod process;
 mod proof;
 mod published;
 mod query;
 mod reload;
+mod repair;
 mod requests;
 mod server;
 mod sockopt;
@@ -42,6 +44,7 @@ mod steer;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod watch;
 
 use std::fmt;

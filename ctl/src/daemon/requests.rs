@@ -106,7 +106,8 @@ impl Server {
         fds: &[OwnedFd],
     ) -> Result<Answer, Refused> {
         let kind = RequestKind::from_wire(request.kind).ok_or(Refusal::Malformed)?;
-        if !fds.is_empty() && kind != RequestKind::AddFilter {
+        let takes_one = matches!(kind, RequestKind::AddFilter | RequestKind::HandOver);
+        if !fds.is_empty() && !takes_one {
             return Err(Refusal::Malformed.into());
         }
         match kind {
@@ -127,7 +128,11 @@ impl Server {
             }
             RequestKind::HandOver => {
                 let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
-                let count = self.hand_over(uid, request.filter)?;
+                let count = match fds {
+                    [] => self.hand_over(uid, request.filter)?,
+                    [shadow] => self.transfer(uid, endpoint_of(request), shadow)?,
+                    _ => return Err(Refusal::Malformed.into()),
+                };
                 let reply = Reply {
                     count,
                     ..Reply::new(ReplyKind::End)
@@ -227,10 +232,7 @@ impl Server {
         if self.filters.of_process(pid) >= self.config.policy.daemon.filters_per_client {
             return Err(Refusal::Limit.into());
         }
-        let endpoint = EndpointId {
-            index: request.endpoint_index,
-            generation: request.endpoint_generation,
-        };
+        let endpoint = endpoint_of(request);
         let stack = self.stacks.get(uid).ok_or(Refusal::Malformed)?;
         if !stack.lock()?.stack().is_live(endpoint) {
             return Err(Refusal::Malformed.into());
@@ -346,6 +348,14 @@ enum Answer {
     Stack(Reply),
     /// With the queue pairs of the stack of this user.
     Queues(u32, Reply),
+}
+
+/// The endpoint that a request is about.
+fn endpoint_of(request: &Request) -> EndpointId {
+    EndpointId {
+        index: request.endpoint_index,
+        generation: request.endpoint_generation,
+    }
 }
 
 fn privileged(client: &Client) -> Result<(), Refused> {

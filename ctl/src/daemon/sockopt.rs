@@ -1,4 +1,5 @@
-//! Socket options that `rustix` does not offer: who may have a filter, and which queue an XSK is.
+//! Socket options that `rustix` does not offer: who may have a filter, which queue an XSK is, and
+//! what a connection is put together with.
 
 #![expect(
     unsafe_code,
@@ -11,7 +12,9 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 
 // asm-generic/socket.h.
-const SOL_SOCKET: c_int = 1;
+pub(super) const SOL_SOCKET: c_int = 1;
+/// IPPROTO_TCP.
+pub(super) const IPPROTO_TCP: c_int = 6;
 const SO_RCVLOWAT: c_int = 18;
 const SO_BINDTOIFINDEX: c_int = 62;
 const SO_NETNS_COOKIE: c_int = 71;
@@ -32,8 +35,16 @@ unsafe extern "C" {
 /// Upper half of the mark that [`tag_queue`] leaves.
 const QUEUE_TAG: u32 = 0x4259_0000;
 
-/// Reads an option of `N` bytes.
+/// Level and name of an option.
+pub(super) type Name = (c_int, c_int);
+
+/// Reads an option of `N` bytes of the socket level.
 fn option<const N: usize>(fd: impl AsFd, name: c_int) -> Result<[u8; N], Errno> {
+    option_at(fd, (SOL_SOCKET, name))
+}
+
+/// Reads an option of `N` bytes.
+fn option_at<const N: usize>(fd: impl AsFd, (level, name): Name) -> Result<[u8; N], Errno> {
     let mut value = [0_u8; N];
     let mut length = N as u32;
     // SAFETY: the kernel writes at most `length` bytes to `value`, which has that many, and the
@@ -41,7 +52,7 @@ fn option<const N: usize>(fd: impl AsFd, name: c_int) -> Result<[u8; N], Errno> 
     let result = unsafe {
         getsockopt(
             fd.as_fd().as_raw_fd(),
-            SOL_SOCKET,
+            level,
             name,
             value.as_mut_ptr().cast(),
             &raw mut length,
@@ -67,14 +78,19 @@ fn last_error() -> Errno {
 /// AF_XDP stores and never uses.
 pub(super) fn tag_queue(xsk: impl AsFd, index: u8, ring_entries: u32) -> Result<(), Errno> {
     let value = QUEUE_TAG | ring_entries.trailing_zeros() << 8 | u32::from(index);
-    // SAFETY: the kernel reads four bytes from `value`, which lives across the call.
+    set(xsk, (SOL_SOCKET, SO_RCVLOWAT), &value.to_ne_bytes())
+}
+
+/// Sets an option, named by level and name, to these bytes.
+pub(super) fn set(fd: impl AsFd, (level, name): Name, value: &[u8]) -> Result<(), Errno> {
+    // SAFETY: the kernel reads `value`, which lives across the call, to its length.
     let result = unsafe {
         setsockopt(
-            xsk.as_fd().as_raw_fd(),
-            SOL_SOCKET,
-            SO_RCVLOWAT,
-            (&raw const value).cast(),
-            size_of::<u32>() as u32,
+            fd.as_fd().as_raw_fd(),
+            level,
+            name,
+            value.as_ptr().cast(),
+            value.len() as u32,
         )
     };
     if result == 0 {
@@ -82,6 +98,13 @@ pub(super) fn tag_queue(xsk: impl AsFd, index: u8, ring_entries: u32) -> Result<
     } else {
         Err(last_error())
     }
+}
+
+/// State of a TCP socket by Linux's numbers (the first byte of TCP_INFO, tcp(7)).
+pub(super) fn tcp_state(fd: impl AsFd) -> Result<u8, Errno> {
+    /// TCP_INFO of linux/tcp.h.
+    const TCP_INFO: c_int = 11;
+    option_at::<1>(fd, (IPPROTO_TCP, TCP_INFO)).map(|[state]| state)
 }
 
 /// What [`tag_queue`] noted: index and ring entries.

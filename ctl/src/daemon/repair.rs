@@ -1,0 +1,332 @@
+//! A kernel socket becomes an established connection (TCP_REPAIR: net/ipv4/tcp.c, tcp_repair of
+//! linux/tcp.h). Nothing is sent while it is put together; the peer hears of it by a window probe at
+//! the end.
+//!
+//! ```text
+//!   TCP_REPAIR on        bind takes any port, connect sends nothing
+//!   sequence numbers, bind, connect
+//!   options              MSS, window scale, SACK, timestamps, timestamp clock
+//!   queues               unread data, sent data and the FIN behind it; nothing leaves
+//!   windows
+//!   the peer's FIN       as a packet over the loopback interface
+//!   TCP_REPAIR off       a window probe leaves
+//!   unsent data, FIN     as any program's
+//! ```
+
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::OwnedFd;
+
+use bypass_stack::wire::tcp::{self, flags};
+use bypass_stack::{ConnectionRecord, IpAddress, SocketAddress, TcpOptions, TcpState};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SendFlags, Shutdown, bind, connect, connect_unspec, getsockname, send, shutdown,
+    sockopt,
+};
+
+use super::outlet::Outlets;
+use super::sockopt::{self as own, IPPROTO_TCP, Name, SOL_SOCKET};
+
+// linux/tcp.h.
+const MAXSEG: Name = (IPPROTO_TCP, 2);
+const REPAIR: Name = (IPPROTO_TCP, 19);
+const REPAIR_QUEUE: Name = (IPPROTO_TCP, 20);
+const QUEUE_SEQ: Name = (IPPROTO_TCP, 21);
+const REPAIR_OPTIONS: Name = (IPPROTO_TCP, 22);
+const TIMESTAMP: Name = (IPPROTO_TCP, 24);
+const REPAIR_WINDOW: Name = (IPPROTO_TCP, 29);
+// asm-generic/socket.h.
+const REUSEADDR: Name = (SOL_SOCKET, 2);
+const REUSEPORT: Name = (SOL_SOCKET, 15);
+const SNDBUFFORCE: Name = (SOL_SOCKET, 32);
+const RCVBUFFORCE: Name = (SOL_SOCKET, 33);
+const BUF_LOCK: Name = (SOL_SOCKET, 72);
+/// Bits of SO_BUF_LOCK.
+const SNDBUF_LOCK: u32 = 1;
+const RCVBUF_LOCK: u32 = 2;
+/// Queues of TCP_REPAIR_QUEUE.
+const NO_QUEUE: u32 = 0;
+const RECV_QUEUE: u32 = 1;
+const SEND_QUEUE: u32 = 2;
+/// Kinds of TCP options (RFC 9293 section 3.2, RFC 7323, RFC 2018).
+const KIND_MSS: u32 = 2;
+const KIND_WINDOW_SCALE: u32 = 3;
+const KIND_SACK_PERMITTED: u32 = 4;
+const KIND_TIMESTAMPS: u32 = 8;
+/// Bytes that are put into a queue at a time: one allocation of the kernel's each.
+const PIECE: usize = 16 * 1024;
+/// Bytes that a fresh socket's buffers surely take.
+const SMALL: u32 = 16 * 1024;
+/// Looks for the peer's FIN to arrive, which the loopback interface may put off.
+const LOOKS: u32 = 1000;
+
+/// Everything of a connection.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    /// Numbers and windows.
+    pub record: ConnectionRecord,
+    /// What the socket's buffers are like.
+    pub options: TcpOptions,
+    /// Sent and not acknowledged, then not sent.
+    pub written: Vec<u8>,
+    /// Received and not read.
+    pub unread: Vec<u8>,
+}
+
+impl Parcel {
+    /// The bytes of both queues, sent, unsent; `None` when the record does not agree with them.
+    fn split(&self) -> Option<(&[u8], &[u8])> {
+        let record = &self.record;
+        let distance = |from: u32, to: u32| to.wrapping_sub(from) as usize;
+        let sent = distance(record.snd_una, record.snd_nxt);
+        let sound = distance(record.snd_una, record.write_seq) == self.written.len()
+            && distance(record.copied_seq, record.rcv_nxt) == self.unread.len();
+        self.written.split_at_checked(sent).filter(|_| sound)
+    }
+}
+
+/// Makes the connection of a closed socket, up to the moment at which its segments may come: then
+/// `ready` is called, which leads them there.
+///
+/// # Errors
+/// What the kernel refuses; the socket is closed as before.
+pub(super) fn build(
+    socket: &OwnedFd,
+    parcel: &Parcel,
+    outlets: &mut Outlets,
+    ready: impl FnOnce(),
+) -> Result<(), Errno> {
+    let (sent, unsent) = parcel.split().ok_or(Errno::PROTO)?;
+    put(socket, REPAIR, 1)?;
+    let built = assemble(socket, parcel, sent, outlets);
+    if let Err(errno) = built {
+        // In repair mode nobody is told of it.
+        let _ = connect_unspec(socket);
+        let _ = sockopt::socket_error(socket);
+        let _ = put(socket, REPAIR, 0);
+        return Err(errno);
+    }
+    ready();
+    put(socket, REPAIR_QUEUE, NO_QUEUE)?;
+    put(socket, REPAIR, 0)?;
+    finish(socket, parcel, unsent);
+    Ok(())
+}
+
+fn put(socket: &OwnedFd, name: Name, value: u32) -> Result<(), Errno> {
+    own::set(socket, name, &value.to_ne_bytes())
+}
+
+fn assemble(
+    socket: &OwnedFd,
+    parcel: &Parcel,
+    sent: &[u8],
+    outlets: &mut Outlets,
+) -> Result<(), Errno> {
+    let record = &parcel.record;
+    make_room(socket, parcel)?;
+    for (queue, seq) in [
+        (RECV_QUEUE, record.copied_seq),
+        (SEND_QUEUE, record.snd_una),
+    ] {
+        put(socket, REPAIR_QUEUE, queue)?;
+        put(socket, QUEUE_SEQ, seq)?;
+    }
+    // connect takes the peer's MSS from here, which then bounds every segment.
+    put(socket, MAXSEG, u32::from(record.mss_clamp.clamp(88, 32767)))?;
+    join_addresses(socket, record)?;
+    negotiated(socket, record)?;
+    put(socket, REPAIR_QUEUE, RECV_QUEUE)?;
+    fill(socket, &parcel.unread)?;
+    put(socket, REPAIR_QUEUE, SEND_QUEUE)?;
+    fill(socket, sent)?;
+    windows(socket, record)?;
+    // The order of the ends: who has sent its FIN second is in LAST_ACK, not in CLOSING.
+    let state = TcpState::from_byte(record.state);
+    let ours_first = state != TcpState::LastAck;
+    let ours = || match record.has(ConnectionRecord::FIN_SENT) {
+        true => shutdown(socket, Shutdown::Write),
+        false => Ok(()),
+    };
+    if ours_first {
+        ours()?;
+    }
+    if record.has(ConnectionRecord::FIN_RECEIVED) {
+        take_fin(socket, record, outlets)?;
+    }
+    if !ours_first {
+        ours()?;
+    }
+    Ok(())
+}
+
+/// The buffers hold what was promised, whatever they are limited to; afterwards they grow by
+/// themselves, unless the program has set them.
+fn make_room(socket: &OwnedFd, parcel: &Parcel) -> Result<(), Errno> {
+    let record = &parcel.record;
+    let written = parcel.written.len() as u32;
+    let told = record.rcv_wup.wrapping_add(record.rcv_wnd);
+    let receive = told.wrapping_sub(record.copied_seq);
+    if written > SMALL {
+        put(socket, SNDBUFFORCE, written.saturating_add(SMALL))?;
+    }
+    if receive > SMALL && receive < 1 << 30 {
+        put(socket, RCVBUFFORCE, receive.saturating_add(SMALL))?;
+    }
+    let mut locked = 0;
+    for (bit, lock) in [
+        (TcpOptions::SNDBUF_LOCKED, SNDBUF_LOCK),
+        (TcpOptions::RCVBUF_LOCKED, RCVBUF_LOCK),
+    ] {
+        if parcel.options.has(bit) {
+            locked |= lock;
+        }
+    }
+    put(socket, BUF_LOCK, locked)
+}
+
+fn join_addresses(socket: &OwnedFd, record: &ConnectionRecord) -> Result<(), Errno> {
+    let domain = sockopt::socket_domain(socket)?;
+    let (local, remote) = (
+        address(domain, record.local(), record.ifindex),
+        address(domain, record.remote(), record.ifindex),
+    );
+    let bound = SocketAddr::try_from(getsockname(socket)?).map_err(|_| Errno::PROTO)?;
+    if bound.port() == 0 {
+        bind(socket, &local)?;
+    } else if bound.port() != record.local_port {
+        return Err(Errno::ADDRNOTAVAIL);
+    }
+    connect(socket, &remote)?;
+    let bound = SocketAddr::try_from(getsockname(socket)?).map_err(|_| Errno::PROTO)?;
+    if (bound.ip(), bound.port()) == (local.ip(), local.port()) {
+        Ok(())
+    } else {
+        Err(Errno::ADDRNOTAVAIL)
+    }
+}
+
+/// An address as a socket of this domain knows it.
+fn address(domain: AddressFamily, of: SocketAddress, ifindex: u32) -> SocketAddr {
+    if domain == AddressFamily::INET {
+        return SocketAddr::new(of.ip.into(), of.port);
+    }
+    let scope = if of.ip.is_link_local_v6() { ifindex } else { 0 };
+    let IpAddress(octets) = of.ip;
+    SocketAddrV6::new(Ipv6Addr::from(octets), of.port, 0, scope).into()
+}
+
+/// What the handshake has agreed on.
+fn negotiated(socket: &OwnedFd, record: &ConnectionRecord) -> Result<(), Errno> {
+    let mut list = vec![[KIND_MSS, u32::from(record.mss_clamp)]];
+    if record.has(ConnectionRecord::SCALING) {
+        let both = u32::from(record.snd_wscale) | u32::from(record.rcv_wscale) << 16;
+        list.push([KIND_WINDOW_SCALE, both]);
+    }
+    if record.has(ConnectionRecord::SACK) {
+        list.push([KIND_SACK_PERMITTED, 0]);
+    }
+    if record.has(ConnectionRecord::TIMESTAMPS) {
+        list.push([KIND_TIMESTAMPS, 0]);
+    }
+    let bytes: Vec<u8> = list
+        .iter()
+        .flatten()
+        .flat_map(|word| word.to_ne_bytes())
+        .collect();
+    own::set(socket, REPAIR_OPTIONS, &bytes)?;
+    if record.has(ConnectionRecord::TIMESTAMPS) {
+        // Since Linux 6.7 the lowest bit says that the clock is in microseconds.
+        let clock = record.ts_value.wrapping_add(1) & !1;
+        put(socket, TIMESTAMP, clock)?;
+    }
+    Ok(())
+}
+
+/// Puts bytes into the queue that is chosen.
+fn fill(socket: &OwnedFd, bytes: &[u8]) -> Result<(), Errno> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let piece = rest.get(..PIECE).unwrap_or(rest);
+        let taken = send(socket, piece, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+        rest = rest.get(taken..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+fn windows(socket: &OwnedFd, record: &ConnectionRecord) -> Result<(), Errno> {
+    let window = [
+        record.snd_wl1,
+        record.snd_wnd,
+        record.max_window,
+        record.rcv_wnd,
+        record.rcv_wup,
+    ];
+    let bytes: Vec<u8> = window.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    own::set(socket, REPAIR_WINDOW, &bytes)
+}
+
+/// The peer's FIN, which has come, comes once more.
+fn take_fin(
+    socket: &OwnedFd,
+    record: &ConnectionRecord,
+    outlets: &mut Outlets,
+) -> Result<(), Errno> {
+    let before = own::tcp_state(socket)?;
+    let timestamps = record
+        .has(ConnectionRecord::TIMESTAMPS)
+        .then_some(tcp::Timestamps {
+            value: record.ts_recent,
+            echo: 0,
+        });
+    let headers = tcp::Headers {
+        source_mac: [0; 6],
+        destination_mac: [0; 6],
+        source: record.remote_ip,
+        destination: record.local_ip,
+        source_port: record.remote_port,
+        destination_port: record.local_port,
+        seq: record.rcv_nxt,
+        ack: record.snd_una,
+        flags: flags::FIN | flags::ACK,
+        window: (record.snd_wnd >> record.snd_wscale.min(14)).min(0xffff) as u16,
+        urgent: 0,
+        tos: 0,
+        ttl: 64,
+        ipv4_id: 0,
+        options: tcp::Options {
+            timestamps,
+            ..tcp::Options::default()
+        },
+    };
+    let mut frame = vec![0; tcp::headers_len(record.local_ip.is_v4(), &headers.options)];
+    tcp::emit(&mut frame, &headers);
+    outlets.send(record.local_ip, &frame)?;
+    for _ in 0..LOOKS {
+        if own::tcp_state(socket)? != before {
+            return Ok(());
+        }
+        std::thread::yield_now();
+    }
+    Err(Errno::TIMEDOUT)
+}
+
+/// The connection lives; what fails from here on is seen by the program as on any socket.
+fn finish(socket: &OwnedFd, parcel: &Parcel, unsent: &[u8]) {
+    let (record, options) = (&parcel.record, &parcel.options);
+    let _ = fill(socket, unsent);
+    if record.has(ConnectionRecord::SEND_SHUT) && !record.has(ConnectionRecord::FIN_SENT) {
+        let _ = shutdown(socket, Shutdown::Write);
+    }
+    if record.has(ConnectionRecord::RECEIVE_SHUT) && !record.has(ConnectionRecord::FIN_RECEIVED) {
+        let _ = shutdown(socket, Shutdown::Read);
+    }
+    let _ = put(socket, MAXSEG, u32::from(options.max_seg));
+    // Repair mode has taken them.
+    for (name, bit) in [
+        (REUSEADDR, TcpOptions::REUSE_ADDR),
+        (REUSEPORT, TcpOptions::REUSE_PORT),
+    ] {
+        let _ = put(socket, name, u32::from(options.has(bit)));
+    }
+}

@@ -1,0 +1,198 @@
+//! A connection goes from a stack to the kernel: exec, SCM_RIGHTS, whatever only the kernel can do.
+//!
+//! All of it happens under the stack's lock: what the connection consists of is copied out, the
+//! program's own socket is made into it, its segments are led to the kernel, the endpoint ends, and
+//! what was in the rings by then is given to the kernel as if it came now. So the peer sees neither
+//! a reset nor a loss, but a pause of some hundred microseconds.
+
+use std::os::fd::OwnedFd;
+
+use bypass_proto::control::Refusal;
+use bypass_runtime::attachment::Locked;
+use bypass_runtime::clock;
+use bypass_stack::wire::tcp;
+use bypass_stack::{CannotMove, EndpointId, Instant, Memory, Part, Span, TcpState};
+use rustix::io::Errno;
+use rustix::net::{SocketType, sockopt};
+
+use super::counters::Counter;
+use super::filters::{Filter, TCP};
+use super::outlet::Outlets;
+use super::repair::{self, Parcel};
+use super::requests::Refused;
+use super::server::Server;
+use super::sockopt as own;
+
+/// Segments that are given to the kernel after a move at most.
+const MOST_LEFT: usize = 256;
+
+impl From<CannotMove> for Refused {
+    fn from(why: CannotMove) -> Self {
+        match why {
+            CannotMove::NoConnection => Errno::NOTCONN.into(),
+            CannotMove::Handshake => Errno::ALREADY.into(),
+            CannotMove::Full => Refusal::Limit.into(),
+        }
+    }
+}
+
+impl Server {
+    /// Makes the shadow of a connection into the connection; 1.
+    pub(super) fn transfer(
+        &mut self,
+        uid: u32,
+        endpoint: EndpointId,
+        shadow: &OwnedFd,
+    ) -> Result<u32, Refused> {
+        self.check_shadow(shadow)?;
+        let stack = self.stacks.get(uid).ok_or(Refusal::Malformed)?;
+        // What waits to be sent leaves first: the peer throws late segments with old timestamps
+        // away.
+        stack.pump()?;
+        let mut locked = stack.lock()?;
+        let now = clock::now();
+        let record = locked.stack().tcp_record(endpoint, now)?;
+        // What an image says is not believed: the address is one whose flows were granted.
+        let granted = |filter: &Filter| filter.uid == uid && filter.wish.grants(record.local());
+        if self.filters.ids(granted).is_empty() {
+            return Err(Refusal::NotOwner.into());
+        }
+        let parcel = Parcel {
+            record,
+            options: *locked
+                .stack()
+                .tcp_options(endpoint)
+                .map_err(|_| Errno::NOTCONN)?,
+            written: bytes(&mut locked, endpoint, Part::Written),
+            unread: bytes(&mut locked, endpoint, Part::Unread),
+        };
+        let mut outlets = Outlets::default();
+        let flows = locked.flows();
+        repair::build(shadow, &parcel, &mut outlets, || {
+            flows.remove(record.local(), record.remote());
+        })?;
+        locked.stack().tcp_leave(endpoint, now)?;
+        for frame in frames_left(&mut locked, now) {
+            let _ = outlets.send(record.local_ip, &frame);
+        }
+        drop(locked);
+        self.counters.add(Counter::ConnectionsMoved);
+        Ok(1)
+    }
+
+    /// A TCP socket of this namespace that is neither connected nor listens.
+    fn check_shadow(&self, shadow: &OwnedFd) -> Result<(), Refused> {
+        let is_stream = sockopt::socket_type(shadow) == Ok(SocketType::STREAM);
+        let protocol = sockopt::socket_protocol(shadow).map_err(|_| Refusal::Malformed)?;
+        let is_tcp = protocol.is_some_and(|it| it.as_raw().get() == u32::from(TCP));
+        if !is_stream || !is_tcp {
+            return Err(Refusal::Malformed.into());
+        }
+        if own::namespace_cookie(shadow) != Ok(self.namespace) {
+            return Err(Refusal::NotOwner.into());
+        }
+        if own::tcp_state(shadow)? == TcpState::Closed as u8 {
+            Ok(())
+        } else {
+            Err(Errno::ISCONN.into())
+        }
+    }
+}
+
+/// The bytes of one of a connection's queues.
+fn bytes(locked: &mut Locked<'_>, endpoint: EndpointId, part: Part) -> Vec<u8> {
+    let mut spans: Vec<Span> = Vec::new();
+    let _ = locked
+        .stack()
+        .tcp_part(endpoint, part, &mut |span| spans.push(span));
+    let mut bytes = Vec::new();
+    for span in spans {
+        let start = span.offset as usize;
+        let chunk = locked.packets().chunk(span.chunk);
+        bytes.extend_from_slice(
+            chunk
+                .get(start..start + span.len as usize)
+                .unwrap_or_default(),
+        );
+    }
+    bytes
+}
+
+/// The segments of connections that have left, which are still in the rings, with whole checksums.
+fn frames_left(locked: &mut Locked<'_>, now: Instant) -> Vec<Vec<u8>> {
+    let mut left = Vec::new();
+    locked.pump_left(now, &mut |frame| {
+        if left.len() < MOST_LEFT {
+            left.extend(whole(frame));
+        }
+    });
+    left
+}
+
+/// The frame once more. (Between veth devices the checksum of one that was received is not whole.)
+fn whole(frame: &[u8]) -> Option<Vec<u8>> {
+    let segment = tcp::parse(frame, &[0; 6], true).ok()?;
+    let start = usize::from(segment.payload_offset);
+    let payload = frame.get(start..start + usize::from(segment.payload_len))?;
+    let headers = tcp::Headers {
+        source_mac: [0; 6],
+        destination_mac: [0; 6],
+        source: segment.source,
+        destination: segment.destination,
+        source_port: segment.source_port,
+        destination_port: segment.destination_port,
+        seq: segment.seq,
+        ack: segment.ack,
+        flags: segment.flags,
+        window: segment.window,
+        urgent: segment.urgent,
+        tos: segment.tos,
+        ttl: segment.ttl.max(1),
+        ipv4_id: 0,
+        options: segment.options,
+    };
+    let is_v4 = segment.destination.is_v4();
+    let mut bytes = vec![0; tcp::headers_len(is_v4, &segment.options)];
+    bytes.extend_from_slice(payload);
+    tcp::emit(&mut bytes, &headers);
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use bypass_stack::IpAddress;
+
+    use super::*;
+
+    #[test]
+    fn a_frame_with_half_a_checksum_becomes_whole() {
+        let headers = tcp::Headers {
+            source_mac: [2; 6],
+            destination_mac: [4; 6],
+            source: IpAddress::from_v4([198, 18, 0, 2]),
+            destination: IpAddress::from_v4([198, 18, 0, 1]),
+            source_port: 40_000,
+            destination_port: 80,
+            seq: 17,
+            ack: 18,
+            flags: tcp::flags::ACK | tcp::flags::PSH,
+            window: 501,
+            urgent: 0,
+            tos: 0,
+            ttl: 64,
+            ipv4_id: 7,
+            options: tcp::Options {
+                timestamps: Some(tcp::Timestamps { value: 1, echo: 2 }),
+                ..tcp::Options::default()
+            },
+        };
+        let mut frame = vec![0; tcp::headers_len(true, &headers.options)];
+        frame.extend_from_slice(b"payload");
+        tcp::emit(&mut frame, &headers);
+        let again = whole(&frame).expect("a segment");
+        let segment = tcp::parse(&again, &[0; 6], false).expect("a whole checksum");
+        assert_eq!((segment.seq, segment.ack, segment.window), (17, 18, 501));
+        assert_eq!(segment.options, headers.options);
+        assert!(again.ends_with(b"payload"));
+    }
+}
