@@ -18,7 +18,9 @@ use rustix::io::Errno;
 use crate::context::{self, Joined};
 use crate::errno::{Answer, last, to_int};
 use crate::fdtable::{self, Entry};
+use crate::wait::block::Limits;
 use crate::wait::epoll_set::{self, EpollSet};
+use crate::wait::signals::Held;
 use crate::wait::{self, Interest, Target, Woken};
 use crate::{decide, symbols, udp};
 
@@ -162,6 +164,7 @@ pub fn merged(
                 .map(|endpoint| (index, Ours::Socket(endpoint, ours.is_shadowed()))),
         })
         .collect();
+    let mut held = Held::default();
     loop {
         let ready = look(joined, fds, &ours)?;
         if ready > 0 {
@@ -170,7 +173,7 @@ pub fn merged(
         if deadline.is_some_and(|deadline| clock::now().0 >= deadline.0) {
             return Ok(0);
         }
-        match sleep(joined, fds, &ours, deadline, mask) {
+        match sleep(joined, fds, &ours, (deadline, &mut held), mask) {
             Woken::Ready => {}
             Woken::TimedOut => return Ok(0),
             Woken::Interrupted => return Err(Errno::INTR),
@@ -218,7 +221,7 @@ fn sleep(
     joined: &Joined,
     fds: &[pollfd],
     ours: &[(usize, Ours)],
-    deadline: Option<Instant>,
+    (deadline, held): Limits<'_>,
     mask: Option<*const sigset_t>,
 ) -> Woken {
     let mut watched = Vec::with_capacity(fds.len() + 8);
@@ -252,5 +255,5 @@ fn sleep(
         sleeping: None,
         alone: None,
     };
-    wait::wait(joined, &mut interest, deadline)
+    wait::wait(joined, &mut interest, deadline, held)
 }

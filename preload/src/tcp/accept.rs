@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::with_stack;
 use crate::errno::{Answer, from_c, last};
 use crate::fdtable::{self, Entry};
+use crate::wait::signals::Held;
 use crate::wait::{self, Woken};
 use crate::{address, context, report, symbols};
 
@@ -76,6 +77,7 @@ pub unsafe fn accept(fd: c_int, listener: EndpointId, place: Place, call_flags: 
         }
     }
     let mut deadline = None;
+    let mut held = Held::default();
     loop {
         // SAFETY: the caller's promise.
         let options = match unsafe { look(listener, place, call_flags) } {
@@ -99,7 +101,7 @@ pub unsafe fn accept(fd: c_int, listener: EndpointId, place: Place, call_flags: 
         if deadline.is_none() {
             deadline = super::deadline(options.rcvtimeo_ms);
         }
-        match wait::block::until(fd, listener, event::IN, true, deadline) {
+        match wait::block::until(fd, listener, event::IN, true, (deadline, &mut held)) {
             Woken::Ready => {}
             Woken::TimedOut => return Err(Errno::AGAIN),
             Woken::Interrupted if super::restarts(options.rcvtimeo_ms) => {}

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::with_stack;
 use crate::context;
 use crate::errno::Answer;
+use crate::wait::signals::Held;
 use crate::wait::{Interest, Target, Woken, wait};
 
 /// shutdown on a connection.
@@ -61,6 +62,7 @@ fn linger(endpoint: EndpointId, seconds: u32) {
     let span = u64::from(seconds).saturating_mul(1_000_000_000);
     let end = bypass_stack::Instant(clock::now().0.saturating_add(span));
     let mut fds = Vec::with_capacity(8);
+    let mut held = Held::default();
     loop {
         let mut done = false;
         let mut interest = Interest {
@@ -80,7 +82,7 @@ fn linger(endpoint: EndpointId, seconds: u32) {
             sleeping: None,
             alone: None,
         };
-        let woken = wait(joined, &mut interest, Some(end));
+        let woken = wait(joined, &mut interest, Some(end), &mut held);
         if done || woken != Woken::Ready {
             return;
         }

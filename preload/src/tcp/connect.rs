@@ -22,6 +22,7 @@ use crate::address::Given;
 use crate::decide::{self, TCP};
 use crate::errno::Answer;
 use crate::fdtable::{self, Entry};
+use crate::wait::signals::Held;
 use crate::wait::{self, Woken};
 use crate::{address, context, report, shadow, symbols};
 
@@ -292,6 +293,7 @@ pub fn dissolve(fd: c_int, endpoint: EndpointId) {
 /// Waits until the connection is made or has failed (net/ipv4/af_inet.c:__inet_stream_connect).
 fn wait_for(fd: c_int, endpoint: EndpointId) -> Answer {
     let mut deadline = None;
+    let mut held = Held::default();
     loop {
         let looked = with_stack(|joined, locked, now| {
             locked.pump(now);
@@ -319,7 +321,7 @@ fn wait_for(fd: c_int, endpoint: EndpointId) -> Answer {
         if deadline.is_none() {
             deadline = super::deadline(options.sndtimeo_ms);
         }
-        match wait::block::until(fd, endpoint, event::OUT, false, deadline) {
+        match wait::block::until(fd, endpoint, event::OUT, false, (deadline, &mut held)) {
             Woken::Ready => {}
             Woken::TimedOut => return Err(Errno::INPROGRESS),
             Woken::Interrupted if super::restarts(options.sndtimeo_ms) => {}

@@ -19,6 +19,7 @@ use crate::address::is_nowhere;
 use crate::errno::{Answer, from_c};
 use crate::symbols;
 use crate::udp::send::Gather;
+use crate::wait::signals::Held;
 use crate::wait::{self, Woken};
 
 /// Bytes of a file that are read at a time.
@@ -74,9 +75,14 @@ pub fn stream(
     let urgent = flags & MSG_OOB != 0;
     let mut done = 0;
     let mut deadline = None;
+    let mut held = Held::default();
     loop {
         let sent = with_stack(|_, locked, now| {
             let mut sent = Err(TcpError::WouldBlock);
+            // What was sent is told first, the error by the next call.
+            if done > 0 && has_error(locked.stack(), endpoint) {
+                return (Err(TcpError::Stale), None);
+            }
             for round in 0..2 {
                 let (stack, packets) = locked.parts();
                 let left = total - done;
@@ -101,11 +107,7 @@ pub fn stream(
             Ok(count) => done += count,
             Err(TcpError::WouldBlock) => {}
             Err(TcpError::Stale) => return partly(done, Errno::BADF),
-            Err(TcpError::Errno(errno)) if done > 0 => {
-                // Told by the next call.
-                let _ = errno;
-                return Ok(done as isize);
-            }
+            Err(TcpError::Errno(_)) if done > 0 => return Ok(done as isize),
             Err(TcpError::Errno(errno)) => return Err(broken(errno, flags)),
         }
         if done >= total {
@@ -123,13 +125,20 @@ pub fn stream(
         if deadline.is_none() {
             deadline = super::deadline(options.sndtimeo_ms);
         }
-        match wait::block::until(fd, endpoint, event::OUT, false, deadline) {
+        match wait::block::until(fd, endpoint, event::OUT, false, (deadline, &mut held)) {
             Woken::Ready => {}
             Woken::TimedOut => return partly(done, Errno::AGAIN),
             Woken::Interrupted if done == 0 && super::restarts(options.sndtimeo_ms) => {}
             Woken::Interrupted => return partly(done, Errno::INTR),
         }
     }
+}
+
+/// Whether an error waits to be told.
+fn has_error(stack: &bypass_stack::Stack<'_>, endpoint: EndpointId) -> bool {
+    stack
+        .tcp_status(endpoint)
+        .is_ok_and(|status| status.error != 0)
 }
 
 /// What was sent, or the error when nothing was.
@@ -215,10 +224,24 @@ pub unsafe fn file(
     answer
 }
 
+/// Where the file ends; far away for what has no size.
+fn size_of_file(fd: c_int) -> off_t {
+    // SAFETY: plain integers; all zero is a value.
+    let mut told: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `told` is writable.
+    let result = unsafe { libc::fstat(fd, &raw mut told) };
+    if result == 0 && told.st_mode & libc::S_IFMT == libc::S_IFREG {
+        told.st_size
+    } else {
+        off_t::MAX
+    }
+}
+
 fn pieces(fd: c_int, endpoint: EndpointId, input: c_int, at: &mut off_t, count: usize) -> Answer {
     let mut buffer = [0_u8; PIECE];
     let mut done = 0;
     let waits = !is_nonblocking(endpoint);
+    let size = size_of_file(input);
     while done < count {
         // One byte more than fits, so that a short send tells the stack to report the next room.
         let room = room(endpoint).ok_or(Errno::BADF)?.saturating_add(1);
@@ -233,7 +256,9 @@ fn pieces(fd: c_int, endpoint: EndpointId, input: c_int, at: &mut off_t, count: 
             Err(Errno::SPIPE) => return Err(Errno::INVAL),
             Err(errno) => return Err(errno),
         };
-        let more = if done + got < count { MSG_MORE } else { 0 };
+        // The end of the file ends the record, too (fs/splice.c:splice_direct_to_actor).
+        let ends = done + got >= count || *at + got as off_t >= size;
+        let more = if ends { 0 } else { MSG_MORE };
         let mut given = 0;
         let sent = stream(fd, endpoint, got, more, &mut |to| {
             to.copy_from_slice(&buffer[given..given + to.len()]);

@@ -23,6 +23,7 @@ use rustix::io::Errno;
 
 use crate::errno::{Answer, from_c};
 use crate::shadow::flags;
+use crate::wait::signals::Held;
 use crate::wait::{self, Woken};
 use crate::{address, context, fdtable, symbols};
 
@@ -142,6 +143,7 @@ unsafe fn receive(
         }
     }
     let mut deadline = None;
+    let mut held = Held::default();
     loop {
         let Ok(mut locked) = joined.attachment.lock() else {
             // A signal handler that interrupted the stack's owner: the kernel answers.
@@ -186,7 +188,7 @@ unsafe fn receive(
         if deadline.is_none() {
             deadline = earlier(until, timeout_ms);
         }
-        match wait::block::until(fd, endpoint, event::IN, true, deadline) {
+        match wait::block::until(fd, endpoint, event::IN, true, (deadline, &mut held)) {
             Woken::Ready => {}
             Woken::TimedOut => return Err(Errno::AGAIN),
             // A receive with a timeout is never restarted (signal(7)).

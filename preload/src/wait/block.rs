@@ -4,11 +4,15 @@ use bypass_runtime::attachment::Locked;
 use bypass_stack::{EndpointId, Instant, event};
 use libc::{POLLIN, pollfd};
 
+use super::signals::Held;
 use super::{Interest, Target, Woken, wait};
 use crate::context::{self, Joined};
 
 /// Ends every wait.
 const ALWAYS: u32 = event::ERR | event::HUP;
+
+/// What ends a wait beside readiness: the time, and signals, held back as long as the call lasts.
+pub type Limits<'a> = (Option<Instant>, &'a mut Held);
 
 /// Waits until the endpoint is ready for one of `events` (bits of [`bypass_stack::event`]), or its
 /// shadow has something to receive (data, or an error).
@@ -17,7 +21,7 @@ pub fn until(
     endpoint: EndpointId,
     events: u32,
     shadowed: bool,
-    deadline: Option<Instant>,
+    limits: Limits<'_>,
 ) -> Woken {
     let Some(joined) = context::joined() else {
         return Woken::Ready;
@@ -36,11 +40,11 @@ pub fn until(
             .readiness(endpoint)
             .map_or(true, |now| now.events & (events | ALWAYS) != 0)
     };
-    alone(joined, (fd, endpoint), fds, ready, deadline)
+    alone(joined, (fd, endpoint), fds, ready, limits)
 }
 
 /// Waits until a connection has more than `bytes` to read, or an end or error to tell.
-pub fn more_than(fd: i32, endpoint: EndpointId, bytes: u32, deadline: Option<Instant>) -> Woken {
+pub fn more_than(fd: i32, endpoint: EndpointId, bytes: u32, limits: Limits<'_>) -> Woken {
     let Some(joined) = context::joined() else {
         return Woken::Ready;
     };
@@ -49,13 +53,7 @@ pub fn more_than(fd: i32, endpoint: EndpointId, bytes: u32, deadline: Option<Ins
             status.readable > bytes || status.eof || status.error != 0
         })
     };
-    alone(
-        joined,
-        (fd, endpoint),
-        Vec::with_capacity(4),
-        ready,
-        deadline,
-    )
+    alone(joined, (fd, endpoint), Vec::with_capacity(4), ready, limits)
 }
 
 /// Waits for one socket.
@@ -64,7 +62,7 @@ fn alone(
     (fd, endpoint): (i32, EndpointId),
     mut fds: Vec<pollfd>,
     ready: &mut dyn FnMut(&mut Locked<'_>) -> bool,
-    deadline: Option<Instant>,
+    (deadline, held): Limits<'_>,
 ) -> Woken {
     let mut interest = Interest {
         fds: &mut fds,
@@ -74,5 +72,5 @@ fn alone(
         sleeping: None,
         alone: Some((fd, endpoint)),
     };
-    wait(joined, &mut interest, deadline)
+    wait(joined, &mut interest, deadline, held)
 }

@@ -33,6 +33,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::members::{Member, Table};
+use super::signals::Held;
 use super::{Interest, Target, Woken};
 use crate::context::{self, Joined};
 use crate::errno::{Answer, last};
@@ -559,6 +560,7 @@ impl EpollSet {
         deadline: Option<Instant>,
         mask: Option<*const sigset_t>,
     ) -> Answer {
+        let mut held = Held::default();
         loop {
             let mut found = 0;
             let mut stale = false;
@@ -605,7 +607,7 @@ impl EpollSet {
                 sleeping: Some(&self.sleeping),
                 alone: None,
             };
-            match super::wait(joined, &mut interest, deadline) {
+            match super::wait(joined, &mut interest, deadline, &mut held) {
                 Woken::Ready => {}
                 Woken::TimedOut => return Ok(0),
                 Woken::Interrupted => return Err(Errno::INTR),

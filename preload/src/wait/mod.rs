@@ -3,7 +3,7 @@
 //! ```text
 //!   pump the stack, look  --ready-->  return
 //!        | not ready
-//!   spin for at most spin_us (signals held back)
+//!   spin for at most spin_us (signals held back from here on until the call returns)
 //!        | still not ready
 //!   park on the endpoints, look again, then ppoll(kernel fds, queues, bell) until the deadline
 //!        | woken by any of them
@@ -12,7 +12,8 @@
 //!
 //! No wake-up is lost between the last look and the sleep: a frame that arrives then makes a queue
 //! readable; one that another thread or process takes from the queue rings the bell of every
-//! waiter parked on its endpoint.
+//! waiter parked on its endpoint. No signal is lost either: the sleep opens the mask in the same
+//! step in which it begins, and what came since the last one is delivered before the next.
 
 #![expect(unsafe_code, reason = "UNSAFETY: ppoll and sigmask through libc")]
 
@@ -31,6 +32,7 @@ use libc::{POLLIN, pollfd, sigset_t, timespec};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
+use self::signals::Held;
 use crate::context::{self, Joined};
 use crate::{config, errno, private, symbols};
 
@@ -145,17 +147,22 @@ impl std::fmt::Debug for Interest<'_> {
     }
 }
 
-/// Waits until something of the interest is ready, or the deadline, or a signal.
-pub fn wait(joined: &Joined, interest: &mut Interest<'_>, deadline: Option<Instant>) -> Woken {
+/// Waits until something of the interest is ready, or the deadline, or a signal. A call that waits
+/// again and again gives the same `held`.
+pub fn wait(
+    joined: &Joined,
+    interest: &mut Interest<'_>,
+    deadline: Option<Instant>,
+    held: &mut Held,
+) -> Woken {
     let spin_ns = u64::from(config::get().options.spin_us) * 1000;
-    if spin_ns == 0 {
-        return sleep(joined, interest, deadline, interest.mask);
+    let first = !held.is_held();
+    let outside = held.hold();
+    let mask = interest.mask.unwrap_or(outside);
+    if !first && ppoll(&mut [], None, 0, Some(mask)).is_err() {
+        return Woken::Interrupted;
     }
-    // Signals are held back while we spin, so that none is missed between the spin and the sleep:
-    // ppoll opens the mask again in the same step in which it falls asleep.
-    let held = signals::hold();
-    let mask = interest.mask.unwrap_or_else(|| held.original());
-    let woken = if spin(joined, interest, deadline, spin_ns) {
+    let woken = if spin_ns > 0 && spin(joined, interest, deadline, spin_ns, mask) {
         Woken::Ready
     } else {
         sleep(joined, interest, deadline, Some(mask))
@@ -188,6 +195,7 @@ fn spin(
     interest: &mut Interest<'_>,
     deadline: Option<Instant>,
     spin_ns: u64,
+    mask: *const sigset_t,
 ) -> bool {
     /// Looks between two questions to the kernel descriptors.
     const KERNEL_EVERY: u32 = 256;
@@ -205,9 +213,14 @@ fn spin(
             }
         }
         looks = looks.wrapping_add(1);
-        if looks.is_multiple_of(KERNEL_EVERY) && (kernel_ready(interest.fds) || signals::pending())
-        {
-            return !signals::pending();
+        if looks.is_multiple_of(KERNEL_EVERY) {
+            if kernel_ready(interest.fds) {
+                return true;
+            }
+            // SAFETY: the mask of the wait.
+            if unsafe { signals::pending(mask) } {
+                return false;
+            }
         }
         if now.0 >= end {
             return false;
