@@ -4,6 +4,8 @@
  * back on the way out (accept, getsockname, getpeername, recvfrom, recvmsg).
  *
  *   LD_PRELOAD="libremap.so libbypass.so" REMAP_TO=198.18.7.1 python3 -m test test_socket
+ *
+ * With REMAP_STREAMS TCP connects to that address instead, which is to lead back to REMAP_TO.
  */
 #include <arpa/inet.h>
 #include <dlfcn.h>
@@ -13,7 +15,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-static in_addr_t other;
+static in_addr_t other, streams;
 
 __attribute__((constructor)) static void start(void)
 {
@@ -21,6 +23,9 @@ __attribute__((constructor)) static void start(void)
     struct in_addr address;
     if (text && inet_pton(AF_INET, text, &address) == 1)
         other = address.s_addr;
+    text = getenv("REMAP_STREAMS");
+    if (text && inet_pton(AF_INET, text, &address) == 1)
+        streams = address.s_addr;
 }
 
 static void replace(struct sockaddr *address, socklen_t length, in_addr_t from, in_addr_t to)
@@ -45,8 +50,11 @@ static const struct sockaddr *in(const struct sockaddr *address, socklen_t lengt
 
 static void out(struct sockaddr *address, const socklen_t *length)
 {
-    if (address && length)
-        replace(address, *length, other, htonl(INADDR_LOOPBACK));
+    if (!address || !length)
+        return;
+    replace(address, *length, other, htonl(INADDR_LOOPBACK));
+    if (streams)
+        replace(address, *length, streams, htonl(INADDR_LOOPBACK));
 }
 
 #define NEXT(NAME) ((__typeof__(&NAME))dlsym(RTLD_NEXT, #NAME))
@@ -57,10 +65,20 @@ int bind(int fd, const struct sockaddr *address, socklen_t length)
     return NEXT(bind)(fd, in(address, length, &room), length);
 }
 
+static bool is_stream(int fd)
+{
+    int type = 0;
+    socklen_t length = sizeof type;
+    return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 && type == SOCK_STREAM;
+}
+
 int connect(int fd, const struct sockaddr *address, socklen_t length)
 {
     struct sockaddr_storage room;
-    return NEXT(connect)(fd, in(address, length, &room), length);
+    const struct sockaddr *to = in(address, length, &room);
+    if (to == (struct sockaddr *)&room && streams && is_stream(fd))
+        replace((struct sockaddr *)&room, length, other, streams);
+    return NEXT(connect)(fd, to, length);
 }
 
 ssize_t sendto(int fd, const void *bytes, size_t size, int flags, const struct sockaddr *address,

@@ -113,6 +113,7 @@ tests! {
     programs::idle_uses_no_processor: Any,
     programs::everything_else_is_unaffected: Any,
     programs::cpython_socket_tests: Any,
+    programs::cpython_stream_tests: Any,
     names::dnsperf_knot: Bypass,
     names::dnsperf_nsd: Bypass,
     names::dnsperf_unbound: Bypass,
