@@ -64,6 +64,7 @@ fn in_child(slot: Option<ProcessId>) {
     lock::forget_thread();
     RELATIVES.store(true, Ordering::Relaxed);
     context::after_fork_in_child();
+    tcp::burst::ends();
     wait::after_fork_in_child();
     wait::epoll_set::after_fork_in_child();
     report::after_fork_in_child();

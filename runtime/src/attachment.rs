@@ -46,6 +46,11 @@ const REFILL: u32 = BATCH as u32;
 /// Most batches moved into or out of one ring at a time: more than a ring has. (Its cursors are in
 /// memory that other programs write, and need not end by themselves.)
 const BATCHES_PER_RING: usize = 64;
+/// For how long locked sections in a row hold back what they send: longer, and both ends would take
+/// turns instead of working at the same time.
+const HELD_NS: u64 = 50_000;
+/// The same, when the section stands between two writes that should leave together.
+const LONGEST_HELD_NS: u64 = 3 * HELD_NS;
 /// Most rounds of sending what had found no room.
 const SENDING_ROUNDS: u32 = 64;
 /// How long the lock is waited for between two of them. Whoever has it for longer sends what is
@@ -82,6 +87,8 @@ struct State {
     flows: Flows,
     queues: [Option<Mapped>; MAX_QUEUE_PAIRS],
     count: usize,
+    /// Since when sections hold back what they send, nanoseconds; 0 = the last one has sent.
+    held_since: u64,
 }
 
 /// A queue pair as this process has mapped it.
@@ -152,6 +159,7 @@ impl Attachment {
             flows,
             queues: [const { None }; MAX_QUEUE_PAIRS],
             count: 0,
+            held_since: 0,
         };
         Ok(Self {
             image,
@@ -227,6 +235,7 @@ impl Attachment {
         let mut locked = Locked {
             attachment: self,
             state,
+            holds_back: false,
         };
         if taken == Taken::Orphaned {
             locked.recover();
@@ -302,6 +311,8 @@ impl Attachment {
 pub struct Locked<'a> {
     attachment: &'a Attachment,
     state: &'a mut State,
+    /// What is to be sent waits for the next section.
+    holds_back: bool,
 }
 
 impl std::fmt::Debug for Locked<'_> {
@@ -331,6 +342,26 @@ impl Locked<'_> {
     #[must_use]
     pub fn flows(&self) -> &Flows {
         &self.state.flows
+    }
+
+    /// The caller is back with another section in a few microseconds: what is to be sent waits for
+    /// it, within bounds, and then leaves in fewer segments and with one doorbell. Whoever has the
+    /// lock next without saying this sends it, in whatever process.
+    ///
+    /// `between`: this section may stand between two writes that should leave together.
+    pub fn hold_back(&mut self, now: Instant, between: bool) {
+        let since = &mut self.state.held_since;
+        if *since == 0 {
+            *since = now.0;
+        }
+        let most = if between { LONGEST_HELD_NS } else { HELD_NS };
+        self.holds_back = now.0.saturating_sub(*since) <= most;
+    }
+
+    /// Whether [`Self::hold_back`] has been granted.
+    #[must_use]
+    pub fn holds_back(&self) -> bool {
+        self.holds_back
     }
 
     /// Whether queue pair `index` is mapped here, as the stack has it now.
@@ -382,7 +413,9 @@ impl Locked<'_> {
         }
         self.attachment.image.count_pump(frames as u32);
         stack.run_timers(packets, now);
-        self.transmit();
+        if !self.holds_back {
+            self.transmit();
+        }
         frames
     }
 
@@ -412,7 +445,9 @@ impl Locked<'_> {
             flows,
             queues,
             count,
+            held_since,
         } = &mut *self.state;
+        *held_since = 0;
         if stack.has_flush() {
             stack.flush(packets, clock::now());
         }
@@ -454,7 +489,11 @@ impl Locked<'_> {
     /// Gives the lock back, then rings doorbells and wakes sleepers. Whether there is more to send
     /// for which there is room now.
     fn give_back(&mut self) -> bool {
-        let (moved, left) = self.transmit();
+        let (moved, left) = if self.holds_back {
+            (false, true)
+        } else {
+            self.transmit()
+        };
         let mut bells = [-1; MAX_QUEUE_PAIRS];
         let mut ringing = 0;
         let State {

@@ -159,6 +159,21 @@ impl Pair {
         })
     }
 
+    /// Without a flush.
+    fn send_later(&mut self, side: usize, id: EndpointId, bytes: &[u8]) {
+        let now = Instant(self.now);
+        let (mut stack, packets) = self.rigs[side].both();
+        let mut rest = bytes;
+        let fill = &mut |piece: &mut [u8]| {
+            let (first, behind) = rest.split_at(piece.len());
+            piece.copy_from_slice(first);
+            rest = behind;
+        };
+        let sent = stack.tcp_send_later(packets, id, bytes.len(), fill, now);
+        assert_eq!(sent, Ok(bytes.len()));
+        self.collect(side);
+    }
+
     fn recv(&mut self, side: usize, id: EndpointId) -> Vec<u8> {
         self.with(side, |stack, packets, now| {
             let mut got = Vec::new();
@@ -392,4 +407,42 @@ fn changes_of_flows_that_nobody_takes_are_counted() {
     }
     assert_eq!(taken, 512);
     assert_eq!(stack.counters().get(Counter::TcpFlowChangesLost), 600 - 512);
+}
+
+#[test]
+fn what_is_written_for_later_shares_a_segment_with_its_ack() {
+    let mut pair = pair();
+    let (client, server, _) = pair.established();
+    pair.send(0, client, b"question").unwrap();
+    pair.run(MS);
+    assert_eq!(pair.recv(1, server), b"question");
+    let before = pair.sent;
+    pair.send_later(1, server, b"head");
+    pair.send_later(1, server, b"body");
+    assert_eq!(pair.sent, before);
+    pair.with(1, |stack, _, _| assert!(stack.has_flush()));
+    assert_eq!(pair.sent, before + 1);
+    pair.run(MS);
+    assert_eq!(pair.recv(0, client), b"headbody");
+    assert_eq!(pair.status(0, client).unacked, 0);
+}
+
+#[test]
+fn what_is_written_for_later_leaves_before_the_reset() {
+    let mut pair = pair();
+    let (client, server, _) = pair.established();
+    pair.send(0, client, b"unread").unwrap();
+    pair.run(MS);
+    pair.send_later(1, server, b"sorry");
+    let process = pair.rigs[1].process;
+    pair.with(1, |stack, packets, now| {
+        stack.tcp_close(packets, server, process, now)
+    });
+    let info = |pair: &mut Pair| {
+        let now = Instant(pair.now);
+        pair.rigs[0].stack().tcp_info(client, now).unwrap()
+    };
+    pair.run(DELAY);
+    assert_eq!(info(&mut pair).bytes_received, 5);
+    assert_eq!(pair.status(0, client).error, 104);
 }

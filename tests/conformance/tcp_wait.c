@@ -161,6 +161,34 @@ CASE(tcp_epoll_pressure, ACCELERATED)
     line("%s", peer("dialled"));
 }
 
+/* Served one after the other, then the program waits elsewhere: what it wrote arrives. */
+CASE(tcp_epoll_several, ACCELERATED)
+{
+    int local = listener(host4, 6226, 16), other = dial(peer4, T_ECHO);
+    line("%s", peer("dial %s 6226 s3 g4", host4));
+    int fd = accept(local, NULL, NULL);
+    done("accept", fd);
+    int set = set_of(fd, EPOLLIN);
+    struct epoll_event found[8], event = {.events = EPOLLIN, .data.u32 = 6};
+    value("ADD", epoll_ctl(set, EPOLL_CTL_ADD, other, &event));
+    value("write", write(other, "abc", 3));
+    int count = 0;
+    for (int i = 0; i < 1000 && count < 2; i++) {
+        count = epoll_wait(set, found, 8, 3000);
+        if (count == 1)
+            usleep(1000);
+    }
+    value("ready", count);
+    receive(fd, 0);
+    receive(other, 0);
+    value("write", write(fd, "12", 2));
+    value("write", write(fd, "34", 2));
+    line("%s", peer("dialled"));
+    value("write", write(other, "d", 1));
+    wait_for(other, POLLIN, 3000);
+    receive(other, 0);
+}
+
 CASE(tcp_epoll_mixed, ACCELERATED)
 {
     int fd = listener(host4, 6221, 16), wake = eventfd(0, 0);

@@ -177,6 +177,7 @@ cases! {
     tcp_epoll_edges: Accelerated,
     tcp_epoll_level: Accelerated,
     tcp_epoll_pressure: Accelerated,
+    tcp_epoll_several: Accelerated,
     tcp_epoll_mixed: Accelerated,
     tcp_epoll_threads: Accelerated,
     tcp_epoll_connect: Accelerated,

@@ -2,10 +2,14 @@
 //! frames or timers are due, or frames wait for room to be sent.
 //!
 //! ```text
-//!   idle --a queue has frames--> looking --nobody has pumped since the last look--> pump --+
-//!    ^                            | ^ ^-- somebody has: later, at most WATCHING -+         |
-//!    +-- nothing in the queues ---+ +------------------------------------------------------+
+//!   idle --a queue has frames--> looking --nobody has pumped at two looks in a row--> pump --+
+//!    ^                            | ^ ^-- somebody has: later, at most WATCHING -+           |
+//!    +-- nothing in the queues ---+ +--------------------------------------------------------+
 //! ```
+//!
+//! Two looks, because a processor that was away for a while (a virtual machine's) comes back with
+//! both us and the program due, and we run first: what lies in the ring then would be moved to a
+//! socket that keeps less than the ring, and the rest lost, a moment before the program takes all.
 //!
 //! While a stack is idle its queues are in the epoll set, each for one event; while it is looked at
 //! they are not, so that the frames of a program that does its own work wake nobody here. Frames
@@ -40,6 +44,9 @@ const PUMPING: Duration = Duration::from_millis(1);
 const SHARE: u32 = 3;
 /// Longest pause when the lock is not to be had.
 const STUCK: Duration = Duration::from_millis(128);
+/// How long a program that was found late has to run before its frames are taken in for it: much
+/// longer than a wake-up, short against the time in which the second half of a ring fills.
+const SECOND_LOOK: Duration = Duration::from_micros(500);
 /// Looks that find the queues empty, until they are left to the epoll set again.
 const QUIET_LOOKS: u32 = 2;
 
@@ -76,6 +83,8 @@ pub(super) struct Look {
     frames: u32,
     /// Looks in a row at which no frame had come since the look before.
     quiet: u32,
+    /// Whether frames were left lying at the last look too.
+    is_late: bool,
 }
 
 impl Look {
@@ -87,6 +96,7 @@ impl Look {
             pumps: stack.pumps(),
             frames: stack.frames(),
             quiet: 0,
+            is_late: false,
         }
     }
 
@@ -104,6 +114,58 @@ impl Look {
             ..self
         }
     }
+
+    /// What follows from what a look has seen.
+    fn verdict(self, seen: Seen) -> Verdict {
+        if seen.pumps != self.pumps {
+            let came = seen.frames.wrapping_sub(self.frames);
+            let is_quiet = came == 0 && !seen.is_readable;
+            let quiet = if is_quiet { self.quiet + 1 } else { 0 };
+            if quiet == QUIET_LOOKS {
+                return Verdict::Idle;
+            }
+            return Verdict::Again(Self {
+                pumps: seen.pumps,
+                frames: seen.frames,
+                quiet,
+                is_late: false,
+                ..self.again(self.pause_for(came))
+            });
+        }
+        if !seen.is_readable {
+            Verdict::Idle
+        } else if self.is_late {
+            Verdict::Pump
+        } else {
+            Verdict::Again(Self {
+                at: Instant::now() + SECOND_LOOK,
+                is_late: true,
+                ..self
+            })
+        }
+    }
+}
+
+/// What a look sees.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    /// [`StackEntry::pumps`].
+    pumps: u32,
+    /// [`StackEntry::frames`].
+    frames: u32,
+    /// Whether a queue has frames.
+    is_readable: bool,
+}
+
+/// What is to be done after a look.
+#[derive(Clone, Copy, Debug)]
+enum Verdict {
+    /// The queues go back into the epoll set.
+    Idle,
+    /// Only this look.
+    Again(Look),
+    /// The frames are to be taken in.
+    Pump,
 }
 
 impl Server {
@@ -242,36 +304,96 @@ impl StackEntry {
 
     /// One look: when the next one is, if at all, and what came of a pump, if it was needed.
     fn look_again(&self, look: Look) -> (Option<Look>, Option<Result<usize, Busy>>) {
-        let is_readable = self.is_readable();
-        let pumps = self.pumps();
-        if pumps != look.pumps {
-            let frames = self.frames();
-            let came = frames.wrapping_sub(look.frames);
-            let is_quiet = came == 0 && !is_readable;
-            let quiet = if is_quiet { look.quiet + 1 } else { 0 };
-            let next = Look {
-                pumps,
-                frames,
-                quiet,
-                ..look.again(look.pause_for(came))
-            };
-            return ((quiet < QUIET_LOOKS).then_some(next), None);
-        }
-        if !is_readable {
-            return (None, None);
-        }
-        let begun = Instant::now();
-        let pumped = self.pump();
-        let pause = match pumped {
-            Ok(_) => PUMPING.max(begun.elapsed() * SHARE),
-            Err(Busy) => (look.pause * 2).clamp(GRACE * 2, STUCK),
-        };
-        let next = Look {
+        let seen = Seen {
             pumps: self.pumps(),
             frames: self.frames(),
-            quiet: 0,
-            ..look.again(pause)
+            is_readable: self.is_readable(),
         };
-        (Some(next), Some(pumped))
+        match look.verdict(seen) {
+            Verdict::Idle => (None, None),
+            Verdict::Again(next) => (Some(next), None),
+            Verdict::Pump => {
+                let begun = Instant::now();
+                let pumped = self.pump();
+                let pause = match pumped {
+                    Ok(_) => PUMPING.max(begun.elapsed() * SHARE),
+                    Err(Busy) => (look.pause * 2).clamp(GRACE * 2, STUCK),
+                };
+                let next = Look {
+                    pumps: self.pumps(),
+                    frames: self.frames(),
+                    quiet: 0,
+                    ..look.again(pause)
+                };
+                (Some(next), Some(pumped))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look() -> Look {
+        Look {
+            at: Instant::now(),
+            pause: GRACE,
+            pumps: 7,
+            frames: 100,
+            quiet: 0,
+            is_late: false,
+        }
+    }
+
+    fn seen(pumps: u32, frames: u32, is_readable: bool) -> Seen {
+        Seen {
+            pumps,
+            frames,
+            is_readable,
+        }
+    }
+
+    #[test]
+    fn a_program_has_time_to_run_before_its_frames_are_taken_in() {
+        let Verdict::Again(second) = look().verdict(seen(7, 100, true)) else {
+            panic!("one look is not enough to pump");
+        };
+        assert!(second.at <= Instant::now() + SECOND_LOOK);
+        assert!(matches!(second.verdict(seen(7, 100, true)), Verdict::Pump));
+        assert!(matches!(second.verdict(seen(7, 100, false)), Verdict::Idle));
+        // It was only late: the next time it is given time again.
+        let Verdict::Again(next) = second.verdict(seen(8, 900, true)) else {
+            panic!("its own work");
+        };
+        assert!(!next.is_late);
+        assert!(matches!(
+            next.verdict(seen(8, 900, true)),
+            Verdict::Again(_)
+        ));
+    }
+
+    #[test]
+    fn a_stack_that_gets_nothing_goes_back_to_sleep() {
+        let Verdict::Again(once) = look().verdict(seen(8, 100, false)) else {
+            panic!("one quiet look");
+        };
+        assert!(matches!(once.verdict(seen(9, 100, false)), Verdict::Idle));
+        let Verdict::Again(busy) = once.verdict(seen(9, 101, false)) else {
+            panic!("a frame has come");
+        };
+        assert_eq!(busy.quiet, 0);
+    }
+
+    #[test]
+    fn looks_are_as_rare_as_the_rate_allows() {
+        assert_eq!(look().pause_for(0), GRACE * 2);
+        assert_eq!(look().pause_for(BETWEEN * 9), GRACE);
+        let rare = Look {
+            pause: WATCHING,
+            ..look()
+        };
+        assert_eq!(rare.pause_for(0), WATCHING);
+        assert_eq!(rare.pause_for(BETWEEN * 2), WATCHING / 2);
     }
 }

@@ -26,12 +26,26 @@ use crate::{decide, symbols, udp};
 
 pub unsafe fn poll(fds: *mut pollfd, count: nfds_t, timeout_ms: c_int) -> c_int {
     // SAFETY: the caller's array.
-    if unsafe { is_kernel_only(fds, count) } {
+    if unsafe { falls_through(fds, count) } {
         // SAFETY: the caller's arguments.
         return unsafe { symbols::poll::original()(fds, count, timeout_ms) };
     }
-    // SAFETY: checked to be an array of `count`.
+    // SAFETY: the caller's array.
+    unsafe { poll_ours(fds, count, timeout_ms) }
+}
+
+/// poll on an array with a descriptor that the table knows.
+///
+/// # Safety
+/// `fds` is an array of `count`.
+#[inline(never)]
+unsafe fn poll_ours(fds: *mut pollfd, count: nfds_t, timeout_ms: c_int) -> c_int {
+    // SAFETY: the caller's promise.
     let fds = unsafe { std::slice::from_raw_parts_mut(fds, count as usize) };
+    if !fds.iter().any(|entry| matters(entry.fd)) {
+        // SAFETY: the caller's arguments.
+        return unsafe { symbols::poll::original()(fds.as_mut_ptr(), count, timeout_ms) };
+    }
     to_int(merged(fds, wait::deadline_ms(timeout_ms), None))
 }
 
@@ -42,12 +56,31 @@ pub unsafe fn ppoll(
     mask: *const sigset_t,
 ) -> c_int {
     // SAFETY: the caller's array.
-    if unsafe { is_kernel_only(fds, count) } {
+    if unsafe { falls_through(fds, count) } {
         // SAFETY: the caller's arguments.
         return unsafe { symbols::ppoll::original()(fds, count, timeout, mask) };
     }
-    // SAFETY: checked to be an array of `count`.
+    // SAFETY: the caller's array and pointers.
+    unsafe { ppoll_ours(fds, count, timeout, mask) }
+}
+
+/// ppoll on an array with a descriptor that the table knows.
+///
+/// # Safety
+/// `fds` is an array of `count`; the pointers are the caller's.
+#[inline(never)]
+unsafe fn ppoll_ours(
+    fds: *mut pollfd,
+    count: nfds_t,
+    timeout: *const timespec,
+    mask: *const sigset_t,
+) -> c_int {
+    // SAFETY: the caller's promise.
     let fds = unsafe { std::slice::from_raw_parts_mut(fds, count as usize) };
+    if !fds.iter().any(|entry| matters(entry.fd)) {
+        // SAFETY: the caller's arguments.
+        return unsafe { symbols::ppoll::original()(fds.as_mut_ptr(), count, timeout, mask) };
+    }
     // SAFETY: null or the caller's timeout.
     match wait::deadline_of(unsafe { timeout.as_ref() }) {
         Ok(deadline) => to_int(merged(fds, deadline, (!mask.is_null()).then_some(mask))),
@@ -57,7 +90,7 @@ pub unsafe fn ppoll(
 
 pub unsafe fn poll_chk(fds: *mut pollfd, count: nfds_t, timeout_ms: c_int, size: size_t) -> c_int {
     // SAFETY: the caller's array.
-    if size / size_of::<pollfd>() < count as usize || unsafe { is_kernel_only(fds, count) } {
+    if size / size_of::<pollfd>() < count as usize || unsafe { falls_through(fds, count) } {
         // SAFETY: the caller's arguments; libc's own check ends the program on overflow.
         return unsafe { symbols::__poll_chk::original()(fds, count, timeout_ms, size) };
     }
@@ -73,7 +106,7 @@ pub unsafe fn ppoll_chk(
     size: size_t,
 ) -> c_int {
     // SAFETY: the caller's array.
-    if size / size_of::<pollfd>() < count as usize || unsafe { is_kernel_only(fds, count) } {
+    if size / size_of::<pollfd>() < count as usize || unsafe { falls_through(fds, count) } {
         // SAFETY: the caller's arguments; libc's own check ends the program on overflow.
         return unsafe { symbols::__ppoll_chk::original()(fds, count, timeout, mask, size) };
     }
@@ -81,19 +114,20 @@ pub unsafe fn ppoll_chk(
     unsafe { ppoll(fds, count, timeout, mask) }
 }
 
-/// Whether no descriptor of the array needs us.
+/// Whether the call is the kernel's by the table alone. Calls nothing, so that falling through
+/// is a jump.
 ///
 /// # Safety
 /// `fds` is null or an array of `count`.
-unsafe fn is_kernel_only(fds: *const pollfd, count: nfds_t) -> bool {
+#[inline(always)]
+unsafe fn falls_through(fds: *const pollfd, count: nfds_t) -> bool {
     // The first page is never mapped, and the kernel refuses counts above any limit on open files.
     if (fds as usize) < 4096 || count > 1 << 20 {
         return true;
     }
     (0..count as usize).all(|index| {
         // SAFETY: `index < count`.
-        let fd = unsafe { (*fds.add(index)).fd };
-        fdtable::falls_through(fd) || !matters(fd)
+        fdtable::falls_through(unsafe { (*fds.add(index)).fd })
     })
 }
 

@@ -5,6 +5,7 @@
 //! its number and keeps options; everything that moves is the endpoint's.
 
 pub mod accept;
+pub mod burst;
 pub mod close;
 pub mod connect;
 pub mod defaults;
@@ -38,12 +39,32 @@ pub fn is_on() -> bool {
 }
 
 /// Runs `change` on the locked stack; `None` in a signal handler that interrupted the lock's owner.
+/// In a burst what is to be sent waits for its next call.
 pub fn with_stack<T>(
+    change: impl FnOnce(&'static Joined, &mut Locked<'_>, Instant) -> T,
+) -> Option<T> {
+    in_burst(true, change)
+}
+
+/// The same for a call with which a program turns to another socket: what it has sent on the last
+/// one is complete.
+pub fn with_next<T>(
+    change: impl FnOnce(&'static Joined, &mut Locked<'_>, Instant) -> T,
+) -> Option<T> {
+    in_burst(false, change)
+}
+
+fn in_burst<T>(
+    between: bool,
     change: impl FnOnce(&'static Joined, &mut Locked<'_>, Instant) -> T,
 ) -> Option<T> {
     let joined = context::joined()?;
     let mut locked = joined.attachment.lock().ok()?;
-    Some(change(joined, &mut locked, clock::now()))
+    let now = clock::now();
+    if burst::goes_on(now) {
+        locked.hold_back(now, between);
+    }
+    Some(change(joined, &mut locked, now))
 }
 
 /// The options of an endpoint, as they are now.

@@ -15,7 +15,7 @@ use bypass_stack::{EndpointId, Memory, TcpOptions, TcpState, TcpStatus};
 use libc::{MSG_DONTWAIT, MSG_ERRQUEUE, MSG_OOB, MSG_PEEK, MSG_TRUNC, MSG_WAITALL, iovec, msghdr};
 use rustix::io::Errno;
 
-use super::with_stack;
+use super::{with_next, with_stack};
 use crate::address::is_nowhere;
 use crate::errno::{Answer, from_c};
 use crate::symbols;
@@ -144,7 +144,7 @@ fn stream(endpoint: EndpointId, fd: c_int, scatter: &mut Scatter<'_>, flags: c_i
     let mut deadline = None;
     let mut held = Held::default();
     loop {
-        let looked = with_stack(|joined, locked, now| {
+        let looked = with_next(|joined, locked, now| {
             let found = take(locked, endpoint, scatter, peek, total, now)?;
             Some((joined, found, locked.stack().queue_pairs_generation()))
         });

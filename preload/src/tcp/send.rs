@@ -9,6 +9,7 @@
 )]
 
 use std::ffi::c_int;
+use std::mem::MaybeUninit;
 
 use bypass_stack::{EndpointId, TcpError, TcpOptions, event};
 use libc::{MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_OOB, iovec, msghdr, off_t, size_t};
@@ -84,9 +85,12 @@ pub fn stream(
                 return (Err(TcpError::Stale), None);
             }
             for round in 0..2 {
+                let later = locked.holds_back() && !more;
                 let (stack, packets) = locked.parts();
                 let left = total - done;
-                sent = if urgent {
+                sent = if later && !urgent {
+                    stack.tcp_send_later(packets, endpoint, left, fill, now)
+                } else if urgent {
                     stack.tcp_send_urgent(packets, endpoint, left, fill, now)
                 } else {
                     stack.tcp_send(packets, endpoint, left, more, fill, now)
@@ -237,32 +241,53 @@ fn size_of_file(fd: c_int) -> off_t {
     }
 }
 
+/// Bytes that one send takes now without waiting, or any number if it may wait; `None` when the
+/// endpoint is gone.
+fn room_for_one_call(endpoint: EndpointId) -> Option<usize> {
+    let space = with_stack(|_, locked, _| {
+        let options = super::options_of(locked, endpoint)?;
+        let status = locked.stack().tcp_status(endpoint).ok()?;
+        let waits = !options.has(TcpOptions::NONBLOCKING);
+        Some(if waits { u32::MAX } else { status.send_space })
+    });
+    match space? {
+        Some(0) => room(endpoint),
+        space => space.map(|space| space as usize),
+    }
+}
+
+/// Reads from a file into a buffer; what was read.
+fn read_at(input: c_int, buffer: &mut [MaybeUninit<u8>], at: off_t) -> Result<&[u8], Errno> {
+    let (into, len) = (buffer.as_mut_ptr().cast(), buffer.len());
+    // SAFETY: the buffer is writable for its length.
+    let got = from_c(unsafe { libc::pread(input, into, len, at) })? as usize;
+    // SAFETY: the kernel has written so many bytes of it.
+    Ok(unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast(), got.min(len)) })
+}
+
 fn pieces(fd: c_int, endpoint: EndpointId, input: c_int, at: &mut off_t, count: usize) -> Answer {
-    let mut buffer = [0_u8; PIECE];
+    let mut buffer = [MaybeUninit::uninit(); PIECE];
     let mut done = 0;
-    let waits = !is_nonblocking(endpoint);
-    let size = size_of_file(input);
     while done < count {
         // One byte more than fits, so that a short send tells the stack to report the next room.
-        let room = room(endpoint).ok_or(Errno::BADF)?.saturating_add(1);
-        let wanted = (count - done).min(PIECE);
-        let wanted = if waits { wanted } else { wanted.min(room) };
-        // SAFETY: the buffer is writable for its length.
-        let got = from_c(unsafe { libc::pread(input, buffer.as_mut_ptr().cast(), wanted, *at) });
-        let got = match got {
-            Ok(0) => break,
-            Ok(got) => got as usize,
+        let room = room_for_one_call(endpoint).ok_or(Errno::BADF)?;
+        let wanted = (count - done).min(PIECE).min(room.saturating_add(1));
+        let piece = match read_at(input, &mut buffer[..wanted], *at) {
+            Ok([]) => break,
+            Ok(piece) => piece,
             Err(_) if done > 0 => break,
             Err(Errno::SPIPE) => return Err(Errno::INVAL),
             Err(errno) => return Err(errno),
         };
+        let got = piece.len();
         // The end of the file ends the record, too (fs/splice.c:splice_direct_to_actor).
-        let ends = done + got >= count || *at + got as off_t >= size;
+        let ends = done + got >= count || *at + got as off_t >= size_of_file(input);
         let more = if ends { 0 } else { MSG_MORE };
-        let mut given = 0;
+        let mut rest = piece;
         let sent = stream(fd, endpoint, got, more, &mut |to| {
-            to.copy_from_slice(&buffer[given..given + to.len()]);
-            given += to.len();
+            let (first, behind) = rest.split_at(to.len());
+            to.copy_from_slice(first);
+            rest = behind;
         });
         match sent {
             Ok(sent) => {

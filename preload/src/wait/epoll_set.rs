@@ -38,6 +38,7 @@ use super::{Interest, Target, Woken};
 use crate::context::{self, Joined};
 use crate::errno::{Answer, last};
 use crate::fdtable::{self, Entry};
+use crate::tcp::burst;
 use crate::{private, process, symbols};
 
 /// Token of the program's own epoll descriptor in the overlay; shadows use their member's slot.
@@ -560,6 +561,7 @@ impl EpollSet {
         deadline: Option<Instant>,
         mask: Option<*const sigset_t>,
     ) -> Answer {
+        burst::ends();
         let mut held = Held::default();
         loop {
             let mut found = 0;
@@ -572,6 +574,7 @@ impl EpollSet {
             if stale {
                 joined.refresh();
             }
+            burst::begins(found);
             let now = clock::now().0;
             let asked = self.asked_kernel.load(Ordering::Relaxed);
             let due = now.wrapping_sub(asked) >= KERNEL_EVERY_NS;

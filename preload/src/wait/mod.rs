@@ -155,6 +155,7 @@ pub fn wait(
     deadline: Option<Instant>,
     held: &mut Held,
 ) -> Woken {
+    crate::tcp::burst::ends();
     let spin_ns = u64::from(config::get().options.spin_us) * 1000;
     let first = !held.is_held();
     let outside = held.hold();

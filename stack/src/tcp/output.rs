@@ -371,6 +371,14 @@ impl Connection<'_> {
             && !after(self.tcb.snd_sml, self.tcb.snd_nxt)
     }
 
+    /// Sends what was written to leave later.
+    pub(crate) fn output_due(&mut self, memory: &mut impl Memory, now: Instant) {
+        if self.tcb.has(flag::OUTPUT_DUE) {
+            self.tcb.clear(flag::OUTPUT_DUE);
+            self.output(memory, now, false);
+        }
+    }
+
     /// Sends what windows, Nagle and cork allow. `push`: hold nothing back.
     pub(crate) fn output(&mut self, memory: &mut impl Memory, now: Instant, push: bool) {
         if !matches!(

@@ -10,8 +10,8 @@ use crate::stack::Stack;
 use crate::types::{EndpointId, Instant, Memory, SocketAddress};
 
 impl Stack<'_> {
-    /// Sends the ACKs that the frames and calls since the last flush owe, and closes what dead
-    /// processes have left.
+    /// Sends what the frames and calls since the last flush owe, data before ACKs, which ride on
+    /// it, and closes what dead processes have left.
     pub fn flush(&mut self, memory: &mut impl Memory, now: Instant) {
         for _ in 0..self.tcbs.len() {
             let index = self.head.flush_head;
@@ -25,12 +25,15 @@ impl Stack<'_> {
                 self.close_now(memory, index, now);
             }
             if let Some(mut connection) = self.connection(index)
-                && connection.tcb.has(flag::ACK_NOW)
+                && connection.tcb.has(flag::ACK_NOW | flag::OUTPUT_DUE)
             {
-                if connection.tcb.state().is_synchronised() {
-                    connection.send_ack(memory, now);
-                } else {
-                    connection.tcb.clear(flag::ACK_NOW);
+                connection.output_due(memory, now);
+                if connection.tcb.has(flag::ACK_NOW) {
+                    if connection.tcb.state().is_synchronised() {
+                        connection.send_ack(memory, now);
+                    } else {
+                        connection.tcb.clear(flag::ACK_NOW);
+                    }
                 }
                 self.settle(index, now);
             }
@@ -70,7 +73,7 @@ impl Stack<'_> {
         tcb.note_busy(micros(now));
         let closed = tcb.state() == TcpState::Closed;
         let orphan = tcb.has(flag::ORPHAN);
-        if tcb.has(flag::ACK_NOW) && !closed {
+        if tcb.has(flag::ACK_NOW | flag::OUTPUT_DUE) && !closed {
             self.push_flush(index);
         }
         if !is_filed {

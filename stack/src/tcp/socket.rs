@@ -66,6 +66,8 @@ pub enum Shutdown {
 enum Ending {
     /// Nothing: they may leave.
     Push,
+    /// Nothing, and more calls: they may leave with the next flush.
+    Later,
     /// More bytes soon (MSG_MORE).
     More,
     /// The last one is urgent (MSG_OOB).
@@ -368,6 +370,22 @@ impl Stack<'_> {
         self.send_bytes(memory, id, (len, how), fill, now)
     }
 
+    /// As [`Stack::tcp_send`], but what may leave does so with the next [`Stack::flush`]: what is
+    /// written until then shares its segments, and its ACKs.
+    ///
+    /// # Errors
+    /// As [`Stack::tcp_send`].
+    pub fn tcp_send_later(
+        &mut self,
+        memory: &mut impl Memory,
+        id: EndpointId,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+        now: Instant,
+    ) -> Result<usize, TcpError> {
+        self.send_bytes(memory, id, (len, Ending::Later), fill, now)
+    }
+
     /// send(2) with MSG_OOB: as [`Stack::tcp_send`], and the last byte taken is urgent.
     ///
     /// # Errors
@@ -414,7 +432,11 @@ impl Stack<'_> {
         if ending == Ending::Urgent {
             connection.tcb.snd_up = connection.tcb.write_seq;
         }
-        connection.output(memory, now, false);
+        if ending == Ending::Later && taken == len {
+            connection.tcb.set(flag::OUTPUT_DUE);
+        } else {
+            connection.output(memory, now, false);
+        }
         self.settle(id.index, now);
         Ok(taken)
     }
@@ -548,6 +570,7 @@ impl Stack<'_> {
                 let options = &connection.tcb.options;
                 let abort = options.has(TcpOptions::LINGER) && options.linger_s == 0;
                 if abort || connection.tcb.rx_bytes > 0 {
+                    connection.output_due(memory, now);
                     connection.send_reset(memory, now);
                     connection.finish(0);
                 } else {
@@ -573,6 +596,7 @@ impl Stack<'_> {
                 self.end_listener(memory, id.index, now);
                 return;
             }
+            connection.output_due(memory, now);
             if connection.tcb.state().is_synchronised() {
                 connection.send_reset(memory, now);
             }

@@ -143,6 +143,8 @@ pub(crate) mod flag {
     pub(crate) const CONNECTING: u32 = 1 << 15;
     /// The send side has a duplicate-SACK block to tell.
     pub(crate) const DSACK: u32 = 1 << 16;
+    /// What was written leaves at the next flush.
+    pub(crate) const OUTPUT_DUE: u32 = 1 << 17;
     /// A timeout that may prove spurious (RFC 5682).
     pub(crate) const FRTO: u32 = 1 << 18;
     /// Reordering was seen.

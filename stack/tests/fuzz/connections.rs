@@ -163,16 +163,15 @@ impl Machine<'_> {
     fn send_or_read(&mut self, send: bool) {
         let Some(id) = self.socket() else { return };
         let len = usize::from(self.byte()) * 40;
-        let (more, urgent) = (
-            self.byte().is_multiple_of(4),
-            self.byte().is_multiple_of(16),
-        );
+        let (how, urgent) = (self.byte() % 4, self.byte().is_multiple_of(16));
         self.with(|stack, packets, now| {
             let fill = &mut |piece: &mut [u8]| piece.fill(9);
             if send && urgent {
                 let _ = stack.tcp_send_urgent(packets, id, len, fill, now);
+            } else if send && how == 1 {
+                let _ = stack.tcp_send_later(packets, id, len, fill, now);
             } else if send {
-                let _ = stack.tcp_send(packets, id, len, more, fill, now);
+                let _ = stack.tcp_send(packets, id, len, how == 0, fill, now);
             } else if urgent {
                 let _ = stack.tcp_receive_urgent(id, false);
             } else if let Ok(readable) = stack.tcp_readable(id) {

@@ -559,7 +559,12 @@ impl Pair {
                 at += 1;
             }
         };
-        match stack.tcp_send(packets, id, want, more, fill, Instant(now)) {
+        let sent = if !more && side.sent.is_multiple_of(3) {
+            stack.tcp_send_later(packets, id, want, fill, Instant(now))
+        } else {
+            stack.tcp_send(packets, id, want, more, fill, Instant(now))
+        };
+        match sent {
             Ok(taken) => {
                 assert!(taken > 0 && taken <= want);
                 assert_eq!(at - side.sent, taken as u64, "filled what was taken");
