@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use bypass_backends::{QueuePair, Received, Transmit};
 use bypass_stack::{
-    ChunkId, DropReason, EndpointId, FrameOutcome, Instant, LayoutError, Memory, QueuePairInfo,
-    RxFrame, Stack, WaiterId, WaiterSet,
+    ChunkId, DropReason, EndpointId, FrameOutcome, Instant, LayoutError, Memory,
+    QUEUE_PAIR_HAIRPIN, QueuePairInfo, RxFrame, Stack, WaiterId, WaiterSet,
 };
 use rustix::io::Errno;
 
@@ -53,6 +53,8 @@ const HELD_NS: u64 = 50_000;
 const LONGEST_HELD_NS: u64 = 3 * HELD_NS;
 /// Most rounds of sending what had found no room.
 const SENDING_ROUNDS: u32 = 64;
+/// Most rounds in which endpoints of the stack answer each other under one lock.
+const HAIRPIN_ROUNDS: usize = 16;
 /// How long the lock is waited for between two of them. Whoever has it for longer sends what is
 /// left when he gives it back.
 const SENDING_PATIENCE: Duration = Duration::from_millis(10);
@@ -448,11 +450,8 @@ impl Locked<'_> {
             held_since,
         } = &mut *self.state;
         *held_since = 0;
-        if stack.has_flush() {
-            stack.flush(packets, clock::now());
-        }
+        let (mut moved, mut left) = (false, exchange(stack, packets));
         steer(stack, flows);
-        let (mut moved, mut left) = (false, false);
         // One that is not mapped here (yet) is sent by another process of the stack.
         for (index, slot) in queues.iter_mut().take(*count).enumerate() {
             let Some(queue) = current(stack, index, slot) else {
@@ -558,6 +557,21 @@ impl Drop for Locked<'_> {
         }
         self.give_back();
     }
+}
+
+/// Lets owed acknowledgements be sent, and endpoints of the stack talk to each other, until they
+/// have nothing to say. Whether they still have.
+fn exchange(stack: &mut Stack<'static>, packets: &mut Packets) -> bool {
+    for _ in 0..HAIRPIN_ROUNDS {
+        if stack.has_flush() {
+            stack.flush(packets, clock::now());
+        }
+        if !stack.has_transmit(QUEUE_PAIR_HAIRPIN) {
+            return false;
+        }
+        stack.take_hairpin(packets, clock::realtime_ns(), clock::now());
+    }
+    true
 }
 
 /// Carries the stack's changes of its flows into the table, before the frames that need them leave.

@@ -34,7 +34,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of an image: "bypassim" in memory.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"bypassim");
 /// Version of the layout that this build reads and writes.
-pub const LAYOUT_VERSION: u32 = 8;
+pub const LAYOUT_VERSION: u32 = 9;
 /// Link value: nothing.
 pub(crate) const NONE: u32 = u32::MAX;
 /// `ReadyLink::next` of an endpoint that is on no ready list.
@@ -364,7 +364,7 @@ pub(crate) struct WaiterSlot {
 }
 
 /// Words that fill the head up to a whole cache line.
-const TAIL: usize = 8;
+const TAIL: usize = 6;
 
 /// The head of the image.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -394,7 +394,8 @@ pub(crate) struct Head {
     pub(crate) counters: [u64; COUNTER_SLOTS],
     pub(crate) drops: [u64; COUNTER_SLOTS],
     pub(crate) queue_pairs: [QueuePairInfo; QUEUE_PAIRS],
-    pub(crate) transmit: [TransmitList; QUEUE_PAIRS],
+    /// One per queue pair, and that of [`crate::QUEUE_PAIR_HAIRPIN`].
+    pub(crate) transmit: [TransmitList; QUEUE_PAIRS + 1],
     pub(crate) waiters: [WaiterSlot; WAITERS],
     pub(crate) processes: [ProcessSlot; PROCESSES],
     pub(crate) watchers: [WatcherSlot; WATCHERS],

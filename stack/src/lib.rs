@@ -37,6 +37,7 @@ mod counters;
 pub mod cplane;
 mod demux;
 mod find;
+mod hairpin;
 mod image;
 pub mod inspect;
 mod process;
@@ -53,12 +54,13 @@ pub mod wire;
 pub use chunk::EachInRings;
 pub use counters::{Counter, Counters, DropReason};
 pub use cplane::NextHop;
+pub use hairpin::Hairpin;
 pub use image::{
     Capacities, LAYOUT_VERSION, LayoutError, MAGIC, MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, QueuePairInfo,
     UdpOptions, image_bytes,
 };
 pub use readiness::{Readiness, event};
-pub use send::{Hairpin, SendError};
+pub use send::SendError;
 pub use stack::{FrameOutcome, RxFrame, Stack, Transmit};
 pub use tcp::{
     CannotMove, Cargo, ConnectionRecord, Ended, FlowChange, Part, Shutdown, Span, TcpDefaults,
@@ -66,7 +68,7 @@ pub use tcp::{
 };
 pub use types::{
     ChunkId, Duration, EndpointId, Family, Instant, IpAddress, Memory, PROCESSES, ProcessId,
-    QUEUE_PAIR_NONE, QUEUE_PAIRS, SocketAddress, Stale, WAITERS, WATCHERS, WaiterId, WaiterSet,
+    QUEUE_PAIR_HAIRPIN, QUEUE_PAIRS, SocketAddress, Stale, WAITERS, WATCHERS, WaiterId, WaiterSet,
     WatcherId,
 };
 pub use udp::{Datagram, OpenError, UdpOpen, UdpStatus};

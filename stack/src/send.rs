@@ -1,4 +1,4 @@
-//! Sending datagrams: on the wire, and to another endpoint of the same stack (hairpin).
+//! Sending datagrams.
 //!
 //! A datagram is copied once, by the caller's `fill`, into a free chunk; headers go in front of
 //! it, and the frame on the transmit list of its next hop's queue pair. What the stack cannot
@@ -7,18 +7,16 @@
 
 use crate::counters::Counter;
 use crate::cplane::NextHop;
-use crate::demux::{Addresses, specific};
+use crate::demux::specific;
 use crate::image::{UdpOptions, chunk_state};
-use crate::receive_buffer::Charge;
 use crate::stack::Stack;
-use crate::types::{EndpointId, IpAddress, Memory, QUEUE_PAIR_NONE, SocketAddress};
-use crate::udp::Arrival;
+use crate::types::{EndpointId, Memory, SocketAddress};
 use crate::wire::{self, ipv4, ipv6};
 
 /// Place of the payload in a chunk that we send: a cache line, room for either family's headers.
 const PAYLOAD_AT: usize = 64;
 /// TTL or hop limit when the option is 0 (Linux's ip_default_ttl).
-const DEFAULT_TTL: u8 = 64;
+pub(crate) const DEFAULT_TTL: u8 = 64;
 
 /// Why a datagram was not sent. In all cases the caller may use the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,17 +30,6 @@ pub enum SendError {
     /// Source and destination are of different families, a port is zero, or the next hop's queue
     /// pair does not exist.
     Address,
-}
-
-/// What became of a hairpin datagram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hairpin {
-    /// On the receiver's queue.
-    Delivered,
-    /// The receiver was full.
-    Dropped,
-    /// No endpoint of this stack takes it: send it through the kernel.
-    NoEndpoint,
 }
 
 impl Stack<'_> {
@@ -74,7 +61,7 @@ impl Stack<'_> {
             || source.is_unspecified()
             || to.port == 0
             || source_port == 0
-            || usize::from(via.queue_pair) >= self.head.transmit.len()
+            || usize::from(via.queue_pair) >= self.head.queue_pairs.len()
         {
             return Err(SendError::Address);
         }
@@ -129,87 +116,5 @@ impl Stack<'_> {
         self.count(Counter::DatagramsSent);
         self.count_by(Counter::BytesSent, len as u64);
         Ok(())
-    }
-
-    /// Sends a datagram to another endpoint of this same stack, without a frame.
-    ///
-    /// `source` is the sender's address if the endpoint `from` is bound to any. `fill` is called
-    /// only when there is a chunk for the payload.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the datagram's parts, as in udp_send"
-    )]
-    pub fn udp_hairpin(
-        &mut self,
-        memory: &mut impl Memory,
-        from: EndpointId,
-        source: IpAddress,
-        to: SocketAddress,
-        len: usize,
-        fill: impl FnOnce(&mut [u8]),
-        timestamp_ns: u64,
-    ) -> Result<Hairpin, SendError> {
-        let sender = self.endpoint(from).map_err(|_| SendError::Stale)?;
-        let options = sender.options;
-        let remote = SocketAddress::new(specific(sender.local_ip, source), sender.local_port);
-        let is_v4 = to.ip.is_v4();
-        let addresses = Addresses {
-            local: to,
-            remote,
-            ifindex: 0,
-            is_v4,
-        };
-        if remote.ip.is_v4() != is_v4 || to.port == 0 {
-            return Err(SendError::Address);
-        }
-        let Some(index) = self.find(&addresses) else {
-            return Ok(Hairpin::NoEndpoint);
-        };
-        let size = memory
-            .chunk_size()
-            .min(self.capacities().chunk_size as usize);
-        if len > size {
-            return Err(SendError::TooBig);
-        }
-        let charge = Charge::of(len as u16, is_v4);
-        if self.refuses(index, charge).is_some() {
-            self.count_endpoint_drop(index);
-            self.count(Counter::HairpinDropped);
-            return Ok(Hairpin::Dropped);
-        }
-        let chunk = self
-            .take_free(chunk_state::POSTED)
-            .ok_or(SendError::NoChunk)?;
-        let Some(payload) = memory.chunk_mut(chunk).get_mut(..len) else {
-            self.put_free(chunk.0);
-            return Err(SendError::TooBig);
-        };
-        fill(payload);
-        let (tos, ttl) = if is_v4 {
-            (options.tos, options.ttl)
-        } else {
-            (options.traffic_class, options.hop_limit)
-        };
-        let arrival = Arrival {
-            remote,
-            local: to.ip,
-            offset: 0,
-            len: len as u16,
-            charge,
-            tos,
-            ttl: if ttl == 0 { DEFAULT_TTL } else { ttl },
-            queue_pair: QUEUE_PAIR_NONE,
-            timestamp_ns,
-        };
-        if self.deliver(index, chunk, &arrival).is_err() {
-            self.put_free(chunk.0);
-            self.count(Counter::HairpinDropped);
-            return Ok(Hairpin::Dropped);
-        }
-        if let Ok(sender) = self.endpoint_mut(from) {
-            sender.tx_datagrams = sender.tx_datagrams.wrapping_add(1);
-        }
-        self.count(Counter::HairpinDelivered);
-        Ok(Hairpin::Delivered)
     }
 }

@@ -17,8 +17,8 @@ pub const PROCESSES: usize = 128;
 pub const WAITERS: usize = 128;
 /// Watcher slots of one stack.
 pub const WATCHERS: usize = 128;
-/// The queue pair of a datagram that came by none (hairpin delivery).
-pub const QUEUE_PAIR_NONE: u8 = u8::MAX;
+/// The queue pair that is none: what is sent on it comes back to the same stack (hairpin).
+pub const QUEUE_PAIR_HAIRPIN: u8 = QUEUE_PAIRS as u8;
 
 /// A chunk of packet memory, by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

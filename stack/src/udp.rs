@@ -64,7 +64,7 @@ pub struct Datagram {
     pub tos: u8,
     /// TTL or hop limit.
     pub ttl: u8,
-    /// Queue pair it came by, or [`crate::QUEUE_PAIR_NONE`] for hairpin.
+    /// Queue pair it came by, or [`crate::QUEUE_PAIR_HAIRPIN`] for hairpin.
     pub queue_pair: u8,
     /// When it was received, nanoseconds of `CLOCK_REALTIME`.
     pub timestamp_ns: u64,

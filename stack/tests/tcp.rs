@@ -286,6 +286,57 @@ fn bytes_arrive_and_the_close_is_orderly() {
     }
 }
 
+/// A client and a server of the same stack.
+#[test]
+fn connections_within_a_stack_need_no_wire() {
+    let mut pair = pair();
+    let listener = pair.listen(16);
+    let own = open(pair.rigs[1].process, "198.18.0.2:40000");
+    let via = NextHop::hairpin(at("198.18.0.2:80").ip);
+    assert!(
+        pair.rigs[1]
+            .stack()
+            .tcp_listens(at("198.18.0.2:80"), own.local)
+    );
+    assert!(
+        !pair.rigs[1]
+            .stack()
+            .tcp_listens(at("198.18.0.2:81"), own.local)
+    );
+    let client = pair.with(1, |stack, packets, now| {
+        let client = stack.tcp_connect(packets, &own, at("198.18.0.2:80"), &via, now);
+        while stack.take_hairpin(packets, 0, now) > 0 {}
+        client.unwrap()
+    });
+    let server = pair.accept(listener).expect("accepted");
+    let data: Vec<u8> = (0..100_000_u32).map(|at| (at % 251) as u8).collect();
+    let (mut sent, mut got) = (0, Vec::new());
+    while got.len() < data.len() {
+        if let Ok(count) = pair.send(1, client, &data[sent..]) {
+            sent += count;
+        }
+        pair.with(1, |stack, packets, now| {
+            while stack.take_hairpin(packets, 0, now) > 0 {
+                stack.flush(packets, now);
+            }
+        });
+        got.extend(pair.recv(1, server));
+        let now = pair.now;
+        pair.run(now + MS - pair.now);
+    }
+    assert!(got == data, "bytes differ");
+    pair.close(1, client);
+    pair.close(1, server);
+    pair.with(1, |stack, packets, now| {
+        while stack.take_hairpin(packets, 0, now) > 0 {
+            stack.flush(packets, now);
+        }
+    });
+    assert!(!pair.rigs[1].stack().is_live(client) && !pair.rigs[1].stack().is_live(server));
+    assert_eq!(pair.sent, 0, "frames on the wire");
+    pair.rigs[1].check();
+}
+
 #[test]
 fn a_megabyte_arrives_over_a_clean_wire() {
     let mut pair = pair();

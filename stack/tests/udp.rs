@@ -428,7 +428,7 @@ fn hairpin_reaches_another_endpoint_without_a_frame() {
     );
     assert_eq!(
         (found.queue_pair, found.timestamp_ns, found.ttl),
-        (QUEUE_PAIR_NONE, 5, 64)
+        (QUEUE_PAIR_HAIRPIN, 5, 64)
     );
     assert_eq!(hairpin(&mut rig, "198.18.0.1:9"), Ok(Hairpin::NoEndpoint));
     assert_eq!(

@@ -63,6 +63,7 @@ tests! {
     programs::python_socketserver: Bypass,
     streams::redis: Segments,
     streams::redis_large_values: Segments,
+    streams::redis_own_address: Segments,
     streams::nginx_files: Segments,
     streams::nginx_keepalive: Segments,
     streams::nginx_close: Segments,

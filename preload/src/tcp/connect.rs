@@ -12,8 +12,8 @@ use bypass_proto::policy::{Protocol, Role};
 use bypass_proto::reason::FallThrough;
 use bypass_stack::cplane::{self, CplaneReason, Lookup};
 use bypass_stack::{
-    EndpointId, Family, IpAddress, NextHop, OpenError, SocketAddress, TcpOpen, TcpOptions,
-    TcpState, event,
+    EndpointId, Family, IpAddress, NextHop, OpenError, QUEUE_PAIR_HAIRPIN, SocketAddress, TcpOpen,
+    TcpOptions, TcpState, event,
 };
 use rustix::io::Errno;
 
@@ -24,7 +24,7 @@ use crate::errno::Answer;
 use crate::fdtable::{self, Entry};
 use crate::wait::signals::Held;
 use crate::wait::{self, Woken};
-use crate::{address, context, report, shadow, symbols};
+use crate::{address, config, context, report, shadow, symbols};
 
 /// connect on a TCP socket that is not connected. `None`: the kernel connects it.
 pub fn begin(fd: c_int, to: Given) -> Option<Answer> {
@@ -124,8 +124,8 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fal
     };
     let sent = with_stack(|_, locked, now| {
         locked.stack().set_filter(endpoint, filter);
-        let queue = usize::from(next_hop.queue_pair);
-        if !locked.has_queue(queue) {
+        let queue = next_hop.queue_pair;
+        if queue != QUEUE_PAIR_HAIRPIN && !locked.has_queue(usize::from(queue)) {
             return Err(OpenError::Full);
         }
         let (stack, packets) = locked.parts();
@@ -168,9 +168,19 @@ fn route(
     match looked {
         Some(Lookup::Via(next_hop)) => Ok(Some(next_hop)),
         Some(Lookup::Kernel(CplaneReason::NoBackend)) => Ok(None),
+        Some(Lookup::Local) if is_served_here(bound, remote) => {
+            Ok(Some(NextHop::hairpin(remote.ip)))
+        }
         Some(Lookup::Local) => Err(FallThrough::LocalRoute),
         Some(Lookup::Kernel(_)) | None => Err(FallThrough::NextHop),
     }
+}
+
+/// Whether this stack has a listener for an address of this host, and may be reached without the
+/// kernel (docs/adr/0007).
+fn is_served_here(bound: SocketAddress, remote: SocketAddress) -> bool {
+    config::get().options.accelerate_local
+        && with_stack(|_, locked, _| locked.stack().tcp_listens(remote, bound)) == Some(true)
 }
 
 /// The source address that the kernel would choose, by a socket that sends nothing.

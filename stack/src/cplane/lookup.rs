@@ -1,8 +1,11 @@
 //! The one question to the control plane: how does a datagram to this address leave the host?
 
 use super::{Address, Link, Neighbour, Route, Table, neighbour_state, route_type};
-use crate::types::{IpAddress, SocketAddress};
+use crate::types::{IpAddress, QUEUE_PAIR_HAIRPIN, SocketAddress};
 use core::fmt;
+
+/// Largest packet to another endpoint of the same stack; segments are bounded by the chunk.
+const HAIRPIN_MTU: u16 = u16::MAX;
 
 /// How a frame reaches its next hop. Valid while the table's generation is `generation`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +29,21 @@ pub struct NextHop {
 }
 
 impl NextHop {
+    /// To an address of this host that another endpoint of the same stack serves.
+    #[must_use]
+    pub fn hairpin(to: IpAddress) -> Self {
+        Self {
+            queue_pair: QUEUE_PAIR_HAIRPIN,
+            neighbour_state: neighbour_state::CONFIRMED,
+            mtu: HAIRPIN_MTU,
+            ifindex: 0,
+            source: to,
+            source_mac: [0; 6],
+            mac: [0; 6],
+            generation: 0,
+        }
+    }
+
     /// Whether the neighbour needs no confirmation. If not, the caller should let the kernel send
     /// one datagram per second or so: that makes the kernel probe the neighbour and learn of
     /// a changed MAC address, as it would if all traffic went through it.

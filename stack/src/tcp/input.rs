@@ -8,8 +8,9 @@ use super::receive::Payload;
 use super::seq::{after, before};
 use super::tcb::{Hop, NEVER, TcpState, flag};
 use crate::counters::{Counter, DropReason};
+use crate::cplane::NextHop;
 use crate::stack::{FrameOutcome, RxFrame, Stack};
-use crate::types::{EndpointId, Instant, Memory, SocketAddress};
+use crate::types::{EndpointId, Instant, IpAddress, Memory, QUEUE_PAIR_HAIRPIN, SocketAddress};
 use crate::wire::tcp::{self, Segment, flags};
 
 /// Linux's errno values that connections end with.
@@ -67,31 +68,21 @@ impl Stack<'_> {
         frame: RxFrame,
         now: Instant,
     ) -> Result<FrameOutcome, DropReason> {
-        let (mac, ifindex, mtu) = self
-            .head
-            .queue_pairs
-            .get(usize::from(frame.queue_pair))
-            .map(|info| (info.mac, info.ifindex, info.mtu))
-            .ok_or(DropReason::Corrupt)?;
+        let own = self.hop_to_us(frame.queue_pair)?;
         let end = (frame.offset as usize).saturating_add(frame.len as usize);
         let bytes = memory
             .chunk(frame.chunk)
             .get(frame.offset as usize..end)
             .ok_or(DropReason::Truncated)?;
-        let segment = tcp::parse(bytes, &mac, frame.partial_checksums)?;
+        let segment = tcp::parse(bytes, &own.source_mac, frame.partial_checksums)?;
         self.count(Counter::TcpSegmentsReceived);
         let arrived = Arrived {
             segment: &segment,
             local: SocketAddress::new(segment.destination, segment.destination_port),
             remote: SocketAddress::new(segment.source, segment.source_port),
             hop: Hop {
-                ifindex,
-                generation: 0,
-                mtu,
-                source_mac: mac,
                 mac: segment.source_mac,
-                queue_pair: frame.queue_pair,
-                reserved: 0,
+                ..own
             },
             chunk: frame.chunk.0,
             offset: (frame.offset as u16).wrapping_add(segment.payload_offset),
@@ -117,6 +108,24 @@ impl Stack<'_> {
         } else {
             Ok(self.handled(frame.chunk.0))
         }
+    }
+
+    /// Our end of the link that a frame came by: the hop back, but for the peer's address.
+    fn hop_to_us(&self, queue_pair: u8) -> Result<Hop, DropReason> {
+        if queue_pair == QUEUE_PAIR_HAIRPIN {
+            return Ok(Hop::of(&NextHop::hairpin(IpAddress::UNSPECIFIED)));
+        }
+        let info = self.head.queue_pairs.get(usize::from(queue_pair));
+        let info = info.ok_or(DropReason::Corrupt)?;
+        Ok(Hop {
+            ifindex: info.ifindex,
+            generation: 0,
+            mtu: info.mtu,
+            source_mac: info.mac,
+            mac: [0; 6],
+            queue_pair,
+            reserved: 0,
+        })
     }
 
     /// The frame has done its work: its chunk is free.

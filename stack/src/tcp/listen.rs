@@ -56,6 +56,13 @@ fn deferred_timeouts(seconds: u32) -> u8 {
 }
 
 impl Stack<'_> {
+    /// Whether a listener of this stack would take a connection that `from` makes to `to` without a
+    /// wire (hairpin).
+    #[must_use]
+    pub fn tcp_listens(&self, to: SocketAddress, from: SocketAddress) -> bool {
+        self.find_listener(&to, &from, 0).is_some()
+    }
+
     /// The listener that takes a SYN.
     pub(crate) fn find_listener(
         &self,

@@ -65,9 +65,11 @@ pub(crate) fn fetch(scene: &Scene, url: &str, wanted: &PathBuf) -> Result<()> {
     }
 }
 
-fn start_redis(scene: &Scene) -> Result<Running> {
+/// `local` is BYPASS_ACCELERATE_LOCAL.
+fn start_redis(scene: &Scene, local: &str) -> Result<Running> {
     let folder = scene.bed.folder().display().to_string();
     let mut redis = subject(scene, Side::Server, "redis-server");
+    redis.env("BYPASS_ACCELERATE_LOCAL", local);
     redis.args(["--port", "6379", "--bind", &scene.host(), "--save", ""]);
     redis.args([
         "--appendonly",
@@ -92,7 +94,7 @@ fn redis_benchmark(scene: &Scene, arguments: &[&str]) -> Result<()> {
 }
 
 pub(crate) fn redis(scene: &Scene) -> Result<()> {
-    let server = start_redis(scene)?;
+    let server = start_redis(scene, "0")?;
     redis_benchmark(scene, &["-n", "5000", "-c", "1"])?;
     redis_benchmark(scene, &["-n", "20000", "-c", "50"])?;
     redis_benchmark(scene, &["-n", "40000", "-c", "50", "-P", "16"])?;
@@ -101,7 +103,7 @@ pub(crate) fn redis(scene: &Scene) -> Result<()> {
 }
 
 pub(crate) fn redis_large_values(scene: &Scene) -> Result<()> {
-    let server = start_redis(scene)?;
+    let server = start_redis(scene, "0")?;
     let host = scene.host();
     let file = noise(scene, "value", 3 << 20)?;
     let mut set = scene.bed.program(Side::Client, "redis-cli");
@@ -116,6 +118,46 @@ pub(crate) fn redis_large_values(scene: &Scene) -> Result<()> {
         file.display()
     );
     client(scene, "python3", &["-c", &script])?;
+    server.stop()?;
+    Ok(())
+}
+
+/// Server and client are two programs of one host, and of one stack: neither wire nor kernel.
+pub(crate) fn redis_own_address(scene: &Scene) -> Result<()> {
+    let server = start_redis(scene, "1")?;
+    let mut load = subject(scene, Side::Server, "redis-benchmark");
+    load.env("BYPASS_ACCELERATE_LOCAL", "1");
+    load.args(["-h", &scene.host(), "-q", "-t", "set,get,lrange_100"]);
+    load.args(["-n", "4000", "-c", "20", "-d", "5000", "-P", "4"]);
+    let run = load.run()?.check()?;
+    if run.stdout.matches("requests per second").count() < 3 {
+        return Err(format!("redis-benchmark: {}{}", run.stdout, run.stderr).into());
+    }
+    let file = noise(scene, "value", 3 << 20)?;
+    for (arguments, input) in [
+        (&["-x", "set", "k"][..], Some(&file)),
+        (&["--raw", "get", "k"][..], None),
+    ] {
+        let mut client = subject(scene, Side::Server, "sh");
+        client.env("BYPASS_ACCELERATE_LOCAL", "1");
+        let got = scene.bed.folder().join("got").display().to_string();
+        let line = format!(
+            "redis-cli -h {} {} > {got}",
+            scene.host(),
+            arguments.join(" ")
+        );
+        client.args(["-c", &line]);
+        if let Some(file) = input {
+            client.input(file.clone());
+        }
+        client.run()?.check()?;
+    }
+    let mut got = fs::read(scene.bed.folder().join("got"))?;
+    // redis-cli ends its answer with a newline.
+    got.pop();
+    if got != fs::read(&file)? {
+        return Err("another value came back".into());
+    }
     server.stop()?;
     Ok(())
 }
