@@ -286,6 +286,21 @@ fn bytes_arrive_and_the_close_is_orderly() {
     }
 }
 
+/// What was on its way to a connection that has moved to the kernel is not answered.
+#[test]
+fn late_segments_of_a_moved_connection_are_dropped() {
+    let mut pair = pair();
+    let (client, server, _) = pair.established();
+    assert_eq!(pair.send(0, client, b"late"), Ok(4));
+    pair.with(1, |stack, _, now| stack.tcp_leave(server, now).unwrap());
+    let sent = pair.sent;
+    pair.run(MS);
+    let stack = pair.rigs[1].stack();
+    assert_eq!(stack.counters().get(Counter::TcpHandedOver), 1);
+    assert_eq!(stack.counters().dropped(DropReason::TcpLeft), 1);
+    assert_eq!(pair.sent, sent, "an answer");
+}
+
 /// A client and a server of the same stack.
 #[test]
 fn connections_within_a_stack_need_no_wire() {

@@ -38,11 +38,14 @@ fn topic(name: &str) {
 }
 
 /// What no script reaches, and where it is tested instead.
-const ELSEWHERE: [&str; 2] = [
+const ELSEWHERE: [&str; 4] = [
     // The machine of the scripts takes every change: tests/tcp.rs.
     "tcp-flow-changes-lost",
     // A malformed header: tests/segments.rs.
     "tcp-header",
+    // A connection moves away: tests/tcp.rs.
+    "tcp-handed-over",
+    "tcp-left",
 ];
 
 /// Every counter and every reason for a drop of TCP is a mark: some script takes it.
