@@ -1,6 +1,6 @@
 //! A kernel socket becomes an established connection (TCP_REPAIR: net/ipv4/tcp.c, tcp_repair of
-//! linux/tcp.h). Nothing is sent while it is put together; the peer hears of it by a window probe at
-//! the end.
+//! linux/tcp.h). Nothing is sent while it is put together; the peer hears of it by a window probe
+//! at the end.
 //!
 //! ```text
 //!   TCP_REPAIR on        bind takes any port, connect sends nothing

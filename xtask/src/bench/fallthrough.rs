@@ -2,7 +2,7 @@
 //!
 //! What disturbs a call of 200 ns only ever adds, and some placements of a process in memory cost
 //! it 15 ns with and without us, some rare ones less than nothing. So a round is many short runs,
-//! in turns, each of which tells its best, and the figures are the bests that a tenth of them reach.
+//! in turns, each of which tells its best; the figures are the bests that a tenth of them reach.
 
 use std::collections::BTreeMap;
 use std::path::Path;
