@@ -8,7 +8,14 @@
 //!   epoll_wait                ends: everything leaves, with one doorbell
 //! ```
 //!
-//! A program that computes between its calls is in no burst: its answers leave at once.
+//! A program that computes between its calls is in no burst: its answers leave at once. It is found
+//! out by the first pause, and what was held back then has waited for its end (or for the daemon); so
+//! the thread's next bursts are none either, unless it had only lost its processor.
+
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: asks the kernel about the calling thread"
+)]
 
 use std::cell::Cell;
 
@@ -17,16 +24,26 @@ use bypass_stack::Instant;
 
 /// Longest pause between two calls of a burst.
 const PAUSE_NS: u64 = 50_000;
+/// Bursts that a thread does without after one with a pause.
+const PENANCE: u32 = 1000;
 
 thread_local! {
     /// When this thread's burst had its last call, nanoseconds; 0 = it is in none.
     static LAST: Cell<u64> = const { Cell::new(0) };
+    /// Bursts that it still does without.
+    static WITHOUT: Cell<u32> = const { Cell::new(0) };
+    /// How often it had lost its processor at its last pause.
+    static PREEMPTED: Cell<i64> = const { Cell::new(0) };
 }
 
 /// So many accelerated sockets were reported ready.
 pub fn begins(ready: usize) {
-    if ready > 1 {
-        LAST.set(clock::now().0);
+    if ready <= 1 {
+        return;
+    }
+    match WITHOUT.get() {
+        0 => LAST.set(clock::now().0),
+        left => WITHOUT.set(left - 1),
     }
 }
 
@@ -44,5 +61,53 @@ pub fn goes_on(now: Instant) -> bool {
     }
     let close = now.0.saturating_sub(last) <= PAUSE_NS;
     LAST.set(if close { now.0 } else { 0 });
+    if !close {
+        let preempted = preemptions();
+        if PREEMPTED.replace(preempted) == preempted {
+            WITHOUT.set(PENANCE);
+        }
+    }
     close
+}
+
+/// How often this thread has lost its processor to another.
+fn preemptions() -> i64 {
+    // SAFETY: plain integers; all zero is a value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` is writable.
+    unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    usage.ru_nivcsw
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_in_one(after_ns: u64) -> bool {
+        goes_on(Instant(LAST.get().max(1) + after_ns))
+    }
+
+    #[test]
+    fn one_that_paused_is_not_trusted_for_a_while() {
+        loop {
+            PREEMPTED.set(preemptions());
+            begins(2);
+            assert!(is_in_one(1000) && is_in_one(PAUSE_NS));
+            assert!(!is_in_one(PAUSE_NS + 1));
+            // Else the test itself has lost its processor, which is forgiven.
+            if WITHOUT.get() > 0 {
+                break;
+            }
+        }
+        for _ in 0..PENANCE {
+            begins(2);
+            assert!(!is_in_one(0));
+        }
+        begins(1);
+        assert!(!is_in_one(0));
+        begins(2);
+        assert!(is_in_one(0));
+        ends();
+        assert!(!is_in_one(0));
+    }
 }
