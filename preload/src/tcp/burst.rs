@@ -9,8 +9,8 @@
 //! ```
 //!
 //! A program that computes between its calls is in no burst: its answers leave at once. It is found
-//! out by the first pause, and what was held back then has waited for its end (or for the daemon); so
-//! the thread's next bursts are none either, unless it had only lost its processor.
+//! out by the first pause, and what was held back then has waited for its end (or for the daemon);
+//! so the thread's next bursts are none either, unless it had only lost its processor.
 
 #![expect(
     unsafe_code,
