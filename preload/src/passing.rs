@@ -69,8 +69,8 @@ fn hand_over(fd: i32) {
             tcp::listen::give_up(fd, endpoint);
             report::refused(fd, FallThrough::Passed);
         }
-        Entry::Tcp(endpoint) if tcp::relay::replace(endpoint) => {
-            report::refused(fd, FallThrough::Passed);
+        Entry::Tcp(endpoint) => {
+            tcp::handover::hand_over(fd, endpoint, FallThrough::Passed);
         }
         Entry::Candidate | Entry::Bound | Entry::TcpCandidate => {
             fdtable::set(fd, Entry::Other);

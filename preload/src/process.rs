@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bypass_proto::control::{Request, RequestKind};
+use bypass_proto::reason::FallThrough;
 use bypass_runtime::lock;
 use bypass_stack::ProcessId;
 use parking_lot::{RwLock, RwLockReadGuard};
@@ -139,16 +140,16 @@ pub fn about_to_exec() {
                 // the endpoint: relatives find it gone and use the kernel as well.
                 decide::abolish(fd, endpoint);
             }
-            report::refused(fd, bypass_proto::reason::FallThrough::Inherited);
+            report::refused(fd, FallThrough::Inherited);
             any = true;
         }
-        // A connection that stays open goes on by a relay. A listener's shadow listens in the next
-        // program.
+        // A connection that stays open goes on in the kernel. (Of several descriptors the first
+        // takes the others along.) A listener's shadow listens in the next program.
         if let Entry::Tcp(endpoint) = entry
             && !shadow::is_close_on_exec(fd)
-            && tcp::relay::replace(endpoint)
+            && (fdtable::get(fd) != entry
+                || tcp::handover::hand_over(fd, endpoint, FallThrough::Inherited))
         {
-            report::refused(fd, bypass_proto::reason::FallThrough::Inherited);
             continue;
         }
         if let Entry::Tcp(endpoint) | Entry::Listener(endpoint) = entry {
@@ -158,11 +159,31 @@ pub fn about_to_exec() {
                 tcp::listen::set_nonblocking(fd, nonblocking);
             }
             tcp::close::closed(endpoint);
-            report::refused(fd, bypass_proto::reason::FallThrough::Inherited);
+            report::refused(fd, FallThrough::Inherited);
             any = true;
         }
     }
     if any {
         decide::settle();
+    }
+}
+
+/// A program is about to be started whose standard descriptors are this process's: connections
+/// there go to the kernel.
+pub fn about_to_spawn() {
+    if context::joined().is_none() {
+        return;
+    }
+    for fd in 0..=2 {
+        if !shadow::is_close_on_exec(fd) {
+            about_to_give(fd);
+        }
+    }
+}
+
+/// A program that is about to be started gets this descriptor.
+pub fn about_to_give(fd: i32) {
+    if let Entry::Tcp(endpoint) = fdtable::get(fd) {
+        tcp::handover::hand_over(fd, endpoint, FallThrough::Inherited);
     }
 }

@@ -9,10 +9,12 @@ use std::ffi::c_int;
 
 use bypass_stack::Instant;
 use libc::{EPOLL_CTL_DEL, epoll_event, sigset_t, timespec};
+use rustix::io::Errno;
 
 use crate::address::is_nowhere;
 use crate::errno::to_int;
 use crate::fdtable::{self, Entry};
+use crate::tcp::handover;
 use crate::wait::{self, epoll_set};
 use crate::{context, decide, process, symbols};
 
@@ -61,7 +63,12 @@ pub unsafe fn epoll_ctl(set: c_int, operation: c_int, fd: c_int, event: *mut epo
                 // SAFETY: the caller's event.
                 unsafe { event.as_ref() }
             };
-            to_int(epoll.control(set, operation, (fd, endpoint, entry.is_shadowed()), event))
+            let socket = (fd, endpoint, entry.is_shadowed());
+            match epoll.control(set, operation, socket, event) {
+                Err(Errno::STALE) if handover::moved(fd, endpoint) => original(),
+                Err(Errno::STALE) => to_int(Err(Errno::NOENT)),
+                answer => to_int(answer),
+            }
         }
         Entry::Candidate | Entry::Bound | Entry::TcpCandidate => {
             let result = original();

@@ -57,6 +57,14 @@ fn unshare(entry: Entry) -> bool {
     }
 }
 
+/// The descriptors of this entry are the kernel's from here on.
+pub fn no_longer_shared(entry: Entry) {
+    if let Some(key) = key(entry) {
+        let _guard = process::no_fork();
+        SHARED.remove(&key);
+    }
+}
+
 /// The number is about to be closed, or to become something else.
 pub fn forget(fd: c_int) {
     let entry = fdtable::get(fd);

@@ -76,7 +76,7 @@ pub unsafe fn readv(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t {
         (Entry::Tcp(_), Some(message)) if unsafe { is_empty(&message) } => 0,
         (Entry::Tcp(endpoint), Some(mut message)) => {
             // SAFETY: the vectors are the caller's buffers.
-            to_c(unsafe { tcp::receive::one(endpoint, fd, &mut message, 0) })
+            to_c(unsafe { super::recv::one(fd, (Entry::Tcp(endpoint), endpoint), &mut message, 0) })
         }
         // SAFETY: the caller's arguments.
         _ => unsafe { symbols::readv::original()(fd, vectors, count) },
@@ -111,7 +111,7 @@ pub unsafe fn writev(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t 
         }
         (Entry::Tcp(endpoint), Some(message)) => {
             // SAFETY: the vectors are the caller's buffers.
-            to_c(unsafe { tcp::send::one(fd, endpoint, &message, 0) })
+            to_c(unsafe { super::send::one(fd, (Entry::Tcp(endpoint), endpoint), &message, 0) })
         }
         // SAFETY: the caller's arguments.
         _ => unsafe { symbols::writev::original()(fd, vectors, count) },
@@ -142,7 +142,10 @@ fn message_of(vectors: *const iovec, count: c_int) -> Option<msghdr> {
 pub unsafe fn sendfile(out: c_int, input: c_int, offset: *mut off_t, count: size_t) -> ssize_t {
     if let Entry::Tcp(endpoint) = fdtable::get(out) {
         // SAFETY: the caller's offset.
-        return to_c(unsafe { tcp::send::file(out, endpoint, input, offset, count) });
+        let answer = unsafe { tcp::send::file(out, endpoint, input, offset, count) };
+        if answer != Err(Errno::BADF) || !tcp::handover::moved(out, endpoint) {
+            return to_c(answer);
+        }
     }
     // SAFETY: the caller's arguments. To a UDP socket the kernel sends by the shadow, which has
     // the same address: the peer sees no difference.
@@ -164,7 +167,10 @@ pub unsafe fn splice(
         if !out_offset.is_null() {
             return to_c(Err(Errno::INVAL));
         }
-        return to_c(tcp::send::from_pipe(out, endpoint, input, len, flags));
+        let answer = tcp::send::from_pipe(out, endpoint, input, len, flags);
+        if answer != Err(Errno::BADF) || !tcp::handover::moved(out, endpoint) {
+            return to_c(answer);
+        }
     }
     if let Entry::Tcp(endpoint) = fdtable::get(input) {
         if !out_offset.is_null() {
@@ -173,7 +179,10 @@ pub unsafe fn splice(
         if !input_offset.is_null() {
             return to_c(Err(Errno::INVAL));
         }
-        return to_c(tcp::receive::into_pipe(input, endpoint, out, len, flags));
+        let answer = tcp::receive::into_pipe(input, endpoint, out, len, flags);
+        if answer != Err(Errno::BADF) || !tcp::handover::moved(input, endpoint) {
+            return to_c(answer);
+        }
     }
     if !fdtable::falls_through(input) && matches!(identity(input), Entry::Udp(_)) {
         return from_socket(input, out, len);

@@ -78,7 +78,7 @@ unsafe fn stream(fd: c_int, request: c_ulong, argument: size_t) -> Option<Answer
         Some((locked.stack().tcp_status(endpoint).ok()?, at_mark, inline))
     });
     let Some(Some((status, at_mark, inline))) = status else {
-        return Some(Err(Errno::INVAL));
+        return (!tcp::handover::moved(fd, endpoint)).then_some(Err(Errno::INVAL));
     };
     if is_nowhere(pointer) {
         return Some(Err(Errno::FAULT));

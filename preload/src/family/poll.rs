@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use crate::context::{self, Joined};
 use crate::errno::{Answer, last, to_int};
 use crate::fdtable::{self, Entry};
+use crate::tcp::handover;
 use crate::wait::block::Limits;
 use crate::wait::epoll_set::{self, EpollSet};
 use crate::wait::signals::Held;
@@ -188,19 +189,15 @@ pub fn merged(
     let Some(joined) = context::joined() else {
         return kernel(fds);
     };
-    let ours: Vec<(usize, Ours)> = fds
-        .iter()
-        .enumerate()
-        .filter_map(|(index, entry)| match fdtable::get(entry.fd) {
-            Entry::Epoll(_) => epoll_set::accelerated(entry.fd).map(|set| (index, Ours::Set(set))),
-            ours => ours
-                .endpoint()
-                .map(|endpoint| (index, Ours::Socket(endpoint, ours.is_shadowed()))),
-        })
-        .collect();
+    let mut ours = ours_of(fds);
     let mut held = Held::default();
     loop {
-        let ready = look(joined, fds, &ours)?;
+        let (ready, news) = look(joined, fds, &ours)?;
+        if news {
+            handover::follow();
+            ours = ours_of(fds);
+            continue;
+        }
         if ready > 0 {
             return Ok(ready);
         }
@@ -215,6 +212,18 @@ pub fn merged(
     }
 }
 
+/// The accelerated descriptors of the array.
+fn ours_of(fds: &[pollfd]) -> Vec<(usize, Ours)> {
+    let each = fds.iter().enumerate();
+    each.filter_map(|(index, entry)| match fdtable::get(entry.fd) {
+        Entry::Epoll(_) => epoll_set::accelerated(entry.fd).map(|set| (index, Ours::Set(set))),
+        ours => ours
+            .endpoint()
+            .map(|endpoint| (index, Ours::Socket(endpoint, ours.is_shadowed()))),
+    })
+    .collect()
+}
+
 fn kernel(fds: &mut [pollfd]) -> Answer {
     // SAFETY: the slice is writable for its length; no waiting.
     let count = unsafe { symbols::poll::original()(fds.as_mut_ptr(), fds.len() as nfds_t, 0) };
@@ -225,14 +234,21 @@ fn kernel(fds: &mut [pollfd]) -> Answer {
     }
 }
 
-/// Fills `revents` from kernel and stack; returns how many descriptors are ready.
-fn look(joined: &Joined, fds: &mut [pollfd], ours: &[(usize, Ours)]) -> Answer {
+/// Fills `revents` from kernel and stack; returns how many descriptors are ready, and whether
+/// connections have gone to the kernel meanwhile.
+fn look(
+    joined: &Joined,
+    fds: &mut [pollfd],
+    ours: &[(usize, Ours)],
+) -> Result<(isize, bool), Errno> {
     if ours.len() < fds.len() || ours.iter().any(|(_, ours)| ours.is_shadowed()) {
         kernel(fds)?;
     }
     let mut stale = false;
+    let mut news = false;
     if let Ok(mut locked) = joined.attachment.lock() {
         locked.pump(clock::now());
+        news = handover::is_news(&mut locked);
         stale = joined.is_stale(locked.stack().queue_pairs_generation());
         for (index, ours) in ours {
             let entry = &mut fds[*index];
@@ -248,7 +264,8 @@ fn look(joined: &Joined, fds: &mut [pollfd], ours: &[(usize, Ours)]) -> Answer {
     if stale {
         joined.refresh();
     }
-    Ok(fds.iter().filter(|entry| entry.revents != 0).count() as isize)
+    let ready = fds.iter().filter(|entry| entry.revents != 0).count();
+    Ok((ready as isize, news))
 }
 
 fn sleep(

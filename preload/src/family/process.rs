@@ -134,12 +134,32 @@ unsafe fn spawn(
     argv: *const *mut c_char,
     envp: *const *mut c_char,
 ) -> c_int {
+    process::about_to_spawn();
     // SAFETY: null or the caller's environment. The child starts in libc, on the kernel's own
     // descriptors; the shadows it inherits are plain kernel sockets.
     let environment = unsafe { Environment::with_preload(envp.cast()) };
     let envp = environment.as_ptr().cast();
     // SAFETY: the caller's arguments.
     unsafe { original(pid, program, actions, attributes, argv, envp) }
+}
+
+pub unsafe fn adddup2(actions: *mut posix_spawn_file_actions_t, fd: c_int, new: c_int) -> c_int {
+    // The child will have it, and is no program of ours.
+    process::about_to_give(fd);
+    // SAFETY: the caller's arguments.
+    unsafe { symbols::posix_spawn_file_actions_adddup2::original()(actions, fd, new) }
+}
+
+pub unsafe fn system(command: *const c_char) -> c_int {
+    process::about_to_spawn();
+    // SAFETY: the caller's command.
+    unsafe { symbols::system::original()(command) }
+}
+
+pub unsafe fn popen(command: *const c_char, mode: *const c_char) -> *mut libc::FILE {
+    process::about_to_spawn();
+    // SAFETY: the caller's arguments.
+    unsafe { symbols::popen::original()(command, mode) }
 }
 
 /// Most arguments of an `execl` call that we can see (they are variadic in C).

@@ -13,7 +13,7 @@ use libc::{iovec, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t};
 use rustix::io::Errno;
 
 use crate::address::is_nowhere;
-use crate::errno::{Answer, to_c, to_int};
+use crate::errno::{Answer, from_c, to_c, to_int};
 use crate::fdtable::{self, Entry};
 use crate::{decide, passing, symbols, tcp, udp};
 
@@ -74,15 +74,23 @@ pub unsafe fn sendto(
 ///
 /// # Safety
 /// `message` describes buffers that the caller may read.
-unsafe fn one(
+pub(super) unsafe fn one(
     fd: c_int,
     (entry, endpoint): (Entry, EndpointId),
     message: &msghdr,
     flags: c_int,
 ) -> Answer {
     match entry {
-        // SAFETY: the caller's promise.
-        Entry::Tcp(_) => unsafe { tcp::send::one(fd, endpoint, message, flags) },
+        Entry::Tcp(_) => {
+            // SAFETY: the caller's promise.
+            match unsafe { tcp::send::one(fd, endpoint, message, flags) } {
+                Err(Errno::BADF) if tcp::handover::moved(fd, endpoint) => {
+                    // SAFETY: the caller's promise.
+                    from_c(unsafe { symbols::sendmsg::original()(fd, message, flags) })
+                }
+                answer => answer,
+            }
+        }
         // SAFETY: the caller's promise.
         _ => unsafe { udp::send::one(fd, endpoint, message, flags) },
     }
@@ -148,7 +156,14 @@ unsafe fn stream_many(
     let mut done = 0;
     for message in messages {
         // SAFETY: the caller's promise.
-        match unsafe { tcp::send::one(fd, endpoint, &message.msg_hdr, flags) } {
+        match unsafe {
+            one(
+                fd,
+                (Entry::Tcp(endpoint), endpoint),
+                &message.msg_hdr,
+                flags,
+            )
+        } {
             Ok(size) => message.msg_len = size as u32,
             Err(_) if done > 0 => break,
             Err(errno) => return Err(errno),

@@ -19,6 +19,7 @@ use crate::address::{self, Given};
 use crate::errno::{self, Answer, to_int};
 use crate::fdtable::{self, Entry};
 use crate::tcp::accept::Place;
+use crate::tcp::handover;
 use crate::tcp::name::End;
 use crate::tcp::options::{self, Room};
 use crate::{context, decide, report, shadow, symbols, tcp};
@@ -211,7 +212,12 @@ unsafe fn connect_tcp(fd: c_int, address: *const sockaddr, len: socklen_t) -> Op
 
 pub unsafe fn shutdown(fd: c_int, how: c_int) -> c_int {
     match fdtable::get(fd) {
-        Entry::Tcp(endpoint) => return to_int(tcp::close::shutdown(endpoint, how)),
+        Entry::Tcp(endpoint) => {
+            let answer = tcp::close::shutdown(endpoint, how);
+            if answer != Err(Errno::NOTCONN) || !handover::moved(fd, endpoint) {
+                return to_int(answer);
+            }
+        }
         Entry::Listener(endpoint) if matches!(how, libc::SHUT_RD | libc::SHUT_RDWR) => {
             tcp::listen::give_up(fd, endpoint);
         }
@@ -237,7 +243,10 @@ pub unsafe fn shutdown(fd: c_int, how: c_int) -> c_int {
 pub unsafe fn getsockname(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int {
     if let Entry::Tcp(endpoint) = fdtable::get(fd) {
         // SAFETY: the caller's arguments.
-        return to_int(unsafe { tcp::name::of(endpoint, End::Local, address, len) });
+        let answer = unsafe { tcp::name::of(endpoint, End::Local, address, len) };
+        if answer != Err(Errno::NOTCONN) || !handover::moved(fd, endpoint) {
+            return to_int(answer);
+        }
     }
     // SAFETY: the caller's arguments; the shadow has the name.
     unsafe { symbols::getsockname::original()(fd, address, len) }
@@ -246,7 +255,10 @@ pub unsafe fn getsockname(fd: c_int, address: *mut sockaddr, len: *mut socklen_t
 pub unsafe fn getpeername(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int {
     if let Entry::Tcp(endpoint) = fdtable::get(fd) {
         // SAFETY: the caller's arguments.
-        return to_int(unsafe { tcp::name::of(endpoint, End::Remote, address, len) });
+        let answer = unsafe { tcp::name::of(endpoint, End::Remote, address, len) };
+        if answer != Err(Errno::NOTCONN) || !handover::moved(fd, endpoint) {
+            return to_int(answer);
+        }
     }
     // SAFETY: the caller's arguments; the shadow has the name.
     unsafe { symbols::getpeername::original()(fd, address, len) }
@@ -281,15 +293,20 @@ pub unsafe fn setsockopt(
 ) -> c_int {
     let entry = fdtable::get(fd);
     let foreign = entry != Entry::Other && tcp::foreign::is(level, name);
-    if foreign && matches!(entry, Entry::Tcp(_)) {
-        // A connection of ours cannot be given to the kernel.
+    if foreign
+        && let Entry::Tcp(endpoint) = entry
+        && !handover::hand_over(fd, endpoint, FallThrough::Option)
+    {
         return to_int(Err(Errno::OPNOTSUPP));
     }
     if let Entry::Tcp(endpoint) | Entry::Listener(endpoint) = entry
         && !foreign
     {
         // SAFETY: the caller's arguments.
-        return to_int(unsafe { options::set(fd, endpoint, (level, name), value, len) });
+        let answer = unsafe { options::set(fd, endpoint, (level, name), value, len) };
+        if answer != Err(Errno::STALE) || !handover::moved(fd, endpoint) {
+            return to_int(answer);
+        }
     }
     // SAFETY: the caller's arguments.
     let result = unsafe { symbols::setsockopt::original()(fd, level, name, value, len) };

@@ -2,7 +2,8 @@
 //!
 //! A *listener's* shadow listens too and serves what comes by other interfaces; `accept` takes from
 //! both. A *connection's* shadow is a kernel socket without a connection: it gives the descriptor
-//! its number and keeps options; everything that moves is the endpoint's.
+//! its number and keeps options; everything that moves is the endpoint's, until the connection is
+//! handed over: then the shadow becomes it.
 
 pub mod accept;
 pub mod burst;
@@ -10,12 +11,12 @@ pub mod close;
 pub mod connect;
 pub mod defaults;
 pub mod foreign;
+pub mod handover;
 pub mod inherited;
 pub mod listen;
 pub mod name;
 pub mod options;
 pub mod receive;
-pub mod relay;
 pub mod send;
 pub mod urgent;
 

@@ -184,7 +184,7 @@ fn read_one(fd: c_int, level: c_int, name: c_int, options: &mut TcpOptions) {
 /// setsockopt on a connection or listener.
 ///
 /// # Errors
-/// As the kernel's.
+/// As the kernel's; `ESTALE` when the endpoint is gone and nothing was done.
 ///
 /// # Safety
 /// `value` is readable for `len` bytes.
@@ -215,8 +215,11 @@ pub unsafe fn set(
             // Acknowledging at once is no promise (tcp(7): not permanent).
             _ => return Ok(0),
         };
-        change(endpoint, |options| options.set(bit, on));
-        return Ok(0);
+        return if change(endpoint, |options| options.set(bit, on)) {
+            Ok(0)
+        } else {
+            Err(Errno::STALE)
+        };
     }
     // What only a socket without a connection takes (net/ipv4/tcp.c:do_tcp_setsockopt).
     let too_late = level == IPPROTO_TCP
@@ -245,15 +248,18 @@ const RARE: [(c_int, c_int); 5] = [
     (IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
 ];
 
-/// Changes the options of the endpoint and lets the stack act on it.
-fn change(endpoint: EndpointId, change: impl FnOnce(&mut TcpOptions)) {
-    with_stack(|_, locked, now| {
+/// Changes the options of the endpoint and lets the stack act on it; `false`: it is gone.
+fn change(endpoint: EndpointId, change: impl FnOnce(&mut TcpOptions)) -> bool {
+    let changed = with_stack(|_, locked, now| {
         let (stack, packets) = locked.parts();
-        if let Ok(options) = stack.tcp_options(endpoint) {
-            change(options);
-            stack.tcp_options_changed(packets, endpoint, now);
-        }
+        let Ok(options) = stack.tcp_options(endpoint) else {
+            return false;
+        };
+        change(options);
+        stack.tcp_options_changed(packets, endpoint, now);
+        true
     });
+    changed != Some(false)
 }
 
 /// Notes O_NONBLOCK as the program has set it.
@@ -321,10 +327,12 @@ pub unsafe fn get(
     if is_connection && level == SOL_SOCKET && name == libc::SO_ERROR {
         let error = with_stack(|_, locked, now| {
             locked.pump(now);
-            locked.stack().tcp_take_error(endpoint)
+            let live = locked.stack().is_live(endpoint);
+            live.then(|| locked.stack().tcp_take_error(endpoint))
         });
+        let error = error.unwrap_or(Some(0))?;
         // SAFETY: the caller's promise.
-        return Some(unsafe { room.put(&error.unwrap_or(0).to_ne_bytes()) });
+        return Some(unsafe { room.put(&error.to_ne_bytes()) });
     }
     if is_connection && level == IPPROTO_TCP && name == libc::TCP_INFO {
         let info = with_stack(|_, locked, now| {

@@ -38,7 +38,7 @@ use super::{Interest, Target, Woken};
 use crate::context::{self, Joined};
 use crate::errno::{Answer, last};
 use crate::fdtable::{self, Entry};
-use crate::tcp::burst;
+use crate::tcp::{burst, handover};
 use crate::{private, process, symbols};
 
 /// Token of the program's own epoll descriptor in the overlay; shadows use their member's slot.
@@ -190,6 +190,37 @@ pub fn closed(endpoint: EndpointId) {
                 }
             });
         set.recount(&members);
+    }
+}
+
+/// The connection is the kernel's from here on: it becomes a member of the program's own sets.
+pub fn handed_over(endpoint: EndpointId) {
+    for set in all().filter(|set| !set.is_kernel_only()) {
+        let Some(Ok(mut locked)) = context::joined().map(|joined| joined.attachment.lock()) else {
+            return;
+        };
+        let mut members = set.members.lock();
+        let epfd = members.epfd;
+        let mut moved = false;
+        members
+            .active
+            .remove_endpoint(endpoint, &mut locked, |member| {
+                moved = true;
+                // A relative that shares the set may have been faster.
+                let _ = ctl(
+                    epfd,
+                    EPOLL_CTL_ADD,
+                    member.fd,
+                    member.kernel_events(),
+                    member.data,
+                );
+            });
+        set.recount(&members);
+        drop(members);
+        drop(locked);
+        if moved {
+            set.ring();
+        }
     }
 }
 
@@ -388,7 +419,7 @@ impl EpollSet {
     /// epoll_ctl on an accelerated socket; `shadowed` when the kernel may have something for it.
     ///
     /// # Errors
-    /// As the kernel's: `EEXIST`, `ENOENT`, `EINVAL`.
+    /// As the kernel's: `EEXIST`, `ENOENT`, `EINVAL`; `ESTALE` when a connection is gone.
     pub fn control(
         &self,
         epfd: i32,
@@ -404,6 +435,10 @@ impl EpollSet {
         let mut locked = joined.attachment.lock().ok();
         let mut members = self.members.lock();
         members.epfd = epfd;
+        let gone = |locked: &mut Locked<'_>| !locked.stack().is_live(endpoint);
+        if !shadowed && locked.as_mut().is_some_and(gone) {
+            return Err(Errno::STALE);
+        }
         let at = members.active.find(fd, endpoint);
         let exclusive = EPOLLEXCLUSIVE as u32;
         match (operation, at, event) {
@@ -454,6 +489,9 @@ impl EpollSet {
 
     /// Whether an accelerated member would be reported now.
     pub fn any_ready(&self, locked: &mut Locked<'_>) -> bool {
+        if handover::is_news(locked) {
+            return true;
+        }
         let mut members = self.members.lock();
         members.active.any_ready(locked)
             || members.nested.iter().any(|nested| nested.is_ready(locked))
@@ -566,13 +604,18 @@ impl EpollSet {
         loop {
             let mut found = 0;
             let mut stale = false;
+            let mut news = false;
             if let Ok(mut locked) = joined.attachment.lock() {
                 locked.pump(clock::now());
+                news = handover::is_news(&mut locked);
                 found = self.collect(&mut locked, out);
                 stale = joined.is_stale(locked.stack().queue_pairs_generation());
             }
             if stale {
                 joined.refresh();
+            }
+            if news {
+                handover::follow();
             }
             burst::begins(found);
             let now = clock::now().0;

@@ -77,6 +77,17 @@ impl Member {
         (self.fresh, self.disarmed, self.shadow) = (true, false, 0);
     }
 
+    /// What the kernel is to report when the connection is its own.
+    #[must_use]
+    pub fn kernel_events(&self) -> u32 {
+        if self.disarmed {
+            // Nothing until it is modified; the kernel would report an error once.
+            (EPOLLONESHOT | EPOLLET) as u32
+        } else {
+            self.events
+        }
+    }
+
     /// Whether it stays on the ready list while it is ready.
     fn is_level(&self) -> bool {
         self.events & EPOLLET as u32 == 0 && !self.disarmed
@@ -464,7 +475,10 @@ impl Table {
             return true;
         }
         let Ok(now) = locked.stack().readiness(member.endpoint) else {
-            self.remove(slot, None);
+            // A connection has gone to the kernel, and its member follows (`handed_over`).
+            if member.shadowed {
+                self.remove(slot, None);
+            }
             return false;
         };
         let events = member.report(&now, true);
