@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use bypass_proto::control::{Request, RequestKind};
 use bypass_proto::policy::{Address, Decision, Protocol, Query, Role, User};
 use bypass_proto::reason::FallThrough;
-use bypass_stack::cplane::{self, Lookup};
+use bypass_stack::cplane::{self, CplaneReason, Lookup};
 use bypass_stack::{EndpointId, Family, IpAddress, ProcessId, SocketAddress, UdpOpen};
 
 use crate::context::Joined;
@@ -148,8 +148,8 @@ fn try_activate(fd: i32, only: u32) -> Result<EndpointId, FallThrough> {
     let local = shadow::local(fd).ok_or(FallThrough::Undecided)?;
     let remote = shadow::remote(fd);
     let joined = context::join()?;
-    if is_local_route(joined, local, remote) {
-        return Err(FallThrough::LocalRoute);
+    if let Some(reason) = stays(joined, local, remote) {
+        return Err(reason);
     }
     let cookie = shadow::cookie(fd);
     let mut options = shadow::options(fd, family);
@@ -198,14 +198,28 @@ fn try_activate(fd: i32, only: u32) -> Result<EndpointId, FallThrough> {
     }
 }
 
-/// Whether the peer is one of this host's own addresses, which only BYPASS_ACCELERATE_LOCAL
-/// accelerates.
-fn is_local_route(joined: &Joined, local: SocketAddress, remote: Option<SocketAddress>) -> bool {
-    let Some(remote) = remote.filter(|_| !config::get().options.accelerate_local) else {
-        return false;
+/// Why addresses keep a socket in the kernel that the policy alone cannot see: a subnet's broadcast
+/// address, or a peer that is one of this host's own addresses, which only
+/// BYPASS_ACCELERATE_LOCAL accelerates.
+fn stays(
+    joined: &Joined,
+    local: SocketAddress,
+    remote: Option<SocketAddress>,
+) -> Option<FallThrough> {
+    let kind = |to: IpAddress, from: IpAddress| {
+        let ask = |table: &_| cplane::lookup(table, to, from, 0, 0);
+        joined.cplane.read(ask)
     };
-    let ask = |table: &_| cplane::lookup(table, remote.ip, local.ip, 0, 0);
-    joined.cplane.read(ask) == Some(Lookup::Local)
+    let is_broadcast = |found| found == Some(Lookup::Kernel(CplaneReason::Broadcast));
+    if !local.ip.is_unspecified() && is_broadcast(kind(local.ip, IpAddress::UNSPECIFIED)) {
+        return Some(FallThrough::Broadcast);
+    }
+    let found = kind(remote?.ip, local.ip);
+    if is_broadcast(found) {
+        return Some(FallThrough::Broadcast);
+    }
+    let is_local = found == Some(Lookup::Local) && !config::get().options.accelerate_local;
+    is_local.then_some(FallThrough::LocalRoute)
 }
 
 /// SO_BINDTODEVICE as an interface index; 0 = none.
@@ -302,8 +316,8 @@ pub fn follow(fd: i32, endpoint: EndpointId) {
     if (status.local, status.remote, status.ifindex) == (local, remote, ifindex) {
         return;
     }
-    let filter = if is_local_route(joined, local, remote) {
-        Err(FallThrough::LocalRoute)
+    let filter = if let Some(reason) = stays(joined, local, remote) {
+        Err(reason)
     } else if only != 0 && only != ifindex {
         // A rule has accelerated the socket on one interface, and it has left for another.
         Err(FallThrough::NoInterface)

@@ -132,6 +132,7 @@ tests! {
     faults::rules_of_interfaces: Any,
     faults::rule_of_a_backend: Any,
     faults::own_address: Any,
+    faults::broadcast: Any,
     faults::interface_down_and_up: Any,
     faults::mtu_changes: Any,
     faults::address_removed: Any,

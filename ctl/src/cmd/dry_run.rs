@@ -14,6 +14,7 @@ use bypass_proto::policy::{
 };
 use bypass_proto::reason::FallThrough;
 use clap::Parser;
+use clap::error::ErrorKind;
 use serde_json::{Value, json};
 
 use super::explain::{verdict, with_why};
@@ -60,6 +61,18 @@ struct Asked {
 struct Behind {
     #[command(flatten)]
     sockets: Asked,
+}
+
+/// The sockets asked for behind the program. Other words there are the program's own.
+fn sockets_behind(words: &[OsString], notes: &mut Vec<String>) -> Result<Asked, Failure> {
+    match Behind::try_parse_from(words) {
+        Ok(behind) => Ok(behind.sockets),
+        Err(error) if error.kind() == ErrorKind::UnknownArgument => {
+            notes.push("the program's own arguments are not looked at".to_owned());
+            Ok(Asked::default())
+        }
+        Err(error) => Err(Failure::usage(error.render().to_string())),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,10 +156,9 @@ impl DryRun {
             .program
             .split_first()
             .ok_or_else(|| Failure::usage("which program? explain --dry-run -- PROGRAM"))?;
-        let behind = Behind::try_parse_from(behind)
-            .map_err(|error| Failure::usage(error.render().to_string()))?;
-        let file = program_file::find(program);
         let mut notes = Vec::new();
+        let behind = sockets_behind(behind, &mut notes)?;
+        let file = program_file::find(program);
         if file.is_none() {
             notes.push("no such program here: asked by its name only".to_owned());
         }
@@ -173,7 +185,7 @@ impl DryRun {
         if scene.interfaces.is_none() {
             notes.push("no daemon answers: interfaces are not considered".to_owned());
         }
-        let mut asked: Vec<_> = self.sockets.list().chain(behind.sockets.list()).collect();
+        let mut asked: Vec<_> = self.sockets.list().chain(behind.list()).collect();
         if asked.is_empty() {
             notes.push("no address given (--bind, --connect, …): asked for port 53".to_owned());
             let address = Address {
@@ -478,8 +490,16 @@ mod tests {
 
     #[test]
     fn sockets_may_stand_behind_the_program() {
-        let behind = Behind::try_parse_from(["--bind", "udp:*:53", "--connect", "198.18.0.1:1"]);
-        assert_eq!(behind.expect("options").sockets.list().count(), 2);
-        assert!(Behind::try_parse_from(["--bind", "nonsense"]).is_err());
+        let behind = |words: &[&str]| {
+            let mut notes = Vec::new();
+            let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+            let asked = sockets_behind(&words, &mut notes);
+            asked.map(|asked| (asked.list().count(), notes.len())).ok()
+        };
+        let two = ["--bind", "udp:*:53", "--connect", "198.18.0.1:1"];
+        assert_eq!(behind(&two), Some((2, 0)));
+        assert_eq!(behind(&["-c", "/etc/knot/knot.conf"]), Some((0, 1)));
+        assert_eq!(behind(&["--port", "7", "stay"]), Some((0, 1)));
+        assert_eq!(behind(&["--bind", "nonsense"]), None);
     }
 }

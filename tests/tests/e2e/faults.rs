@@ -366,6 +366,49 @@ pub(crate) fn own_address(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// A socket on the subnet's broadcast address, and what is broadcast to one on any address: the
+/// kernel's, with the reason.
+pub(crate) fn broadcast(scene: &Scene) -> Result<()> {
+    let subnet = scene
+        .host()
+        .rsplit_once('.')
+        .map(|(net, _)| format!("{net}.255"))
+        .ok_or("no IPv4 address")?;
+    let python = format!(
+        "import signal, socket\n\
+         for address, port in ((\"{subnet}\", {PORT}), (\"0.0.0.0\", 7008)):\n\
+         \x20   s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+         \x20   s.bind((address, port))\n\
+         \x20   print(\"ready\", port, flush=True)\n\
+         \x20   print(\"got\", port, s.recv(64), flush=True)\n\
+         \x20   if port == {PORT}: kept = s\n\
+         signal.pause()\n"
+    );
+    let mut server = scene.bed.program(Side::Server, "/usr/bin/python3");
+    let server = server.column(scene.column).args(["-c", &python]).spawn()?;
+    let says = |what: &str| {
+        wait_until(what, Duration::from_secs(10), || {
+            server.stdout().contains(what)
+        })
+        .map_err(|error| format!("{error}: {}{}", server.stdout(), server.stderr()))
+    };
+    for port in [PORT, 7008] {
+        says(&format!("ready {port}"))?;
+        let send = format!(
+            "import socket\n\
+             s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+             s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)\n\
+             s.sendto(b\"all\", (\"{subnet}\", {port}))\n"
+        );
+        let mut client = scene.bed.program(Side::Client, "/usr/bin/python3");
+        client.args(["-c", &send]).run()?.check()?;
+        says(&format!("got {port} b'all'"))?;
+    }
+    explains(scene, server.pid(), "\"broadcast\"")?;
+    server.stop()?;
+    Ok(())
+}
+
 /// The interface goes down and comes back.
 pub(crate) fn interface_down_and_up(scene: &Scene) -> Result<()> {
     let (host, bed) = (scene.host(), &scene.bed);
