@@ -1,5 +1,8 @@
 //! `bypassctl` as the tests use it: run in the server's namespace, its JSON read.
 
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -86,8 +89,15 @@ pub fn running(bed: &Testbed) -> Vec<u32> {
     let program = paths::bypassctl();
     bed.processes(Side::Server)
         .into_iter()
-        .filter(|pid| {
-            std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program)
-        })
+        .filter(|pid| runs(*pid, &program))
         .collect()
+}
+
+/// Whether a process runs this program: by the file itself, for in a chroot its path is another.
+#[must_use]
+pub fn runs(pid: u32, program: &Path) -> bool {
+    let exe = std::fs::metadata(format!("/proc/{pid}/exe"));
+    let file = std::fs::metadata(program);
+    let identity = |found: Metadata| (found.dev(), found.ino());
+    matches!((exe.map(identity), file.map(identity)), (Ok(one), Ok(two)) if one == two)
 }

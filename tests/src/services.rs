@@ -345,10 +345,10 @@ pub fn wait_for_listener(bed: &Testbed, port: u16, shim: bool) -> Result<()> {
 /// Processor time of everything on the server side so far, the daemon excepted.
 #[must_use]
 pub fn server_processor_time(bed: &Testbed) -> Duration {
-    let daemon = paths::bypassctl();
+    let program = paths::bypassctl();
     bed.processes(Side::Server)
         .into_iter()
-        .filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe != daemon))
+        .filter(|pid| !daemon::runs(*pid, &program))
         .map(processor_time)
         .sum()
 }
