@@ -2,9 +2,11 @@
 
 mod common;
 
+use bypass_stack::cplane::{Link, Neighbour, NextHop, Route, Table, neighbour_state};
 use bypass_stack::*;
 use common::{MAC, Packets, Rig, at};
 use std::collections::VecDeque;
+use zerocopy::FromZeros;
 
 const CAPS: Capacities = Capacities {
     endpoints: 64,
@@ -299,6 +301,45 @@ fn late_segments_of_a_moved_connection_are_dropped() {
     assert_eq!(stack.counters().get(Counter::TcpHandedOver), 1);
     assert_eq!(stack.counters().dropped(DropReason::TcpLeft), 1);
     assert_eq!(pair.sent, sent, "an answer");
+}
+
+/// The peer's MAC address changes: what is sent from then on goes to the new one.
+#[test]
+fn frames_follow_a_neighbour_that_moves() {
+    let mut pair = pair();
+    let (client, _, _) = pair.established();
+    let moved = [2, 0, 0, 0, 0, 9];
+    let mut table = Box::new(Table::new_zeroed());
+    table.insert_link(&Link {
+        ifindex: 3,
+        flags: Link::UP | Link::RUNNING,
+        mac: MAC,
+        mtu: 1500,
+        first_queue_pair: 0,
+        queue_pairs: 1,
+        reserved: 0,
+    });
+    table.insert_route(&Route::v4([198, 18, 0, 0], 24, [0; 4], 3));
+    table.insert_neighbour(&Neighbour {
+        ip: at("198.18.0.2:0").ip,
+        ifindex: 3,
+        mac: moved,
+        state: neighbour_state::REACHABLE,
+        reserved: 0,
+        spare: 0,
+        updated_ns: 0,
+    });
+    let reroute = |pair: &mut Pair, slice| {
+        pair.with(0, |stack, packets, now| {
+            stack.tcp_reroute(packets, &table, slice, now)
+        })
+    };
+    assert_eq!(reroute(&mut pair, (0, CAPS.endpoints)), Some(1));
+    assert_eq!(reroute(&mut pair, (0, CAPS.endpoints)), Some(0));
+    assert_eq!(reroute(&mut pair, (CAPS.endpoints, 1)), None);
+    pair.send(0, client, b"hello").unwrap();
+    let (_, _, frame) = pair.wire.back().unwrap();
+    assert_eq!(frame[..6], moved);
 }
 
 /// A client and a server of the same stack.

@@ -151,6 +151,11 @@ impl Published {
         self.write(&self.sequence.to_ne_bytes(), 0)
     }
 
+    /// The table that was published last.
+    pub(super) fn table(&self) -> &Table {
+        &self.table
+    }
+
     fn write(&self, bytes: &[u8], offset: usize) -> Result<(), Errno> {
         let written = rustix::io::pwrite(&self.writer, bytes, offset as u64)?;
         if written == bytes.len() {

@@ -244,6 +244,7 @@ impl Server {
             self.do_chores();
         }
         self.publish();
+        self.reroute();
     }
 
     /// Whether anything needs a sweep.

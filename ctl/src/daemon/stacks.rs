@@ -38,6 +38,8 @@ use super::sockopt;
 /// How long the daemon waits for a stack's lock. Programs hold it for microseconds, unless they are
 /// preempted.
 const PATIENCE: Duration = Duration::from_millis(10);
+/// Endpoints whose connections are led another way under one lock.
+const REROUTED: u32 = 1024;
 /// After it has waited in vain, it only looks for this long, so that the requests of a stuck
 /// stack's
 /// programs cost nobody else's time.
@@ -110,6 +112,8 @@ pub(super) struct StackEntry {
     pub look: Option<Look>,
     /// When an idle one is looked at for what is due without a frame.
     pub alarm: Option<Alarm>,
+    /// Ways have changed that its connections have not heard of.
+    pub unrouted: bool,
     /// Until when the lock is not waited for.
     busy_until: Cell<Option<Instant>>,
 }
@@ -237,6 +241,7 @@ impl StackEntry {
             attachment,
             look: None,
             alarm: None,
+            unrouted: false,
             busy_until: Cell::new(None),
         })
     }
@@ -475,6 +480,26 @@ impl StackEntry {
                 (info.mtu, info.mac) = (mtu, link.mac);
             }
         }
+        Ok(())
+    }
+
+    /// Leads its connections the ways that the published table says, a slice at a time.
+    ///
+    /// # Errors
+    /// [`Busy`]; some may have been led.
+    pub(super) fn reroute(&mut self) -> Result<(), Busy> {
+        for first in (0..self.capacities.endpoints).step_by(REROUTED as usize) {
+            let mut locked = self.lock()?;
+            let (stack, packets) = locked.parts();
+            let slice = (first, REROUTED);
+            if stack
+                .tcp_reroute(packets, self.cplane.table(), slice, clock::now())
+                .is_none()
+            {
+                break;
+            }
+        }
+        self.unrouted = false;
         Ok(())
     }
 

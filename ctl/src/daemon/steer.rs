@@ -386,6 +386,11 @@ impl Server {
     pub(super) fn follow_mirror(&mut self) {
         let changes = self.mirror.take_changes();
         self.unpublished |= changes.table;
+        if changes.paths {
+            for stack in self.stacks.iter_mut() {
+                stack.unrouted = true;
+            }
+        }
         if !changes.interfaces {
             return;
         }
@@ -423,6 +428,16 @@ impl Server {
                 }
             });
             self.unpublished |= written.is_err();
+        }
+    }
+
+    /// Leads connections the ways that have changed.
+    pub(super) fn reroute(&mut self) {
+        for stack in self.stacks.iter_mut() {
+            if stack.unrouted && stack.reroute().is_err() {
+                // The next turn of the loop, at the latest the next sweep, tries again.
+                self.counters.add(Counter::StackLocksBusy);
+            }
         }
     }
 }

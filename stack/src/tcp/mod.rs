@@ -33,6 +33,7 @@ mod path_mtu;
 pub(crate) mod pool;
 mod receive;
 mod recovery;
+mod reroute;
 mod reset;
 mod rtt;
 pub mod secret;

@@ -37,7 +37,7 @@ impl Stack<'_> {
 }
 
 impl Connection<'_> {
-    fn reduce_mtu(
+    pub(super) fn reduce_mtu(
         &mut self,
         memory: &mut impl Memory,
         mtu: u16,

@@ -1,12 +1,13 @@
 //! TCP programs: redis, nginx, memcached, Python, Node, curl, iperf3, socat.
 
 use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bypass_tests::Result;
 use bypass_tests::counters::wait_for_tcp_port;
-use bypass_tests::program::{Finished, Program, Running};
+use bypass_tests::program::{Finished, Program, Running, wait_until};
 use bypass_tests::services::wait_for_listener;
 use bypass_tests::testbed::Side;
 
@@ -118,6 +119,49 @@ pub(crate) fn redis_large_values(scene: &Scene) -> Result<()> {
         file.display()
     );
     client(scene, "python3", &["-c", &script])?;
+    server.stop()?;
+    Ok(())
+}
+
+/// The peer gets another MAC address under an open connection, as a router does that takes over.
+pub(crate) fn neighbour_moves(scene: &Scene) -> Result<()> {
+    let server = start_redis(scene, "0")?;
+    let (host, bed) = (scene.host(), &scene.bed);
+    let python = format!(
+        "import socket, sys\n\
+         s = socket.create_connection(('{host}', 6379))\n\
+         s.settimeout(20)\n\
+         f = s.makefile('rb')\n\
+         print('connected', flush=True)\n\
+         for line in sys.stdin:\n\
+         \x20   s.sendall(b'PING\\r\\n')\n\
+         \x20   assert f.readline() == b'+PONG\\r\\n'\n\
+         \x20   print('pong', flush=True)\n"
+    );
+    let fifo = bed.folder().join("lines");
+    client(scene, "mkfifo", &[&fifo.display().to_string()])?;
+    let mut peer = bed.program(Side::Client, "sh");
+    let line = format!("exec python3 -c \"$0\" < {}", fifo.display());
+    let peer = peer.args(["-c", &line, &python]).spawn()?;
+    let mut lines = fs::OpenOptions::new().write(true).open(&fifo)?;
+    let pongs = |count: usize| {
+        wait_until("an answer", Duration::from_secs(20), || {
+            peer.stdout().matches("pong").count() >= count
+        })
+        .map_err(|error| format!("{error}: {}", peer.stderr()))
+    };
+    writeln!(lines, "before")?;
+    pongs(1)?;
+    let interface = bed.interface(Side::Client);
+    let address = ["link", "set", interface, "address", "02:00:00:00:00:77"];
+    bed.ip(Side::Client, &address)?;
+    // The peer asks for the server, which so learns the new address.
+    bed.ip(Side::Client, &["neigh", "flush", "all"])?;
+    client(scene, "ping", &["-c1", "-W5", &host])?;
+    writeln!(lines, "after")?;
+    pongs(2)?;
+    drop(lines);
+    peer.wait(Duration::from_secs(20))?.check()?;
     server.stop()?;
     Ok(())
 }

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use bypass_stack::IpAddress;
-use bypass_stack::cplane::{Address, Link, Neighbour, ROUTES, Route, Table};
+use bypass_stack::cplane::{Address, Link, NEIGHBOURS, Neighbour, ROUTES, Route, Table};
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
@@ -41,6 +41,8 @@ const EVENT_BUFFER: usize = 1 << 20;
 const BATCH: u32 = 256;
 /// Bytes of one datagram (a dump's are at most this long).
 const DATAGRAM: usize = 64 * 1024;
+/// MAC addresses that are remembered: twice as many as the table has neighbours.
+const MACS: usize = 2 * NEIGHBOURS;
 /// LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, as the
 /// kernel numbers multicast groups from 1.
 const GROUPS: u32 = 1 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 18;
@@ -61,6 +63,8 @@ pub(in crate::daemon) struct Mirror {
     not_before: Instant,
     /// The same without the least pause.
     affordable: Instant,
+    /// The last MAC address of each neighbour, whatever its state.
+    macs: BTreeMap<(IpAddress, u32), [u8; 6]>,
     /// What changed since [`Mirror::take_changes`].
     changes: Changes,
     buffer: Vec<u8>,
@@ -73,6 +77,8 @@ pub(in crate::daemon) struct Changes {
     pub table: bool,
     /// Links or addresses, which decide about filters.
     pub interfaces: bool,
+    /// The way to somewhere: a link, a route, the MAC address of a known neighbour.
+    pub paths: bool,
 }
 
 impl std::fmt::Debug for Mirror {
@@ -113,6 +119,7 @@ impl Mirror {
             neighbours_stale: true,
             not_before: Instant::now(),
             affordable: Instant::now(),
+            macs: BTreeMap::new(),
             changes: Changes::default(),
             buffer: vec![0; DATAGRAM],
         };
@@ -209,6 +216,11 @@ impl Mirror {
             if known.is_some_and(|known| known.mac == info.mac && known.state == info.state) {
                 return;
             }
+            if self.macs.len() >= MACS {
+                self.macs.clear();
+            }
+            let before = self.macs.insert((info.ip, info.ifindex), info.mac);
+            self.changes.paths |= before.is_some_and(|before| before != info.mac);
             self.table.insert_neighbour(&Neighbour {
                 ip: info.ip,
                 ifindex: info.ifindex,
@@ -270,6 +282,7 @@ impl Mirror {
             self.links = links;
             self.addresses = addresses;
             self.fill_table(&routes, &rules);
+            self.changes.paths = true;
         }
         if neighbours_stale {
             let neighbours = self.dump(kind::GET_NEIGHBOUR, kind::NEW_NEIGHBOUR, |body| {
