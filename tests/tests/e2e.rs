@@ -44,6 +44,7 @@ tests! {
     programs::udp_sender: Bypass,
     programs::udp_echo: Bypass,
     programs::udp_echo_epoll: Bypass,
+    programs::udp_echo_valgrind: Bypass,
     programs::udp_echo_ipv6: Bypass,
     programs::udp_echo_any_address: Bypass,
     programs::sockperf_ping_pong: Bypass,

@@ -58,6 +58,22 @@ pub(crate) fn udp_echo(scene: &Scene) -> Result<()> {
     echo_works(scene, "udpecho", &["--bind", &scene.host()], &scene.host())
 }
 
+/// Under valgrind, which finds no error in it or in us.
+pub(crate) fn udp_echo_valgrind(scene: &Scene) -> Result<()> {
+    let mut program = scene.bed.program(Side::Server, "valgrind");
+    program
+        .column(scene.column)
+        .args(["--quiet", "--error-exitcode=9"])
+        .arg(paths::example("udpecho")?)
+        .args(["--port", "7007", "--bind", &scene.host()]);
+    let server = program.spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Server, 7007)
+        .map_err(|error| format!("{error}\n{}{}", server.stdout(), server.stderr()))?;
+    ping_pong(scene, &scene.host(), 7007, 300)?;
+    server.stop()?.check()?;
+    Ok(())
+}
+
 pub(crate) fn udp_echo_epoll(scene: &Scene) -> Result<()> {
     echo_works(
         scene,
