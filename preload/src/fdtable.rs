@@ -149,6 +149,12 @@ pub fn replace(fd: i32, old: Entry, new: Entry) -> bool {
     })
 }
 
+/// Whether the number still is this endpoint's.
+#[inline]
+pub fn leads_to(fd: i32, endpoint: EndpointId) -> bool {
+    get(fd).endpoint() == Some(endpoint)
+}
+
 /// Every number in `first..=last` that is not [`Entry::Other`], in rising order.
 pub fn entries(first: u32, last: u32) -> impl Iterator<Item = (i32, Entry)> {
     let end = (HIGHEST.load(Ordering::Relaxed) as usize + 1)

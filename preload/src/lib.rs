@@ -36,6 +36,7 @@ pub mod private;
 pub mod process;
 pub mod report;
 pub mod shadow;
+mod sharing;
 pub mod startup;
 pub mod symbols;
 pub mod tcp;

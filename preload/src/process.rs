@@ -9,7 +9,7 @@ use bypass_stack::ProcessId;
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use crate::fdtable::{self, Entry};
-use crate::{context, decide, report, shadow, tcp, wait};
+use crate::{context, decide, report, shadow, sharing, tcp, wait};
 
 /// Whether this process was forked, or has forked: sockets may be shared with relatives.
 static RELATIVES: AtomicBool = AtomicBool::new(false);
@@ -69,6 +69,7 @@ fn in_child(slot: Option<ProcessId>) {
     wait::after_fork_in_child();
     wait::epoll_set::after_fork_in_child();
     report::after_fork_in_child();
+    sharing::after_fork_in_child();
     let Some(joined) = context::joined() else {
         return;
     };

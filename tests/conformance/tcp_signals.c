@@ -65,7 +65,7 @@ CASE(tcp_signals_waits, ACCELERATED)
 CASE(tcp_signals_receive, ACCELERATED)
 {
     struct timeval limit = {2, 0};
-    int fd = accepted(6230, "p150s3p200s5w");
+    int fd = accepted(6230, "p150 s3 p200 s5 w");
     alarm_in(30, 0);
     receive(fd, 0);
     alarm_in(30, SA_RESTART);
@@ -90,7 +90,7 @@ CASE(tcp_signals_send, ACCELERATED)
 {
     enum { SIZE = 16 << 20 };
     char *bytes = calloc(1, SIZE);
-    int fd = accepted(6233, "p900w");
+    int fd = accepted(6233, "p900 w");
     alarm_in(60, 0);
     long sent = send(fd, bytes, SIZE, 0);
     yes("a part", sent > 0 && sent < SIZE);

@@ -7,72 +7,26 @@
 
 use std::ffi::{c_int, c_uint};
 
-use dashmap::DashMap;
 use libc::size_t;
-use once_cell::sync::Lazy;
 use rustix::io::Errno;
 
 use crate::errno::{set, to_int};
 use crate::fdtable::{self, Entry};
 use crate::wait::epoll_set;
-use crate::{decide, private, process, report, symbols, tcp};
-
-/// How many descriptors of this process share an entry, for entries that were dup'ed.
-static SHARED: Lazy<DashMap<u64, u32>> = Lazy::new(DashMap::new);
-
-/// Key of a shared entry: endpoints and epoll sets have one.
-fn key(entry: Entry) -> Option<u64> {
-    match entry {
-        Entry::Epoll(index) => Some(1 << 63 | u64::from(index)),
-        _ => entry
-            .endpoint()
-            .map(|endpoint| u64::from(endpoint.index) << 32 | u64::from(endpoint.generation)),
-    }
-}
-
-/// One more descriptor has this entry.
-fn share(entry: Entry) {
-    let _guard = process::no_fork();
-    if let Some(key) = key(entry) {
-        *SHARED.entry(key).or_insert(1) += 1;
-    }
-}
-
-/// One descriptor less has this entry; whether it was the last of this process.
-fn unshare(entry: Entry) -> bool {
-    let Some(key) = key(entry) else { return true };
-    let _guard = process::no_fork();
-    let left = SHARED.get_mut(&key).map(|mut count| {
-        *count -= 1;
-        *count
-    });
-    match left {
-        Some(0) | None => true,
-        Some(left) => {
-            if left == 1 {
-                SHARED.remove_if(&key, |_, count| *count <= 1);
-            }
-            false
-        }
-    }
-}
-
-/// The descriptors of this entry are the kernel's from here on.
-pub fn no_longer_shared(entry: Entry) {
-    if let Some(key) = key(entry) {
-        let _guard = process::no_fork();
-        SHARED.remove(&key);
-    }
-}
+use crate::{decide, private, report, sharing, symbols, tcp};
 
 /// The number is about to be closed, or to become something else.
 pub fn forget(fd: c_int) {
     let entry = fdtable::get(fd);
     fdtable::set(fd, Entry::Other);
     report::closed(fd);
-    if !unshare(entry) {
-        return;
+    if sharing::is_shareable(entry) && sharing::descriptor_removed(entry) {
+        ended(fd, entry);
     }
+}
+
+/// Nobody in this process holds the entry any more; `fd` was its last number, or is -1.
+pub fn ended(fd: c_int, entry: Entry) {
     match entry {
         Entry::Udp(endpoint) => {
             epoll_set::closed(endpoint);
@@ -170,8 +124,8 @@ fn duplicated(old: c_int, new: c_int) {
         Entry::Bound => decide::activate(old),
         entry => entry,
     };
-    if key(entry).is_some() {
-        share(entry);
+    if sharing::is_shareable(entry) {
+        sharing::descriptor_added(entry);
         fdtable::set(new, entry);
         report::duplicated(old, new);
     } else if is_candidate(entry) || !fdtable::falls_through(new) {

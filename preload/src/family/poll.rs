@@ -20,8 +20,8 @@ use crate::errno::{Answer, last, to_int};
 use crate::fdtable::{self, Entry};
 use crate::tcp::handover;
 use crate::wait::block::Limits;
+use crate::wait::call::Call;
 use crate::wait::epoll_set::{self, EpollSet};
-use crate::wait::signals::Held;
 use crate::wait::{self, Interest, Target, Woken};
 use crate::{decide, symbols, udp};
 
@@ -165,6 +165,19 @@ impl Ours {
         }
     }
 
+    /// Whether another thread has closed the descriptor since: the kernel knows it no more.
+    fn is_closed(&self, fd: c_int) -> bool {
+        matches!(self, Self::Socket(endpoint, _) if !fdtable::leads_to(fd, *endpoint))
+    }
+
+    /// Keeps it for the call.
+    fn keep(&self, fd: c_int, call: &mut Call) {
+        match self {
+            Self::Socket(endpoint, _) => call.keep(fd, *endpoint),
+            Self::Set(_) => call.keep_set(fd),
+        }
+    }
+
     /// Whether the kernel's answer for the descriptor counts.
     fn is_shadowed(&self) -> bool {
         !matches!(self, Self::Socket(_, false))
@@ -190,7 +203,7 @@ pub fn merged(
         return kernel(fds);
     };
     let mut ours = ours_of(fds);
-    let mut held = Held::default();
+    let mut call = Call::default();
     loop {
         let (ready, news) = look(joined, fds, &ours)?;
         if news {
@@ -204,7 +217,7 @@ pub fn merged(
         if deadline.is_some_and(|deadline| clock::now().0 >= deadline.0) {
             return Ok(0);
         }
-        match sleep(joined, fds, &ours, (deadline, &mut held), mask) {
+        match sleep(joined, fds, &ours, (deadline, &mut call), mask) {
             Woken::Ready => {}
             Woken::TimedOut => return Ok(0),
             Woken::Interrupted => return Err(Errno::INTR),
@@ -252,7 +265,7 @@ fn look(
         stale = joined.is_stale(locked.stack().queue_pairs_generation());
         for (index, ours) in ours {
             let entry = &mut fds[*index];
-            if !ours.is_shadowed() {
+            if !ours.is_shadowed() || ours.is_closed(entry.fd) {
                 entry.revents = 0;
             } else if entry.revents & POLLERR != 0 {
                 udp::send::error_seen(entry.fd);
@@ -272,14 +285,18 @@ fn sleep(
     joined: &Joined,
     fds: &[pollfd],
     ours: &[(usize, Ours)],
-    (deadline, held): Limits<'_>,
+    (deadline, call): Limits<'_>,
     mask: Option<*const sigset_t>,
 ) -> Woken {
+    for (index, ours) in ours {
+        ours.keep(fds[*index].fd, call);
+    }
     let mut watched = Vec::with_capacity(fds.len() + 8);
     watched.extend_from_slice(fds);
     for (index, ours) in ours {
         match ours {
             Ours::Socket(_, false) => watched[*index].fd = -1,
+            Ours::Socket(_, true) if ours.is_closed(fds[*index].fd) => watched[*index].fd = -1,
             Ours::Socket(_, true) => {}
             // The overlay tells of shadows and kernel members, whatever was asked of the set
             // itself.
@@ -306,5 +323,5 @@ fn sleep(
         sleeping: None,
         alone: None,
     };
-    wait::wait(joined, &mut interest, deadline, held)
+    wait::wait(joined, &mut interest, deadline, call)
 }

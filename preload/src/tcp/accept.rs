@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::with_stack;
 use crate::errno::{Answer, from_c, last};
 use crate::fdtable::{self, Entry};
-use crate::wait::signals::Held;
+use crate::wait::call::Call;
 use crate::wait::{self, Woken};
 use crate::{address, context, report, symbols};
 
@@ -77,7 +77,7 @@ pub unsafe fn accept(fd: c_int, listener: EndpointId, place: Place, call_flags: 
         }
     }
     let mut deadline = None;
-    let mut held = Held::default();
+    let mut call = Call::default();
     loop {
         // SAFETY: the caller's promise.
         let options = match unsafe { look(listener, place, call_flags) } {
@@ -90,10 +90,13 @@ pub unsafe fn accept(fd: c_int, listener: EndpointId, place: Place, call_flags: 
                 return unsafe { from_kernel(fd, place, call_flags) };
             }
         };
-        // SAFETY: the caller's promise. The shadow does not block.
-        match unsafe { from_kernel(fd, place, call_flags) } {
-            Err(Errno::AGAIN) => {}
-            answer => return answer,
+        // Another thread may have closed it since: the number is none of ours then.
+        if fdtable::leads_to(fd, listener) {
+            // SAFETY: the caller's promise. The shadow does not block.
+            match unsafe { from_kernel(fd, place, call_flags) } {
+                Err(Errno::AGAIN) => {}
+                answer => return answer,
+            }
         }
         if options.has(TcpOptions::NONBLOCKING) {
             return Err(Errno::AGAIN);
@@ -101,7 +104,7 @@ pub unsafe fn accept(fd: c_int, listener: EndpointId, place: Place, call_flags: 
         if deadline.is_none() {
             deadline = super::deadline(options.rcvtimeo_ms);
         }
-        match wait::block::until(fd, listener, event::IN, true, (deadline, &mut held)) {
+        match wait::block::until(fd, listener, event::IN, true, (deadline, &mut call)) {
             Woken::Ready => {}
             Woken::TimedOut => return Err(Errno::AGAIN),
             Woken::Interrupted if super::restarts(options.rcvtimeo_ms) => {}

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::with_stack;
 use crate::context;
 use crate::errno::Answer;
-use crate::wait::signals::Held;
+use crate::wait::call::Call;
 use crate::wait::{Interest, Target, Woken, wait};
 
 /// shutdown on a connection.
@@ -62,7 +62,7 @@ fn linger(endpoint: EndpointId, seconds: u32) {
     let span = u64::from(seconds).saturating_mul(1_000_000_000);
     let end = bypass_stack::Instant(clock::now().0.saturating_add(span));
     let mut fds = Vec::with_capacity(8);
-    let mut held = Held::default();
+    let mut call = Call::default();
     loop {
         let mut done = false;
         let mut interest = Interest {
@@ -82,7 +82,7 @@ fn linger(endpoint: EndpointId, seconds: u32) {
             sleeping: None,
             alone: None,
         };
-        let woken = wait(joined, &mut interest, Some(end), &mut held);
+        let woken = wait(joined, &mut interest, Some(end), &mut call);
         if done || woken != Woken::Ready {
             return;
         }

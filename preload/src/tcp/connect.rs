@@ -22,7 +22,7 @@ use crate::address::Given;
 use crate::decide::{self, TCP};
 use crate::errno::Answer;
 use crate::fdtable::{self, Entry};
-use crate::wait::signals::Held;
+use crate::wait::call::Call;
 use crate::wait::{self, Woken};
 use crate::{address, config, context, report, shadow, symbols};
 
@@ -303,7 +303,7 @@ pub fn dissolve(fd: c_int, endpoint: EndpointId) {
 /// Waits until the connection is made or has failed (net/ipv4/af_inet.c:__inet_stream_connect).
 fn wait_for(fd: c_int, endpoint: EndpointId) -> Answer {
     let mut deadline = None;
-    let mut held = Held::default();
+    let mut call = Call::default();
     loop {
         let looked = with_stack(|joined, locked, now| {
             locked.pump(now);
@@ -331,7 +331,7 @@ fn wait_for(fd: c_int, endpoint: EndpointId) -> Answer {
         if deadline.is_none() {
             deadline = super::deadline(options.sndtimeo_ms);
         }
-        match wait::block::until(fd, endpoint, event::OUT, false, (deadline, &mut held)) {
+        match wait::block::until(fd, endpoint, event::OUT, false, (deadline, &mut call)) {
             Woken::Ready => {}
             Woken::TimedOut => return Err(Errno::INPROGRESS),
             Woken::Interrupted if super::restarts(options.sndtimeo_ms) => {}

@@ -26,9 +26,9 @@ use rustix::io::Errno;
 use super::with_stack;
 use crate::decide::TCP;
 use crate::fdtable::{self, Entry};
-use crate::wait::signals::Held;
+use crate::wait::call::Call;
 use crate::wait::{self, Woken, epoll_set};
-use crate::{context, family, report, shadow, symbols};
+use crate::{context, report, shadow, sharing, symbols};
 
 /// Times that the daemon is asked again when the stack was busy.
 const TRIES: u32 = 20;
@@ -80,7 +80,7 @@ fn is_busy(error: ControlError) -> bool {
 /// Waits for the end of the handshake; `false`: there is no connection.
 fn is_made(fd: c_int, endpoint: EndpointId) -> bool {
     let deadline = super::deadline(HANDSHAKE_MS);
-    let mut held = Held::default();
+    let mut call = Call::default();
     loop {
         let status = with_stack(|_, locked, _| locked.stack().tcp_status(endpoint));
         match status {
@@ -90,7 +90,7 @@ fn is_made(fd: c_int, endpoint: EndpointId) -> bool {
             Some(_) => return true,
             None => return false,
         }
-        match wait::block::until(fd, endpoint, event::OUT, false, (deadline, &mut held)) {
+        match wait::block::until(fd, endpoint, event::OUT, false, (deadline, &mut call)) {
             Woken::TimedOut => return false,
             Woken::Ready | Woken::Interrupted => {}
         }
@@ -144,7 +144,7 @@ fn settle(endpoint: EndpointId, why: FallThrough) {
             numbers.push(fd);
         }
     }
-    family::fd::no_longer_shared(Entry::Tcp(endpoint));
+    sharing::ended(Entry::Tcp(endpoint));
     for fd in numbers {
         report::refused(fd, why);
     }

@@ -19,7 +19,7 @@ use super::{with_next, with_stack};
 use crate::address::is_nowhere;
 use crate::errno::{Answer, from_c};
 use crate::symbols;
-use crate::wait::signals::Held;
+use crate::wait::call::Call;
 use crate::wait::{self, Woken};
 
 /// The caller's vectors, filled one after the other.
@@ -142,7 +142,7 @@ fn stream(endpoint: EndpointId, fd: c_int, scatter: &mut Scatter<'_>, flags: c_i
     let wanted = scatter.left();
     let mut total = 0;
     let mut deadline = None;
-    let mut held = Held::default();
+    let mut call = Call::default();
     loop {
         let looked = with_next(|joined, locked, now| {
             let found = take(locked, endpoint, scatter, peek, total, now)?;
@@ -172,7 +172,7 @@ fn stream(endpoint: EndpointId, fd: c_int, scatter: &mut Scatter<'_>, flags: c_i
             deadline = super::deadline(look.options.rcvtimeo_ms);
         }
         // With a peek or SO_RCVLOWAT, what is there already is no news.
-        match wait::block::more_than(fd, endpoint, look.status.readable, (deadline, &mut held)) {
+        match wait::block::more_than(fd, endpoint, look.status.readable, (deadline, &mut call)) {
             Woken::Ready => {}
             _ if total > 0 => return Ok(total as isize),
             Woken::TimedOut => return Err(Errno::AGAIN),

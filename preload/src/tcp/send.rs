@@ -20,7 +20,7 @@ use crate::address::is_nowhere;
 use crate::errno::{Answer, from_c};
 use crate::symbols;
 use crate::udp::send::Gather;
-use crate::wait::signals::Held;
+use crate::wait::call::Call;
 use crate::wait::{self, Woken};
 
 /// Bytes of a file that are read at a time.
@@ -76,7 +76,7 @@ pub fn stream(
     let urgent = flags & MSG_OOB != 0;
     let mut done = 0;
     let mut deadline = None;
-    let mut held = Held::default();
+    let mut call = Call::default();
     loop {
         let sent = with_stack(|_, locked, now| {
             let mut sent = Err(TcpError::WouldBlock);
@@ -129,7 +129,7 @@ pub fn stream(
         if deadline.is_none() {
             deadline = super::deadline(options.sndtimeo_ms);
         }
-        match wait::block::until(fd, endpoint, event::OUT, false, (deadline, &mut held)) {
+        match wait::block::until(fd, endpoint, event::OUT, false, (deadline, &mut call)) {
             Woken::Ready => {}
             Woken::TimedOut => return partly(done, Errno::AGAIN),
             Woken::Interrupted if done == 0 && super::restarts(options.sndtimeo_ms) => {}

@@ -23,7 +23,7 @@ use rustix::io::Errno;
 
 use crate::errno::{Answer, from_c};
 use crate::shadow::flags;
-use crate::wait::signals::Held;
+use crate::wait::call::Call;
 use crate::wait::{self, Woken};
 use crate::{address, context, fdtable, symbols};
 
@@ -143,7 +143,7 @@ unsafe fn receive(
         }
     }
     let mut deadline = None;
-    let mut held = Held::default();
+    let mut call = Call::default();
     loop {
         let Ok(mut locked) = joined.attachment.lock() else {
             // A signal handler that interrupted the stack's owner: the kernel answers.
@@ -171,10 +171,13 @@ unsafe fn receive(
                 shut,
             } => (nonblocking, timeout_ms, shut),
         };
-        // SAFETY: the caller's promise.
-        match unsafe { from_kernel(fd, message, call_flags | MSG_DONTWAIT) } {
-            Err(Errno::AGAIN) => {}
-            answer => return answer,
+        // Another thread may have closed it since: the number is none of ours then.
+        if fdtable::leads_to(fd, endpoint) {
+            // SAFETY: the caller's promise.
+            match unsafe { from_kernel(fd, message, call_flags | MSG_DONTWAIT) } {
+                Err(Errno::AGAIN) => {}
+                answer => return answer,
+            }
         }
         if shut {
             message.msg_namelen = 0;
@@ -188,7 +191,7 @@ unsafe fn receive(
         if deadline.is_none() {
             deadline = earlier(until, timeout_ms);
         }
-        match wait::block::until(fd, endpoint, event::IN, true, (deadline, &mut held)) {
+        match wait::block::until(fd, endpoint, event::IN, true, (deadline, &mut call)) {
             Woken::Ready => {}
             Woken::TimedOut => return Err(Errno::AGAIN),
             // A receive with a timeout is never restarted (signal(7)).

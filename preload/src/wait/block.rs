@@ -4,15 +4,16 @@ use bypass_runtime::attachment::Locked;
 use bypass_stack::{EndpointId, Instant, event};
 use libc::{POLLIN, pollfd};
 
-use super::signals::Held;
+use super::call::Call;
 use super::{Interest, Target, Woken, wait};
 use crate::context::{self, Joined};
+use crate::fdtable;
 
 /// Ends every wait.
 const ALWAYS: u32 = event::ERR | event::HUP;
 
-/// What ends a wait beside readiness: the time, and signals, held back as long as the call lasts.
-pub type Limits<'a> = (Option<Instant>, &'a mut Held);
+/// What ends a wait beside readiness: the time, and signals, which the call holds back.
+pub type Limits<'a> = (Option<Instant>, &'a mut Call);
 
 /// Waits until the endpoint is ready for one of `events` (bits of [`bypass_stack::event`]), or its
 /// shadow has something to receive (data, or an error).
@@ -27,7 +28,8 @@ pub fn until(
         return Woken::Ready;
     };
     let mut fds = Vec::with_capacity(8);
-    if shadowed {
+    // Another thread may have closed it since.
+    if shadowed && fdtable::leads_to(fd, endpoint) {
         fds.push(pollfd {
             fd,
             events: POLLIN,
@@ -62,7 +64,7 @@ fn alone(
     (fd, endpoint): (i32, EndpointId),
     mut fds: Vec<pollfd>,
     ready: &mut dyn FnMut(&mut Locked<'_>) -> bool,
-    (deadline, held): Limits<'_>,
+    (deadline, call): Limits<'_>,
 ) -> Woken {
     let mut interest = Interest {
         fds: &mut fds,
@@ -72,5 +74,6 @@ fn alone(
         sleeping: None,
         alone: Some((fd, endpoint)),
     };
-    wait(joined, &mut interest, deadline, held)
+    call.keep(fd, endpoint);
+    wait(joined, &mut interest, deadline, call)
 }

@@ -32,8 +32,8 @@ use libc::{
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
+use super::call::Call;
 use super::members::{Member, Table};
-use super::signals::Held;
 use super::{Interest, Target, Woken};
 use crate::context::{self, Joined};
 use crate::errno::{Answer, last};
@@ -600,7 +600,7 @@ impl EpollSet {
         mask: Option<*const sigset_t>,
     ) -> Answer {
         burst::ends();
-        let mut held = Held::default();
+        let mut call = Call::default();
         loop {
             let mut found = 0;
             let mut stale = false;
@@ -653,7 +653,8 @@ impl EpollSet {
                 sleeping: Some(&self.sleeping),
                 alone: None,
             };
-            match super::wait(joined, &mut interest, deadline, &mut held) {
+            call.keep_set(epfd);
+            match super::wait(joined, &mut interest, deadline, &mut call) {
                 Woken::Ready => {}
                 Woken::TimedOut => return Ok(0),
                 Woken::Interrupted => return Err(Errno::INTR),

@@ -18,6 +18,7 @@
 #![expect(unsafe_code, reason = "UNSAFETY: ppoll and sigmask through libc")]
 
 pub mod block;
+pub mod call;
 pub mod epoll_set;
 pub mod members;
 pub mod signals;
@@ -32,7 +33,7 @@ use libc::{POLLIN, pollfd, sigset_t, timespec};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use self::signals::Held;
+use self::call::Call;
 use crate::context::{self, Joined};
 use crate::{config, errno, private, symbols};
 
@@ -148,17 +149,17 @@ impl std::fmt::Debug for Interest<'_> {
 }
 
 /// Waits until something of the interest is ready, or the deadline, or a signal. A call that waits
-/// again and again gives the same `held`.
+/// again and again gives the same `call`.
 pub fn wait(
     joined: &Joined,
     interest: &mut Interest<'_>,
     deadline: Option<Instant>,
-    held: &mut Held,
+    call: &mut Call,
 ) -> Woken {
     crate::tcp::burst::ends();
     let spin_ns = u64::from(config::get().options.spin_us) * 1000;
-    let first = !held.is_held();
-    let outside = held.hold();
+    let first = !call.has_waited();
+    let outside = call.hold();
     let mask = interest.mask.unwrap_or(outside);
     if !first && ppoll(&mut [], None, 0, Some(mask)).is_err() {
         return Woken::Interrupted;
