@@ -99,6 +99,8 @@ table! {
         TcpPathMtu "tcp-path-mtu" "Times a path's MTU was found to be smaller.",
         TcpTailRepairs "tcp-tail-repairs" "Losses at the tail that a probe has repaired.",
         TcpReneged "tcp-reneged" "Timeouts at which the peer had thrown away what it had told as received.",
+        TcpWindowsTakenBack "tcp-windows-taken-back" "Times the window was closed, against its promise, because the packet memory was full.",
+        TcpStarvedOpened "tcp-starved-opened" "Windows opened because others have given packet memory back.",
         TcpHandedOver "tcp-handed-over" "Connections that have moved to the kernel.",
     }
 }

@@ -34,7 +34,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of an image: "bypassim" in memory.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"bypassim");
 /// Version of the layout that this build reads and writes.
-pub const LAYOUT_VERSION: u32 = 9;
+pub const LAYOUT_VERSION: u32 = 10;
 /// Link value: nothing.
 pub(crate) const NONE: u32 = u32::MAX;
 /// `ReadyLink::next` of an endpoint that is on no ready list.
@@ -389,7 +389,9 @@ pub(crate) struct Head {
     pub(crate) bind_order: u32,
     pub(crate) ipv4_id: u32,
     pub(crate) queue_pairs_generation: u32,
-    pub(crate) spare: [u32; 8],
+    pub(crate) spare: [u32; 6],
+    /// The latest time that any caller has told.
+    pub(crate) latest_ns: u64,
 
     pub(crate) counters: [u64; COUNTER_SLOTS],
     pub(crate) drops: [u64; COUNTER_SLOTS],

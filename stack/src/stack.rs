@@ -171,6 +171,7 @@ impl Stack<'_> {
                 return FrameOutcome::Dropped(DropReason::BadChunk);
             }
         }
+        let now = self.forward(now);
         self.head.last_frame_ns = now.0;
         match self.receive(memory, frame, now) {
             Ok(outcome) => outcome,
@@ -180,6 +181,22 @@ impl Stack<'_> {
                 FrameOutcome::Dropped(reason)
             }
         }
+    }
+
+    /// A caller's time, not before the last one's: whoever has read the clock before he got the
+    /// lock would make round trips that take less than nothing. A step back of a second and more is
+    /// another clock.
+    #[inline]
+    pub(crate) fn forward(&mut self, now: Instant) -> Instant {
+        /// Longer than anybody waits between the clock and the lock.
+        const SECOND: u64 = 1_000_000_000;
+        let latest = self.head.latest_ns;
+        if latest.saturating_sub(now.0) < SECOND {
+            self.head.latest_ns = latest.max(now.0);
+        } else {
+            self.head.latest_ns = now.0;
+        }
+        Instant(self.head.latest_ns)
     }
 
     /// Parse, demux, deliver.

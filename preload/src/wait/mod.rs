@@ -207,9 +207,9 @@ fn spin(
         .min(start.saturating_add(spin_ns));
     let mut looks = 0_u32;
     loop {
-        let now = clock::now();
         if let Ok(mut locked) = joined.attachment.try_lock() {
-            locked.pump(now);
+            // Not before the lock is ours: the time of one stack goes forwards only.
+            locked.pump(clock::now());
             if (interest.ready)(&mut locked) {
                 return true;
             }
@@ -224,7 +224,7 @@ fn spin(
                 return false;
             }
         }
-        if now.0 >= end {
+        if clock::now().0 >= end {
             return false;
         }
         std::hint::spin_loop();

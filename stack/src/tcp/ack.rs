@@ -2,7 +2,7 @@
 //! (RFC 9293 section 3.10.7.4, RFC 2018, RFC 5681, RFC 6582, RFC 8985, RFC 9937).
 
 use super::congestion::AckSample;
-use super::connection::{Connection, micros, millis};
+use super::connection::{Connection, elapsed_us, micros, millis};
 use super::pool::{SegmentSlot, mark};
 use super::seq::{after, before, distance};
 use super::tcb::{ca, flag, pending};
@@ -43,6 +43,8 @@ pub(crate) struct Told {
     pub(crate) dsack: bool,
     /// The newest delivered segment, for RACK and the rate sample.
     pub(crate) newest: Option<SegmentSlot>,
+    /// The window of the peer was closed, and is not any more.
+    pub(crate) reopened: bool,
     /// The window of the peer has changed, or the segment had data: no duplicate ACK.
     pub(crate) not_duplicate: bool,
 }
@@ -99,6 +101,13 @@ impl Connection<'_> {
         self.sample_round_trip(segment, &mut told, now);
         let is_duplicate = ack == una_before && !told.not_duplicate && in_flight > 0;
         self.react(memory, &mut told, in_flight, is_duplicate, now);
+        if told.reopened && told.acked == 0 && self.tcb.packets_out > 0 {
+            // What the peer had no memory for waits for no doubled timeout.
+            self.tcb.backoff = 0;
+            self.tcb.retransmits = 0;
+            self.tcb.stuck_since = now.0;
+            self.arm_rto(now);
+        }
         true
     }
 
@@ -122,11 +131,12 @@ impl Connection<'_> {
         let window = u32::from(segment.window) << u32::from(self.tcb.snd_wscale.min(14));
         let newer = after(segment.ack, self.tcb.snd_una)
             || after(segment.seq, self.tcb.snd_wl1)
-            || segment.seq == self.tcb.snd_wl1 && window > self.tcb.snd_wnd;
+            || segment.seq == self.tcb.snd_wl1 && (window > self.tcb.snd_wnd || window == 0);
         if newer {
             self.tcb.snd_wl1 = segment.seq;
             if window != self.tcb.snd_wnd {
                 told.not_duplicate = true;
+                told.reopened = self.tcb.snd_wnd == 0;
                 self.tcb.snd_wnd = window;
                 self.tcb.max_window = self.tcb.max_window.max(window);
             }
@@ -357,7 +367,7 @@ impl Connection<'_> {
     fn sample_round_trip(&mut self, segment: &Segment, told: &mut Told, now: Instant) {
         let now_us = micros(now);
         let Some(newest) = told.newest else { return };
-        let elapsed = (now_us as u32).wrapping_sub(newest.sent_us);
+        let elapsed = elapsed_us(now_us as u32, newest.sent_us);
         if !newest.has(mark::EVER_RETRANSMITTED) && !told.gap_filled {
             told.rtt_us = Some(elapsed);
         } else if let Some(timestamps) = segment.options.timestamps
@@ -383,11 +393,11 @@ impl Connection<'_> {
 
     /// draft-cheng-iccrg-delivery-rate-estimation section 3.3.
     fn sample_rate(&mut self, newest: &SegmentSlot, now_us: u64) {
-        let send_span = newest.sent_us.wrapping_sub(newest.first_sent_us);
-        let ack_span = (now_us as u32).wrapping_sub(newest.delivered_us);
+        let send_span = elapsed_us(newest.sent_us, newest.first_sent_us);
+        let ack_span = elapsed_us(now_us as u32, newest.delivered_us);
         self.tcb.rate_interval_us = send_span.max(ack_span).min(u32::MAX / 2);
         self.tcb.rate_delivered = self.tcb.delivered.wrapping_sub(newest.delivered);
-        let age = (now_us as u32).wrapping_sub(newest.sent_us);
+        let age = elapsed_us(now_us as u32, newest.sent_us);
         self.tcb.first_sent_us = now_us.saturating_sub(u64::from(age));
         self.tcb.delivered_us = now_us;
         if self.tcb.app_limited != 0 && after(self.tcb.delivered, self.tcb.app_limited) {

@@ -14,6 +14,13 @@ pub(crate) fn micros(now: Instant) -> u64 {
     now.0 / 1000
 }
 
+/// Microseconds from one moment to another, both wrapped; none when the clock of whoever holds the
+/// stack now is behind the last one's.
+pub(crate) fn elapsed_us(now_us: u32, then_us: u32) -> u32 {
+    let elapsed = now_us.wrapping_sub(then_us);
+    if (elapsed as i32) < 0 { 0 } else { elapsed }
+}
+
 /// Our timestamp clock (RFC 7323 section 5.4): milliseconds.
 pub(crate) fn millis(now: Instant) -> u32 {
     (now.0 / 1_000_000) as u32

@@ -406,6 +406,7 @@ impl Connection<'_> {
         }
         self.tcb.rcv_wup = record.rcv_wup;
         self.tcb.rcv_wnd = record.rcv_wnd;
+        self.tcb.rcv_edge = record.rcv_wup.wrapping_add(record.rcv_wnd);
         let sound = self.tcb.snd_nxt == record.snd_nxt
             && self.tcb.write_seq == record.write_seq
             && self.tcb.rcv_nxt == record.rcv_nxt;

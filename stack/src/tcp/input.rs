@@ -1,7 +1,7 @@
 //! Input: a segment meets the state of its connection (RFC 9293 section 3.10.7, RFC 5961, RFC
 //! 7323).
 
-use super::connection::{Connection, may_answer, micros, millis, timestamps};
+use super::connection::{Connection, elapsed_us, may_answer, micros, millis, timestamps};
 use super::listen::initial_window;
 use super::mini;
 use super::receive::Payload;
@@ -267,7 +267,7 @@ impl Connection<'_> {
             return Err(DropReason::TcpOldTimestamp);
         }
         let end = segment.seq.wrapping_add(length(segment));
-        let limit = self.tcb.rcv_nxt.wrapping_add(self.tcb.receive_window());
+        let limit = self.tcb.rcv_nxt.wrapping_add(self.tcb.acceptable_window());
         if is_reset && self.is_reset_of_fin(segment.seq) {
             self.take_reset();
             return Ok(false);
@@ -479,7 +479,8 @@ impl Connection<'_> {
         let options = &segment.options;
         self.tcb.irs = segment.seq;
         self.tcb.rcv_nxt = segment.seq.wrapping_add(1);
-        self.tcb.rcv_wup = self.tcb.rcv_nxt;
+        self.tcb.rcv_edge = self.tcb.rcv_nxt;
+        self.tcb.tell_window(self.tcb.rcv_wnd);
         self.tcb.copied_seq = self.tcb.rcv_nxt;
         self.tcb.drs_seq = self.tcb.rcv_nxt;
         let is_v4 = self.endpoint.remote_ip.is_v4();
@@ -521,7 +522,7 @@ impl Connection<'_> {
         if clean {
             let now_us = micros(now);
             self.tcb
-                .sample_rtt((now_us as u32).wrapping_sub(sent_us), now_us);
+                .sample_rtt(elapsed_us(now_us as u32, sent_us), now_us);
         }
         // Linux counts the SYN among the bytes, in an active open.
         self.tcb.bytes_acked = 1;

@@ -1,7 +1,7 @@
 //! Passive open: a SYN becomes a request, the final ACK a connection on the accept queue (RFC 9293
 //! section 3.10.7.2, RFC 4987; backlog as Linux counts it).
 
-use super::connection::{may_answer, micros, millis, timestamps};
+use super::connection::{elapsed_us, may_answer, micros, millis, timestamps};
 use super::input::{Arrived, bounded_mss};
 use super::mini::{Mini, kind};
 use super::pool::Pool;
@@ -415,10 +415,10 @@ impl Stack<'_> {
         // The final ACK brings the window.
         tcb.snd_wl1 = tcb.irs;
         tcb.rcv_nxt = mini.rcv_nxt;
-        tcb.rcv_wup = mini.rcv_nxt;
         tcb.copied_seq = mini.rcv_nxt;
         tcb.drs_seq = mini.rcv_nxt;
-        tcb.rcv_wnd = mini.rcv_wnd;
+        tcb.rcv_edge = mini.rcv_nxt;
+        tcb.tell_window(mini.rcv_wnd);
         tcb.rcv_wscale = mini.rcv_wscale;
         tcb.snd_wscale = mini.snd_wscale;
         tcb.iss = mini.snd_nxt.wrapping_sub(1);
@@ -435,7 +435,7 @@ impl Stack<'_> {
         connection.after_syn_losses(u32::from(mini.retransmits));
         if !retransmitted {
             let now_us = micros(now);
-            let rtt = (now_us as u32).wrapping_sub(synack_us);
+            let rtt = elapsed_us(now_us as u32, synack_us);
             connection.tcb.sample_rtt(rtt, now_us);
         }
         Some(child)

@@ -93,16 +93,13 @@ impl Connection<'_> {
     /// The window to tell (RFC 9293 section 3.8.6.2.2): never less than told before, and opened
     /// only by a worthwhile step.
     pub(crate) fn select_window(&mut self) -> u16 {
+        if self.tcb.has(flag::NO_MEMORY) {
+            return self.take_window_back();
+        }
         let told = self.tcb.receive_window();
-        let free = self.receive_space();
+        let fresh = self.fresh_window();
+        let mut window = fresh;
         let scale = u32::from(self.tcb.rcv_wscale.min(14));
-        let full = self.receive_limit();
-        let step = u32::from(self.tcb.rcv_mss.max(1)).min(full / 2);
-        let mut window = if free < step || free < full >> 4 {
-            0
-        } else {
-            free
-        };
         // Round down to what the field can say.
         window = (window >> scale) << scale;
         if window < told {
@@ -119,9 +116,26 @@ impl Connection<'_> {
         if window == 0 && self.tcb.rcv_wnd != 0 {
             self.pool.count(Counter::TcpZeroWindows);
         }
-        self.tcb.rcv_wnd = window;
-        self.tcb.rcv_wup = self.tcb.rcv_nxt;
+        self.tcb.tell_window(window);
+        if fresh == 0 {
+            self.note_starved();
+        } else {
+            self.tcb.clear(flag::STARVED);
+        }
         (window >> scale).min(u32::from(u16::MAX)) as u16
+    }
+
+    /// Data inside the window had to be dropped because the packet memory is full: the sender is
+    /// told to stop, or it would repeat it at ever longer intervals and give the connection up in
+    /// the end (RFC 9293 section 3.8.6: a sender must be ready for it;
+    /// net/ipv4/tcp_output.c:tcp_select_window).
+    #[cold]
+    fn take_window_back(&mut self) -> u16 {
+        self.tcb.clear(flag::NO_MEMORY);
+        self.tcb.set(flag::STARVED);
+        self.tcb.tell_window(0);
+        self.pool.count(Counter::TcpWindowsTakenBack);
+        0
     }
 
     /// Headers of a segment of this connection, without its options.

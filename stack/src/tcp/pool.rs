@@ -124,6 +124,13 @@ impl Pool<'_> {
             .min(most)
     }
 
+    /// Whether it is the others, and not its own share, that bounds what the receive side of a
+    /// connection that holds `held` may still take.
+    pub(crate) fn is_crowded(&self, held: u32) -> bool {
+        let chunks = self.chunks.len();
+        self.receive_room(held, ALWAYS) < share(chunks).saturating_sub(held)
+    }
+
     /// How many more chunks of the same connection may hold data that came out of order.
     pub(crate) fn out_of_order_room(&self, held: u32) -> u32 {
         self.receive_room(held.saturating_add(ALWAYS), ALWAYS)

@@ -97,7 +97,7 @@ impl Connection<'_> {
             payload.len = payload.len.saturating_sub(known.min(0xffff) as u16);
             payload.seq = self.tcb.rcv_nxt;
         }
-        let limit = self.tcb.rcv_nxt.wrapping_add(self.tcb.receive_window());
+        let limit = self.tcb.rcv_nxt.wrapping_add(self.tcb.acceptable_window());
         if after(payload.end(), limit) {
             payload.len = distance(payload.seq, limit).min(0xffff) as u16;
             payload.fin = false;
@@ -109,6 +109,7 @@ impl Connection<'_> {
         let fits = self.has_room(&payload, memory)
             || self.collapse(memory) && self.has_room(&payload, memory);
         if !fits {
+            self.no_memory_for(&payload);
             return Err(DropReason::ChunkShare);
         }
         if payload.seq == self.tcb.rcv_nxt {
@@ -162,6 +163,59 @@ impl Connection<'_> {
         }
         self.tcb.last_data = now.0;
         kept
+    }
+
+    /// Data was dropped although the window had room for it: other connections hold the packet
+    /// memory. The sender hears of it at once, and of what is missing when this came too early.
+    #[cold]
+    fn no_memory_for(&mut self, payload: &Payload) {
+        self.tcb.set(flag::ACK_NOW);
+        if payload.seq == self.tcb.rcv_nxt {
+            self.tcb.set(flag::NO_MEMORY);
+        }
+    }
+
+    /// What of so much free space out of `full` is worth telling (RFC 9293 section 3.8.6.2.2).
+    fn worth_telling(&self, free: u32, full: u32) -> u32 {
+        let step = u32::from(self.tcb.rcv_mss.max(1)).min(full / 2);
+        if free < step || free < full >> 4 {
+            0
+        } else {
+            free
+        }
+    }
+
+    /// The window to tell if none had been told before.
+    pub(crate) fn fresh_window(&self) -> u32 {
+        self.worth_telling(self.receive_space(), self.receive_limit())
+    }
+
+    /// There is nothing to tell: notes whether that is for want of packet memory, which others give
+    /// back without a word to this connection.
+    pub(crate) fn note_starved(&mut self) {
+        let held = self.tcb.rx_bytes.saturating_add(self.tcb.ooo_bytes);
+        let capacity = self.receive_capacity();
+        let bytes = capacity.saturating_sub(held);
+        if self.worth_telling(bytes, capacity) > 0 && self.pool.is_crowded(self.tcb.rx_chunks) {
+            self.tcb.set(flag::STARVED);
+        } else {
+            self.tcb.clear(flag::STARVED);
+        }
+    }
+
+    /// Whether there is more room than the peer knows of, so much that it is worth a segment
+    /// (Linux: __tcp_cleanup_rbuf).
+    pub(crate) fn window_has_opened(&self) -> bool {
+        let told = self.tcb.receive_window();
+        let twice = told.saturating_mul(2);
+        // There is never more space than capacity, and that is quick to know.
+        if self.receive_capacity() < twice {
+            return false;
+        }
+        let fresh = self.fresh_window();
+        fresh >= twice.max(1)
+            && fresh.saturating_sub(told)
+                >= u32::from(self.tcb.rcv_mss).min(self.receive_capacity() / 2)
     }
 
     /// Whether there is a chunk for the payload, or a place behind the last one.
@@ -541,20 +595,14 @@ impl Connection<'_> {
         if !self.tcb.state().is_synchronised() || self.tcb.has(flag::FIN_RECEIVED) {
             return;
         }
-        let told = self.tcb.receive_window();
-        // There is never more space than capacity, and that is quick to know.
-        let space = if self.receive_capacity() < told.saturating_mul(2) {
-            0
-        } else {
-            self.receive_space()
-        };
         let quick = self.tcb.quick_acks > 0
             && !self.tcb.has(flag::PINGPONG)
             && self.tcb.has(flag::ACK_OWED);
         let many = self.tcb.unacked_bytes > u32::from(self.tcb.rcv_mss);
-        let opened = space >= told.saturating_mul(2)
-            && space.saturating_sub(told)
-                >= u32::from(self.tcb.rcv_mss).min(self.receive_capacity() / 2);
+        let opened = self.window_has_opened();
+        if !opened && self.tcb.rcv_wnd == 0 {
+            self.note_starved();
+        }
         if opened || (self.tcb.has(flag::ACK_OWED) && (quick || many)) {
             self.tcb.set(flag::ACK_NOW);
         }

@@ -3,7 +3,7 @@
 //! timeouts (RFC 6298).
 
 use super::ack::Told;
-use super::connection::{Connection, micros, millis};
+use super::connection::{Connection, elapsed_us, micros, millis};
 use super::pool::{SegmentSlot, mark};
 use super::seq::{after, before};
 use super::tcb::{NEVER, ca, flag, pending};
@@ -88,7 +88,7 @@ impl Connection<'_> {
                 continue;
             }
             let due = self.tcb.rack_rtt_us.saturating_add(window);
-            let elapsed = now_us.wrapping_sub(slot.sent_us);
+            let elapsed = elapsed_us(now_us, slot.sent_us);
             if elapsed >= due {
                 self.lose(this, slot);
             } else {
@@ -501,7 +501,7 @@ impl Connection<'_> {
         let rto = self.tcb.backed_off_rto();
         let elapsed = self
             .segment(self.tcb.queue_head)
-            .map_or(0, |slot| (micros(now) as u32).wrapping_sub(slot.sent_us));
+            .map_or(0, |slot| elapsed_us(micros(now) as u32, slot.sent_us));
         u64::from(rto.saturating_sub(elapsed).max(1))
     }
 

@@ -2,17 +2,22 @@
 
 use super::connection::micros;
 use super::mini;
-use super::tcb::{TcpState, flag};
+use super::tcb::{NEVER, TcpState, flag};
 use super::wheel::MINI;
 use crate::counters::Counter;
 use crate::image::{NONE, kind};
 use crate::stack::Stack;
 use crate::types::{EndpointId, Instant, Memory, SocketAddress};
 
+/// How often a connection whose window is closed for want of packet memory looks whether there is
+/// some.
+const STARVED_NS: u64 = 50_000_000;
+
 impl Stack<'_> {
     /// Sends what the frames and calls since the last flush owe, data before ACKs, which ride on
     /// it, and closes what dead processes have left.
     pub fn flush(&mut self, memory: &mut impl Memory, now: Instant) {
+        let now = self.forward(now);
         for _ in 0..self.tcbs.len() {
             let index = self.head.flush_head;
             let Some(tcb) = self.tcbs.get_mut(index as usize) else {
@@ -59,6 +64,7 @@ impl Stack<'_> {
 
     /// Draws the consequences of a step: time wait, owed ACKs, timers, the end.
     pub(crate) fn settle(&mut self, index: u32, now: Instant) {
+        let now = self.forward(now);
         let Some(tcb) = self.tcbs.get(index as usize) else {
             return;
         };
@@ -68,6 +74,9 @@ impl Stack<'_> {
         let Some(tcb) = self.tcbs.get_mut(index as usize) else {
             return;
         };
+        if tcb.has(flag::STARVED) && tcb.delayed_ack_at == NEVER && tcb.may_receive() {
+            tcb.delayed_ack_at = now.0.saturating_add(STARVED_NS);
+        }
         let deadline = tcb.deadline();
         let is_filed = tcb.is_filed_for(deadline);
         tcb.note_busy(micros(now));

@@ -98,13 +98,13 @@ pub(crate) mod pending {
 /// What a sender is doing, for TCP_INFO (include/linux/tcp.h: enum tcp_chrono).
 pub(crate) mod busy {
     /// Nothing to send and nothing in flight.
-    pub(crate) const IDLE: u64 = 0;
+    pub(crate) const IDLE: u32 = 0;
     /// Data is in flight or waits for the congestion window.
-    pub(crate) const SENDING: u64 = 1;
+    pub(crate) const SENDING: u32 = 1;
     /// Data waits for the peer's window.
-    pub(crate) const WINDOW: u64 = 2;
+    pub(crate) const WINDOW: u32 = 2;
     /// The program has more than the send buffer takes.
-    pub(crate) const BUFFER: u64 = 3;
+    pub(crate) const BUFFER: u32 = 3;
 }
 
 /// Bits of [`Tcb::flags`].
@@ -169,6 +169,10 @@ pub(crate) mod flag {
     pub(crate) const WINDOW_LIMITED: u32 = 1 << 28;
     /// Our FIN waits for a chunk.
     pub(crate) const FIN_DUE: u32 = 1 << 29;
+    /// The window is small for want of packet memory, not because the program is slow.
+    pub(crate) const STARVED: u32 = 1 << 30;
+    /// Data in order found no memory: the next segment closes the window.
+    pub(crate) const NO_MEMORY: u32 = 1 << 31;
 }
 
 /// No deadline.
@@ -403,7 +407,9 @@ pub(crate) struct Tcb {
 
     // For TCP_INFO.
     /// What the sender is doing now: [`busy`].
-    pub(crate) busy: u64,
+    pub(crate) busy: u32,
+    /// The furthest end of any window told: what lies before it may be on its way.
+    pub(crate) rcv_edge: u32,
     /// Since when, microseconds, and how long in all before that, by kind.
     pub(crate) busy_since_us: u64,
     pub(crate) busy_us: [u64; 3],
@@ -467,6 +473,14 @@ impl Tcb {
     /// Whether the program may write, as far as the state goes.
     pub(crate) fn may_carry_data(&self) -> bool {
         matches!(self.state(), TcpState::Established | TcpState::CloseWait)
+    }
+
+    /// Whether data may come, as far as the state goes.
+    pub(crate) fn may_receive(&self) -> bool {
+        matches!(
+            self.state(),
+            TcpState::Established | TcpState::FinWait1 | TcpState::FinWait2
+        )
     }
 
     pub(crate) fn has(&self, flag: u32) -> bool {
@@ -560,6 +574,23 @@ impl Tcb {
     /// What the peer may still send: the end of the window that was told, from `rcv_nxt`.
     pub(crate) fn receive_window(&self) -> u32 {
         seq::distance(self.rcv_nxt, self.rcv_wup.wrapping_add(self.rcv_wnd))
+    }
+
+    /// What the peer may have sent by some window that was told: what is on its way when a window
+    /// is taken back is taken all the same (RFC 7323 section 2.4).
+    pub(crate) fn acceptable_window(&self) -> u32 {
+        self.receive_window()
+            .max(seq::distance(self.rcv_nxt, self.rcv_edge))
+    }
+
+    /// A window was told.
+    pub(crate) fn tell_window(&mut self, window: u32) {
+        self.rcv_wnd = window;
+        self.rcv_wup = self.rcv_nxt;
+        let end = self.rcv_nxt.wrapping_add(window);
+        if seq::after(end, self.rcv_edge) {
+            self.rcv_edge = end;
+        }
     }
 
     /// End of what we may send.

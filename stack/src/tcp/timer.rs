@@ -30,6 +30,11 @@ impl Connection<'_> {
                 self.tcb.clear(flag::PINGPONG);
                 self.tcb.set(flag::ACK_NOW);
             }
+            if self.tcb.has(flag::STARVED) && self.window_has_opened() {
+                self.pool.count(Counter::TcpStarvedOpened);
+                self.tcb.clear(flag::STARVED);
+                self.tcb.set(flag::ACK_NOW);
+            }
         }
         if self.tcb.retransmit_at <= now.0 {
             self.tcb.retransmit_at = NEVER;
@@ -115,6 +120,9 @@ impl Connection<'_> {
             return false;
         }
         let stuck_ms = now.0.saturating_sub(self.tcb.stuck_since) / 1_000_000;
+        if self.tcb.snd_wnd == 0 && self.is_answered(now) {
+            return false;
+        }
         let user = self.tcb.options.user_timeout_ms;
         if user != 0 {
             return stuck_ms >= u64::from(user);
@@ -129,6 +137,13 @@ impl Connection<'_> {
             step = step.saturating_mul(2).min(u64::from(MAX_RTO_US));
         }
         stuck_ms >= total_us / 1000
+    }
+
+    /// The peer has taken its window back and drops what comes, but lives: what is sent again is a
+    /// probe (net/ipv4/tcp_timer.c:tcp_rtx_probe0_timed_out).
+    fn is_answered(&self, now: Instant) -> bool {
+        let silent = now.0.saturating_sub(self.tcb.last_received);
+        self.tcb.options.user_timeout_ms == 0 && silent <= 2000 * u64::from(MAX_RTO_US)
     }
 
     /// The probe timer: a corked segment leaves, or a closed window is asked again (RFC 9293

@@ -204,6 +204,7 @@ impl Stack<'_> {
 
     /// Serves every timer that is due.
     pub fn run_timers(&mut self, memory: &mut impl Memory, now: Instant) {
+        let now = self.forward(now);
         let due = now.0 >> TICK_SHIFT;
         let wheel = &mut self.head.wheel;
         if due <= wheel.tick {

@@ -227,7 +227,12 @@ impl World {
         while let Some(flight) = self.wire.take(self.now) {
             let Flight { to, bytes, .. } = &flight;
             let host = &mut self.hosts[*to];
-            let Some(outcome) = host.receive(bytes, self.plan.partial, self.now) else {
+            let behind = match self.plan.clock_behind_ns {
+                0 => 0,
+                most => self.random.below(most),
+            };
+            let now = self.now - behind;
+            let Some(outcome) = host.receive(bytes, self.plan.partial, now) else {
                 self.say("  finds no chunk", bytes, "");
                 continue;
             };

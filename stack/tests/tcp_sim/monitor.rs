@@ -16,8 +16,10 @@ struct Direction {
     granted: Option<u32>,
     /// End of what has reached the receiver.
     reached: Option<u32>,
-    /// End of the window that its *receiver* has told last.
+    /// Furthest end of the windows that its *receiver* has told, and whether the last one has
+    /// closed the window before it.
     told: Option<u32>,
+    taken_back: bool,
     timestamp: Option<u32>,
 }
 
@@ -176,19 +178,23 @@ impl Monitor {
                 "time goes backwards: {segment:?}"
             );
         }
-        // The window never shrinks (RFC 9293 section 3.8.6), but for what its unit hides.
+        // The window never shrinks (RFC 9293 section 3.8.6), but for what its unit hides, and when
+        // the packet memory is full: then it closes, and grows again.
         let scale = scale(direction, &opposite);
         let told = segment.ack.wrapping_add(u32::from(segment.window) << scale);
         let unit = (1u32 << scale) - 1;
         if let Some(opposite) = self.directions.get_mut(&back) {
             if let Some(before) = opposite.told {
+                let shrinks = after(before, told.wrapping_add(unit));
+                opposite.taken_back = shrinks && (segment.window == 0 || opposite.taken_back);
                 assert!(
-                    !after(before, told.wrapping_add(unit)),
+                    !shrinks || opposite.taken_back,
                     "the window shrinks by {}: {segment:?}",
                     before.wrapping_sub(told)
                 );
             }
-            opposite.told = Some(told);
+            opposite.told = opposite.told.filter(|before| after(*before, told));
+            opposite.told = opposite.told.or(Some(told));
         }
     }
 

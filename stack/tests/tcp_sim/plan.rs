@@ -30,6 +30,8 @@ pub struct Plan {
     pub defaults: TcpDefaults,
     pub backlog: u32,
     pub start_ns: u64,
+    /// How far behind the last one's the clock of whoever takes frames in may be.
+    pub clock_behind_ns: u64,
 }
 
 impl Plan {
@@ -54,6 +56,7 @@ impl Plan {
             defaults: TcpDefaults::new(),
             backlog: 16,
             start_ns: SECOND,
+            clock_behind_ns: 0,
         }
     }
 

@@ -76,7 +76,7 @@ pub struct Side {
     progress: u64,
     /// Most bytes of one write and one read.
     piece: u64,
-    options: TcpOptions,
+    pub options: TcpOptions,
     pub closed_at: u64,
     /// Stops reading for so long when so many bytes were read.
     pause: Option<(u64, u64)>,
