@@ -95,6 +95,7 @@ tests! {
     languages::node_echo: Segments,
     languages::node_http: Segments,
     languages::node_cluster: Any,
+    languages::node_cluster_by_turns: Any,
     languages::java_nio: Segments,
     languages::tokio_echo: Segments,
     languages::gunicorn: Segments,

@@ -96,6 +96,15 @@ pub(crate) fn node_http(scene: &Scene) -> Result<()> {
 
 /// Node's cluster whose master passes the listener to two workers, which accept by themselves.
 pub(crate) fn node_cluster(scene: &Scene) -> Result<()> {
+    node_cluster_of(scene, "none")
+}
+
+/// Node's cluster as it is by default: the master accepts and passes each connection.
+pub(crate) fn node_cluster_by_turns(scene: &Scene) -> Result<()> {
+    node_cluster_of(scene, "rr")
+}
+
+fn node_cluster_of(scene: &Scene, policy: &str) -> Result<()> {
     let script = "const c=require('cluster');\
                   if(c.isPrimary){c.fork();c.fork();\
                   process.on('SIGTERM',()=>{for(const w in c.workers)c.workers[w].kill();\
@@ -107,7 +116,7 @@ pub(crate) fn node_cluster(scene: &Scene) -> Result<()> {
     fs::write(&file, script)?;
     let mut server = subject(scene, Side::Server, "node");
     server.env("BIND", scene.host());
-    server.env("NODE_CLUSTER_SCHED_POLICY", "none").arg(&file);
+    server.env("NODE_CLUSTER_SCHED_POLICY", policy).arg(&file);
     // What is passed is the kernel's: no filter stays to wait for.
     let server = server.spawn()?;
     wait_for_tcp_port(&scene.bed, Side::Server, 9000)?;
