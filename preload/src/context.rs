@@ -169,6 +169,7 @@ pub fn reason_of(error: ControlError) -> FallThrough {
             Refusal::Limit => FallThrough::Limit,
             Refusal::System => report::because(Errno::from_raw_os_error(detail.cast_signed())),
             Refusal::Conflict => FallThrough::StaticFilter,
+            Refusal::PidNamespace => FallThrough::PidNamespace,
         },
     }
 }

@@ -264,11 +264,14 @@ pub enum Refusal {
     System = 8,
     /// Another live filter has this address, or a static filter keeps it in the kernel.
     Conflict = 9,
+    /// The user's stack has programs of another pid namespace, whose threads this one could not
+    /// tell from dead ones.
+    PidNamespace = 10,
 }
 
 impl Refusal {
     /// Every refusal, for tables.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Version,
         Self::Malformed,
         Self::NotOwner,
@@ -278,6 +281,7 @@ impl Refusal {
         Self::Limit,
         Self::System,
         Self::Conflict,
+        Self::PidNamespace,
     ];
 
     /// The refusal with this number on the wire, if there is one.

@@ -101,6 +101,8 @@ reasons! {
     Passed = 29, "passed", "";
     /// The rule wants a backend that this version does not have.
     Backend = 30, "backend", "write backend = \"auto\", or leave it out";
+    /// Programs of the same user in another pid namespace (container) have the stack.
+    PidNamespace = 31, "pid-namespace", "give the containers users or network namespaces of their own";
     /// The descriptor was handed to the kernel by rollback.
     Rollback = 28, "rollback", "";
 }

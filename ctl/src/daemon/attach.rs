@@ -36,6 +36,9 @@ impl Server {
             // The same process runs another program now.
             self.process_gone(number);
         }
+        if self.is_foreign(peer) {
+            return Err(Refusal::PidNamespace.into());
+        }
         self.ensure_stack(uid)?;
         let stack = self.stacks.get(uid).ok_or(Errno::INVAL)?;
         let slot = stack
@@ -61,6 +64,15 @@ impl Server {
             stack.has_foreign_pids |= !process::shares_pids(client.peer.pid);
         }
         Ok(self.attached(uid, u32::from(slot.0)))
+    }
+
+    /// Whether programs of another pid namespace have the stack of a program's user. They could not
+    /// tell each other's threads from dead ones, and would take its lock over from living owners.
+    fn is_foreign(&self, peer: &Process) -> bool {
+        self.watch
+            .iter()
+            .filter(|(_, other)| other.uid == peer.uid)
+            .any(|(_, other)| process::differ_in_pids(other.pid, peer.pid))
     }
 
     fn attached(&self, uid: u32, process: u32) -> Reply {

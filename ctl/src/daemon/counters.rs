@@ -41,6 +41,7 @@ counters! {
     RefusedLimit "refused_limit" "Requests refused because a limit was reached.",
     RefusedSystem "refused_system" "Requests refused because the operating system refused a step.",
     RefusedConflict "refused_conflict" "Requests refused because a static filter keeps the address in the kernel.",
+    RefusedPidNamespace "refused_pid_namespace" "Requests refused because programs of another pid namespace have the user's stack.",
     StacksMade "stacks_made" "Stacks made.",
     StacksAdopted "stacks_adopted" "Stacks taken over from a daemon that is gone.",
     StacksDropped "stacks_dropped" "Stacks dropped because their last process was gone.",

@@ -106,6 +106,12 @@ pub(super) fn shares_pids(pid: u32) -> bool {
     namespace(format!("/proc/{pid}/ns/pid").into()) == own
 }
 
+/// Whether two processes are known to number processes differently. One that is gone is not.
+pub(super) fn differ_in_pids(one: u32, two: u32) -> bool {
+    let of = |pid| namespace(format!("/proc/{pid}/ns/pid").into());
+    of(one).zip(of(two)).is_some_and(|(one, two)| one != two)
+}
+
 /// The daemon's number of a child of `parent`, which `parent` itself numbers `pid`.
 pub(super) fn child_of(parent: u32, pid: u32) -> Option<u32> {
     let tasks = fs::read_dir(format!("/proc/{parent}/task")).ok()?.flatten();

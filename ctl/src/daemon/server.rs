@@ -392,6 +392,7 @@ impl Server {
             Refusal::Limit => Counter::RefusedLimit,
             Refusal::System => Counter::RefusedSystem,
             Refusal::Conflict => Counter::RefusedConflict,
+            Refusal::PidNamespace => Counter::RefusedPidNamespace,
         });
         let reply = Reply {
             refusal: refusal as u16,

@@ -111,6 +111,7 @@ pub fn refused(refusal: Option<Refusal>, detail: u32) -> Failure {
         Some(Refusal::NotAllowed) => "this user may not: become root, or see [daemon] allow",
         Some(Refusal::Limit) => "a limit is reached: see [daemon] in bypass.toml",
         Some(Refusal::Conflict) => "another filter has the address: see bypassctl filters list",
+        Some(Refusal::PidNamespace) => "programs of another pid namespace have the user's stack",
         Some(Refusal::System) => {
             let errno = Errno::from_raw_os_error(i32::try_from(detail).unwrap_or(0));
             return Failure::new(format!("the daemon refuses: the system said {errno}"));

@@ -174,6 +174,51 @@ pub(crate) fn memory_exhausted(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// A program of the same user in another pid namespace is the kernel's while the first runs, and
+/// has a stack when it is alone. (unshare itself ignores SIGTERM; its child gets one when it dies.)
+pub(crate) fn two_pid_namespaces(scene: &Scene) -> Result<()> {
+    let (host, port) = (scene.host(), 7010);
+    let contained = || -> Result<Running> {
+        let mut program = scene.bed.program(Side::Server, "unshare");
+        program
+            .column(scene.column)
+            .args(["--pid", "--fork", "--kill-child=TERM"])
+            .arg(paths::example("udpecho")?)
+            .args(["--bind", &host, "--port", &port.to_string()]);
+        let running = program.spawn()?;
+        wait_for_udp_port(&scene.bed, Side::Server, port)?;
+        ping_pong(scene, &host, port, 500)?;
+        Ok(running)
+    };
+    let all = || -> Result<String> {
+        let run = daemon::bypassctl(&scene.bed, &["explain", "--all", "--json"])?;
+        Ok(run.stdout)
+    };
+    let first = echo(scene)?;
+    let second = contained()?;
+    let is_refused = !scene.has_shim() || all()?.contains("\"pid-namespace\"");
+    ping_pong(scene, &host, PORT, 500)?;
+    second.kill();
+    first.stop()?.check()?;
+    if !is_refused {
+        return Err("the second one shares the stack".into());
+    }
+    wait_until("the daemon is gone", Duration::from_secs(10), || {
+        daemon::running(&scene.bed).is_empty()
+    })?;
+    let before = KernelUdp::read(&scene.bed, Side::Server)?;
+    let alone = contained()?;
+    if scene.has_shim() {
+        let carried = KernelUdp::read(&scene.bed, Side::Server)?.since(before);
+        if carried.total() > 50 {
+            let carried = carried.total();
+            return Err(format!("alone: the kernel carried {carried} datagrams").into());
+        }
+    }
+    alone.kill();
+    Ok(())
+}
+
 /// No device but loopback: the program runs on the kernel.
 pub(crate) fn no_device(scene: &Scene) -> Result<()> {
     let interface = scene.bed.interface(Side::Server);
