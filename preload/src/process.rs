@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bypass_proto::control::{Request, RequestKind};
 use bypass_proto::reason::FallThrough;
 use bypass_runtime::lock;
-use bypass_stack::ProcessId;
+use bypass_stack::{EndpointId, ProcessId};
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use crate::fdtable::{self, Entry};
@@ -125,6 +125,12 @@ fn forget_all() {
     }
 }
 
+/// Whether no other process has the endpoint.
+fn is_sole_holder(endpoint: EndpointId) -> bool {
+    let holders = tcp::with_stack(|_, locked, _| locked.stack().holders(endpoint));
+    holders.is_none_or(|[low, high]| low.count_ones() + high.count_ones() <= 1)
+}
+
 /// The program image is about to be replaced: what it has goes to the kernel now, for the next
 /// program reads the shadows. If the exec fails, the sockets stay with the kernel.
 pub fn about_to_exec() {
@@ -155,7 +161,8 @@ pub fn about_to_exec() {
         }
         if let Entry::Tcp(endpoint) | Entry::Listener(endpoint) = entry {
             fdtable::set(fd, Entry::Other);
-            if let Entry::Listener(_) = entry {
+            // A relative that has the listener too asks its shadow still, and must not fall asleep.
+            if matches!(entry, Entry::Listener(_)) && is_sole_holder(endpoint) {
                 let nonblocking = tcp::options::is_nonblocking(endpoint);
                 tcp::listen::set_nonblocking(fd, nonblocking);
             }

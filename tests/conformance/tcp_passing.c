@@ -1,6 +1,8 @@
 /* Connections that go to another program: exec, SCM_RIGHTS. */
 #include "case.h"
 
+#include <sys/epoll.h>
+
 static void pass(int over, int fd)
 {
     char byte = 'x', ancillary[CMSG_SPACE(sizeof fd)] = "";
@@ -41,7 +43,7 @@ static int one_of(int port, const char *script)
     return one;
 }
 
-/* What the stack carries, beside which the relay's own segments are few. */
+/* What the stack carries, beside which the kernel's segments are few. */
 static void bulk(void)
 {
     static char bytes[1 << 20];
@@ -134,5 +136,180 @@ CASE(tcp_scm_rights, MIXED)
     value("close", close(one));
     fflush(stdout);
     reap(child);
+    line("%s", peer("dialled"));
+}
+
+/* Passes a connection to this very program and closes what comes: from then on it is the kernel's,
+ * and the descriptor goes on. */
+static void through_rights(int fd)
+{
+    int pair[2];
+    socketpair(AF_UNIX, SOCK_STREAM, 0, pair);
+    struct sockaddr_storage before = {0}, after = {0};
+    socklen_t length = sizeof before, again = sizeof after;
+    value("getpeername", getpeername(fd, (struct sockaddr *)&before, &length));
+    pass(pair[0], fd);
+    int same = passed(pair[1]);
+    value("getpeername", getpeername(same, (struct sockaddr *)&after, &again));
+    yes("the same peer", length == again && memcmp(&before, &after, length) == 0);
+    close(same);
+    close(pair[0]);
+    close(pair[1]);
+}
+
+static int unread(int fd)
+{
+    int bytes = -1;
+    ioctl(fd, FIONREAD, &bytes);
+    return bytes;
+}
+
+static void options(int fd)
+{
+    int nodelay = -1, idle = -1;
+    socklen_t length = sizeof nodelay;
+    getsockopt(fd, IPPROTO_TCP, 1 /* TCP_NODELAY */, &nodelay, &length);
+    length = sizeof idle;
+    getsockopt(fd, IPPROTO_TCP, 4 /* TCP_KEEPIDLE */, &idle, &length);
+    line("nodelay %d, keepidle %d", nodelay != 0, idle);
+}
+
+/* Open, with data that nobody has read; options come along. */
+CASE(tcp_handover_open, MIXED)
+{
+    bulk();
+    int one = one_of(6260, "s10 g5 s3 w");
+    int on = 1, idle = 77;
+    setsockopt(one, IPPROTO_TCP, 1, &on, sizeof on);
+    setsockopt(one, IPPROTO_TCP, 4, &idle, sizeof idle);
+    wait_for(one, POLLIN, 3000);
+    through_rights(one);
+    line("unread %d", unread(one));
+    options(one);
+    receive(one, 0);
+    value("write", write(one, "hello", 5));
+    wait_for(one, POLLIN, 3000);
+    receive(one, 0);
+    value("shutdown", shutdown(one, SHUT_WR));
+    wait_for(one, POLLIN, 3000);
+    receive(one, 0);
+    close(one);
+    line("%s", peer("dialled"));
+}
+
+/* The peer has ended its direction, and some of it is unread. */
+CASE(tcp_handover_close_wait, MIXED)
+{
+    bulk();
+    int one = one_of(6261, "s10 f g5 w");
+    wait_for(one, POLLRDHUP, 3000);
+    through_rights(one);
+    wait_for(one, POLLIN | POLLRDHUP, 3000);
+    receive(one, 0);
+    receive(one, 0);
+    value("write", write(one, "hello", 5));
+    close(one);
+    line("%s", peer("dialled"));
+}
+
+/* We have ended ours. */
+CASE(tcp_handover_fin_wait, MIXED)
+{
+    bulk();
+    int one = one_of(6262, "w s10 p1500");
+    value("write", write(one, "bye", 3));
+    value("shutdown", shutdown(one, SHUT_WR));
+    wait_for(one, POLLIN, 3000);
+    through_rights(one);
+    receive(one, 0);
+    receive(one, 0);
+    close(one);
+    line("%s", peer("dialled"));
+}
+
+/* One that this program has opened. */
+CASE(tcp_handover_client, MIXED)
+{
+    bulk();
+    int fd = dial(peer4, T_ECHO);
+    value("write", write(fd, "before", 6));
+    wait_for(fd, POLLIN, 3000);
+    through_rights(fd);
+    receive(fd, 0);
+    value("write", write(fd, "after", 5));
+    wait_for(fd, POLLIN, 3000);
+    receive(fd, 0);
+    value("shutdown", shutdown(fd, SHUT_WR));
+    wait_for(fd, POLLIN, 3000);
+    receive(fd, 0);
+    close(fd);
+}
+
+/* An option that only the kernel has, on a live connection. */
+CASE(tcp_handover_option, MIXED)
+{
+    bulk();
+    int one = one_of(6263, "s10 g5 w");
+    wait_for(one, POLLIN, 3000);
+    int on = 1, is = 0;
+    socklen_t length = sizeof is;
+    value("SO_ZEROCOPY", setsockopt(one, SOL_SOCKET, 60, &on, sizeof on));
+    value("SO_ZEROCOPY", getsockopt(one, SOL_SOCKET, 60, &is, &length));
+    line("is %d", is);
+    receive(one, 0);
+    value("write", write(one, "hello", 5));
+    close(one);
+    line("%s", peer("dialled"));
+}
+
+static void *receives(void *fd)
+{
+    static char bytes[16];
+    return (void *)recv(*(int *)fd, bytes, sizeof bytes, 0);
+}
+
+/* A thread that waits in a call, and an epoll set: both go on. */
+CASE(tcp_handover_waiters, MIXED)
+{
+    bulk();
+    int waited = one_of(6264, "g1 s10 w"), watched = one_of(6265, "g1 s7 w");
+    int set = epoll_create1(0);
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u32 = 5};
+    value("epoll_ctl", epoll_ctl(set, EPOLL_CTL_ADD, watched, &event));
+    value("epoll_wait", epoll_wait(set, &event, 1, 0));
+    pthread_t thread;
+    pthread_create(&thread, NULL, receives, &waited);
+    pause_ms(50);
+    through_rights(waited);
+    through_rights(watched);
+    value("write", write(waited, "x", 1));
+    value("write", write(watched, "x", 1));
+    void *got;
+    pthread_join(thread, &got);
+    value("recv in a thread", (long)got);
+    long count = epoll_wait(set, &event, 1, 3000);
+    readiness("epoll_wait", count, event.events);
+    line("data %u", event.data.u32);
+    receive(watched, 0);
+    value("epoll_ctl", epoll_ctl(set, EPOLL_CTL_DEL, watched, NULL));
+    close(waited);
+    close(watched);
+    line("%s", peer("dialled"));
+}
+
+/* system(): a shell whose standard output is a connection. */
+CASE(tcp_handover_system, MIXED)
+{
+    bulk();
+    int one = one_of(6266, "w");
+    fflush(stdout);
+    int kept = dup(1);
+    dup2(one, 1);
+    int status = system("echo from a shell");
+    dup2(kept, 1);
+    close(kept);
+    value("system", status);
+    value("write", write(one, "and from us", 11));
+    close(one);
     line("%s", peer("dialled"));
 }

@@ -7,6 +7,7 @@
 mod e2e {
     pub mod clients;
     pub mod faults;
+    pub mod handover;
     pub mod harness;
     pub mod languages;
     pub mod links;
@@ -18,7 +19,7 @@ mod e2e {
 }
 
 use e2e::harness::{Carried, check};
-use e2e::{clients, faults, languages, links, names, programs, stores, streams, web};
+use e2e::{clients, faults, handover, languages, links, names, programs, stores, streams, web};
 
 macro_rules! tests {
     ($( $module:ident::$name:ident: $carried:ident, )+) => {
@@ -96,6 +97,9 @@ tests! {
     languages::node_http: Segments,
     languages::node_cluster: Any,
     languages::node_cluster_by_turns: Any,
+    handover::passed_in_the_middle: Any,
+    handover::passed_in_a_burst: Any,
+    handover::executed: Any,
     languages::java_nio: Segments,
     languages::tokio_echo: Segments,
     languages::gunicorn: Segments,

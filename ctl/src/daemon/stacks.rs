@@ -41,9 +41,11 @@ const PATIENCE: Duration = Duration::from_millis(10);
 /// Endpoints whose connections are led another way under one lock.
 const REROUTED: u32 = 1024;
 /// After it has waited in vain, it only looks for this long, so that the requests of a stuck
-/// stack's
-/// programs cost nobody else's time.
+/// stack's programs cost nobody else's time.
 const RESENTMENT: Duration = Duration::from_millis(200);
+/// How long the lock is waited for when a program cannot go on without it: some turns of a busy
+/// processor.
+const PROGRAM_PATIENCE: Duration = Duration::from_millis(50);
 /// Chunk sizes: the usual one, and the one for larger MTUs.
 const CHUNK_SIZES: [u32; 2] = [2048, 4096];
 /// An MTU above this needs the larger chunks.
@@ -268,6 +270,15 @@ impl StackEntry {
         };
         self.busy_until.set(None);
         Ok(locked)
+    }
+
+    /// The same for a program that waits for it and may hold up others a little.
+    ///
+    /// # Errors
+    /// [`Busy`] when its owner lives and keeps it for long.
+    pub(super) fn lock_for_program(&self) -> Result<Locked<'_>, Busy> {
+        let taken = self.attachment.lock_within(PROGRAM_PATIENCE, self.owners());
+        taken.map_err(|_| Busy)
     }
 
     /// Whether the thread ids of its lock's owners are the daemon's too.

@@ -48,8 +48,8 @@ impl Server {
         let stack = self.stacks.get(uid).ok_or(Refusal::Malformed)?;
         // What waits to be sent leaves first: the peer throws late segments with old timestamps
         // away.
-        stack.pump()?;
-        let mut locked = stack.lock()?;
+        stack.lock_for_program()?.pump(clock::now());
+        let mut locked = stack.lock_for_program()?;
         let now = clock::now();
         let record = locked.stack().tcp_record(endpoint, now)?;
         // What an image says is not believed: the address is one whose flows were granted.

@@ -15,6 +15,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bypass_proto::control::{Refusal, Request, RequestKind};
+use bypass_proto::options::Log;
 use bypass_proto::reason::FallThrough;
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::control::ControlError;
@@ -28,7 +29,7 @@ use crate::decide::TCP;
 use crate::fdtable::{self, Entry};
 use crate::wait::call::Call;
 use crate::wait::{self, Woken, epoll_set};
-use crate::{context, report, shadow, sharing, symbols};
+use crate::{context, log, report, shadow, sharing, symbols};
 
 /// Times that the daemon is asked again when the stack was busy.
 const TRIES: u32 = 20;
@@ -61,7 +62,10 @@ pub fn hand_over(fd: c_int, endpoint: EndpointId, why: FallThrough) -> bool {
             Ok(_) => break,
             Err(error) if is_busy(error) => std::thread::yield_now(),
             // Another thread or process was faster, or it stays.
-            Err(_) => break,
+            Err(error) => {
+                log::at(Log::Info, format_args!("fd {fd} stays: {error:?}"));
+                break;
+            }
         }
     }
     let gone = with_stack(|_, locked, _| !locked.stack().is_live(endpoint)) == Some(true);
