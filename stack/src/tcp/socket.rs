@@ -492,7 +492,10 @@ impl Stack<'_> {
     pub fn tcp_consume(&mut self, id: EndpointId, bytes: usize, now: Instant) -> Result<(), Stale> {
         let mut connection = self.tcp(id)?;
         connection.consume(bytes, now);
-        self.settle(id.index, now);
+        // No timer and no state hangs on what was read, only an ACK may be due.
+        if connection.tcb.has(flag::ACK_NOW) {
+            self.push_flush(id.index);
+        }
         Ok(())
     }
 

@@ -260,7 +260,6 @@ pub(crate) struct Tcb {
     pub(crate) ooo_bytes: u32,
     pub(crate) ooo_head: u32,
     pub(crate) ooo_count: u32,
-    pub(crate) ooo_tail: u32,
     /// The urgent byte, and above it its state.
     pub(crate) urgent: u32,
     /// Chunks that the receive side holds.
@@ -301,7 +300,6 @@ pub(crate) struct Tcb {
     pub(crate) dup_acks: u8,
     pub(crate) syn_retries: u8,
     pub(crate) challenge_acks: u8,
-    pub(crate) challenge_s: u32,
 
     // Round-trip time, microseconds.
     /// Smoothed, times 8.
@@ -319,7 +317,8 @@ pub(crate) struct Tcb {
     pub(crate) answered_ms: u32,
     pub(crate) min_rtt_at_us: u64,
 
-    // Loss recovery.
+    // What every ACK moves of loss recovery and the delivery rate
+    // (draft-cheng-iccrg-delivery-rate-estimation).
     pub(crate) rack_sent_us: u32,
     pub(crate) rack_end_seq: u32,
     pub(crate) rack_rtt_us: u32,
@@ -327,39 +326,16 @@ pub(crate) struct Tcb {
     pub(crate) rack_persist: u8,
     pub(crate) reordering: u16,
     pub(crate) high_seq: u32,
-    pub(crate) tlp_high_seq: u32,
-    pub(crate) undo_marker: u32,
-    pub(crate) undo_retrans: u32,
     /// Timestamp of the first retransmission of an episode, milliseconds of our clock.
     pub(crate) retrans_stamp: u32,
-    pub(crate) prr_delivered: u32,
-    pub(crate) prr_out: u32,
-    pub(crate) prior_cwnd: u32,
-    pub(crate) highest_sacked: u32,
-    pub(crate) dsack: Range,
-    /// Runs of out-of-order data to tell, the newest first.
-    pub(crate) sacks: [Range; 4],
-    pub(crate) sack_count: u32,
-
-    // Delivery rate (draft-cheng-iccrg-delivery-rate-estimation).
     pub(crate) delivered: u32,
-    pub(crate) delivered_ce: u32,
     pub(crate) app_limited: u32,
     pub(crate) rate_delivered: u32,
     pub(crate) rate_interval_us: u32,
     pub(crate) round_delivered: u32,
+    pub(crate) ts_offset: u32,
     pub(crate) delivered_us: u64,
     pub(crate) first_sent_us: u64,
-
-    pub(crate) iss: u32,
-    pub(crate) irs: u32,
-    pub(crate) ts_offset: u32,
-    pub(crate) error: i32,
-    pub(crate) in_edge: u32,
-    pub(crate) out_edge: u32,
-    /// The peer's urgent byte, while [`Tcb::urgent`] is not 0.
-    pub(crate) rcv_up: u32,
-    pub(crate) cwnd_used: u32,
 
     // Time.
     pub(crate) retransmit_at: u64,
@@ -378,6 +354,51 @@ pub(crate) struct Tcb {
     pub(crate) stuck_since: u64,
     pub(crate) cwnd_stamp: u64,
     pub(crate) drs_time_us: u64,
+    /// Tick of the wheel under which it is filed; [`NEVER`] = not filed.
+    pub(crate) timer_tick: u64,
+
+    // What else a request and its response touch.
+    pub(crate) in_edge: u32,
+    pub(crate) out_edge: u32,
+    /// Next in the list of connections with something to flush; and whether it is there.
+    pub(crate) flush_next: u32,
+    pub(crate) on_flush: u32,
+    pub(crate) sack_count: u32,
+    pub(crate) error: i32,
+    /// What the sender is doing now: [`busy`].
+    pub(crate) busy: u32,
+    /// The furthest end of any window told: what lies before it may be on its way.
+    pub(crate) rcv_edge: u32,
+    pub(crate) bytes_acked: u64,
+    pub(crate) bytes_received: u64,
+    pub(crate) bytes_sent: u64,
+    pub(crate) segs_in: u32,
+    pub(crate) segs_out: u32,
+    pub(crate) data_segs_in: u32,
+    pub(crate) data_segs_out: u32,
+    pub(crate) hop: Hop,
+    pub(crate) congestion: Congestion,
+    pub(crate) options: TcpOptions,
+
+    // Rarely: loss, duplicates, urgent data, trouble.
+    pub(crate) ooo_tail: u32,
+    pub(crate) challenge_s: u32,
+    pub(crate) tlp_high_seq: u32,
+    pub(crate) undo_marker: u32,
+    pub(crate) undo_retrans: u32,
+    pub(crate) prr_delivered: u32,
+    pub(crate) prr_out: u32,
+    pub(crate) prior_cwnd: u32,
+    pub(crate) highest_sacked: u32,
+    pub(crate) dsack: Range,
+    /// Runs of out-of-order data to tell, the newest first.
+    pub(crate) sacks: [Range; 4],
+    pub(crate) delivered_ce: u32,
+    pub(crate) iss: u32,
+    pub(crate) irs: u32,
+    /// The peer's urgent byte, while [`Tcb::urgent`] is not 0.
+    pub(crate) rcv_up: u32,
+    pub(crate) cwnd_used: u32,
     pub(crate) drs_seq: u32,
     pub(crate) drs_space: u32,
     pub(crate) timer_next: u32,
@@ -385,11 +406,6 @@ pub(crate) struct Tcb {
     pub(crate) syn_sent_us: u32,
     /// `delivered` when RACK's window last grew.
     pub(crate) rack_delivered: u32,
-    /// Tick of the wheel under which it is filed; [`NEVER`] = not filed.
-    pub(crate) timer_tick: u64,
-    /// Next in the list of connections with something to flush; and whether it is there.
-    pub(crate) flush_next: u32,
-    pub(crate) on_flush: u32,
 
     // Listener and its connections.
     pub(crate) listener: u32,
@@ -401,26 +417,11 @@ pub(crate) struct Tcb {
     pub(crate) backlog: u32,
     pub(crate) request_count: u32,
 
-    pub(crate) hop: Hop,
-    pub(crate) congestion: Congestion,
-    pub(crate) options: TcpOptions,
-
     // For TCP_INFO.
-    /// What the sender is doing now: [`busy`].
-    pub(crate) busy: u32,
-    /// The furthest end of any window told: what lies before it may be on its way.
-    pub(crate) rcv_edge: u32,
     /// Since when, microseconds, and how long in all before that, by kind.
     pub(crate) busy_since_us: u64,
     pub(crate) busy_us: [u64; 3],
-    pub(crate) bytes_acked: u64,
-    pub(crate) bytes_received: u64,
-    pub(crate) bytes_sent: u64,
     pub(crate) bytes_retrans: u64,
-    pub(crate) segs_in: u32,
-    pub(crate) segs_out: u32,
-    pub(crate) data_segs_in: u32,
-    pub(crate) data_segs_out: u32,
     pub(crate) total_retrans: u32,
     pub(crate) dsack_dups: u32,
     pub(crate) reord_seen: u32,
