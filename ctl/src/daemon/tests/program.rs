@@ -14,8 +14,8 @@ use bypass_runtime::image::Image;
 use bypass_runtime::packets::Packets;
 use bypass_runtime::wake::Ringer;
 use bypass_stack::{
-    Counter, EndpointId, Family, IpAddress, NextHop, ProcessId, SocketAddress, TcpOpen, TcpOptions,
-    UdpOpen, UdpOptions,
+    Cargo, ConnectionRecord, Counter, EndpointId, Family, IpAddress, NextHop, ProcessId,
+    SocketAddress, TcpOpen, TcpOptions, UdpOpen, UdpOptions,
 };
 use rustix::io::{IoSlice, IoSliceMut};
 use rustix::net::{
@@ -226,6 +226,58 @@ impl Program {
         let (stack, packets) = locked.parts();
         let connected = stack.tcp_connect(packets, &open, remote, &via, now);
         connected.expect("connect");
+    }
+
+    /// A connection between these addresses, as it may stand in any image; nothing is sent.
+    pub(super) fn forge(&self, from: &str, to: &str) -> EndpointId {
+        let address = |text: &str| from_std(text.parse().expect("address"));
+        let (local, remote) = (address(from), address(to));
+        let mut record = ConnectionRecord::read_from_bytes(&[0; size_of::<ConnectionRecord>()])
+            .expect("plain data");
+        (record.local_ip, record.local_port) = (local.ip, local.port);
+        (record.remote_ip, record.remote_port) = (remote.ip, remote.port);
+        (record.mss_clamp, record.advertised_mss) = (1460, 1460);
+        (record.snd_wnd, record.max_window, record.rcv_wnd) = (9000, 9000, 9000);
+        let open = TcpOpen {
+            family: Family::V4,
+            local,
+            process: self.process,
+            options: TcpOptions::new(),
+            shadow_cookie: 0,
+            ifindex: 0,
+        };
+        let via = NextHop {
+            queue_pair: 0,
+            neighbour_state: bypass_stack::cplane::neighbour_state::REACHABLE,
+            mtu: 1500,
+            ifindex: 0,
+            source: local.ip,
+            source_mac: [2, 0, 0, 0, 0, 1],
+            mac: [2, 0, 0, 0, 0, 2],
+            generation: 1,
+        };
+        let now = bypass_runtime::clock::now();
+        let mut locked = self.attachment.lock().expect("lock");
+        let (stack, packets) = locked.parts();
+        let cargo = Cargo::default();
+        let came = stack.tcp_import(packets, &open, (&record, cargo), &via, now);
+        came.expect("room")
+    }
+
+    /// Asks that a connection becomes this socket.
+    pub(super) fn hand_over(
+        &mut self,
+        socket: impl AsFd,
+        endpoint: EndpointId,
+    ) -> Result<u32, ControlError> {
+        let request = Request {
+            protocol: 6,
+            endpoint_index: endpoint.index,
+            endpoint_generation: endpoint.generation,
+            ..Request::new(RequestKind::HandOver)
+        };
+        let answer = self.control.ask(request, Some(socket.as_fd()))?;
+        Ok(answer.reply.count)
     }
 
     /// Segments that the stack has sent again, without running it.

@@ -197,3 +197,43 @@ fn connections_outlive_a_daemon() {
         until("all is swept", || roles().is_empty());
     });
 }
+
+#[test]
+fn only_granted_addresses_become_the_kernels_connections() {
+    let bed = Bed::with_daemon();
+    bed.inside(|| {
+        let mut program = Program::join().expect("join");
+        let endpoint = program.open(&UdpSocket::bind(SERVER).expect("bind"));
+        let listener = TcpListener::bind(SERVER).expect("bind");
+        program
+            .grant(&listener, SERVER, endpoint, 1)
+            .expect("filter");
+        let fresh = || socket(AddressFamily::INET, SocketType::STREAM, None).expect("socket");
+        let refusal = |answer| match answer {
+            Err(ControlError::Refused { refusal, .. }) => Some(refusal),
+            _ => None,
+        };
+        // Another port than the granted one, whatever the image says.
+        let foreign = program.forge("198.18.9.1:22", CLIENT);
+        let answer = program.hand_over(fresh(), foreign);
+        assert_eq!(refusal(answer), Some(Refusal::NotOwner));
+        // Nobody is there who could say that he knows nothing of it.
+        let nobody = "198.18.9.77:5001";
+        let own = program.forge(SERVER, nobody);
+        // Sockets that are no closed TCP socket.
+        let datagrams = UdpSocket::bind("198.18.9.1:0").expect("bind");
+        let answer = program.hand_over(&datagrams, own);
+        assert_eq!(refusal(answer), Some(Refusal::Malformed));
+        let answer = program.hand_over(&listener, own);
+        assert_eq!(refusal(answer), Some(Refusal::System));
+        let shadow = fresh();
+        assert_eq!(program.hand_over(&shadow, own), Ok(1));
+        let stream = TcpStream::from(shadow);
+        let name = |address: std::io::Result<SocketAddr>| address.expect("connected").to_string();
+        assert_eq!(name(stream.local_addr()), SERVER);
+        assert_eq!(name(stream.peer_addr()), nobody);
+        // The endpoint has gone with it.
+        let answer = program.hand_over(fresh(), own);
+        assert_eq!(refusal(answer), Some(Refusal::System));
+    });
+}
