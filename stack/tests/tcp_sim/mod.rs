@@ -262,6 +262,9 @@ impl World {
         for bytes in self.hosts[host].transmit(now, &mut self.random) {
             self.trace.add(&bytes);
             self.say("leaves", &bytes, "");
+            if !self.is_for_a_host(&bytes) {
+                continue; // To a stranger, who does not exist.
+            }
             let incarnation = self.monitor.sent(&bytes, now);
             self.wire.send(
                 Flight {
@@ -273,6 +276,12 @@ impl World {
                 &mut self.random,
             );
         }
+    }
+
+    /// Whether a frame is for one of the hosts.
+    fn is_for_a_host(&self, frame: &[u8]) -> bool {
+        tcp::parse(frame, &[0; 6], false)
+            .is_ok_and(|segment| self.hosts.iter().any(|host| host.ip == segment.destination))
     }
 
     /// Programs take the connections that wait.

@@ -2,6 +2,7 @@
 //! die.
 
 use super::super::common::*;
+use super::host::{PORT, address};
 use super::program::State;
 use super::wire::Flight;
 use super::{SECOND, World};
@@ -16,6 +17,8 @@ pub enum Trouble {
     Mend(usize),
     /// Somebody who knows the addresses, but no numbers, sends a segment.
     Forge,
+    /// Somebody sends a host's listener SYNs from addresses where nobody answers.
+    Flood(usize),
     /// A host's second process dies.
     Kill(usize),
     /// A host's lock owner dies inside an update.
@@ -70,6 +73,7 @@ impl World {
             Trouble::Cut(host) => self.wire.cut[host] = true,
             Trouble::Mend(host) => self.wire.cut[host] = false,
             Trouble::Forge => self.forge(),
+            Trouble::Flood(host) => self.flood(host),
             Trouble::Kill(host) => {
                 self.hosts[host].kill();
                 self.each_side_of(host, |side| {
@@ -106,6 +110,42 @@ impl World {
                     each(&mut pair.sides[side]);
                 }
             }
+        }
+    }
+
+    /// A burst of SYNs from strangers.
+    fn flood(&mut self, to: usize) {
+        for _ in 0..50 {
+            let random = &mut self.random;
+            let stranger = address(2 + random.below(250) as usize, self.plan.ipv6);
+            let headers = tcp::Headers {
+                source_mac: PEER_MAC,
+                destination_mac: [2, 0, 0, 0, 1, to as u8],
+                source: stranger,
+                destination: address(to, self.plan.ipv6),
+                source_port: 1024 + random.below(60_000) as u16,
+                destination_port: PORT,
+                seq: random.next() as u32,
+                ack: 0,
+                flags: flags::SYN,
+                window: 65535,
+                urgent: 0,
+                tos: 0,
+                ttl: 64,
+                ipv4_id: 0,
+                options: tcp::Options {
+                    mss: Some(1400),
+                    ..tcp::Options::default()
+                },
+            };
+            let mut bytes = vec![0; tcp::headers_len(stranger.is_v4(), &headers.options)];
+            tcp::emit(&mut bytes, &headers);
+            self.wire.forge(Flight {
+                due: self.now + random.below(1_000_000),
+                to,
+                bytes,
+                incarnation: u32::MAX,
+            });
         }
     }
 
