@@ -134,6 +134,27 @@ CASE(tcp_close_under_epoll, ACCELERATED)
     line("  member %u", found.data.u32);
 }
 
+/* A child that becomes another program leaves the listener as it is. */
+CASE(tcp_exec_beside_listener, ACCELERATED)
+{
+    for (int i = 0; i < 2; i++) {
+        int local = listener(host4, 6250 + i, 5);
+        fcntl(local, F_SETFD, i ? 0 : FD_CLOEXEC);
+        pid_t child = fork();
+        if (child == 0) {
+            execl("/bin/true", "true", NULL);
+            _exit(1);
+        }
+        reap(child);
+        peer("dial %s %d p100 s3 w", host4, 6250 + i);
+        int fd = accept(local, NULL, NULL);
+        done("accept", fd);
+        receive(fd, 0);
+        close(fd);
+        close(local);
+    }
+}
+
 /* A shutdown ends every wait. */
 CASE(tcp_shutdown_under, ACCELERATED)
 {

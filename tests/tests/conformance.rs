@@ -216,6 +216,7 @@ cases! {
     tcp_close_under_accept: Accelerated,
     tcp_close_under_send: Accelerated,
     tcp_close_under_epoll: Accelerated,
+    tcp_exec_beside_listener: Accelerated,
     tcp_shutdown_under: Accelerated,
     python_sockets: Mixed,
     python_asyncio: Accelerated,
