@@ -25,7 +25,7 @@ use bypass_stack::Instant;
 /// Longest pause between two calls of a burst.
 const PAUSE_NS: u64 = 50_000;
 /// Bursts that a thread does without after one with a pause.
-const PENANCE: u32 = 1000;
+const PENANCE: u32 = 16;
 
 thread_local! {
     /// When this thread's burst had its last call, nanoseconds; 0 = it is in none.
@@ -68,6 +68,13 @@ pub fn goes_on(now: Instant) -> bool {
         }
     }
     close
+}
+
+/// A call of a burst is over: the doorbell that it may have rung is no pause of the program's.
+pub fn called() {
+    if LAST.get() != 0 {
+        LAST.set(clock::now().0);
+    }
 }
 
 /// How often this thread has lost its processor to another.

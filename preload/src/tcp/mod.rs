@@ -65,7 +65,10 @@ fn in_burst<T>(
     if burst::goes_on(now) {
         locked.hold_back(now, between);
     }
-    Some(change(joined, &mut locked, now))
+    let result = change(joined, &mut locked, now);
+    drop(locked);
+    burst::called();
+    Some(result)
 }
 
 /// The options of an endpoint, as they are now.
