@@ -67,6 +67,7 @@ tests! {
     streams::redis_large_values: Segments,
     streams::redis_own_address: Segments,
     streams::neighbour_moves: Segments,
+    streams::last_words: Segments,
     streams::nginx_files: Segments,
     streams::nginx_keepalive: Segments,
     streams::nginx_close: Segments,

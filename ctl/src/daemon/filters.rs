@@ -196,6 +196,11 @@ impl Filter {
     pub(super) fn is_closing(&self) -> bool {
         self.endpoint == EndpointId::NONE
     }
+
+    /// Whether it is for one TCP connection, which goes on after its program.
+    pub(super) fn is_of_connection(&self) -> bool {
+        self.wish.protocol == TCP && !self.wish.listens
+    }
 }
 
 /// What a map entry of an interface has to do after a change of its references.

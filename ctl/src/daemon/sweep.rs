@@ -101,8 +101,15 @@ impl Server {
             }
         };
         for (id, _) in orphaned {
-            self.counters.add(Counter::FiltersSwept);
-            self.retire_filter(id);
+            // A connection's goes when it has ended: its bytes may still be on their way.
+            if !self
+                .filters
+                .get(id)
+                .is_some_and(|filter| filter.is_of_connection())
+            {
+                self.counters.add(Counter::FiltersSwept);
+                self.retire_filter(id);
+            }
         }
         let given = match self
             .stacks
@@ -118,7 +125,10 @@ impl Server {
             }
             _ => false,
         };
-        if !given {
+        if given {
+            // Connections that had nothing more to say have ended at once.
+            self.sweep_filters(uid);
+        } else {
             self.counters.add(Counter::StackLocksBusy);
             self.chores.remove_slot(uid, slot);
         }
@@ -183,12 +193,23 @@ impl Server {
         }
     }
 
-    /// Ends a stack that no process takes part in.
+    /// Ends a stack that no process takes part in, when its connections have ended.
     pub(super) fn drop_stack_without_process(&mut self, uid: u32) {
         let is_unborn =
             |(user, _, since): &(u32, ProcessId, Instant)| *user == uid && since.elapsed() <= BIRTH;
         if self.watch.count(uid) != 0 || self.chores.unborn.iter().any(is_unborn) {
+            if let Some(stack) = self.stacks.get_mut(uid) {
+                stack.deserted = None;
+            }
             return;
+        }
+        if self.filters.has_tcp(uid)
+            && let Some(stack) = self.stacks.get_mut(uid)
+        {
+            let since = *stack.deserted.get_or_insert_with(Instant::now);
+            if stack.is_parting(since.elapsed()) {
+                return;
+            }
         }
         for id in self.filters.ids(|filter| filter.uid == uid) {
             self.counters.add(Counter::FiltersSwept);

@@ -125,6 +125,15 @@ pub struct Ended {
     pub filter: u32,
 }
 
+/// Connections whose programs have closed them, or have ended ([`Stack::tcp_orphans`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Orphans {
+    /// With bytes, or an end of the stream, that the peer has not acknowledged.
+    pub sending: usize,
+    /// All is acknowledged, and the peer has not ended its direction.
+    pub waiting: usize,
+}
+
 impl Stack<'_> {
     /// The host's settings, for the owner of the image to fill in.
     pub fn tcp_defaults_mut(&mut self) -> &mut super::TcpDefaults {
@@ -645,6 +654,23 @@ impl Stack<'_> {
             connection.finish(0);
         }
         self.settle(index, now);
+    }
+
+    /// The connections that go on although no program holds them.
+    #[must_use]
+    pub fn tcp_orphans(&self) -> Orphans {
+        let mut orphans = Orphans::default();
+        for (endpoint, tcb) in self.endpoints.iter().zip(self.tcbs.iter()) {
+            if endpoint.kind != kind::TCP || !tcb.has(flag::ORPHAN) {
+                continue;
+            }
+            match tcb.state() {
+                TcpState::FinWait2 => orphans.waiting = orphans.waiting.saturating_add(1),
+                TcpState::Closed | TcpState::Listen | TcpState::TimeWait => {}
+                _ => orphans.sending = orphans.sending.saturating_add(1),
+            }
+        }
+        orphans
     }
 
     /// What the endpoint looks like.

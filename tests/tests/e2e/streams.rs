@@ -123,6 +123,42 @@ pub(crate) fn redis_large_values(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// A program ends with bytes on their way to a peer that reads late: the peer gets them all.
+pub(crate) fn last_words(scene: &Scene) -> Result<()> {
+    let sink = "import socket, time\n\
+         s = socket.create_server(('', 5050))\n\
+         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)\n\
+         print('listens', flush=True)\n\
+         for i in range(2):\n\
+         \x20   c, _ = s.accept()\n\
+         \x20   time.sleep(0.5)\n\
+         \x20   got = b''.join(iter(lambda: c.recv(65536), b''))\n\
+         \x20   print(len(got), got == bytes(range(256)) * 4096, flush=True)\n";
+    let mut peer = scene.bed.program(Side::Client, "python3");
+    let peer = peer.args(["-c", sink]).spawn()?;
+    wait_until("the peer listens", Duration::from_secs(10), || {
+        peer.stdout().contains("listens")
+    })?;
+    for end in ["os._exit(0)", "os.kill(os.getpid(), 9)"] {
+        let talker = format!(
+            "import socket, os\n\
+             s = socket.socket()\n\
+             s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)\n\
+             s.connect(('{}', 5050))\n\
+             s.sendall(bytes(range(256)) * 4096)\n\
+             {end}\n",
+            scene.peer()
+        );
+        let mut program = subject(scene, Side::Server, "/usr/bin/python3");
+        program.args(["-c", &talker]).run()?;
+    }
+    let heard = peer.wait(Duration::from_secs(20))?.check()?.stdout;
+    if heard.matches("1048576 True").count() != 2 {
+        return Err(format!("not the whole megabyte twice: {heard}").into());
+    }
+    Ok(())
+}
+
 /// The peer gets another MAC address under an open connection, as a router does that takes over.
 pub(crate) fn neighbour_moves(scene: &Scene) -> Result<()> {
     let server = start_redis(scene, "0")?;
