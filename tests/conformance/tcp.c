@@ -112,6 +112,34 @@ CASE(tcp_bound_client, ACCELERATED)
     connect_to(fd, peer4, T_ECHO);
 }
 
+/* Nobody gets the port of a connection that was closed a moment ago to the same peer. */
+CASE(tcp_ports_in_time_wait, ACCELERATED)
+{
+    FILE *range = fopen("/proc/sys/net/ipv4/ip_local_port_range", "r+");
+    int low = 0, high = 0;
+    if (!range || fscanf(range, "%d %d", &low, &high) != 2)
+        line("no range");
+    rewind(range);
+    fprintf(range, "42000 42007\n");
+    fflush(range);
+    for (int i = 0; i < 10; i++) {
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        connect_to(fd, peer4, T_ECHO);
+        close(fd);
+    }
+    rewind(range);
+    fprintf(range, "%d %d\n", low, high);
+    fclose(range);
+    for (int i = 0; i < 2; i++) {
+        int fd = socket(AF_INET, SOCK_STREAM, 0), on = 1;
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+        struct to local = at(host4, 6218);
+        value("bind", bind(fd, (struct sockaddr *)&local.at, local.length));
+        connect_to(fd, peer4, T_ECHO);
+        close(fd);
+    }
+}
+
 CASE(tcp_bulk_in, ACCELERATED)
 {
     int fd = listener(host4, 6204, 5);

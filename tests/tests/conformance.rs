@@ -149,6 +149,7 @@ cases! {
     tcp_ipv6: Accelerated,
     tcp_v4mapped: Accelerated,
     tcp_bound_client: Accelerated,
+    tcp_ports_in_time_wait: Accelerated,
     tcp_bulk_in: Accelerated,
     tcp_bulk_out: Accelerated,
     tcp_refused: Accelerated,

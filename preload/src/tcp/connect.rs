@@ -39,7 +39,8 @@ pub fn begin(fd: c_int, to: Given) -> Option<Answer> {
             Some(Err(Errno::INPROGRESS))
         }
         Ok((endpoint, false)) => Some(wait_for(fd, endpoint)),
-        Err(reason) => {
+        Err(Failure::Error(errno)) => Some(Err(errno)),
+        Err(Failure::Kernel(reason)) => {
             // The socket is the kernel's from here on, whatever its connect answers.
             fdtable::set(fd, Entry::Other);
             report::refused(fd, reason);
@@ -48,8 +49,22 @@ pub fn begin(fd: c_int, to: Given) -> Option<Answer> {
     }
 }
 
+/// Why a connect does not begin.
+enum Failure {
+    /// The socket is the kernel's.
+    Kernel(FallThrough),
+    /// What the call answers; the socket may be connected again.
+    Error(Errno),
+}
+
+impl From<FallThrough> for Failure {
+    fn from(reason: FallThrough) -> Self {
+        Self::Kernel(reason)
+    }
+}
+
 /// Everything up to the SYN. Says whether the socket does not block.
-fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), FallThrough> {
+fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Failure> {
     let family = shadow::family(fd).ok_or(FallThrough::NotInet)?;
     let fits = match family {
         Family::V4 => remote.ip.is_v4(),
@@ -57,7 +72,7 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fal
         Family::Dual => true,
     };
     if !fits || remote.port == 0 || remote.ip.is_unspecified() {
-        return Err(FallThrough::NextHop);
+        return Err(FallThrough::NextHop.into());
     }
     let bound = shadow::local(fd).ok_or(FallThrough::Undecided)?;
     let asked = decide::ask_policy(fd, Protocol::Tcp, Role::Connect, bound, Some(remote));
@@ -74,7 +89,7 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fal
         Some((bound, Some(remote))),
     );
     if let Some(reason) = reason {
-        return Err(reason);
+        return Err(reason.into());
     }
     let joined = context::join()?;
     defaults::follow();
@@ -88,7 +103,7 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fal
         Some(next_hop) => next_hop.source,
         None => kernels_source(remote).ok_or(FallThrough::NextHop)?,
     };
-    let local = take_port(fd, family, bound, source)?;
+    let local = take_port(fd, family, bound, source, remote)?;
     // A socket that is bound to an IPv6 address is IPV6_V6ONLY from then on.
     let family = shadow::family(fd).unwrap_or(family);
     let open = TcpOpen {
@@ -109,7 +124,7 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fal
         Ok(filter) => filter,
         Err(reason) => {
             drop_endpoint(endpoint);
-            return Err(reason);
+            return Err(reason.into());
         }
     };
     joined.refresh();
@@ -120,7 +135,7 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fal
     );
     let Ok(Some(next_hop)) = looked else {
         drop_endpoint(endpoint);
-        return Err(FallThrough::NextHop);
+        return Err(FallThrough::NextHop.into());
     };
     let sent = with_stack(|_, locked, now| {
         locked.stack().set_filter(endpoint, filter);
@@ -131,12 +146,14 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fal
         let (stack, packets) = locked.parts();
         stack.tcp_start(packets, endpoint, remote, &next_hop, now)
     });
-    match sent {
-        Some(Ok(())) => {}
-        _ => {
-            drop_endpoint(endpoint);
-            return Err(FallThrough::Limit);
-        }
+    let failure = match sent {
+        Some(Ok(())) => None,
+        Some(Err(OpenError::InUse)) => Some(Failure::Error(Errno::ADDRNOTAVAIL)),
+        _ => Some(FallThrough::Limit.into()),
+    };
+    if let Some(failure) = failure {
+        drop_endpoint(endpoint);
+        return Err(failure);
     }
     fdtable::set(fd, Entry::Tcp(endpoint));
     report::addresses(fd, local, Some(remote));
@@ -218,7 +235,8 @@ fn take_port(
     family: Family,
     bound: SocketAddress,
     source: IpAddress,
-) -> Result<SocketAddress, FallThrough> {
+    remote: SocketAddress,
+) -> Result<SocketAddress, Failure> {
     if bound.port != 0 {
         return Ok(SocketAddress::new(source, bound.port));
     }
@@ -227,20 +245,61 @@ fn take_port(
     if late {
         set_late_port(fd, 0);
     }
+    let taken = choose_port(fd, family, source, remote);
+    if late {
+        set_late_port(fd, 1);
+    }
+    taken
+}
+
+/// The port that the kernel chooses, unless a connection that the stack still closes has it: its
+/// shadow is gone, so the kernel does not know. Then the next one that both have free.
+fn choose_port(
+    fd: c_int,
+    family: Family,
+    source: IpAddress,
+    remote: SocketAddress,
+) -> Result<SocketAddress, Failure> {
+    let is_free = |local| {
+        let asked = with_stack(|_, locked, _| locked.stack().tcp_is_free(local, remote));
+        asked == Some(true)
+    };
+    let any = SocketAddress::new(source, 0);
+    let local = bind_shadow(fd, family, any).ok_or(FallThrough::System)?;
+    if is_free(local) {
+        return Ok(local);
+    }
+    give_port_back(fd);
+    let ports = defaults::local_ports();
+    let from = local.port.clamp(*ports.start(), *ports.end());
+    (from..=*ports.end())
+        .chain(*ports.start()..from)
+        .map(|port| SocketAddress::new(source, port))
+        .filter(|local| is_free(*local))
+        .find_map(|local| bind_shadow(fd, family, local))
+        .ok_or(Failure::Error(Errno::ADDRNOTAVAIL))
+}
+
+/// Binds the shadow; the address that it then has.
+fn bind_shadow(fd: c_int, family: Family, local: SocketAddress) -> Option<SocketAddress> {
     // SAFETY: plain integers; all zero is a value.
     let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
-    let len = address::fill(SocketAddress::new(source, 0), family, &mut storage);
+    let len = address::fill(local, family, &mut storage);
     // SAFETY: `storage` is readable for `len` bytes.
     let result = unsafe {
         symbols::bind::original()(fd, (&raw const storage).cast(), len as libc::socklen_t)
     };
-    if late {
-        set_late_port(fd, 1);
-    }
-    let local = shadow::local(fd).filter(|local| local.port != 0);
-    match (result, local) {
-        (0, Some(local)) => Ok(SocketAddress::new(source, local.port)),
-        _ => Err(FallThrough::System),
+    let bound = shadow::local(fd).filter(|bound| result == 0 && bound.port != 0)?;
+    Some(SocketAddress::new(local.ip, bound.port))
+}
+
+/// Unbinds the shadow from the port that the kernel chose: a listener that ends lets go of it
+/// (net/ipv4/tcp.c:tcp_disconnect), a socket that is only bound does not.
+fn give_port_back(fd: c_int) {
+    // SAFETY: plain integers; the program does not know the port yet.
+    unsafe {
+        symbols::listen::original()(fd, 0);
+        symbols::shutdown::original()(fd, libc::SHUT_RD);
     }
 }
 

@@ -4,6 +4,7 @@
 //! `/proc/sys/net` shows the network namespace of whoever reads it: the program's, which is also
 //! the one its stack serves. Where a setting cannot be read, the stack keeps what it has.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use bypass_runtime::clock;
@@ -125,6 +126,15 @@ pub fn notsent_lowat() -> u32 {
 /// `net.core.somaxconn`: what the kernel cuts a backlog to.
 pub fn most_backlog() -> u32 {
     numbers("/proc/sys/net/core/somaxconn").map_or(4096, |[most, ..]| most)
+}
+
+/// `net.ipv4.ip_local_port_range`: the ports that the kernel chooses from.
+pub fn local_ports() -> RangeInclusive<u16> {
+    let range = numbers(setting!("ip_local_port_range"));
+    let port = |value| u16::try_from(value).ok().filter(|port| *port != 0);
+    range
+        .and_then(|[low, high, _]| Some(port(low)?..=port(high)?))
+        .unwrap_or(32768..=60999)
 }
 
 /// The content of a setting.

@@ -231,6 +231,12 @@ impl Stack<'_> {
         Ok(id)
     }
 
+    /// Whether no connection has this 4-tuple, not even one in TIME_WAIT.
+    #[must_use]
+    pub fn tcp_is_free(&self, local: SocketAddress, remote: SocketAddress) -> bool {
+        self.find_connection(&local, &remote).is_none() && self.find_mini(&local, &remote).is_none()
+    }
+
     /// Connects a closed endpoint from its local address: its SYN is on the transmit list.
     ///
     /// # Errors
@@ -250,9 +256,7 @@ impl Stack<'_> {
         }
         let local =
             SocketAddress::new(connection.endpoint.local_ip, connection.endpoint.local_port);
-        if self.find_connection(&local, &remote).is_some()
-            || self.find_mini(&local, &remote).is_some()
-        {
+        if !self.tcp_is_free(local, remote) {
             return Err(OpenError::InUse);
         }
         let key = self.secret_key();
