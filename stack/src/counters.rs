@@ -102,6 +102,7 @@ table! {
         TcpWindowsTakenBack "tcp-windows-taken-back" "Times the window was closed, against its promise, because the packet memory was full.",
         TcpStarvedOpened "tcp-starved-opened" "Windows opened because others have given packet memory back.",
         TcpHandedOver "tcp-handed-over" "Connections that have moved to the kernel.",
+        TcpProbesUnsent "tcp-probes-unsent" "Probes of a window or of the peer's life that found no packet memory, to be tried again.",
     }
 }
 

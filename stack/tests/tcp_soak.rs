@@ -56,6 +56,14 @@ fn world(seed: u64, pairs: u64) -> World {
     world
 }
 
+/// A hundred connections in 96 chunks: keepalive probes that found no memory were counted as
+/// unanswered, and a connection that was made was not told to its program for want of memory, so
+/// that nobody read and all stood still.
+#[test]
+fn a_crowded_world_goes_on() {
+    world(13, 100).run();
+}
+
 #[test]
 fn nothing_leaks_when_everything_is_short() {
     let seconds = number("BYPASS_SOAK_SECONDS").unwrap_or(1);

@@ -569,7 +569,9 @@ impl Connection<'_> {
             (false, false) => flags::SYN,
         };
         let window = initial_window(self.receive_capacity(), self.tcb.advertised_mss);
-        self.tcb.rcv_wnd = window;
+        // An ACK of a repeated SYN may have told a larger one.
+        let told = if answer { self.tcb.rcv_wnd } else { 0 };
+        self.tcb.rcv_wnd = window.max(told);
         self.tcb.syn_sent_us = micros(now) as u32;
         let iss = self.tcb.iss;
         self.send_bare(memory, iss, bits, options);

@@ -240,11 +240,15 @@ impl Connection<'_> {
     }
 
     /// Sends a segment that the peer must answer with its state: one byte before the unacknowledged
-    /// data (keepalive and window probes, RFC 9293 section 3.8.4).
-    pub(crate) fn send_probe(&mut self, memory: &mut impl Memory, now: Instant) {
+    /// data (keepalive and window probes, RFC 9293 section 3.8.4). `false`: there was no memory.
+    pub(crate) fn send_probe(&mut self, memory: &mut impl Memory, now: Instant) -> bool {
         let options = self.options_now(now, false);
         let seq = self.tcb.snd_una.wrapping_sub(1);
-        self.send_bare(memory, seq, flags::ACK, options);
+        let sent = self.send_bare(memory, seq, flags::ACK, options);
+        if !sent {
+            self.pool.count(Counter::TcpProbesUnsent);
+        }
+        sent
     }
 
     /// Resets the connection at the peer.

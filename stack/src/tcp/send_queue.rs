@@ -247,6 +247,9 @@ impl super::tcb::Tcb {
     pub(crate) fn is_writable(&self, space: u32) -> bool {
         let used = distance(self.snd_una, self.write_seq);
         let unsent = self.unsent_bytes().saturating_mul(2);
-        space >= (used / 2).max(1) && unsent < self.options.notsent_lowat
+        // That a connection is made is told as room to write: not even full memory may hide it,
+        // before a write has met it.
+        let is_new = self.write_seq == self.iss.wrapping_add(1) && !self.has(flag::NO_SPACE);
+        (space >= (used / 2).max(1) || is_new) && unsent < self.options.notsent_lowat
     }
 }

@@ -10,6 +10,9 @@ use crate::image::NONE;
 use crate::stack::Stack;
 use crate::types::{Instant, Memory};
 
+/// When a probe that found no memory is tried again (Linux: TCP_RESOURCE_PROBE_INTERVAL).
+const RESOURCE_NS: u64 = 500_000_000;
+
 impl Stack<'_> {
     /// A connection's entry of the wheel has come round.
     pub(crate) fn serve_connection(&mut self, memory: &mut impl Memory, index: u32, now: Instant) {
@@ -175,11 +178,15 @@ impl Connection<'_> {
             self.finish(errno::ETIMEDOUT);
             return;
         }
-        self.send_probe(memory, now);
-        self.pool.count(Counter::TcpWindowProbes);
-        self.tcb.probes_out = self.tcb.probes_out.saturating_add(1);
-        self.tcb.backoff = self.tcb.backoff.saturating_add(1).min(20);
-        let wait = u64::from(self.tcb.backed_off_rto()).saturating_mul(1000);
+        let mut wait = RESOURCE_NS;
+        // The peer owes no answer to what has not left. Nobody waits for an orphan, which holds
+        // memory: its end does not wait either.
+        if self.send_probe(memory, now) || self.tcb.has(flag::ORPHAN) {
+            self.pool.count(Counter::TcpWindowProbes);
+            self.tcb.probes_out = self.tcb.probes_out.saturating_add(1);
+            self.tcb.backoff = self.tcb.backoff.saturating_add(1).min(20);
+            wait = u64::from(self.tcb.backed_off_rto()).saturating_mul(1000);
+        }
         self.tcb.pending = pending::PROBE;
         self.tcb.retransmit_at = now.0.saturating_add(wait);
     }
@@ -243,9 +250,12 @@ impl Connection<'_> {
             self.finish(errno::ETIMEDOUT);
             return;
         }
-        self.send_probe(memory, now);
-        self.pool.count(Counter::TcpKeepalives);
-        self.tcb.probes_out = self.tcb.probes_out.saturating_add(1);
-        self.tcb.keepalive_at = now.0.saturating_add(interval);
+        let mut wait = RESOURCE_NS;
+        if self.send_probe(memory, now) {
+            self.pool.count(Counter::TcpKeepalives);
+            self.tcb.probes_out = self.tcb.probes_out.saturating_add(1);
+            wait = interval;
+        }
+        self.tcb.keepalive_at = now.0.saturating_add(wait);
     }
 }

@@ -117,9 +117,10 @@ impl Plan {
         plan
     }
 
-    /// Whether a dozen losses in a row are to be expected somewhere.
+    /// Whether a dozen losses in a row are to be expected somewhere, be it for want of memory: a
+    /// host's chunks, half of them its NIC's, are fewer than its connections.
     pub fn is_very_bad(&self) -> bool {
-        self.loss + self.corrupt >= 8
+        self.loss + self.corrupt >= 8 || self.chunks < self.endpoints
     }
 
     /// Whether the wire can lose a frame.
