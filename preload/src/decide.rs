@@ -336,6 +336,7 @@ pub fn follow(fd: i32, endpoint: EndpointId) {
             report::addresses(fd, local, remote);
         }
         Err(reason) => {
+            wait::epoll_set::handed_over(endpoint);
             release(fd, endpoint);
             report::refused(fd, reason);
         }
@@ -360,6 +361,7 @@ pub fn abolish(fd: i32, endpoint: EndpointId) {
     let Some(joined) = context::joined() else {
         return;
     };
+    wait::epoll_set::handed_over(endpoint);
     let Ok(mut locked) = joined.attachment.lock() else {
         return;
     };

@@ -376,6 +376,25 @@ CASE(epoll_error, MIXED)
     look(set, 50);
 }
 
+/* A socket that leaves for the kernel (its peer is on this host from now on) stays a member. */
+CASE(epoll_leaves, MIXED)
+{
+    int other = udp("127.0.0.1", 5818), fd = udp("", 5817), set = make();
+    add(set, fd, EPOLLIN, 1);
+    peer("send %s 6000 5817 5 3 0", host4);
+    for (int i = 0; i < 3; i++) {
+        look(set, 2000);
+        receive(fd, 0);
+    }
+    connect_to(fd, "127.0.0.1", 5818);
+    look(set, 0);
+    connect_to(other, "127.0.0.1", 5817);
+    value("send", send(other, "here", 4, 0));
+    look(set, 2000);
+    receive(fd, MSG_DONTWAIT);
+    look(set, 0);
+}
+
 CASE(epoll_pwait, ACCELERATED)
 {
     int fd = udp(host4, 5813), set = make();

@@ -248,6 +248,61 @@ CASE(tcp_epoll_connect, ACCELERATED)
     events(set, 0);
 }
 
+/* A set keeps a socket whose connect has failed, and hears of the next one. */
+static void connect_again(unsigned mode)
+{
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    connect_to(fd, peer4, T_REFUSED);
+    int set = set_of(fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | mode);
+    events(set, 3000);
+    connect_to(fd, peer4, T_ECHO);
+    events(set, 0);
+    connect_to(fd, peer4, T_ECHO);
+    events(set, 3000);
+    value("write", write(fd, "abc", 3));
+    wait_for(fd, POLLIN, 3000);
+    events(set, 0);
+    receive(fd, 0);
+    close(fd);
+    events(set, 0);
+    close(set);
+}
+
+CASE(tcp_epoll_connect_again, ACCELERATED)
+{
+    connect_again(0);
+    connect_again(EPOLLET);
+}
+
+/* A member that was closed before it was connected is no member, whoever has its number. */
+CASE(tcp_epoll_number_again, ACCELERATED)
+{
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    int set = set_of(fd, EPOLLIN | EPOLLOUT);
+    close(fd);
+    int again = dial(peer4, T_ECHO);
+    yes("the number again", again == fd);
+    events(set, 0);
+    struct epoll_event event = {.events = EPOLLOUT, .data.u32 = 5};
+    value("ADD", epoll_ctl(set, EPOLL_CTL_ADD, again, &event));
+    events(set, 0);
+    value("write", write(again, "abc", 3));
+    receive(again, 0);
+}
+
+CASE(tcp_epoll_shut_listener, ACCELERATED)
+{
+    int fd = listener(host4, 6226, 5);
+    int set = set_of(fd, EPOLLIN | EPOLLOUT);
+    line("%s", peer("dial %s 6226 x", host4));
+    events(set, 3000);
+    done("accept", accept(fd, NULL, NULL));
+    line("%s", peer("dialled"));
+    events(set, 0);
+    value("shutdown", shutdown(fd, SHUT_RDWR));
+    events(set, 0);
+}
+
 CASE(tcp_many, ACCELERATED)
 {
     enum { MANY = 200 };

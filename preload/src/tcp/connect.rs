@@ -345,7 +345,7 @@ pub fn again(fd: c_int, endpoint: EndpointId, to: Given) -> Option<Answer> {
 
 /// The socket has no connection any more and may be connected again.
 pub fn release(fd: c_int, endpoint: EndpointId) {
-    wait::epoll_set::closed(endpoint);
+    wait::epoll_set::released(endpoint);
     fdtable::replace(fd, Entry::Tcp(endpoint), Entry::TcpCandidate);
     drop_endpoint(endpoint);
 }

@@ -147,7 +147,7 @@ pub fn give_up(fd: c_int, endpoint: EndpointId) {
         stack.tcp_close(packets, endpoint, context::process(), now);
         options.is_some_and(|options| options.has(TcpOptions::NONBLOCKING))
     });
-    wait::epoll_set::closed(endpoint);
+    wait::epoll_set::handed_over(endpoint);
     inherited::forget(endpoint);
     fdtable::replace(fd, Entry::Listener(endpoint), Entry::Other);
     set_nonblocking(fd, nonblocking.unwrap_or(false));

@@ -155,14 +155,11 @@ pub fn activated(fd: i32, endpoint: EndpointId, shadowed: bool) {
         let mut members = set.members.lock();
         if let Some(at) = members.pending.iter().position(|pending| pending.fd == fd) {
             let Pending { events, data, .. } = members.pending.swap_remove(at);
-            // SAFETY: DEL takes no event.
-            unsafe {
-                let _ = symbols::epoll_ctl::original()(
-                    members.epfd,
-                    EPOLL_CTL_DEL,
-                    fd,
-                    std::ptr::null_mut(),
-                );
+            let taken = ctl(members.epfd, EPOLL_CTL_DEL, fd, 0, 0);
+            // Not a member there: the number was another socket's then. (A relative that shares the
+            // set may have been faster.)
+            if taken.is_err() && !process::has_relatives() {
+                continue;
             }
             let member = Member::new(fd, endpoint, shadowed, events, data);
             let _ = set.insert(&mut members, member);
@@ -193,32 +190,48 @@ pub fn closed(endpoint: EndpointId) {
     }
 }
 
-/// The connection is the kernel's from here on: it becomes a member of the program's own sets.
+/// The socket is the kernel's from here on: it becomes a member of the program's own sets.
 pub fn handed_over(endpoint: EndpointId) {
+    give_to_kernel(endpoint, |_, _| {});
+}
+
+/// The socket has no endpoint any more and may get another one (a connect that failed, a listener
+/// that was shut down): until then it is the kernel's member, as before [`activated`].
+pub fn released(endpoint: EndpointId) {
+    give_to_kernel(endpoint, |members, pending| {
+        members.pending.retain(|other| other.fd != pending.fd);
+        members.pending.push(pending);
+    });
+}
+
+/// Makes the members that have this endpoint the kernel's; `each` is told of them.
+fn give_to_kernel(endpoint: EndpointId, each: impl Fn(&mut Members, Pending)) {
     for set in all().filter(|set| !set.is_kernel_only()) {
         let Some(Ok(mut locked)) = context::joined().map(|joined| joined.attachment.lock()) else {
             return;
         };
         let mut members = set.members.lock();
-        let epfd = members.epfd;
-        let mut moved = false;
+        let (epfd, overlay) = (members.epfd, members.overlay());
+        let mut moved = Vec::new();
         members
             .active
             .remove_endpoint(endpoint, &mut locked, |member| {
-                moved = true;
+                if member.shadowed {
+                    let _ = ctl(overlay, EPOLL_CTL_DEL, member.fd, 0, 0);
+                }
+                let (fd, events, data) = (member.fd, member.kernel_events(), member.data);
                 // A relative that shares the set may have been faster.
-                let _ = ctl(
-                    epfd,
-                    EPOLL_CTL_ADD,
-                    member.fd,
-                    member.kernel_events(),
-                    member.data,
-                );
+                let _ = ctl(epfd, EPOLL_CTL_ADD, fd, events, data);
+                moved.push(Pending { fd, events, data });
             });
         set.recount(&members);
+        let news = !moved.is_empty();
+        for member in moved {
+            each(&mut members, member);
+        }
         drop(members);
         drop(locked);
-        if moved {
+        if news {
             set.ring();
         }
     }
