@@ -124,7 +124,6 @@ tests! {
     programs::idle_uses_no_processor: Any,
     programs::everything_else_is_unaffected: Any,
     programs::cpython_socket_tests: Any,
-    #[ignore = "test_sock_client_connect_racing can wait for ever under the shim: to be mended"]
     programs::cpython_stream_tests: Any,
     names::dnsperf_knot: Bypass,
     names::dnsperf_nsd: Bypass,
