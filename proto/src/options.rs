@@ -176,8 +176,8 @@ options! {
         Kind::Choice(&["auto", "never"]), "auto", autostart;
     /// Also accelerate what is sent to this host's own addresses, between sockets of one stack.
     accelerate_local: bool, "BYPASS_ACCELERATE_LOCAL", "accelerate_local", Kind::Flag, "0", flag;
-    /// Accelerate TCP sockets too (experimental).
-    tcp: bool, "BYPASS_TCP", "tcp", Kind::Flag, "0", flag;
+    /// Accelerate TCP sockets too.
+    tcp: bool, "BYPASS_TCP", "tcp", Kind::Flag, "1", flag;
 }
 
 impl Default for Options {

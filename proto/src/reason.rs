@@ -47,8 +47,8 @@ reasons! {
     NotInet = 1, "not-inet", "";
     /// The socket type is not accelerated (only UDP and TCP are).
     SocketType = 2, "socket-type", "";
-    /// TCP acceleration is off by default in this version.
-    TcpNotYet = 3, "tcp-not-yet", "set BYPASS_TCP=1 to try it";
+    /// TCP acceleration is switched off (BYPASS_TCP=0).
+    TcpOff = 3, "tcp-off", "unset BYPASS_TCP, or remove tcp from the options of bypass.toml";
     /// No address has been fixed yet: the decision falls at bind, connect or the first send.
     Undecided = 4, "undecided", "";
     /// A rule of the configuration says kernel.

@@ -73,9 +73,6 @@ pub fn run(case: &str, column: Column) -> Result<Outcome> {
     let peer = start_peer(&bed)?;
     let before = carried(&bed, case)?;
     let mut program = program(&bed, case)?;
-    if is_tcp(case) {
-        program.env("BYPASS_TCP", "1");
-    }
     let run = with_addresses(&mut program, &bed)
         .column(column)
         .timeout(LIMIT)

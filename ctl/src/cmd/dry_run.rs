@@ -315,8 +315,8 @@ impl Scene {
         if self.options.disable {
             return Some(FallThrough::Disabled);
         }
-        if query.protocol == Protocol::Tcp {
-            return Some(FallThrough::TcpNotYet);
+        if query.protocol == Protocol::Tcp && !self.options.tcp {
+            return Some(FallThrough::TcpOff);
         }
         if let Some(reason) = decision.reason() {
             return Some(reason);
@@ -440,7 +440,18 @@ mod tests {
         assert_eq!(reason(&open, Role::Bind, "127.0.0.1:53"), "loopback");
         assert_eq!(
             reason(&open, Role::Listen, "tcp:198.18.0.1:80"),
-            "tcp-not-yet"
+            Value::Null
+        );
+        let no_tcp = Scene {
+            options: Options {
+                tcp: false,
+                ..Options::default()
+            },
+            ..scene("", veth(None))
+        };
+        assert_eq!(
+            reason(&no_tcp, Role::Listen, "tcp:198.18.0.1:80"),
+            "tcp-off"
         );
         assert_eq!(reason(&open, Role::Connect, "198.18.0.2:9"), Value::Null);
         assert_eq!(reason(&open, Role::Connect, "198.18.0.1:9"), "local-route");

@@ -51,7 +51,7 @@ fn born(fd: c_int, domain: c_int, kind: c_int, protocol: c_int) {
             fdtable::set(fd, Entry::TcpCandidate);
             FallThrough::Undecided
         } else if ours {
-            FallThrough::TcpNotYet
+            FallThrough::TcpOff
         } else {
             FallThrough::SocketType
         };

@@ -34,7 +34,7 @@ pub mod flags {
     pub const CONNECTING: u32 = 1;
 }
 
-/// Whether TCP is accelerated at all (BYPASS_TCP).
+/// Whether TCP is accelerated at all (it is, but for BYPASS_TCP=0).
 pub fn is_on() -> bool {
     config::get().options.tcp
 }

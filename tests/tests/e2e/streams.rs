@@ -16,7 +16,7 @@ use super::harness::Scene;
 /// The program under test, in the scene's column.
 pub(crate) fn subject<'s>(scene: &'s Scene, side: Side, name: &str) -> Program<'s> {
     let mut program = scene.bed.program(side, name);
-    program.column(scene.column).env("BYPASS_TCP", "1");
+    program.column(scene.column);
     program
 }
 

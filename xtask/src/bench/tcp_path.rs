@@ -47,7 +47,7 @@ fn measure(column: Column, congestion: &str, faults: Faults, seed: u64) -> Resul
     })?;
     let host = bed.ipv4(Side::Server);
     let mut server = bed.program(Side::Server, "iperf3");
-    server.column(column).env("BYPASS_TCP", "1");
+    server.column(column);
     // It ends with the test bed.
     let _server = server.args(["-s", "-B", &host]).spawn()?;
     wait_for_listener(&bed, PORT, column == Column::Shim)?;
