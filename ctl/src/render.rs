@@ -9,8 +9,9 @@
 //! Every list prints one JSON array (an empty one when there is nothing, with exit code 0).
 //! `filters list`, `stacks` pass the daemon's objects through; the others:
 //!
-//! - `sockets`: `pid program fd protocol local remote backend state recv_queued recv_queued_bytes
-//!   drops rx_packets tx_packets`; `backend` is `kernel` for a socket that `--all` adds.
+//! - `sockets`: `pid program fd protocol local remote backend state recv_queued send_queued
+//!   recv_queued_bytes drops rx_packets tx_packets`; `backend` is `kernel` for a socket that `--all`
+//!   adds.
 //! - `stats`: `kind` (`counter drop queue fall-through daemon`), `stack` or `pid` and `program`,
 //!   `name value sentence`; with `--watch` `per_second`.
 //! - `explain`: `pid program fd protocol local remote role served_by backend reason sentence

@@ -4,20 +4,22 @@
 use bypass_proto::policy::{Address, Backend, Protocol};
 use bypass_proto::report::{Record, ReportView, State};
 use bypass_runtime::image;
-use bypass_stack::SocketAddress;
 use bypass_stack::inspect::{EndpointView, Image};
+use bypass_stack::{SocketAddress, TcpState};
 use serde_json::{Value, json};
 
 use crate::{Failure, render, source};
 
-/// Accelerated sockets, like ss -uan.
+/// Accelerated sockets, like ss -uant.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   bypassctl sockets
   bypassctl sockets --all --json
 
-RECV-Q counts datagrams. A socket that several processes hold has a line for each.")]
+RECV-Q and SEND-Q are bytes of a connection (unread; not acknowledged), connections and backlog of a
+listener, datagrams of a UDP socket; RX and TX are segments or datagrams. A socket that several
+processes hold has a line for each. Connections that became the kernel's are with --all.")]
 pub struct Sockets {
     /// Also the sockets of accelerated programs that the kernel serves.
     #[arg(long)]
@@ -52,6 +54,7 @@ impl Sockets {
             ("PROTO", "protocol"),
             ("STATE", "state"),
             ("RECV-Q", "recv_queued"),
+            ("SEND-Q", "send_queued"),
             ("LOCAL", "local"),
             ("REMOTE", "remote"),
             ("BACKEND", "backend"),
@@ -96,7 +99,7 @@ fn socket(endpoint: &EndpointView, pid: u32, reports: &[(u32, ReportView)]) -> V
         .filter(|(owner, _)| *owner == pid)
         .flat_map(|(_, report)| &report.records)
         .find(|record| (record.endpoint_index, record.endpoint_generation) == id);
-    json!({
+    let mut socket = json!({
         "pid": pid,
         "program": source::program(pid),
         "fd": record.map(|record| record.fd),
@@ -106,11 +109,38 @@ fn socket(endpoint: &EndpointView, pid: u32, reports: &[(u32, ReportView)]) -> V
         "backend": Backend::AfXdp.word(),
         "state": if endpoint.remote.is_some() { "connected" } else { "bound" },
         "recv_queued": endpoint.queued,
+        "send_queued": 0,
         "recv_queued_bytes": endpoint.queued_bytes,
         "drops": endpoint.drops,
         "rx_packets": endpoint.rx_datagrams,
         "tx_packets": endpoint.tx_datagrams,
-    })
+    });
+    if let (Some(state), Some(stream)) = (endpoint.tcp, endpoint.stream) {
+        socket["protocol"] = Protocol::Tcp.word().into();
+        socket["state"] = state_word(state).into();
+        socket["recv_queued"] = stream.recv_queued.into();
+        socket["send_queued"] = stream.send_queued.into();
+        socket["rx_packets"] = stream.segments_in.into();
+        socket["tx_packets"] = stream.segments_out.into();
+    }
+    socket
+}
+
+/// A state as ss names it in its filters.
+fn state_word(state: TcpState) -> &'static str {
+    match state {
+        TcpState::Established => "established",
+        TcpState::SynSent => "syn-sent",
+        TcpState::SynReceived => "syn-recv",
+        TcpState::FinWait1 => "fin-wait-1",
+        TcpState::FinWait2 => "fin-wait-2",
+        TcpState::TimeWait => "time-wait",
+        TcpState::Closed => "closed",
+        TcpState::CloseWait => "close-wait",
+        TcpState::LastAck => "last-ack",
+        TcpState::Listen => "listening",
+        TcpState::Closing => "closing",
+    }
 }
 
 /// What the reports say of sockets that the kernel serves. Their traffic is not known here.
@@ -131,7 +161,7 @@ fn in_the_kernel(reports: &[(u32, ReportView)]) -> impl Iterator<Item = Value> {
                 "local": (record.role != 0).then(|| record.local().to_string()),
                 "remote": remote.map(|remote| remote.to_string()),
                 "backend": "kernel", "state": state,
-                "recv_queued": null, "recv_queued_bytes": null, "drops": null,
+                "recv_queued": null, "send_queued": null, "recv_queued_bytes": null, "drops": null,
                 "rx_packets": null, "tx_packets": null,
             })
         })

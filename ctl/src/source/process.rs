@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// Every process of this network namespace that this user may look into, by number.
 pub fn in_this_namespace() -> Vec<u32> {
@@ -42,15 +43,26 @@ fn status(pid: u32, field: &str) -> Option<String> {
     Some(line.to_owned())
 }
 
-/// File name of the program, the kernel's name for it where that is hidden, "-" when it is gone.
+/// File name of the program, the kernel's name for it where that is hidden, "-" when it is gone. A
+/// link by which it was started counts: redis-server is one to redis-check-rdb.
 pub fn program(pid: u32) -> String {
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+    let comm = comm.as_deref().map(str::trim);
     let path = fs::read_link(format!("/proc/{pid}/exe")).ok();
-    let name = path.as_ref().and_then(|path| path.file_name());
-    if let Some(name) = name.and_then(|name| name.to_str()) {
-        return name.trim_end_matches(" (deleted)").to_owned();
+    let name = path.as_deref().and_then(|path| path.file_name()?.to_str());
+    match (name, comm) {
+        (Some(_), Some(comm)) if path.as_deref().is_some_and(|path| is_link_to(comm, path)) => {
+            comm.to_owned()
+        }
+        (Some(name), _) => name.trim_end_matches(" (deleted)").to_owned(),
+        (None, comm) => comm.unwrap_or("-").to_owned(),
     }
-    fs::read_to_string(format!("/proc/{pid}/comm"))
-        .map_or_else(|_| "-".to_owned(), |name| name.trim().to_owned())
+}
+
+/// Whether `name` is a link beside the file that leads to it.
+fn is_link_to(name: &str, file: &Path) -> bool {
+    let plain = !name.is_empty() && !name.contains('/');
+    plain && fs::canonicalize(file.with_file_name(name)).is_ok_and(|found| found == *file)
 }
 
 /// Whether libbypass.so is loaded; `None` when that may not be seen.
@@ -91,5 +103,7 @@ mod tests {
         assert_eq!(has_library(own), Some(false));
         assert_eq!(user_name(0).as_deref(), Some("root"));
         assert_eq!(program(0), "-");
+        let shell = fs::canonicalize("/bin/sh").expect("a shell");
+        assert!(is_link_to("sh", &shell) && !is_link_to("cat", &shell));
     }
 }

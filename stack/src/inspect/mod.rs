@@ -16,6 +16,7 @@ use crate::image::{
     kind, split_ref, stated_capacities,
 };
 use crate::tcp::TcpState;
+use crate::tcp::seq::distance;
 use crate::tcp::tcb::Tcb;
 use crate::types::{
     ChunkId, EndpointId, Family, Instant, ProcessId, QUEUE_PAIRS, SocketAddress, WaiterId,
@@ -56,6 +57,8 @@ pub struct EndpointView {
     pub rx_datagrams: u64,
     /// Datagrams sent since it was opened, hairpin included.
     pub tx_datagrams: u64,
+    /// Queues and counts of its connection or listener.
+    pub stream: Option<StreamView>,
     /// The filter that feeds it, 0 = none.
     pub filter: u32,
     /// The shadow socket's cookie.
@@ -66,6 +69,19 @@ pub struct EndpointView {
     pub holders: [u64; 2],
     /// Waiters parked on it.
     pub waiters: WaiterSet,
+}
+
+/// What ss shows of a TCP socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamView {
+    /// Bytes that the program has not read; of a listener, connections that wait for accept.
+    pub recv_queued: u32,
+    /// Bytes that the peer has not acknowledged; of a listener, its backlog.
+    pub send_queued: u32,
+    /// Segments received.
+    pub segments_in: u32,
+    /// Segments sent.
+    pub segments_out: u32,
 }
 
 impl EndpointView {
@@ -253,14 +269,14 @@ impl<'a> Image<'a> {
 
 /// An endpoint's view.
 fn view(index: u32, endpoint: &Endpoint, tcb: Option<&Tcb>) -> EndpointView {
-    let is_tcp = endpoint.kind == kind::TCP;
+    let tcb = tcb.filter(|_| endpoint.kind == kind::TCP);
     let remote = SocketAddress::new(endpoint.remote_ip, endpoint.remote_port);
     EndpointView {
         id: EndpointId {
             index,
             generation: endpoint.generation,
         },
-        tcp: tcb.filter(|_| is_tcp).map(Tcb::state),
+        tcp: tcb.map(Tcb::state),
         family: Family::from_byte(endpoint.family),
         local: SocketAddress::new(endpoint.local_ip, endpoint.local_port),
         remote: (endpoint.connected != 0).then_some(remote),
@@ -271,10 +287,25 @@ fn view(index: u32, endpoint: &Endpoint, tcb: Option<&Tcb>) -> EndpointView {
         drops: endpoint.drops,
         rx_datagrams: endpoint.rx_datagrams,
         tx_datagrams: endpoint.tx_datagrams,
+        stream: tcb.map(stream),
         filter: endpoint.filter,
         shadow_cookie: endpoint.shadow_cookie,
         options: endpoint.options,
         holders: endpoint.holders,
         waiters: WaiterSet(endpoint.waiters),
+    }
+}
+
+fn stream(tcb: &Tcb) -> StreamView {
+    let (recv_queued, send_queued) = if tcb.state() == TcpState::Listen {
+        (tcb.accept_count, tcb.backlog)
+    } else {
+        (tcb.rx_bytes, distance(tcb.snd_una, tcb.write_seq))
+    };
+    StreamView {
+        recv_queued,
+        send_queued,
+        segments_in: tcb.segs_in,
+        segments_out: tcb.segs_out,
     }
 }
