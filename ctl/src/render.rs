@@ -10,8 +10,8 @@
 //! `filters list`, `stacks` pass the daemon's objects through; the others:
 //!
 //! - `sockets`: `pid program fd protocol local remote backend state recv_queued send_queued
-//!   recv_queued_bytes drops rx_packets tx_packets`; `backend` is `kernel` for a socket that `--all`
-//!   adds.
+//!   recv_queued_bytes drops rx_packets tx_packets`; `backend` is `kernel` for a socket that
+//!   `--all` adds.
 //! - `stats`: `kind` (`counter drop queue fall-through daemon`), `stack` or `pid` and `program`,
 //!   `name value sentence`; with `--watch` `per_second`.
 //! - `explain`: `pid program fd protocol local remote role served_by backend reason sentence
