@@ -1,6 +1,8 @@
 /* Many parts in one datagram, many datagrams in one call. */
 #include "case.h"
 
+#include <sys/epoll.h>
+#include <sys/select.h>
 #include <sys/sendfile.h>
 
 CASE(vectors_parts, ACCELERATED)
@@ -165,6 +167,78 @@ CASE(vectors_by_syscall, ACCELERATED)
     value("SYS_close again", syscall(SYS_close, fd));
     value("SYS_getppid works", syscall(SYS_getppid) > 0);
     value("unknown number", syscall(100000));
+}
+
+/* The number of every hooked call, on one socket. */
+CASE(vectors_all_by_syscall, ACCELERATED)
+{
+    char bytes[64];
+    int on = 1, pair[2], waiting = 0;
+    struct sockaddr_in name;
+    socklen_t length = sizeof name;
+    struct iovec part = {"a part", 6}, room = {bytes, sizeof bytes};
+    struct timespec second = {1, 0};
+    struct to local = at(host4, 5606), to = at(peer4, ECHO);
+    int fd = (int)syscall(SYS_socket, AF_INET, SOCK_DGRAM, 0);
+    value("SYS_setsockopt", syscall(SYS_setsockopt, fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on));
+    value("SYS_bind", syscall(SYS_bind, fd, &local.at, local.length));
+    value("SYS_connect", syscall(SYS_connect, fd, &to.at, to.length));
+    value("SYS_getsockname", syscall(SYS_getsockname, fd, &name, &length));
+    line("port %d", ntohs(name.sin_port));
+    value("SYS_getpeername", syscall(SYS_getpeername, fd, &name, &length));
+    line("port %d", ntohs(name.sin_port));
+    length = sizeof on;
+    value("SYS_getsockopt", syscall(SYS_getsockopt, fd, SOL_SOCKET, SO_TYPE, &on, &length));
+    value("SYS_socketpair", syscall(SYS_socketpair, AF_UNIX, SOCK_STREAM, 0, pair));
+    int set = (int)syscall(SYS_epoll_create1, 0), old = (int)syscall(SYS_epoll_create, 1);
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = 5}, got;
+    value("SYS_epoll_ctl", syscall(SYS_epoll_ctl, set, EPOLL_CTL_ADD, fd, &event));
+    value("SYS_epoll_ctl", syscall(SYS_epoll_ctl, old, EPOLL_CTL_ADD, fd, &event));
+    for (int i = 0; i < 3; i++) {
+        struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+        value("SYS_sendmsg", syscall(SYS_sendmsg, fd, &message, 0));
+        struct pollfd one = {fd, POLLIN, 0};
+        value("SYS_poll", syscall(SYS_poll, &one, 1, 2000));
+        value("SYS_ppoll", syscall(SYS_ppoll, &one, 1, &second, NULL, 8));
+        fd_set reads;
+        FD_ZERO(&reads);
+        FD_SET(fd, &reads);
+        struct timeval time = {1, 0};
+        value("SYS_select", syscall(SYS_select, fd + 1, &reads, NULL, NULL, &time));
+        value("SYS_pselect6", syscall(SYS_pselect6, fd + 1, &reads, NULL, NULL, &second, NULL));
+        value("SYS_epoll_wait", syscall(SYS_epoll_wait, set, &got, 1, 1000));
+        value("SYS_epoll_pwait", syscall(SYS_epoll_pwait, set, &got, 1, 1000, NULL, 8));
+        value("SYS_epoll_pwait2", syscall(SYS_epoll_pwait2, old, &got, 1, &second, NULL, 8));
+        line("of %u", got.data.u32);
+        value("SYS_ioctl", syscall(SYS_ioctl, fd, FIONREAD, &waiting));
+        line("%d waiting", waiting);
+        message.msg_iov = &room;
+        content("SYS_recvmsg", bytes, syscall(SYS_recvmsg, fd, &message, MSG_DONTWAIT));
+        value("SYS_writev", syscall(SYS_writev, fd, &part, 1));
+        value("SYS_poll", syscall(SYS_poll, &one, 1, 2000));
+        content("SYS_readv", bytes, syscall(SYS_readv, fd, &room, 1));
+    }
+    int copy = (int)syscall(SYS_dup, fd), high = (int)syscall(SYS_fcntl, fd, F_DUPFD, 300);
+    done("SYS_dup", copy);
+    value("SYS_fcntl", high);
+    value("SYS_dup2", syscall(SYS_dup2, fd, 301));
+    value("SYS_dup3", syscall(SYS_dup3, fd, 302, O_CLOEXEC));
+    value("SYS_write to a copy", syscall(SYS_write, 302, "copied", 6));
+    wait_for(301, POLLIN, 2000);
+    content("SYS_read", bytes, syscall(SYS_read, high, bytes, sizeof bytes));
+    value("SYS_close_range", syscall(SYS_close_range, 300, 302, 0));
+    value("SYS_read of a closed one", syscall(SYS_read, 301, bytes, 1));
+    value("SYS_listen", syscall(SYS_listen, fd, 5));
+    value("SYS_accept", syscall(SYS_accept, fd, NULL, NULL));
+    value("SYS_accept4", syscall(SYS_accept4, fd, NULL, NULL, 0));
+    pid_t child = (pid_t)syscall(SYS_fork);
+    if (child == 0)
+        _exit(syscall(SYS_write, copy, "of a child", 10) == 10 ? 0 : 1);
+    reap(child);
+    wait_for(fd, POLLIN, 2000);
+    content("SYS_read", bytes, syscall(SYS_read, fd, bytes, sizeof bytes));
+    value("SYS_shutdown", syscall(SYS_shutdown, fd, SHUT_RD));
+    value("SYS_read", syscall(SYS_read, fd, bytes, sizeof bytes));
 }
 
 CASE(vectors_splice_sendfile, ACCELERATED)

@@ -84,6 +84,7 @@ fn is_by_descriptor(number: libc::c_long) -> bool {
             | libc::SYS_ioctl
             | libc::SYS_epoll_ctl
             | libc::SYS_epoll_pwait
+            | libc::SYS_epoll_pwait2
     )
 }
 
@@ -168,6 +169,12 @@ pub unsafe fn syscall(
                 return int(select::pselect(
                     fd, b as _, c as _, d as _, e as _, mask as _,
                 ));
+            }
+            libc::SYS_socketpair => {
+                return int(socket::socketpair(fd, b as c_int, c as c_int, d as _));
+            }
+            libc::SYS_epoll_pwait2 => {
+                return int(epoll::epoll_pwait2(fd, b as _, c as c_int, d as _, e as _));
             }
             libc::SYS_epoll_create1 => return int(epoll::epoll_create1(fd)),
             libc::SYS_epoll_ctl => {
