@@ -16,7 +16,7 @@ use crate::{Result, daemon, paths};
 /// TCP port on which the peer takes commands.
 const CONTROL: u16 = 7000;
 /// Longest time that one case takes.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 /// Time that the daemon has to leave when it is asked to.
 const DAEMON_EXIT: Duration = Duration::from_secs(3);
 

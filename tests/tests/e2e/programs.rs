@@ -4,7 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use bypass_tests::counters::{
-    interface_frames, kernel_segments, processor_time, wait_for_tcp_port, wait_for_udp_port,
+    KernelUdp, interface_frames, kernel_segments, processor_time, wait_for_tcp_port,
+    wait_for_udp_port,
 };
 use bypass_tests::program::{Program, Running, wait_until};
 use bypass_tests::testbed::Side;
@@ -292,15 +293,23 @@ fn iperf3(scene: &Scene, arguments: &[&str]) -> Result<()> {
     let mut client = scene.bed.program(Side::Client, "iperf3");
     client
         .args([
-            "-c", &host, "-u", "-b", "60M", "-l", "1200", "-t", "2", "-J",
+            "-c", &host, "-u", "-b", "20M", "-l", "1200", "-t", "3", "-J",
         ])
         .args(arguments);
+    let full = || KernelUdp::read(&scene.bed, Side::Client).map(|counters| counters.full);
+    let before = full()?;
     let run = client.run()?;
     let report: serde_json::Value = serde_json::from_str(&run.stdout)?;
     let sum = &report["end"]["sum"];
-    let (packets, lost) = (sum["packets"].as_f64(), sum["lost_percent"].as_f64());
+    let (packets, lost) = (sum["packets"].as_u64(), sum["lost_packets"].as_u64());
+    // On a busy machine the client does not always come to empty its socket in time.
+    let by_client = full()? - before;
     match (packets, lost) {
-        (Some(packets), Some(lost)) if packets > 10_000.0 && lost < 2.0 => Ok(()),
+        (Some(packets), Some(lost))
+            if packets > 5_000 && lost.saturating_sub(by_client) * 50 < packets =>
+        {
+            Ok(())
+        }
         _ => Err(format!("iperf3: {}\n{}", sum, server.stderr()).into()),
     }
 }
