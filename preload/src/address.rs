@@ -8,7 +8,9 @@
 use std::mem::{offset_of, size_of, zeroed};
 
 use bypass_stack::{Family, IpAddress, SocketAddress};
-use libc::{AF_INET, AF_INET6, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t};
+use libc::{
+    AF_INET, AF_INET6, iovec, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t,
+};
 
 /// An address that a caller passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,11 +23,31 @@ pub enum Given {
     Foreign,
 }
 
-/// Whether a pointer is in the first page, which is never mapped: the kernel's EFAULT is the
-/// answer.
-/// (Other wild pointers fault in the program, as they would in any library.)
+/// Whether no program can have this pointer: it is in the first page, or in the kernel's half of
+/// the addresses, which a signed number has below zero. The kernel's EFAULT is the answer.
+/// (Other wild pointers fault in the program: docs/adr/0011.)
+#[inline]
 pub fn is_nowhere<T>(pointer: *const T) -> bool {
-    (pointer as usize) < 4096
+    (pointer as isize) < 4096
+}
+
+/// Whether a pointer is in the kernel's half: it refuses such a one before it does anything, while
+/// one to the first page it refuses only when it comes to use it.
+#[inline]
+pub fn is_kernels<T>(pointer: *const T) -> bool {
+    (pointer as isize) < 0
+}
+
+/// Whether the kernel refuses to read or write this part of a message.
+#[inline]
+pub fn is_unreachable(part: &iovec) -> bool {
+    is_nowhere(part.iov_base) && (part.iov_len != 0 || is_kernels(part.iov_base))
+}
+
+/// Whether an argument that may be left out is there, but [nowhere](is_nowhere).
+#[inline]
+pub fn is_wild<T>(pointer: *const T) -> bool {
+    !pointer.is_null() && is_nowhere(pointer)
 }
 
 /// Reads a caller's address.
@@ -81,9 +103,9 @@ fn normal(ip: IpAddress) -> IpAddress {
 /// Writes an address where a caller wants it, cut to `*len`, and sets `*len` to the full length.
 ///
 /// # Safety
-/// `to` is null or writable for `*len` bytes; `len` is null only if `to` is.
+/// `to` is writable for `*len` bytes; `len` is null or the caller's.
 pub unsafe fn write(from: SocketAddress, family: Family, to: *mut sockaddr, len: *mut socklen_t) {
-    if to.is_null() || len.is_null() {
+    if len.is_null() {
         return;
     }
     // SAFETY: not null, and the caller's to write.
@@ -92,8 +114,10 @@ pub unsafe fn write(from: SocketAddress, family: Family, to: *mut sockaddr, len:
     let mut storage: sockaddr_storage = unsafe { zeroed() };
     let full = fill(from, family, &mut storage);
     let source = (&raw const storage).cast::<u8>();
-    // SAFETY: `room` bytes are writable, `full` bytes of `storage` are readable.
-    unsafe { std::ptr::copy_nonoverlapping(source, to.cast::<u8>(), room.min(full)) };
+    if room != 0 {
+        // SAFETY: `room` bytes are writable, `full` bytes of `storage` are readable.
+        unsafe { std::ptr::copy_nonoverlapping(source, to.cast::<u8>(), room.min(full)) };
+    }
     // SAFETY: as above.
     unsafe { len.write_unaligned(full as socklen_t) };
 }

@@ -1,6 +1,9 @@
 /* Wrong use and bad news: errno must be the kernel's. */
 #include "case.h"
 
+#include <sys/epoll.h>
+#include <sys/select.h>
+
 CASE(errors_bad_descriptor, KERNEL)
 {
     char byte = 0;
@@ -96,6 +99,151 @@ CASE(errors_receive_into_nowhere, ACCELERATED)
           recvfrom(fd, bytes, sizeof bytes, MSG_DONTWAIT, (struct sockaddr *)&from, &length));
     receive(fd, MSG_DONTWAIT);
     receive(fd, MSG_DONTWAIT);
+}
+
+/* Pointers that no program can have: the first page, and the kernel's half of the addresses. */
+static void *const wild[] = {(void *)8, (void *)-1, (void *)-4097, (void *)(1UL << 63)};
+enum { WILD = sizeof wild / sizeof *wild };
+
+CASE(errors_wild_send, ACCELERATED)
+{
+    int fd = udp(host4, 5308);
+    struct to to = at(peer4, SINK);
+    for (int i = 0; i < 3; i++) {
+        send_to(fd, "good", peer4, ECHO);
+        wait_for(fd, POLLIN, 2000);
+        receive(fd, 0);
+    }
+    for (int i = 0; i < WILD; i++) {
+        void *where = wild[i];
+        line("%p", where);
+        struct iovec part = {where, 10}, parts[2] = {{"x", 1}, part};
+        struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_name = &to.at,
+                                 .msg_namelen = to.length};
+        struct mmsghdr many[2] = {{.msg_hdr = message}};
+        value("sendto", sendto(fd, where, 10, 0, (struct sockaddr *)&to.at, to.length));
+        value("sendto nothing", sendto(fd, where, 0, 0, (struct sockaddr *)&to.at, to.length));
+        value("sendto, address", sendto(fd, "x", 1, 0, where, to.length));
+        value("sendmsg", sendmsg(fd, where, 0));
+        value("sendmsg, bytes", sendmsg(fd, &message, 0));
+        message.msg_iov = parts;
+        message.msg_iovlen = 2;
+        value("sendmsg, second part", sendmsg(fd, &message, 0));
+        message.msg_iov = where;
+        message.msg_iovlen = 1;
+        value("sendmsg, parts", sendmsg(fd, &message, 0));
+        message.msg_iov = parts;
+        message.msg_name = where;
+        value("sendmsg, address", sendmsg(fd, &message, 0));
+        message.msg_name = &to.at;
+        message.msg_control = where;
+        message.msg_controllen = 32;
+        value("sendmsg, ancillary", sendmsg(fd, &message, 0));
+        value("sendmmsg", sendmmsg(fd, where, 2, 0));
+        value("sendmmsg, bytes", sendmmsg(fd, many, 1, 0));
+        many[1] = many[0];
+        many[0].msg_hdr.msg_iov = parts;
+        value("sendmmsg, bytes of the second", sendmmsg(fd, many, 2, 0));
+        value("writev", writev(fd, where, 1));
+        value("connect", connect(fd, where, to.length));
+        value("bind", bind(fd, where, to.length));
+        value("setsockopt", setsockopt(fd, IPPROTO_IP, IP_TOS, where, 4));
+    }
+}
+
+CASE(errors_wild_receive, ACCELERATED)
+{
+    int fd = udp(host4, 5309), on = 1;
+    setsockopt(fd, IPPROTO_IP, IP_PKTINFO, &on, sizeof on);
+    for (int i = 0; i < WILD; i++) {
+        void *where = wild[i];
+        char bytes[64], ancillary[64];
+        struct sockaddr_in from;
+        socklen_t length = sizeof from;
+        struct iovec room = {bytes, sizeof bytes}, nowhere = {where, 64};
+        line("%p", where);
+        peer("send %s 6000 5309 20 9 0", host4);
+        wait_for(fd, POLLIN, 2000);
+        value("recv", recv(fd, where, 20, MSG_DONTWAIT));
+        value("recv, one byte more", recv(fd, where, 0, MSG_DONTWAIT));
+        value("recvfrom, address", recvfrom(fd, bytes, sizeof bytes, MSG_DONTWAIT, where, &length));
+        value("recvfrom, length", recvfrom(fd, bytes, sizeof bytes, MSG_DONTWAIT,
+                                           (struct sockaddr *)&from, where));
+        value("recvfrom, no length", recvfrom(fd, bytes, sizeof bytes, MSG_DONTWAIT,
+                                              (struct sockaddr *)&from, NULL));
+        value("recvmsg", recvmsg(fd, where, MSG_DONTWAIT));
+        struct msghdr message = {.msg_iov = &nowhere, .msg_iovlen = 1};
+        value("recvmsg, bytes", recvmsg(fd, &message, MSG_DONTWAIT));
+        message.msg_iov = where;
+        value("recvmsg, parts", recvmsg(fd, &message, MSG_DONTWAIT));
+        message = (struct msghdr){.msg_iov = &room, .msg_iovlen = 1, .msg_name = where,
+                                  .msg_namelen = sizeof from};
+        value("recvmsg, address", recvmsg(fd, &message, MSG_DONTWAIT));
+        message = (struct msghdr){.msg_iov = &room, .msg_iovlen = 1, .msg_control = where,
+                                  .msg_controllen = sizeof ancillary};
+        value("recvmsg, ancillary", recvmsg(fd, &message, MSG_DONTWAIT));
+        line("ancillary %zu flags %x", message.msg_controllen, message.msg_flags);
+        message.msg_iovlen = 2000;
+        peer("send %s 6000 5309 20 1 0", host4);
+        wait_for(fd, POLLIN, 2000);
+        value("recvmsg, 2000 parts", recvmsg(fd, &message, MSG_DONTWAIT));
+        message = (struct msghdr){.msg_name = &from, .msg_namelen = (socklen_t)-5};
+        value("recvmsg, negative length", recvmsg(fd, &message, MSG_DONTWAIT));
+        value("recvmmsg", recvmmsg(fd, where, 2, MSG_DONTWAIT, NULL));
+        struct mmsghdr many[1] = {{.msg_hdr = {.msg_iov = &room, .msg_iovlen = 1}}};
+        value("recvmmsg, time", recvmmsg(fd, many, 1, MSG_DONTWAIT, where));
+        value("readv", readv(fd, where, 1));
+        while (receive(fd, MSG_DONTWAIT) >= 0)
+            ;
+        value("getsockname", getsockname(fd, where, &length));
+        value("getsockname, length", getsockname(fd, (struct sockaddr *)&from, where));
+        value("getsockopt", getsockopt(fd, SOL_SOCKET, SO_TYPE, where, &length));
+        value("getsockopt, length", getsockopt(fd, SOL_SOCKET, SO_TYPE, bytes, where));
+        value("FIONREAD", ioctl(fd, FIONREAD, where));
+        value("FIONBIO", ioctl(fd, FIONBIO, where));
+    }
+}
+
+/* (Times of ppoll and select are read by libc itself, which faults.) */
+CASE(errors_wild_wait, ACCELERATED)
+{
+    int fd = udp(host4, 5310), set = epoll_create1(0), plain = epoll_create1(0), pipes[2];
+    struct epoll_event event = {.events = EPOLLIN};
+    value("pipe", pipe(pipes));
+    value("epoll_ctl", epoll_ctl(set, EPOLL_CTL_ADD, fd, &event));
+    value("epoll_ctl", epoll_ctl(plain, EPOLL_CTL_ADD, pipes[0], &event));
+    for (int i = 0; i < WILD; i++) {
+        void *where = wild[i];
+        struct timespec none = {0, 0};
+        struct pollfd one = {fd, POLLIN, 0};
+        fd_set set_of_one;
+        line("%p", where);
+        for (int ready = 0; ready < 2; ready++) {
+            value("epoll_wait", epoll_wait(set, where, 4, 0));
+            value("epoll_wait, kernel", epoll_wait(plain, where, 4, 0));
+            value("epoll_pwait2, time", epoll_pwait2(set, &event, 1, where, NULL));
+            value("epoll_pwait, mask", epoll_pwait(set, &event, 1, 0, where));
+            value("ppoll, mask", ppoll(&one, 1, &none, where));
+            FD_ZERO(&set_of_one);
+            FD_SET(fd, &set_of_one);
+            value("pselect, mask", pselect(fd + 1, &set_of_one, NULL, NULL, &none, where));
+            value("select, set", select(fd + 1, where, NULL, NULL, &(struct timeval){0, 0}));
+            value("select, other set",
+                  select(fd + 1, &set_of_one, where, NULL, &(struct timeval){0, 0}));
+            if (!ready) {
+                peer("send %s 6000 5310 20 1 0", host4);
+                wait_for(fd, POLLIN, 2000);
+            }
+        }
+        receive(fd, MSG_DONTWAIT);
+        value("poll", poll(where, 1, 0));
+        value("poll none", poll(where, 0, 0));
+        value("ppoll", ppoll(where, 2, &none, NULL));
+        value("epoll_ctl", epoll_ctl(set, EPOLL_CTL_MOD, fd, where));
+        value("epoll_ctl", epoll_ctl(set, EPOLL_CTL_ADD, pipes[0], where));
+        value("epoll_ctl", epoll_ctl(set, EPOLL_CTL_DEL, fd, where));
+        value("epoll_ctl", epoll_ctl(set, EPOLL_CTL_ADD, fd, &event));
+    }
 }
 
 /* A short address buffer is filled up to its end, and the full length is told. */

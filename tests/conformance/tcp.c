@@ -254,6 +254,58 @@ CASE(tcp_bad_arguments, ACCELERATED)
     value("accept", accept(fd, NULL, NULL));
 }
 
+/* Pointers that no program can have lose nothing of a stream. */
+CASE(tcp_wild_pointers, ACCELERATED)
+{
+    static void *const wild[] = {(void *)8, (void *)-1, (void *)(1UL << 63)};
+    int fd = dial(peer4, T_ECHO), server = listener(host4, 6213, 5);
+    for (int i = 0; i < 3; i++) {
+        void *where = wild[i];
+        char byte;
+        struct iovec part = {where, 5}, parts[2] = {{"x", 0}, part};
+        struct msghdr message = {.msg_iov = where, .msg_iovlen = 1};
+        struct sockaddr_storage from;
+        socklen_t length = sizeof from;
+        line("%p", where);
+        value("send", send(fd, where, 5, 0));
+        value("send nothing", send(fd, where, 0, 0));
+        value("sendmsg", sendmsg(fd, where, 0));
+        value("sendmsg, parts", sendmsg(fd, &message, 0));
+        message.msg_iov = &part;
+        value("sendmsg, bytes", sendmsg(fd, &message, 0));
+        message.msg_iov = parts;
+        message.msg_iovlen = 2;
+        value("sendmsg, second part", sendmsg(fd, &message, 0));
+        value("writev", writev(fd, where, 1));
+        value("sendfile, offset", sendfile(fd, 0, where, 5));
+        value("send", send(fd, "abcde", 5, 0));
+        wait_for(fd, POLLIN, 2000);
+        value("recv", recv(fd, where, 5, MSG_DONTWAIT));
+        value("recvmsg", recvmsg(fd, where, MSG_DONTWAIT));
+        value("recvmsg, second part", recvmsg(fd, &message, MSG_DONTWAIT));
+        value("readv", readv(fd, where, 1));
+        value("recvfrom, address", recvfrom(fd, &byte, 1, MSG_DONTWAIT, where, &length));
+        value("recvfrom, length", recvfrom(fd, &byte, 1, MSG_DONTWAIT,
+                                           (struct sockaddr *)&from, where));
+        value("recvfrom, no length", recvfrom(fd, &byte, 1, MSG_DONTWAIT,
+                                              (struct sockaddr *)&from, NULL));
+        receive(fd, MSG_DONTWAIT);
+        value("getsockname", getsockname(fd, where, &length));
+        value("getpeername, length", getpeername(fd, (struct sockaddr *)&from, where));
+        value("getsockopt", getsockopt(fd, SOL_SOCKET, SO_TYPE, where, &length));
+        value("setsockopt", setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, where, 4));
+        value("FIONREAD", ioctl(fd, FIONREAD, where));
+        value("FIONBIO", ioctl(fd, FIONBIO, where));
+        value("connect", connect(fd, where, sizeof from));
+        value("getpeername, listener", getpeername(server, where, &length));
+    }
+    line("%s", peer("dial %s 6213 s3 w", host4));
+    wait_for(server, POLLIN, 2000);
+    socklen_t length = sizeof(struct sockaddr_storage);
+    done("accept, length only", accept(server, NULL, &length));
+    line("length %u", length);
+}
+
 CASE(tcp_halfclose, ACCELERATED)
 {
     int fd = dial(peer4, T_LATE);

@@ -11,7 +11,7 @@ use bypass_stack::Instant;
 use libc::{EPOLL_CTL_DEL, epoll_event, sigset_t, timespec};
 use rustix::io::Errno;
 
-use crate::address::is_nowhere;
+use crate::address::{is_kernels, is_nowhere, is_wild};
 use crate::errno::to_int;
 use crate::fdtable::{self, Entry};
 use crate::tcp::handover;
@@ -141,7 +141,7 @@ pub unsafe fn epoll_pwait2(
     // SAFETY: the caller's arguments.
     let original =
         || unsafe { symbols::epoll_pwait2::original()(set, events, count, timeout, mask) };
-    if is_plain(set) {
+    if is_plain(set) || is_wild(timeout) {
         return original();
     }
     // SAFETY: null or the caller's timeout.
@@ -191,7 +191,7 @@ unsafe fn either(
             return original();
         };
         epoll.waits_in_kernel();
-        if !epoll.is_kernel_only() {
+        if !epoll.is_kernel_only() && !is_wild(mask) {
             // SAFETY: the caller's promise.
             let merged = unsafe { merged(epoll, set, events, count, deadline(), given(mask)) };
             if let Some(result) = merged {
@@ -229,8 +229,17 @@ unsafe fn merged(
 ) -> Option<c_int> {
     let joined = context::joined()?;
     let count = usize::try_from(count).ok().filter(|&count| count > 0)?;
-    if is_nowhere(events) {
+    if is_kernels(events) {
         return None;
+    }
+    if is_nowhere(events) {
+        // The kernel finds out when it has an event to write.
+        let mut out = [epoll_event { events: 0, u64: 0 }];
+        let found = set.wait(joined, epfd, &mut out, deadline, mask);
+        return Some(to_int(found.and_then(|count| match count {
+            0 => Ok(0),
+            _ => Err(Errno::FAULT),
+        })));
     }
     // SAFETY: the caller's promise.
     let out = unsafe { std::slice::from_raw_parts_mut(events, count) };

@@ -15,6 +15,7 @@ use libc::{
 };
 use rustix::io::Errno;
 
+use crate::address::{is_nowhere, is_wild};
 use crate::context::{self, Joined};
 use crate::errno::{Answer, last, to_int};
 use crate::fdtable::{self, Entry};
@@ -78,7 +79,7 @@ unsafe fn ppoll_ours(
 ) -> c_int {
     // SAFETY: the caller's promise.
     let fds = unsafe { std::slice::from_raw_parts_mut(fds, count as usize) };
-    if !fds.iter().any(|entry| matters(entry.fd)) {
+    if is_wild(timeout) || is_wild(mask) || !fds.iter().any(|entry| matters(entry.fd)) {
         // SAFETY: the caller's arguments.
         return unsafe { symbols::ppoll::original()(fds.as_mut_ptr(), count, timeout, mask) };
     }
@@ -122,8 +123,8 @@ pub unsafe fn ppoll_chk(
 /// `fds` is null or an array of `count`.
 #[inline(always)]
 unsafe fn falls_through(fds: *const pollfd, count: nfds_t) -> bool {
-    // The first page is never mapped, and the kernel refuses counts above any limit on open files.
-    if (fds as usize) < 4096 || count > 1 << 20 {
+    // The kernel refuses counts above any limit on open files.
+    if is_nowhere(fds) || count > 1 << 20 {
         return true;
     }
     (0..count as usize).all(|index| {

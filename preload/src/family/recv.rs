@@ -12,7 +12,7 @@ use bypass_stack::EndpointId;
 use libc::{iovec, mmsghdr, msghdr, size_t, sockaddr, socklen_t, ssize_t, timespec};
 use rustix::io::Errno;
 
-use crate::address::is_nowhere;
+use crate::address::{is_nowhere, is_wild};
 use crate::errno::{Answer, from_c, to_c, to_int};
 use crate::fdtable::{self, Entry};
 use crate::udp::receive;
@@ -59,7 +59,7 @@ pub unsafe fn recvfrom(
     let mut message: msghdr = unsafe { zeroed() };
     message.msg_iov = &raw mut vector;
     message.msg_iovlen = 1;
-    let named = !address.is_null() && !address_len.is_null();
+    let named = !address.is_null() && !is_nowhere(address_len);
     if named {
         message.msg_name = address.cast();
         // SAFETY: not null, the caller's to read.
@@ -70,6 +70,9 @@ pub unsafe fn recvfrom(
     if answer.is_ok() && named {
         // SAFETY: not null, the caller's to write.
         unsafe { address_len.write(message.msg_namelen) };
+    } else if answer.is_ok() && !address.is_null() {
+        // As the kernel: what was received is lost to a bad pointer.
+        return to_c(Err(Errno::FAULT));
     }
     to_c(answer)
 }
@@ -87,8 +90,13 @@ pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t 
     if is_nowhere(message) {
         return to_c(Err(Errno::FAULT));
     }
-    // SAFETY: the caller's message, which describes its own buffers.
-    to_c(unsafe { one(fd, (entry, endpoint), &mut *message, flags) })
+    // SAFETY: the caller's message.
+    let message = unsafe { &mut *message };
+    if !message.msg_name.is_null() && message.msg_namelen.cast_signed() < 0 {
+        return to_c(Err(Errno::INVAL));
+    }
+    // SAFETY: it describes the caller's own buffers.
+    to_c(unsafe { one(fd, (entry, endpoint), message, flags) })
 }
 
 /// One receive on an accelerated socket.
@@ -132,7 +140,7 @@ pub unsafe fn recvmmsg(
     if count == 0 {
         return 0;
     }
-    if is_nowhere(messages) {
+    if is_nowhere(messages) || is_wild(timeout) {
         return to_int(Err(Errno::FAULT));
     }
     // The kernel cuts the count to UIO_MAXIOV.

@@ -15,6 +15,7 @@ use libc::{
 };
 use rustix::io::Errno;
 
+use crate::address::is_wild;
 use crate::errno::{Answer, to_int};
 use crate::family::poll;
 use crate::{fdtable, symbols, wait};
@@ -46,7 +47,7 @@ pub unsafe fn select(
         write,
         except,
     };
-    if !sets.matter() {
+    if is_wild(timeout) || !sets.matter() {
         // SAFETY: the caller's arguments.
         return unsafe { symbols::select::original()(count, read, write, except, timeout) };
     }
@@ -97,7 +98,7 @@ pub unsafe fn pselect(
         write,
         except,
     };
-    if !sets.matter() {
+    if is_wild(timeout) || is_wild(mask) || !sets.matter() {
         // SAFETY: the caller's arguments.
         return unsafe { symbols::pselect::original()(count, read, write, except, timeout, mask) };
     }
@@ -139,6 +140,12 @@ fn put(set: *mut fd_set, fd: c_int) {
 impl Sets {
     /// Whether one of the descriptors needs us.
     fn matter(&self) -> bool {
+        if [self.read, self.write, self.except]
+            .into_iter()
+            .any(|set| is_wild(set))
+        {
+            return false;
+        }
         (0..self.count.clamp(0, 1 << 16)).any(|fd| {
             !fdtable::falls_through(fd)
                 && (has(self.read, fd) || has(self.write, fd) || has(self.except, fd))

@@ -172,8 +172,10 @@ unsafe fn look(listener: EndpointId, place: Place, call_flags: c_int) -> Look {
     };
     super::inherited::give(listener, shadow);
     place_connection(shadow, endpoint, local, remote);
-    // SAFETY: the caller's promise.
-    unsafe { address::write(remote, status.family, place.address, place.len) };
+    if !place.address.is_null() {
+        // SAFETY: the caller's promise.
+        unsafe { address::write(remote, status.family, place.address, place.len) };
+    }
     Look::Got(shadow)
 }
 

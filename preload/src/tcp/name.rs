@@ -36,12 +36,16 @@ pub unsafe fn of(endpoint: EndpointId, end: End, to: *mut sockaddr, len: *mut so
     if end == End::Remote && unconnected {
         return Err(Errno::NOTCONN);
     }
-    if address::is_nowhere(to) || address::is_nowhere(len) {
+    if address::is_nowhere(len) {
         return Err(Errno::FAULT);
     }
     // SAFETY: the caller's length.
-    if unsafe { len.read_unaligned() }.cast_signed() < 0 {
+    let room = unsafe { len.read_unaligned() };
+    if room.cast_signed() < 0 {
         return Err(Errno::INVAL);
+    }
+    if room != 0 && address::is_nowhere(to) {
+        return Err(Errno::FAULT);
     }
     let from = match end {
         End::Local => status.local,

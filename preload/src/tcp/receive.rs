@@ -16,7 +16,7 @@ use libc::{MSG_DONTWAIT, MSG_ERRQUEUE, MSG_OOB, MSG_PEEK, MSG_TRUNC, MSG_WAITALL
 use rustix::io::Errno;
 
 use super::{with_next, with_stack};
-use crate::address::is_nowhere;
+use crate::address::{is_nowhere, is_unreachable};
 use crate::errno::{Answer, from_c};
 use crate::symbols;
 use crate::wait::call::Call;
@@ -52,8 +52,7 @@ impl<'a> Scatter<'a> {
             // SAFETY: the caller's array.
             unsafe { std::slice::from_raw_parts(message.msg_iov, message.msg_iovlen) }
         };
-        let broken = |vector: &iovec| vector.iov_len != 0 && is_nowhere(vector.iov_base);
-        if !discard && vectors.iter().any(broken) {
+        if !discard && vectors.iter().any(is_unreachable) {
             return Err(Errno::FAULT);
         }
         let left = vectors

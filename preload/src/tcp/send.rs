@@ -16,7 +16,7 @@ use libc::{MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_OOB, iovec, msghdr, off_t, 
 use rustix::io::Errno;
 
 use super::with_stack;
-use crate::address::is_nowhere;
+use crate::address::{is_nowhere, is_unreachable};
 use crate::errno::{Answer, from_c};
 use crate::symbols;
 use crate::udp::send::Gather;
@@ -47,10 +47,7 @@ pub unsafe fn one(fd: c_int, endpoint: EndpointId, message: &msghdr, flags: c_in
         // SAFETY: the caller's array of `msg_iovlen` vectors.
         unsafe { std::slice::from_raw_parts(message.msg_iov, message.msg_iovlen) }
     };
-    if vectors
-        .iter()
-        .any(|vector| vector.iov_len != 0 && is_nowhere(vector.iov_base))
-    {
+    if vectors.iter().any(is_unreachable) {
         return Err(Errno::FAULT);
     }
     let total = vectors

@@ -72,9 +72,8 @@ unsafe fn look(
             Err(_) => return Look::Gone,
             Ok(Some(datagram)) => {
                 // SAFETY: the caller's promise.
-                if let Some(errno) = unsafe { unusable(message) } {
-                    // As the kernel: the datagram is lost to a bad pointer.
-                    if call_flags & MSG_PEEK == 0 {
+                if let Some((errno, lost)) = unsafe { unusable(message) } {
+                    if lost && call_flags & MSG_PEEK == 0 {
                         let _ = locked.stack().udp_pop(endpoint);
                     }
                     return Look::Failed(errno);
@@ -301,28 +300,32 @@ unsafe fn drain(endpoint: EndpointId, messages: &mut [mmsghdr], call_flags: c_in
     messages.len()
 }
 
-/// Why the kernel would refuse to write there; `None` = it would write.
+/// Why the kernel would refuse to write there, and whether it finds out so late that the datagram
+/// is lost; `None` = it would write.
 ///
 /// # Safety
 /// The vector array is readable.
-unsafe fn unusable(message: &msghdr) -> Option<Errno> {
-    if !message.msg_name.is_null() {
-        if message.msg_namelen.cast_signed() < 0 {
-            return Some(Errno::INVAL);
-        }
-        if address::is_nowhere(message.msg_name) {
-            return Some(Errno::FAULT);
-        }
+unsafe fn unusable(message: &msghdr) -> Option<(Errno, bool)> {
+    if message.msg_iovlen > 1024 {
+        return Some((Errno::MSGSIZE, false));
     }
     if message.msg_iovlen != 0 && address::is_nowhere(message.msg_iov) {
-        return Some(Errno::FAULT);
+        return Some((Errno::FAULT, false));
     }
-    let broken = (0..message.msg_iovlen).any(|index| {
+    for index in 0..message.msg_iovlen {
         // SAFETY: `index` is below the array's length.
         let vector = unsafe { message.msg_iov.add(index).read() };
-        vector.iov_len != 0 && address::is_nowhere(vector.iov_base)
-    });
-    broken.then_some(Errno::FAULT)
+        if address::is_unreachable(&vector) {
+            return Some((Errno::FAULT, !address::is_kernels(vector.iov_base)));
+        }
+    }
+    if message.msg_name.is_null() {
+        None
+    } else if message.msg_namelen.cast_signed() < 0 {
+        Some((Errno::INVAL, true))
+    } else {
+        address::is_nowhere(message.msg_name).then_some((Errno::FAULT, true))
+    }
 }
 
 /// Copies one datagram to where the message wants it, with UDP_GRO also those behind it that belong
@@ -530,7 +533,7 @@ unsafe fn control(
         | flags::TIMESTAMPNS
         | flags::RXQ_OVFL
         | flags::ORIGDSTADDR;
-    if (shim_flags & ANY == 0 && joined.is_none()) || message.msg_control.is_null() {
+    if (shim_flags & ANY == 0 && joined.is_none()) || address::is_nowhere(message.msg_control) {
         message.msg_controllen = 0;
         return;
     }

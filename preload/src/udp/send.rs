@@ -441,9 +441,7 @@ unsafe fn vectors(message: &msghdr) -> Result<&[iovec], ByKernel> {
     }
     // SAFETY: the caller's array of `msg_iovlen` vectors.
     let vectors = unsafe { std::slice::from_raw_parts(message.msg_iov, message.msg_iovlen) };
-    let broken = |vector: &iovec| {
-        address::is_nowhere(vector.iov_base) && vector.iov_len != 0 || vector.iov_len > LARGEST
-    };
+    let broken = |vector: &iovec| address::is_unreachable(vector) || vector.iov_len > LARGEST;
     if vectors.iter().any(broken) {
         Err(ByKernel)
     } else {
