@@ -81,7 +81,11 @@ fn in_child(slot: Option<ProcessId>) {
                     .as_raw_nonzero()
                     .get()
                     .cast_unsigned();
-                locked.stack().set_process_pid(slot, pid, 0);
+                // The parent's word goes first: in a pid namespace of its own a child does not
+                // know by which number the daemon knows it.
+                if locked.stack().process_pid(slot) == Some(0) {
+                    locked.stack().set_process_pid(slot, pid, 0);
+                }
             }
         }
         // No slot left: the child's sockets are the kernel's.

@@ -48,6 +48,13 @@ impl Stack<'_> {
         }
     }
 
+    /// The process that owns a slot: 0 = nobody has said so yet, `None` = the slot is not in use.
+    #[must_use]
+    pub fn process_pid(&self, process: ProcessId) -> Option<u32> {
+        let slot = self.head.processes.get(usize::from(process.0))?;
+        (slot.live != 0).then_some(slot.pid)
+    }
+
     /// Whether the slot is in use.
     pub(crate) fn is_process(&self, process: ProcessId) -> bool {
         self.head

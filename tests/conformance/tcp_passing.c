@@ -53,6 +53,30 @@ static void bulk(void)
     line("%s", peer("dialled"));
 }
 
+/* vsftpd: a child by number, in a pid namespace of its own, closes the listener and serves. */
+CASE(tcp_clone, ACCELERATED)
+{
+    int fd = listener(host4, 6249, 5);
+    for (int i = 0; i < 3; i++) {
+        peer("dial %s 6249 s5 g5 w", host4);
+        int one = accept(fd, NULL, NULL);
+        done("accept", one);
+        fflush(stdout);
+        pid_t child = (pid_t)syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0);
+        if (child == 0) {
+            value("close", close(fd));
+            receive(one, 0);
+            value("send", send(one, "hello", 5, 0));
+            fflush(stdout);
+            _exit(3);
+        }
+        close(one);
+        reap(child);
+        line("%s", peer("dialled"));
+    }
+    bulk();
+}
+
 /* inetd: the connection is a program's standard input and output. */
 CASE(tcp_exec, MIXED)
 {

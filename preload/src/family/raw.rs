@@ -88,6 +88,24 @@ fn is_by_descriptor(number: libc::c_long) -> bool {
     )
 }
 
+/// The first version of clone3's argument (include/uapi/linux/sched.h: struct clone_args).
+#[repr(C)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+}
+
+/// Whether a clone is a fork: the child has memory of its own and returns on the caller's stack.
+fn is_fork(flags: u64, stack: u64) -> bool {
+    flags & libc::CLONE_VM as u64 == 0 && stack == 0
+}
+
 /// Sign-extends a C int's result as `syscall` returns it.
 fn int(value: c_int) -> size_t {
     value as isize as size_t
@@ -206,6 +224,16 @@ pub unsafe fn syscall(
             libc::SYS_fork => return process::fork() as isize as size_t,
             #[cfg(target_arch = "x86_64")]
             libc::SYS_vfork => return process::vfork() as isize as size_t,
+            libc::SYS_clone if is_fork(a as u64, b as u64) => {
+                return process::cloned(|| direct(number, [a, b, c, d, e, f]));
+            }
+            libc::SYS_clone3
+                if (a as *const CloneArgs).as_ref().is_some_and(|how| {
+                    b >= size_of::<CloneArgs>() && is_fork(how.flags, how.stack)
+                }) =>
+            {
+                return process::cloned(|| direct(number, [a, b, c, d, e, f]));
+            }
             libc::SYS_execve => return int(process::execve(a as _, b as _, c as _)),
             _ => {}
         }
