@@ -58,6 +58,9 @@ pub enum RequestKind {
     /// descriptor: the endpoint is a TCP connection, which the descriptor, a closed TCP socket,
     /// becomes; the endpoint is gone then. Reply: the same, `count` = 1.
     HandOver = 11,
+    /// Have the kernel find out the MAC address of the next hop to `remote`, as a packet to it would;
+    /// with `ifindex` by that interface only. No reply: the table tells.
+    Resolve = 12,
 }
 
 impl RequestKind {
@@ -66,7 +69,7 @@ impl RequestKind {
     pub fn from_wire(value: u16) -> Option<Self> {
         use RequestKind::{
             AddFilter, AddStatic, Attach, Forked, HandOver, Query, QueuePairs, Reload,
-            RemoveFilter, RemoveStatic, Shutdown,
+            RemoveFilter, RemoveStatic, Resolve, Shutdown,
         };
         [
             Attach,
@@ -80,6 +83,7 @@ impl RequestKind {
             Shutdown,
             Reload,
             HandOver,
+            Resolve,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == value)

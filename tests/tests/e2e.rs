@@ -77,6 +77,7 @@ tests! {
     streams::python_http_server: Segments,
     streams::python_asyncio_streams: Segments,
     streams::curl_client: Segments,
+    streams::unknown_neighbour: Segments,
     streams::iperf3_stream_in: Segments,
     streams::iperf3_stream_out: Segments,
     streams::iperf3_four_streams: Segments,

@@ -4,7 +4,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use bypass_proto::control::{QueryKind, Refusal, Reply, ReplyKind, Request, RequestKind};
-use bypass_stack::{EndpointId, ProcessId};
+use bypass_stack::{EndpointId, IpAddress, ProcessId};
 use rustix::io::Errno;
 use serde_json::json;
 
@@ -140,6 +140,12 @@ impl Server {
                 Ok(Answer::Reply(reply))
             }
             RequestKind::Forked => self.forked(client, request).map(|()| Answer::None),
+            RequestKind::Resolve => {
+                self.stack_of(client).ok_or(Refusal::Malformed)?;
+                self.mirror
+                    .resolve(IpAddress(request.remote), request.ifindex);
+                Ok(Answer::None)
+            }
             RequestKind::Query => {
                 let kinds = [
                     QueryKind::Filters,

@@ -8,8 +8,10 @@
 
 use std::ffi::c_int;
 
+use bypass_proto::control::{Request, RequestKind};
 use bypass_proto::policy::{Protocol, Role};
 use bypass_proto::reason::FallThrough;
+use bypass_runtime::clock;
 use bypass_stack::cplane::{self, CplaneReason, Lookup};
 use bypass_stack::{
     EndpointId, Family, IpAddress, NextHop, OpenError, QUEUE_PAIR_HAIRPIN, SocketAddress, TcpOpen,
@@ -25,6 +27,13 @@ use crate::fdtable::{self, Entry};
 use crate::wait::call::Call;
 use crate::wait::{self, Woken};
 use crate::{address, config, context, report, shadow, symbols};
+
+/// How long a connect waits for a neighbour's MAC address, in nanoseconds. After that the kernel
+/// connects, which goes on trying for three seconds (neigh/default/mcast_solicit).
+const RESOLVING_NS: u64 = 100_000_000;
+/// The same for a socket that does not block. A neighbour that is being resolved or has failed to
+/// answer is not waited for again, so that nobody loses this time twice to an absent one.
+const RESOLVING_NONBLOCKING_NS: u64 = 3_000_000;
 
 /// connect on a TCP socket that is not connected. `None`: the kernel connects it.
 pub fn begin(fd: c_int, to: Given) -> Option<Answer> {
@@ -97,7 +106,13 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fai
         0 => only,
         device => device,
     };
-    let known = route(joined, bound, remote, ifindex)?;
+    let options = options::of_shadow(fd);
+    let patience = if options.has(TcpOptions::NONBLOCKING) {
+        RESOLVING_NONBLOCKING_NS
+    } else {
+        RESOLVING_NS
+    };
+    let known = route(joined, bound, remote, (ifindex, patience))?;
     let source = match known {
         _ if !bound.ip.is_unspecified() => bound.ip,
         Some(next_hop) => next_hop.source,
@@ -110,7 +125,7 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fai
         family,
         local,
         process: context::process(),
-        options: options::of_shadow(fd),
+        options,
         shadow_cookie: shadow::cookie(fd),
         ifindex,
     };
@@ -130,7 +145,7 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fai
     joined.refresh();
     // The grant may have opened the first queue of the interface.
     let looked = known.map_or_else(
-        || route(joined, local, remote, ifindex),
+        || route(joined, local, remote, (ifindex, patience)),
         |next_hop| Ok(Some(next_hop)),
     );
     let Ok(Some(next_hop)) = looked else {
@@ -176,7 +191,7 @@ fn route(
     joined: &'static context::Joined,
     bound: SocketAddress,
     remote: SocketAddress,
-    ifindex: u32,
+    (ifindex, patience): (u32, u64),
 ) -> Result<Option<NextHop>, FallThrough> {
     let hash = cplane::flow_hash(&bound, &remote);
     let looked = joined
@@ -189,7 +204,44 @@ fn route(
             Ok(Some(NextHop::hairpin(remote.ip)))
         }
         Some(Lookup::Local) => Err(FallThrough::LocalRoute),
+        Some(Lookup::Kernel(CplaneReason::NeighbourMissing)) => {
+            resolved(joined, bound, remote, (ifindex, patience)).map(Some)
+        }
         Some(Lookup::Kernel(_)) | None => Err(FallThrough::NextHop),
+    }
+}
+
+/// Waits until the kernel has found out the next hop's MAC address, as its own SYN would.
+fn resolved(
+    joined: &'static context::Joined,
+    bound: SocketAddress,
+    remote: SocketAddress,
+    (ifindex, patience): (u32, u64),
+) -> Result<NextHop, FallThrough> {
+    /// Between two looks: a neighbour on the same wire answers within some of these.
+    const PAUSE: rustix::thread::Timespec = rustix::thread::Timespec {
+        tv_sec: 0,
+        tv_nsec: 50_000,
+    };
+    let request = Request {
+        remote: remote.ip.0,
+        ifindex,
+        ..Request::new(RequestKind::Resolve)
+    };
+    context::with_control(|control| control.tell(request)).map_err(context::reason_of)?;
+    let hash = cplane::flow_hash(&bound, &remote);
+    let end = clock::now().0.saturating_add(patience);
+    loop {
+        let looked = joined
+            .cplane
+            .read(|table| cplane::lookup(table, remote.ip, bound.ip, ifindex, hash));
+        if let Some(Lookup::Via(next_hop)) = looked {
+            return Ok(next_hop);
+        }
+        if clock::now().0 >= end {
+            return Err(FallThrough::NextHop);
+        }
+        let _ = rustix::thread::nanosleep(&PAUSE);
     }
 }
 

@@ -149,6 +149,32 @@ pub fn lookup(
     }
 }
 
+/// The next hop to `to` and its interface, when its MAC address is all that is missing; arguments
+/// as [`lookup`]'s.
+#[must_use]
+pub fn unresolved(
+    table: &Table,
+    to: IpAddress,
+    bound: IpAddress,
+    ifindex: u32,
+) -> Option<(IpAddress, u32)> {
+    let route = route(table, to, bound, ifindex).ok()??;
+    let target = target(route, to);
+    let known = table.neighbour(&target, route.ifindex);
+    let is_usable =
+        known.is_some_and(|neighbour| neighbour.state & neighbour_state::USABLE != 0);
+    (!is_usable && target.is_v4() == to.is_v4()).then_some((target, route.ifindex))
+}
+
+/// Who is to get frames to `to`: the route's gateway, or `to` itself.
+fn target(route: &Route, to: IpAddress) -> IpAddress {
+    if route.gateway.is_unspecified() {
+        to
+    } else {
+        route.gateway
+    }
+}
+
 /// The unicast route to an address; `None` if it is this host's.
 fn route(
     table: &Table,
@@ -243,11 +269,7 @@ fn next_hop(
     if link.flags & Link::UP == 0 || link.flags & Link::RUNNING == 0 {
         return Err(CplaneReason::LinkDown);
     }
-    let target = if route.gateway.is_unspecified() {
-        to
-    } else {
-        route.gateway
-    };
+    let target = target(route, to);
     if target.is_v4() != to.is_v4() {
         return Err(CplaneReason::Unsupported);
     }

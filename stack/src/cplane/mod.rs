@@ -13,7 +13,7 @@ mod lookup;
 #[cfg(test)]
 mod tests;
 
-pub use lookup::{CplaneReason, Lookup, NextHop, flow_hash, lookup};
+pub use lookup::{CplaneReason, Lookup, NextHop, flow_hash, lookup, unresolved};
 
 use crate::demux::fold;
 use crate::types::IpAddress;

@@ -168,6 +168,11 @@ fn everything_else_is_the_kernels() {
     kernel(&table, "198.18.0.255", CplaneReason::Broadcast);
     kernel(&table, "198.18.1.255", CplaneReason::Broadcast);
     kernel(&table, "198.18.0.4", CplaneReason::NeighbourUnusable);
+    let missing = |to: &str| unresolved(&table, ip(to), IpAddress::UNSPECIFIED, 0);
+    assert_eq!(missing("198.18.0.2"), None);
+    for to in ["198.18.0.4", "198.18.0.6"] {
+        assert_eq!(missing(to).map(|(target, _)| target), Some(ip(to)));
+    }
     kernel(&table, "198.18.0.5", CplaneReason::NeighbourUnusable);
     kernel(&table, "198.18.0.6", CplaneReason::NeighbourMissing);
     kernel(&table, "198.18.1.6", CplaneReason::NoBackend);

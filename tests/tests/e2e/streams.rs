@@ -389,6 +389,15 @@ pub(crate) fn curl_client(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// The peer's MAC address is not known when the program connects: the connection waits for it as
+/// the kernel's would, and is none of the kernel's.
+pub(crate) fn unknown_neighbour(scene: &Scene) -> Result<()> {
+    // The daemon is there before, and knows the peer.
+    curl_client(scene)?;
+    scene.bed.ip(Side::Server, &["neigh", "flush", "all"])?;
+    curl_client(scene)
+}
+
 fn iperf3(scene: &Scene, arguments: &[&str]) -> Result<()> {
     let host = scene.host();
     let mut server = subject(scene, Side::Server, "iperf3");

@@ -94,6 +94,35 @@ pub(in crate::daemon) fn dump_request(kind: u16, sequence: u32) -> Vec<u8> {
     bytes
 }
 
+/// A request that the kernel use a neighbour, and so find out its MAC address (NTF_USE of
+/// linux/neighbour.h).
+pub(in crate::daemon) fn use_request(target: IpAddress, ifindex: u32, sequence: u32) -> Vec<u8> {
+    /// NLM_F_REQUEST | NLM_F_CREATE.
+    const FLAGS: u16 = 0x401;
+    const NTF_USE: u8 = 1;
+    const NDA_DST: u16 = 1;
+    const FIXED: usize = 12;
+    let (family, address) = if target.is_v4() {
+        (AF_INET, target.0.get(12..).unwrap_or_default())
+    } else {
+        (AF_INET6, &target.0[..])
+    };
+    let length = HEADER + FIXED + 4 + address.len();
+    let mut bytes = Vec::with_capacity(length);
+    bytes.extend_from_slice(&(length as u32).to_ne_bytes());
+    bytes.extend_from_slice(&kind::NEW_NEIGHBOUR.to_ne_bytes());
+    bytes.extend_from_slice(&FLAGS.to_ne_bytes());
+    bytes.extend_from_slice(&sequence.to_ne_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&[family, 0, 0, 0]);
+    bytes.extend_from_slice(&ifindex.to_ne_bytes());
+    bytes.extend_from_slice(&[0, 0, NTF_USE, 0]);
+    bytes.extend_from_slice(&(4 + address.len() as u16).to_ne_bytes());
+    bytes.extend_from_slice(&NDA_DST.to_ne_bytes());
+    bytes.extend_from_slice(address);
+    bytes
+}
+
 /// The errno of a [`kind::ERROR`] or [`kind::DONE`] message; 0 = none.
 pub(in crate::daemon) fn errno(message: &Message<'_>) -> i32 {
     u32_at(message.body, 0).map_or(0, |code| code.cast_signed().wrapping_neg().max(0))

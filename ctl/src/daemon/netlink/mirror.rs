@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use bypass_stack::IpAddress;
-use bypass_stack::cplane::{Address, Link, NEIGHBOURS, Neighbour, ROUTES, Route, Table};
+use bypass_stack::cplane::{self, Address, Link, NEIGHBOURS, Neighbour, ROUTES, Route, Table};
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
@@ -155,6 +155,18 @@ impl Mirror {
     /// Reads the neighbours again soon: not every change of their state is announced.
     pub(in crate::daemon) fn doubt_neighbours(&mut self) {
         self.neighbours_stale = true;
+    }
+
+    /// Has the kernel find out the MAC address of the next hop to `to`. The answer is an event, or
+    /// there is none: what fails here, fails for the kernel's own packets too.
+    pub(in crate::daemon) fn resolve(&mut self, to: IpAddress, ifindex: u32) {
+        let unknown = cplane::unresolved(&self.table, to, IpAddress::UNSPECIFIED, ifindex);
+        if let Some((target, ifindex)) = unknown {
+            self.sequence = self.sequence.wrapping_add(1);
+            let bytes = message::use_request(target, ifindex, self.sequence);
+            let kernel = SocketAddrNetlink::new(0, 0);
+            let _ = sendto(&self.requests, &bytes, SendFlags::DONTWAIT, &kernel);
+        }
     }
 
     /// When [`Mirror::refresh_if_due`] wants to be called; `None` = not before the next message.

@@ -5,7 +5,7 @@ use bypass_stack::cplane::{Route, route_type};
 
 use super::message::{
     LinkInfo, RouteInfo, default_rule, dump_request, errno, kind, messages, parse_address,
-    parse_neighbour, parse_route,
+    parse_neighbour, parse_route, use_request,
 };
 
 /// A message: type, fixed part, attributes.
@@ -26,6 +26,18 @@ fn message(kind: u16, fixed: &[u8], attributes: &[(u16, &[u8])]) -> Vec<u8> {
 
 fn body(bytes: &[u8]) -> &[u8] {
     messages(bytes).next().expect("message").body
+}
+
+#[test]
+fn a_request_to_use_a_neighbour_reads_as_one() {
+    for target in ["198.18.0.9", "fd00::9"] {
+        let target: IpAddress = target.parse::<std::net::IpAddr>().expect(target).into();
+        let bytes = use_request(target, 7, 5);
+        let message = messages(&bytes).next().expect("whole");
+        assert_eq!((message.kind, message.sequence), (kind::NEW_NEIGHBOUR, 5));
+        let read = parse_neighbour(message.body).expect("a neighbour");
+        assert_eq!((read.ip, read.ifindex), (target, 7));
+    }
 }
 
 /// `ip link show` of a veth, as captured.
