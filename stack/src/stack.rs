@@ -220,13 +220,10 @@ impl Stack<'_> {
             .chunk(frame.chunk)
             .get(frame.offset as usize..end)
             .ok_or(DropReason::Truncated)?;
-        let datagram = match wire::parse(bytes, &mac, frame.partial_checksums) {
-            Ok(datagram) => datagram,
-            Err(DropReason::Protocol) if wire::tcp::is_tcp(bytes) => {
-                return self.receive_tcp(memory, frame, now);
-            }
-            Err(reason) => return Err(reason),
-        };
+        if wire::tcp::is_tcp(bytes) {
+            return self.receive_tcp(memory, frame, now);
+        }
+        let datagram = wire::parse(bytes, &mac, frame.partial_checksums)?;
         let to = Addresses {
             local: SocketAddress::new(datagram.destination, datagram.destination_port),
             remote: SocketAddress::new(datagram.source, datagram.source_port),

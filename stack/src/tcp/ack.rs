@@ -415,6 +415,15 @@ impl Connection<'_> {
         now: Instant,
     ) {
         let limited = self.tcb.has(flag::CWND_LIMITED);
+        if self.tcb.is_calm() && !is_duplicate && !told.ece {
+            if told.delivered > 0 {
+                self.grow_window(told, in_flight, limited, now);
+            }
+            if told.acked > 0 {
+                self.arm_retransmit(now, true);
+            }
+            return;
+        }
         if is_duplicate && !self.tcb.has(flag::SACK) {
             self.tcb.sacked_out = self
                 .tcb

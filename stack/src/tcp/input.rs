@@ -227,7 +227,7 @@ impl Connection<'_> {
             }
             _ => {}
         }
-        if !self.is_acceptable(segment, now)? {
+        if !self.is_expected(segment, now) && !self.is_acceptable(segment, now)? {
             return Ok(false);
         }
         if segment.flags & flags::ACK == 0 {
@@ -253,6 +253,15 @@ impl Connection<'_> {
             self.look_for_room(now);
         }
         kept
+    }
+
+    /// Header prediction (Jacobson): the next segment of a stream, or an ACK beside it, which needs
+    /// no look at the rules for all others.
+    #[inline]
+    fn is_expected(&self, segment: &Segment, now: Instant) -> bool {
+        segment.flags & !(flags::PSH | flags::URG) == flags::ACK
+            && segment.seq == self.tcb.rcv_nxt
+            && !self.is_old_timestamp(segment, now)
     }
 
     /// RFC 9293 section 3.10.7.4 steps one to four, with RFC 5961 and PAWS. `Ok(false)`: the

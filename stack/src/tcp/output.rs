@@ -56,7 +56,8 @@ impl Connection<'_> {
             timestamps: timestamps(on, self.tcb.ts_offset, self.tcb.ts_recent, now),
             ..tcp::Options::default()
         };
-        if with_sack && self.tcb.has(flag::SACK) {
+        let news = self.tcb.sack_count > 0 || self.tcb.has(flag::DSACK);
+        if with_sack && news && self.tcb.has(flag::SACK) {
             self.put_sack(&mut options);
         }
         options
@@ -138,8 +139,9 @@ impl Connection<'_> {
         0
     }
 
-    /// Headers of a segment of this connection, without its options.
-    fn headers(&mut self, seq: u32, bits: u16, window: u16) -> Headers {
+    /// Headers of a segment of this connection.
+    #[inline]
+    fn headers(&mut self, seq: u32, bits: u16, window: u16, with: tcp::Options) -> Headers {
         let is_v4 = self.is_v4();
         let options = &self.tcb.options;
         let (tos, ttl) = if is_v4 {
@@ -167,7 +169,7 @@ impl Connection<'_> {
             tos,
             ttl: if ttl == 0 { DEFAULT_TTL } else { ttl },
             ipv4_id: self.pool.next_ipv4_id(),
-            options: tcp::Options::default(),
+            options: with,
         }
     }
 
@@ -196,8 +198,7 @@ impl Connection<'_> {
         } else {
             self.select_window()
         };
-        let mut headers = self.headers(seq, bits, window);
-        headers.options = options;
+        let headers = self.headers(seq, bits, window, options);
         if !self
             .pool
             .send_bare(memory, self.tcb.hop.queue_pair, &headers)
@@ -273,13 +274,7 @@ impl Connection<'_> {
         }
         let is_new = !before(segment.seq, self.tcb.snd_nxt);
         let mut options = self.options_now(now, true);
-        let most = usize::from(self.tcb.hop.mtu).saturating_add(ethernet::HEADER);
-        let is_v4 = self.is_v4();
-        let with_options = tcp::options_len(&options).saturating_add(usize::from(segment.len));
-        // The peer's MSS counts options as data (RFC 6691).
-        if with_options > usize::from(self.tcb.mss_clamp)
-            || tcp::headers_len(is_v4, &options).saturating_add(usize::from(segment.len)) > most
-        {
+        if options.sack_count > 0 && !self.fits(segment.len, &options) {
             options.sack_count = 0;
         }
         let mut bits = flags::ACK;
@@ -300,8 +295,7 @@ impl Connection<'_> {
             self.tcb.clear(flag::ECN_SEND_CWR);
         }
         let window = self.select_window();
-        let mut headers = self.headers(segment.seq, bits, window);
-        headers.options = options;
+        let mut headers = self.headers(segment.seq, bits, window, options);
         if before(segment.seq, self.tcb.snd_up) {
             headers.flags |= flags::URG;
             headers.urgent = distance(segment.seq, self.tcb.snd_up).min(0xffff) as u16;
@@ -309,7 +303,7 @@ impl Connection<'_> {
         if is_new && segment.len > 0 && self.tcb.has(flag::ECN) {
             headers.tos = headers.tos & !3 | ECT_0;
         }
-        let all = tcp::headers_len(is_v4, &headers.options);
+        let all = tcp::headers_len(self.is_v4(), &headers.options);
         let start = usize::from(segment.offset).saturating_sub(all);
         let end = usize::from(segment.offset).saturating_add(usize::from(segment.len));
         let frame = memory
@@ -331,6 +325,15 @@ impl Connection<'_> {
         self.sent(chunk, now);
         self.acknowledged();
         true
+    }
+
+    /// Whether a segment of so many bytes may have these options.
+    fn fits(&self, len: u16, options: &tcp::Options) -> bool {
+        let len = usize::from(len);
+        let most = usize::from(self.tcb.hop.mtu).saturating_add(ethernet::HEADER);
+        // The peer's MSS counts options as data (RFC 6691).
+        tcp::options_len(options).saturating_add(len) <= usize::from(self.tcb.mss_clamp)
+            && tcp::headers_len(self.is_v4(), options).saturating_add(len) <= most
     }
 
     /// Books of a segment that was put on the transmit list.

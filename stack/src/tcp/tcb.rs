@@ -496,6 +496,14 @@ impl Tcb {
         self.flags &= !flag;
     }
 
+    /// Nothing lost, told out of order, sent again or probed for: an ACK only goes forward.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.ca_state == ca::OPEN
+            && self.sacked_out | self.lost_out | self.retrans_out == 0
+            && self.has(flag::SACK)
+            && !self.has(flag::TLP_OUT)
+    }
+
     /// Segments that are in the network by our reckoning (RFC 6675's pipe).
     pub(crate) fn in_flight(&self) -> u32 {
         self.packets_out
