@@ -64,7 +64,7 @@ pub use send::SendError;
 pub use stack::{FrameOutcome, RxFrame, Stack, Transmit};
 pub use tcp::{
     CannotMove, Cargo, ConnectionRecord, Ended, FlowChange, Orphans, Part, Shutdown, Span,
-    TcpDefaults, TcpError, TcpInfo, TcpOpen, TcpOptions, TcpState, TcpStatus,
+    TcpDefaults, TcpError, TcpInfo, TcpInput, TcpOpen, TcpOptions, TcpState, TcpStatus,
 };
 pub use types::{
     ChunkId, Duration, EndpointId, Family, Instant, IpAddress, Memory, PROCESSES, ProcessId,

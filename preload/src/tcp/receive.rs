@@ -11,7 +11,7 @@
 use std::ffi::c_int;
 
 use bypass_runtime::attachment::Locked;
-use bypass_stack::{EndpointId, Memory, TcpOptions, TcpState, TcpStatus};
+use bypass_stack::{EndpointId, Memory, TcpInput, TcpOptions, TcpState};
 use libc::{MSG_DONTWAIT, MSG_ERRQUEUE, MSG_OOB, MSG_PEEK, MSG_TRUNC, MSG_WAITALL, iovec, msghdr};
 use rustix::io::Errno;
 
@@ -131,7 +131,7 @@ pub unsafe fn one(endpoint: EndpointId, fd: c_int, message: &mut msghdr, flags: 
 /// The state of the endpoint after one look.
 struct Look {
     copied: usize,
-    status: TcpStatus,
+    status: TcpInput,
     options: TcpOptions,
     error: i32,
 }
@@ -242,7 +242,7 @@ fn take(
     if copied > 0 && !peek {
         locked.stack().tcp_consume(endpoint, copied, now).ok()?;
     }
-    let status = locked.stack().tcp_status(endpoint).ok()?;
+    let status = locked.stack().tcp_input(endpoint).ok()?;
     // The pending error is told once, and only when there is nothing else to tell.
     let error = if copied + before == 0 && status.error != 0 {
         locked.stack().tcp_take_error(endpoint)

@@ -51,5 +51,5 @@ pub use flow::FlowChange;
 pub use handover::{CannotMove, Cargo, ConnectionRecord, Part};
 pub use info::TcpInfo;
 pub use options::TcpOptions;
-pub use socket::{Ended, Orphans, Shutdown, Span, TcpError, TcpOpen, TcpStatus};
+pub use socket::{Ended, Orphans, Shutdown, Span, TcpError, TcpInput, TcpOpen, TcpStatus};
 pub use tcb::TcpState;

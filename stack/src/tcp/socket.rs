@@ -118,6 +118,19 @@ pub struct TcpStatus {
     pub family: Family,
 }
 
+/// What a TCP endpoint looks like to who reads from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpInput {
+    /// Its state.
+    pub state: TcpState,
+    /// As [`TcpStatus::readable`].
+    pub readable: u32,
+    /// As [`TcpStatus::error`].
+    pub error: i32,
+    /// As [`TcpStatus::eof`].
+    pub eof: bool,
+}
+
 /// An endpoint that is gone for good after its close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
@@ -700,6 +713,21 @@ impl Stack<'_> {
             accept_queue: tcb.accept_count,
             filter: endpoint.filter,
             family: Family::from_byte(endpoint.family),
+        })
+    }
+
+    /// The part of [`Stack::tcp_status`] that a read needs.
+    ///
+    /// # Errors
+    /// [`Stale`].
+    pub fn tcp_input(&self, id: EndpointId) -> Result<TcpInput, Stale> {
+        let index = self.tcp_index(id)?;
+        let tcb = self.tcbs.get(index as usize).ok_or(Stale)?;
+        Ok(TcpInput {
+            state: tcb.state(),
+            readable: tcb.readable(),
+            error: tcb.error,
+            eof: tcb.has(flag::RECEIVE_SHUT),
         })
     }
 
