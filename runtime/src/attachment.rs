@@ -373,8 +373,9 @@ impl Locked<'_> {
         mapped.is_some_and(|mapped| is_current(&self.state.stack, index, mapped.generation))
     }
 
-    /// Moves frames: received ones into the stack, free chunks into fill rings, sent chunks back,
-    /// pending ones out; runs the timers that are due. Returns how many frames came in.
+    /// Moves frames: received ones into the stack, free chunks into fill rings, sent chunks back;
+    /// runs the timers that are due. What is to be sent leaves when the lock is given back. Returns
+    /// how many frames came in.
     pub fn pump(&mut self, now: Instant) -> usize {
         self.pump_with(now, &mut |_, _, _| ())
     }
@@ -415,9 +416,6 @@ impl Locked<'_> {
         }
         self.attachment.image.count_pump(frames as u32);
         stack.run_timers(packets, now);
-        if !self.holds_back {
-            self.transmit();
-        }
         frames
     }
 
@@ -485,31 +483,35 @@ impl Locked<'_> {
         });
     }
 
-    /// Gives the lock back, then rings doorbells and wakes sleepers. Whether there is more to send
-    /// for which there is room now.
-    fn give_back(&mut self) -> bool {
-        let (moved, left) = if self.holds_back {
-            (false, true)
-        } else {
-            self.transmit()
-        };
-        let mut bells = [-1; MAX_QUEUE_PAIRS];
-        let mut ringing = 0;
+    /// The descriptors of queues whose driver has to be told of frames in the TX ring; how many.
+    fn bells(&mut self, bells: &mut [RawFd; MAX_QUEUE_PAIRS]) -> usize {
         let State {
             stack,
             queues,
             count,
             ..
         } = &mut *self.state;
+        let mut ringing = 0;
         for (index, slot) in queues.iter_mut().take(*count).enumerate() {
-            let Some(queue) = current(stack, index, slot) else {
-                continue;
-            };
-            if queue.needs_doorbell() {
+            if current(stack, index, slot).is_some_and(|queue| queue.needs_doorbell()) {
                 bells[ringing] = self.attachment.wait_fds[index].load(Ordering::Relaxed);
                 ringing += 1;
             }
         }
+        ringing
+    }
+
+    /// Gives the lock back, then rings doorbells and wakes sleepers. Whether there is more to send
+    /// for which there is room now.
+    fn give_back(&mut self) -> bool {
+        let mut bells = [-1; MAX_QUEUE_PAIRS];
+        let mut ringing = 0;
+        let (mut moved, mut left) = (false, true);
+        if !self.holds_back {
+            (moved, left) = self.transmit();
+            ringing = self.bells(&mut bells);
+        }
+        let stack = &mut self.state.stack;
         let sleepers: WaiterSet = stack.take_wakeups();
         // What waits for room to be sent is due at once.
         let timer = if left {

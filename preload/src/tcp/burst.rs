@@ -36,13 +36,13 @@ thread_local! {
     static PREEMPTED: Cell<i64> = const { Cell::new(0) };
 }
 
-/// So many accelerated sockets were reported ready.
-pub fn begins(ready: usize) {
+/// So many accelerated sockets are reported ready.
+pub fn begins(ready: usize, now: Instant) {
     if ready <= 1 {
         return;
     }
     match WITHOUT.get() {
-        0 => LAST.set(clock::now().0),
+        0 => LAST.set(now.0),
         left => WITHOUT.set(left - 1),
     }
 }
@@ -98,7 +98,7 @@ mod tests {
     fn one_that_paused_is_not_trusted_for_a_while() {
         loop {
             PREEMPTED.set(preemptions());
-            begins(2);
+            begins(2, clock::now());
             assert!(is_in_one(1000) && is_in_one(PAUSE_NS));
             assert!(!is_in_one(PAUSE_NS + 1));
             // Else the test itself has lost its processor, which is forgiven.
@@ -107,12 +107,12 @@ mod tests {
             }
         }
         for _ in 0..PENANCE {
-            begins(2);
+            begins(2, clock::now());
             assert!(!is_in_one(0));
         }
-        begins(1);
+        begins(1, clock::now());
         assert!(!is_in_one(0));
-        begins(2);
+        begins(2, clock::now());
         assert!(is_in_one(0));
         ends();
         assert!(!is_in_one(0));

@@ -66,8 +66,11 @@ fn in_burst<T>(
         locked.hold_back(now, between);
     }
     let result = change(joined, &mut locked, now);
+    let rings = !locked.holds_back();
     drop(locked);
-    burst::called();
+    if rings {
+        burst::called();
+    }
     Some(result)
 }
 

@@ -99,7 +99,13 @@ pub fn stream(
                     break;
                 }
             }
-            (sent, super::options_of(locked, endpoint))
+            let all = sent == Ok(total - done);
+            let options = if all {
+                None
+            } else {
+                super::options_of(locked, endpoint)
+            };
+            (sent, options)
         });
         let Some((sent, options)) = sent else {
             return partly(done, Errno::AGAIN);

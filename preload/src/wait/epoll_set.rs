@@ -630,12 +630,12 @@ impl EpollSet {
             if news {
                 handover::follow();
             }
-            burst::begins(found);
-            let now = clock::now().0;
+            let now = clock::now();
+            burst::begins(found, now);
             let asked = self.asked_kernel.load(Ordering::Relaxed);
-            let due = now.wrapping_sub(asked) >= KERNEL_EVERY_NS;
+            let due = now.0.wrapping_sub(asked) >= KERNEL_EVERY_NS;
             if found == 0 || (due && found < out.len()) {
-                self.asked_kernel.store(now, Ordering::Relaxed);
+                self.asked_kernel.store(now.0, Ordering::Relaxed);
                 let (ours, rest) = out.split_at_mut(found);
                 let more = self.kernel_events(epfd, rest)? as usize;
                 found += if self.members.lock().nested.is_empty() {
