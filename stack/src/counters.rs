@@ -103,6 +103,9 @@ table! {
         TcpStarvedOpened "tcp-starved-opened" "Windows opened because others have given packet memory back.",
         TcpHandedOver "tcp-handed-over" "Connections that have moved to the kernel.",
         TcpProbesUnsent "tcp-probes-unsent" "Probes of a window or of the peer's life that found no packet memory, to be tried again.",
+        TcpIcmpErrors "tcp-icmp-errors" "ICMP errors that a connection or a request has believed.",
+        TcpIcmpIgnored "tcp-icmp-ignored" "ICMP errors that quote a segment which is not in flight, or are about a time wait.",
+        TcpTimeoutsReverted "tcp-timeouts-reverted" "Doublings of a timeout undone because a router had no way for the segment.",
     }
 }
 

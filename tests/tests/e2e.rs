@@ -13,13 +13,16 @@ mod e2e {
     pub mod links;
     pub mod names;
     pub mod programs;
+    pub mod routers;
     pub mod stores;
     pub mod streams;
     pub mod web;
 }
 
 use e2e::harness::{Carried, check};
-use e2e::{clients, faults, handover, languages, links, names, programs, stores, streams, web};
+use e2e::{
+    clients, faults, handover, languages, links, names, programs, routers, stores, streams, web,
+};
 
 macro_rules! tests {
     ($( $(#[$attribute:meta])* $module:ident::$name:ident: $carried:ident, )+) => {
@@ -69,6 +72,8 @@ tests! {
     streams::redis_large_values: Segments,
     streams::redis_own_address: Segments,
     streams::neighbour_moves: Segments,
+    routers::small_path: Segments,
+    routers::no_way: Any,
     streams::last_words: Segments,
     streams::nginx_files: Segments,
     streams::nginx_keepalive: Segments,

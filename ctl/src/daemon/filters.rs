@@ -293,6 +293,12 @@ impl Filters {
         filters.any(|filter| filter.uid == uid && filter.wish.protocol == TCP)
     }
 
+    /// Whether a connection of this local address may be the stack's.
+    pub(super) fn grants_tcp(&self, uid: u32, local: SocketAddress) -> bool {
+        let mut filters = self.by_id.iter();
+        filters.any(|filter| filter.uid == uid && filter.wish.grants(local))
+    }
+
     /// Id and endpoint of every filter of a stack that has one.
     pub(super) fn endpoints(&self, uid: u32) -> Vec<(u32, EndpointId)> {
         let mine = self

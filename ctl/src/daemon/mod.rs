@@ -10,6 +10,7 @@
 //!   pidfd of each program ------------> watch --------------/      |
 //!   frames that wait -----------------> deputy -------------/      |
 //!   rtnetlink ------------------------> mirror -> control-plane table, filters
+//!   ICMP errors (raw sockets) --------> icmp -> the connections that they are about
 //! ```
 //!
 //! One thread and one epoll set ([`server`]); nothing in it waits for a client. All it owns hangs
@@ -25,6 +26,7 @@ mod deputy;
 mod detach;
 mod filters;
 mod handover;
+mod icmp;
 mod netlink;
 mod nics;
 mod opening;

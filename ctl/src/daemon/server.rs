@@ -19,6 +19,7 @@ use rustix::time::Timespec;
 use super::client::{Client, Incoming};
 use super::counters::{Counter, Counters};
 use super::filters::Filters;
+use super::icmp::{Ear, Ears};
 use super::netlink::mirror::Mirror;
 use super::nics::Nics;
 use super::opening::Openings;
@@ -50,6 +51,8 @@ pub(super) enum Token {
     Queue(u32, u8),
     /// SIGHUP.
     Hangup,
+    /// ICMP errors of a family.
+    Icmp(Ear),
 }
 
 impl Drop for Server {
@@ -66,6 +69,7 @@ impl Token {
             Self::Client(number) => (2, number),
             Self::Process(number) => (3, number),
             Self::Hangup => (5, 0),
+            Self::Icmp(ear) => (6, ear as u64),
             Self::Queue(uid, index) => (4, u64::from(uid) << 8 | u64::from(index)),
         };
         EventData::new_u64(kind << 56 | number)
@@ -80,6 +84,7 @@ impl Token {
             2 => Self::Client(number),
             3 => Self::Process(number),
             5 => Self::Hangup,
+            6 => Self::Icmp(if number == 0 { Ear::V4 } else { Ear::V6 }),
             _ => Self::Queue((number >> 8) as u32, number as u8),
         }
     }
@@ -103,6 +108,7 @@ pub(super) struct Server {
     pub filters: Filters,
     pub nics: Nics,
     pub openings: Openings,
+    pub ears: Ears,
     pub mirror: Mirror,
     pub watch: Watch,
     pub counters: Counters,
@@ -150,6 +156,7 @@ impl Server {
             filters: Filters::default(),
             nics: Nics::default(),
             openings: Openings::default(),
+            ears: Ears::open(),
             mirror,
             watch: Watch::default(),
             counters,
@@ -167,6 +174,10 @@ impl Server {
             .and_then(|()| server.listen_to(&server.mirror, Token::Netlink))
             .and_then(|()| server.listen_to(&server.hangups, Token::Hangup))
             .map_err(failed("fill the epoll set"))?;
+        for (ear, socket) in server.ears.sockets() {
+            let listens = server.listen_to(socket, Token::Icmp(ear));
+            listens.map_err(failed("fill the epoll set"))?;
+        }
         server.adopt_stacks();
         Ok(server)
     }
@@ -197,7 +208,7 @@ impl Server {
             tokens.sort_by_key(|(token, _)| match token {
                 Token::Netlink | Token::Hangup => 0,
                 Token::Process(_) => 1,
-                Token::Queue(..) => 2,
+                Token::Queue(..) | Token::Icmp(_) => 2,
                 Token::Client(_) => 3,
                 Token::Listener => 4,
             });
@@ -213,6 +224,7 @@ impl Server {
         match token {
             Token::Listener => self.accept(),
             Token::Hangup => self.hung_up(),
+            Token::Icmp(ear) => self.hear(ear),
             Token::Netlink => self.mirror.read_events(&mut self.counters),
             Token::Process(number) => self.process_gone(number),
             Token::Queue(uid, _) => self.queue_event(uid, flags),

@@ -32,7 +32,7 @@ const FASTOPEN_NO_COOKIE: c_int = 34;
 const NAME_BYTES: usize = 16;
 
 /// Every option that is read from a shadow.
-const READ: [(c_int, c_int); 23] = [
+const READ: [(c_int, c_int); 24] = [
     (SOL_SOCKET, libc::SO_RCVBUF),
     (SOL_SOCKET, libc::SO_SNDBUF),
     (SOL_SOCKET, libc::SO_KEEPALIVE),
@@ -56,6 +56,7 @@ const READ: [(c_int, c_int); 23] = [
     (IPPROTO_TCP, libc::TCP_CONGESTION),
     (IPPROTO_IP, libc::IP_TOS),
     (IPPROTO_IP, libc::IP_TTL),
+    (IPPROTO_IP, libc::IP_RECVERR),
 ];
 
 /// What a fresh socket answers for its buffers: (SO_RCVBUF, SO_SNDBUF).
@@ -78,7 +79,11 @@ pub fn of_shadow(fd: c_int) -> TcpOptions {
         read_one(fd, level, name, &mut options);
     }
     if shadow::option::<c_int>(fd, SOL_SOCKET, libc::SO_DOMAIN) == Some(libc::AF_INET6) {
-        for name in [libc::IPV6_TCLASS, libc::IPV6_UNICAST_HOPS] {
+        for name in [
+            libc::IPV6_TCLASS,
+            libc::IPV6_UNICAST_HOPS,
+            libc::IPV6_RECVERR,
+        ] {
             read_one(fd, IPPROTO_IPV6, name, &mut options);
         }
     }
@@ -175,6 +180,9 @@ fn read_one(fd: c_int, level: c_int, name: c_int, options: &mut TcpOptions) {
         (IPPROTO_TCP, libc::TCP_MAXSEG) => options.max_seg = u16::try_from(value).unwrap_or(0),
         (IPPROTO_IP, libc::IP_TOS) => options.tos = small(value),
         (IPPROTO_IP, libc::IP_TTL) => options.ttl = small(value),
+        (IPPROTO_IP, libc::IP_RECVERR) | (IPPROTO_IPV6, libc::IPV6_RECVERR) => {
+            options.set(TcpOptions::RECVERR, value != 0);
+        }
         (IPPROTO_IPV6, libc::IPV6_TCLASS) => options.traffic_class = small(value),
         (IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS) => options.hop_limit = small(value),
         _ => {}
@@ -240,12 +248,13 @@ pub unsafe fn set(
 }
 
 /// Options that are followed, but not read at the start: a fresh socket's answer is the default.
-const RARE: [(c_int, c_int); 5] = [
+const RARE: [(c_int, c_int); 6] = [
     (SOL_SOCKET, libc::SO_MAX_PACING_RATE),
     (IPPROTO_TCP, libc::TCP_LINGER2),
     (IPPROTO_TCP, libc::TCP_MAXSEG),
     (IPPROTO_IPV6, libc::IPV6_TCLASS),
     (IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
+    (IPPROTO_IPV6, libc::IPV6_RECVERR),
 ];
 
 /// Changes the options of the endpoint and lets the stack act on it; `false`: it is gone.
@@ -328,7 +337,7 @@ pub unsafe fn get(
         let error = with_stack(|_, locked, now| {
             locked.pump(now);
             let live = locked.stack().is_live(endpoint);
-            live.then(|| locked.stack().tcp_take_error(endpoint))
+            live.then(|| locked.stack().tcp_socket_error(endpoint))
         });
         let error = error.unwrap_or(Some(0))?;
         // SAFETY: the caller's promise.

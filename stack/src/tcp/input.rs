@@ -17,6 +17,7 @@ use crate::wire::tcp::{self, Segment, flags};
 pub(crate) mod errno {
     pub(crate) const EINVAL: i32 = 22;
     pub(crate) const EPIPE: i32 = 32;
+    pub(crate) const EMSGSIZE: i32 = 90;
     pub(crate) const ECONNRESET: i32 = 104;
     pub(crate) const ENOTCONN: i32 = 107;
     pub(crate) const ETIMEDOUT: i32 = 110;

@@ -22,6 +22,7 @@ pub(crate) mod defaults;
 pub(crate) mod ended;
 pub(crate) mod flow;
 pub mod handover;
+mod icmp;
 pub(crate) mod info;
 mod input;
 mod listen;

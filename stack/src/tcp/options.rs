@@ -82,6 +82,8 @@ impl TcpOptions {
     pub const REUSE_PORT: u32 = 256;
     /// SO_REUSEADDR. Not used by the stack.
     pub const REUSE_ADDR: u32 = 512;
+    /// IP_RECVERR or IPV6_RECVERR: ICMP errors are told at once.
+    pub const RECVERR: u32 = 1024;
 
     /// No SO_MAX_PACING_RATE.
     pub const UNPACED: u64 = u64::MAX;

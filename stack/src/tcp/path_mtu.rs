@@ -2,8 +2,8 @@
 //! RFC 8201, net/ipv4/tcp_ipv4.c:tcp_v4_mtu_reduced).
 
 use super::connection::Connection;
+use super::input::errno;
 use super::pool::mark;
-use super::seq::before;
 use super::tcb::{TcpState, ca};
 use crate::counters::Counter;
 use crate::stack::Stack;
@@ -49,12 +49,16 @@ impl Connection<'_> {
         } else {
             LEAST_V6
         };
-        let mtu = mtu.max(least);
-        let in_flight = quoted
-            .is_none_or(|seq| !before(seq, self.tcb.snd_una) && before(seq, self.tcb.snd_nxt));
         let state = self.tcb.state();
         let dead = matches!(state, TcpState::Closed | TcpState::Listen);
-        if dead || mtu >= self.tcb.hop.mtu || !in_flight {
+        if dead || quoted.is_some() && !self.believes(quoted) {
+            return false;
+        }
+        if mtu < least {
+            self.note_soft_error(errno::EMSGSIZE, now);
+        }
+        let mtu = mtu.max(least);
+        if mtu >= self.tcb.hop.mtu {
             return false;
         }
         self.pool.count(Counter::TcpPathMtu);

@@ -492,7 +492,7 @@ impl Connection<'_> {
 
     /// The timeout has been running since the first segment left
     /// (net/ipv4/tcp_input.c:tcp_rearm_rto).
-    fn arm_rest_of_rto(&mut self, now: Instant) {
+    pub(super) fn arm_rest_of_rto(&mut self, now: Instant) {
         let rest = self.rest_of_rto_us(now);
         self.arm_rto_in(rest, now);
     }

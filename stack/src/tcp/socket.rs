@@ -168,7 +168,7 @@ impl Stack<'_> {
         }
     }
 
-    fn tcp(&mut self, id: EndpointId) -> Result<Connection<'_>, Stale> {
+    pub(super) fn tcp(&mut self, id: EndpointId) -> Result<Connection<'_>, Stale> {
         let index = self.tcp_index(id)?;
         self.connection(index).ok_or(Stale)
     }
@@ -737,7 +737,7 @@ impl Stack<'_> {
         tcb.send_space(&self.head.tcp_defaults, room)
     }
 
-    /// SO_ERROR: the pending error, which is then none.
+    /// The pending error, which is then none.
     pub fn tcp_take_error(&mut self, id: EndpointId) -> i32 {
         match self.tcp(id) {
             Ok(connection) => core::mem::take(&mut connection.tcb.error),
@@ -776,17 +776,6 @@ impl Stack<'_> {
             if connection.tcb.has(flag::NO_SPACE) && connection.tcb.may_carry_data() {
                 connection.look_for_room(now);
             }
-            self.settle(id.index, now);
-        }
-    }
-
-    /// An ICMP error that the shadow socket has told of (RFC 1122 section 4.2.3.9): fatal while
-    /// connecting, else only remembered.
-    pub fn tcp_unreachable(&mut self, id: EndpointId, error: i32, now: Instant) {
-        if let Ok(mut connection) = self.tcp(id)
-            && connection.tcb.state() == TcpState::SynSent
-        {
-            connection.finish(error);
             self.settle(id.index, now);
         }
     }

@@ -406,6 +406,9 @@ pub(crate) struct Tcb {
     pub(crate) syn_sent_us: u32,
     /// `delivered` when RACK's window last grew.
     pub(crate) rack_delivered: u32,
+    /// What an ICMP error has last said, and when, milliseconds; 0 = nothing.
+    pub(crate) soft_error: i32,
+    pub(crate) soft_error_ms: u32,
 
     // Listener and its connections.
     pub(crate) listener: u32,

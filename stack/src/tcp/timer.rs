@@ -1,7 +1,6 @@
 //! What happens when a connection's timers fire (RFC 6298, RFC 8985, RFC 9293 section 3.8).
 
 use super::connection::Connection;
-use super::input::errno;
 use super::options::TcpOptions;
 use super::rtt::MAX_RTO_US;
 use super::tcb::{NEVER, TcpState, flag, pending};
@@ -63,7 +62,7 @@ impl Connection<'_> {
             (_, pending::REORDER) => self.fire_reorder(memory, now),
             (_, pending::RTO) if self.tcb.packets_out > 0 => {
                 if self.has_given_up(now) {
-                    self.finish(errno::ETIMEDOUT);
+                    self.time_out();
                 } else {
                     self.fire_rto(memory, now);
                 }
@@ -85,7 +84,7 @@ impl Connection<'_> {
             && now.0.saturating_sub(self.tcb.stuck_since) / 1_000_000
                 >= u64::from(self.tcb.options.user_timeout_ms);
         if self.tcb.syn_retries >= most || late {
-            self.finish(errno::ETIMEDOUT);
+            self.time_out();
             return;
         }
         self.tcb.syn_retries = self.tcb.syn_retries.saturating_add(1);
@@ -175,7 +174,7 @@ impl Connection<'_> {
             self.tcb.probes_out >= self.retries()
         };
         if over {
-            self.finish(errno::ETIMEDOUT);
+            self.time_out();
             return;
         }
         let mut wait = RESOURCE_NS;
@@ -247,7 +246,7 @@ impl Connection<'_> {
         };
         if over {
             self.send_reset(memory, now);
-            self.finish(errno::ETIMEDOUT);
+            self.time_out();
             return;
         }
         let mut wait = RESOURCE_NS;

@@ -229,7 +229,7 @@ impl Machine<'_> {
         self.with(|stack, packets, now| {
             let _ = stack.tcp_path_mtu(packets, id, mtu, Some(quoted), now);
             if mtu.is_multiple_of(8) {
-                stack.tcp_unreachable(id, 113, now);
+                stack.tcp_unreachable(id, (113, mtu.is_multiple_of(16)), Some(quoted), now);
             }
         });
     }

@@ -357,8 +357,9 @@ fn call_all(
         options.set(TcpOptions::KEEPALIVE | TcpOptions::NODELAY, nth % 2 == 0);
     }
     stack.tcp_options_changed(packets, id, now);
-    stack.tcp_unreachable(id, 113, now);
+    stack.tcp_unreachable(id, (113, nth % 2 == 0), None, now);
     let _ = (stack.tcp_readable(id), stack.tcp_take_error(id));
+    let _ = stack.tcp_socket_error(id);
     let _ = (stack.tcp_backlog(id, 3), stack.has_flush());
     let _ = (stack.tcp_accept(id, process, 4), stack.next_deadline());
     match nth % 4 {

@@ -132,7 +132,12 @@ impl Machine {
                 let id = self.sockets.get(name)?.id;
                 let wanted = words.want("errno")?;
                 let error = errno(wanted).ok_or_else(|| format!("unknown errno: {wanted}"))?;
-                self.with(|stack, _, now| stack.tcp_unreachable(id, error, now));
+                let quoted = match words.next() {
+                    Some(seq) => Some(self.our_seq(fit(seq)?)),
+                    None => None,
+                };
+                let what = (error, wanted == "EHOSTUNREACH");
+                self.with(|stack, _, now| stack.tcp_unreachable(id, what, quoted, now));
                 Ok(())
             }
             "option" => self.option(name, words),
@@ -474,6 +479,7 @@ fn set_option(options: &mut TcpOptions, word: &str) -> Outcome<()> {
         "cork" => options.set(TcpOptions::CORK, on),
         "keepalive" => options.set(TcpOptions::KEEPALIVE, on),
         "oobinline" => options.set(TcpOptions::OOBINLINE, on),
+        "recverr" => options.set(TcpOptions::RECVERR, on),
         "keepidle" => options.keep_idle_s = value as u32,
         "keepintvl" => options.keep_interval_s = value as u32,
         "keepcnt" => options.keep_count = value as u8,

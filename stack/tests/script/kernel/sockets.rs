@@ -287,10 +287,12 @@ impl Kernel {
     fn unreachable(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
         let (v4, v6) = match words.want("errno")? {
             "EHOSTUNREACH" => ((3, 1), (1, 3)),
+            "EPROTO" => ((12, 0), (4, 0)),
             "ECONNREFUSED" => ((3, 3), (1, 4)),
             word => return Err(format!("no ICMP error for {word}")),
         };
-        let about = self.quoted(name, None)?;
+        let seq = words.next().map(fit).transpose()?;
+        let about = self.quoted(name, seq)?;
         let (kind, code) = if self.is_v4 { v4 } else { v6 };
         self.write(&packet::icmp(kind, code, 0, &about))
     }
@@ -493,6 +495,12 @@ fn set_option(fd: &OwnedFd, word: &str) -> Outcome<()> {
         "cork" => (tcp, libc::TCP_CORK),
         "keepalive" => (socket, libc::SO_KEEPALIVE),
         "oobinline" => (socket, libc::SO_OOBINLINE),
+        "recverr" => {
+            // A socket of IPv4 knows only the other one.
+            let (level, name) = (libc::IPPROTO_IPV6, libc::IPV6_RECVERR);
+            let _ = system::set_option(fd, level, name, &value.to_ne_bytes());
+            (libc::IPPROTO_IP, libc::IP_RECVERR)
+        }
         "keepidle" => (tcp, libc::TCP_KEEPIDLE),
         "keepintvl" => (tcp, libc::TCP_KEEPINTVL),
         "keepcnt" => (tcp, libc::TCP_KEEPCNT),
