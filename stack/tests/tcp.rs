@@ -3,6 +3,8 @@
 mod common;
 
 use bypass_stack::cplane::{Link, Neighbour, NextHop, Route, Table, neighbour_state};
+use bypass_stack::wire::icmp::{self, IcmpError, Trouble};
+use bypass_stack::wire::tcp;
 use bypass_stack::*;
 use common::{MAC, Packets, Rig, at};
 use std::collections::VecDeque;
@@ -301,6 +303,38 @@ fn late_segments_of_a_moved_connection_are_dropped() {
     assert_eq!(stack.counters().get(Counter::TcpHandedOver), 1);
     assert_eq!(stack.counters().dropped(DropReason::TcpLeft), 1);
     assert_eq!(pair.sent, sent, "an answer");
+}
+
+/// A SYN-ACK that cannot get through: the request is forgotten, if the message knows its number.
+#[test]
+fn a_request_without_a_way_is_forgotten() {
+    let mut pair = pair();
+    let listener = pair.listen(4);
+    pair.connect(5000);
+    let soon = pair.now + MS;
+    pair.step(soon);
+    let (_, _, frame) = pair.wire.pop_back().expect("a SYN-ACK, which is lost");
+    let synack = tcp::parse(&frame, &[0; 6], false).expect("a segment");
+    let local = SocketAddress::new(synack.source, synack.source_port);
+    let remote = SocketAddress::new(synack.destination, synack.destination_port);
+    for (seq, lives) in [(synack.seq.wrapping_add(1), true), (synack.seq, false)] {
+        let trouble = Trouble::Unreachable {
+            errno: 113,
+            no_route: true,
+        };
+        let told = IcmpError {
+            local,
+            remote,
+            protocol: icmp::TCP,
+            seq,
+            trouble,
+        };
+        let known = pair.with(1, |stack, packets, now| stack.tcp_icmp(packets, &told, now));
+        assert!(known);
+        assert_eq!(pair.rigs[1].stack().has_flow(local, remote), lives);
+    }
+    pair.close(1, listener);
+    pair.rigs[1].check();
 }
 
 /// The peer's MAC address changes: what is sent from then on goes to the new one.
