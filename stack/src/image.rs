@@ -73,6 +73,14 @@ pub(crate) mod chunk_state {
     }
 }
 
+/// Bits of `ProcessSlot::live`.
+pub(crate) mod process_state {
+    /// The slot is in use.
+    pub(crate) const LIVE: u32 = 1;
+    /// The process leaves its new sockets to the kernel.
+    pub(crate) const RESTS: u32 = 2;
+}
+
 /// Endpoint kinds (`Endpoint::kind`).
 pub(crate) mod kind {
     /// On the free list.
@@ -209,6 +217,8 @@ impl UdpOptions {
     pub const CHECKSUM_OFF: u32 = 8;
     /// Set DF in IPv4 datagrams (Linux's default, IP_PMTUDISC_WANT, sets it).
     pub const DONT_FRAGMENT: u32 = 16;
+    /// The endpoint rests ([`crate::Stack::rest`]).
+    pub const RESTING: u32 = 32;
 
     /// Linux's defaults: 212992 byte buffers, TTL 64, DF.
     #[must_use]

@@ -10,10 +10,12 @@
 //! inherits anything.
 
 use crate::counters::Counter;
-use crate::image::{Endpoint, kind};
+use crate::image::{Endpoint, UdpOptions, kind, process_state};
 use crate::stack::Stack;
+use crate::tcp::TcpOptions;
 use crate::tcp::tcb::flag;
-use crate::types::{EndpointId, ProcessId, WaiterId, WatcherId, has_bit, set_bit};
+use crate::types::{EndpointId, ProcessId, Stale, WaiterId, WatcherId, has_bit, set_bit};
+use crate::udp::OpenError;
 
 impl Stack<'_> {
     /// Takes a process slot. `start_time` tells two processes with one pid apart (field 22 of
@@ -29,7 +31,7 @@ impl Stack<'_> {
             self.count(Counter::ProcessesFull);
             return None;
         };
-        slot.live = 1;
+        slot.live = process_state::LIVE;
         slot.generation = slot.generation.wrapping_add(1);
         slot.pid = pid;
         slot.start_time = start_time;
@@ -61,6 +63,57 @@ impl Stack<'_> {
             .processes
             .get(usize::from(process.0))
             .is_some_and(|slot| slot.live != 0)
+    }
+
+    /// Says whether a process rests: then it opens no endpoints ([`OpenError::Resting`]), and
+    /// neither does what it forks. What it has stays as it is.
+    pub fn rest_process(&mut self, process: ProcessId, on: bool) {
+        if let Some(slot) = self.head.processes.get_mut(usize::from(process.0))
+            && slot.live != 0
+        {
+            if on {
+                slot.live |= process_state::RESTS;
+            } else {
+                slot.live &= !process_state::RESTS;
+            }
+        }
+    }
+
+    /// Whether the process may open an endpoint.
+    pub(crate) fn may_open(&self, process: ProcessId) -> Result<(), OpenError> {
+        let slot = self.head.processes.get(usize::from(process.0));
+        match slot.map_or(0, |slot| slot.live) {
+            0 => Err(OpenError::NoProcess),
+            live if live & process_state::RESTS != 0 => Err(OpenError::Resting),
+            _ => Ok(()),
+        }
+    }
+
+    /// Says whether a UDP endpoint or a listener rests: nothing new is led to it and whoever has it
+    /// uses its shadow, as soon as what has come before is taken. For the shim; the stack itself
+    /// goes on with whatever comes.
+    ///
+    /// # Errors
+    /// [`Stale`].
+    pub fn rest(&mut self, id: EndpointId, on: bool) -> Result<(), Stale> {
+        let endpoint = self.endpoint_mut(id)?;
+        if endpoint.kind == kind::UDP {
+            endpoint.options.set(UdpOptions::RESTING, on);
+        } else if let Some(tcb) = self.tcbs.get_mut(id.index as usize) {
+            tcb.options.set(TcpOptions::RESTING, on);
+        }
+        Ok(())
+    }
+
+    /// Whether [`Stack::rest`] holds for the endpoint.
+    #[must_use]
+    pub fn rests(&self, id: EndpointId) -> bool {
+        let tcb = self.tcbs.get(id.index as usize);
+        self.endpoint(id).is_ok_and(|endpoint| {
+            endpoint.options.has(UdpOptions::RESTING)
+                || endpoint.kind == kind::TCP
+                    && tcb.is_some_and(|tcb| tcb.options.has(TcpOptions::RESTING))
+        })
     }
 
     /// Gives a slot back: the process holds nothing any more and its waiters are gone. Returns
@@ -106,8 +159,9 @@ impl Stack<'_> {
             .processes
             .get(usize::from(parent.0))
             .filter(|slot| slot.live != 0)?;
-        let uid = slot.uid;
+        let (uid, live) = (slot.uid, slot.live);
         let child = self.add_process(0, 0, uid)?;
+        self.rest_process(child, live & process_state::RESTS != 0);
         for endpoint in self.endpoints.iter_mut() {
             if endpoint.is_live() && has_bit(&endpoint.holders, parent.0) {
                 set_bit(&mut endpoint.holders, child.0, true);

@@ -45,6 +45,8 @@ pub enum OpenError {
     NoProcess,
     /// The connection's 4-tuple is taken.
     InUse,
+    /// The process rests ([`Stack::rest_process`]).
+    Resting,
 }
 
 /// A received datagram at the head of an endpoint's queue.
@@ -112,9 +114,7 @@ pub(crate) struct Arrival {
 impl Stack<'_> {
     /// Opens an endpoint, held by `open.process`.
     pub fn udp_open(&mut self, open: &UdpOpen) -> Result<EndpointId, OpenError> {
-        if !self.is_process(open.process) {
-            return Err(OpenError::NoProcess);
-        }
+        self.may_open(open.process)?;
         let index = self.take_endpoint(kind::UDP).ok_or(OpenError::Full)?;
         let endpoint = self
             .endpoints

@@ -71,6 +71,37 @@ fn process_slots_are_128_and_come_back() {
 }
 
 #[test]
+fn a_process_that_rests_opens_nothing() {
+    let mut rig = Rig::new(CAPS);
+    let parent = rig.process;
+    let id = rig.open(at(LOCAL), None);
+    let mut stack = rig.stack();
+    stack.rest_process(parent, true);
+    let child = stack.fork_process(parent).unwrap();
+    let open = |process| UdpOpen {
+        family: Family::V4,
+        local: at("198.18.0.1:5001"),
+        remote: None,
+        process,
+        options: UdpOptions::new(),
+        shadow_cookie: 0,
+        ifindex: 0,
+    };
+    for process in [parent, child] {
+        assert_eq!(stack.udp_open(&open(process)), Err(OpenError::Resting));
+    }
+    // What it has stays, and may rest in its turn.
+    assert!(stack.is_live(id) && !stack.rests(id));
+    assert_eq!(stack.rest(id, true), Ok(()));
+    assert!(stack.rests(id));
+    assert_eq!(stack.rest(id, false), Ok(()));
+    assert!(!stack.rests(id) && stack.rest(EndpointId::NONE, true).is_err());
+    stack.rest_process(child, false);
+    assert!(stack.udp_open(&open(child)).is_ok());
+    rig.check();
+}
+
+#[test]
 fn parked_waiters_are_woken_by_arrivals() {
     let mut rig = Rig::new(CAPS);
     let id = rig.open(at(LOCAL), None);

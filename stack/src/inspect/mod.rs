@@ -15,9 +15,9 @@ use crate::image::{
     Capacities, Endpoint, LayoutError, NONE, QueuePairInfo, SlabsRef, UdpOptions, chunk_state,
     kind, split_ref, stated_capacities,
 };
-use crate::tcp::TcpState;
 use crate::tcp::seq::distance;
 use crate::tcp::tcb::Tcb;
+use crate::tcp::{TcpOptions, TcpState};
 use crate::types::{
     ChunkId, EndpointId, Family, Instant, ProcessId, QUEUE_PAIRS, SocketAddress, WaiterId,
     WaiterSet, has_bit,
@@ -65,6 +65,8 @@ pub struct EndpointView {
     pub shadow_cookie: u64,
     /// Options.
     pub options: UdpOptions,
+    /// Whether it rests ([`crate::Stack::rest`]).
+    pub rests: bool,
     /// Processes that hold it, a bit per slot.
     pub holders: [u64; 2],
     /// Waiters parked on it.
@@ -291,6 +293,10 @@ fn view(index: u32, endpoint: &Endpoint, tcb: Option<&Tcb>) -> EndpointView {
         filter: endpoint.filter,
         shadow_cookie: endpoint.shadow_cookie,
         options: endpoint.options,
+        rests: match tcb {
+            Some(tcb) => tcb.options.has(TcpOptions::RESTING),
+            None => endpoint.options.has(UdpOptions::RESTING),
+        },
         holders: endpoint.holders,
         waiters: WaiterSet(endpoint.waiters),
     }

@@ -406,6 +406,7 @@ impl Stack<'_> {
         let tcb = self.tcbs.get_mut(child as usize)?;
         tcb.reset(listener.options);
         tcb.options.set(TcpOptions::NONBLOCKING, false);
+        tcb.options.set(TcpOptions::RESTING, false);
         tcb.state = TcpState::Established as u8;
         tcb.flags = u32::from(mini.negotiated) | flag::ACCEPTABLE;
         tcb.listener = mini.listener;

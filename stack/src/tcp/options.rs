@@ -84,6 +84,8 @@ impl TcpOptions {
     pub const REUSE_ADDR: u32 = 512;
     /// IP_RECVERR or IPV6_RECVERR: ICMP errors are told at once.
     pub const RECVERR: u32 = 1024;
+    /// The listener rests ([`crate::Stack::rest`]).
+    pub const RESTING: u32 = 2048;
 
     /// No SO_MAX_PACING_RATE.
     pub const UNPACED: u64 = u64::MAX;

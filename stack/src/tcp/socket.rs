@@ -177,11 +177,9 @@ impl Stack<'_> {
     /// before [`Stack::tcp_start`] sends the SYN.
     ///
     /// # Errors
-    /// [`OpenError::Full`], [`OpenError::NoProcess`].
+    /// [`OpenError::Full`], [`OpenError::NoProcess`], [`OpenError::Resting`].
     pub fn tcp_open(&mut self, open: &TcpOpen) -> Result<EndpointId, OpenError> {
-        if !self.is_process(open.process) {
-            return Err(OpenError::NoProcess);
-        }
+        self.may_open(open.process)?;
         let index = self.take_endpoint(kind::TCP).ok_or(OpenError::Full)?;
         let endpoint = self
             .endpoints
@@ -204,7 +202,7 @@ impl Stack<'_> {
     /// Opens a listener.
     ///
     /// # Errors
-    /// [`OpenError::Full`], [`OpenError::NoProcess`].
+    /// [`OpenError::Full`], [`OpenError::NoProcess`], [`OpenError::Resting`].
     pub fn tcp_listen(&mut self, open: &TcpOpen, backlog: u32) -> Result<EndpointId, OpenError> {
         let id = self.tcp_open(open)?;
         if let Some(tcb) = self.tcbs.get_mut(id.index as usize) {
