@@ -89,6 +89,8 @@ answers; others need one that runs. Running programs survive its end, and the ne
     Sockets(cmd::sockets::Sockets),
     Stats(cmd::stats::Stats),
     Explain(cmd::explain::Explain),
+    Rollback(cmd::rollback::Rollback),
+    Adopt(cmd::rollback::Adopt),
     Doctor(cmd::doctor::Doctor),
     /// Stacks with their users, programs and interfaces.
     #[command(after_help = "Examples:\n  bypassctl stacks\n  bypassctl stacks --json")]
@@ -152,6 +154,8 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Sockets(sockets) => sockets.execute(),
         Command::Stats(stats) => stats.execute(),
         Command::Explain(explain) => explain.execute(),
+        Command::Rollback(rollback) => rollback.execute(),
+        Command::Adopt(adopt) => adopt.execute(),
         Command::Doctor(doctor) => doctor.execute(),
         Command::Stacks(json) => cmd::stacks::list(&json),
         Command::Dump(dump) => dump.execute(),

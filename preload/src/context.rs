@@ -17,7 +17,7 @@ use bypass_runtime::flows::Flows;
 use bypass_runtime::image::Image;
 use bypass_runtime::packets::Packets;
 use bypass_runtime::wake::Ringer;
-use bypass_stack::{ProcessId, QueuePairInfo};
+use bypass_stack::{EndpointId, ProcessId, QueuePairInfo};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
@@ -66,6 +66,14 @@ pub fn process() -> ProcessId {
 /// Notes the slot that the parent has made for this forked child.
 pub fn set_process(process: ProcessId) {
     PROCESS.store(u32::from(process.0), Ordering::Relaxed);
+}
+
+/// Whether the endpoint was rolled back: what it still holds came before what the kernel has.
+pub fn rests(endpoint: EndpointId) -> bool {
+    joined().is_some_and(|joined| {
+        let locked = joined.attachment.lock();
+        locked.is_ok_and(|mut locked| locked.stack().rests(endpoint))
+    })
 }
 
 /// Joins the stack of this user, starting the daemon if need be and allowed.

@@ -10,7 +10,7 @@ use bypass_proto::control::{Request, RequestKind};
 use bypass_proto::policy::{Address, Decision, Protocol, Query, Role, User};
 use bypass_proto::reason::FallThrough;
 use bypass_stack::cplane::{self, CplaneReason, Lookup};
-use bypass_stack::{EndpointId, Family, IpAddress, ProcessId, SocketAddress, UdpOpen};
+use bypass_stack::{EndpointId, Family, IpAddress, OpenError, ProcessId, SocketAddress, UdpOpen};
 
 use crate::context::Joined;
 use crate::fdtable::{self, Entry};
@@ -176,10 +176,7 @@ fn try_activate(fd: i32, only: u32) -> Result<EndpointId, FallThrough> {
             locked.stack().hold(endpoint, context::process());
             return Ok(endpoint);
         }
-        locked
-            .stack()
-            .udp_open(&open)
-            .map_err(|_| FallThrough::Limit)?
+        locked.stack().udp_open(&open).map_err(not_opened)?
     };
     match add_filter(fd, endpoint, (UDP, 0), family, (local, remote), ifindex) {
         Ok(filter) => {
@@ -195,6 +192,14 @@ fn try_activate(fd: i32, only: u32) -> Result<EndpointId, FallThrough> {
             }
             Err(reason)
         }
+    }
+}
+
+/// Why the stack has opened no endpoint.
+pub fn not_opened(error: OpenError) -> FallThrough {
+    match error {
+        OpenError::Resting => FallThrough::Rollback,
+        OpenError::Full | OpenError::NoProcess | OpenError::InUse => FallThrough::Limit,
     }
 }
 

@@ -236,6 +236,20 @@ pub fn refused(fd: i32, reason: FallThrough) {
     });
 }
 
+/// The socket has become the kernel's by somebody else's doing; the daemon may have said why.
+pub fn left(fd: i32, reason: FallThrough) {
+    let mut told = false;
+    with(|report| {
+        let accelerated = State::Accelerated as u8;
+        told = report
+            .find(fd)
+            .is_some_and(|record| record.state != accelerated);
+    });
+    if !told {
+        refused(fd, reason);
+    }
+}
+
 /// A socket in a line for a person.
 struct Told<'a>(&'a Record);
 

@@ -58,9 +58,17 @@ pub enum RequestKind {
     /// descriptor: the endpoint is a TCP connection, which the descriptor, a closed TCP socket,
     /// becomes; the endpoint is gone then. Reply: the same, `count` = 1.
     HandOver = 11,
-    /// Have the kernel find out the MAC address of the next hop to `remote`, as a packet to it would;
-    /// with `ifindex` by that interface only. No reply: the table tells.
+    /// Have the kernel find out the MAC address of the next hop to `remote`, as a packet to it
+    /// would; with `ifindex` by that interface only. No reply: the table tells.
     Resolve = 12,
+    /// Roll sockets back to the kernel (privileged): those of process `pid` and what it has forked,
+    /// or those of local port `local_port`, or with neither all. New sockets of these programs, or
+    /// of this port, stay with the kernel. Reply: text, an object with the counts `processes`,
+    /// `connections` (moved), `listeners`, `udp` and `left`, connections that could not be moved
+    /// yet; then [`ReplyKind::End`].
+    RollBack = 13,
+    /// Take such sockets back (privileged). Reply: as for [`RequestKind::RollBack`].
+    TakeBack = 14,
 }
 
 impl RequestKind {
@@ -69,7 +77,7 @@ impl RequestKind {
     pub fn from_wire(value: u16) -> Option<Self> {
         use RequestKind::{
             AddFilter, AddStatic, Attach, Forked, HandOver, Query, QueuePairs, Reload,
-            RemoveFilter, RemoveStatic, Resolve, Shutdown,
+            RemoveFilter, RemoveStatic, Resolve, RollBack, Shutdown, TakeBack,
         };
         [
             Attach,
@@ -84,6 +92,8 @@ impl RequestKind {
             Reload,
             HandOver,
             Resolve,
+            RollBack,
+            TakeBack,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == value)

@@ -197,6 +197,7 @@ impl Server {
                 endpoint: endpoint.id,
                 wish,
                 entries,
+                rests: endpoint.rests,
                 may_grow: is_whole,
                 proof: None,
             });
@@ -248,6 +249,7 @@ impl Server {
                     listens: false,
                 },
                 entries: vec![entry],
+                rests: false,
                 may_grow: false,
                 proof: None,
             });

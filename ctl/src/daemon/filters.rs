@@ -184,6 +184,8 @@ pub(super) struct Filter {
     pub wish: Wish,
     /// What is in place.
     pub entries: Vec<Entry>,
+    /// Whether its endpoint rests ([`bypass_stack::Stack::rest`]): nothing new is led to it.
+    pub rests: bool,
     /// Whether entries may be added later. Not for a filter whose wish is only the program's word.
     pub may_grow: bool,
     /// The socket that was the proof, kept for TCP: the port stays taken while the stack finishes
@@ -276,6 +278,13 @@ impl Filters {
         let mut ids: Vec<u32> = picked.map(|filter| filter.id).collect();
         ids.sort_unstable();
         ids
+    }
+
+    /// Says whether the endpoint of a filter rests.
+    pub(super) fn set_resting(&self, id: u32, on: bool) {
+        if let Some(mut filter) = self.by_id.get_mut(&id) {
+            filter.rests = on;
+        }
     }
 
     /// Makes a listener's filter a closing one.

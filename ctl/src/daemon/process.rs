@@ -68,6 +68,13 @@ pub(super) fn start_time(pid: u32) -> Option<(u64, String)> {
     (!matches!(state, "Z" | "X" | "x")).then_some((start_time, name))
 }
 
+/// The process that has forked this one, or whoever has inherited it.
+pub(super) fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, tail) = stat.rsplit_once(')')?;
+    tail.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// Inodes of the stack images that a process has mapped now. An exec leaves none.
 pub(super) fn mapped_images(pid: u32) -> Vec<u64> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();

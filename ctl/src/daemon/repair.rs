@@ -24,6 +24,7 @@ use rustix::net::{
     sockopt,
 };
 
+use super::dress::dress;
 use super::outlet::Outlets;
 use super::sockopt::{self as own, IPPROTO_TCP, Name, SOL_SOCKET};
 
@@ -97,6 +98,7 @@ pub(super) fn build(
     ready: impl FnOnce(),
 ) -> Result<(), Errno> {
     let (sent, unsent) = parcel.split().ok_or(Errno::PROTO)?;
+    dress(socket, &parcel.options);
     put(socket, REPAIR, 1)?;
     let built = assemble(socket, parcel, sent, outlets);
     if let Err(errno) = built {

@@ -13,6 +13,7 @@ use super::counters::Counter;
 use super::filters::{Filter, TCP};
 use super::process::{self, Process};
 use super::proof;
+use super::rollback::Whom;
 use super::server::{Server, Token};
 use super::stacks::Busy;
 use super::statics::StaticFilter;
@@ -130,7 +131,11 @@ impl Server {
                 let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
                 let count = match fds {
                     [] => self.hand_over(uid, request.filter)?,
-                    [shadow] => self.transfer(uid, endpoint_of(request), shadow)?,
+                    [shadow] => {
+                        let copy = || shadow.try_clone().map_err(|_| Errno::MFILE.into());
+                        self.transfer(uid, endpoint_of(request), copy)?;
+                        1
+                    }
                     _ => return Err(Refusal::Malformed.into()),
                 };
                 let reply = Reply {
@@ -176,6 +181,16 @@ impl Server {
                 let error = self.reload();
                 let text = json!({"config": self.config.path, "error": error}).to_string();
                 Ok(Answer::Text(text))
+            }
+            RequestKind::RollBack | RequestKind::TakeBack => {
+                privileged(client)?;
+                let whom = Whom::of_request(request);
+                let done = if kind == RequestKind::RollBack {
+                    self.roll_back(whom)
+                } else {
+                    self.take_back(whom)
+                };
+                Ok(Answer::Text(done.to_json().to_string()))
             }
             RequestKind::Shutdown => {
                 privileged(client)?;
@@ -258,6 +273,7 @@ impl Server {
             endpoint,
             wish,
             entries: Vec::new(),
+            rests: false,
             may_grow: true,
             proof,
         };
@@ -286,7 +302,7 @@ impl Server {
     }
 
     /// Brings everybody's filters in line with the static ones, and writes those down.
-    fn statics_changed(&mut self) {
+    pub(super) fn statics_changed(&mut self) {
         self.reconcile_all();
         for stack in self.stacks.iter() {
             // Without it they end with this daemon.

@@ -107,6 +107,24 @@ pub(super) fn tcp_state(fd: impl AsFd) -> Result<u8, Errno> {
     option_at::<1>(fd, (IPPROTO_TCP, TCP_INFO)).map(|[state]| state)
 }
 
+/// TCP_CONGESTION, padded with NULs.
+pub(super) fn congestion(fd: impl AsFd) -> Result<[u8; 16], Errno> {
+    /// TCP_CONGESTION of linux/tcp.h.
+    const TCP_CONGESTION: c_int = 13;
+    option_at(fd, (IPPROTO_TCP, TCP_CONGESTION))
+}
+
+/// SO_RCVTIMEO or SO_SNDTIMEO in milliseconds, rounded up.
+pub(super) fn timeout_ms(fd: impl AsFd, name: Name) -> Result<u32, Errno> {
+    let bytes = option_at::<16>(fd, name)?;
+    let (seconds, micros) = bytes.split_at(8);
+    let number = |bytes: &[u8]| bytes.try_into().map_or(0, i64::from_ne_bytes);
+    let ms = number(seconds)
+        .saturating_mul(1000)
+        .saturating_add((number(micros) + 999) / 1000);
+    Ok(u32::try_from(ms).unwrap_or(u32::MAX))
+}
+
 /// What [`tag_queue`] noted: index and ring entries.
 pub(super) fn queue_tag(xsk: impl AsFd) -> Option<(u8, u32)> {
     let value = u32::from_ne_bytes(option(xsk, SO_RCVLOWAT).ok()?);

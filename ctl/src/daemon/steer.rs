@@ -149,7 +149,7 @@ impl Server {
     }
 
     /// Brings one filter's entries in line; why there are not more of them, if there are none.
-    fn reconcile(&mut self, id: u32) -> Refused {
+    pub(super) fn reconcile(&mut self, id: u32) -> Refused {
         let Some(filter) = self.filters.get(id) else {
             return Refusal::NoInterface.into();
         };
@@ -217,6 +217,7 @@ impl Server {
                 continue;
             }
             let mut flows = wish.flows(ifindex, self.mirror.addresses());
+            flows.retain(|flow| flow.kind == FlowKind::Grant || !filter.rests);
             let before = flows.len();
             let is_old = |flow: &Flow| {
                 let mut entries = filter.entries.iter();

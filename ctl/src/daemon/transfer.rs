@@ -37,14 +37,14 @@ impl From<CannotMove> for Refused {
 }
 
 impl Server {
-    /// Makes the shadow of a connection into the connection; 1.
+    /// Makes the shadow of a connection into the connection. `shadow` is asked for it under the
+    /// stack's lock.
     pub(super) fn transfer(
         &mut self,
         uid: u32,
         endpoint: EndpointId,
-        shadow: &OwnedFd,
-    ) -> Result<u32, Refused> {
-        self.check_shadow(shadow)?;
+        shadow: impl FnOnce() -> Result<OwnedFd, Refused>,
+    ) -> Result<(), Refused> {
         let stack = self.stacks.get(uid).ok_or(Refusal::Malformed)?;
         // What waits to be sent leaves first: the peer throws late segments with old timestamps
         // away.
@@ -57,6 +57,8 @@ impl Server {
         if self.filters.ids(granted).is_empty() {
             return Err(Refusal::NotOwner.into());
         }
+        let shadow = shadow()?;
+        self.check_shadow(&shadow)?;
         let parcel = Parcel {
             record,
             options: *locked
@@ -68,7 +70,7 @@ impl Server {
         };
         let mut outlets = Outlets::default();
         let flows = locked.flows();
-        repair::build(shadow, &parcel, &mut outlets, || {
+        repair::build(&shadow, &parcel, &mut outlets, || {
             flows.remove(record.local(), record.remote());
         })?;
         locked.stack().tcp_leave(endpoint, now)?;
@@ -77,7 +79,7 @@ impl Server {
         }
         drop(locked);
         self.counters.add(Counter::ConnectionsMoved);
-        Ok(1)
+        Ok(())
     }
 
     /// A TCP socket of this namespace that is neither connected nor listens.

@@ -337,6 +337,10 @@ fn options_changed(fd: c_int, endpoint: bypass_stack::EndpointId) {
     {
         fresh.shim_flags |=
             options.shim_flags & (shadow::flags::SHUT_READ | shadow::flags::SHUT_WRITE);
+        fresh.set(
+            bypass_stack::UdpOptions::RESTING,
+            options.has(bypass_stack::UdpOptions::RESTING),
+        );
         fresh.shim_words[shadow::ONLY_WORD] = options.shim_words[shadow::ONLY_WORD];
         *options = fresh;
     }

@@ -8,11 +8,12 @@
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use bypass_proto::reason::FallThrough;
 use bypass_stack::{EndpointId, Family, SocketAddress, TcpOptions, event};
 use libc::{AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, sockaddr, socklen_t};
 use rustix::io::Errno;
 
-use super::with_stack;
+use super::{handover, with_stack};
 use crate::errno::{Answer, from_c, last};
 use crate::fdtable::{self, Entry};
 use crate::wait::call::Call;
@@ -68,7 +69,7 @@ pub unsafe fn accept(fd: c_int, listener: EndpointId, place: Place, call_flags: 
         return Err(errno);
     }
     let served = SERVED.fetch_add(1, Ordering::Relaxed);
-    if served.is_multiple_of(SHADOW_EVERY) {
+    if served.is_multiple_of(SHADOW_EVERY) && !context::rests(listener) {
         super::defaults::follow();
         // SAFETY: the caller's promise.
         match unsafe { from_kernel(fd, place, call_flags) } {
@@ -157,14 +158,15 @@ unsafe fn look(listener: EndpointId, place: Place, call_flags: c_int) -> Look {
     let nonblocking = call_flags & SOCK_NONBLOCK != 0;
     let taken = with_stack(|_, locked, _| {
         let process = context::process();
+        let rests = locked.stack().rests(listener);
         let endpoint = locked.stack().tcp_accept(listener, process, 0).ok()??;
         if let Ok(options) = locked.stack().tcp_options(endpoint) {
             options.set(TcpOptions::NONBLOCKING, nonblocking);
         }
         let status = locked.stack().tcp_status(endpoint).ok()?;
-        Some((endpoint, status.local, status.remote))
+        Some((endpoint, (status.local, status.remote), rests))
     });
-    let Some((endpoint, local, remote)) = taken.flatten() else {
+    let Some((endpoint, (local, remote), rests)) = taken.flatten() else {
         // Another thread or process was faster.
         // SAFETY: our own descriptor, which nobody has seen.
         unsafe { symbols::close::original()(shadow) };
@@ -172,6 +174,10 @@ unsafe fn look(listener: EndpointId, place: Place, call_flags: c_int) -> Look {
     };
     super::inherited::give(listener, shadow);
     place_connection(shadow, endpoint, local, remote);
+    if rests {
+        // Its handshake began before the listener was rolled back.
+        handover::hand_over(shadow, endpoint, FallThrough::Rollback);
+    }
     if !place.address.is_null() {
         // SAFETY: the caller's promise.
         unsafe { address::write(remote, status.family, place.address, place.len) };

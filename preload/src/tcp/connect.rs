@@ -132,7 +132,7 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fai
     let opened = with_stack(|_, locked, _| locked.stack().tcp_open(&open));
     let endpoint = opened
         .ok_or(FallThrough::System)?
-        .map_err(|_| FallThrough::Limit)?;
+        .map_err(decide::not_opened)?;
     // The daemon compares with the shadow, which may be bound to any address.
     let proof = if bound.port == 0 { local } else { bound };
     let filter = match decide::add_filter(fd, endpoint, (TCP, 0), family, (proof, None), ifindex) {

@@ -87,7 +87,7 @@ fn try_begin(fd: c_int, backlog: u32, only: u32) -> Result<EndpointId, FallThrou
             return Ok(endpoint);
         }
         let opened = locked.stack().tcp_listen(&open, backlog);
-        opened.map_err(|_| FallThrough::Limit)?
+        opened.map_err(decide::not_opened)?
     };
     // A blocking accept must be able to ask the kernel without falling asleep there; what the
     // program wants is in the endpoint's options.

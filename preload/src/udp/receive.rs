@@ -134,6 +134,7 @@ unsafe fn receive(
     if SERVED
         .fetch_add(1, Ordering::Relaxed)
         .is_multiple_of(SHADOW_EVERY)
+        && !context::rests(endpoint)
     {
         // SAFETY: the caller's promise.
         match unsafe { from_kernel(fd, message, call_flags | MSG_DONTWAIT) } {

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
 use bypass_stack::cplane::{self, Lookup};
-use bypass_stack::{EndpointId, Hairpin, IpAddress, NextHop, SendError, SocketAddress};
+use bypass_stack::{EndpointId, Hairpin, IpAddress, NextHop, SendError, SocketAddress, UdpOptions};
 use libc::{MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, c_int, iovec, mmsghdr, msghdr};
 use rustix::io::Errno;
 
@@ -161,6 +161,7 @@ impl Sender {
         }
         if call_flags & !HARMLESS != 0
             || options.shim_flags & (flags::KERNEL_SENDS | flags::SHUT_WRITE) != 0
+            || options.has(UdpOptions::RESTING)
             || status.remote.is_some() && error_pending(fd)?
         {
             return Err(ByKernel);

@@ -1,14 +1,15 @@
 //! Connections that become the kernel's while they are in use.
 
+use bypass_tests::program::{Finished, Program};
 use bypass_tests::testbed::Side;
 use bypass_tests::{Result, paths};
 
 use super::harness::Scene;
-use super::streams::{client, started, subject};
+use super::streams::{started, subject};
 
 /// Clients on the kernel: so many connections at once, each of which sends and reads so many bytes
 /// at the same time and compares.
-fn echoes(scene: &Scene, connections: u32, bytes: u32) -> Result<()> {
+pub(crate) fn echo_clients(scene: &Scene, connections: u32, bytes: u32) -> Program<'_> {
     let script = r"
 import asyncio, random
 async def one(n):
@@ -34,7 +35,9 @@ asyncio.run(asyncio.wait_for(main(), 40))
         .replace("HOST", &scene.host())
         .replace("CONNECTIONS", &connections.to_string())
         .replace("BYTES", &bytes.to_string());
-    client(scene, "python3", &["-c", &script]).map(drop)
+    let mut clients = scene.bed.program(Side::Client, "python3");
+    clients.args(["-c", &script]);
+    clients
 }
 
 /// Serves with a program of `tests/e2e` and lets clients compare.
@@ -43,7 +46,10 @@ fn served(scene: &Scene, program: &str, connections: u32, bytes: u32) -> Result<
     server.arg(paths::repository().join("tests/e2e").join(program));
     server.args([&scene.host(), "9000"]);
     let server = started(scene, &server, 9000)?;
-    echoes(scene, connections, bytes)
+    let clients = echo_clients(scene, connections, bytes);
+    clients
+        .run()
+        .and_then(Finished::check)
         .map_err(|error| format!("{error}\n{}{}", server.stdout(), server.stderr()))?;
     server.kill();
     Ok(())

@@ -1,0 +1,178 @@
+//! `bypassctl rollback` and `adopt`: sockets of running programs to the kernel, and back.
+
+use std::time::{Duration, Instant};
+
+use bypass_proto::control::{Request, RequestKind};
+use serde_json::Value;
+
+use crate::{Failure, render, source};
+
+/// How long connections whose handshake is not over are waited for.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Pause between two requests that have moved nothing.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Hand the sockets of running programs to the kernel: connections go on, nobody is told.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  bypassctl rollback 1234         the process and what it has forked
+  bypassctl rollback --port 443   connections and sockets of a local port, whoever has them
+  bypassctl rollback --all
+
+New sockets of these programs (or of the port) stay with the kernel until bypassctl adopt.")]
+pub struct Rollback {
+    #[command(flatten)]
+    whom: Whom,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Take rolled back sockets and programs back.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  bypassctl adopt 1234
+  bypassctl adopt --port 443
+  bypassctl adopt --all
+
+Listeners and UDP sockets are accelerated again at once, and so is what the programs open from now
+on. Connections that the kernel has stay with it to their end.")]
+pub struct Adopt {
+    #[command(flatten)]
+    whom: Whom,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Whom {
+    /// Process id: the process and what it has forked.
+    pid: Option<u32>,
+    /// Local port.
+    #[arg(long)]
+    port: Option<u16>,
+    /// Every program that runs under the bypass now.
+    #[arg(long)]
+    all: bool,
+}
+
+impl Rollback {
+    /// Asks until nothing is left to move.
+    ///
+    /// # Errors
+    /// Exit code 3 when there is nothing to do, 1 when connections stay.
+    pub fn execute(&self) -> Result<(), Failure> {
+        let request = self.whom.request(RequestKind::RollBack)?;
+        let end = Instant::now() + PATIENCE;
+        let mut total = Counts::default();
+        loop {
+            let now = Counts::of(&source::ask(&request)?);
+            total.add(now);
+            if now.left == 0 || Instant::now() > end {
+                break;
+            }
+            if now.connections == 0 {
+                std::thread::sleep(PAUSE);
+            }
+        }
+        self.whom.finish(total, "moved to the kernel", self.json)?;
+        if total.left == 0 {
+            return Ok(());
+        }
+        Err(Failure::new(format!(
+            "{} connections stay: their handshakes are not over, or their programs have more \
+             sockets than bypassctl explain can tell of",
+            total.left
+        )))
+    }
+}
+
+impl Adopt {
+    /// Asks once.
+    ///
+    /// # Errors
+    /// Exit code 3 when there is nothing to do.
+    pub fn execute(&self) -> Result<(), Failure> {
+        let request = self.whom.request(RequestKind::TakeBack)?;
+        let counts = Counts::of(&source::ask(&request)?);
+        self.whom.finish(counts, "taken back", self.json)
+    }
+}
+
+impl Whom {
+    fn request(&self, kind: RequestKind) -> Result<Request, Failure> {
+        if self.pid == Some(0) || self.port == Some(0) {
+            return Err(Failure::usage("0 is no process and no port"));
+        }
+        Ok(Request {
+            pid: self.pid.unwrap_or(0),
+            local_port: self.port.unwrap_or(0),
+            ..Request::new(kind)
+        })
+    }
+
+    fn finish(&self, counts: Counts, verb: &str, json: bool) -> Result<(), Failure> {
+        let Counts {
+            processes,
+            connections,
+            listeners,
+            udp,
+            left,
+        } = counts;
+        if json {
+            render::json(&serde_json::json!({
+                "processes": processes, "connections": connections, "listeners": listeners,
+                "udp": udp, "left": left,
+            }));
+            return Ok(());
+        }
+        if self.port.is_none() && processes == 0 {
+            return Err(Failure::nothing(match self.pid {
+                Some(pid) => {
+                    format!("process {pid} has no accelerated socket: see bypassctl explain {pid}")
+                }
+                None => "no program runs under the bypass here".to_owned(),
+            }));
+        }
+        render::line(&format!(
+            "{verb}: {connections} connections, {listeners} listeners, {udp} UDP sockets"
+        ));
+        Ok(())
+    }
+}
+
+/// What the daemon has done.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    processes: u64,
+    connections: u64,
+    listeners: u64,
+    udp: u64,
+    left: u64,
+}
+
+impl Counts {
+    fn of(answer: &Value) -> Self {
+        let count = |name: &str| answer[name].as_u64().unwrap_or(0);
+        Self {
+            processes: count("processes"),
+            connections: count("connections"),
+            listeners: count("listeners"),
+            udp: count("udp"),
+            left: count("left"),
+        }
+    }
+
+    /// Another round of the same.
+    fn add(&mut self, other: Self) {
+        self.processes = self.processes.max(other.processes);
+        self.connections += other.connections;
+        self.listeners += other.listeners;
+        self.udp += other.udp;
+        self.left = other.left;
+    }
+}

@@ -1,0 +1,351 @@
+//! `bypassctl rollback` and `adopt`: sockets of running programs go to the kernel and come back.
+//!
+//! The programs need not call anything. A *connection* is handed over as [`super::transfer`] says,
+//! with its shadow taken out of the program by its report and pidfd_getfd. A *listener* or *UDP
+//! socket* rests: its steering ends, so that the kernel's own socket, the shadow, gets what comes
+//! from then on; what has come before, connections to accept and datagrams, the program still finds
+//! in the endpoint, first. To take one back is to steer to it again.
+//!
+//! New sockets stay with the kernel: those of a program by a mark in its slot of the image, which
+//! forked children inherit, those of a port by a static filter.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use bypass_proto::reason::FallThrough;
+use bypass_stack::inspect::{EndpointView, Image};
+use bypass_stack::{EndpointId, ProcessId, SocketAddress, TcpState};
+use rustix::io::Errno;
+use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
+use serde_json::{Value, json};
+
+use bypass_proto::control::{Refusal, Request};
+
+use super::filters::{TCP, Wish};
+use super::process;
+use super::report::Report;
+use super::requests::Refused;
+use super::server::Server;
+use super::statics::{Purpose, StaticFilter};
+
+/// Connections that one request moves, so that others are served between two.
+const MOST_MOVED: u32 = 256;
+/// Generations of processes that are looked through for an ancestor.
+const DEPTH: u32 = 32;
+/// IPPROTO_UDP.
+const UDP: u8 = 17;
+
+/// Whose sockets are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whom {
+    /// Everybody's.
+    All,
+    /// A process's and those of what it has forked.
+    Process(u32),
+    /// Those with this local port.
+    Port(u16),
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Done {
+    processes: u32,
+    connections: u32,
+    listeners: u32,
+    udp: u32,
+    left: u32,
+}
+
+/// A process that takes part in a stack, with what it says of its descriptors.
+struct Member {
+    slot: ProcessId,
+    is_meant: bool,
+    pidfd: Option<OwnedFd>,
+    report: Option<Report>,
+    /// Descriptors and their endpoints.
+    claims: Vec<(i32, EndpointId)>,
+}
+
+impl Whom {
+    /// What a request means.
+    pub(super) fn of_request(request: &Request) -> Self {
+        match (request.pid, request.local_port) {
+            (0, 0) => Self::All,
+            (0, port) => Self::Port(port),
+            (pid, _) => Self::Process(pid),
+        }
+    }
+
+    fn means(self, endpoint: &EndpointView, members: &[Member]) -> bool {
+        match self {
+            Self::Port(port) => endpoint.local.port == port,
+            Self::All | Self::Process(_) => members
+                .iter()
+                .any(|member| member.is_meant && endpoint.is_held_by(member.slot)),
+        }
+    }
+}
+
+impl Done {
+    /// As `bypassctl` reads it.
+    pub(super) fn to_json(self) -> Value {
+        json!({
+            "processes": self.processes, "connections": self.connections,
+            "listeners": self.listeners, "udp": self.udp, "left": self.left,
+        })
+    }
+}
+
+impl Server {
+    /// Hands sockets to the kernel. Connections beyond [`MOST_MOVED`], those whose handshake is not
+    /// over and those that no report tells of are left; the caller asks again.
+    pub(super) fn roll_back(&mut self, whom: Whom) -> Done {
+        let mut done = Done::default();
+        if let Whom::Port(port) = whom {
+            self.keep_port(port);
+        }
+        for uid in self.users() {
+            let members = self.members(uid, whom, true);
+            done.processes += members.iter().filter(|it| it.is_meant).count() as u32;
+            for endpoint in self.meant(uid, whom, &members) {
+                match endpoint.tcp {
+                    None | Some(TcpState::Listen) => {
+                        if endpoint.rests || !self.rest(uid, endpoint.id, true) {
+                            continue;
+                        }
+                        tell(&members, endpoint.id, Some(FallThrough::Rollback));
+                        let count = match endpoint.tcp {
+                            None => &mut done.udp,
+                            Some(_) => &mut done.listeners,
+                        };
+                        *count += 1;
+                    }
+                    // It has ended, or has not begun.
+                    Some(TcpState::Closed) => {}
+                    Some(_) => {
+                        let is_moved = done.connections < MOST_MOVED
+                            && self.move_out(uid, endpoint.id, &members).is_ok();
+                        if is_moved {
+                            tell(&members, endpoint.id, Some(FallThrough::Rollback));
+                            done.connections += 1;
+                        } else {
+                            done.left += 1;
+                        }
+                    }
+                }
+            }
+        }
+        done
+    }
+
+    /// Lets programs have new accelerated sockets again, and steers to those that rest.
+    pub(super) fn take_back(&mut self, whom: Whom) -> Done {
+        let mut done = Done::default();
+        if let Whom::Port(port) = whom {
+            self.free_port(port);
+        }
+        for uid in self.users() {
+            let members = self.members(uid, whom, false);
+            done.processes += members.iter().filter(|it| it.is_meant).count() as u32;
+            for endpoint in self.meant(uid, whom, &members) {
+                if endpoint.rests && self.rest(uid, endpoint.id, false) {
+                    tell(&members, endpoint.id, None);
+                    match endpoint.tcp {
+                        None => done.udp += 1,
+                        Some(_) => done.listeners += 1,
+                    }
+                }
+            }
+        }
+        done
+    }
+
+    fn users(&self) -> Vec<u32> {
+        self.stacks.iter().map(|stack| stack.uid).collect()
+    }
+
+    /// The processes of a stack. Those that are meant are marked: whether new sockets of theirs
+    /// stay with the kernel.
+    fn members(&mut self, uid: u32, whom: Whom, rest: bool) -> Vec<Member> {
+        self.find_relatives(uid);
+        let watched = self.watch.iter().filter(|(_, it)| it.uid == uid);
+        let members: Vec<Member> = watched
+            .map(|(_, it)| {
+                let report = Report::of(it.pid, it.start_time);
+                let view = report.as_ref().and_then(Report::view);
+                let records = view.map_or_else(Vec::new, |view| view.records);
+                let claims = records.iter().filter(|it| it.endpoint_generation != 0);
+                let claims = claims.map(|it| {
+                    let endpoint = EndpointId {
+                        index: it.endpoint_index,
+                        generation: it.endpoint_generation,
+                    };
+                    (it.fd, endpoint)
+                });
+                Member {
+                    slot: it.slot,
+                    is_meant: match whom {
+                        Whom::All => true,
+                        Whom::Process(pid) => descends(it.pid, pid),
+                        Whom::Port(_) => false,
+                    },
+                    pidfd: it.as_fd().try_clone_to_owned().ok(),
+                    claims: claims.collect(),
+                    report,
+                }
+            })
+            .collect();
+        if let Some(stack) = self.stacks.get(uid)
+            && let Ok(mut locked) = stack.lock_for_program()
+        {
+            for member in members.iter().filter(|it| it.is_meant) {
+                locked.stack().rest_process(member.slot, rest);
+            }
+        }
+        members
+    }
+
+    /// The endpoints that are meant, as they are now.
+    fn meant(&self, uid: u32, whom: Whom, members: &[Member]) -> Vec<EndpointView> {
+        let stack = self.stacks.get(uid);
+        let bytes = stack.and_then(|stack| stack.copy_image().ok());
+        let bytes = bytes.unwrap_or_default();
+        let Ok(image) = Image::attach(&bytes) else {
+            return Vec::new();
+        };
+        let held = |endpoint: &EndpointView| endpoint.holders != [0, 0];
+        let endpoints = image.endpoints().filter(held);
+        endpoints
+            .filter(|endpoint| whom.means(endpoint, members))
+            .collect()
+    }
+
+    /// Whether the endpoint rests from now on, or does not any more.
+    fn rest(&mut self, uid: u32, endpoint: EndpointId, on: bool) -> bool {
+        let is_done = self.stacks.get(uid).is_some_and(|stack| {
+            stack
+                .lock_for_program()
+                .is_ok_and(|mut locked| locked.stack().rest(endpoint, on).is_ok())
+        });
+        if is_done {
+            let is_its =
+                |filter: &super::filters::Filter| (filter.uid, filter.endpoint) == (uid, endpoint);
+            for id in self.filters.ids(is_its) {
+                self.filters.set_resting(id, on);
+                self.reconcile(id);
+            }
+        }
+        is_done
+    }
+
+    /// Hands a connection over, with the shadow of any process that has it.
+    fn move_out(
+        &mut self,
+        uid: u32,
+        endpoint: EndpointId,
+        members: &[Member],
+    ) -> Result<(), Refused> {
+        let mut refused = Refusal::Malformed.into();
+        for member in members {
+            let claims = member.claims.iter().filter(|(_, it)| *it == endpoint);
+            for &(fd, _) in claims {
+                let shadow = || member.shadow(fd, endpoint);
+                match self.transfer(uid, endpoint, shadow) {
+                    Ok(()) => return Ok(()),
+                    Err(why) => refused = why,
+                }
+            }
+        }
+        Err(refused)
+    }
+
+    /// New sockets of a local port stay with the kernel.
+    fn keep_port(&mut self, port: u16) {
+        for protocol in [TCP, UDP] {
+            let wish = any_address(port, protocol);
+            let is_kept = |it: &StaticFilter| it.purpose == Purpose::Keep && it.wish == wish;
+            if !self.filters.statics.iter().any(is_kept) {
+                let id = self.filters.new_id();
+                let purpose = Purpose::Keep;
+                let _ = self
+                    .filters
+                    .statics
+                    .insert(StaticFilter { id, wish, purpose });
+            }
+        }
+        self.statics_changed();
+    }
+
+    /// Takes back what [`Self::keep_port`] has done.
+    fn free_port(&mut self, port: u16) {
+        for protocol in [TCP, UDP] {
+            let wish = any_address(port, protocol);
+            let is_kept = |it: &&StaticFilter| it.purpose == Purpose::Keep && it.wish == wish;
+            let kept = self.filters.statics.iter().find(is_kept);
+            if let Some(id) = kept.map(|it| it.id) {
+                self.filters.statics.remove(id);
+            }
+        }
+        self.statics_changed();
+    }
+}
+
+impl Member {
+    /// The shadow of an endpoint, out of the process. Called under the stack's lock: while it is
+    /// held nobody can let go of the endpoint, and so its number is nobody else's.
+    fn shadow(&self, fd: i32, endpoint: EndpointId) -> Result<OwnedFd, Refused> {
+        let (Some(pidfd), Some(report)) = (&self.pidfd, &self.report) else {
+            return Err(Errno::SRCH.into());
+        };
+        let shadow = pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty())?;
+        if report.leads_to(fd, endpoint) {
+            Ok(shadow)
+        } else {
+            Err(Errno::BADF.into())
+        }
+    }
+}
+
+/// Writes into the reports who serves an endpoint's descriptors.
+fn tell(members: &[Member], endpoint: EndpointId, reason: Option<FallThrough>) {
+    for member in members {
+        let claims = member.claims.iter().filter(|(_, it)| *it == endpoint);
+        for &(fd, _) in claims {
+            if let Some(report) = &member.report
+                && report.leads_to(fd, endpoint)
+            {
+                report.tell(fd, reason);
+            }
+        }
+    }
+}
+
+/// Everything that comes to a port.
+fn any_address(port: u16, protocol: u8) -> Wish {
+    Wish {
+        local: SocketAddress {
+            port,
+            ..SocketAddress::UNSPECIFIED
+        },
+        remote: SocketAddress::UNSPECIFIED,
+        protocol,
+        v4: true,
+        v6: true,
+        ifindex: 0,
+        listens: true,
+    }
+}
+
+/// Whether a process is this one or was forked, over however many generations, by it.
+fn descends(pid: u32, from: u32) -> bool {
+    let mut pid = pid;
+    for _ in 0..DEPTH {
+        if pid == from {
+            return true;
+        }
+        match process::parent(pid) {
+            Some(parent) if parent > 1 => pid = parent,
+            _ => return false,
+        }
+    }
+    false
+}

@@ -1,0 +1,330 @@
+//! `bypassctl rollback` and `adopt` on programs at work.
+
+use std::fs;
+use std::time::Duration;
+
+use bypass_tests::counters::{KernelUdp, kernel_segments, wait_for_udp_port};
+use bypass_tests::program::{Finished, Program, Running, wait_until};
+use bypass_tests::testbed::Side;
+use bypass_tests::{Result, daemon};
+use serde_json::Value;
+
+use super::handover::echo_clients;
+use super::harness::Scene;
+use super::streams::{client, started, subject};
+
+const PORT: u16 = 9000;
+
+/// An echo on asyncio.
+fn echo(scene: &Scene) -> Result<Running> {
+    let script = r"
+import asyncio, sys
+async def serve(r, w):
+    while data := await r.read(65536):
+        w.write(data)
+        await w.drain()
+    w.close()
+async def main():
+    server = await asyncio.start_server(serve, sys.argv[1], int(sys.argv[2]), backlog=2000)
+    async with server: await server.serve_forever()
+asyncio.run(main())
+";
+    let mut server = subject(scene, Side::Server, "python3");
+    server.args(["-c", script, &scene.host(), &PORT.to_string()]);
+    started(scene, &server, PORT)
+}
+
+/// Runs `bypassctl COMMAND WHOM --json`; without the shim there is nothing to run it on.
+fn control(scene: &Scene, command: &str, whom: &str) -> Result<Value> {
+    if !scene.has_shim() {
+        return Ok(Value::Null);
+    }
+    let mut arguments = vec![command];
+    arguments.extend(whom.split(' '));
+    arguments.push("--json");
+    let run = daemon::bypassctl(&scene.bed, &arguments)?.check()?;
+    let answer: Value = serde_json::from_str(&run.stdout)?;
+    if answer["left"] == 0 {
+        return Ok(answer);
+    }
+    Err(format!("{command} {whom}: {answer}").into())
+}
+
+/// The answer must have this count of something.
+fn counted(scene: &Scene, answer: &Value, of: &str, wanted: u64) -> Result<()> {
+    if !scene.has_shim() || answer[of] == wanted {
+        return Ok(());
+    }
+    Err(format!("{of}: {wanted} expected in {answer}").into())
+}
+
+/// Whether `bypassctl explain` has sockets of this process and port, all of which the kernel serves
+/// because of a rollback.
+fn all_rolled_back(scene: &Scene, pid: u32) -> Result<()> {
+    if !scene.has_shim() {
+        return Ok(());
+    }
+    let sockets = daemon::list(&scene.bed, &["explain", &pid.to_string()])?;
+    let is_back = |socket: &Value| socket["role"].is_null() || socket["reason"] == "rollback";
+    if !sockets.is_empty() && sockets.iter().all(is_back) {
+        return Ok(());
+    }
+    Err(format!("not all are rolled back: {sockets:?}").into())
+}
+
+/// One connection that sends and receives; whether the kernel of the server side has carried it.
+fn one_exchange(scene: &Scene) -> Result<bool> {
+    let before = kernel_segments(&scene.bed, Side::Server)?;
+    let script = format!(
+        "import socket\n\
+         s = socket.create_connection(('{}', {PORT})); d = bytes(range(256)) * 400\n\
+         s.sendall(d); s.shutdown(1)\n\
+         got = b''.join(iter(lambda: s.recv(65536), b'')); assert got == d, len(got)",
+        scene.host()
+    );
+    client(scene, "python3", &["-c", &script])?;
+    Ok(kernel_segments(&scene.bed, Side::Server)? > before + 8)
+}
+
+/// A connection is carried by whom it should be.
+fn carried_by_kernel(scene: &Scene, wanted: bool) -> Result<()> {
+    let carried = one_exchange(scene)?;
+    if carried == (wanted || !scene.has_shim()) {
+        return Ok(());
+    }
+    Err(format!("carried by the kernel: {carried}").into())
+}
+
+/// Waits for the clients while `turn` is called again and again.
+fn meanwhile(clients: &Program<'_>, mut turn: impl FnMut() -> Result<()>) -> Result<u32> {
+    let mut running = clients.spawn()?;
+    let mut turns = 0;
+    while running.is_running() {
+        turn()?;
+        turns += 1;
+    }
+    running
+        .wait(Duration::from_secs(1))
+        .and_then(Finished::check)?;
+    Ok(turns)
+}
+
+/// There and back as often as it goes, while data flows both ways and connections begin.
+pub(crate) fn in_turns(scene: &Scene) -> Result<()> {
+    let server = echo(scene)?;
+    let pid = server.pid().to_string();
+    let clients = echo_clients(scene, 20, 2_000_000);
+    let turned = meanwhile(&clients, || {
+        control(scene, "rollback", &pid)?;
+        control(scene, "adopt", &pid)?;
+        std::thread::sleep(Duration::from_millis(20));
+        one_exchange(scene).map(drop)
+    });
+    turned.map_err(|error| format!("{error}\n{}", server.stderr()))?;
+    server.stop()?;
+    Ok(())
+}
+
+/// New connections are the kernel's after a rollback, with the reason, and ours after an adoption.
+pub(crate) fn new_connections(scene: &Scene) -> Result<()> {
+    let server = echo(scene)?;
+    let pid = server.pid();
+    for _ in 0..3 {
+        carried_by_kernel(scene, false)?;
+        let done = control(scene, "rollback", &pid.to_string())?;
+        counted(scene, &done, "listeners", 1)?;
+        carried_by_kernel(scene, true)?;
+        all_rolled_back(scene, pid)?;
+        let done = control(scene, "adopt", "--all")?;
+        counted(scene, &done, "listeners", 1)?;
+    }
+    carried_by_kernel(scene, false)?;
+    server.stop()?;
+    Ok(())
+}
+
+/// Connections that wait to be accepted, with data, are not lost, and neither is their order.
+pub(crate) fn waiting_to_be_accepted(scene: &Scene) -> Result<()> {
+    let script = r"
+import socket, sys, os, time
+listener = socket.create_server((sys.argv[1], 9000), backlog=50)
+while not os.path.exists(sys.argv[2]): time.sleep(0.01)
+for n in range(12):
+    c, _ = listener.accept()
+    assert c.recv(100) == b'%02d' % n, n
+    c.sendall(b'seen'); c.close()
+print('all', flush=True)
+";
+    let go = scene.bed.folder().join("go");
+    let mut server = subject(scene, Side::Server, "python3");
+    server.args(["-c", script, &scene.host()]).arg(&go);
+    let server = started(scene, &server, PORT)?;
+    let half = scene.bed.folder().join("half");
+    let connect = format!(
+        "import socket, os, time\n\
+         def one(n):\n\
+         \x20   s = socket.create_connection(('{}', {PORT})); s.sendall(b'%02d' % n); return s\n\
+         first = [one(n) for n in range(6)]\n\
+         print('half', flush=True)\n\
+         while not os.path.exists('{}'): time.sleep(0.01)\n\
+         all = first + [one(n) for n in range(6, 12)]\n\
+         print('all', flush=True)\n\
+         for s in all: assert s.recv(100) == b'seen' and s.recv(100) == b''\n",
+        scene.host(),
+        half.display()
+    );
+    let mut clients = scene.bed.program(Side::Client, "python3");
+    let clients = clients.args(["-c", &connect]).spawn()?;
+    let limit = Duration::from_secs(10);
+    wait_until("six connections", limit, || {
+        clients.stdout().contains("half")
+    })?;
+    control(scene, "rollback", &server.pid().to_string())?;
+    fs::write(&half, "")?;
+    wait_until("all connections", limit, || {
+        clients.stdout().contains("all")
+    })?;
+    fs::write(&go, "")?;
+    let run = clients.wait(limit).and_then(Finished::check);
+    run.map_err(|error| format!("{error}\n{}", server.stderr()))?;
+    server.wait(limit)?.check()?;
+    Ok(())
+}
+
+/// Whatever has a port.
+pub(crate) fn of_a_port(scene: &Scene) -> Result<()> {
+    let server = echo(scene)?;
+    let clients = echo_clients(scene, 8, 1_000_000);
+    let whom = format!("--port {PORT}");
+    let turned = meanwhile(&clients, || {
+        control(scene, "rollback", &whom)?;
+        one_exchange(scene)?;
+        control(scene, "adopt", &whom)?;
+        one_exchange(scene).map(drop)
+    });
+    turned.map_err(|error| format!("{error}\n{}", server.stderr()))?;
+    for _ in 0..2 {
+        control(scene, "rollback", &whom)?;
+        carried_by_kernel(scene, true)?;
+        control(scene, "adopt", &whom)?;
+        carried_by_kernel(scene, false)?;
+    }
+    server.stop()?;
+    Ok(())
+}
+
+/// Connections that the program has made: curl's download goes on.
+pub(crate) fn of_a_client(scene: &Scene) -> Result<()> {
+    let serve = format!(
+        "import socket, time\n\
+         l = socket.create_server(('{}', 8081)); c, _ = l.accept(); c.recv(1000)\n\
+         d = bytes(range(256)) * 256\n\
+         c.sendall(b'HTTP/1.0 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n' % (len(d) * 200))\n\
+         print('begun', flush=True)\n\
+         for _ in range(200): c.sendall(d); time.sleep(0.005)\n",
+        scene.peer()
+    );
+    let mut peer = scene.bed.program(Side::Client, "python3");
+    let peer = peer.args(["-c", &serve]).spawn()?;
+    bypass_tests::counters::wait_for_tcp_port(&scene.bed, Side::Client, 8081)?;
+    let into = scene.bed.folder().join("got");
+    let mut curl = subject(scene, Side::Server, "curl");
+    curl.args(["-sS", "--fail", "-m", "50", "-o"]).arg(&into);
+    let curl = curl.arg(format!("http://{}:8081/", scene.peer())).spawn()?;
+    wait_until("the download", Duration::from_secs(10), || {
+        peer.stdout().contains("begun")
+    })?;
+    let done = control(scene, "rollback", &curl.pid().to_string())?;
+    counted(scene, &done, "connections", 1)?;
+    curl.wait(Duration::from_secs(20))?.check()?;
+    let wanted: Vec<u8> = (0..=255_u8).collect::<Vec<u8>>().repeat(256 * 200);
+    if fs::read(&into)? == wanted {
+        return Ok(());
+    }
+    Err("other bytes".into())
+}
+
+/// A thousand connections at once, none of which notices.
+pub(crate) fn of_a_thousand(scene: &Scene) -> Result<()> {
+    let server = echo(scene)?;
+    let script = format!(
+        "import asyncio, os\n\
+         async def main():\n\
+         \x20   all = []\n\
+         \x20   for _ in range(1000): all.append(await asyncio.open_connection('{}', {PORT}))\n\
+         \x20   for n in range(2):\n\
+         \x20       for r, w in all: w.write(b'x' * 1000)\n\
+         \x20       for r, w in all: assert len(await r.readexactly(1000)) == 1000\n\
+         \x20       print('round', n, flush=True)\n\
+         \x20       while n == 0 and not os.path.exists('{}'): await asyncio.sleep(0.01)\n\
+         asyncio.run(main())",
+        scene.host(),
+        scene.bed.folder().join("go").display()
+    );
+    let mut clients = scene.bed.program(Side::Client, "python3");
+    let clients = clients.args(["-c", &script]).spawn()?;
+    wait_until("the first round", Duration::from_secs(20), || {
+        clients.stdout().contains("round 0")
+    })?;
+    let done = control(scene, "rollback", &server.pid().to_string())?;
+    counted(scene, &done, "connections", 1000)?;
+    fs::write(scene.bed.folder().join("go"), "")?;
+    let run = clients
+        .wait(Duration::from_secs(20))
+        .and_then(Finished::check);
+    run.map_err(|error| format!("{error}\n{}", server.stderr()))?;
+    server.stop()?;
+    Ok(())
+}
+
+/// UDP: what has come before is read first, then what the kernel has; what is sent goes by it.
+pub(crate) fn datagrams(scene: &Scene) -> Result<()> {
+    let script = r"
+import socket, sys, os, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind((sys.argv[1], 7007))
+while not os.path.exists(sys.argv[2]): time.sleep(0.01)
+for n in range(18):
+    data, peer = s.recvfrom(100)
+    assert data == b'%02d' % n, (data, n)
+    s.sendto(data, peer)
+print('all', flush=True)
+";
+    let go = scene.bed.folder().join("go");
+    let mut server = subject(scene, Side::Server, "python3");
+    let server = server
+        .args(["-c", script, &scene.host()])
+        .arg(&go)
+        .spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Server, 7007)?;
+    let ask = format!(
+        "import socket, sys\n\
+         s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+         s.bind(('', 7008)); s.connect(('{}', 7007)); s.settimeout(5)\n\
+         for n in eval(sys.argv[1]): s.send(b'%02d' % n)\n\
+         for n in eval(sys.argv[2]): assert s.recv(100) == b'%02d' % n, n\n",
+        scene.host()
+    );
+    let send = |sent: &str, received: &str| {
+        client(scene, "python3", &["-c", &ask, sent, received]).map(drop)
+    };
+    let pid = server.pid().to_string();
+    send("range(6)", "()")?;
+    let done = control(scene, "rollback", &pid)?;
+    counted(scene, &done, "udp", 1)?;
+    send("range(6, 12)", "()")?;
+    let before = KernelUdp::read(&scene.bed, Side::Server)?;
+    fs::write(&go, "")?;
+    let answered = wait_until("the answers by the kernel", Duration::from_secs(5), || {
+        KernelUdp::read(&scene.bed, Side::Server).is_ok_and(|now| now.since(before).sent >= 12)
+    });
+    answered.map_err(|error| format!("{error}\n{}", server.stderr()))?;
+    control(scene, "adopt", &pid)?;
+    let before = KernelUdp::read(&scene.bed, Side::Server)?;
+    send("range(12, 18)", "range(12, 18)")?;
+    let by_kernel = KernelUdp::read(&scene.bed, Side::Server)?.since(before);
+    server.wait(Duration::from_secs(5))?.check()?;
+    if scene.has_shim() && by_kernel.total() > 2 {
+        return Err(format!("the kernel carried {}", by_kernel.total()).into());
+    }
+    Ok(())
+}
