@@ -13,6 +13,8 @@ mod e2e {
     pub mod links;
     pub mod names;
     pub mod programs;
+    pub mod reloads;
+    pub mod rollback;
     pub mod routers;
     pub mod stores;
     pub mod streams;
@@ -21,7 +23,8 @@ mod e2e {
 
 use e2e::harness::{Carried, check};
 use e2e::{
-    clients, faults, handover, languages, links, names, programs, routers, stores, streams, web,
+    clients, faults, handover, languages, links, names, programs, reloads, rollback, routers,
+    stores, streams, web,
 };
 
 macro_rules! tests {
@@ -109,6 +112,19 @@ tests! {
     handover::passed_in_the_middle: Any,
     handover::passed_in_a_burst: Any,
     handover::executed: Any,
+    reloads::nginx_reloads: Any,
+    reloads::nginx_upgrade: Any,
+    reloads::nginx_quits: Any,
+    reloads::nginx_killed_workers: Any,
+    reloads::nginx_rolled_back: Any,
+    reloads::apache_event: Any,
+    rollback::in_turns: Any,
+    rollback::new_connections: Any,
+    rollback::waiting_to_be_accepted: Any,
+    rollback::of_a_port: Any,
+    rollback::of_a_client: Any,
+    rollback::of_a_thousand: Any,
+    rollback::datagrams: Any,
     languages::java_nio: Segments,
     languages::tokio_echo: Segments,
     languages::gunicorn: Segments,

@@ -323,7 +323,7 @@ impl Drop for Background {
 }
 
 /// Debian's configuration of nginx, but for where it writes.
-fn debian_nginx(scene: &Scene) -> Result<PathBuf> {
+pub(crate) fn debian_nginx(scene: &Scene) -> Result<PathBuf> {
     let here = scene.bed.folder().display().to_string();
     let text = fs::read_to_string("/etc/nginx/nginx.conf")?
         .replace("/run/nginx.pid", &format!("{here}/pid"))
@@ -338,7 +338,7 @@ fn debian_nginx(scene: &Scene) -> Result<PathBuf> {
 }
 
 /// Runs nginx to its end in the scene's column: it starts a server or signals one.
-fn nginx_command(scene: &Scene, config: &PathBuf, arguments: &[&str]) -> Result<()> {
+pub(crate) fn nginx_command(scene: &Scene, config: &PathBuf, arguments: &[&str]) -> Result<()> {
     let mut nginx: Program<'_> = subject(scene, Side::Server, "/usr/sbin/nginx");
     nginx.arg("-c").arg(config).args(arguments);
     nginx.run()?.check()?;

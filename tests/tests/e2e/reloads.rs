@@ -1,0 +1,263 @@
+//! Servers whose processes come and go under load: new workers, new binaries, killed workers.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bypass_tests::counters::wait_for_tcp_port;
+use bypass_tests::program::{Running, wait_until};
+use bypass_tests::testbed::Side;
+use bypass_tests::{Result, daemon};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::harness::Scene;
+use super::streams::{fetch, noise, started, subject};
+use super::web::{debian_nginx, nginx_command, no_failures};
+
+/// How long a server may take for what it was told.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A server in the background, by its file with the process id. Dropping it ends it.
+struct Master {
+    file: PathBuf,
+}
+
+impl Master {
+    fn pid(&self) -> Result<u32> {
+        Ok(fs::read_to_string(&self.file)?.trim().parse()?)
+    }
+
+    fn workers(&self) -> Vec<u32> {
+        let pid = self.pid().unwrap_or(0);
+        let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let text = text.unwrap_or_default();
+        let pids = text.split_whitespace().filter_map(|pid| pid.parse().ok());
+        pids.collect()
+    }
+
+    /// Does something that replaces workers, and waits until none of the old ones is left.
+    fn renewed(&self, change: impl FnOnce() -> Result<()>) -> Result<()> {
+        let before = self.workers();
+        change()?;
+        wait_until("new workers", PATIENCE, || {
+            let now = self.workers();
+            now.len() >= before.len() && !now.iter().any(|pid| before.contains(pid))
+        })
+    }
+}
+
+impl Drop for Master {
+    fn drop(&mut self) {
+        if let Ok(pid) = self.pid() {
+            signal(pid, Signal::TERM);
+        }
+    }
+}
+
+fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // It may have ended by itself.
+        let _ = kill_process(pid, signal);
+    }
+}
+
+fn is_gone(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.is_empty() || status.contains("State:\tZ")
+}
+
+/// ab on the kernel: a connection for each request, or few for all.
+fn load(scene: &Scene, url: &str, arguments: &[&str]) -> Result<Running> {
+    let mut ab = scene.bed.program(Side::Client, "ab");
+    ab.arg("-q").args(arguments).arg(url).spawn()
+}
+
+/// Repeats `turn` as long as the clients work; none of their requests may fail.
+fn under_load(
+    scene: &Scene,
+    url: &str,
+    arguments: &[&str],
+    mut turn: impl FnMut() -> Result<()>,
+) -> Result<()> {
+    let mut clients = load(scene, url, arguments)?;
+    while clients.is_running() {
+        turn()?;
+    }
+    no_failures(&clients.wait(Duration::from_secs(1))?.check()?)
+}
+
+/// Debian's nginx with this many workers.
+fn nginx(scene: &Scene, workers: u32) -> Result<(PathBuf, Master, String)> {
+    let config = debian_nginx(scene)?;
+    let text = fs::read_to_string(&config)?;
+    let wanted = format!("worker_processes {workers}");
+    fs::write(&config, text.replace("worker_processes 2", &wanted))?;
+    nginx_command(scene, &config, &[])?;
+    wait_for_tcp_port(&scene.bed, Side::Server, 80)?;
+    let file = scene.bed.folder().join("pid");
+    let url = format!("http://{}/index.nginx-debian.html", scene.host());
+    Ok((config, Master { file }, url))
+}
+
+/// A reload after the other, with a connection for each request: no request fails.
+pub(crate) fn nginx_reloads(scene: &Scene) -> Result<()> {
+    for workers in [2, 4] {
+        let (config, master, url) = nginx(scene, workers)?;
+        under_load(scene, &url, &["-n", "6000", "-c", "10"], || {
+            master.renewed(|| nginx_command(scene, &config, &["-s", "reload"]))
+        })?;
+        let pid = master.pid()?;
+        nginx_command(scene, &config, &["-s", "quit"])?;
+        wait_until("the end of nginx", PATIENCE, || is_gone(pid))?;
+    }
+    Ok(())
+}
+
+/// A new binary takes over: USR2, WINCH, QUIT to the old master.
+pub(crate) fn nginx_upgrade(scene: &Scene) -> Result<()> {
+    let (config, master, url) = nginx(scene, 2)?;
+    let mut is_upgraded = false;
+    under_load(scene, &url, &["-n", "8000", "-c", "10"], || {
+        if std::mem::replace(&mut is_upgraded, true) {
+            std::thread::sleep(Duration::from_millis(5));
+            return Ok(());
+        }
+        let (old, old_workers) = (master.pid()?, master.workers());
+        signal(old, Signal::USR2);
+        wait_until("the new master", PATIENCE, || {
+            master.pid().is_ok_and(|pid| pid != old) && master.workers().len() >= 2
+        })?;
+        signal(old, Signal::WINCH);
+        wait_until("the end of the old workers", PATIENCE, || {
+            old_workers.iter().all(|pid| is_gone(*pid))
+        })?;
+        signal(old, Signal::QUIT);
+        wait_until("the end of the old master", PATIENCE, || is_gone(old))
+    })?;
+    fetch(
+        scene,
+        &url,
+        &PathBuf::from("/var/www/html/index.nginx-debian.html"),
+    )?;
+    nginx_command(scene, &config, &["-s", "quit"])
+}
+
+/// `-s quit` with a client that reads slowly: it gets everything.
+pub(crate) fn nginx_quits(scene: &Scene) -> Result<()> {
+    let large = noise(scene, "large", 3 << 20)?;
+    let (config, master, _) = nginx(scene, 2)?;
+    let root = PathBuf::from("/var/www/html/bypass-large");
+    fs::copy(&large, &root)?;
+    let got = scene.bed.folder().join("got");
+    let mut curl = scene.bed.program(Side::Client, "curl");
+    curl.args(["-sS", "--fail", "--limit-rate", "1500k", "-m", "50", "-o"]);
+    curl.arg(&got);
+    let url = format!("http://{}/bypass-large", scene.host());
+    let curl = curl.arg(url).spawn()?;
+    let begun = wait_until("the download", PATIENCE, || {
+        fs::metadata(&got).is_ok_and(|it| it.len() > 0)
+    });
+    let pid = master.pid()?;
+    let quit = begun.and_then(|()| nginx_command(scene, &config, &["-s", "quit"]));
+    let ended = curl.wait(PATIENCE);
+    fs::remove_file(&root)?;
+    quit?;
+    ended?.check()?;
+    super::web::same(&got, &large)?;
+    wait_until("the end of nginx", PATIENCE, || is_gone(pid))
+}
+
+/// `kill -9` of a worker after the other: the master makes new ones. Only connections of a killed
+/// worker may fail: each is one request here.
+pub(crate) fn nginx_killed_workers(scene: &Scene) -> Result<()> {
+    let (config, master, url) = nginx(scene, 2)?;
+    let mut clients = load(scene, &url, &["-r", "-n", "6000", "-c", "10"])?;
+    let mut kills = 0;
+    while clients.is_running() {
+        if let Some(&pid) = master.workers().first() {
+            signal(pid, Signal::KILL);
+            kills += 1;
+            wait_until("another worker", PATIENCE, || {
+                let now = master.workers();
+                now.len() >= 2 && !now.contains(&pid)
+            })?;
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let run = clients.wait(Duration::from_secs(1))?.check()?;
+    let failed = run.stdout.lines().find_map(|line| {
+        let count = line.strip_prefix("Failed requests:")?;
+        count.trim().parse::<u32>().ok()
+    });
+    // ab counts a failed request up to three times (length, receive, exception).
+    if failed.is_none_or(|failed| failed > kills * 10 * 3) {
+        return Err(format!("{kills} workers killed: {}", run.stdout).into());
+    }
+    under_load(scene, &url, &["-n", "300", "-c", "10"], || {
+        std::thread::sleep(Duration::from_millis(5));
+        Ok(())
+    })?;
+    nginx_command(scene, &config, &["-s", "quit"])
+}
+
+/// Master and workers to the kernel and back, again and again, under load of both kinds.
+pub(crate) fn nginx_rolled_back(scene: &Scene) -> Result<()> {
+    let (config, master, url) = nginx(scene, 2)?;
+    let pid = master.pid()?.to_string();
+    let turn = || -> Result<()> {
+        for command in ["rollback", "adopt"] {
+            if scene.has_shim() {
+                let run = daemon::bypassctl(&scene.bed, &[command, &pid])?;
+                run.check()?;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    };
+    under_load(scene, &url, &["-n", "4000", "-c", "10"], turn)?;
+    under_load(scene, &url, &["-n", "8000", "-c", "10", "-k"], turn)?;
+    nginx_command(scene, &config, &["-s", "quit"])
+}
+
+/// apache with threads in several processes, through graceful restarts.
+pub(crate) fn apache_event(scene: &Scene) -> Result<()> {
+    let page = noise(scene, "page", 20_000)?;
+    let (here, host) = (scene.bed.folder().display().to_string(), scene.host());
+    let config = scene.bed.folder().join("apache.conf");
+    let modules = "/usr/lib/apache2/modules";
+    fs::write(
+        &config,
+        format!(
+            "ServerRoot {here}\nServerName bypass\nPidFile {here}/pid\nErrorLog {here}/errors\n\
+             DefaultRuntimeDir {here}\nMutex fcntl:{here}\nUser www-data\nGroup www-data\n\
+             LoadModule mpm_event_module {modules}/mod_mpm_event.so\n\
+             LoadModule authz_core_module {modules}/mod_authz_core.so\n\
+             Listen {host}:8080\nStartServers 2\nThreadsPerChild 8\nMaxRequestWorkers 32\n\
+             DocumentRoot {here}\n"
+        ),
+    )?;
+    // apache ends its whole process group.
+    let mut server = subject(scene, Side::Server, "setsid");
+    server
+        .args(["/usr/sbin/apache2", "-D", "FOREGROUND", "-f"])
+        .arg(&config);
+    let server = started(scene, &server, 8080)?;
+    let master = Master {
+        file: PathBuf::from(format!("{here}/pid")),
+    };
+    let url = format!("http://{host}:8080/page");
+    fetch(scene, &url, &page)?;
+    under_load(scene, &url, &["-n", "2000", "-c", "8"], || {
+        master.renewed(|| {
+            signal(master.pid()?, Signal::USR1);
+            Ok(())
+        })
+    })?;
+    under_load(scene, &url, &["-n", "2000", "-c", "8", "-k"], || {
+        std::thread::sleep(Duration::from_millis(5));
+        Ok(())
+    })?;
+    drop(master);
+    server.wait(PATIENCE)?;
+    Ok(())
+}
