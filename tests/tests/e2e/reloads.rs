@@ -15,7 +15,7 @@ use super::streams::{fetch, noise, started, subject};
 use super::web::{debian_nginx, nginx_command, no_failures};
 
 /// How long a server may take for what it was told.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A server in the background, by its file with the process id. Dropping it ends it.
 struct Master {
@@ -103,7 +103,7 @@ fn nginx(scene: &Scene, workers: u32) -> Result<(PathBuf, Master, String)> {
 pub(crate) fn nginx_reloads(scene: &Scene) -> Result<()> {
     for workers in [2, 4] {
         let (config, master, url) = nginx(scene, workers)?;
-        under_load(scene, &url, &["-n", "6000", "-c", "10"], || {
+        under_load(scene, &url, &["-n", "2500", "-c", "10"], || {
             master.renewed(|| nginx_command(scene, &config, &["-s", "reload"]))
         })?;
         let pid = master.pid()?;
