@@ -25,7 +25,7 @@ pub enum Given {
 
 /// Whether no program can have this pointer: it is in the first page, or in the kernel's half of
 /// the addresses, which a signed number has below zero. The kernel's EFAULT is the answer.
-/// (Other wild pointers fault in the program: docs/adr/0011.)
+/// (Other wild pointers fault in the program: docs/adr/0015.)
 #[inline]
 pub fn is_nowhere<T>(pointer: *const T) -> bool {
     (pointer as isize) < 4096

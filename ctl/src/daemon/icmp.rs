@@ -1,11 +1,9 @@
 //! ICMP errors about connections of the stacks.
 //!
-//! ICMP is the kernel's, and stays so: nothing is steered. Two raw sockets get a copy of every error
-//! of this network namespace beside the kernel, which knows sockets of UDP, and so our shadows, but
-//! has no connection for a segment of ours. What is quoted names the connection; whether it is
-//! believed is the engine's decision (`stack/src/tcp/icmp.rs`).
-//!
-//! Without CAP_NET_RAW nobody hears; connections then find out by timeouts.
+//! ICMP is the kernel's, and stays so: nothing is steered. Two raw sockets get a copy of every
+//! error of this network namespace beside the kernel, which knows sockets of UDP, and so our
+//! shadows, but has no connection for a segment of ours. What is quoted names the connection;
+//! whether it is believed is the engine's decision (`stack/src/tcp/icmp.rs`).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
