@@ -161,8 +161,7 @@ pub fn unresolved(
     let route = route(table, to, bound, ifindex).ok()??;
     let target = target(route, to);
     let known = table.neighbour(&target, route.ifindex);
-    let is_usable =
-        known.is_some_and(|neighbour| neighbour.state & neighbour_state::USABLE != 0);
+    let is_usable = known.is_some_and(|neighbour| neighbour.state & neighbour_state::USABLE != 0);
     (!is_usable && target.is_v4() == to.is_v4()).then_some((target, route.ifindex))
 }
 
