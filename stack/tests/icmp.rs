@@ -3,7 +3,8 @@
 
 mod common;
 
-use bypass_stack::wire::icmp::{IcmpError, TCP, Trouble, parse_v4, parse_v6};
+use bypass_stack::wire::icmp::{IcmpError, Trouble, parse_v4, parse_v6};
+use bypass_stack::wire::tcp::TCP;
 use common::*;
 
 const LOCAL: &str = "198.18.0.1:5000";

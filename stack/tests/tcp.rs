@@ -3,8 +3,9 @@
 mod common;
 
 use bypass_stack::cplane::{Link, Neighbour, NextHop, Route, Table, neighbour_state};
-use bypass_stack::wire::icmp::{self, IcmpError, Trouble};
+use bypass_stack::wire::icmp::{IcmpError, Trouble};
 use bypass_stack::wire::tcp;
+use bypass_stack::wire::tcp::TCP;
 use bypass_stack::*;
 use common::{MAC, Packets, Rig, at};
 use std::collections::VecDeque;
@@ -325,7 +326,7 @@ fn a_request_without_a_way_is_forgotten() {
         let told = IcmpError {
             local,
             remote,
-            protocol: icmp::TCP,
+            protocol: TCP,
             seq,
             trouble,
         };

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use bypass_stack::TcpOptions;
 use bypass_stack::tcp::congestion;
 
-use super::sockopt::{self as own, IPPROTO_TCP, Name, SOL_SOCKET};
+use super::sockopt::{self as own, CONGESTION, IPPROTO_TCP, Name, SO_RCVLOWAT, SOL_SOCKET};
 
 /// IPPROTO_IP and IPPROTO_IPV6.
 const IP: i32 = 0;
@@ -18,7 +18,7 @@ const RCVBUF: Name = (SOL_SOCKET, 8);
 const KEEPALIVE: Name = (SOL_SOCKET, 9);
 const OOBINLINE: Name = (SOL_SOCKET, 10);
 const LINGER: Name = (SOL_SOCKET, 13);
-const RCVLOWAT: Name = (SOL_SOCKET, 18);
+const RCVLOWAT: Name = (SOL_SOCKET, SO_RCVLOWAT);
 const RCVTIMEO: Name = (SOL_SOCKET, 20);
 const SNDTIMEO: Name = (SOL_SOCKET, 21);
 const MAX_PACING_RATE: Name = (SOL_SOCKET, 47);
@@ -31,7 +31,6 @@ const KEEPCNT: Name = (IPPROTO_TCP, 6);
 const SYNCNT: Name = (IPPROTO_TCP, 7);
 const LINGER2: Name = (IPPROTO_TCP, 8);
 const WINDOW_CLAMP: Name = (IPPROTO_TCP, 10);
-const CONGESTION: Name = (IPPROTO_TCP, 13);
 const USER_TIMEOUT: Name = (IPPROTO_TCP, 18);
 const NOTSENT_LOWAT: Name = (IPPROTO_TCP, 25);
 // linux/in.h, linux/in6.h.

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bypass_runtime::clock;
 use bypass_stack::wire::icmp::{self, IcmpError};
+use bypass_stack::wire::tcp::TCP;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, ipproto, recv, socket_with,
@@ -95,7 +96,7 @@ impl Server {
             let Some(message) = self.ears.next(ear) else {
                 return;
             };
-            if let Some(error) = message.filter(|error| error.protocol == icmp::TCP) {
+            if let Some(error) = message.filter(|error| error.protocol == TCP) {
                 self.tell(&error);
             }
         }

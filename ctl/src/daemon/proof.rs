@@ -20,7 +20,7 @@ use super::filters::{TCP, Wish};
 use super::sockopt as own;
 
 /// IPPROTO_UDP.
-const UDP: u8 = 17;
+pub(super) const UDP: u8 = 17;
 
 /// What a request asks for, as far as it makes sense by itself.
 ///

@@ -11,6 +11,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use bypass_proto::control::{Refusal, Request};
 use bypass_proto::reason::FallThrough;
 use bypass_stack::inspect::{EndpointView, Image};
 use bypass_stack::{EndpointId, ProcessId, SocketAddress, TcpState};
@@ -18,10 +19,9 @@ use rustix::io::Errno;
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use serde_json::{Value, json};
 
-use bypass_proto::control::{Refusal, Request};
-
 use super::filters::{TCP, Wish};
 use super::process;
+use super::proof::UDP;
 use super::report::Report;
 use super::requests::Refused;
 use super::server::Server;
@@ -31,8 +31,6 @@ use super::statics::{Purpose, StaticFilter};
 const MOST_MOVED: u32 = 256;
 /// Generations of processes that are looked through for an ancestor.
 const DEPTH: u32 = 32;
-/// IPPROTO_UDP.
-const UDP: u8 = 17;
 
 /// Whose sockets are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,10 +15,13 @@ use rustix::io::Errno;
 pub(super) const SOL_SOCKET: c_int = 1;
 /// IPPROTO_TCP.
 pub(super) const IPPROTO_TCP: c_int = 6;
-const SO_RCVLOWAT: c_int = 18;
+pub(super) const SO_RCVLOWAT: c_int = 18;
 const SO_BINDTOIFINDEX: c_int = 62;
 const SO_NETNS_COOKIE: c_int = 71;
 const SO_PEERPIDFD: c_int = 77;
+
+/// linux/tcp.h.
+pub(super) const CONGESTION: Name = (IPPROTO_TCP, 13);
 
 unsafe extern "C" {
     fn getsockopt(
@@ -109,9 +112,7 @@ pub(super) fn tcp_state(fd: impl AsFd) -> Result<u8, Errno> {
 
 /// TCP_CONGESTION, padded with NULs.
 pub(super) fn congestion(fd: impl AsFd) -> Result<[u8; 16], Errno> {
-    /// TCP_CONGESTION of linux/tcp.h.
-    const TCP_CONGESTION: c_int = 13;
-    option_at(fd, (IPPROTO_TCP, TCP_CONGESTION))
+    option_at(fd, CONGESTION)
 }
 
 /// SO_RCVTIMEO or SO_SNDTIMEO in milliseconds, rounded up.

@@ -194,10 +194,12 @@ fn route(
     (ifindex, patience): (u32, u64),
 ) -> Result<Option<NextHop>, FallThrough> {
     let hash = cplane::flow_hash(&bound, &remote);
-    let looked = joined
-        .cplane
-        .read(|table| cplane::lookup(table, remote.ip, bound.ip, ifindex, hash));
-    match looked {
+    let look = || {
+        joined
+            .cplane
+            .read(|table| cplane::lookup(table, remote.ip, bound.ip, ifindex, hash))
+    };
+    match look() {
         Some(Lookup::Via(next_hop)) => Ok(Some(next_hop)),
         Some(Lookup::Kernel(CplaneReason::NoBackend)) => Ok(None),
         Some(Lookup::Local) if is_served_here(bound, remote) => {
@@ -205,37 +207,36 @@ fn route(
         }
         Some(Lookup::Local) => Err(FallThrough::LocalRoute),
         Some(Lookup::Kernel(CplaneReason::NeighbourMissing)) => {
-            resolved(joined, bound, remote, (ifindex, patience)).map(Some)
+            resolve(remote, ifindex)?;
+            await_next_hop(look, patience).map(Some)
         }
         Some(Lookup::Kernel(_)) | None => Err(FallThrough::NextHop),
     }
 }
 
-/// Waits until the kernel has found out the next hop's MAC address, as its own SYN would.
-fn resolved(
-    joined: &'static context::Joined,
-    bound: SocketAddress,
-    remote: SocketAddress,
-    (ifindex, patience): (u32, u64),
+/// Has the kernel find out the next hop's MAC address, as its own SYN would.
+fn resolve(remote: SocketAddress, ifindex: u32) -> Result<(), FallThrough> {
+    let request = Request {
+        remote: remote.ip.0,
+        ifindex,
+        ..Request::new(RequestKind::Resolve)
+    };
+    context::with_control(|control| control.tell(request)).map_err(context::reason_of)
+}
+
+/// Looks again and again until the next hop is known, for so many nanoseconds.
+fn await_next_hop(
+    look: impl Fn() -> Option<Lookup>,
+    patience: u64,
 ) -> Result<NextHop, FallThrough> {
     /// Between two looks: a neighbour on the same wire answers within some of these.
     const PAUSE: rustix::thread::Timespec = rustix::thread::Timespec {
         tv_sec: 0,
         tv_nsec: 50_000,
     };
-    let request = Request {
-        remote: remote.ip.0,
-        ifindex,
-        ..Request::new(RequestKind::Resolve)
-    };
-    context::with_control(|control| control.tell(request)).map_err(context::reason_of)?;
-    let hash = cplane::flow_hash(&bound, &remote);
     let end = clock::now().0.saturating_add(patience);
     loop {
-        let looked = joined
-            .cplane
-            .read(|table| cplane::lookup(table, remote.ip, bound.ip, ifindex, hash));
-        if let Some(Lookup::Via(next_hop)) = looked {
+        if let Some(Lookup::Via(next_hop)) = look() {
             return Ok(next_hop);
         }
         if clock::now().0 >= end {

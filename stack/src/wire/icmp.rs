@@ -4,14 +4,11 @@
 //! fragments that are not the first, which do not say whose they are.
 
 use super::checksum::Sum;
+use super::{ipv4, ipv6};
 use crate::types::{IpAddress, SocketAddress};
 
-/// Protocol number of TCP.
-pub const TCP: u8 = 6;
 /// Bytes of the header of an ICMP error.
 const HEADER: usize = 8;
-/// Bytes of an IPv6 header.
-const IPV6_HEADER: usize = 40;
 
 /// An ICMP error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,7 +141,7 @@ pub fn parse_v6(message: &[u8]) -> Option<IcmpError> {
         4 => unreachable(errno::EPROTO),
         _ => return None,
     };
-    let (ip, transport) = quoted.split_first_chunk::<IPV6_HEADER>()?;
+    let (ip, transport) = quoted.split_first_chunk::<{ ipv6::HEADER }>()?;
     if ip.first()? >> 4 != 6 {
         return None;
     }
@@ -164,7 +161,7 @@ fn unreachable(errno: i32) -> Trouble {
 fn behind_ipv4(packet: &[u8]) -> Option<(&[u8], &[u8])> {
     let first = *packet.first()?;
     let len = usize::from(first & 15).saturating_mul(4);
-    if first >> 4 != 4 || len < 20 {
+    if first >> 4 != 4 || len < ipv4::HEADER {
         return None;
     }
     let (header, rest) = packet.split_at_checked(len)?;

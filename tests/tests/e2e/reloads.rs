@@ -11,8 +11,8 @@ use bypass_tests::{Result, daemon};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::harness::Scene;
-use super::streams::{fetch, noise, started, subject};
-use super::web::{debian_nginx, nginx_command, no_failures};
+use super::streams::{fetch, noise};
+use super::web::{apache, debian_nginx, nginx_command, no_failures};
 
 /// How long a server may take for what it was told.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -222,31 +222,11 @@ pub(crate) fn nginx_rolled_back(scene: &Scene) -> Result<()> {
 /// apache with threads in several processes, through graceful restarts.
 pub(crate) fn apache_event(scene: &Scene) -> Result<()> {
     let page = noise(scene, "page", 20_000)?;
-    let (here, host) = (scene.bed.folder().display().to_string(), scene.host());
-    let config = scene.bed.folder().join("apache.conf");
-    let modules = "/usr/lib/apache2/modules";
-    fs::write(
-        &config,
-        format!(
-            "ServerRoot {here}\nServerName bypass\nPidFile {here}/pid\nErrorLog {here}/errors\n\
-             DefaultRuntimeDir {here}\nMutex fcntl:{here}\nUser www-data\nGroup www-data\n\
-             LoadModule mpm_event_module {modules}/mod_mpm_event.so\n\
-             LoadModule authz_core_module {modules}/mod_authz_core.so\n\
-             Listen {host}:8080\nStartServers 2\nThreadsPerChild 8\nMaxRequestWorkers 32\n\
-             DocumentRoot {here}\n"
-        ),
-    )?;
-    // apache ends its whole process group.
-    let mut server = subject(scene, Side::Server, "setsid");
-    server
-        .args(["/usr/sbin/apache2", "-D", "FOREGROUND", "-f"])
-        .arg(&config);
-    let server = started(scene, &server, 8080)?;
+    let settings = "StartServers 2\nThreadsPerChild 8\nMaxRequestWorkers 32";
+    let (server, url) = apache(scene, ("event", settings), &page)?;
     let master = Master {
-        file: PathBuf::from(format!("{here}/pid")),
+        file: scene.bed.folder().join("pid"),
     };
-    let url = format!("http://{host}:8080/page");
-    fetch(scene, &url, &page)?;
     under_load(scene, &url, &["-n", "2000", "-c", "8"], || {
         master.renewed(|| {
             signal(master.pid()?, Signal::USR1);

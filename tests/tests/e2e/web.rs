@@ -389,9 +389,12 @@ fn reload(scene: &Scene, config: &PathBuf, server: &Background, url: &str) -> Re
     )
 }
 
-/// apache with processes that it forks in advance, each with its share of the connections.
-pub(crate) fn apache_prefork(scene: &Scene) -> Result<()> {
-    let page = noise(scene, "page", 300_000)?;
+/// Starts apache with one way of sharing work among processes, and settings of its; the page's URL.
+pub(super) fn apache(
+    scene: &Scene,
+    (mpm, settings): (&str, &str),
+    page: &PathBuf,
+) -> Result<(Running, String)> {
     let (here, host) = (scene.bed.folder().display().to_string(), scene.host());
     let config = scene.bed.folder().join("apache.conf");
     let modules = "/usr/lib/apache2/modules";
@@ -400,9 +403,9 @@ pub(crate) fn apache_prefork(scene: &Scene) -> Result<()> {
         format!(
             "ServerRoot {here}\nServerName bypass\nPidFile {here}/pid\nErrorLog {here}/errors\n\
              DefaultRuntimeDir {here}\nMutex fcntl:{here}\nUser www-data\nGroup www-data\n\
-             LoadModule mpm_prefork_module {modules}/mod_mpm_prefork.so\n\
+             LoadModule mpm_{mpm}_module {modules}/mod_mpm_{mpm}.so\n\
              LoadModule authz_core_module {modules}/mod_authz_core.so\n\
-             Listen {host}:8080\nStartServers 3\nDocumentRoot {here}\n"
+             Listen {host}:8080\n{settings}\nDocumentRoot {here}\n"
         ),
     )?;
     // apache ends its whole process group.
@@ -411,8 +414,17 @@ pub(crate) fn apache_prefork(scene: &Scene) -> Result<()> {
         .args(["/usr/sbin/apache2", "-D", "FOREGROUND", "-f"])
         .arg(&config);
     let server = started(scene, &server, 8080)?;
-    let url = format!("http://{host}:8080/page");
-    for _ in 0..5 {
+    let name = page.file_name().ok_or("no page")?.to_string_lossy();
+    let url = format!("http://{host}:8080/{name}");
+    fetch(scene, &url, page)?;
+    Ok((server, url))
+}
+
+/// apache with processes that it forks in advance, each with its share of the connections.
+pub(crate) fn apache_prefork(scene: &Scene) -> Result<()> {
+    let page = noise(scene, "page", 300_000)?;
+    let (server, url) = apache(scene, ("prefork", "StartServers 3"), &page)?;
+    for _ in 0..4 {
         fetch(scene, &url, &page)?;
     }
     apache_bench(scene, &url, &["-n", "200", "-c", "4"])?;
