@@ -21,6 +21,8 @@ pub struct Config {
     pub policy: Result<Policy, String>,
     /// Path of the running program.
     pub program: String,
+    /// Path of what was asked to run: a link to the program, a script, or the program itself.
+    pub started_as: String,
     /// What was wrong with BYPASS_* variables.
     pub complaints: Vec<String>,
     /// Effective user when the configuration was read.
@@ -63,6 +65,7 @@ impl Config {
             options,
             policy,
             program: program_name(),
+            started_as: started_as(),
             complaints,
             uid: rustix::process::geteuid().as_raw(),
             secure: is_secure(),
@@ -94,6 +97,19 @@ fn program_name() -> String {
         .ok()
         .and_then(|path| path.into_string().ok())
         .unwrap_or_default()
+}
+
+/// What execve was given. The kernel wrote it down, so a program that renames itself (argv, comm)
+/// does not change it; a path in the folder of that time is made whole.
+fn started_as() -> String {
+    let name = rustix::param::linux_execfn().to_string_lossy();
+    if name.starts_with('/') {
+        return name.into_owned();
+    }
+    let folder = rustix::fs::readlink("/proc/self/cwd", Vec::new());
+    let folder = folder.ok().and_then(|path| path.into_string().ok());
+    let plain = name.trim_start_matches("./");
+    format!("{}/{plain}", folder.unwrap_or_default())
 }
 
 fn read_file(path: &str) -> Result<String, rustix::io::Errno> {

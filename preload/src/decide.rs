@@ -7,7 +7,7 @@
 use std::os::fd::BorrowedFd;
 
 use bypass_proto::control::{Request, RequestKind};
-use bypass_proto::policy::{Address, Decision, Protocol, Query, Role, User};
+use bypass_proto::policy::{Address, Decision, Program, Protocol, Query, Role, User};
 use bypass_proto::reason::FallThrough;
 use bypass_stack::cplane::{self, CplaneReason, Lookup};
 use bypass_stack::{EndpointId, Family, IpAddress, OpenError, ProcessId, SocketAddress, UdpOpen};
@@ -78,7 +78,10 @@ pub fn ask_policy(
         None
     };
     let query = Query {
-        program: &config.program,
+        program: Program {
+            file: &config.program,
+            started_as: &config.started_as,
+        },
         user: User {
             uid: config.uid,
             name: None,

@@ -8,7 +8,7 @@
 //!
 //! ```toml
 //! [[rule]]
-//! program   = "nginx"             # name, or path; ? and * as in a shell
+//! program   = "nginx"             # name, or path; ? and * as in a shell; also a link or script
 //! user      = "www-data"          # name or number
 //! protocol  = "udp"               # tcp | udp
 //! role      = "bind"              # bind | listen | connect | send
@@ -126,7 +126,8 @@ pub fn uid_in_passwd(passwd: &str, name: &str) -> Option<u32> {
 
 /// What no rule overrides.
 fn builtin(query: &Query<'_>) -> Option<FallThrough> {
-    if KERNEL_PROGRAMS.contains(&pattern::file_name(query.program)) {
+    let is_kernels = |name: &str| KERNEL_PROGRAMS.contains(&pattern::file_name(name));
+    if query.program.names().into_iter().any(is_kernels) {
         return Some(FallThrough::Program);
     }
     let any = |is: fn(&Address) -> bool| [query.local, query.remote].iter().flatten().any(is);
@@ -144,8 +145,8 @@ fn builtin(query: &Query<'_>) -> Option<FallThrough> {
 /// What is known of a socket when the policy is asked.
 #[derive(Clone, Copy, Debug)]
 pub struct Query<'a> {
-    /// Path of the program, or its bare name.
-    pub program: &'a str,
+    /// The program.
+    pub program: Program<'a>,
     /// The effective user.
     pub user: User<'a>,
     /// The socket's protocol.
@@ -158,6 +159,23 @@ pub struct Query<'a> {
     pub remote: Option<Address>,
     /// Interface of the local address or route, where that is known already.
     pub interface: Option<&'a str>,
+}
+
+/// A program by its two names, each a path or a bare name. A rule may mean either: Debian's
+/// redis-server is a link to redis-check-rdb, and what runs of a script is its interpreter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Program<'a> {
+    /// The file that runs.
+    pub file: &'a str,
+    /// What was asked to run: a link to the file, a script, or the file itself. It is the word of
+    /// whoever started the program, so nothing that grants a right may look at it.
+    pub started_as: &'a str,
+}
+
+impl<'a> Program<'a> {
+    fn names(self) -> [&'a str; 2] {
+        [self.file, self.started_as]
+    }
 }
 
 /// A user by number, and by name where the caller knows it.
@@ -252,13 +270,13 @@ impl Rule {
             None => true,
             Some(pattern) => actual.is_some_and(|address| pattern.matches(&address)),
         };
-        self.program
+        self.program.as_ref().is_none_or(|glob| {
+            let mut names = query.program.names().into_iter();
+            names.any(|name| glob.matches_program(name))
+        }) && self
+            .user
             .as_ref()
-            .is_none_or(|glob| glob.matches_program(query.program))
-            && self
-                .user
-                .as_ref()
-                .is_none_or(|user| pattern::same_user(user, query.user.uid, query.user.name))
+            .is_none_or(|user| pattern::same_user(user, query.user.uid, query.user.name))
             && self
                 .protocol
                 .is_none_or(|protocol| protocol == query.protocol)

@@ -166,6 +166,7 @@ tests! {
     faults::kernel_by_rule: Any,
     faults::rules_of_interfaces: Any,
     faults::rule_of_a_backend: Any,
+    faults::rule_of_a_link: Any,
     faults::own_address: Any,
     faults::broadcast: Any,
     faults::interface_down_and_up: Any,

@@ -6,11 +6,11 @@
 //! another user has) is not known here.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bypass_proto::options::Options;
 use bypass_proto::policy::{
-    Address, DEFAULT_PATH, Decision, Policy, Protocol, Query, Role, Rule, User,
+    Address, DEFAULT_PATH, Decision, Policy, Program, Protocol, Query, Role, Rule, User,
 };
 use bypass_proto::reason::FallThrough;
 use clap::Parser;
@@ -114,6 +114,7 @@ impl Asked {
 /// Everything that the answers depend on.
 struct Scene {
     program: String,
+    started_as: String,
     policy: Policy,
     options: Options,
     is_setid: bool,
@@ -169,11 +170,14 @@ impl DryRun {
         );
         let (policy, options, config) = self.read(&mut notes)?;
         let (uid, user) = self.user()?;
+        let name_of = |file: Option<&Path>| {
+            let name = file.map_or(program.as_os_str(), Path::as_os_str);
+            name.to_string_lossy().into_owned()
+        };
+        let target = file.as_ref().and_then(|file| file.canonicalize().ok());
         let scene = Scene {
-            program: file.as_ref().map_or_else(
-                || program.to_string_lossy().into_owned(),
-                |file| file.to_string_lossy().into_owned(),
-            ),
+            program: name_of(target.as_deref()),
+            started_as: name_of(file.as_deref()),
             is_setid: file.as_deref().is_some_and(program_file::is_setid),
             interfaces: source::interfaces(),
             source: source_address,
@@ -271,7 +275,10 @@ impl Scene {
         };
         let interface = self.interface_of(&local);
         let query = Query {
-            program: &self.program,
+            program: Program {
+                file: &self.program,
+                started_as: &self.started_as,
+            },
             user: User {
                 uid: self.uid,
                 name: self.user.as_deref(),
@@ -389,6 +396,7 @@ mod tests {
     fn scene(policy: &str, interfaces: Option<Vec<Interface>>) -> Scene {
         Scene {
             program: "/usr/sbin/knotd".to_owned(),
+            started_as: "/usr/sbin/knotd".to_owned(),
             policy: Policy::parse(policy).expect("a policy"),
             options: Options::default(),
             is_setid: false,

@@ -11,14 +11,15 @@ const HEAD: u64 = 4096;
 /// `PT_INTERP`: the dynamic loader's name, which a static program lacks.
 const INTERPRETER: u32 = 3;
 
-/// The file that a shell would run for this name.
+/// The path by which a shell would run this name; it may be a link.
 pub(super) fn find(program: &OsStr) -> Option<PathBuf> {
     if program.as_encoded_bytes().contains(&b'/') {
-        return Path::new(program).canonicalize().ok();
+        let path = std::path::absolute(program).ok();
+        return path.filter(|path| path.exists());
     }
     let folders = std::env::var_os("PATH")?;
     let mut files = std::env::split_paths(&folders).map(|folder| folder.join(program));
-    files.find(|file| is_executable(file))?.canonicalize().ok()
+    files.find(|file| is_executable(file))
 }
 
 fn is_executable(file: &Path) -> bool {

@@ -72,7 +72,7 @@ pub struct Peer<'a> {
     pub gids: &'a [u32],
     /// Names of those groups, in any order.
     pub groups: &'a [&'a str],
-    /// Path of the program.
+    /// Path of the program: the file that runs, as the kernel shows it.
     pub program: &'a str,
 }
 

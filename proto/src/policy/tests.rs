@@ -6,7 +6,10 @@ use super::*;
 
 fn query<'a>(program: &'a str, local: &str) -> Query<'a> {
     Query {
-        program,
+        program: Program {
+            file: program,
+            started_as: program,
+        },
         user: User {
             uid: 1000,
             name: Some("alice"),
@@ -49,6 +52,40 @@ fn the_built_in_part_comes_before_every_rule() {
         ..query("server", "*:0")
     });
     assert_eq!(decision.reason(), Some(FallThrough::Multicast));
+}
+
+#[test]
+fn a_program_has_the_name_that_it_was_started_by_too() {
+    let policy = parse(
+        r#"
+        [[rule]]
+        program = "redis-server"
+        action = "kernel"
+
+        [[rule]]
+        program = "/usr/bin/redis-check-rdb"
+        action = "accelerate"
+        "#,
+    );
+    let started = |file, started_as| Query {
+        program: Program { file, started_as },
+        ..query("", "*:6379")
+    };
+    let redis = started("/usr/bin/redis-check-rdb", "/usr/bin/redis-server");
+    assert_eq!(policy.decide(&redis).rule(), Some(0));
+    let check = started("/usr/bin/redis-check-rdb", "/usr/bin/redis-check-rdb");
+    assert_eq!(policy.decide(&check).rule(), Some(1));
+    // What stays with the kernel does so by either name.
+    for sshd in [
+        started("/usr/sbin/sshd", "/tmp/server"),
+        started("/opt/login", "/usr/sbin/sshd"),
+    ] {
+        let reason = FallThrough::Program;
+        assert_eq!(
+            policy.decide(&sshd),
+            Decision::Kernel { reason, rule: None }
+        );
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use bypass_tests::counters::{KernelUdp, wait_for_udp_port};
-use bypass_tests::program::{Running, wait_until};
+use bypass_tests::program::{Program, Running, wait_until};
 use bypass_tests::testbed::{Options, Side, Testbed};
 use bypass_tests::{Result, daemon, paths};
 
@@ -274,7 +274,16 @@ fn on_the_kernel(scene: &Scene, variable: (&str, &str), reason: &str) -> Result<
 
 /// Starts the echo on an address with one more variable.
 fn echo_with(scene: &Scene, bind: &str, variable: (&str, &str)) -> Result<Running> {
-    let mut program = scene.bed.program(Side::Server, paths::example("udpecho")?);
+    let program = scene.bed.program(Side::Server, paths::example("udpecho")?);
+    spawn_echo(scene, program, bind, variable)
+}
+
+fn spawn_echo(
+    scene: &Scene,
+    mut program: Program<'_>,
+    bind: &str,
+    variable: (&str, &str),
+) -> Result<Running> {
     program.column(scene.column).env(variable.0, variable.1);
     let server = program
         .args(["--bind", bind, "--port", &PORT.to_string()])
@@ -353,6 +362,27 @@ pub(crate) fn rules_of_interfaces(scene: &Scene) -> Result<()> {
         let server = echo_with(scene, &bind, ("BYPASS_CONFIG", &config))?;
         ping_pong(scene, &scene.host(), PORT, 100)?;
         explains(scene, server.pid(), "\"bypass\"").map_err(|error| format!("{text}: {error}"))?;
+        server.stop()?.check()?;
+    }
+    Ok(())
+}
+
+/// Rules mean a program by its file or by the link that it was started by, as Debian's
+/// redis-server is one to redis-check-rdb.
+pub(crate) fn rule_of_a_link(scene: &Scene) -> Result<()> {
+    let link = scene.bed.folder().join("linked");
+    std::os::unix::fs::symlink(paths::example("udpecho")?, &link)?;
+    for (name, reason) in [
+        ("linked", "\"rule\""),
+        ("udpecho", "\"rule\""),
+        ("other", "\"bypass\""),
+    ] {
+        let text = format!("[[rule]]\nprogram = \"{name}\"\naction = \"kernel\"\n");
+        let config = rules(scene, &text)?;
+        let program = scene.bed.program(Side::Server, &link);
+        let server = spawn_echo(scene, program, &scene.host(), ("BYPASS_CONFIG", &config))?;
+        ping_pong(scene, &scene.host(), PORT, 100)?;
+        explains(scene, server.pid(), reason)?;
         server.stop()?.check()?;
     }
     Ok(())
