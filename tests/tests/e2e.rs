@@ -115,7 +115,6 @@ tests! {
     reloads::nginx_reloads: Any,
     #[ignore = "whoever lets go of a listener last, that others have by an exec, refuses what comes just then"]
     reloads::nginx_upgrade: Any,
-    #[ignore = "three of twelve downloads are reset when their worker quits, beside other load"]
     reloads::nginx_quits: Any,
     reloads::nginx_killed_workers: Any,
     reloads::nginx_rolled_back: Any,

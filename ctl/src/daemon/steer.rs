@@ -93,8 +93,10 @@ impl Server {
     }
 
     /// Ends a filter: at once, or a listener's when the connections that it has accepted are gone.
+    /// That may be said twice: by a sweep and by whoever let go of the listener.
     pub(super) fn retire_filter(&mut self, id: u32) {
         match self.filters.get(id) {
+            Some(filter) if filter.is_closing() => {}
             Some(filter) if filter.wish.listens && self.has_flows(&filter) => {
                 self.filters.set_closing(id);
                 self.reconcile(id);

@@ -146,13 +146,14 @@ pub(crate) fn nginx_upgrade(scene: &Scene) -> Result<()> {
 pub(crate) fn nginx_quits(scene: &Scene) -> Result<()> {
     let large = noise(scene, "large", 3 << 20)?;
     let (config, master, _) = nginx(scene, 2)?;
-    let root = PathBuf::from("/var/www/html/bypass-large");
+    let name = format!("bypass-{}", std::process::id());
+    let root = PathBuf::from("/var/www/html").join(&name);
     fs::copy(&large, &root)?;
     let got = scene.bed.folder().join("got");
     let mut curl = scene.bed.program(Side::Client, "curl");
     curl.args(["-sS", "--fail", "--limit-rate", "1500k", "-m", "50", "-o"]);
     curl.arg(&got);
-    let url = format!("http://{}/bypass-large", scene.host());
+    let url = format!("http://{}/{name}", scene.host());
     let curl = curl.arg(url).spawn()?;
     let begun = wait_until("the download", PATIENCE, || {
         fs::metadata(&got).is_ok_and(|it| it.len() > 0)
