@@ -146,7 +146,7 @@ pub(crate) fn nginx_upgrade(scene: &Scene) -> Result<()> {
 pub(crate) fn nginx_quits(scene: &Scene) -> Result<()> {
     let large = noise(scene, "large", 3 << 20)?;
     let (config, master, _) = nginx(scene, 2)?;
-    let name = format!("bypass-{}", std::process::id());
+    let name = format!("bypass-{}", scene.host());
     let root = PathBuf::from("/var/www/html").join(&name);
     fs::copy(&large, &root)?;
     let got = scene.bed.folder().join("got");
