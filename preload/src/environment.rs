@@ -13,6 +13,7 @@ use std::ffi::{CString, c_char};
 use once_cell::sync::OnceCell;
 
 use crate::family::process::bytes;
+use crate::tcp::heir;
 
 /// Our variables, as they were when this program started.
 static OURS: OnceCell<Vec<CString>> = OnceCell::new();
@@ -35,10 +36,13 @@ pub fn remember() {
 #[derive(Debug)]
 pub struct Environment {
     pointers: Vec<*const c_char>,
+    /// What the last pointer but one may point to.
+    _bequest: Option<CString>,
 }
 
 impl Environment {
-    /// The given environment, plus those of our variables that it lacks.
+    /// The given environment, plus those of our variables that it lacks, with the listeners that
+    /// the next program inherits.
     ///
     /// # Safety
     /// `envp` is null or an array of C strings that ends with a null pointer; the strings outlive
@@ -49,7 +53,11 @@ impl Environment {
         // SAFETY: the caller's promise.
         while !at.is_null() && !unsafe { at.read() }.is_null() {
             // SAFETY: not the end yet.
-            pointers.push(unsafe { at.read() });
+            let string = unsafe { at.read() };
+            // SAFETY: the caller's string.
+            if !is_named(unsafe { bytes(string) }, heir::VARIABLE.as_bytes()) {
+                pointers.push(string);
+            }
             // SAFETY: as above.
             at = unsafe { at.add(1) };
         }
@@ -62,19 +70,28 @@ impl Environment {
                 .unwrap_or_default();
             let has = pointers[..given].iter().any(|&string| {
                 // SAFETY: the caller's strings.
-                let string = unsafe { bytes(string) };
-                string.starts_with(name) && string.get(name.len()) == Some(&b'=')
+                is_named(unsafe { bytes(string) }, name)
             });
             if !has {
                 pointers.push(ours.as_ptr());
             }
         }
+        let bequest = heir::bequest();
+        pointers.extend(bequest.as_ref().map(|bequest| bequest.as_ptr()));
         pointers.push(std::ptr::null());
-        Self { pointers }
+        Self {
+            pointers,
+            _bequest: bequest,
+        }
     }
 
     /// The array, valid while `self` lives.
     pub fn as_ptr(&self) -> *const *const c_char {
         self.pointers.as_ptr()
     }
+}
+
+/// Whether a string of an environment sets this variable.
+fn is_named(string: &[u8], name: &[u8]) -> bool {
+    string.starts_with(name) && string.get(name.len()) == Some(&b'=')
 }

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bypass_stack::EndpointId;
 
+use crate::tcp::heir;
+
 /// Numbers that the table knows (the kernel's default `fs.nr_open`). Higher ones fall through.
 pub const NUMBERS: usize = 1 << 20;
 
@@ -27,6 +29,7 @@ const KIND_PRIVATE: u64 = 5;
 const KIND_TCP_CANDIDATE: u64 = 6;
 const KIND_TCP: u64 = 7;
 const KIND_LISTENER: u64 = 8;
+const KIND_HEIR: u64 = 9;
 
 /// What a descriptor number is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +48,8 @@ pub enum Entry {
     Tcp(EndpointId),
     /// An accelerated TCP listener. Its shadow listens too.
     Listener(EndpointId),
+    /// A listener of the program before this one, which no call has touched yet.
+    Heir,
     /// An epoll set: index into the registry of sets.
     Epoll(u32),
     /// One of our own descriptors, hidden from the program.
@@ -63,6 +68,7 @@ impl Entry {
             Self::Listener(endpoint) => with_endpoint(KIND_LISTENER, endpoint),
             Self::Epoll(set) => (KIND_EPOLL << KIND_SHIFT) | u64::from(set),
             Self::Private => KIND_PRIVATE << KIND_SHIFT,
+            Self::Heir => KIND_HEIR << KIND_SHIFT,
         }
     }
 
@@ -81,6 +87,7 @@ impl Entry {
             KIND_LISTENER => Self::Listener(endpoint),
             KIND_EPOLL => Self::Epoll(low),
             KIND_PRIVATE => Self::Private,
+            KIND_HEIR => Self::Heir,
             _ => Self::Other,
         }
     }
@@ -117,9 +124,18 @@ pub fn falls_through(fd: i32) -> bool {
     }
 }
 
-/// What this number is.
+/// What this number is, for a call on it: an heir turns out to be something else now.
 #[inline]
 pub fn get(fd: i32) -> Entry {
+    match look(fd) {
+        Entry::Heir => heir::claim(fd),
+        entry => entry,
+    }
+}
+
+/// What this number is.
+#[inline]
+pub fn look(fd: i32) -> Entry {
     match TABLE.get(fd as u32 as usize) {
         Some(word) => Entry::decode(word.load(Ordering::Acquire)),
         None => Entry::Other,
@@ -152,7 +168,7 @@ pub fn replace(fd: i32, old: Entry, new: Entry) -> bool {
 /// Whether the number still is this endpoint's.
 #[inline]
 pub fn leads_to(fd: i32, endpoint: EndpointId) -> bool {
-    get(fd).endpoint() == Some(endpoint)
+    look(fd).endpoint() == Some(endpoint)
 }
 
 /// Every number in `first..=last` that is not [`Entry::Other`], in rising order.
@@ -190,6 +206,7 @@ mod tests {
             Entry::Listener(endpoint),
             Entry::Epoll(77),
             Entry::Private,
+            Entry::Heir,
         ] {
             assert_eq!(Entry::decode(entry.encode()), entry);
         }

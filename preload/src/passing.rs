@@ -1,8 +1,8 @@
 //! Descriptors that leave this process by SCM_RIGHTS.
 //!
 //! The receiver may be any program, so what is passed must be a plain kernel socket: an accelerated
-//! one
-//! goes to the kernel before it is sent.
+//! one goes to the kernel before it is sent. A listener is one in any case; its steering ends,
+//! until a receiver has its endpoint too.
 
 #![expect(unsafe_code, reason = "UNSAFETY: walks the caller's control buffer")]
 
@@ -19,6 +19,24 @@ use crate::{decide, report, tcp};
 /// `message` is null or the caller's message.
 #[inline]
 pub unsafe fn about_to_pass(message: *const msghdr) {
+    // SAFETY: the caller's promise.
+    unsafe { each_passed(message, hand_over) };
+}
+
+/// Takes part in the listeners that a received message carries.
+///
+/// # Safety
+/// `message` is the caller's message as the kernel has filled it in.
+#[inline]
+pub unsafe fn received(message: *const msghdr) {
+    // SAFETY: the caller's promise.
+    unsafe { each_passed(message, tcp::heir::received) };
+}
+
+/// # Safety
+/// `message` is null or the caller's message.
+#[inline]
+unsafe fn each_passed(message: *const msghdr, each: fn(i32)) {
     if is_nowhere(message) {
         return;
     }
@@ -26,14 +44,14 @@ pub unsafe fn about_to_pass(message: *const msghdr) {
     let message = unsafe { &*message };
     if message.msg_controllen != 0 && !is_nowhere(message.msg_control) {
         // SAFETY: as above.
-        unsafe { look(message) };
+        unsafe { look(message, each) };
     }
 }
 
 /// # Safety
 /// The control buffer is readable.
 #[cold]
-unsafe fn look(message: &msghdr) {
+unsafe fn look(message: &msghdr, each: fn(i32)) {
     // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR stay inside the buffer.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
     while !header.is_null() {
@@ -51,7 +69,7 @@ unsafe fn look(message: &msghdr) {
             let count = length.saturating_sub(size_of::<libc::cmsghdr>()) / size_of::<i32>();
             for index in 0..count {
                 // SAFETY: `index` is below the count of descriptors.
-                hand_over(unsafe { data.add(index).read_unaligned() });
+                each(unsafe { data.add(index).read_unaligned() });
             }
         }
         // SAFETY: as above.
@@ -66,8 +84,8 @@ fn hand_over(fd: i32) {
             report::refused(fd, FallThrough::Passed);
         }
         Entry::Listener(endpoint) => {
-            tcp::listen::give_up(fd, endpoint);
-            report::refused(fd, FallThrough::Passed);
+            // It goes on here: what its queue holds is accepted, and then the kernel's queue.
+            tcp::heir::lend(endpoint, true);
         }
         Entry::Tcp(endpoint) => {
             tcp::handover::hand_over(fd, endpoint, FallThrough::Passed);

@@ -11,7 +11,8 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use crate::fdtable::{self, Entry};
 use crate::{context, decide, report, shadow, sharing, tcp, wait};
 
-/// Whether this process was forked, or has forked: sockets may be shared with relatives.
+/// Whether this process was forked, has forked, or has sockets of another program: sockets may be
+/// shared with relatives.
 static RELATIVES: AtomicBool = AtomicBool::new(false);
 
 /// Held for reading by every change of in-process tables, for writing by a fork, so that a child
@@ -26,6 +27,11 @@ pub fn no_fork() -> RwLockReadGuard<'static, ()> {
 /// See [`RELATIVES`].
 pub fn has_relatives() -> bool {
     RELATIVES.load(Ordering::Relaxed)
+}
+
+/// A socket of another program has come to this process.
+pub fn has_come() {
+    RELATIVES.store(true, Ordering::Relaxed);
 }
 
 /// Whether this process surely has one thread only (sys/single_threaded.h, since glibc 2.32).
@@ -123,6 +129,7 @@ fn forget_all() {
                 | Entry::Tcp(_)
                 | Entry::Listener(_)
                 | Entry::TcpCandidate
+                | Entry::Heir
         ) {
             fdtable::set(fd, Entry::Other);
         }

@@ -33,6 +33,13 @@ pub fn option<T: Copy + Default>(fd: i32, level: c_int, name: c_int) -> Option<T
     (result == 0).then_some(value)
 }
 
+/// How many connections may wait at a listener (net/ipv4/tcp.c:tcp_get_info tells it as
+/// `tcpi_sacked`, the eighth word).
+pub fn backlog(fd: i32) -> Option<u32> {
+    let info = option::<[u32; 8]>(fd, libc::IPPROTO_TCP, libc::TCP_INFO)?;
+    info.last().copied()
+}
+
 fn flag(fd: i32, level: c_int, name: c_int) -> bool {
     option::<c_int>(fd, level, name).unwrap_or(0) != 0
 }

@@ -1,5 +1,5 @@
-//! What runs when the library is loaded: resolve the originals, note our variables and
-//! what standard error is. Nothing else:
+//! What runs when the library is loaded: resolve the originals, note our variables,
+//! inherited listeners and what standard error is. Nothing else:
 //! programs without a socket of ours must not notice us.
 
 #![expect(
@@ -7,6 +7,7 @@
     reason = "UNSAFETY: a constructor in .init_array, and raw write in the panic hook"
 )]
 
+use crate::tcp::heir;
 use crate::{environment, log, symbols};
 
 /// Runs before main. Hooks may run earlier, from other libraries' constructors: every original is
@@ -18,6 +19,7 @@ static CONSTRUCTOR: extern "C" fn() = constructor;
 extern "C" fn constructor() {
     symbols::resolve_all();
     environment::remember();
+    heir::remember();
     log::remember();
     std::panic::set_hook(Box::new(|info| {
         // One line by a raw write; the standard printer would come back through our hooks.

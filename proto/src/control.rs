@@ -69,6 +69,10 @@ pub enum RequestKind {
     RollBack = 13,
     /// Take such sockets back (privileged). Reply: as for [`RequestKind::RollBack`].
     TakeBack = 14,
+    /// A listener's socket is about to be passed to a program of which nobody knows whether it has
+    /// the endpoint too: until one that has says so ([`Request::listen`]), the kernel's socket gets
+    /// what begins. Reply: [`ReplyKind::End`].
+    Lend = 15,
 }
 
 impl RequestKind {
@@ -76,7 +80,7 @@ impl RequestKind {
     #[must_use]
     pub fn from_wire(value: u16) -> Option<Self> {
         use RequestKind::{
-            AddFilter, AddStatic, Attach, Forked, HandOver, Query, QueuePairs, Reload,
+            AddFilter, AddStatic, Attach, Forked, HandOver, Lend, Query, QueuePairs, Reload,
             RemoveFilter, RemoveStatic, Resolve, RollBack, Shutdown, TakeBack,
         };
         [
@@ -94,6 +98,7 @@ impl RequestKind {
             Resolve,
             RollBack,
             TakeBack,
+            Lend,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == value)

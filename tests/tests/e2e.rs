@@ -113,11 +113,11 @@ tests! {
     handover::passed_in_a_burst: Any,
     handover::executed: Any,
     reloads::nginx_reloads: Any,
-    #[ignore = "whoever lets go of a listener last, that others have by an exec, refuses what comes just then"]
     reloads::nginx_upgrade: Any,
     reloads::nginx_quits: Any,
     reloads::nginx_killed_workers: Any,
     reloads::nginx_rolled_back: Any,
+    reloads::haproxy_reloads: Any,
     reloads::apache_event: Any,
     rollback::in_turns: Any,
     rollback::new_connections: Any,

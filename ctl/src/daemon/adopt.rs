@@ -198,6 +198,7 @@ impl Server {
                 wish,
                 entries,
                 rests: endpoint.rests,
+                is_lent: false,
                 may_grow: is_whole,
                 proof: None,
             });
@@ -250,6 +251,7 @@ impl Server {
                 },
                 entries: vec![entry],
                 rests: false,
+                is_lent: false,
                 may_grow: false,
                 proof: None,
             });

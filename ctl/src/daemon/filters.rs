@@ -186,6 +186,9 @@ pub(super) struct Filter {
     pub entries: Vec<Entry>,
     /// Whether its endpoint rests ([`bypass_stack::Stack::rest`]): nothing new is led to it.
     pub rests: bool,
+    /// Whether its socket was passed to a program that has not said yet that it has the endpoint
+    /// too: nothing new is led to it.
+    pub is_lent: bool,
     /// Whether entries may be added later. Not for a filter whose wish is only the program's word.
     pub may_grow: bool,
     /// The socket that was the proof, kept for TCP: the port stays taken while the stack finishes
@@ -285,6 +288,18 @@ impl Filters {
         if let Some(mut filter) = self.by_id.get_mut(&id) {
             filter.rests = on;
         }
+    }
+
+    /// Says whether the socket of an endpoint's filters is lent; which filters those are.
+    pub(super) fn set_lent(&self, uid: u32, endpoint: EndpointId, on: bool) -> Vec<u32> {
+        let ids = self
+            .ids(|filter| (filter.uid, filter.endpoint) == (uid, endpoint) && filter.is_lent != on);
+        for id in &ids {
+            if let Some(mut filter) = self.by_id.get_mut(id) {
+                filter.is_lent = on;
+            }
+        }
+        ids
     }
 
     /// Makes a listener's filter a closing one.

@@ -144,6 +144,14 @@ impl Server {
                 };
                 Ok(Answer::Reply(reply))
             }
+            RequestKind::Lend => {
+                let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
+                let endpoint = endpoint_of(request);
+                for id in self.filters.set_lent(uid, endpoint, request.listen == 0) {
+                    self.reconcile(id);
+                }
+                Ok(Answer::Reply(Reply::new(ReplyKind::End)))
+            }
             RequestKind::Forked => self.forked(client, request).map(|()| Answer::None),
             RequestKind::Resolve => {
                 self.stack_of(client).ok_or(Refusal::Malformed)?;
@@ -274,6 +282,7 @@ impl Server {
             wish,
             entries: Vec::new(),
             rests: false,
+            is_lent: false,
             may_grow: true,
             proof,
         };

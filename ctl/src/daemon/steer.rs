@@ -219,7 +219,7 @@ impl Server {
                 continue;
             }
             let mut flows = wish.flows(ifindex, self.mirror.addresses());
-            flows.retain(|flow| flow.kind == FlowKind::Grant || !filter.rests);
+            flows.retain(|flow| flow.kind == FlowKind::Grant || !filter.rests && !filter.is_lent);
             let before = flows.len();
             let is_old = |flow: &Flow| {
                 let mut entries = filter.entries.iter();

@@ -17,7 +17,7 @@ use crate::{decide, private, report, sharing, symbols, tcp};
 
 /// The number is about to be closed, or to become something else.
 pub fn forget(fd: c_int) {
-    let entry = fdtable::get(fd);
+    let entry = fdtable::look(fd);
     fdtable::set(fd, Entry::Other);
     report::closed(fd);
     if sharing::is_shareable(entry) && sharing::descriptor_removed(entry) {
@@ -52,7 +52,7 @@ pub unsafe fn close(fd: c_int) -> c_int {
 #[cold]
 #[inline(never)]
 fn close_ours(fd: c_int) -> c_int {
-    if fdtable::get(fd) == Entry::Private {
+    if fdtable::look(fd) == Entry::Private {
         if !private::is_own() {
             return to_int(Err(Errno::BADF));
         }
@@ -178,7 +178,7 @@ fn onto(old: c_int, new: c_int, original: impl FnOnce() -> c_int) -> c_int {
     if fdtable::get(old) == Entry::Private {
         return to_int(Err(Errno::BADF));
     }
-    if fdtable::get(new) == Entry::Private {
+    if fdtable::look(new) == Entry::Private {
         // Our descriptor sits on that number and cannot move while threads use it.
         return to_int(Err(Errno::BUSY));
     }

@@ -16,7 +16,7 @@ use crate::address::{is_nowhere, is_wild};
 use crate::errno::{Answer, from_c, to_c, to_int};
 use crate::fdtable::{self, Entry};
 use crate::udp::receive;
-use crate::{decide, symbols, tcp};
+use crate::{decide, passing, symbols, tcp};
 
 pub unsafe fn recv(fd: c_int, buffer: *mut c_void, len: size_t, flags: c_int) -> ssize_t {
     if fdtable::falls_through(fd) {
@@ -80,7 +80,12 @@ pub unsafe fn recvfrom(
 pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
     if fdtable::falls_through(fd) {
         // SAFETY: the caller's arguments.
-        return unsafe { symbols::recvmsg::original()(fd, message, flags) };
+        let received = unsafe { symbols::recvmsg::original()(fd, message, flags) };
+        if received >= 0 {
+            // SAFETY: the kernel has filled it in.
+            unsafe { passing::received(message) };
+        }
+        return received;
     }
     let entry = decide::ready(fd);
     let (Entry::Udp(endpoint) | Entry::Tcp(endpoint)) = entry else {

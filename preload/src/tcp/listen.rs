@@ -23,7 +23,7 @@ fn cut(backlog: c_int) -> u32 {
 /// The kernel's socket listens now: the endpoint follows.
 pub fn listening(fd: c_int, backlog: c_int) {
     match fdtable::get(fd) {
-        Entry::TcpCandidate => begin(fd, cut(backlog)),
+        Entry::TcpCandidate => begin(fd, cut(backlog), true),
         Entry::Listener(endpoint) => {
             with_stack(|_, locked, _| locked.stack().tcp_backlog(endpoint, cut(backlog)));
         }
@@ -31,7 +31,14 @@ pub fn listening(fd: c_int, backlog: c_int) {
     }
 }
 
-fn begin(fd: c_int, backlog: u32) {
+/// The kernel's socket has listened before this process had it: the endpoint that follows it has
+/// another holder, or, `anew`, there is one again.
+pub fn inherit(fd: c_int, anew: bool) {
+    let backlog = shadow::backlog(fd).unwrap_or_else(defaults::most_backlog);
+    begin(fd, backlog, anew);
+}
+
+fn begin(fd: c_int, backlog: u32, anew: bool) {
     let Some(local) = shadow::local(fd) else {
         return;
     };
@@ -46,7 +53,7 @@ fn begin(fd: c_int, backlog: u32) {
         return;
     }
     report::begin();
-    match try_begin(fd, backlog, only) {
+    match try_begin(fd, backlog, only, anew) {
         Ok(endpoint) => {
             fdtable::set(fd, Entry::Listener(endpoint));
             report::accelerated(fd, endpoint);
@@ -59,7 +66,7 @@ fn begin(fd: c_int, backlog: u32) {
     }
 }
 
-fn try_begin(fd: c_int, backlog: u32, only: u32) -> Result<EndpointId, FallThrough> {
+fn try_begin(fd: c_int, backlog: u32, only: u32, anew: bool) -> Result<EndpointId, FallThrough> {
     let family = shadow::family(fd).ok_or(FallThrough::NotInet)?;
     let local = shadow::local(fd).ok_or(FallThrough::Undecided)?;
     let joined = context::join()?;
@@ -85,6 +92,9 @@ fn try_begin(fd: c_int, backlog: u32, only: u32) -> Result<EndpointId, FallThrou
         {
             locked.stack().hold(endpoint, context::process());
             return Ok(endpoint);
+        }
+        if !anew {
+            return Err(FallThrough::Passed);
         }
         let opened = locked.stack().tcp_listen(&open, backlog);
         opened.map_err(decide::not_opened)?

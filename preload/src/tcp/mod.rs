@@ -12,6 +12,7 @@ pub mod connect;
 pub mod defaults;
 pub mod foreign;
 pub mod handover;
+pub mod heir;
 pub mod inherited;
 pub mod listen;
 pub mod name;

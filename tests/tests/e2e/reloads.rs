@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bypass_tests::counters::wait_for_tcp_port;
 use bypass_tests::program::{Running, wait_until};
@@ -11,7 +11,7 @@ use bypass_tests::{Result, daemon};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::harness::Scene;
-use super::streams::{fetch, noise};
+use super::streams::{fetch, noise, started, subject};
 use super::web::{apache, debian_nginx, nginx_command, no_failures};
 
 /// How long a server may take for what it was told.
@@ -218,6 +218,45 @@ pub(crate) fn nginx_rolled_back(scene: &Scene) -> Result<()> {
     under_load(scene, &url, &["-n", "4000", "-c", "10"], turn)?;
     under_load(scene, &url, &["-n", "8000", "-c", "10", "-k"], turn)?;
     nginx_command(scene, &config, &["-s", "quit"])
+}
+
+/// haproxy, reload after reload: its master executes itself anew, and the new worker gets the
+/// listeners from the old one by SCM_RIGHTS. No request fails.
+pub(crate) fn haproxy_reloads(scene: &Scene) -> Result<()> {
+    let here = scene.bed.folder().display().to_string();
+    let (config, host) = (format!("{here}/haproxy.cfg"), scene.host());
+    fs::write(
+        &config,
+        format!(
+            "global\n user nobody\n group nogroup\n pidfile {here}/pid\n\
+             defaults\n mode http\n timeout client 20s\n timeout server 20s\n\
+             timeout connect 5s\n\
+             frontend web\n bind {host}:8080\n\
+             http-request return status 200 content-type text/plain string served\n"
+        ),
+    )?;
+    let mut server = subject(scene, Side::Server, "/usr/sbin/haproxy");
+    server.args(["-W", "-db", "-f", &config]);
+    let server = started(scene, &server, 8080)?;
+    let file = scene.bed.folder().join("pid");
+    let master = Master { file };
+    let url = format!("http://{host}:8080/");
+    under_load(scene, &url, &["-n", "6000", "-c", "10"], || {
+        let (pid, before) = (master.pid()?, master.workers());
+        let mut told: Option<Instant> = None;
+        wait_until("new workers", PATIENCE, || {
+            // A signal that comes while the master begins anew is lost.
+            if told.is_none_or(|at| at.elapsed() > Duration::from_secs(1)) {
+                signal(pid, Signal::USR2);
+                told = Some(Instant::now());
+            }
+            let now = master.workers();
+            !now.is_empty() && !now.iter().any(|pid| before.contains(pid))
+        })
+    })?;
+    drop(master);
+    server.wait(PATIENCE)?;
+    Ok(())
 }
 
 /// apache with threads in several processes, through graceful restarts.
