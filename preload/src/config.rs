@@ -1,5 +1,8 @@
 //! Options and policy of this process, read once.
 
+#![expect(unsafe_code, reason = "UNSAFETY: the name that execve was given")]
+
+use std::ffi::{CStr, c_char};
 use std::os::fd::OwnedFd;
 
 use bypass_proto::options::Options;
@@ -102,7 +105,14 @@ fn program_name() -> String {
 /// What execve was given. The kernel wrote it down, so a program that renames itself (argv, comm)
 /// does not change it; a path in the folder of that time is made whole.
 fn started_as() -> String {
-    let name = rustix::param::linux_execfn().to_string_lossy();
+    // libc's copy of the auxiliary vector: rustix checks the vDSO in its own, which valgrind hides.
+    // SAFETY: a plain integer.
+    let text = unsafe { libc::getauxval(libc::AT_EXECFN) } as *const c_char;
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: the kernel has put a string there, above the environment, that nobody frees.
+    let name = unsafe { CStr::from_ptr(text) }.to_string_lossy();
     if name.starts_with('/') {
         return name.into_owned();
     }
