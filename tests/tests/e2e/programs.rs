@@ -530,8 +530,8 @@ pub(crate) fn cpython_stream_tests(scene: &Scene) -> Result<()> {
     if scene.has_shim() && segments > frames / 4 {
         return Err(format!("the kernel carried {segments} segments of {frames} frames").into());
     }
-    // The daemon ends what the programs have left open, for which it needs their peer: an orphan
-    // whose other end is gone without a word is let go of after two minutes.
+    // The daemon ends what the programs have left open, for which it needs their peer: a time wait
+    // takes a minute, an orphan whose other end is gone without a word at most two.
     wait_until("the daemon's end", Duration::from_secs(150), || {
         scene.bed.processes(Side::Server).is_empty()
     })?;
