@@ -627,6 +627,33 @@ CASE(tcp_fork, ACCELERATED)
     line("%s", peer("dialled"));
 }
 
+/* A child that is forked as soon as another has ended keeps what it alone holds. */
+CASE(tcp_fork_again, ACCELERATED)
+{
+    int served = 0;
+    for (int round = 0; round < 20; round++) {
+        int fd = listener(host4, 6211, 5);
+        peer("dial %s 6211 s5 w", host4);
+        fflush(stdout);
+        pid_t child = fork();
+        if (child == 0)
+            _exit(0);
+        waitpid(child, NULL, 0);
+        child = fork();
+        if (child == 0) {
+            int one = accept(fd, NULL, NULL);
+            char bytes[5];
+            _exit(recv(one, bytes, sizeof bytes, MSG_WAITALL) == 5 && write(one, "x", 1) == 1);
+        }
+        close(fd);
+        int status = 0;
+        waitpid(child, &status, 0);
+        served += WIFEXITED(status) && WEXITSTATUS(status) == 1;
+        peer("dialled");
+    }
+    value("served", served);
+}
+
 /* Writes a setting of this network namespace. */
 static void setting(const char *name, const char *text)
 {

@@ -177,6 +177,7 @@ cases! {
     tcp_dup: Accelerated,
     tcp_by_syscall: Accelerated,
     tcp_fork: Accelerated,
+    tcp_fork_again: Accelerated,
     tcp_host_settings: Accelerated,
     tcp_poll: Accelerated,
     tcp_poll_listener: Accelerated,

@@ -41,6 +41,11 @@ impl Chores {
         self.try_again();
     }
 
+    /// The slot has its process, or had it: the next child there is given time again.
+    fn note_born(&mut self, uid: u32, slot: ProcessId) {
+        self.unborn.retain(|(u, s, _)| (*u, *s) != (uid, slot));
+    }
+
     fn try_again(&mut self) {
         let pause = self.pause.clamp(RETRY.0, RETRY.1);
         self.retry_at.get_or_insert_with(|| Instant::now() + pause);
@@ -70,9 +75,12 @@ impl Server {
             return;
         };
         self.counters.add(Counter::ProcessesGone);
+        self.chores.note_born(watched.uid, watched.slot);
+        // First: what is looked at next is not watched any more, and would be given back twice. In
+        // between its parent may fork another child, which gets the slot.
+        self.give_back(watched.uid, watched.slot);
         // A child may have been forked that nobody could tell of any more.
         self.find_relatives(watched.uid);
-        self.give_back(watched.uid, watched.slot);
         self.drop_stack_without_process(watched.uid);
     }
 
@@ -152,6 +160,7 @@ impl Server {
             if self.watch.of_slot(uid, known.id).is_some()
                 || self.chores.slots.contains(&(uid, known.id))
             {
+                self.chores.note_born(uid, known.id);
                 continue;
             }
             if known.pid == 0 {
@@ -185,9 +194,7 @@ impl Server {
             None => self.chores.unborn.push((uid, slot, Instant::now())),
             Some(false) => {}
             Some(true) => {
-                self.chores
-                    .unborn
-                    .retain(|(u, s, _)| (*u, *s) != (uid, slot));
+                self.chores.note_born(uid, slot);
                 self.give_back(uid, slot);
             }
         }
