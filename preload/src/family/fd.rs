@@ -215,6 +215,10 @@ pub unsafe fn fcntl(fd: c_int, command: c_int, argument: size_t) -> c_int {
         return result;
     }
     if fdtable::get(fd) == Entry::Private {
+        // A debug build of std asks whether a descriptor that it closes is open.
+        if private::is_own() {
+            return original();
+        }
         set(Errno::BADF);
         return -1;
     }
