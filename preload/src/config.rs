@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use bypass_proto::options::Options;
 use bypass_proto::policy::{Policy, uid_in_passwd};
 use once_cell::sync::OnceCell;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 
 /// Where the policy is when BYPASS_CONFIG does not say.
 const DEFAULT_PATH: &str = "/etc/bypass/bypass.toml";
@@ -123,7 +123,12 @@ fn started_as() -> String {
 }
 
 fn read_file(path: &str) -> Result<String, rustix::io::Errno> {
-    let file: OwnedFd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    // A FIFO would keep the program waiting until somebody writes.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file: OwnedFd = rustix::fs::open(path, flags, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) == FileType::Fifo {
+        return Err(rustix::io::Errno::SPIPE);
+    }
     let mut bytes = vec![0; 4096];
     let mut length = 0;
     loop {

@@ -14,7 +14,7 @@ use bypass_runtime::clock;
 use bypass_runtime::control::{Answer, Control, ControlError};
 use bypass_runtime::cplane::Cplane;
 use bypass_runtime::flows::Flows;
-use bypass_runtime::image::Image;
+use bypass_runtime::image::{Image, ImageError};
 use bypass_runtime::packets::Packets;
 use bypass_runtime::wake::Ringer;
 use bypass_stack::{EndpointId, ProcessId, QueuePairInfo};
@@ -135,7 +135,10 @@ fn attach(control: &mut Option<Control>) -> Result<Joined, FallThrough> {
     let Answer { reply, fds } = answer;
     let [image, packets, cplane, flows] =
         <[_; 4]>::try_from(fds).map_err(|_| FallThrough::Refused)?;
-    let image_map = Image::map(&image).map_err(|_| FallThrough::Refused)?;
+    let image_map = Image::map(&image).map_err(|error| match error {
+        ImageError::System(errno) => report::because(errno),
+        ImageError::NotAnImage | ImageError::Layout(_) => FallThrough::Refused,
+    })?;
     let packets_map = Packets::map(&packets, reply.chunk_size).map_err(report::because)?;
     let cplane_map = Cplane::map(&cplane).map_err(report::because)?;
     let flows_map = Flows::map(&flows).map_err(report::because)?;

@@ -6,9 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use bypass_proto::control::{ADDRESS, MAGIC, MAX_FDS, Refusal, Reply, ReplyKind, Request, VERSION};
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg,
-    sendmsg, socket_with, sockopt,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    connect, recvmsg, sendmsg, socket_with, sockopt,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -158,7 +158,17 @@ impl Control {
         }
         let reply = Reply::read_from_bytes(bytes.get(..received.bytes).unwrap_or_default())
             .map_err(|_| ControlError::Malformed)?;
-        if reply.magic != MAGIC || reply.version != VERSION || usize::from(reply.fds) != fds.len() {
+        if reply.magic != MAGIC || reply.version != VERSION {
+            return Err(ControlError::Malformed);
+        }
+        if fds.len() < usize::from(reply.fds) && received.flags.contains(ReturnFlags::CTRUNC) {
+            // The kernel drops what has no room in this process's table of descriptors.
+            return Err(ControlError::Refused {
+                refusal: Refusal::System,
+                detail: Errno::MFILE.raw_os_error().cast_unsigned(),
+            });
+        }
+        if usize::from(reply.fds) != fds.len() {
             return Err(ControlError::Malformed);
         }
         Ok(Answer { reply, fds })

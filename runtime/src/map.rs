@@ -12,6 +12,7 @@ use std::ptr::NonNull;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
+use rustix::process::{Resource, getrlimit};
 
 /// A `MAP_SHARED` mapping of a whole memfd.
 #[derive(Debug)]
@@ -84,8 +85,13 @@ impl Drop for Mapping {
 /// can never fault.
 ///
 /// # Errors
-/// What `memfd_create`, `ftruncate` or `fcntl(F_ADD_SEALS)` answers.
+/// What `memfd_create`, `ftruncate` or `fcntl(F_ADD_SEALS)` answers; `EFBIG` above `RLIMIT_FSIZE`,
+/// where `ftruncate` would end the process (SIGXFSZ).
 pub fn sealed_memfd(name: &str, bytes: usize) -> Result<OwnedFd, Errno> {
+    let largest = getrlimit(Resource::Fsize).current;
+    if largest.is_some_and(|largest| largest < bytes as u64) {
+        return Err(Errno::FBIG);
+    }
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     rustix::fs::ftruncate(&fd, bytes as u64)?;
     rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;

@@ -158,6 +158,7 @@ tests! {
     faults::unprivileged_without_daemon: Any,
     faults::unprivileged_with_daemon: Bypass,
     faults::memory_exhausted: Any,
+    faults::small_limits: Any,
     faults::two_pid_namespaces: Any,
     faults::no_device: Any,
     faults::no_daemon_wanted: Any,

@@ -174,6 +174,22 @@ pub(crate) fn memory_exhausted(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// Limits too small for what we would like to have, and a configuration that never comes: the
+/// program runs as it would without us.
+pub(crate) fn small_limits(scene: &Scene) -> Result<()> {
+    for limit in ["ulimit -f 0", "ulimit -n 6", "ulimit -n 9", "ulimit -l 0"] {
+        let silent = format!("exec >/dev/null 2>&1; {limit}");
+        let server = prepared_echo(scene, &silent, &scene.host())
+            .map_err(|error| format!("{limit}: {error}"))?;
+        ping_pong(scene, &scene.host(), PORT, 100).map_err(|error| format!("{limit}: {error}"))?;
+        server.stop()?.check()?;
+    }
+    let fifo = scene.bed.folder().join("bypass.toml");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, 0o600.into())?;
+    let fifo = fifo.display().to_string();
+    on_the_kernel(scene, ("BYPASS_CONFIG", &fifo), "bad-config")
+}
+
 /// A program of the same user in another pid namespace is the kernel's while the first runs, and
 /// has a stack when it is alone. (unshare itself ignores SIGTERM; its child gets one when it dies.)
 pub(crate) fn two_pid_namespaces(scene: &Scene) -> Result<()> {
