@@ -262,8 +262,8 @@ pub(crate) fn haproxy_reloads(scene: &Scene) -> Result<()> {
 /// apache with threads in several processes, through graceful restarts.
 pub(crate) fn apache_event(scene: &Scene) -> Result<()> {
     let page = noise(scene, "page", 20_000)?;
-    // A process whose threads are all busy closes connections that are kept alive (server/mpm/event):
-    // each has more threads than there are clients.
+    // A process whose threads are all busy closes connections that are kept alive (event MPM): each
+    // has more threads than there are clients.
     let settings = "StartServers 2\nThreadsPerChild 16\nMaxRequestWorkers 64";
     let (server, url) = apache(scene, ("event", settings), &page)?;
     let master = Master {
