@@ -40,6 +40,23 @@ CASE(process_child_serves, ACCELERATED)
     echo(again, "parent again");
 }
 
+/* The fork without the handlers of pthread_atfork (glibc 2.34). */
+CASE(process_bare_fork, ACCELERATED)
+{
+    int fd = udp(host4, 6120);
+    echo(fd, "parent");
+    fflush(stdout);
+    pid_t child = _Fork();
+    if (child == 0) {
+        echo(fd, "child");
+        value("close", close(fd));
+        fflush(stdout);
+        _exit(3);
+    }
+    reap(child);
+    echo(fd, "parent again");
+}
+
 /* The child exits or closes: the parent's socket lives. */
 CASE(process_parent_keeps, ACCELERATED)
 {

@@ -97,6 +97,32 @@ CASE(tcp_exec, MIXED)
     line("%s", peer("dialled"));
 }
 
+/* The same by the calls that take the program's file by its descriptor. */
+CASE(tcp_exec_by_descriptor, MIXED)
+{
+    bulk();
+    char *argv[] = {"sh", "-c", "dd bs=10 count=1 2>/dev/null; cat", NULL};
+    for (int way = 0; way < 3; way++) {
+        int one = one_of(6254, "s10 g10 f w");
+        fflush(stdout);
+        pid_t child = fork();
+        if (child == 0) {
+            int program = open("/bin/sh", O_RDONLY | O_CLOEXEC);
+            dup2(one, 0);
+            dup2(one, 1);
+            if (way == 0)
+                fexecve(program, argv, environ);
+            if (way == 1)
+                execveat(program, "", argv, environ, AT_EMPTY_PATH);
+            syscall(SYS_execveat, program, "", argv, environ, AT_EMPTY_PATH);
+            _exit(9);
+        }
+        close(one);
+        reap(child);
+        line("%s", peer("dialled"));
+    }
+}
+
 /* The program ends while the peer still sends. */
 CASE(tcp_exec_closes, MIXED)
 {

@@ -169,6 +169,43 @@ CASE(vectors_by_syscall, ACCELERATED)
     value("unknown number", syscall(100000));
 }
 
+/* The functions that a program built with _FORTIFY_SOURCE calls (glibc: debug/). */
+ssize_t __recv_chk(int, void *, size_t, size_t, int);
+ssize_t __recvfrom_chk(int, void *, size_t, size_t, int, struct sockaddr *, socklen_t *);
+ssize_t __read_chk(int, void *, size_t, size_t);
+int __poll_chk(struct pollfd *, nfds_t, int, size_t);
+int __ppoll_chk(struct pollfd *, nfds_t, const struct timespec *, const sigset_t *, size_t);
+
+CASE(vectors_fortified, ACCELERATED)
+{
+    int fd = udp(host4, 5608);
+    connect_to(fd, peer4, ECHO);
+    char bytes[64];
+    struct pollfd one = {fd, POLLIN, 0};
+    struct timespec second = {1, 0};
+    for (int i = 0; i < 3; i++) {
+        for (int n = 0; n < 3; n++)
+            value("send", send(fd, "fortified", 9, 0));
+        value("poll", __poll_chk(&one, 1, 2000, sizeof one));
+        content("recv", bytes, __recv_chk(fd, bytes, sizeof bytes, sizeof bytes, 0));
+        value("ppoll", __ppoll_chk(&one, 1, &second, NULL, sizeof one));
+        struct sockaddr_storage from = {0};
+        socklen_t length = sizeof from;
+        long got = __recvfrom_chk(fd, bytes, 5, sizeof bytes, MSG_TRUNC, (void *)&from, &length);
+        content("recvfrom", bytes, got < 5 ? got : 5);
+        print_address("from", &from);
+        content("read", bytes, __read_chk(fd, bytes, sizeof bytes, sizeof bytes));
+    }
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(open("/dev/null", O_WRONLY), 2);
+        __recv_chk(fd, bytes, sizeof bytes, 1, MSG_DONTWAIT);
+        _exit(9);
+    }
+    reap(child);
+}
+
 /* The number of every hooked call, on one socket. */
 CASE(vectors_all_by_syscall, ACCELERATED)
 {

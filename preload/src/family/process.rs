@@ -87,6 +87,20 @@ pub unsafe fn fexecve(fd: c_int, argv: *const *const c_char, envp: *const *const
     unsafe { symbols::fexecve::original()(fd, argv, environment.as_ptr()) }
 }
 
+pub unsafe fn execveat(
+    folder: c_int,
+    path: *const c_char,
+    argv: *const *const c_char,
+    envp: *const *const c_char,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: null or the caller's environment.
+    let environment = unsafe { Environment::with_preload(envp) };
+    process::about_to_exec();
+    // SAFETY: as in `execve`.
+    unsafe { symbols::execveat::original()(folder, path, argv, environment.as_ptr(), flags) }
+}
+
 pub unsafe fn posix_spawn(
     pid: *mut pid_t,
     path: *const c_char,

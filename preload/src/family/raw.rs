@@ -235,6 +235,9 @@ pub unsafe fn syscall(
                 return process::cloned(|| direct(number, [a, b, c, d, e, f]));
             }
             libc::SYS_execve => return int(process::execve(a as _, b as _, c as _)),
+            libc::SYS_execveat => {
+                return int(process::execveat(fd, b as _, c as _, d as _, e as c_int));
+            }
             _ => {}
         }
         direct(number, [a, b, c, d, e, f])
