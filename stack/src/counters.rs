@@ -106,6 +106,7 @@ table! {
         TcpIcmpErrors "tcp-icmp-errors" "ICMP errors that a connection or a request has believed.",
         TcpIcmpIgnored "tcp-icmp-ignored" "ICMP errors that quote a segment which is not in flight, or are about a time wait.",
         TcpTimeoutsReverted "tcp-timeouts-reverted" "Doublings of a timeout undone because a router had no way for the segment.",
+        DatagramsByGso "datagrams-by-gso" "Datagrams of one sendmmsg that the kernel has cut out of one large send, faster than one frame each in copy mode.",
     }
 }
 

@@ -310,6 +310,11 @@ impl Stack<'_> {
         }
     }
 
+    /// Counts datagrams that the caller had the kernel cut out of one large send.
+    pub fn count_datagrams_by_gso(&mut self, datagrams: u64) {
+        self.count_by(Counter::DatagramsByGso, datagrams);
+    }
+
     #[cold]
     pub(crate) fn count_endpoint_drop(&mut self, index: u32) {
         if let Some(endpoint) = self.endpoints.get_mut(index as usize) {

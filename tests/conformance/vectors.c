@@ -145,6 +145,106 @@ CASE(vectors_mmsg_by_syscall, ACCELERATED)
     many(5603, by_number, send_by_number);
 }
 
+/* Runs of equal datagrams in one sendmmsg, and what interrupts them. */
+enum { RUN = 90 };
+static char run_bytes[RUN][1600];
+static struct iovec run_parts[RUN][2];
+static struct mmsghdr run[RUN];
+
+static void prepare_run(int count, size_t size, struct to *to)
+{
+    memset(run, 0, sizeof run);
+    for (int i = 0; i < count; i++) {
+        memset(run_bytes[i], 'a' + i % 26, size);
+        run_parts[i][0] = (struct iovec){run_bytes[i], size};
+        run_parts[i][1] = (struct iovec){"+", 1};
+        run[i].msg_hdr = (struct msghdr){.msg_iov = run_parts[i], .msg_iovlen = 1,
+                                         .msg_name = to ? &to->at : NULL,
+                                         .msg_namelen = to ? to->length : 0};
+    }
+}
+
+/* Sends the run to an echo and prints what comes back. */
+static void echo_run(const char *what, int fd, int count)
+{
+    value(what, sendmmsg(fd, run, (unsigned)count, 0));
+    line("msg_len %u, %u, %u", run[0].msg_len, run[count - 2].msg_len, run[count - 1].msg_len);
+    char bytes[2000];
+    for (int i = 0; i < count; i++) {
+        if (!wait_for(fd, POLLIN, 1000))
+            break;
+        long got = recv(fd, bytes, sizeof bytes, MSG_DONTWAIT);
+        bool same = got > 0;
+        for (long j = 1; same && j < got && bytes[j] != '+'; j++)
+            same = bytes[j] == bytes[0];
+        line("  %ld bytes of '%c'%s", got, got > 0 ? bytes[0] : ' ', same || got == 0 ? "" : "?");
+    }
+}
+
+static void runs(int fd, struct to *to)
+{
+    prepare_run(RUN, 22, to);
+    echo_run("90 of 22 bytes", fd, RUN);
+    prepare_run(20, 100, to);
+    run_parts[11][0].iov_len = 60;
+    echo_run("the twelfth is smaller", fd, 20);
+    run_parts[11][0].iov_len = 101;
+    echo_run("the twelfth is larger", fd, 20);
+    run_parts[11][0].iov_len = 0;
+    echo_run("the twelfth is empty", fd, 20);
+    prepare_run(20, 50, to);
+    run[9].msg_hdr.msg_iovlen = 2;
+    echo_run("the tenth is of two parts", fd, 20);
+    prepare_run(20, 1400, to);
+    echo_run("20 of 1400 bytes", fd, 20);
+    prepare_run(10, 1600, to);
+    echo_run("larger than the MTU", fd, 10);
+    int on = 1;
+    setsockopt(fd, SOL_SOCKET, SO_NO_CHECK, &on, sizeof on);
+    prepare_run(12, 30, to);
+    echo_run("without checksums", fd, 12);
+}
+
+CASE(vectors_runs, ACCELERATED)
+{
+    int fd = udp(host4, 5606);
+    struct to echo = at(peer4, ECHO), sink = at(peer4, SINK);
+    runs(fd, &echo);
+    connect_to(fd, peer4, ECHO);
+    runs(fd, NULL);
+    close(fd);
+    fd = udp(host4, 5607);
+    prepare_run(20, 30, &echo);
+    for (int i = 1; i < 20; i += 2)
+        run[i].msg_hdr.msg_name = &sink.at;
+    echo_run("every second one to another address", fd, 20);
+    prepare_run(20, 30, &echo);
+    run[15].msg_hdr.msg_namelen = 2;
+    echo_run("the sixteenth has no address", fd, 20);
+    prepare_run(20, 30, &echo);
+    run_parts[14][0].iov_base = (void *)8;
+    echo_run("the fifteenth has no bytes", fd, 20);
+}
+
+CASE(vectors_runs_v6, ACCELERATED)
+{
+    int fd = udp(host6, 5608);
+    struct to echo = at(peer6, ECHO);
+    runs(fd, &echo);
+}
+
+CASE(vectors_runs_refused, ACCELERATED)
+{
+    int fd = udp(host4, 5609);
+    connect_to(fd, peer4, REFUSED);
+    prepare_run(40, 22, NULL);
+    value("send", send(fd, "anybody?", 8, 0));
+    wait_for(fd, POLLERR, 1000);
+    value("sendmmsg", sendmmsg(fd, run, 40, 0));
+    shutdown(fd, SHUT_WR);
+    value("sendmmsg after shutdown", sendmmsg(fd, run, 40, MSG_NOSIGNAL));
+}
+
 /* The other calls that programs make by number. */
 CASE(vectors_by_syscall, ACCELERATED)
 {

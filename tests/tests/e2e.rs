@@ -51,6 +51,7 @@ tests! {
     programs::udp_receiver: Bypass,
     programs::udp_receiver_threads: Bypass,
     programs::udp_sender: Bypass,
+    programs::udp_sender_in_batches: Any,
     programs::udp_echo: Bypass,
     programs::udp_echo_epoll: Bypass,
     programs::udp_echo_valgrind: Bypass,

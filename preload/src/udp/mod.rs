@@ -1,6 +1,7 @@
 //! UDP on an accelerated socket: receive and send, over the endpoint and its shadow.
 
 pub mod cmsg;
+mod gso;
 pub mod receive;
 mod route;
 pub mod send;

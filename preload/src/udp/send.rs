@@ -25,12 +25,16 @@ use crate::shadow::{self, flags};
 use crate::{config, context, fdtable, symbols};
 
 use super::cmsg::{self, Asked};
+use super::gso::{self, Run, Sent};
 use super::route;
 
 /// Flags that change nothing for a datagram that never blocks.
 const HARMLESS: c_int = MSG_DONTWAIT | MSG_NOSIGNAL;
 /// Largest UDP payload over IPv4.
-const LARGEST: usize = 65_507;
+pub(super) const LARGEST: usize = 65_507;
+/// Bytes of IP and UDP headers.
+const V4_HEADERS: usize = 28;
+const V6_HEADERS: usize = 48;
 /// Most segments of one UDP_SEGMENT send (UDP_MAX_SEGMENTS of linux/udp.h).
 const MAX_SEGMENTS: usize = 128;
 /// How often a connected socket asks its shadow for a pending ICMP error.
@@ -72,7 +76,7 @@ pub unsafe fn one(fd: c_int, endpoint: EndpointId, message: &msghdr, call_flags:
 }
 
 /// sendmmsg on an accelerated socket: as many datagrams as the stack takes under one lock, one
-/// doorbell for all of them.
+/// doorbell for all of them. Runs of equal datagrams the kernel cuts out of one send.
 ///
 /// # Safety
 /// The messages describe buffers that the caller may read.
@@ -82,35 +86,128 @@ pub unsafe fn many(
     messages: &mut [mmsghdr],
     call_flags: c_int,
 ) -> Answer {
-    let mut done = 0;
-    while done < messages.len() {
-        if let Some(joined) = context::joined()
-            && let Ok(mut locked) = joined.attachment.lock()
-            && let Ok(mut sender) = Sender::new(joined, &mut locked, fd, endpoint, call_flags)
-        {
-            while let Some(message) = messages.get_mut(done) {
-                // SAFETY: the caller's promise.
-                match unsafe { sender.send(&mut locked, &message.msg_hdr) } {
-                    Ok(Ok(size)) => message.msg_len = size as u32,
-                    Ok(Err(_)) if done > 0 => return Ok(done as isize),
-                    Ok(Err(errno)) => return Err(errno),
-                    Err(ByKernel) => break,
-                }
-                done += 1;
-            }
-        }
-        let Some(message) = messages.get_mut(done) else {
-            break;
-        };
+    let mut batch = Batch {
+        fd,
+        endpoint,
+        call_flags,
+        done: 0,
+        singly: 0,
+    };
+    while batch.done < messages.len() {
         // SAFETY: the caller's promise.
-        match unsafe { by_kernel(fd, &message.msg_hdr, call_flags) } {
-            Ok(size) => message.msg_len = size as u32,
-            Err(_) if done > 0 => break,
+        match unsafe { batch.advance(messages) } {
+            Ok(()) => {}
+            Err(_) if batch.done > 0 => break,
             Err(errno) => return Err(errno),
         }
-        done += 1;
     }
-    Ok(done as isize)
+    Ok(batch.done as isize)
+}
+
+/// A sendmmsg under way.
+struct Batch {
+    fd: c_int,
+    endpoint: EndpointId,
+    call_flags: c_int,
+    /// Messages that have been sent.
+    done: usize,
+    /// Messages that are no part of a run.
+    singly: usize,
+}
+
+/// Who sends what comes after the messages that the stack has sent.
+enum Next {
+    /// Nobody: that was all.
+    Nothing,
+    /// The kernel, one message.
+    Kernel,
+    /// The kernel, a run out of one send.
+    Run(Run),
+}
+
+impl Batch {
+    /// Sends messages until the way changes.
+    ///
+    /// # Safety
+    /// The messages describe buffers that the caller may read.
+    unsafe fn advance(&mut self, messages: &mut [mmsghdr]) -> Result<(), Errno> {
+        // SAFETY: the caller's promise.
+        match unsafe { self.by_stack(messages) }? {
+            Next::Nothing => {}
+            Next::Kernel => {
+                let message = &mut messages[self.done];
+                // SAFETY: the caller's promise.
+                let size = unsafe { by_kernel(self.fd, &message.msg_hdr, self.call_flags) }?;
+                message.msg_len = size as u32;
+                self.done += 1;
+            }
+            // SAFETY: the caller's promise.
+            Next::Run(run) => unsafe { self.by_gso(run, &mut messages[self.done..]) }?,
+        }
+        Ok(())
+    }
+
+    /// Sends as many messages as the stack takes, under one lock.
+    ///
+    /// # Safety
+    /// As [`Batch::advance`].
+    unsafe fn by_stack(&mut self, messages: &mut [mmsghdr]) -> Result<Next, Errno> {
+        let Some(joined) = context::joined() else {
+            return Ok(Next::Kernel);
+        };
+        let Ok(mut locked) = joined.attachment.lock() else {
+            return Ok(Next::Kernel);
+        };
+        let sender = Sender::new(joined, &mut locked, self.fd, self.endpoint, self.call_flags);
+        let Ok(mut sender) = sender else {
+            return Ok(Next::Kernel);
+        };
+        while let Some(rest) = messages.get_mut(self.done..)
+            && !rest.is_empty()
+        {
+            if self.done >= self.singly
+                // SAFETY: the caller's promise.
+                && let Some(run) = unsafe { sender.run(&mut locked, rest) }
+            {
+                return Ok(Next::Run(run));
+            }
+            // SAFETY: the caller's promise.
+            match unsafe { sender.send(&mut locked, &rest[0].msg_hdr) } {
+                Ok(answer) => rest[0].msg_len = answer? as u32,
+                Err(ByKernel) => return Ok(Next::Kernel),
+            }
+            self.done += 1;
+        }
+        Ok(Next::Nothing)
+    }
+
+    /// Has the kernel send the run that `messages` begin with.
+    ///
+    /// # Safety
+    /// As [`Batch::advance`].
+    unsafe fn by_gso(&mut self, run: Run, messages: &mut [mmsghdr]) -> Result<(), Errno> {
+        // SAFETY: the caller's promise.
+        match unsafe { run.send(self.fd, messages, self.call_flags) } {
+            Sent::All => {}
+            Sent::Nothing => {
+                self.singly = self.done + run.count;
+                return Ok(());
+            }
+            Sent::Failed(errno) => return Err(errno),
+        }
+        self.done += run.count;
+        let mut left = run.total;
+        for message in &mut messages[..run.count] {
+            message.msg_len = left.min(run.size) as u32;
+            left -= left.min(run.size);
+        }
+        if let Some(joined) = context::joined()
+            && let Ok(mut locked) = joined.attachment.lock()
+        {
+            locked.stack().count_datagrams_by_gso(run.count as u64);
+        }
+        Ok(())
+    }
 }
 
 /// What is the same for every datagram that a call sends under one lock.
@@ -188,16 +285,9 @@ impl Sender {
         message: &msghdr,
     ) -> Result<Answer, ByKernel> {
         // SAFETY: the caller's promise.
-        let to = match unsafe { address::read(message.msg_name.cast(), message.msg_namelen) } {
-            Given::Inet(to) => to,
-            Given::Nothing => self.remote.ok_or(ByKernel)?,
-            Given::Foreign => return Err(ByKernel),
-        };
+        let to = unsafe { self.destination(message) }?;
         // SAFETY: the caller's promise.
         let asked = unsafe { ancillary(message) }?;
-        if to.port == 0 || to.ip.is_v4() == self.is_v6_only {
-            return Err(ByKernel);
-        }
         // SAFETY: the caller's promise.
         let vectors = unsafe { vectors(message) }?;
         let total: usize = vectors.iter().map(|vector| vector.iov_len).sum();
@@ -234,6 +324,45 @@ impl Sender {
             }
         }
         Ok(Ok(total as isize))
+    }
+
+    /// Where a message goes, when the stack may send there.
+    ///
+    /// # Safety
+    /// The message's address is the caller's to read.
+    #[inline]
+    unsafe fn destination(&self, message: &msghdr) -> Result<SocketAddress, ByKernel> {
+        // SAFETY: the caller's promise.
+        let to = match unsafe { address::read(message.msg_name.cast(), message.msg_namelen) } {
+            Given::Inet(to) => to,
+            Given::Nothing => self.remote.ok_or(ByKernel)?,
+            Given::Foreign => return Err(ByKernel),
+        };
+        if to.port == 0 || to.ip.is_v4() == self.is_v6_only {
+            return Err(ByKernel);
+        }
+        Ok(to)
+    }
+
+    /// The run that the messages begin with, if the kernel sends it faster than the stack.
+    ///
+    /// # Safety
+    /// The messages describe buffers that the caller may read.
+    unsafe fn run(&mut self, locked: &mut Locked<'_>, messages: &[mmsghdr]) -> Option<Run> {
+        if messages.len() < gso::FEWEST || self.segment != 0 {
+            return None;
+        }
+        // SAFETY: the caller's promise.
+        let to = unsafe { self.destination(&messages[0].msg_hdr) }.ok()?;
+        let way = self.way(locked, to, self.local.ip, self.ifindex).ok()?;
+        let headers = if to.ip.is_v4() {
+            V4_HEADERS
+        } else {
+            V6_HEADERS
+        };
+        let largest = usize::from(way.next_hop.as_ref()?.mtu).checked_sub(headers)?;
+        // SAFETY: the caller's promise.
+        unsafe { Run::find(messages, to, self.remote, largest) }
     }
 
     /// The way to an address: that of the datagram before if it went there too.

@@ -175,6 +175,39 @@ pub(crate) fn udp_sender(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// Four thousand datagrams as fast as they go, in batches that the kernel cuts out of few sends.
+pub(crate) fn udp_sender_in_batches(scene: &Scene) -> Result<()> {
+    let peer = scene.peer();
+    let mut server = scene
+        .bed
+        .program(Side::Client, paths::example("udpreceiver")?);
+    let server = server
+        .args(["--bind", &peer, "--json", "--rcvbuf", "8000000"])
+        .spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Client, 4321)?;
+    let mut client = scene
+        .bed
+        .program(Side::Server, paths::example("udpsender")?);
+    client.column(scene.column).args([
+        "--json", "--batch", "200", "--size", "22", "--count", "4000", &peer,
+    ]);
+    let before = KernelUdp::read(&scene.bed, Side::Server)?;
+    client.run()?.check()?;
+    let sends = KernelUdp::read(&scene.bed, Side::Server)?
+        .since(before)
+        .sent;
+    std::thread::sleep(Duration::from_millis(200));
+    let got = server.stop()?.check()?.json()?["packets"].as_u64();
+    if got != Some(4000) {
+        return Err(format!("{got:?} of 4000 datagrams arrived").into());
+    }
+    // The kernel counts what it cuts as one.
+    if scene.has_shim() && !(60..400).contains(&sends) {
+        return Err(format!("the kernel has sent {sends} times").into());
+    }
+    Ok(())
+}
+
 fn start_sockperf(scene: &Scene, arguments: &[&str]) -> Result<Running> {
     let mut program = scene.bed.program(Side::Server, "sockperf");
     program.column(scene.column).arg("server").args(arguments);
