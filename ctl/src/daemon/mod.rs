@@ -20,6 +20,7 @@
 
 mod adopt;
 mod attach;
+mod bequeath;
 mod client;
 mod counters;
 mod deputy;

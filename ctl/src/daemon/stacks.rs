@@ -38,11 +38,6 @@ use super::sockopt;
 /// How long the daemon waits for a stack's lock. Programs hold it for microseconds, unless they are
 /// preempted.
 const PATIENCE: Duration = Duration::from_millis(10);
-/// How long a stack without a process waits for peers to end their direction: after that the
-/// kernel answers them with a reset.
-const PARTING: Duration = Duration::from_secs(1);
-/// How long such a stack lives at most, whatever its image says.
-const LONGEST_PARTING: Duration = Duration::from_secs(120);
 /// Endpoints whose connections are led another way under one lock.
 const REROUTED: u32 = 1024;
 /// After it has waited in vain, it only looks for this long, so that the requests of a stuck
@@ -500,19 +495,6 @@ impl StackEntry {
             }
         }
         Ok(())
-    }
-
-    /// Whether connections go on that the last process has left: its bytes are on their way, or the
-    /// peer's end of the stream is awaited, for a while.
-    pub(super) fn is_parting(&self, deserted: Duration) -> bool {
-        if deserted > LONGEST_PARTING {
-            return false;
-        }
-        let Ok(mut locked) = self.lock() else {
-            return true;
-        };
-        let orphans = locked.stack().tcp_orphans();
-        orphans.sending > 0 || orphans.waiting > 0 && deserted < PARTING
     }
 
     /// Leads its connections the ways that the published table says, a slice at a time.

@@ -17,6 +17,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_s
 const LOOK_EVERY: u32 = 10;
 /// How long a forked child's slot may be without a process.
 const BIRTH: Duration = Duration::from_secs(5);
+/// How long a stack without a process lives at most, whatever its image says.
+const LONGEST_PARTING: Duration = Duration::from_secs(120);
 
 /// Work that waits.
 #[derive(Debug, Default)]
@@ -214,7 +216,7 @@ impl Server {
             && let Some(stack) = self.stacks.get_mut(uid)
         {
             let since = *stack.deserted.get_or_insert_with(Instant::now);
-            if stack.is_parting(since.elapsed()) {
+            if since.elapsed() < LONGEST_PARTING && self.bequeath(uid) {
                 return;
             }
         }

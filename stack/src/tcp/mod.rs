@@ -52,5 +52,5 @@ pub use flow::FlowChange;
 pub use handover::{CannotMove, Cargo, ConnectionRecord, Part};
 pub use info::TcpInfo;
 pub use options::TcpOptions;
-pub use socket::{Ended, Orphans, Shutdown, Span, TcpError, TcpInput, TcpOpen, TcpStatus};
+pub use socket::{Ended, Shutdown, Span, TcpError, TcpInput, TcpOpen, TcpStatus};
 pub use tcb::TcpState;

@@ -12,7 +12,8 @@ use crate::image::{NONE, UdpOptions, kind};
 use crate::readiness::{Readiness, event};
 use crate::stack::Stack;
 use crate::types::{
-    ChunkId, EndpointId, Family, Instant, Memory, ProcessId, SocketAddress, Stale, set_bit,
+    ChunkId, EndpointId, Family, Instant, IpAddress, Memory, ProcessId, SocketAddress, Stale,
+    set_bit,
 };
 use crate::udp::OpenError;
 
@@ -136,15 +137,6 @@ pub struct TcpInput {
 pub struct Ended {
     /// Its filter, which may go now.
     pub filter: u32,
-}
-
-/// Connections whose programs have closed them, or have ended ([`Stack::tcp_orphans`]).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Orphans {
-    /// With bytes, or an end of the stream, that the peer has not acknowledged.
-    pub sending: usize,
-    /// All is acknowledged, and the peer has not ended its direction.
-    pub waiting: usize,
 }
 
 impl Stack<'_> {
@@ -671,21 +663,21 @@ impl Stack<'_> {
         self.settle(index, now);
     }
 
-    /// The connections that go on although no program holds them.
-    #[must_use]
-    pub fn tcp_orphans(&self) -> Orphans {
-        let mut orphans = Orphans::default();
-        for (endpoint, tcb) in self.endpoints.iter().zip(self.tcbs.iter()) {
-            if endpoint.kind != kind::TCP || !tcb.has(flag::ORPHAN) {
-                continue;
-            }
-            match tcb.state() {
-                TcpState::FinWait2 => orphans.waiting = orphans.waiting.saturating_add(1),
-                TcpState::Closed | TcpState::Listen | TcpState::TimeWait => {}
-                _ => orphans.sending = orphans.sending.saturating_add(1),
-            }
-        }
-        orphans
+    /// The connections that go on although no program holds them, with their local addresses: bytes
+    /// or the end of the stream are not acknowledged, or the peer has not ended its direction.
+    pub fn tcp_orphans(&self) -> impl Iterator<Item = (EndpointId, IpAddress)> {
+        let all = (0..).zip(self.endpoints.iter().zip(self.tcbs.iter()));
+        let orphans = all.filter(|(_, (endpoint, tcb))| {
+            let ended = matches!(
+                tcb.state(),
+                TcpState::Closed | TcpState::Listen | TcpState::TimeWait
+            );
+            endpoint.kind == kind::TCP && tcb.has(flag::ORPHAN) && !ended
+        });
+        orphans.map(|(index, (endpoint, _))| {
+            let generation = endpoint.generation;
+            (EndpointId { index, generation }, endpoint.local_ip)
+        })
     }
 
     /// What the endpoint looks like.
