@@ -20,7 +20,8 @@ use bypass_stack::{EndpointId, SocketAddress};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use crate::{config, log, private, process};
+use crate::fdtable::{self, Entry};
+use crate::{config, log, private, process, tcp};
 
 struct Own {
     report: Report<'static>,
@@ -289,20 +290,14 @@ pub fn closed(fd: i32) {
     with(|report| report.remove(fd));
 }
 
-/// The child reports for itself: its own copy of what the parent's report says.
+/// The child reports for itself what it has of the parent's sockets.
 pub fn after_fork_in_child() {
     let mut slot = SLOT.lock();
-    let Slot::Made(parents) = std::mem::replace(&mut *slot, Slot::Unmade) else {
+    let Slot::Made(mut parents) = std::mem::replace(&mut *slot, Slot::Unmade) else {
         return;
     };
-    let records: Vec<Record> = {
-        let mut parents = parents;
-        let records = (0..bypass_proto::report::CAPACITY as i32)
-            .filter_map(|fd| parents.report.find(fd).copied())
-            .collect();
-        private::close(parents.fd);
-        records
-    };
+    let records = inherited(&mut parents.report);
+    private::close(parents.fd);
     if records.is_empty() {
         return;
     }
@@ -312,4 +307,56 @@ pub fn after_fork_in_child() {
             own.report.insert(record);
         }
     }
+}
+
+/// The records of this process, which has just been forked. The parent goes on with its report: it
+/// may have closed a descriptor by now, and have another socket on its number. This process's table
+/// is of the moment of the fork, so it decides which number is which endpoint.
+fn inherited(parents: &mut Report<'static>) -> Vec<Record> {
+    let of_kernel: Vec<Record> = (0..bypass_proto::report::CAPACITY as i32)
+        .filter_map(|fd| parents.find(fd).copied())
+        .filter(|record| record.endpoint_generation == 0)
+        .filter(|record| fdtable::look(record.fd).endpoint().is_none())
+        .collect();
+    let ours = fdtable::entries(0, u32::MAX - 1).filter_map(|(fd, entry)| {
+        let id = entry.endpoint()?;
+        let said = parents.find(fd).copied();
+        let is_same =
+            |it: &Record| (it.endpoint_index, it.endpoint_generation) == (id.index, id.generation);
+        Some(said.filter(is_same).unwrap_or_else(|| found(fd, entry, id)))
+    });
+    ours.chain(of_kernel).collect()
+}
+
+/// The record of an accelerated socket, as far as its endpoint tells.
+fn found(fd: i32, entry: Entry, endpoint: EndpointId) -> Record {
+    let is_datagrams = matches!(entry, Entry::Udp(_));
+    let mut record = Record {
+        fd,
+        state: State::Accelerated as u8,
+        rule: -1,
+        protocol: if is_datagrams { 17 } else { 6 },
+        role: if is_datagrams {
+            Role::Bind
+        } else {
+            Role::Listen
+        } as u8,
+        endpoint_index: endpoint.index,
+        endpoint_generation: endpoint.generation,
+        ..Record::default()
+    };
+    let addresses = tcp::with_stack(|_, locked, _| {
+        let stack = locked.stack();
+        if is_datagrams {
+            let status = stack.udp_status(endpoint);
+            status.map(|status| (status.local, status.remote))
+        } else {
+            let status = stack.tcp_status(endpoint);
+            status.map(|status| (status.local, Some(status.remote)))
+        }
+    });
+    if let Some(Ok((local, remote))) = addresses {
+        place(&mut record, local, remote);
+    }
+    record
 }

@@ -6,6 +6,7 @@
 
 mod e2e {
     pub mod clients;
+    pub mod endings;
     pub mod faults;
     pub mod handover;
     pub mod harness;
@@ -23,8 +24,8 @@ mod e2e {
 
 use e2e::harness::{Carried, check};
 use e2e::{
-    clients, faults, handover, languages, links, names, programs, reloads, rollback, routers,
-    stores, streams, web,
+    clients, endings, faults, handover, languages, links, names, programs, reloads, rollback,
+    routers, stores, streams, web,
 };
 
 macro_rules! tests {
@@ -78,7 +79,9 @@ tests! {
     streams::neighbour_moves: Segments,
     routers::small_path: Segments,
     routers::no_way: Any,
-    streams::last_words: Segments,
+    streams::last_words: Any,
+    endings::slow_readers: Any,
+    endings::slow_enders: Any,
     streams::nginx_files: Segments,
     streams::nginx_keepalive: Segments,
     streams::nginx_close: Segments,
@@ -126,6 +129,7 @@ tests! {
     rollback::of_a_port: Any,
     rollback::of_a_client: Any,
     rollback::of_a_thousand: Any,
+    rollback::of_forked: Any,
     rollback::datagrams: Any,
     languages::java_nio: Segments,
     languages::tokio_echo: Segments,

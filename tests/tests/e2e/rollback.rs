@@ -328,3 +328,49 @@ print('all', flush=True)
     }
     Ok(())
 }
+
+/// A server that forks for each connection and closes its own copy, so that every child's and every
+/// next connection have one number: each connection goes to the kernel as itself.
+pub(crate) fn of_forked(scene: &Scene) -> Result<()> {
+    let script = r"
+import os, signal, socket, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+listener = socket.create_server((sys.argv[1], 9000), backlog=100)
+while True:
+    c, _ = listener.accept()
+    if os.fork() == 0:
+        listener.close()
+        while data := c.recv(100): c.sendall(data)
+        os._exit(0)
+    c.close()
+";
+    let go = scene.bed.folder().join("go");
+    let clients = format!(
+        "import socket, os, time\n\
+         all = [socket.create_connection(('{}', {PORT})) for n in range(40)]\n\
+         def exchange():\n\
+         \x20   for n, s in enumerate(all): s.sendall(b'%03d' % n)\n\
+         \x20   for n, s in enumerate(all): assert s.recv(3, 256) == b'%03d' % n, n\n\
+         exchange()\n\
+         print('all', flush=True)\n\
+         while not os.path.exists('{}'): time.sleep(0.01)\n\
+         exchange()\n",
+        scene.host(),
+        go.display()
+    );
+    let mut server = subject(scene, Side::Server, "python3");
+    let server = started(scene, server.args(["-c", script, &scene.host()]), PORT)?;
+    let mut peers = scene.bed.program(Side::Client, "python3");
+    let peers = peers.args(["-c", &clients]).spawn()?;
+    let limit = Duration::from_secs(20);
+    wait_until("an answer on every connection", limit, || {
+        peers.stdout().contains("all")
+    })?;
+    let done = control(scene, "rollback", "--all")?;
+    counted(scene, &done, "connections", 40)?;
+    fs::write(&go, "")?;
+    let run = peers.wait(limit).and_then(Finished::check);
+    run.map_err(|error| format!("{error}\n{}", server.stderr()))?;
+    server.stop()?;
+    Ok(())
+}
