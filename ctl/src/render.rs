@@ -11,7 +11,7 @@
 //!
 //! - `sockets`: `pid program fd protocol local remote backend state recv_queued send_queued
 //!   recv_queued_bytes drops rx_packets tx_packets`; `backend` is `kernel` for a socket that
-//!   `--all` adds.
+//!   `--all` adds; `pid` is null where no program has the socket (any more, or yet).
 //! - `stats`: `kind` (`counter drop queue fall-through daemon`), `stack` or `pid` and `program`,
 //!   `name value sentence`; with `--watch` `per_second`.
 //! - `explain`: `pid program fd protocol local remote role served_by backend reason sentence

@@ -538,6 +538,7 @@ pub(crate) struct SlabsRef<'a> {
     pub(crate) chunks: &'a [ChunkSlot],
     pub(crate) ready: &'a [ReadyLink],
     pub(crate) tcbs: &'a [Tcb],
+    pub(crate) minis: &'a [Mini],
     pub(crate) segments: &'a [SegmentSlot],
 }
 
@@ -615,7 +616,7 @@ pub(crate) fn split_ref<'a>(
         .split_at_checked(sizes.ready)
         .ok_or(LayoutError::Size)?;
     let (tcbs, rest) = rest.split_at_checked(sizes.tcbs).ok_or(LayoutError::Size)?;
-    let (_minis, rest) = rest
+    let (minis, rest) = rest
         .split_at_checked(sizes.minis)
         .ok_or(LayoutError::Size)?;
     let (_mini_buckets, rest) = rest
@@ -632,6 +633,7 @@ pub(crate) fn split_ref<'a>(
         chunks: <[ChunkSlot]>::ref_from_bytes(chunks).map_err(|_| LayoutError::Alignment)?,
         ready: <[ReadyLink]>::ref_from_bytes(ready).map_err(|_| LayoutError::Alignment)?,
         tcbs: <[Tcb]>::ref_from_bytes(tcbs).map_err(|_| LayoutError::Alignment)?,
+        minis: <[Mini]>::ref_from_bytes(minis).map_err(|_| LayoutError::Alignment)?,
         segments: <[SegmentSlot]>::ref_from_bytes(segments).map_err(|_| LayoutError::Alignment)?,
     })
 }

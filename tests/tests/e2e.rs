@@ -82,6 +82,7 @@ tests! {
     streams::last_words: Any,
     endings::slow_readers: Any,
     endings::slow_enders: Any,
+    endings::sockets_without_a_program: Any,
     streams::nginx_files: Segments,
     streams::nginx_keepalive: Segments,
     streams::nginx_close: Segments,

@@ -4,7 +4,7 @@
 use bypass_proto::policy::{Address, Backend, Protocol};
 use bypass_proto::report::{Record, ReportView, State};
 use bypass_runtime::image;
-use bypass_stack::inspect::{EndpointView, Image};
+use bypass_stack::inspect::{EndpointView, Image, MiniView};
 use bypass_stack::{SocketAddress, TcpState};
 use serde_json::{Value, json};
 
@@ -19,7 +19,8 @@ Examples:
 
 RECV-Q and SEND-Q are bytes of a connection (unread; not acknowledged), connections and backlog of a
 listener, datagrams of a UDP socket; RX and TX are segments or datagrams. A socket that several
-processes hold has a line for each. Connections that became the kernel's are with --all.")]
+processes hold has a line for each. One without a program waits to be accepted, is being opened, or
+was closed and goes on (orphans, time waits). Connections that became the kernel's are with --all.")]
 pub struct Sockets {
     /// Also the sockets of accelerated programs that the kernel serves.
     #[arg(long)]
@@ -81,27 +82,31 @@ fn accelerated(pids: &[u32], reports: &[(u32, ReportView)]) -> Vec<Value> {
             continue;
         };
         for endpoint in image.endpoints() {
-            for process in image
+            let mut holders = image
                 .processes()
                 .filter(|process| endpoint.is_held_by(process.id))
-            {
-                sockets.push(socket(&endpoint, process.pid, reports));
+                .peekable();
+            if holders.peek().is_none() {
+                sockets.push(socket(&endpoint, None, reports));
             }
+            sockets.extend(holders.map(|holder| socket(&endpoint, Some(holder.pid), reports)));
         }
+        sockets.extend(image.minisockets().map(minisocket));
     }
     sockets
 }
 
-fn socket(endpoint: &EndpointView, pid: u32, reports: &[(u32, ReportView)]) -> Value {
+/// `pid` is `None` for one that no program has: it waits to be accepted, or was closed and goes on.
+fn socket(endpoint: &EndpointView, pid: Option<u32>, reports: &[(u32, ReportView)]) -> Value {
     let id = (endpoint.id.index, endpoint.id.generation);
     let record = reports
         .iter()
-        .filter(|(owner, _)| *owner == pid)
+        .filter(|(owner, _)| Some(*owner) == pid)
         .flat_map(|(_, report)| &report.records)
         .find(|record| (record.endpoint_index, record.endpoint_generation) == id);
     let mut socket = json!({
         "pid": pid,
-        "program": source::program(pid),
+        "program": pid.map(source::program),
         "fd": record.map(|record| record.fd),
         "protocol": Protocol::Udp.word(),
         "local": text(endpoint.local),
@@ -124,6 +129,16 @@ fn socket(endpoint: &EndpointView, pid: u32, reports: &[(u32, ReportView)]) -> V
         socket["tx_packets"] = stream.segments_out.into();
     }
     socket
+}
+
+/// A handshake of a listener's, or a time wait. Their segments are not counted.
+fn minisocket(mini: MiniView) -> Value {
+    json!({
+        "pid": null, "program": null, "fd": null, "protocol": Protocol::Tcp.word(),
+        "local": text(mini.local), "remote": text(mini.remote), "backend": Backend::AfXdp.word(),
+        "state": state_word(mini.state), "recv_queued": 0, "send_queued": 0,
+        "recv_queued_bytes": 0, "drops": 0, "rx_packets": null, "tx_packets": null,
+    })
 }
 
 /// A state as ss names it in its filters.

@@ -15,6 +15,7 @@ use crate::image::{
     Capacities, Endpoint, LayoutError, NONE, QueuePairInfo, SlabsRef, UdpOptions, chunk_state,
     kind, split_ref, stated_capacities,
 };
+use crate::tcp::mini;
 use crate::tcp::seq::distance;
 use crate::tcp::tcb::Tcb;
 use crate::tcp::{TcpOptions, TcpState};
@@ -84,6 +85,17 @@ pub struct StreamView {
     pub segments_in: u32,
     /// Segments sent.
     pub segments_out: u32,
+}
+
+/// A connection of which little is left, or there yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MiniView {
+    /// Our end.
+    pub local: SocketAddress,
+    /// The peer's.
+    pub remote: SocketAddress,
+    /// [`TcpState::TimeWait`] or, of a SYN that was answered, [`TcpState::SynReceived`].
+    pub state: TcpState,
 }
 
 impl EndpointView {
@@ -206,6 +218,22 @@ impl<'a> Image<'a> {
         let endpoint = self.slabs.endpoints.get(id.index as usize)?;
         (endpoint.is_live() && endpoint.generation == id.generation)
             .then(|| view(id.index, endpoint, self.slabs.tcbs.get(id.index as usize)))
+    }
+
+    /// The minisockets, but for those of connections that another TCP has now.
+    pub fn minisockets(&self) -> impl Iterator<Item = MiniView> + use<'a> {
+        self.slabs.minis.iter().filter_map(|mini| {
+            let state = match mini.kind {
+                mini::kind::REQUEST => TcpState::SynReceived,
+                mini::kind::TIME_WAIT => TcpState::TimeWait,
+                _ => return None,
+            };
+            Some(MiniView {
+                local: mini.local(),
+                remote: mini.remote(),
+                state,
+            })
+        })
     }
 
     /// The processes, in slot order.

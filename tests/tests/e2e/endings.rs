@@ -7,6 +7,8 @@ use bypass_tests::program::{Running, wait_until};
 use bypass_tests::testbed::Side;
 use bypass_tests::{Result, daemon};
 
+use serde_json::Value;
+
 use super::harness::Scene;
 use super::streams::{started, subject};
 
@@ -109,5 +111,49 @@ print('all', flush=True)
             return Err(format!("{end}: {heard}").into());
         }
     }
+    Ok(())
+}
+
+/// Sockets that no program has are listed, as by ss: to be accepted, closed and waited for, ended.
+pub(crate) fn sockets_without_a_program(scene: &Scene) -> Result<()> {
+    let server = r"
+import socket, sys, time
+s = socket.create_server((sys.argv[1], 5050))
+s.accept()[0].close()
+s.accept()[0].close()
+time.sleep(60)
+";
+    let client = r"
+import socket, sys, time
+ended, waits, waiting = [socket.create_connection((sys.argv[1], 5050)) for _ in range(3)]
+assert ended.recv(1) == waits.recv(1) == b''
+ended.close()
+print('all', flush=True)
+time.sleep(60)
+";
+    let mut program = subject(scene, Side::Server, "/usr/bin/python3");
+    let server = started(scene, program.args(["-c", server, &scene.host()]), 5050)?;
+    let mut peer = scene.bed.program(Side::Client, "python3");
+    let peer = peer.args(["-c", client, &scene.host()]).spawn()?;
+    wait_until("all", PATIENCE, || peer.stdout().contains("all"))?;
+    for (name, state) in [
+        ("ESTAB", "established"),
+        ("FIN-WAIT-2", "fin-wait-2"),
+        ("TIME-WAIT", "time-wait"),
+    ] {
+        wait_until(state, PATIENCE, || match scene.has_shim() {
+            true => daemon::list(&scene.bed, &["sockets"]).is_ok_and(|sockets| {
+                let is_it = |it: &Value| it["pid"].is_null() && it["state"] == state;
+                sockets.iter().filter(|it| is_it(it)).count() == 1
+            }),
+            false => {
+                let mut ss = scene.bed.program(Side::Server, "ss");
+                let run = ss.args(["-Htan"]).run();
+                run.is_ok_and(|run| run.stdout.matches(name).count() == 1)
+            }
+        })?;
+    }
+    server.kill();
+    peer.kill();
     Ok(())
 }
