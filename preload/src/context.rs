@@ -212,6 +212,12 @@ pub fn with_control<T>(
     ask(control.insert(connected.moved(private::hide)))
 }
 
+/// Whether the daemon that this process is connected to still runs.
+pub fn has_daemon() -> bool {
+    let control = CONTROL.lock();
+    control.as_ref().is_some_and(Control::is_up)
+}
+
 /// Waits until the daemon, if there is one, has done what it was told: it answers in order. Whether
 /// there is one.
 pub fn settle_if_running() -> bool {

@@ -51,6 +51,7 @@ pub fn forked(original: impl FnOnce() -> i32) -> i32 {
     let guard = FORK.write();
     let slot = reserve();
     let pid = original();
+    tcp::changed::forget_all();
     if pid == 0 {
         in_child(slot);
     }

@@ -73,6 +73,10 @@ pub enum RequestKind {
     /// the endpoint too: until one that has says so ([`Request::listen`]), the kernel's socket gets
     /// what begins. Reply: [`ReplyKind::End`].
     Lend = 15,
+    /// Add ports of the address `local` to those that the stack keeps for connections of its
+    /// programs: the daemon reserves them and allows the stack to claim their flows. Reply:
+    /// [`ReplyKind::End`], `count` = how many.
+    AddPorts = 16,
 }
 
 impl RequestKind {
@@ -80,8 +84,8 @@ impl RequestKind {
     #[must_use]
     pub fn from_wire(value: u16) -> Option<Self> {
         use RequestKind::{
-            AddFilter, AddStatic, Attach, Forked, HandOver, Lend, Query, QueuePairs, Reload,
-            RemoveFilter, RemoveStatic, Resolve, RollBack, Shutdown, TakeBack,
+            AddFilter, AddPorts, AddStatic, Attach, Forked, HandOver, Lend, Query, QueuePairs,
+            Reload, RemoveFilter, RemoveStatic, Resolve, RollBack, Shutdown, TakeBack,
         };
         [
             Attach,
@@ -99,6 +103,7 @@ impl RequestKind {
             RollBack,
             TakeBack,
             Lend,
+            AddPorts,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == value)

@@ -4,6 +4,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bypass_proto::control::{ADDRESS, MAGIC, MAX_FDS, Refusal, Reply, ReplyKind, Request, VERSION};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -76,6 +77,13 @@ impl Control {
             fd: move_fd(self.fd),
             sequence: self.sequence,
         }
+    }
+
+    /// Whether the daemon has its end still open.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::empty())];
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
     }
 
     /// Sends a request that has no reply.

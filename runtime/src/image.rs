@@ -16,7 +16,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use bypass_stack::tcp::secret::siphash;
 use bypass_stack::{Capacities, LayoutError, Stack};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::map::{Mapping, is_sealed, sealed_memfd};
@@ -60,6 +62,19 @@ impl From<Errno> for ImageError {
     }
 }
 
+/// A number of this boot of the host, 0 if there is none. Local users may know it, which reveals
+/// the clock that they have anyway; peers cannot.
+fn boot_seed() -> u64 {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let mut text = [0; 36];
+    let read = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .and_then(|file| rustix::io::read(&file, &mut text));
+    match read {
+        Ok(36) => siphash(&[0, 0], &text),
+        _ => 0,
+    }
+}
+
 /// A mapped image.
 #[derive(Debug)]
 pub struct Image {
@@ -80,7 +95,8 @@ impl Image {
         };
         // SAFETY: the memfd was made above, so nobody else has it yet.
         let stack = unsafe { image.stack_bytes() };
-        Stack::create(stack, capacities, id).map_err(ImageError::Layout)?;
+        let mut stack = Stack::create(stack, capacities, id).map_err(ImageError::Layout)?;
+        stack.set_timestamp_seed(boot_seed());
         image.header().id.store(id, Ordering::Relaxed);
         image.header().magic.store(MAGIC, Ordering::Release);
         Ok((fd, image))

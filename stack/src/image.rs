@@ -25,6 +25,7 @@ use crate::tcp::ended::EndedFilters;
 use crate::tcp::flow::FlowChanges;
 use crate::tcp::mini::Mini;
 use crate::tcp::pool::SegmentSlot;
+use crate::tcp::ports::LocalPorts;
 use crate::tcp::tcb::Tcb;
 use crate::tcp::wheel::Wheel;
 use crate::types::{IpAddress, PROCESSES, QUEUE_PAIRS, WAITERS, WATCHERS};
@@ -34,7 +35,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of an image: "bypassim" in memory.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"bypassim");
 /// Version of the layout that this build reads and writes.
-pub const LAYOUT_VERSION: u32 = 12;
+pub const LAYOUT_VERSION: u32 = 13;
 /// Link value: nothing.
 pub(crate) const NONE: u32 = u32::MAX;
 /// `ReadyLink::next` of an endpoint that is on no ready list.
@@ -374,7 +375,7 @@ pub(crate) struct WaiterSlot {
 }
 
 /// Words that fill the head up to a whole cache line.
-const TAIL: usize = 6;
+const TAIL: usize = 5;
 
 /// The head of the image.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -399,7 +400,9 @@ pub(crate) struct Head {
     pub(crate) bind_order: u32,
     pub(crate) ipv4_id: u32,
     pub(crate) queue_pairs_generation: u32,
-    pub(crate) spare: [u32; 6],
+    pub(crate) spare: [u32; 4],
+    /// Key of timestamp offsets; 0 = as for everything else.
+    pub(crate) timestamp_seed: u64,
     /// The latest time that any caller has told.
     pub(crate) latest_ns: u64,
 
@@ -424,6 +427,7 @@ pub(crate) struct Head {
     pub(crate) flow_changes: FlowChanges,
     pub(crate) ended: EndedFilters,
     pub(crate) wheel: Wheel,
+    pub(crate) local_ports: LocalPorts,
     pub(crate) tail: [u64; TAIL],
 }
 

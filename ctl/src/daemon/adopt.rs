@@ -199,10 +199,12 @@ impl Server {
                 entries,
                 rests: endpoint.rests,
                 is_lent: false,
+                is_port: false,
                 may_grow: is_whole,
                 proof: None,
             });
         }
+        self.adopt_ports(uid, view);
         self.adopt_grants(uid);
         for (ifindex, nic) in self.nics.of_owner(uid) {
             nic.retain_filters(|flow| self.filters.is_shared(ifindex, flow));
@@ -252,6 +254,7 @@ impl Server {
                 entries: vec![entry],
                 rests: false,
                 is_lent: false,
+                is_port: false,
                 may_grow: false,
                 proof: None,
             });

@@ -34,6 +34,9 @@ pub(super) const TCP: u8 = 6;
 /// host's addresses there; above, on those of the interface itself.
 const FOREIGN_ADDRESSES: usize = 64;
 
+/// The bit that no id has: the stack marks its ports with it.
+const RESERVED: u32 = 1 << 31;
+
 /// What an entry of an interface's map does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum FlowKind {
@@ -189,6 +192,8 @@ pub(super) struct Filter {
     /// Whether its socket was passed to a program that has not said yet that it has the endpoint
     /// too: nothing new is led to it.
     pub is_lent: bool,
+    /// Whether it is for a port that the stack keeps (`super::ports`), of no endpoint's own.
+    pub is_port: bool,
     /// Whether entries may be added later. Not for a filter whose wish is only the program's word.
     pub may_grow: bool,
     /// The socket that was the proof, kept for TCP: the port stays taken while the stack finishes
@@ -199,7 +204,7 @@ pub(super) struct Filter {
 impl Filter {
     /// Whether this is a grant that lives only for the connections that are left.
     pub(super) fn is_closing(&self) -> bool {
-        self.endpoint == EndpointId::NONE
+        self.endpoint == EndpointId::NONE && !self.is_port
     }
 
     /// Whether it is for one TCP connection, which goes on after its program.
@@ -232,7 +237,7 @@ impl Filters {
     /// An id that is not in use.
     pub(super) fn new_id(&mut self) -> u32 {
         loop {
-            self.last_id = self.last_id.wrapping_add(1).max(1);
+            self.last_id = (self.last_id.wrapping_add(1) & !RESERVED).max(1);
             let id = self.last_id;
             if !self.by_id.contains_key(&id) && !self.statics.iter().any(|known| known.id == id) {
                 return id;
@@ -302,6 +307,14 @@ impl Filters {
         ids
     }
 
+    /// The stack does not keep a port any more: its filter is a closing one, and goes with the last
+    /// of its connections.
+    pub(super) fn set_not_kept(&self, id: u32) {
+        if let Some(mut filter) = self.by_id.get_mut(&id) {
+            filter.is_port = false;
+        }
+    }
+
     /// Makes a listener's filter a closing one.
     pub(super) fn set_closing(&self, id: u32) {
         if let Some(mut filter) = self.by_id.get_mut(&id) {
@@ -328,7 +341,7 @@ impl Filters {
         let mine = self
             .by_id
             .iter()
-            .filter(|filter| filter.uid == uid && !filter.is_closing());
+            .filter(|filter| filter.uid == uid && filter.endpoint != EndpointId::NONE);
         mine.map(|filter| (filter.id, filter.endpoint)).collect()
     }
 

@@ -33,6 +33,7 @@ mod netlink;
 mod nics;
 mod opening;
 mod outlet;
+mod ports;
 mod process;
 mod proof;
 mod published;

@@ -104,7 +104,7 @@ pub(super) fn check(
         return Err(Refusal::NotOwner);
     }
     let bound = own::bound_interface(socket).map_err(malformed)?;
-    let local = getsockname(socket).ok().and_then(address);
+    let local = bound_to(socket);
     let remote = match getpeername(socket.as_fd()) {
         Ok(remote) => remote
             .and_then(address)
@@ -128,6 +128,11 @@ fn is_exclusive(socket: &OwnedFd) -> Result<bool, Errno> {
     Ok(sockopt::socket_acceptconn(socket)? || !sockopt::socket_reuseaddr(socket)?)
 }
 
+/// Where a socket is bound.
+pub(super) fn bound_to(socket: impl AsFd) -> Option<SocketAddress> {
+    getsockname(socket).ok().and_then(address)
+}
+
 fn address(address: SocketAddrAny) -> Option<SocketAddress> {
     if let Ok(v4) = SocketAddrV4::try_from(address.clone()) {
         return Some(SocketAddress::new(
@@ -143,7 +148,7 @@ fn address(address: SocketAddrAny) -> Option<SocketAddress> {
 }
 
 /// ::ffff:0.0.0.0 is "any" like the others.
-fn normal(ip: IpAddress) -> IpAddress {
+pub(super) fn normal(ip: IpAddress) -> IpAddress {
     ip.to_v4().map_or(ip, IpAddress::from_v4)
 }
 

@@ -43,7 +43,9 @@ impl Server {
         for stack in self.stacks.iter().filter(|stack| sees(stack.uid)) {
             let bytes = stack.copy_image().unwrap_or_default();
             let image = Image::attach(&bytes).ok();
-            for id in self.filters.ids(|filter| filter.uid == stack.uid) {
+            // Ports that the stack keeps show in the flows that use them.
+            let listed = |filter: &Filter| filter.uid == stack.uid && !filter.is_port;
+            for id in self.filters.ids(listed) {
                 if let Some(filter) = self.filters.get(id) {
                     self.filter_objects(&filter, image.as_ref(), &mut list);
                 }

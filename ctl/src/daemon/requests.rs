@@ -115,6 +115,7 @@ impl Server {
             RequestKind::Attach => self.attach(client).map(Answer::Stack),
             RequestKind::QueuePairs => self.queue_pairs(client),
             RequestKind::AddFilter => self.add_filter(client, request, fds).map(Answer::Reply),
+            RequestKind::AddPorts => self.add_ports(client, request).map(Answer::Reply),
             RequestKind::RemoveFilter => {
                 let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
                 if self
@@ -283,6 +284,7 @@ impl Server {
             entries: Vec::new(),
             rests: false,
             is_lent: false,
+            is_port: false,
             may_grow: true,
             proof,
         };
@@ -316,6 +318,11 @@ impl Server {
         for stack in self.stacks.iter() {
             // Without it they end with this daemon.
             let _ = stack.cplane.save(&self.filters.statics);
+        }
+        // Ports that one of them covers are not kept any more.
+        let users: Vec<u32> = self.stacks.iter().map(|stack| stack.uid).collect();
+        for uid in users {
+            self.sweep_filters(uid);
         }
     }
 

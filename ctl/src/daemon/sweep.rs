@@ -1,5 +1,6 @@
 //! Giving back what the dead held, and what could not be done at once.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use bypass_runtime::flows::Flow;
@@ -7,6 +8,7 @@ use bypass_stack::inspect::Image;
 use bypass_stack::{EndpointId, ProcessId};
 
 use super::counters::Counter;
+use super::filters::Filter;
 use super::process::Process;
 use super::server::Server;
 use super::stacks::{Busy, StackEntry};
@@ -288,11 +290,12 @@ impl Server {
     /// Removes the filters of endpoints that are gone and flows that the stack does not know (it
     /// tells of their ends itself, but a ring of changes may overflow), and the grants of listeners
     /// that were closed when their last connection is gone.
-    fn sweep_filters(&mut self, uid: u32) {
+    pub(super) fn sweep_filters(&mut self, uid: u32) {
         let Some(stack) = self.stacks.get(uid) else {
             return;
         };
         let filters = self.filters.endpoints(uid);
+        let lost = self.lost_ports(uid);
         let flows = self.tcp_flows(uid);
         let Ok(mut locked) = stack.lock() else {
             self.counters.add(Counter::StackLocksBusy);
@@ -306,11 +309,20 @@ impl Server {
             }
         }
         let stack = locked.stack();
+        stack.ports_reclaim(bypass_runtime::clock::now(), |port| {
+            lost.contains(&port.filter)
+        });
+        let kept: HashSet<u32> = stack.ports().map(|port| port.filter).collect();
         let dead = filters
             .into_iter()
             .filter(|(_, endpoint)| !stack.is_live(*endpoint));
         let dead: Vec<u32> = dead.map(|(id, _)| id).collect();
         drop(locked);
+        let is_unkept =
+            |filter: &Filter| filter.uid == uid && filter.is_port && !kept.contains(&filter.id);
+        for id in self.filters.ids(is_unkept) {
+            self.filters.set_not_kept(id);
+        }
         for id in dead {
             self.counters.add(Counter::FiltersSwept);
             self.retire_filter(id);

@@ -49,6 +49,7 @@ fn born(fd: c_int, domain: c_int, kind: c_int, protocol: c_int) {
         let ours = protocol == 0 || protocol == libc::IPPROTO_TCP;
         let reason = if ours && tcp::is_on() {
             fdtable::set(fd, Entry::TcpCandidate);
+            tcp::changed::born(fd);
             FallThrough::Undecided
         } else if ours {
             FallThrough::TcpOff
@@ -81,7 +82,9 @@ pub unsafe fn bind(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_int
     // SAFETY: the caller's arguments.
     let mut result = unsafe { symbols::bind::original()(fd, address, len) };
     if result != 0 && errno::last() == Errno::ADDRINUSE {
-        if tcp::listen::may_be_held(fd) {
+        // SAFETY: as above.
+        let wanted = unsafe { address::read(address, len) };
+        if tcp::listen::may_be_held(fd, wanted) {
             // SAFETY: as above.
             result = unsafe { symbols::bind::original()(fd, address, len) };
         } else {
@@ -310,6 +313,9 @@ pub unsafe fn setsockopt(
     }
     // SAFETY: the caller's arguments.
     let result = unsafe { symbols::setsockopt::original()(fd, level, name, value, len) };
+    if result == 0 && entry == Entry::TcpCandidate {
+        tcp::changed::note(fd, level, name);
+    }
     if result == 0 && foreign {
         tcp::foreign::was_set(fd);
     }

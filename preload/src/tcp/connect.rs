@@ -19,7 +19,7 @@ use bypass_stack::{
 };
 use rustix::io::Errno;
 
-use super::{defaults, flags, options, with_stack};
+use super::{changed, defaults, flags, ports, with_stack};
 use crate::address::Given;
 use crate::decide::{self, TCP};
 use crate::errno::Answer;
@@ -106,7 +106,7 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fai
         0 => only,
         device => device,
     };
-    let options = options::of_shadow(fd);
+    let options = changed::options(fd, family);
     let patience = if options.has(TcpOptions::NONBLOCKING) {
         RESOLVING_NONBLOCKING_NS
     } else {
@@ -118,30 +118,23 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fai
         Some(next_hop) => next_hop.source,
         None => kernels_source(remote).ok_or(FallThrough::NextHop)?,
     };
-    let local = take_port(fd, family, bound, source, remote)?;
-    // A socket that is bound to an IPv6 address is IPV6_V6ONLY from then on.
-    let family = shadow::family(fd).unwrap_or(family);
-    let open = TcpOpen {
+    let mut open = TcpOpen {
         family,
-        local,
+        local: SocketAddress::new(source, bound.port),
         process: context::process(),
         options,
         shadow_cookie: shadow::cookie(fd),
         ifindex,
     };
-    let opened = with_stack(|_, locked, _| locked.stack().tcp_open(&open));
-    let endpoint = opened
-        .ok_or(FallThrough::System)?
-        .map_err(decide::not_opened)?;
-    // The daemon compares with the shadow, which may be bound to any address.
-    let proof = if bound.port == 0 { local } else { bound };
-    let filter = match decide::add_filter(fd, endpoint, (TCP, 0), family, (proof, None), ifindex) {
-        Ok(filter) => filter,
-        Err(reason) => {
-            drop_endpoint(endpoint);
-            return Err(reason.into());
+    let kept = ports::open(&open, remote);
+    let endpoint = match kept {
+        Some((endpoint, local)) => {
+            open.local = local;
+            endpoint
         }
+        None => open_bound(fd, &mut open, bound, remote)?,
     };
+    let local = open.local;
     joined.refresh();
     // The grant may have opened the first queue of the interface.
     let looked = known.map_or_else(
@@ -153,7 +146,6 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fai
         return Err(FallThrough::NextHop.into());
     };
     let sent = with_stack(|_, locked, now| {
-        locked.stack().set_filter(endpoint, filter);
         let queue = next_hop.queue_pair;
         if queue != QUEUE_PAIR_HAIRPIN && !locked.has_queue(usize::from(queue)) {
             return Err(OpenError::Full);
@@ -175,6 +167,35 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fai
     report::accelerated(fd, endpoint);
     wait::epoll_set::activated(fd, endpoint, false);
     Ok((endpoint, open.options.has(TcpOptions::NONBLOCKING)))
+}
+
+/// Opens an endpoint at a port that the shadow is bound to, and asks for its flows.
+fn open_bound(
+    fd: c_int,
+    open: &mut TcpOpen,
+    bound: SocketAddress,
+    remote: SocketAddress,
+) -> Result<EndpointId, Failure> {
+    open.local = take_port(fd, open.family, bound, open.local.ip, remote)?;
+    // A socket that is bound to an IPv6 address is IPV6_V6ONLY from then on.
+    open.family = shadow::family(fd).unwrap_or(open.family);
+    let opened = with_stack(|_, locked, _| locked.stack().tcp_open(open));
+    let endpoint = opened
+        .ok_or(FallThrough::System)?
+        .map_err(decide::not_opened)?;
+    // The daemon compares with the shadow, which may be bound to any address.
+    let proof = if bound.port == 0 { open.local } else { bound };
+    let place = (proof, None);
+    match decide::add_filter(fd, endpoint, (TCP, 0), open.family, place, open.ifindex) {
+        Ok(filter) => {
+            with_stack(|_, locked, _| locked.stack().set_filter(endpoint, filter));
+            Ok(endpoint)
+        }
+        Err(reason) => {
+            drop_endpoint(endpoint);
+            Err(reason.into())
+        }
+    }
 }
 
 fn drop_endpoint(endpoint: EndpointId) {

@@ -9,6 +9,7 @@ use bypass_proto::reason::FallThrough;
 use bypass_stack::{EndpointId, TcpOpen, TcpOptions};
 
 use super::{defaults, inherited, options, with_stack};
+use crate::address::Given;
 use crate::decide::{self, TCP};
 use crate::fdtable::{self, Entry};
 use crate::{context, process, report, shadow, symbols, wait};
@@ -123,12 +124,15 @@ fn try_begin(fd: c_int, backlog: u32, only: u32, anew: bool) -> Result<EndpointI
 }
 
 /// The kernel says that the address of this socket is in use: the daemon may hold it still for a
-/// listener that has been closed, here or in a program that has ended. Waits until it has done what
-/// it was told by then; whether to ask the kernel again.
+/// listener that has been closed, here or in a program that has ended, or keep the port for
+/// connections. Waits until it has done what it was told by then; whether to ask the kernel again.
 #[cold]
-pub fn may_be_held(fd: c_int) -> bool {
+pub fn may_be_held(fd: c_int, wanted: Given) -> bool {
     if fdtable::get(fd) != Entry::TcpCandidate {
         return false;
+    }
+    if let Given::Inet(wanted) = wanted {
+        super::ports::forget(wanted.port);
     }
     super::return_filters();
     context::settle_if_running()

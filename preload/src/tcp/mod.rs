@@ -7,6 +7,7 @@
 
 pub mod accept;
 pub mod burst;
+pub mod changed;
 pub mod close;
 pub mod connect;
 pub mod defaults;
@@ -17,6 +18,7 @@ pub mod inherited;
 pub mod listen;
 pub mod name;
 pub mod options;
+pub mod ports;
 pub mod receive;
 pub mod send;
 pub mod urgent;

@@ -32,7 +32,7 @@ const FASTOPEN_NO_COOKIE: c_int = 34;
 const NAME_BYTES: usize = 16;
 
 /// Every option that is read from a shadow.
-const READ: [(c_int, c_int); 24] = [
+pub(super) const READ: [(c_int, c_int); 24] = [
     (SOL_SOCKET, libc::SO_RCVBUF),
     (SOL_SOCKET, libc::SO_SNDBUF),
     (SOL_SOCKET, libc::SO_KEEPALIVE),
@@ -112,7 +112,7 @@ fn small(value: c_int) -> u8 {
 }
 
 /// Reads one option from the shadow.
-fn read_one(fd: c_int, level: c_int, name: c_int, options: &mut TcpOptions) {
+pub(super) fn read_one(fd: c_int, level: c_int, name: c_int, options: &mut TcpOptions) {
     match (level, name) {
         (SOL_SOCKET, libc::SO_LINGER) => {
             let [on, seconds] = shadow::option::<[c_int; 2]>(fd, level, name).unwrap_or_default();

@@ -18,7 +18,7 @@ use crate::image::{
 use crate::tcp::mini;
 use crate::tcp::seq::distance;
 use crate::tcp::tcb::Tcb;
-use crate::tcp::{TcpOptions, TcpState};
+use crate::tcp::{PortView, TcpOptions, TcpState, ports};
 use crate::types::{
     ChunkId, EndpointId, Family, Instant, ProcessId, QUEUE_PAIRS, SocketAddress, WaiterId,
     WaiterSet, has_bit,
@@ -189,6 +189,11 @@ impl<'a> Image<'a> {
         self.slabs.head.queue_pairs_generation
     }
 
+    /// Ports that are kept for connections of programs.
+    pub fn local_ports(&self) -> impl Iterator<Item = PortView> + use<'a> {
+        self.slabs.head.local_ports.views()
+    }
+
     /// Frames that wait on a queue pair's transmit list.
     #[must_use]
     pub fn transmit_count(&self, queue_pair: u8) -> u32 {
@@ -318,7 +323,11 @@ fn view(index: u32, endpoint: &Endpoint, tcb: Option<&Tcb>) -> EndpointView {
         rx_datagrams: endpoint.rx_datagrams,
         tx_datagrams: endpoint.tx_datagrams,
         stream: tcb.map(stream),
-        filter: endpoint.filter,
+        filter: if ports::place_of(endpoint.filter).is_some() {
+            0
+        } else {
+            endpoint.filter
+        },
         shadow_cookie: endpoint.shadow_cookie,
         options: endpoint.options,
         rests: match tcb {

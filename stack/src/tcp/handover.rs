@@ -295,6 +295,7 @@ impl Stack<'_> {
             connection.tcb.clear(flag::CLOSE_DUE);
             connection.endpoint.holders = [0, 0];
         }
+        self.port_leaves(id.index);
         self.flow_ended(local, remote);
         self.count(Counter::TcpHandedOver);
         self.settle(id.index, now);

@@ -162,7 +162,7 @@ impl Stack<'_> {
         let is_v4 = local.ip.is_v4();
         let advertised = bounded_mss(Some(by_path), is_v4, options.max_seg);
         let capacity = options.rcvbuf_bytes / 2;
-        let key = self.secret_key();
+        let (key, clock_key) = (self.secret_key(), self.timestamp_key());
         if let Some(tcb) = self.tcbs.get_mut(listener as usize) {
             tcb.request_count = tcb.request_count.saturating_add(1);
         }
@@ -173,7 +173,7 @@ impl Stack<'_> {
             mini.hop = arrived.hop;
             mini.rcv_nxt = segment.seq.wrapping_add(1);
             mini.snd_nxt = super::secret::isn(&key, local, remote, now.0).wrapping_add(1);
-            mini.ts_offset = super::secret::timestamp_offset(&key, local, remote);
+            mini.ts_offset = super::secret::timestamp_offset(&clock_key, local, remote);
             mini.rcv_wnd = initial_window(capacity, advertised);
             if negotiated & flag::SCALING != 0 {
                 let most = if options.has(TcpOptions::RCVBUF_LOCKED) {
@@ -584,6 +584,21 @@ impl Stack<'_> {
     pub(crate) fn secret_key(&self) -> [u64; 2] {
         let seed = self.head.seed;
         [seed, fold(seed | 1, 0x9e37_79b9_7f4a_7c15)]
+    }
+
+    /// The key of timestamp offsets.
+    pub(crate) fn timestamp_key(&self) -> [u64; 2] {
+        match self.head.timestamp_seed {
+            0 => self.secret_key(),
+            seed => [seed, fold(seed | 1, 0x9e37_79b9_7f4a_7c15)],
+        }
+    }
+
+    /// Timestamp offsets come from this seed. Stacks of one host that have the same one go on where
+    /// the stack before them ended, so that a peer whose side of a connection is in TIME_WAIT sees
+    /// that a new one is newer (RFC 6191), and not old segments (RFC 7323 section 5).
+    pub fn set_timestamp_seed(&mut self, seed: u64) {
+        self.head.timestamp_seed = seed;
     }
 
     /// Answers a segment that belongs to nothing (RFC 9293 section 3.10.7.1).

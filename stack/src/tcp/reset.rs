@@ -15,6 +15,7 @@ impl Stack<'_> {
         self.head.flush_head = NONE;
         self.head.flow_changes.zero();
         self.head.ended.zero();
+        self.rebuild_ports();
         self.mini_buckets.fill(NONE);
         self.head.live_minis = 0;
         self.head.received_chunks = 0;

@@ -163,8 +163,10 @@ impl Stack<'_> {
         };
         let filter = connection.endpoint.filter;
         self.disarm(index);
-        if filter != 0 {
-            self.note_ended(filter);
+        match super::ports::place_of(filter) {
+            Some(place) => self.port_rests(place),
+            None if filter != 0 => self.note_ended(filter),
+            None => {}
         }
         self.destroy(id);
     }

@@ -262,7 +262,7 @@ impl Stack<'_> {
         if !self.tcp_is_free(local, remote) {
             return Err(OpenError::InUse);
         }
-        let key = self.secret_key();
+        let (key, clock_key) = (self.secret_key(), self.timestamp_key());
         let defaults = self.head.tcp_defaults;
         let index = id.index;
         if let Some(endpoint) = self.endpoints.get_mut(index as usize) {
@@ -274,7 +274,7 @@ impl Stack<'_> {
             tcb.state = TcpState::SynSent as u8;
             tcb.hop = Hop::of(via);
             tcb.iss = super::secret::isn(&key, local, remote, now.0);
-            tcb.ts_offset = super::secret::timestamp_offset(&key, local, remote);
+            tcb.ts_offset = super::secret::timestamp_offset(&clock_key, local, remote);
             tcb.snd_una = tcb.iss;
             tcb.snd_nxt = tcb.iss.wrapping_add(1);
             tcb.write_seq = tcb.snd_nxt;

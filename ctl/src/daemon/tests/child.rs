@@ -175,6 +175,11 @@ fn program_child() {
                 println!("> {}", granted.is_ok());
                 std::mem::forget(listener);
             }
+            "ports" => {
+                let kept = program.ports("198.18.9.1");
+                let kept: Vec<String> = kept.iter().map(u16::to_string).collect();
+                println!("> {}", kept.join(" "));
+            }
             "exec" => {
                 let error = Command::new("sleep").arg("1000").exec();
                 panic!("exec: {error}");

@@ -7,6 +7,7 @@ mod child;
 mod deputy;
 mod life;
 mod opening;
+mod ports;
 mod program;
 mod rude;
 mod serve;

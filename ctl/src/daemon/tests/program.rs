@@ -131,6 +131,21 @@ impl Program {
         Ok(answer.reply.filter)
     }
 
+    /// Asks for more ports for connections; all that there are then.
+    pub(super) fn ports(&mut self, ip: &str) -> Vec<u16> {
+        let request = Request {
+            local: IpAddress::from(ip.parse::<std::net::IpAddr>().expect("address")).0,
+            ..Request::new(RequestKind::AddPorts)
+        };
+        if let Err(ControlError::NoDaemon(_)) = self.control.ask(request, None) {
+            self.control = Control::connect().expect("another daemon");
+            self.control.ask(request, None).expect("ports");
+        }
+        let mut locked = self.attachment.lock().expect("lock");
+        let stack = locked.stack();
+        stack.ports().map(|port| port.local.port).collect()
+    }
+
     /// Gives a filter back.
     pub(super) fn release(&mut self, filter: u32) {
         let request = Request {

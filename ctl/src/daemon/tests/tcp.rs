@@ -26,13 +26,13 @@ fn filters() -> Vec<Value> {
         .unwrap_or_default()
 }
 
-fn roles() -> Vec<String> {
+pub(super) fn roles() -> Vec<String> {
     let words = |filter: &Value| format!("{}", filter["role"]).trim_matches('"').to_owned();
     filters().iter().map(words).collect()
 }
 
 /// A socket that is bound, no more.
-fn bound(address: &str) -> Result<std::os::fd::OwnedFd, rustix::io::Errno> {
+pub(super) fn bound(address: &str) -> Result<std::os::fd::OwnedFd, rustix::io::Errno> {
     let fd = socket(AddressFamily::INET, SocketType::STREAM, None)?;
     bind(&fd, &address.parse::<SocketAddr>().expect("address"))?;
     Ok(fd)
