@@ -65,6 +65,8 @@ impl Policy {
     /// whose conditions an earlier rule has already (it could never decide), an option value out
     /// of range.
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
+        // Editors of other systems begin a file so; TOML allows it, and it has no column.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         if text.len() > MAX_BYTES {
             return Err(at(text, 0, "the file is larger than 1 MiB".to_owned()));
         }

@@ -177,6 +177,12 @@ fn a_kernel_rule_needs_its_interface_to_be_known() {
 }
 
 #[test]
+fn a_byte_order_mark_is_no_text() {
+    let policy = parse("\u{feff}[[rule]]\naction = \"kernel\"");
+    assert_eq!(policy.rules.len(), 1);
+}
+
+#[test]
 fn errors_have_line_and_column() {
     for (text, line, column, part) in [
         (
@@ -233,6 +239,8 @@ fn errors_have_line_and_column() {
         ("[rules]", 1, 2, "rules"),
         ("rule = 1", 1, 8, ""),
         ("[[rule]\n", 1, 8, ""),
+        ("\u{feff}[[rule]]\naction = \"drop\"", 2, 10, "drop"),
+        ("\u{feff}[[rule]\n", 1, 8, ""),
         ("# é\n[[rule]]\nprogram = \"é\" x", 3, 15, ""),
     ] {
         let found = error(text);
