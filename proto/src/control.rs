@@ -333,7 +333,7 @@ pub struct Reply {
     pub refusal: u16,
     /// Count of descriptors that the message carries.
     pub fds: u16,
-    /// errno behind a [`Refusal::System`], or zero.
+    /// errno behind a [`Refusal::System`]; EEXIST when a static filter was there already; or zero.
     pub detail: u32,
     /// Process slot of the caller in the stack image (Attached).
     pub process: u32,

@@ -2,6 +2,7 @@
 
 use bypass_proto::control::{PROGRAM_NAME, QueryKind, Request, RequestKind};
 use bypass_proto::policy::{Address, Protocol};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 use serde_json::{Value, json};
 
@@ -110,6 +111,12 @@ impl Filters {
 impl Add {
     fn execute(&self) -> Result<(), Failure> {
         let answer = source::ask(&self.request()?)?;
+        if answer["detail"] == Errno::EXIST.raw_os_error() {
+            return Err(Failure::nothing(format!(
+                "static filter {} says that already",
+                answer["filter"]
+            )));
+        }
         if self.json {
             render::json(&json!({ "id": answer["filter"], "interfaces": answer["count"] }));
         } else {

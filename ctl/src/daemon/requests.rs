@@ -302,6 +302,13 @@ impl Server {
         let wish = proof::wish(request)?;
         let id = self.filters.new_id();
         let filter = StaticFilter::of_request(id, wish, request).ok_or(Refusal::Malformed)?;
+        if let Some(filter) = self.filters.statics.same(&filter) {
+            return Ok(Reply {
+                filter,
+                detail: Errno::EXIST.raw_os_error().unsigned_abs(),
+                ..Reply::new(ReplyKind::Filter)
+            });
+        }
         if !self.filters.statics.insert(filter) {
             return Err(Refusal::Limit.into());
         }

@@ -107,6 +107,14 @@ impl Statics {
         has_room
     }
 
+    /// The one that says the same already.
+    pub(super) fn same(&self, filter: &StaticFilter) -> Option<u32> {
+        let is_same = |known: &&StaticFilter| {
+            (&known.wish, &known.purpose) == (&filter.wish, &filter.purpose)
+        };
+        self.iter().find(is_same).map(|known| known.id)
+    }
+
     /// Removes one.
     pub(super) fn remove(&mut self, id: u32) -> Option<StaticFilter> {
         let place = self.0.iter().position(|filter| filter.id == id)?;

@@ -20,7 +20,7 @@ use crate::Failure;
 const MAX_ANSWER: usize = 64 << 20;
 
 /// Sends a request to the daemon and collects its text and reply. An answer without text is an
-/// object with `filter` and `count`.
+/// object with `filter`, `count` and `detail`.
 ///
 /// # Errors
 /// When no daemon runs here (exit code 3), when it does not answer, or refuses.
@@ -89,7 +89,9 @@ fn finish(reply: Reply, text: &[u8]) -> Result<Value, Failure> {
         return Err(refused(Refusal::from_wire(reply.refusal), reply.detail));
     }
     if text.is_empty() {
-        return Ok(json!({ "filter": reply.filter, "count": reply.count }));
+        return Ok(json!({
+            "filter": reply.filter, "count": reply.count, "detail": reply.detail,
+        }));
     }
     serde_json::from_slice(text)
         .map_err(|error| Failure::new(format!("the daemon's answer is not JSON: {error}")))

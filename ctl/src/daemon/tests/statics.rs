@@ -114,6 +114,22 @@ fn static_filters_outlive_the_daemon_with_a_program() {
 }
 
 #[test]
+fn what_is_said_twice_is_one_filter() {
+    let bed = Bed::with_daemon();
+    let keep = |request: &mut Request| request.keep_in_kernel = 1;
+    let reserve = |request: &mut Request| (request.user, request.has_user) = (65533, 1);
+    let (kept, reserved) = (add(&bed, 7001, keep), add(&bed, 7001, reserve));
+    assert_ne!(kept, reserved);
+    assert_eq!(add(&bed, 7001, keep), kept);
+    assert_eq!(add(&bed, 7001, reserve), reserved);
+    assert_ne!(add(&bed, 7002, keep), kept);
+    assert_eq!(statics(&bed).len(), 3);
+    remove(&bed, kept);
+    assert_eq!(statics(&bed).len(), 2);
+    assert_ne!(add(&bed, 7001, keep), kept, "a new one");
+}
+
+#[test]
 fn one_peers_flow_can_stay_in_the_kernel() {
     let bed = Bed::with_daemon();
     bed.inside(|| {
