@@ -3,6 +3,7 @@
 mod common;
 mod fuzz;
 
+use bypass_stack::wire::icmp;
 use common::{Random, TcpFields, at, datagram, tcp_frame};
 use proptest::prelude::*;
 use std::path::PathBuf;
@@ -35,6 +36,36 @@ fn corpus_of_segments() {
     let inputs = corpus("segment");
     assert!(!inputs.is_empty());
     inputs.iter().for_each(|data| fuzz::fuzz_segment(data));
+}
+
+#[test]
+fn corpus_of_icmp() {
+    let inputs = corpus("icmp");
+    assert!(!inputs.is_empty());
+    let errors = |bytes: &Vec<u8>| [icmp::parse_v4(bytes), icmp::parse_v6(bytes)];
+    assert!(
+        inputs
+            .iter()
+            .filter_map(|input| errors(input).into_iter().flatten().next())
+            .count()
+            >= 2
+    );
+    inputs.iter().for_each(|input| fuzz::fuzz_icmp(input));
+}
+
+#[test]
+fn icmp_errors_with_a_few_bytes_changed() {
+    let inputs = corpus("icmp");
+    let mut random = Random(5);
+    for _ in 0..20_000 {
+        let mut bytes = inputs[random.below(inputs.len() as u64) as usize].clone();
+        for _ in 0..random.below(4) {
+            let place = random.below(bytes.len() as u64) as usize;
+            bytes[place] = random.next() as u8;
+        }
+        bytes.truncate(random.below(2 * bytes.len() as u64) as usize);
+        fuzz::fuzz_icmp(&bytes);
+    }
 }
 
 #[test]
@@ -191,6 +222,11 @@ proptest! {
     #[test]
     fn arbitrary_frames(data: Vec<u8>) {
         fuzz::fuzz_frame(&data);
+    }
+
+    #[test]
+    fn arbitrary_icmp(data: Vec<u8>) {
+        fuzz::fuzz_icmp(&data);
     }
 
     #[test]

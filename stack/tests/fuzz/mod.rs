@@ -5,7 +5,7 @@ mod connections;
 
 use super::common::*;
 use bypass_stack::inspect::Image;
-use bypass_stack::wire::tcp;
+use bypass_stack::wire::{icmp, tcp};
 use bypass_stack::*;
 use zerocopy::IntoBytes;
 
@@ -33,6 +33,34 @@ pub fn fuzz_frame(data: &[u8]) {
         timestamp_ns: 0,
     };
     stack.handle_frame(packets, frame, NOW);
+    rig.check();
+}
+
+/// The input is an ICMP error as a raw socket gives it, of either family; its checksum is made
+/// right, so that what is behind it is read. What it quotes is told a stack, whatever it is.
+pub fn fuzz_icmp(data: &[u8]) {
+    let mut right = data.to_vec();
+    let header = data.first().map_or(0, |byte| usize::from(byte & 15) * 4);
+    if let Some([high, low]) = right.get_mut(header..).and_then(|rest| rest.get_mut(2..4)) {
+        (*high, *low) = (0, 0);
+        let sum = plain_sum(&[&right[header..]]).to_be_bytes();
+        right[header + 2..header + 4].copy_from_slice(&sum);
+    }
+    let mut rig = Rig::new(CAPS);
+    rig.open(at("198.18.0.1:5000"), None);
+    for bytes in [data, &right] {
+        for error in [icmp::parse_v4(bytes), icmp::parse_v6(bytes)]
+            .into_iter()
+            .flatten()
+        {
+            assert!(bytes.len() > 8 + 20, "it quotes a packet with ports");
+            let (mut stack, packets) = rig.both();
+            assert!(
+                !stack.tcp_icmp(packets, &error, NOW),
+                "nobody has a connection"
+            );
+        }
+    }
     rig.check();
 }
 
