@@ -8,6 +8,9 @@
 //!   epoll_wait                ends: everything leaves, with one doorbell
 //! ```
 //!
+//! One ready socket is enough when the thread has served the one before with several sends: a web
+//! server writes a header, a body and the end of a connection.
+//!
 //! A program that computes between its calls is in no burst: its answers leave at once. It is found
 //! out by the first pause, and what was held back then has waited for its end (or for the daemon);
 //! so the thread's next bursts are none either, unless it had only lost its processor.
@@ -32,13 +35,20 @@ thread_local! {
     static LAST: Cell<u64> = const { Cell::new(0) };
     /// Bursts that it still does without.
     static WITHOUT: Cell<u32> = const { Cell::new(0) };
+    /// Sockets that were ready when the thread was last told of any.
+    static READY: Cell<usize> = const { Cell::new(0) };
+    /// What it has sent since.
+    static SENT: Cell<usize> = const { Cell::new(0) };
+    /// Whether it had sent more than one thing for each ready socket the time before.
+    static IS_WORDY: Cell<bool> = const { Cell::new(false) };
     /// How often it had lost its processor at its last pause.
     static PREEMPTED: Cell<i64> = const { Cell::new(0) };
 }
 
 /// So many accelerated sockets are reported ready.
 pub fn begins(ready: usize, now: Instant) {
-    if ready <= 1 {
+    READY.set(ready);
+    if ready == 0 || ready == 1 && !IS_WORDY.get() {
         return;
     }
     match WITHOUT.get() {
@@ -50,6 +60,17 @@ pub fn begins(ready: usize, now: Instant) {
 /// The thread asks for more, or waits for one socket.
 pub fn ends() {
     LAST.set(0);
+    let ready = READY.replace(0);
+    let sent = SENT.replace(0);
+    // Who has only accepted, or found too little to answer, says nothing about his answers.
+    if ready > 0 && sent > 0 {
+        IS_WORDY.set(sent > ready);
+    }
+}
+
+/// A call that sends: data, or the end of it.
+pub fn sends() {
+    SENT.set(SENT.get().saturating_add(1));
 }
 
 /// Whether a call now is one of a burst.
@@ -116,5 +137,24 @@ mod tests {
         assert!(is_in_one(0));
         ends();
         assert!(!is_in_one(0));
+    }
+
+    #[test]
+    fn one_socket_is_enough_for_who_sends_several_times() {
+        let serve = |sent| {
+            begins(1, clock::now());
+            let in_one = is_in_one(0);
+            (0..sent).for_each(|_| sends());
+            ends();
+            in_one
+        };
+        assert!(!serve(1) && !serve(2));
+        assert!(serve(3) && serve(1));
+        assert!(!serve(1));
+        assert!(!serve(2) && serve(0) && serve(2));
+        // What is sent unasked says nothing.
+        (0..9).for_each(|_| sends());
+        ends();
+        assert!(serve(1) && !serve(0));
     }
 }

@@ -6,7 +6,7 @@ use bypass_runtime::clock;
 use bypass_stack::{EndpointId, Shutdown, TcpError, TcpOptions, TcpState};
 use rustix::io::Errno;
 
-use super::with_stack;
+use super::{burst, with_stack};
 use crate::context;
 use crate::errno::Answer;
 use crate::wait::call::Call;
@@ -23,6 +23,7 @@ pub fn shutdown(endpoint: EndpointId, how: c_int) -> Answer {
         libc::SHUT_RDWR => Shutdown::Both,
         _ => return Err(Errno::INVAL),
     };
+    burst::sends();
     let done = with_stack(|_, locked, now| {
         let (stack, packets) = locked.parts();
         stack.tcp_shutdown(packets, endpoint, how, now)
@@ -37,6 +38,7 @@ pub fn shutdown(endpoint: EndpointId, how: c_int) -> Answer {
 
 /// This process's last descriptor of the endpoint is about to be closed.
 pub fn closed(endpoint: EndpointId) {
+    burst::sends();
     let closed = with_stack(|_, locked, now| {
         let options = super::options_of(locked, endpoint);
         let (stack, packets) = locked.parts();

@@ -58,16 +58,27 @@ pub fn with_next<T>(
     in_burst(false, change)
 }
 
-fn in_burst<T>(
-    between: bool,
-    change: impl FnOnce(&'static Joined, &mut Locked<'_>, Instant) -> T,
-) -> Option<T> {
-    let joined = context::joined()?;
+/// The locked stack, for a call that sends nothing itself: in a burst what others have sent waits
+/// on.
+pub fn lock(joined: &Joined) -> Option<Locked<'_>> {
+    lock_in_burst(joined, true).map(|(locked, _)| locked)
+}
+
+fn lock_in_burst(joined: &Joined, between: bool) -> Option<(Locked<'_>, Instant)> {
     let mut locked = joined.attachment.lock().ok()?;
     let now = clock::now();
     if burst::goes_on(now) {
         locked.hold_back(now, between);
     }
+    Some((locked, now))
+}
+
+fn in_burst<T>(
+    between: bool,
+    change: impl FnOnce(&'static Joined, &mut Locked<'_>, Instant) -> T,
+) -> Option<T> {
+    let joined = context::joined()?;
+    let (mut locked, now) = lock_in_burst(joined, between)?;
     let result = change(joined, &mut locked, now);
     let rings = !locked.holds_back();
     drop(locked);

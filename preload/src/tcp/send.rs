@@ -15,7 +15,7 @@ use bypass_stack::{EndpointId, TcpError, TcpOptions, event};
 use libc::{MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_OOB, iovec, msghdr, off_t, size_t};
 use rustix::io::Errno;
 
-use super::with_stack;
+use super::{burst, with_stack};
 use crate::address::{is_nowhere, is_unreachable};
 use crate::errno::{Answer, from_c};
 use crate::symbols;
@@ -69,6 +69,7 @@ pub fn stream(
     flags: c_int,
     fill: &mut dyn FnMut(&mut [u8]),
 ) -> Answer {
+    burst::sends();
     let more = flags & MSG_MORE != 0;
     let urgent = flags & MSG_OOB != 0;
     let mut done = 0;

@@ -38,7 +38,7 @@ use super::{Interest, Target, Woken};
 use crate::context::{self, Joined};
 use crate::errno::{Answer, last};
 use crate::fdtable::{self, Entry};
-use crate::tcp::{burst, handover};
+use crate::tcp::{self, burst, handover};
 use crate::{private, process, symbols};
 
 /// Token of the program's own epoll descriptor in the overlay; shadows use their member's slot.
@@ -173,7 +173,7 @@ pub fn activated(fd: i32, endpoint: EndpointId, shadowed: bool) {
 /// any set any more.
 pub fn closed(endpoint: EndpointId) {
     for set in all().filter(|set| !set.is_kernel_only()) {
-        let Some(Ok(mut locked)) = context::joined().map(|joined| joined.attachment.lock()) else {
+        let Some(mut locked) = context::joined().and_then(tcp::lock) else {
             return;
         };
         let mut members = set.members.lock();
@@ -445,7 +445,7 @@ impl EpollSet {
         };
         // The order of locks: stack, then set. (A signal handler inside a locked section goes
         // without: the member is polled then.)
-        let mut locked = joined.attachment.lock().ok();
+        let mut locked = tcp::lock(joined);
         let mut members = self.members.lock();
         members.epfd = epfd;
         let gone = |locked: &mut Locked<'_>| !locked.stack().is_live(endpoint);
