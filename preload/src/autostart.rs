@@ -1,7 +1,8 @@
 //! Starting the daemon when none answers and this process may.
 //!
-//! The daemon must not be a child that the program could see: it is started through `clone` with no
-//! exit signal, and `bypassctl` detaches itself before it answers.
+//! The daemon must not be a child that the program could see, by SIGCHLD or by wait(): a child that
+//! `clone` makes without exit signal starts it. That one must not exec, for an exec gives a process
+//! the usual exit signal again, so `bypassctl` is its child; it detaches itself before it answers.
 
 #![expect(
     unsafe_code,
@@ -22,6 +23,8 @@ use crate::symbols;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Stack of the short-lived child.
 const CHILD_STACK: usize = 64 * 1024;
+/// Exit code of a program that could not be started, as shells have it.
+const FAILED: c_int = 127;
 
 /// Path of libbypass.so as it is loaded.
 pub fn library_path() -> Option<PathBuf> {
@@ -54,9 +57,28 @@ struct Exec {
     path: CString,
     argv: [*const libc::c_char; 4],
     envp: [*const libc::c_char; 2],
+    /// Top of the stack of `bypassctl` until it has begun.
+    stack: *mut c_void,
 }
 
+/// The child without exit signal: the exit code of `bypassctl`. Signals are held back.
 extern "C" fn child(argument: *mut c_void) -> c_int {
+    // SAFETY: the parent waits (CLONE_VFORK) and keeps the structure alive.
+    let top = unsafe { (*argument.cast::<Exec>()).stack };
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: `grandchild` uses only the structure; its stack outlives it, as we are suspended.
+    let pid = unsafe { libc::clone(grandchild, top, flags, argument) };
+    let mut status = 0;
+    // SAFETY: waits for this very child.
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    if pid > 0 && waited == pid && libc::WIFEXITED(status) {
+        libc::WEXITSTATUS(status)
+    } else {
+        FAILED
+    }
+}
+
+extern "C" fn grandchild(argument: *mut c_void) -> c_int {
     // SAFETY: the parent waits (CLONE_VFORK) and keeps the structure alive.
     let exec = unsafe { &*argument.cast::<Exec>() };
     // The program's streams are not the daemon's. (This child has a descriptor table of its own.)
@@ -65,12 +87,13 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
         let _ = rustix::stdio::dup2_stdout(null);
         let _ = rustix::stdio::dup2_stderr(null);
     }
+    open_mask();
     // SAFETY: all strings end with NUL, both arrays with a null pointer.
     unsafe {
         symbols::execve::original()(exec.path.as_ptr(), exec.argv.as_ptr(), exec.envp.as_ptr());
     }
     // SAFETY: ends this child without running the program's exit handlers.
-    unsafe { libc::_exit(127) }
+    unsafe { libc::_exit(FAILED) }
 }
 
 /// Runs `bypassctl daemon --exit-when-idle` and waits until it answers.
@@ -85,6 +108,8 @@ pub fn start_daemon() -> Result<(), FallThrough> {
         rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
         rustix::fs::Mode::empty(),
     );
+    let mut stacks = [(); 2].map(|()| vec![0_u8; CHILD_STACK]);
+    let [outer, inner] = stacks.each_mut().map(|stack| top_of(stack));
     let exec = Exec {
         null: null.ok(),
         argv: [
@@ -98,22 +123,22 @@ pub fn start_daemon() -> Result<(), FallThrough> {
             std::ptr::null(),
         ],
         path,
+        stack: inner,
     };
-    let mut stack = vec![0_u8; CHILD_STACK];
-    // SAFETY: one past the end of the stack's own allocation; aligned down below.
-    let top = unsafe { stack.as_mut_ptr().add(CHILD_STACK) };
-    let top = top.wrapping_sub(top as usize % 16);
     // No exit signal: the program's SIGCHLD handler and wait() never see this child. The child
-    // runs on its own stack in our memory until it execs, while we are suspended.
+    // runs on its own stack in our memory, while we are suspended; no handler of the program may
+    // run there.
     let flags = libc::CLONE_VM | libc::CLONE_VFORK;
     let argument = (&raw const exec).cast_mut().cast::<c_void>();
-    // SAFETY: `child` uses only `exec`, the stack is large enough and outlives the call.
-    let pid = unsafe { libc::clone(child, top.cast(), flags, argument) };
+    let pid = with_signals_held(|| {
+        // SAFETY: `child` uses only `exec`, the stack is large enough and outlives the call.
+        unsafe { libc::clone(child, outer, flags, argument) }
+    });
     if pid < 0 {
         return Err(FallThrough::NoDaemon);
     }
     let mut status = 0;
-    // The started process ends when the daemon, its child, answers; or when there can be none.
+    // It has ended, as `bypassctl` had, when the daemon answers or when there can be none.
     // SAFETY: waits for this very child; __WCLONE takes those without exit signal.
     let waited = unsafe { libc::waitpid(pid, &raw mut status, libc::__WCLONE) };
     /// Exit code of a daemon that found another one serving already.
@@ -123,6 +148,37 @@ pub fn start_daemon() -> Result<(), FallThrough> {
         return Err(FallThrough::NoDaemon);
     }
     wait_until_it_answers()
+}
+
+/// One past the end of a stack, aligned down.
+fn top_of(stack: &mut [u8]) -> *mut c_void {
+    let end = stack.as_mut_ptr_range().end;
+    end.wrapping_sub(end as usize % 16).cast()
+}
+
+/// Runs `call` with no signal delivered to this thread.
+fn with_signals_held<T>(call: impl FnOnce() -> T) -> T {
+    // SAFETY: plain data, which sigfillset fills in.
+    let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: as above.
+    let mut before: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: both sets are ours.
+    unsafe {
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+    }
+    let result = call();
+    // SAFETY: the mask as it was.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
+    result
+}
+
+/// `bypassctl` begins with no signal held back.
+fn open_mask() {
+    // SAFETY: plain data; all zero is the empty set.
+    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is ours.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
 }
 
 fn wait_until_it_answers() -> Result<(), FallThrough> {
