@@ -148,7 +148,18 @@ impl Stack<'_> {
             slot.pid = 0;
         }
         self.count(Counter::ProcessesRemoved);
+        // It may have been killed between what it did to others' endpoints and waking them.
+        self.wake_everybody();
         destroyed
+    }
+
+    /// Wakes every waiter: somebody may have ended who should have woken some.
+    pub fn wake_everybody(&mut self) {
+        for (slot, waiter) in self.head.waiters.iter().zip(0u8..) {
+            if slot.live != 0 {
+                set_bit(&mut self.head.wakeups, waiter, true);
+            }
+        }
     }
 
     /// Takes a slot for the child that `parent` is about to fork; it holds what the parent holds.

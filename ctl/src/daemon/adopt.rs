@@ -132,6 +132,10 @@ impl Server {
             });
         }
         stack.install_adopted(queues)?;
+        // The daemon before may have been killed between serving the stack and waking its programs.
+        if let Ok(mut locked) = stack.lock() {
+            locked.stack().wake_everybody();
+        }
         if self.filters.statics.is_empty()
             && let Ok(statics) = stack.cplane.load()
         {
