@@ -27,6 +27,10 @@ use crate::{autostart, log, private, report};
 /// After a failure to attach, new sockets go straight to the kernel for this long.
 const RETRY_AFTER_NS: u64 = 5_000_000_000;
 
+/// Descriptors that come with the attachment, before those of interfaces: image, packet memory,
+/// control-plane table, TCP flows.
+const SHARED: usize = 4;
+
 /// A stack this process has joined.
 #[derive(Debug)]
 pub struct Joined {
@@ -134,7 +138,7 @@ fn attach(control: &mut Option<Control>) -> Result<Joined, FallThrough> {
     *control = Some(connected);
     let Answer { reply, fds } = answer;
     let [image, packets, cplane, flows] =
-        <[_; 4]>::try_from(fds).map_err(|_| FallThrough::Refused)?;
+        <[_; SHARED]>::try_from(fds).map_err(|_| FallThrough::Refused)?;
     let image_map = Image::map(&image).map_err(|error| match error {
         ImageError::System(errno) => report::because(errno),
         ImageError::NotAnImage | ImageError::Layout(_) => FallThrough::Refused,
@@ -286,7 +290,7 @@ impl Joined {
         let count = answer.reply.count as usize;
         let queues: Vec<_> = fds.by_ref().take(count).collect();
         let mut leases = self.leases.lock();
-        leases.0.truncate(3);
+        leases.0.truncate(SHARED);
         leases.0.extend(fds.map(private::hide));
         let Ok(mut locked) = self.attachment.lock() else {
             return false;
