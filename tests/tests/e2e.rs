@@ -18,6 +18,7 @@ mod e2e {
     pub mod rollback;
     pub mod routers;
     pub mod stores;
+    pub mod storms;
     pub mod streams;
     pub mod web;
 }
@@ -25,7 +26,7 @@ mod e2e {
 use e2e::harness::{Carried, check};
 use e2e::{
     clients, endings, faults, handover, languages, links, names, programs, reloads, rollback,
-    routers, stores, streams, web,
+    routers, stores, storms, streams, web,
 };
 
 macro_rules! tests {
@@ -83,6 +84,7 @@ tests! {
     endings::slow_readers: Any,
     endings::slow_enders: Any,
     endings::sockets_without_a_program: Any,
+    storms::workers_killed: Any,
     streams::nginx_files: Segments,
     streams::nginx_keepalive: Segments,
     streams::nginx_close: Segments,
@@ -117,6 +119,7 @@ tests! {
     handover::passed_in_the_middle: Any,
     handover::passed_in_a_burst: Any,
     handover::executed: Any,
+    handover::refused: Any,
     reloads::nginx_reloads: Any,
     reloads::nginx_upgrade: Any,
     reloads::nginx_quits: Any,
@@ -160,6 +163,7 @@ tests! {
     names::dnsperf_client: Bypass,
     names::curl_through_unbound: Any,
     faults::program_killed: Any,
+    faults::daemon_is_no_child: Any,
     faults::daemon_killed: Bypass,
     faults::unprivileged_without_daemon: Any,
     faults::unprivileged_with_daemon: Bypass,

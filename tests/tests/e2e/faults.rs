@@ -84,6 +84,9 @@ pub(crate) fn daemon_killed(scene: &Scene) -> Result<()> {
         let [pid] = daemons.as_slice() else {
             return Err(format!("one daemon expected: {daemons:?}").into());
         };
+        if !keeps_its_stack(server.pid()) {
+            return Err("the next daemon cannot find the stack".into());
+        }
         kill(*pid)?;
         wait_until("the daemon is gone", Duration::from_secs(2), || {
             daemon::running(&scene.bed).is_empty()
@@ -103,6 +106,26 @@ pub(crate) fn daemon_killed(scene: &Scene) -> Result<()> {
     ping_pong(scene, &host, PORT, 500)?;
     server.stop()?.check()?;
     Ok(())
+}
+
+/// Whether a program keeps what the next daemon finds its stack by.
+fn keeps_its_stack(pid: u32) -> bool {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"));
+    let links = entries.into_iter().flatten().flatten();
+    let targets: Vec<String> = links
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .map(|target| target.display().to_string())
+        .collect();
+    let parts = [
+        "bypass-image",
+        "bypass-packets",
+        "bypass-cplane",
+        "bpf-map",
+        "bpf_link",
+    ];
+    parts
+        .iter()
+        .all(|part| targets.iter().any(|target| target.contains(part)))
 }
 
 fn kill(pid: u32) -> Result<()> {
@@ -311,6 +334,30 @@ fn spawn_echo(
 /// Privileged, but told not to start a daemon.
 pub(crate) fn no_daemon_wanted(scene: &Scene) -> Result<()> {
     on_the_kernel(scene, ("BYPASS_DAEMON", "never"), "no-daemon")
+}
+
+/// The daemon that a program starts is no child of it: neither SIGCHLD nor wait() tells of one.
+pub(crate) fn daemon_is_no_child(scene: &Scene) -> Result<()> {
+    let python = format!(
+        "import os, signal, socket, time\n\
+         def told(*_): raise SystemExit('SIGCHLD')\n\
+         signal.signal(signal.SIGCHLD, told)\n\
+         listener = socket.create_server(('{}', {PORT}))\n\
+         for _ in range(50):\n\
+         \x20   try: raise SystemExit(f'a child: {{os.waitpid(-1, os.WNOHANG)}}')\n\
+         \x20   except ChildProcessError: time.sleep(0.01)\n",
+        scene.host()
+    );
+    let mut program = scene.bed.program(Side::Server, "/usr/bin/python3");
+    program.column(scene.column).args(["-c", &python]);
+    let running = program.spawn()?;
+    if scene.has_shim() {
+        wait_until("a daemon", Duration::from_secs(5), || {
+            !daemon::running(&scene.bed).is_empty()
+        })?;
+    }
+    running.wait(Duration::from_secs(10))?.check()?;
+    Ok(())
 }
 
 /// A configuration with an error: a message with line and column, the program on the kernel.

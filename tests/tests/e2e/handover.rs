@@ -1,8 +1,11 @@
 //! Connections that become the kernel's while they are in use.
 
-use bypass_tests::program::{Finished, Program};
+use std::fs;
+use std::time::Duration;
+
+use bypass_tests::program::{Finished, Program, wait_until};
 use bypass_tests::testbed::Side;
-use bypass_tests::{Result, paths};
+use bypass_tests::{Result, daemon, paths};
 
 use super::harness::Scene;
 use super::streams::{started, subject};
@@ -68,4 +71,77 @@ pub(crate) fn passed_in_a_burst(scene: &Scene) -> Result<()> {
 /// The connection is the standard input and output of another program.
 pub(crate) fn executed(scene: &Scene) -> Result<()> {
     served(scene, "exec_echo.py", 12, 200_000)
+}
+
+/// Nobody can hand a connection over: the daemon is dead and none may be started. The program keeps
+/// it; an option that only the kernel has is refused, and whoever gets the descriptor has a socket
+/// that is not connected.
+pub(crate) fn refused(scene: &Scene) -> Result<()> {
+    let script = r"
+import os, socket, subprocess, sys, time
+c, _ = socket.create_server((sys.argv[1], 9000)).accept()
+print('accepted', flush=True)
+while not os.path.exists(sys.argv[2]): time.sleep(0.01)
+def goes_on(word):
+    c.sendall(word)
+    assert c.recv(len(word), socket.MSG_WAITALL) == word
+def tell(what, call):
+    try: call(); print(what, 'done', flush=True)
+    except OSError as error: print(what, error.strerror, flush=True)
+goes_on(b'before')
+tell('option:', lambda: c.setsockopt(socket.SOL_SOCKET, 60, 1))
+goes_on(b'option')
+here, there = socket.socketpair()
+socket.send_fds(here, [b'x'], [c.fileno()])
+received = socket.socket(fileno=socket.recv_fds(there, 1, 1)[1][0])
+tell('passed:', received.getpeername)
+received.close()
+goes_on(b'passed')
+look = 'import socket; socket.socket(fileno=0).getpeername()'
+child = subprocess.run([sys.executable, '-c', look], stdin=c, capture_output=True)
+print('executed:', 'done' if child.returncode == 0 else child.stderr.decode(), flush=True)
+goes_on(b'executed')
+";
+    let echo = format!(
+        "import socket\n\
+         s = socket.create_connection(('{}', 9000))\n\
+         while data := s.recv(100): s.sendall(data)\n",
+        scene.host()
+    );
+    let daemon = match scene.has_shim() {
+        true => Some(daemon::start(&scene.bed, &[])?),
+        false => None,
+    };
+    let go = scene.bed.folder().join("go");
+    let mut server = subject(scene, Side::Server, "/usr/bin/python3");
+    server.env("BYPASS_DAEMON", "never");
+    server.args(["-c", script, &scene.host()]).arg(&go);
+    let server = started(scene, &server, 9000)?;
+    let mut peer = scene.bed.program(Side::Client, "python3");
+    let peer = peer.args(["-c", &echo]).spawn()?;
+    let limit = Duration::from_secs(20);
+    wait_until("a connection", limit, || {
+        server.stdout().contains("accepted")
+    })?;
+    if let Some(daemon) = daemon {
+        daemon.kill();
+    }
+    fs::write(&go, "")?;
+    let told = server.wait(limit)?.check()?.stdout;
+    peer.wait(limit)?.check()?;
+    let (option, other) = match scene.has_shim() {
+        true => ("not supported", "not connected"),
+        false => ("done", "done"),
+    };
+    for (what, outcome) in [
+        ("option:", option),
+        ("passed:", other),
+        ("executed:", other),
+    ] {
+        let said = told.split(what).nth(1).unwrap_or_default();
+        if !said.contains(outcome) {
+            return Err(format!("{what} {outcome} expected: {told}").into());
+        }
+    }
+    Ok(())
 }

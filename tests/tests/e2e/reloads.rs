@@ -95,8 +95,13 @@ fn nginx(scene: &Scene, workers: u32) -> Result<(PathBuf, Master, String)> {
     nginx_command(scene, &config, &[])?;
     wait_for_tcp_port(&scene.bed, Side::Server, 80)?;
     let file = scene.bed.folder().join("pid");
+    let master = Master { file };
+    // A signal that comes before the master has made its workers is noted and then forgotten.
+    wait_until("all workers", PATIENCE, || {
+        master.workers().len() == workers as usize
+    })?;
     let url = format!("http://{}/index.nginx-debian.html", scene.host());
-    Ok((config, Master { file }, url))
+    Ok((config, master, url))
 }
 
 /// A reload after the other, with a connection for each request: no request fails.

@@ -1,0 +1,80 @@
+"""A master that listens and keeps four workers, half of them on epoll and half with threads:
+prefork_server.py ADDRESS PORT. A request is a number in a line of eight bytes; the answer is so
+many bytes, each of which follows from the number and its place. A request for 0 says who serves."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import threading
+
+PATTERN = bytes(range(251)) * 1200
+
+
+def answer(number):
+    if number == 0:
+        return b"%08d" % os.getpid()
+    start = number % 251
+    return PATTERN[start:start + number]
+
+
+def by_threads(listener):
+    def serve(connection):
+        with connection:
+            try:
+                while request := connection.recv(8, socket.MSG_WAITALL):
+                    connection.sendall(answer(int(request)))
+            except OSError:
+                pass
+
+    while True:
+        threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+
+def by_epoll(listener):
+    async def serve(reader, writer):
+        try:
+            while True:
+                writer.write(answer(int(await reader.readexactly(8))))
+                await writer.drain()
+        except (asyncio.IncompleteReadError, OSError):
+            writer.close()
+
+    async def run():
+        server = await asyncio.start_server(serve, sock=listener)
+        await server.serve_forever()
+
+    listener.setblocking(False)
+    asyncio.run(run())
+
+
+def work(listener, kind):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        (by_epoll if kind % 2 else by_threads)(listener)
+    finally:
+        os._exit(1)
+
+
+def fork(listener, kind):
+    child = os.fork()
+    if child == 0:
+        work(listener, kind)
+    return child
+
+
+def end(*_):
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    os._exit(0)
+
+
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=256)
+children = {}
+signal.signal(signal.SIGTERM, end)
+for kind in range(4):
+    children[fork(listener, kind)] = kind
+while True:
+    kind = children.pop(os.wait()[0])
+    children[fork(listener, kind)] = kind

@@ -1,0 +1,143 @@
+//! Processes killed at random moments under load, again and again.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bypass_tests::program::{Finished, Running, wait_until};
+use bypass_tests::testbed::Side;
+use bypass_tests::{Result, daemon, paths};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::harness::Scene;
+use super::streams::{started, subject};
+
+const PORT: u16 = 9100;
+const WORKERS: usize = 4;
+const CLIENTS: u32 = 12;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A draw that the same `BYPASS_SEED` repeats, as far as the processes do.
+struct Draw(u64);
+
+impl Draw {
+    fn new() -> Self {
+        let given = std::env::var("BYPASS_SEED");
+        let seed = given.ok().and_then(|text| text.parse().ok());
+        Self(seed.unwrap_or_else(|| std::process::id().into()))
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005);
+        self.0 = self.0.wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+/// How many kills: `BYPASS_ROUNDS`, or what there is time for in the suite.
+fn rounds(usual: u32) -> u32 {
+    let given = std::env::var("BYPASS_ROUNDS");
+    let given = given.ok().and_then(|text| text.parse().ok());
+    given.unwrap_or(usual)
+}
+
+fn kill(pid: u32) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // It may have been replaced just now.
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+/// The server with its workers, and clients that check what they get.
+struct Storm<'s> {
+    scene: &'s Scene,
+    server: Running,
+    clients: Running,
+    stop: PathBuf,
+}
+
+impl<'s> Storm<'s> {
+    fn begin(scene: &'s Scene, seed: u64) -> Result<Self> {
+        let script = |name: &str| paths::repository().join("tests/e2e").join(name);
+        let (host, port) = (scene.host(), PORT.to_string());
+        let mut server = subject(scene, Side::Server, "/usr/bin/python3");
+        server.arg(script("prefork_server.py")).args([&host, &port]);
+        let server = started(scene, &server, PORT)?;
+        let stop = scene.bed.folder().join("stop");
+        let mut clients = scene.bed.program(Side::Client, "python3");
+        clients.arg(script("checking_clients.py"));
+        clients.args([&host, &port, &CLIENTS.to_string(), &seed.to_string()]);
+        clients.arg(&stop).arg("cut");
+        Ok(Self {
+            scene,
+            server,
+            clients: clients.spawn()?,
+            stop,
+        })
+    }
+
+    fn workers(&self) -> Vec<u32> {
+        let pid = self.server.pid();
+        let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let text = text.unwrap_or_default();
+        let pids = text.split_whitespace().filter_map(|pid| pid.parse().ok());
+        pids.collect()
+    }
+
+    /// The clients end, and nothing is left of what they and the killed have had.
+    fn end(self) -> Result<()> {
+        fs::write(&self.stop, "")?;
+        let run = self.clients.wait(PATIENCE).and_then(Finished::check);
+        let run = run.map_err(|error| format!("{error}\n{}", self.server.stderr()))?;
+        if !run.stdout.contains("answers") {
+            return Err(format!("the clients did not say what they got: {}", run.stdout).into());
+        }
+        if self.scene.has_shim() {
+            let mut last = Value::Null;
+            let all_back = wait_until("everything is back", PATIENCE, || {
+                last = daemon::list(&self.scene.bed, &["dump"])
+                    .ok()
+                    .and_then(|mut images| images.pop())
+                    .unwrap_or_default();
+                is_quiet(&last)
+            });
+            all_back.map_err(|error| format!("{error}: {last}"))?;
+        }
+        self.server.stop()?;
+        Ok(())
+    }
+}
+
+/// Whether an image has nothing but the listener and its holders, and all chunks are free or
+/// posted.
+fn is_quiet(image: &Value) -> bool {
+    let number = |name: &str| image[name].as_u64().unwrap_or(u64::MAX);
+    let holders = image["processes"].as_array().map_or(0, Vec::len);
+    let idle = number("chunks_free").saturating_add(number("chunks_posted"));
+    let sound = image["problems"].as_array().is_some_and(Vec::is_empty);
+    sound && number("endpoints") == 1 && holders == WORKERS + 1 && idle == number("chunks")
+}
+
+/// `kill -9` of a worker after the other. A client sees an end or a reset, right bytes until then,
+/// and never waits in vain; the next connection is served.
+pub(crate) fn workers_killed(scene: &Scene) -> Result<()> {
+    let mut draw = Draw::new();
+    let seed = draw.0;
+    let mut outcome = || -> Result<()> {
+        let mut storm = Storm::begin(scene, seed)?;
+        for _ in 0..rounds(40) {
+            wait_until("all workers", PATIENCE, || storm.workers().len() == WORKERS)?;
+            std::thread::sleep(Duration::from_micros(draw.below(400_000)));
+            if !storm.clients.is_running() {
+                break;
+            }
+            let workers = storm.workers();
+            if let Some(&pid) = workers.get(draw.below(WORKERS as u64) as usize) {
+                kill(pid);
+            }
+        }
+        storm.end()
+    };
+    outcome().map_err(|error| format!("BYPASS_SEED={seed}: {error}").into())
+}
