@@ -77,6 +77,7 @@ tests! {
     streams::redis: Segments,
     streams::redis_large_values: Segments,
     streams::redis_own_address: Segments,
+    streams::time_wait_followed: Segments,
     streams::neighbour_moves: Segments,
     routers::small_path: Segments,
     routers::no_way: Any,

@@ -3,6 +3,7 @@
 use super::connection::Connection;
 use super::input::errno;
 use super::listen::window_scale;
+use super::mini;
 use super::options::TcpOptions;
 use super::seq::distance;
 use super::tcb::{Hop, TcpState, flag};
@@ -243,8 +244,9 @@ impl Stack<'_> {
     /// Connects a closed endpoint from its local address: its SYN is on the transmit list.
     ///
     /// # Errors
-    /// [`OpenError::InUse`] when the 4-tuple is taken, [`OpenError::NoProcess`] when the endpoint
-    /// is gone or was connected before; it stays as it was.
+    /// [`OpenError::InUse`] when the 4-tuple is taken, also by a TIME_WAIT without timestamps;
+    /// [`OpenError::NoProcess`] when the endpoint is gone or was connected before; it stays as it
+    /// was.
     pub fn tcp_start(
         &mut self,
         memory: &mut impl Memory,
@@ -259,10 +261,11 @@ impl Stack<'_> {
         }
         let local =
             SocketAddress::new(connection.endpoint.local_ip, connection.endpoint.local_port);
-        if !self.tcp_is_free(local, remote) {
+        if self.find_connection(&local, &remote).is_some() {
             return Err(OpenError::InUse);
         }
-        let (key, clock_key) = (self.secret_key(), self.timestamp_key());
+        let iss = self.initial_number(local, remote, now)?;
+        let clock_key = self.timestamp_key();
         let defaults = self.head.tcp_defaults;
         let index = id.index;
         if let Some(endpoint) = self.endpoints.get_mut(index as usize) {
@@ -273,7 +276,7 @@ impl Stack<'_> {
         if let Some(tcb) = self.tcbs.get_mut(index as usize) {
             tcb.state = TcpState::SynSent as u8;
             tcb.hop = Hop::of(via);
-            tcb.iss = super::secret::isn(&key, local, remote, now.0);
+            tcb.iss = iss;
             tcb.ts_offset = super::secret::timestamp_offset(&clock_key, local, remote);
             tcb.snd_una = tcb.iss;
             tcb.snd_nxt = tcb.iss.wrapping_add(1);
@@ -314,6 +317,27 @@ impl Stack<'_> {
         }
         self.settle(index, now);
         Ok(())
+    }
+
+    /// The number that a connection begins with. In the place of a time wait, which ends, it is
+    /// behind what that one has sent; only with timestamps, by which the peer can tell its segments
+    /// from old ones (RFC 6191; net/ipv4/tcp_ipv4.c:tcp_twsk_unique for a port that was bound).
+    fn initial_number(
+        &mut self,
+        local: SocketAddress,
+        remote: SocketAddress,
+        now: Instant,
+    ) -> Result<u32, OpenError> {
+        let Some(index) = self.find_mini(&local, &remote) else {
+            let key = self.secret_key();
+            return Ok(super::secret::isn(&key, local, remote, now.0));
+        };
+        let mini = self.minis.get(index as usize);
+        let mini = mini.filter(|mini| mini.kind == mini::kind::TIME_WAIT);
+        let mini = mini.filter(|mini| mini.has(flag::TIMESTAMPS));
+        let after = mini.ok_or(OpenError::InUse)?.snd_nxt;
+        self.end_time_wait(index);
+        Ok(after.wrapping_add(65_535 + 2))
     }
 
     /// Takes the first connection off a listener's accept queue, for `process` to hold.

@@ -242,6 +242,35 @@ pub(crate) fn redis_own_address(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// A connection from a port that was bound begins where another one is in TIME_WAIT: programs that
+/// bind their clients (Tcl does) get a port again by chance.
+pub(crate) fn time_wait_followed(scene: &Scene) -> Result<()> {
+    let script = r#"
+import socket, sys
+def bound():
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind((sys.argv[1], 7020))
+    return s
+server = socket.create_server((sys.argv[1], 7021))
+def connect():
+    client = bound()
+    client.connect(server.getsockname())
+    accepted = server.accept()[0]
+    client.send(b"hello")
+    assert accepted.recv(5) == b"hello"
+    client.close()
+    assert accepted.recv(5) == b""
+    accepted.close()
+connect()
+connect()
+"#;
+    let mut python = subject(scene, Side::Server, "/usr/bin/python3");
+    python.env("BYPASS_ACCELERATE_LOCAL", "1");
+    python.args(["-c", script, &scene.host()]).run()?.check()?;
+    Ok(())
+}
+
 fn start_nginx(scene: &Scene) -> Result<Running> {
     let folder = scene.bed.folder().join("nginx");
     fs::create_dir_all(folder.join("www"))?;
