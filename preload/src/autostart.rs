@@ -18,6 +18,7 @@ use bypass_proto::reason::FallThrough;
 use bypass_runtime::control::Control;
 
 use crate::symbols;
+use crate::wait::signals::Held;
 
 /// How long a started daemon may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -133,10 +134,11 @@ pub fn start_daemon() -> Result<(), FallThrough> {
     // run there.
     let flags = libc::CLONE_VM | libc::CLONE_VFORK;
     let argument = (&raw const exec).cast_mut().cast::<c_void>();
-    let pid = with_signals_held(|| {
-        // SAFETY: `child` uses only `exec`, the stack is large enough and outlives the call.
-        unsafe { libc::clone(child, outer, flags, argument) }
-    });
+    let mut held = Held::default();
+    held.hold();
+    // SAFETY: `child` uses only `exec`, the stack is large enough and outlives the call.
+    let pid = unsafe { libc::clone(child, outer, flags, argument) };
+    drop(held);
     if pid < 0 {
         return Err(FallThrough::NoDaemon);
     }
@@ -157,23 +159,6 @@ pub fn start_daemon() -> Result<(), FallThrough> {
 fn top_of(stack: &mut [u8]) -> *mut c_void {
     let end = stack.as_mut_ptr_range().end;
     end.wrapping_sub(end as usize % 16).cast()
-}
-
-/// Runs `call` with no signal delivered to this thread.
-fn with_signals_held<T>(call: impl FnOnce() -> T) -> T {
-    // SAFETY: plain data, which sigfillset fills in.
-    let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: as above.
-    let mut before: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: both sets are ours.
-    unsafe {
-        libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-    }
-    let result = call();
-    // SAFETY: the mask as it was.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
-    result
 }
 
 /// `bypassctl` begins with no signal held back.

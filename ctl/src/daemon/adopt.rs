@@ -181,14 +181,9 @@ impl Server {
             } else {
                 endpoint.filter
             };
-            let entries = known.into_iter().filter_map(|(ifindex, flow)| {
-                let before = self.add_entry(ifindex, &flow).map(|_| Default::default())?;
-                Some(Entry {
-                    ifindex,
-                    flow,
-                    before,
-                })
-            });
+            let entries = known
+                .into_iter()
+                .filter_map(|place| self.adopt_entry(place));
             let entries = entries.collect();
             self.filters.reserve_ids(id);
             self.filters.insert(Filter {
@@ -213,6 +208,16 @@ impl Server {
         for (ifindex, nic) in self.nics.of_owner(uid) {
             nic.retain_filters(|flow| self.filters.is_shared(ifindex, flow));
         }
+    }
+
+    /// An entry that the daemon before has made; it counts from here on.
+    pub(super) fn adopt_entry(&mut self, (ifindex, flow): (u32, Flow)) -> Option<Entry> {
+        self.add_entry(ifindex, &flow)?;
+        Some(Entry {
+            ifindex,
+            flow,
+            before: Default::default(),
+        })
     }
 
     /// Grants of TCP connections that live. Which filters they were is not known: they stay as

@@ -150,14 +150,9 @@ impl Server {
                 there.map(move |flow| (ifindex, flow)).collect::<Vec<_>>()
             })
             .collect();
-        let entries = there.into_iter().filter_map(|(ifindex, flow)| {
-            let before = self.add_entry(ifindex, &flow).map(|_| Default::default())?;
-            Some(Entry {
-                ifindex,
-                flow,
-                before,
-            })
-        });
+        let entries = there
+            .into_iter()
+            .filter_map(|place| self.adopt_entry(place));
         entries.collect()
     }
 }

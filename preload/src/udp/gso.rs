@@ -16,7 +16,6 @@
 )]
 
 use std::mem::{size_of, zeroed};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bypass_stack::SocketAddress;
 use libc::{MSG_DONTWAIT, c_int, iovec, mmsghdr, msghdr};
@@ -32,9 +31,6 @@ use super::send::LARGEST;
 pub const FEWEST: usize = 8;
 /// Most datagrams of a send: UDP_MAX_SEGMENTS of linux/udp.h before 6.9.
 const MOST: usize = 64;
-
-/// Whether this kernel has once refused to cut.
-static REFUSED: AtomicBool = AtomicBool::new(false);
 
 /// The messages at the start of a sendmmsg that go to one address and have one size, the last of
 /// them perhaps a smaller one.
@@ -71,7 +67,7 @@ impl Run {
         connected: Option<SocketAddress>,
         largest: usize,
     ) -> Option<Self> {
-        if messages.len() < FEWEST || REFUSED.load(Ordering::Relaxed) {
+        if messages.len() < FEWEST {
             return None;
         }
         // SAFETY: the caller's promise.
@@ -126,11 +122,8 @@ impl Run {
             Ok(_) => Sent::All,
             // A full send buffer, a page that is not there: one by one it shows which of them.
             Err(Errno::AGAIN | Errno::FAULT | Errno::NOBUFS | Errno::NOMEM) => Sent::Nothing,
-            // No checksums on the socket, IPsec, a kernel before 4.18.
-            Err(Errno::IO | Errno::INVAL | Errno::MSGSIZE | Errno::NOPROTOOPT) => {
-                REFUSED.store(true, Ordering::Relaxed);
-                Sent::Nothing
-            }
+            // It does not cut here: no checksums on the socket, IPsec, a smaller MTU by now.
+            Err(Errno::IO | Errno::INVAL | Errno::MSGSIZE) => Sent::Nothing,
             Err(errno) => Sent::Failed(errno),
         }
     }
@@ -172,7 +165,7 @@ struct SegmentSize {
 
 impl SegmentSize {
     fn new(size: u16) -> Self {
-        // SAFETY: plain integers; musl has padding between them.
+        // SAFETY: plain integers.
         let mut header: libc::cmsghdr = unsafe { zeroed() };
         header.cmsg_len = (size_of::<libc::cmsghdr>() + size_of::<u16>()) as _;
         header.cmsg_level = libc::SOL_UDP;

@@ -80,8 +80,13 @@ with ThreadPoolExecutor(count) as pool:
         assert got == bytes([n]) * size, (n, len(got))
 print('all', flush=True)
 ";
+    all_is_heard(scene, (8, 600_000), read)
+}
+
+/// The peers of `count` connections with `size` bytes each are content, however the program ends.
+fn all_is_heard(scene: &Scene, (count, size): (u32, u32), part: &str) -> Result<()> {
     for end in ["exit", "kill"] {
-        let peers = ended(scene, 8, 600_000, end, read)?;
+        let peers = ended(scene, count, size, end, part)?;
         let heard = peers.wait(PATIENCE)?.check()?.stdout;
         if !heard.contains("all") {
             return Err(format!("{end}: {heard}").into());
@@ -104,14 +109,7 @@ for n, s in enumerate(all):
     assert (error == 0) == bool(n % 2), (n, error)
 print('all', flush=True)
 ";
-    for end in ["exit", "kill"] {
-        let peers = ended(scene, 300, 10, end, part)?;
-        let heard = peers.wait(PATIENCE)?.check()?.stdout;
-        if !heard.contains("all") {
-            return Err(format!("{end}: {heard}").into());
-        }
-    }
-    Ok(())
+    all_is_heard(scene, (300, 10), part)
 }
 
 /// Sockets that no program has are listed, as by ss: to be accepted, closed and waited for, ended.

@@ -145,16 +145,21 @@ pub(crate) fn udp_receiver_threads(scene: &Scene) -> Result<()> {
     receives(scene, &["--threads", "3", "--batch", "64"])
 }
 
-/// The sender under test, a receiver on the kernel.
-pub(crate) fn udp_sender(scene: &Scene) -> Result<()> {
-    let peer = scene.peer();
+/// A receiver on the kernel, of the sender under test.
+fn kernel_receiver(scene: &Scene, room: &str) -> Result<Running> {
     let mut server = scene
         .bed
         .program(Side::Client, paths::example("udpreceiver")?);
-    let server = server
-        .args(["--bind", &peer, "--json", "--rcvbuf", "4000000"])
-        .spawn()?;
+    server.args(["--bind", &scene.peer(), "--json", "--rcvbuf", room]);
+    let running = server.spawn()?;
     wait_for_udp_port(&scene.bed, Side::Client, 4321)?;
+    Ok(running)
+}
+
+/// The sender under test, a receiver on the kernel.
+pub(crate) fn udp_sender(scene: &Scene) -> Result<()> {
+    let peer = scene.peer();
+    let server = kernel_receiver(scene, "4000000")?;
     let mut client = scene
         .bed
         .program(Side::Server, paths::example("udpsender")?);
@@ -178,13 +183,7 @@ pub(crate) fn udp_sender(scene: &Scene) -> Result<()> {
 /// Four thousand datagrams as fast as they go, in batches that the kernel cuts out of few sends.
 pub(crate) fn udp_sender_in_batches(scene: &Scene) -> Result<()> {
     let peer = scene.peer();
-    let mut server = scene
-        .bed
-        .program(Side::Client, paths::example("udpreceiver")?);
-    let server = server
-        .args(["--bind", &peer, "--json", "--rcvbuf", "8000000"])
-        .spawn()?;
-    wait_for_udp_port(&scene.bed, Side::Client, 4321)?;
+    let server = kernel_receiver(scene, "8000000")?;
     let mut client = scene
         .bed
         .program(Side::Server, paths::example("udpsender")?);
