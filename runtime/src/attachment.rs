@@ -470,12 +470,17 @@ impl Locked<'_> {
     #[cold]
     fn recover(&mut self) {
         self.attachment.image.count_recovery();
-        let State { stack, queues, .. } = &mut *self.state;
+        let State {
+            stack,
+            packets,
+            queues,
+            ..
+        } = &mut *self.state;
         let mut live = [false; MAX_QUEUE_PAIRS];
         for (index, (live, slot)) in live.iter_mut().zip(&mut *queues).enumerate() {
             *live = current(stack, index, slot).is_some();
         }
-        stack.recover(&mut |each: &mut dyn FnMut(ChunkId)| {
+        stack.recover(packets, &mut |each: &mut dyn FnMut(ChunkId)| {
             let mapped = queues.iter().zip(live).filter(|(_, live)| *live);
             for queue in mapped.filter_map(|(slot, _)| slot.as_ref()) {
                 queue.pair.in_rings(&mut |chunk| each(ChunkId(chunk)));

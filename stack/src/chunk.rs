@@ -17,7 +17,7 @@
 use crate::counters::Counter;
 use crate::image::{ChunkSlot, Endpoint, NONE, chunk_state, kind, table};
 use crate::stack::Stack;
-use crate::types::ChunkId;
+use crate::types::{ChunkId, Memory};
 
 /// Calls its argument with every chunk id that is in a ring now.
 pub type EachInRings<'a> = dyn FnMut(&mut dyn FnMut(ChunkId)) + 'a;
@@ -67,11 +67,11 @@ impl Stack<'_> {
 
     /// Rebuilds every list after a lock owner has died inside an update.
     ///
-    /// `memory_in_rings` calls its argument with each chunk id that is now in a fill, RX, TX or
+    /// `in_rings` calls its argument with each chunk id that is now in a fill, RX, TX or
     /// completion ring of any queue pair; those become posted, every other chunk free. Queued
     /// datagrams and frames to send are lost (counted); endpoints, their options and holders stay,
     /// but those that no live process holds are destroyed.
-    pub fn recover(&mut self, memory_in_rings: &mut EachInRings<'_>) {
+    pub fn recover(&mut self, memory: &mut impl Memory, in_rings: &mut EachInRings<'_>) {
         let mut lost = 0u64;
         for slot in self.chunks.iter_mut() {
             let listed = chunk_state::is_sending(slot.state) && slot.owner != NONE;
@@ -85,7 +85,7 @@ impl Stack<'_> {
             slot.state = chunk_state::FREE;
         }
         let chunks: &mut [ChunkSlot] = self.chunks;
-        memory_in_rings(&mut |id| {
+        in_rings(&mut |id| {
             if let Some(slot) = chunks.get_mut(id.0 as usize) {
                 slot.state = chunk_state::POSTED;
             }
@@ -97,9 +97,11 @@ impl Stack<'_> {
             list.count = 0;
         }
         self.clear_dead_slots();
+        self.reset_peers(memory);
         self.reset_tcp();
         self.rebuild_endpoints();
         self.rebuild_watchers();
+        self.wake_everybody();
         self.count(Counter::Recoveries);
         self.count_by(Counter::RecoveredDatagrams, lost);
     }

@@ -171,8 +171,7 @@ fn recovery_keeps_endpoints_and_loses_datagrams() {
     let _ = (abandoned, process);
     // Somebody died with the lists in any state.
     scribble(&mut rig);
-    let mut stack = rig.stack();
-    stack.recover(&mut |each| in_ring.iter().for_each(|chunk| each(*chunk)));
+    rig.recover(&in_ring);
     rig.check();
     let mut stack = rig.stack();
     assert_eq!(stack.free_chunks(), CAPS.chunks - 2);

@@ -308,11 +308,8 @@ impl World {
                 stack.take_wakeups();
             }
             Step::Recover => {
-                let out = self.out.clone();
-                let each = &mut |each: &mut dyn FnMut(ChunkId)| {
-                    out.iter().for_each(|transmit| each(transmit.chunk));
-                };
-                self.rig.stack().recover(each);
+                let out: Vec<_> = self.out.iter().map(|transmit| transmit.chunk).collect();
+                self.rig.recover(&out);
                 // They are in rings now, whatever they were.
                 self.out.iter_mut().for_each(|transmit| transmit.len = 0);
             }

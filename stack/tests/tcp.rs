@@ -291,6 +291,48 @@ fn bytes_arrive_and_the_close_is_orderly() {
     }
 }
 
+/// Whose lock's owner died has lost the books of its connections: nobody waits for it in vain.
+#[test]
+fn a_recovery_resets_connections_at_both_ends() {
+    let mut pair = pair();
+    let (idle, _, listener) = pair.established();
+    // What it was sent is lost, so that the reset comes from beyond what it has.
+    let behind = pair.connect(40_001);
+    pair.run(MS);
+    let server = pair.accept(listener).expect("accepted");
+    pair.lose = Box::new(|_| true);
+    assert_eq!(pair.send(1, server, b"answer"), Ok(6));
+    pair.lose = Box::new(|_| false);
+    let unaccepted = pair.connect(40_002);
+    pair.run(MS);
+    // The SYN-ACK has come to it; its answer is lost.
+    let half = pair.connect(40_003);
+    pair.step(pair.now + DELAY);
+    pair.lose = Box::new(|_| true);
+    pair.step(pair.now + DELAY);
+    pair.lose = Box::new(|_| false);
+    let clients = [idle, behind, unaccepted, half];
+    for client in clients {
+        assert_eq!(pair.status(0, client).state, TcpState::Established);
+    }
+    // Here the SYN-ACK itself is lost: it tries again.
+    let begun = pair.connect(40_004);
+    pair.lose = Box::new(|_| true);
+    pair.step(pair.now + DELAY);
+    pair.lose = Box::new(|_| false);
+
+    pair.rigs[1].recover(&[]);
+    pair.collect(1);
+    pair.run(10 * MS);
+    for client in clients {
+        let status = pair.status(0, client);
+        assert_eq!((status.state, status.error), (TcpState::Closed, 104));
+    }
+    pair.run(2_000 * MS);
+    assert_eq!(pair.status(0, begun).state, TcpState::Established);
+    pair.rigs[1].check();
+}
+
 /// What was on its way to a connection that has moved to the kernel is not answered.
 #[test]
 fn late_segments_of_a_moved_connection_are_dropped() {

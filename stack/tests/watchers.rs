@@ -155,7 +155,8 @@ fn a_recovery_loses_no_readiness() {
     let watcher = stack.add_watcher(process).unwrap();
     assert!(stack.watch(one, watcher) && stack.watch(two, watcher));
     while stack.take_ready(watcher).is_some() {}
-    stack.recover(&mut |_| {});
+    rig.recover(&[]);
+    let stack = rig.stack();
     assert_eq!(stack.ready_count(watcher), 2);
     rig.check();
 }

@@ -1,14 +1,89 @@
 //! The TCP parts of an image as they are at first, and after the lock's owner has died inside an
-//! update: connections whose books cannot be trusted are reset.
+//! update: connections whose books cannot be trusted are reset, at both ends.
 
 use super::input::errno;
-use super::mini;
-use super::tcb::{NEVER, TcpState, flag};
-use crate::image::{NONE, kind};
+use super::mini::{self, Mini};
+use super::tcb::{Hop, NEVER, Tcb, TcpState, flag};
+use crate::counters::Counter;
+use crate::image::{Endpoint, NONE, kind};
 use crate::stack::Stack;
+use crate::types::{Memory, SocketAddress};
+use crate::wire::tcp::{self, flags};
 use zerocopy::FromZeros;
 
+/// A reset for a peer: taken at once when the peer has all that was sent, else it asks back (RFC
+/// 5961 section 3.2) and is answered with the right number. Without an acknowledgement, so that one
+/// to which the connection is not more than a SYN sends that again instead of giving up.
+struct Farewell {
+    local: SocketAddress,
+    remote: SocketAddress,
+    hop: Hop,
+    seq: u32,
+}
+
+impl Farewell {
+    /// To the peer of a connection, unless it cannot know of it.
+    fn of_connection(endpoint: &Endpoint, tcb: &Tcb) -> Option<Self> {
+        let known = endpoint.kind == kind::TCP && tcb.state().is_synchronised();
+        known.then(|| Self {
+            local: SocketAddress::new(endpoint.local_ip, endpoint.local_port),
+            remote: SocketAddress::new(endpoint.remote_ip, endpoint.remote_port),
+            hop: tcb.hop,
+            seq: tcb.snd_nxt,
+        })
+    }
+
+    /// To the sender of a SYN that was answered: for it the connection may stand.
+    fn of_request(mini: &Mini) -> Option<Self> {
+        (mini.kind == mini::kind::REQUEST).then(|| Self {
+            local: mini.local(),
+            remote: mini.remote(),
+            hop: mini.hop,
+            seq: mini.snd_nxt,
+        })
+    }
+}
+
 impl Stack<'_> {
+    /// Resets every connection at its peer, which may wait for an answer and would never hear that
+    /// there is none. Before [`Stack::reset_tcp`], with the chunks and the transmit lists sound.
+    pub(crate) fn reset_peers(&mut self, memory: &mut impl Memory) {
+        for index in 0..self.tcbs.len() {
+            let (endpoint, tcb) = (self.endpoints.get(index), self.tcbs.get(index));
+            let both = endpoint.zip(tcb);
+            let farewell = both.and_then(|(endpoint, tcb)| Farewell::of_connection(endpoint, tcb));
+            self.say(memory, farewell);
+        }
+        for index in 0..self.minis.len() {
+            let farewell = self.minis.get(index).and_then(Farewell::of_request);
+            self.say(memory, farewell);
+        }
+    }
+
+    fn say(&mut self, memory: &mut impl Memory, farewell: Option<Farewell>) {
+        let Some(farewell) = farewell else { return };
+        let headers = tcp::Headers {
+            source_mac: farewell.hop.source_mac,
+            destination_mac: farewell.hop.mac,
+            source: farewell.local.ip,
+            destination: farewell.remote.ip,
+            source_port: farewell.local.port,
+            destination_port: farewell.remote.port,
+            seq: farewell.seq,
+            ack: 0,
+            flags: flags::RST,
+            window: 0,
+            urgent: 0,
+            tos: 0,
+            ttl: 64,
+            ipv4_id: 0,
+            options: tcp::Options::default(),
+        };
+        self.count(Counter::TcpResetsSent);
+        let queue_pair = farewell.hop.queue_pair;
+        self.pool().send_bare(memory, queue_pair, &headers);
+    }
+
     /// Empties wheel, lists and minisockets; connections end with ECONNRESET, listeners stay.
     pub(crate) fn reset_tcp(&mut self) {
         self.head.wheel.reset();

@@ -99,6 +99,14 @@ impl Rig {
         )
     }
 
+    /// Somebody died with the lock; these chunks are in rings.
+    pub fn recover(&mut self, in_rings: &[ChunkId]) {
+        let (mut stack, packets) = self.both();
+        stack.recover(packets, &mut |each| {
+            in_rings.iter().for_each(|chunk| each(*chunk))
+        });
+    }
+
     /// Opens an endpoint with the default options.
     pub fn open(&mut self, local: SocketAddress, remote: Option<SocketAddress>) -> EndpointId {
         let open = udp_open(self.process, local, remote);

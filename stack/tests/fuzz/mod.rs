@@ -151,7 +151,7 @@ pub fn fuzz_image(data: &[u8]) {
     exercise_tcp(bytes, &mut rig.packets, &ids, 2);
     exercise(bytes, &mut rig.packets, &ids);
     if let Ok(mut stack) = Stack::attach(bytes) {
-        stack.recover(&mut |each| {
+        stack.recover(&mut rig.packets, &mut |each| {
             each(ChunkId(3));
             each(ChunkId::NONE);
         });

@@ -171,9 +171,7 @@ impl Host {
             .map(|entry| entry.transmit.chunk)
             .chain(self.posted.iter().copied())
             .collect();
-        self.rig
-            .stack()
-            .recover(&mut |each| chunks.iter().for_each(|chunk| each(*chunk)));
+        self.rig.recover(&chunks);
         self.flows.clear();
         self.rig.check();
     }
