@@ -64,17 +64,25 @@ struct Held {
 }
 
 impl Server {
-    /// Finds the stacks of this network namespace that programs have mapped, and goes on with them.
+    /// Finds the stacks of this network namespace that programs have mapped, and goes on with them;
+    /// at a later opportunity with those whose lock somebody keeps.
     pub(super) fn adopt_stacks(&mut self) {
         for found in find_all(self.namespace) {
             if self.stacks.get(found.uid).is_some() {
                 continue;
             }
             let uid = found.uid;
-            if self.adopt(found).is_ok() {
-                self.counters.add(Counter::StacksAdopted);
-                self.find_relatives(uid);
-                self.drop_stack_without_process(uid);
+            match self.adopt(found) {
+                Ok(()) => {
+                    self.counters.add(Counter::StacksAdopted);
+                    self.find_relatives(uid);
+                    self.drop_stack_without_process(uid);
+                }
+                Err(Errno::AGAIN) => {
+                    self.counters.add(Counter::StackLocksBusy);
+                    self.chores.look_for_stacks();
+                }
+                Err(_) => {}
             }
         }
         self.publish();

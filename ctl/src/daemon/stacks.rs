@@ -435,7 +435,7 @@ impl StackEntry {
     /// # Errors
     /// `EAGAIN` when the lock is busy, or errno of a mapping.
     pub(super) fn install_adopted(&mut self, queues: Vec<Option<Queue>>) -> Result<(), Errno> {
-        let mut locked = self.lock().map_err(|Busy| Errno::AGAIN)?;
+        let mut locked = self.lock_for_program().map_err(|Busy| Errno::AGAIN)?;
         for (index, queue) in queues.iter().enumerate() {
             if let Some(queue) = queue {
                 let xsk = queue.xsk.try_clone().map_err(|_| Errno::MFILE)?;

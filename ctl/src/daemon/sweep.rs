@@ -29,6 +29,8 @@ pub(super) struct Chores {
     slots: Vec<(u32, ProcessId)>,
     /// Stacks whose images may name processes that are not watched.
     unknown: Vec<u32>,
+    /// Whether there are stacks that could not be adopted yet.
+    unadopted: bool,
     /// Slots without a process, since when.
     unborn: Vec<(u32, ProcessId, Instant)>,
     retry_at: Option<Instant>,
@@ -58,6 +60,12 @@ impl Chores {
     /// Looks into a stack's image at the next opportunity.
     pub(super) fn look_for_relatives(&mut self, uid: u32) {
         self.unknown.push(uid);
+        self.try_again();
+    }
+
+    /// Looks for stacks to adopt at the next opportunity.
+    pub(super) fn look_for_stacks(&mut self) {
+        self.unadopted = true;
         self.try_again();
     }
 
@@ -269,6 +277,9 @@ impl Server {
     pub(super) fn do_chores(&mut self) {
         self.chores.retry_at = None;
         self.chores.pause = (self.chores.pause * 2).clamp(RETRY.0, RETRY.1);
+        if std::mem::take(&mut self.chores.unadopted) {
+            self.adopt_stacks();
+        }
         for (uid, slot) in std::mem::take(&mut self.chores.slots) {
             self.give_back(uid, slot);
         }
