@@ -4,10 +4,12 @@ many bytes, each of which follows from the number and its place. A request for 0
 
 import asyncio
 import os
+import select
 import signal
 import socket
 import sys
 import threading
+import traceback
 
 PATTERN = bytes(range(251)) * 1200
 
@@ -29,7 +31,13 @@ def by_threads(listener):
                 pass
 
     while True:
-        threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+        select.select([listener], [], [])
+        try:
+            connection = listener.accept()[0]
+        except BlockingIOError:  # Another worker was first.
+            continue
+        connection.setblocking(True)
+        threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
 
 def by_epoll(listener):
@@ -45,7 +53,6 @@ def by_epoll(listener):
         server = await asyncio.start_server(serve, sock=listener)
         await server.serve_forever()
 
-    listener.setblocking(False)
     asyncio.run(run())
 
 
@@ -53,6 +60,8 @@ def work(listener, kind):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         (by_epoll if kind % 2 else by_threads)(listener)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(1)
 
@@ -71,6 +80,7 @@ def end(*_):
 
 
 listener = socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=256)
+listener.setblocking(False)  # For all workers at once: they share its flags.
 children = {}
 signal.signal(signal.SIGTERM, end)
 for kind in range(4):

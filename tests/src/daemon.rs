@@ -55,6 +55,16 @@ pub fn list(bed: &Testbed, arguments: &[&str]) -> Result<Vec<Value>> {
     }
 }
 
+/// A counter of `bypassctl stats`, over all stacks.
+///
+/// # Errors
+/// When the tool fails.
+pub fn counter(bed: &Testbed, name: &str) -> Result<u64> {
+    let all = list(bed, &["stats"])?;
+    let named = all.iter().filter(|counter| counter["name"] == name);
+    Ok(named.filter_map(|counter| counter["value"].as_u64()).sum())
+}
+
 /// Starts a daemon on the server side, with these variables, and waits until it answers.
 ///
 /// # Errors

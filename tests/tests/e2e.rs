@@ -85,8 +85,8 @@ tests! {
     endings::slow_readers: Any,
     endings::slow_enders: Any,
     endings::sockets_without_a_program: Any,
-    #[ignore = "a response of a worker that lives stands still for 10 s in about one storm of 20"]
     storms::workers_killed: Any,
+    storms::daemons_killed: Any,
     streams::nginx_files: Segments,
     streams::nginx_keepalive: Segments,
     streams::nginx_close: Segments,

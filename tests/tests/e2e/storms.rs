@@ -58,7 +58,8 @@ struct Storm<'s> {
 }
 
 impl<'s> Storm<'s> {
-    fn begin(scene: &'s Scene, seed: u64) -> Result<Self> {
+    /// With `cut` a connection may end before its time.
+    fn begin(scene: &'s Scene, seed: u64, cut: bool) -> Result<Self> {
         let script = |name: &str| paths::repository().join("tests/e2e").join(name);
         let (host, port) = (scene.host(), PORT.to_string());
         let mut server = subject(scene, Side::Server, "/usr/bin/python3");
@@ -68,7 +69,7 @@ impl<'s> Storm<'s> {
         let mut clients = scene.bed.program(Side::Client, "python3");
         clients.arg(script("checking_clients.py"));
         clients.args([&host, &port, &CLIENTS.to_string(), &seed.to_string()]);
-        clients.arg(&stop).arg("cut");
+        clients.arg(&stop).args(cut.then_some("cut"));
         Ok(Self {
             scene,
             server,
@@ -125,7 +126,7 @@ pub(crate) fn workers_killed(scene: &Scene) -> Result<()> {
     let mut draw = Draw::new();
     let seed = draw.0;
     let mut outcome = || -> Result<()> {
-        let mut storm = Storm::begin(scene, seed)?;
+        let mut storm = Storm::begin(scene, seed, true)?;
         for _ in 0..rounds(40) {
             wait_until("all workers", PATIENCE, || storm.workers().len() == WORKERS)?;
             std::thread::sleep(Duration::from_micros(draw.below(400_000)));
@@ -138,6 +139,43 @@ pub(crate) fn workers_killed(scene: &Scene) -> Result<()> {
             }
         }
         storm.end()
+    };
+    outcome().map_err(|error| format!("BYPASS_SEED={seed}: {error}").into())
+}
+
+/// `kill -9` of the daemon, and the next one takes over: no connection ends before its time,
+/// unless the daemon had the stack's lock just then, which resets all of them.
+pub(crate) fn daemons_killed(scene: &Scene) -> Result<()> {
+    let mut draw = Draw::new();
+    let seed = draw.0;
+    let mut outcome = || -> Result<()> {
+        let mut storm = Storm::begin(scene, seed, false)?;
+        for _ in 0..rounds(10) {
+            std::thread::sleep(Duration::from_micros(draw.below(500_000)));
+            if !storm.clients.is_running() {
+                break;
+            }
+            if !scene.has_shim() {
+                continue;
+            }
+            for pid in daemon::running(&scene.bed) {
+                kill(pid);
+            }
+            std::thread::sleep(Duration::from_micros(draw.below(300_000)));
+            // Unless a program has started it by now.
+            let mut next = scene.bed.program(Side::Server, paths::bypassctl());
+            let started = next.args(["daemon", "--exit-when-idle"]).run()?;
+            wait_until("the next daemon", PATIENCE, || {
+                daemon::list(&scene.bed, &["stacks"]).is_ok_and(|stacks| stacks.len() == 1)
+            })
+            .map_err(|error| {
+                let left = daemon::running(&scene.bed);
+                format!("{error}: {started:?} {left:?}")
+            })?;
+        }
+        let has_recovered = scene.has_shim() && daemon::counter(&scene.bed, "recoveries")? > 0;
+        let ended = storm.end();
+        if has_recovered { Ok(()) } else { ended }
     };
     outcome().map_err(|error| format!("BYPASS_SEED={seed}: {error}").into())
 }
