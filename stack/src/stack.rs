@@ -153,6 +153,13 @@ impl Stack<'_> {
         self.caps
     }
 
+    /// How many endpoints can still be made.
+    #[must_use]
+    pub fn free_endpoints(&self) -> u32 {
+        let all = self.endpoints.len() as u32;
+        all.saturating_sub(self.head.live_endpoints)
+    }
+
     /// Takes a frame in. Its chunk must be Posted; afterwards it is kept by the endpoint or free.
     ///
     /// An endpoint with parked waiters puts them into [`Stack::take_wakeups`], and those of its

@@ -333,6 +333,36 @@ fn a_recovery_resets_connections_at_both_ends() {
     pair.rigs[1].check();
 }
 
+/// A SYN is answered only if there will be a place for its connection: the peer tries again.
+#[test]
+fn a_full_stack_answers_no_syn() {
+    let mut pair = pair();
+    let small = Capacities {
+        endpoints: 8,
+        ..CAPS
+    };
+    pair.rigs[1] = Rig::new(small);
+    pair.rigs[1].stack().queue_pairs_mut()[0].mac = [0; 6];
+    let listener = pair.listen(64);
+    assert_eq!(pair.rigs[1].stack().free_endpoints(), 7);
+    let clients: Vec<_> = (0..10).map(|n| pair.connect(40_000 + n)).collect();
+    pair.run(10 * MS);
+    let state = |pair: &mut Pair, nth: usize| pair.status(0, clients[nth]).state;
+    for nth in 0..10 {
+        let wanted = [TcpState::Established, TcpState::SynSent][usize::from(nth >= 7)];
+        assert_eq!(state(&mut pair, nth), wanted, "{nth}");
+    }
+    let server = pair.accept(listener).expect("accepted");
+    pair.with(1, |stack, packets, now| {
+        stack.tcp_abort(packets, server, now);
+    });
+    pair.close(1, server);
+    pair.run(2_000 * MS);
+    let later = (7..10).filter(|&nth| state(&mut pair, nth) == TcpState::Established);
+    assert_eq!(later.count(), 1);
+    pair.rigs[1].check();
+}
+
 /// What was on its way to a connection that has moved to the kernel is not answered.
 #[test]
 fn late_segments_of_a_moved_connection_are_dropped() {

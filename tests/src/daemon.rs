@@ -70,11 +70,24 @@ pub fn counter(bed: &Testbed, name: &str) -> Result<u64> {
 /// # Errors
 /// When it does not answer in time.
 pub fn start(bed: &Testbed, environment: &[(&str, &str)]) -> Result<Running> {
+    start_with(bed, &[], environment)
+}
+
+/// [`start`], with arguments.
+///
+/// # Errors
+/// The same.
+pub fn start_with(
+    bed: &Testbed,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+) -> Result<Running> {
     let mut program = bed.program(Side::Server, paths::bypassctl());
     for (name, value) in environment {
         program.env(name, value);
     }
-    let daemon = program.args(["daemon", "--foreground"]).spawn()?;
+    program.args(["daemon", "--foreground"]).args(arguments);
+    let daemon = program.spawn()?;
     wait_until("the daemon answers", Duration::from_secs(5), || {
         list(bed, &["stacks"]).is_ok() || list(bed, &["filters", "list"]).is_ok()
     })

@@ -6,6 +6,7 @@
 
 mod e2e {
     pub mod clients;
+    pub mod crowds;
     pub mod endings;
     pub mod faults;
     pub mod handover;
@@ -25,8 +26,8 @@ mod e2e {
 
 use e2e::harness::{Carried, check};
 use e2e::{
-    clients, endings, faults, handover, languages, links, names, programs, reloads, rollback,
-    routers, stores, storms, streams, web,
+    clients, crowds, endings, faults, handover, languages, links, names, programs, reloads,
+    rollback, routers, stores, storms, streams, web,
 };
 
 macro_rules! tests {
@@ -85,6 +86,7 @@ tests! {
     endings::slow_readers: Any,
     endings::slow_enders: Any,
     endings::sockets_without_a_program: Any,
+    crowds::too_many_connections: Any,
     storms::workers_killed: Any,
     storms::daemons_killed: Any,
     streams::nginx_files: Segments,

@@ -46,6 +46,7 @@ counters! {
     StacksAdopted "stacks_adopted" "Stacks taken over from a daemon that is gone.",
     StacksDropped "stacks_dropped" "Stacks dropped because their last process was gone.",
     StackLocksBusy "stack_locks_busy" "Times a stack's lock was not to be had in time, so that the work was put off or refused.",
+    StacksCrowded "stacks_crowded" "Times new connections were left to the kernel for want of endpoints in a stack, or led to it again ([daemon] endpoints).",
     StacksPumped "stacks_pumped" "Times frames were taken in for programs that did not do it themselves.",
     FramesPumped "frames_pumped" "Frames taken in that way.",
     FiltersAdded "filters_added" "Filters added.",

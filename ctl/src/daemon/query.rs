@@ -192,6 +192,7 @@ impl Server {
             .collect();
         let state = match (processes.is_empty(), stack.origin) {
             (true, _) => "idle",
+            (false, _) if stack.is_crowded => "crowded",
             (false, Origin::Adopted) => "adopted",
             (false, Origin::Made) => "live",
         };

@@ -116,6 +116,8 @@ pub(super) struct StackEntry {
     pub alarm: Option<Alarm>,
     /// Ways have changed that its connections have not heard of.
     pub unrouted: bool,
+    /// Whether it has few endpoints left: new connections are led to the kernel's listeners.
+    pub is_crowded: bool,
     /// Since when no process takes part in it.
     pub deserted: Option<Instant>,
     /// Until when the lock is not waited for.
@@ -246,6 +248,7 @@ impl StackEntry {
             look: None,
             alarm: None,
             unrouted: false,
+            is_crowded: false,
             deserted: None,
             busy_until: Cell::new(None),
         })
@@ -291,6 +294,13 @@ impl StackEntry {
         } else {
             Owners::Visible
         }
+    }
+
+    /// Looks whether it has few endpoints left, or enough again; whether that has changed.
+    pub(super) fn note_crowd(&mut self, free: u32) -> bool {
+        let (few, enough) = (self.capacities.endpoints / 8, self.capacities.endpoints / 4);
+        let is_crowded = free <= few || self.is_crowded && free <= enough;
+        std::mem::replace(&mut self.is_crowded, is_crowded) != is_crowded
     }
 
     /// Changes whenever a program, or the daemon, pumps the stack.

@@ -211,7 +211,11 @@ impl Server {
             program: &filter.program,
         };
         let (mut wanted, mut obstacles) = (Vec::new(), Obstacles::default());
-        let chunk_size = self.stacks.get(uid).map_or(0, |stack| stack.chunk_size);
+        let stack = self.stacks.get(uid);
+        let chunk_size = stack.map_or(0, |stack| stack.chunk_size);
+        let is_crowded =
+            wish.listens && wish.protocol == TCP && stack.is_some_and(|stack| stack.is_crowded);
+        let leads_on = !filter.rests && !filter.is_lent && !is_crowded;
         let policy = &self.config.policy.daemon;
         for link in self.mirror.links() {
             let ifindex = link.ifindex;
@@ -219,7 +223,7 @@ impl Server {
                 continue;
             }
             let mut flows = wish.flows(ifindex, self.mirror.addresses());
-            flows.retain(|flow| flow.kind == FlowKind::Grant || !filter.rests && !filter.is_lent);
+            flows.retain(|flow| flow.kind == FlowKind::Grant || leads_on);
             let before = flows.len();
             let is_old = |flow: &Flow| {
                 let mut entries = filter.entries.iter();

@@ -268,9 +268,33 @@ impl Server {
                 self.find_relatives(uid);
             }
             self.sweep_filters(uid);
+            self.note_crowd(uid);
             self.drop_stack_without_process(uid);
         }
         self.set_alarms();
+    }
+
+    /// While a stack has few endpoints left, new connections are the kernel's: its listeners are
+    /// the shadows of the stack's, and programs accept from both.
+    fn note_crowd(&mut self, uid: u32) {
+        let Some(stack) = self.stacks.get_mut(uid) else {
+            return;
+        };
+        let Ok(free) = stack
+            .lock()
+            .map(|mut locked| locked.stack().free_endpoints())
+        else {
+            return;
+        };
+        if stack.note_crowd(free) {
+            self.counters.add(Counter::StacksCrowded);
+            for id in self
+                .filters
+                .ids(|filter| filter.uid == uid && filter.wish.listens)
+            {
+                self.reconcile(id);
+            }
+        }
     }
 
     /// Tries again what waits.

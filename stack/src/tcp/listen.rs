@@ -145,7 +145,10 @@ impl Stack<'_> {
         else {
             return Err(DropReason::NoEndpoint);
         };
-        if tcb.accept_count > tcb.backlog || tcb.request_count >= defaults.max_syn_backlog.max(1) {
+        // One that is answered must find a place when its handshake is over.
+        let is_full = tcb.request_count >= self.free_endpoints();
+        let most = defaults.max_syn_backlog.max(1);
+        if is_full || tcb.accept_count > tcb.backlog || tcb.request_count >= most {
             self.count(Counter::TcpListenOverflows);
             return Err(DropReason::TcpBacklog);
         }

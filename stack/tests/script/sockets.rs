@@ -476,6 +476,7 @@ fn set_option(options: &mut TcpOptions, word: &str) -> Outcome<()> {
     let on = value != 0;
     match name {
         "nodelay" => options.set(TcpOptions::NODELAY, on),
+        "reuseport" => options.set(TcpOptions::REUSE_PORT, on),
         "cork" => options.set(TcpOptions::CORK, on),
         "keepalive" => options.set(TcpOptions::KEEPALIVE, on),
         "oobinline" => options.set(TcpOptions::OOBINLINE, on),
