@@ -7,6 +7,7 @@ mod fallthrough;
 mod idle;
 mod instructions;
 mod ping_pong;
+mod processes;
 mod rate;
 mod streams;
 mod tcp_path;
@@ -47,6 +48,8 @@ pub(crate) enum Name {
     StackTcp,
     /// What iperf3 carries over links with delay and loss
     TcpPath,
+    /// Forks with many connections, and the way from stack to kernel
+    Processes,
 }
 
 /// One measured thing.
@@ -101,6 +104,7 @@ pub(crate) fn run(name: Name, json: bool, rounds: u32, record: bool) -> Result<(
         Name::StackUdp => instructions::run(&instructions::UDP, record)?,
         Name::StackTcp => instructions::run(&instructions::TCP, record)?,
         Name::TcpPath => tcp_path::run(rounds)?,
+        Name::Processes => processes::run(rounds)?,
     };
     let report = Report {
         name: name

@@ -1,0 +1,174 @@
+//! `processes`: what forks and the way from stack to kernel cost.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use bypass_tests::program::{Column, Running, wait_until};
+use bypass_tests::services::wait_for_listener;
+use bypass_tests::testbed::{Side, Testbed};
+use bypass_tests::{Result, daemon};
+
+use super::{Row, columns};
+use crate::measure::{example, field, median};
+use crate::progress::step;
+
+const PORT: u16 = 7007;
+/// Connections of the program that forks.
+const INHERITED: u32 = 10_000;
+/// Connections that move, and those of them that are busy.
+const MOVED: u32 = 1000;
+const BUSY: u32 = 64;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Opens connections and keeps them; the first ones ask all the time, and each notes the longest
+/// that it has waited since the file `from` is there. Prints the 99th percentile of these in
+/// milliseconds when the file `until` is.
+const CLIENTS: &str = r"
+import asyncio, os, resource, sys, time
+host, port, count, busy, begin, until = sys.argv[1], *map(int, sys.argv[2:5]), *sys.argv[5:]
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+longest = [0] * busy
+there = lambda path: os.path.exists(path)
+async def ask(number, reader, writer):
+    while not there(until):
+        start = time.monotonic()
+        writer.write(b'x' * 64)
+        await reader.readexactly(64)
+        if there(begin): longest[number] = max(longest[number], time.monotonic() - start)
+async def main():
+    all = [await asyncio.open_connection(host, port) for _ in range(count)]
+    print('open', flush=True)
+    await asyncio.gather(*(ask(number, *all[number]) for number in range(busy)))
+    while not there(until): await asyncio.sleep(0.01)
+    print(sorted(longest)[len(longest) * 99 // 100] * 1e3 if busy else 0)
+asyncio.run(main())
+";
+
+type Samples = BTreeMap<(&'static str, &'static str), Vec<f64>>;
+
+pub(super) fn run(rounds: u32) -> Result<Vec<Row>> {
+    let mut samples = Samples::new();
+    for round in 1..=rounds {
+        for column in columns() {
+            let name = column.name();
+            let mut keep = |what, value| samples.entry((what, name)).or_default().push(value);
+            let (fork, answer) = step(&format!("forks, round {round}, {name}"), || forks(*column))?;
+            keep("fork", fork);
+            keep("answer", answer);
+            let (each, pause) = step(&format!("moves, round {round}, {name}"), || moves(*column))?;
+            keep("move", each);
+            keep("pause", pause);
+        }
+    }
+    let of = |what, column: Column| {
+        median(
+            samples
+                .get(&(what, column.name()))
+                .cloned()
+                .unwrap_or_default(),
+        )
+    };
+    let both = |what| [of(what, Column::Native), of(what, Column::Shim)];
+    let row = |what: String, [kernel, shim]: [f64; 2], figure: f64, most: f64, unit: &str| Row {
+        what,
+        medians: vec![("kernel".to_owned(), kernel), ("shim".to_owned(), shim)],
+        figure,
+        target: format!("<= {most} {unit}"),
+        met: (shim > 0.0).then_some(figure <= most),
+    };
+    let [fork, answer, each, pause] = ["fork", "answer", "move", "pause"].map(both);
+    Ok(vec![
+        row(
+            format!("fork with {INHERITED} connections (us)"),
+            fork,
+            fork[1] / fork[0],
+            1.2,
+            "x kernel",
+        ),
+        row(
+            "a forked worker's first answer (ms)".to_owned(),
+            answer,
+            answer[1],
+            20.0,
+            "ms",
+        ),
+        row(
+            format!("{MOVED} connections to the kernel, each (us)"),
+            each,
+            each[1],
+            100.0,
+            "us",
+        ),
+        row(
+            "longest wait of a peer meanwhile, p99 (ms)".to_owned(),
+            pause,
+            pause[1],
+            5.0,
+            "ms",
+        ),
+    ])
+}
+
+/// A daemon with room for all the connections.
+fn roomy_daemon(bed: &Testbed) -> Result<Running> {
+    let rules = bed.folder().join("bypass.toml");
+    std::fs::write(&rules, "[daemon]\nendpoints = 16384\n")?;
+    daemon::start_with(bed, &["--config", &rules.display().to_string()], &[])
+}
+
+fn clients(bed: &Testbed, count: u32, busy: u32) -> Result<Running> {
+    let mut clients = bed.program(Side::Client, "python3");
+    clients.args(["-c", CLIENTS, &bed.ipv4(Side::Server)]);
+    clients.args([u32::from(PORT), count, busy].map(|number| number.to_string()));
+    clients.arg(bed.folder().join("begin"));
+    clients.arg(bed.folder().join("until")).spawn()
+}
+
+/// Microseconds of a fork, and milliseconds until the child has answered.
+fn forks(column: Column) -> Result<(f64, f64)> {
+    let bed = Testbed::new()?;
+    let _daemon = roomy_daemon(&bed)?;
+    let mut forks = example(&bed, Side::Server, column, "forks")?;
+    forks.args(["--json", "--bind", &bed.ipv4(Side::Server)]);
+    forks.args(["--connections", &INHERITED.to_string()]);
+    let running = forks.spawn()?;
+    wait_for_listener(&bed, PORT, column == Column::Shim)?;
+    let _clients = clients(&bed, INHERITED, 0)?;
+    let told = running.wait(PATIENCE)?.check()?.json()?;
+    Ok((field(&told, "fork_us"), field(&told, "answer_us") * 1e-3))
+}
+
+/// Microseconds that a connection takes to become the kernel's, and the longest that its peer
+/// waits, in milliseconds. For the kernel's column nothing moves.
+fn moves(column: Column) -> Result<(f64, f64)> {
+    let bed = Testbed::new()?;
+    let _daemon = roomy_daemon(&bed)?;
+    let mut server = example(&bed, Side::Server, column, "tcpecho")?;
+    server.args(["--bind", &bed.ipv4(Side::Server)]);
+    let server = server.spawn()?;
+    wait_for_listener(&bed, PORT, column == Column::Shim)?;
+    let clients = clients(&bed, MOVED, BUSY)?;
+    wait_until("the connections", PATIENCE, || {
+        clients.stdout().contains("open")
+    })?;
+    std::fs::write(bed.folder().join("begin"), "")?;
+    let start = Instant::now();
+    let mut took = Duration::ZERO;
+    if column == Column::Shim {
+        daemon::bypassctl(&bed, &["rollback", &server.pid().to_string()])?.check()?;
+        took = start.elapsed();
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    std::fs::write(bed.folder().join("until"), "")?;
+    let told = clients.wait(PATIENCE)?.check()?;
+    let pause = told
+        .stdout
+        .lines()
+        .last()
+        .and_then(|line| line.parse().ok());
+    Ok((
+        took.as_secs_f64() * 1e6 / f64::from(MOVED),
+        pause.unwrap_or(0.0),
+    ))
+}
