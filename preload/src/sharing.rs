@@ -29,8 +29,12 @@ const ONE_DESCRIPTOR: Holders = Holders {
     calls: 0,
 };
 
+/// Parts of a shared table. Said here because the library would ask for the number of processors,
+/// for which it reads files of /proc and /sys, in every forked child.
+pub const SHARDS: usize = 16;
+
 /// Entries that were dup'ed or that calls wait on.
-static SHARED: Lazy<DashMap<u64, Holders>> = Lazy::new(DashMap::new);
+static SHARED: Lazy<DashMap<u64, Holders>> = Lazy::new(|| DashMap::with_shard_amount(SHARDS));
 
 /// Key of an entry: endpoints and epoll sets have one.
 fn key(entry: Entry) -> Option<u64> {

@@ -11,7 +11,7 @@ use dashmap::DashMap;
 use libc::{IPPROTO_IP, IPPROTO_TCP, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, socklen_t};
 use once_cell::sync::Lazy;
 
-use crate::{process, shadow, symbols};
+use crate::{process, shadow, sharing, symbols};
 
 /// `TCP_THIN_LINEAR_TIMEOUTS` and `TCP_SAVE_SYN` of linux/tcp.h.
 const THIN_LINEAR_TIMEOUTS: c_int = 16;
@@ -40,7 +40,8 @@ const OPTIONS: [(c_int, c_int); 15] = [
 type Setting = (c_int, c_int, c_int);
 
 /// What listeners of this process have that a fresh socket has not.
-static LISTENERS: Lazy<DashMap<EndpointId, Vec<Setting>>> = Lazy::new(DashMap::new);
+static LISTENERS: Lazy<DashMap<EndpointId, Vec<Setting>>> =
+    Lazy::new(|| DashMap::with_shard_amount(sharing::SHARDS));
 /// Whether any has something.
 static ANY: AtomicBool = AtomicBool::new(false);
 
