@@ -16,6 +16,7 @@
 
 use crate::counters::Counter;
 use crate::image::{ChunkSlot, Endpoint, NONE, chunk_state, kind, table};
+use crate::receive_buffer::Charge;
 use crate::stack::Stack;
 use crate::types::{ChunkId, Memory};
 
@@ -68,21 +69,21 @@ impl Stack<'_> {
     /// Rebuilds every list after a lock owner has died inside an update.
     ///
     /// `in_rings` calls its argument with each chunk id that is now in a fill, RX, TX or
-    /// completion ring of any queue pair; those become posted, every other chunk free. Queued
-    /// datagrams and frames to send are lost (counted); endpoints, their options and holders stay,
-    /// but those that no live process holds are destroyed.
+    /// completion ring of any queue pair; those become posted. UDP's receive queues stay as far as
+    /// they are whole, so that who dies takes no datagrams of others along. Frames to send and what
+    /// connections hold are lost (counted); endpoints, their options and holders stay, but those
+    /// that no live process holds are destroyed.
     pub fn recover(&mut self, memory: &mut impl Memory, in_rings: &mut EachInRings<'_>) {
+        self.clear_dead_slots();
         let mut lost = 0u64;
         for slot in self.chunks.iter_mut() {
             let listed = chunk_state::is_sending(slot.state) && slot.owner != NONE;
-            let kept = matches!(
-                slot.state,
-                chunk_state::QUEUED | chunk_state::RETAINED | chunk_state::RECEIVED
-            );
-            if kept || listed {
+            if listed || matches!(slot.state, chunk_state::RETAINED | chunk_state::RECEIVED) {
                 lost = lost.saturating_add(1);
             }
-            slot.state = chunk_state::FREE;
+            if slot.state != chunk_state::QUEUED {
+                slot.state = chunk_state::FREE;
+            }
         }
         let chunks: &mut [ChunkSlot] = self.chunks;
         in_rings(&mut |id| {
@@ -90,13 +91,13 @@ impl Stack<'_> {
                 slot.state = chunk_state::POSTED;
             }
         });
+        lost = lost.saturating_add(self.keep_queues());
         self.rebuild_free_chunks();
         for list in &mut self.head.transmit {
             list.head = NONE;
             list.tail = NONE;
             list.count = 0;
         }
-        self.clear_dead_slots();
         self.reset_peers(memory);
         self.reset_tcp();
         self.rebuild_endpoints();
@@ -106,11 +107,63 @@ impl Stack<'_> {
         self.count_by(Counter::RecoveredDatagrams, lost);
     }
 
-    /// Makes the free list of every chunk in state free, lowest index first.
+    /// Finds every receive queue again, and frees the queued chunks that are on none; how many.
+    fn keep_queues(&mut self) -> u64 {
+        for index in 0..self.endpoints.len() as u32 {
+            self.keep_queue(index);
+        }
+        let mut lost = 0u64;
+        for slot in self.chunks.iter_mut() {
+            match slot.state {
+                chunk_state::RECEIVED => slot.state = chunk_state::QUEUED,
+                chunk_state::QUEUED => {
+                    slot.state = chunk_state::FREE;
+                    lost = lost.saturating_add(1);
+                }
+                _ => {}
+            }
+        }
+        lost
+    }
+
+    /// Makes an endpoint's receive queue anew, up to the first chunk that is not queued there: what
+    /// is still in an RX ring is received once more. Its chunks are marked as received meanwhile,
+    /// so that each is met once.
+    fn keep_queue(&mut self, index: u32) {
+        let Some(endpoint) = self.endpoints.get_mut(index as usize) else {
+            return;
+        };
+        let is_held = endpoint.kind == kind::UDP && endpoint.holders != [0, 0];
+        let mut next = if is_held { endpoint.queue_head } else { NONE };
+        (endpoint.queue_head, endpoint.queue_tail) = (NONE, NONE);
+        (endpoint.queued, endpoint.queued_bytes) = (0, 0);
+        while let Some(slot) = self
+            .chunks
+            .get_mut(next as usize)
+            .filter(|slot| slot.state == chunk_state::QUEUED && slot.owner == index)
+        {
+            let chunk = core::mem::replace(&mut next, slot.next);
+            slot.state = chunk_state::RECEIVED;
+            slot.next = NONE;
+            endpoint.queued = endpoint.queued.saturating_add(1);
+            let bytes = Charge(slot.charge).bytes();
+            endpoint.queued_bytes = endpoint.queued_bytes.saturating_add(bytes);
+            match self.chunks.get_mut(endpoint.queue_tail as usize) {
+                Some(tail) => tail.next = chunk,
+                None => endpoint.queue_head = chunk,
+            }
+            endpoint.queue_tail = chunk;
+        }
+    }
+
+    /// Makes the free list of every chunk in state free, lowest index first. Queued ones stay.
     pub(crate) fn rebuild_free_chunks(&mut self) {
         let mut first = NONE;
         let mut count = 0u32;
         for (index, slot) in self.chunks.iter_mut().enumerate().rev() {
+            if slot.state == chunk_state::QUEUED {
+                continue;
+            }
             slot.owner = NONE;
             slot.next = NONE;
             if slot.state == chunk_state::FREE {
@@ -123,7 +176,7 @@ impl Stack<'_> {
         self.head.free_chunks = count;
     }
 
-    /// Empties every receive queue and makes free list and demux tables anew.
+    /// Makes free list and demux tables anew.
     fn rebuild_endpoints(&mut self) {
         self.ports.fill(NONE);
         self.flows.fill(NONE);
@@ -135,10 +188,6 @@ impl Stack<'_> {
                 return;
             };
             endpoint.table = table::NONE;
-            endpoint.queue_head = NONE;
-            endpoint.queue_tail = NONE;
-            endpoint.queued = 0;
-            endpoint.queued_bytes = 0;
             endpoint.next = NONE;
             endpoint.previous = NONE;
             if endpoint.is_live() && endpoint.holders != [0, 0] {

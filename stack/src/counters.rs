@@ -64,7 +64,7 @@ table! {
         BadChunk "bad-chunk" "Chunk ids out of range or in the wrong state for the call; ignored.",
         CorruptList "corrupt-list" "Lists in the image found broken (bad index, cycle, member of another list) and cut there.",
         Recoveries "recoveries" "Times the lists were rebuilt because a lock owner died inside an update.",
-        RecoveredDatagrams "recovered-datagrams" "Queued datagrams and frames thrown away by a recovery.",
+        RecoveredDatagrams "recovered-datagrams" "Frames, segments and datagrams thrown away by a recovery.",
         ProcessesAdded "processes-added" "Process slots given out.",
         ProcessesRemoved "processes-removed" "Process slots given back.",
         ProcessesFull "processes-full" "Requests for a process or waiter slot refused because all 128 were taken.",

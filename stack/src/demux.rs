@@ -223,7 +223,9 @@ impl Stack<'_> {
             .map_or(Some(best), |(index, _)| Some(index))
     }
 
-    /// Puts a live endpoint into the table that its addresses ask for; without a port into none.
+    /// Puts a live endpoint into the table that its addresses ask for; without a port into none. A
+    /// chain has the newest first, also when it is made anew: the order says which member of a
+    /// SO_REUSEPORT group has a flow.
     pub(crate) fn link_endpoint(&mut self, index: u32) {
         let Some(endpoint) = self.endpoints.get(index as usize) else {
             return;
@@ -231,6 +233,7 @@ impl Stack<'_> {
         if endpoint.local_port == 0 {
             return;
         }
+        let order = endpoint.bind_order;
         let (number, which) = if endpoint.connected != 0 {
             let remote = SocketAddress::new(endpoint.remote_ip, endpoint.remote_port);
             let hash = flow_hash(self.head.seed, &remote, endpoint.local_port);
@@ -249,14 +252,25 @@ impl Stack<'_> {
         let Some(first) = buckets.get_mut(number as usize) else {
             return;
         };
-        let old = *first;
-        *first = index;
-        if let Some(neighbour) = self.endpoints.get_mut(old as usize) {
-            neighbour.previous = index;
+        let (mut previous, mut next) = (NONE, *first);
+        let mut steps = self.endpoints.len();
+        while let Some(newer) = self.endpoints.get(next as usize)
+            && newer.bind_order > order
+            && steps > 0
+        {
+            (previous, next) = (next, newer.next);
+            steps = steps.wrapping_sub(1);
+        }
+        match self.endpoints.get_mut(previous as usize) {
+            Some(newer) => newer.next = index,
+            None => *first = index,
+        }
+        if let Some(older) = self.endpoints.get_mut(next as usize) {
+            older.previous = index;
         }
         if let Some(endpoint) = self.endpoints.get_mut(index as usize) {
-            endpoint.next = old;
-            endpoint.previous = NONE;
+            endpoint.next = next;
+            endpoint.previous = previous;
             endpoint.bucket = number;
             endpoint.table = which;
         }

@@ -7,6 +7,8 @@
 //! Receive buffer: `receive_buffer` has the rules, and as in Linux an empty queue always takes one
 //! datagram.
 
+use core::sync::atomic::{Ordering, compiler_fence};
+
 use crate::chunk::next_generation;
 use crate::counters::{Counter, DropReason};
 use crate::image::{ChunkSlot, NONE, UdpOptions, chunk_state, kind};
@@ -245,6 +247,8 @@ impl Stack<'_> {
             endpoint.queued = 0;
             endpoint.queued_bytes = 0;
         }
+        // Off the queue first, so that a death in between does not break it.
+        compiler_fence(Ordering::Release);
         self.put_free(head);
         Ok(())
     }
@@ -338,21 +342,10 @@ impl Stack<'_> {
         let Some(endpoint) = self.endpoints.get_mut(index as usize) else {
             return Err(DropReason::Corrupt);
         };
-        if endpoint.queue_head == NONE {
-            endpoint.queue_head = chunk.0;
-            endpoint.queued = 0;
-            endpoint.queued_bytes = 0;
-        } else {
-            match self.chunks.get_mut(endpoint.queue_tail as usize) {
-                Some(tail) if tail.state == chunk_state::QUEUED && tail.owner == index => {
-                    tail.next = chunk.0;
-                }
-                _ => return Err(DropReason::Corrupt),
-            }
-        }
         let Some(slot) = self.chunks.get_mut(chunk.0 as usize) else {
             return Err(DropReason::Corrupt);
         };
+        let before = slot.state;
         slot.next = NONE;
         slot.owner = index;
         slot.state = chunk_state::QUEUED;
@@ -367,7 +360,26 @@ impl Stack<'_> {
         slot.local_ip = arrival.local;
         slot.drops = endpoint.drops;
         slot.charge = arrival.charge.0;
+        // Whoever is killed here leaves a queue whose datagrams are whole: a recovery keeps them.
+        compiler_fence(Ordering::Release);
 
+        if endpoint.queue_head == NONE {
+            endpoint.queue_head = chunk.0;
+            endpoint.queued = 0;
+            endpoint.queued_bytes = 0;
+        } else {
+            match self.chunks.get_mut(endpoint.queue_tail as usize) {
+                Some(tail) if tail.state == chunk_state::QUEUED && tail.owner == index => {
+                    tail.next = chunk.0;
+                }
+                _ => {
+                    if let Some(slot) = self.chunks.get_mut(chunk.0 as usize) {
+                        slot.state = before;
+                    }
+                    return Err(DropReason::Corrupt);
+                }
+            }
+        }
         endpoint.queue_tail = chunk.0;
         endpoint.queued = endpoint.queued.saturating_add(1);
         endpoint.queued_bytes = endpoint.queued_bytes.saturating_add(arrival.charge.bytes());

@@ -150,7 +150,7 @@ fn a_process_takes_its_waiters_along() {
 }
 
 #[test]
-fn recovery_keeps_endpoints_and_loses_datagrams() {
+fn recovery_keeps_endpoints_and_their_datagrams() {
     let mut rig = Rig::new(CAPS);
     let process = rig.process;
     let id = rig.open(at(LOCAL), None);
@@ -174,18 +174,85 @@ fn recovery_keeps_endpoints_and_loses_datagrams() {
     rig.recover(&in_ring);
     rig.check();
     let mut stack = rig.stack();
-    assert_eq!(stack.free_chunks(), CAPS.chunks - 2);
-    assert_eq!(stack.udp_front(id), Ok(None));
+    assert_eq!(stack.free_chunks(), CAPS.chunks - 4);
     assert_eq!(stack.udp_lookup(at(LOCAL), at(REMOTE)), Some(connected));
     assert_eq!(stack.udp_lookup(at(LOCAL), at("198.18.0.2:6001")), Some(id));
     for chunk in in_ring {
         stack.release_chunk(chunk);
     }
+    for endpoint in [id, connected] {
+        assert_eq!(stack.udp_status(endpoint).unwrap().queued, 1);
+        stack.udp_pop(endpoint).unwrap();
+        assert_eq!(stack.udp_front(endpoint), Ok(None));
+    }
     assert_eq!(stack.free_chunks(), CAPS.chunks);
     assert_eq!(stack.counters().get(Counter::Recoveries), 1);
-    assert_eq!(stack.counters().get(Counter::RecoveredDatagrams), 4);
+    assert_eq!(stack.counters().get(Counter::RecoveredDatagrams), 2);
     let outcome = rig.frame(&datagram(at(REMOTE), at(LOCAL), b"x"));
     assert_eq!(outcome, FrameOutcome::Delivered(connected));
+    rig.check();
+}
+
+/// Who dies in the middle of an update takes nothing of others along: not when one of their
+/// datagrams is still in a ring (it is received again), nor with the queue of somebody who is gone.
+#[test]
+fn recovery_keeps_whole_queues_in_order() {
+    let mut rig = Rig::new(CAPS);
+    let (id, process) = (rig.open(at(LOCAL), None), rig.process);
+    let mut stack = rig.stack();
+    let doomed = stack.add_process(5, 5, 5).unwrap();
+    let waiter = stack.add_waiter(process).unwrap();
+    let _gone = stack
+        .udp_open(&udp_open(doomed, at("198.18.0.1:5001"), None))
+        .unwrap();
+    for byte in 0..5u8 {
+        rig.frame(&datagram(at(REMOTE), at(LOCAL), &[byte]));
+        rig.frame(&datagram(at(REMOTE), at("198.18.0.1:5001"), &[byte]));
+    }
+    let queued = |rig: &Rig| {
+        let image = Image::attach(rig.words.as_bytes()).unwrap();
+        image.queued(id).collect::<Vec<_>>()
+    };
+    let before = queued(&rig);
+    let mut stack = rig.stack();
+    stack.park(id, waiter);
+    stack.take_wakeups();
+    scribble(&mut rig);
+    rig.recover(&before[4..]);
+    rig.check();
+    assert_eq!(queued(&rig), before[..4]);
+    assert!(!rig.stack().take_wakeups().is_empty(), "who waits is told");
+    rig.stack().remove_process(doomed);
+    rig.check();
+}
+
+/// A flow keeps its member of a group, in whatever order the members have their slots.
+#[test]
+fn recovery_leaves_flows_with_their_members() {
+    let mut rig = Rig::new(CAPS);
+    let process = rig.process;
+    let join = |rig: &mut Rig| {
+        let mut open = udp_open(process, at(LOCAL), None);
+        open.options.set(UdpOptions::REUSE_PORT, true);
+        rig.stack().udp_open(&open).unwrap()
+    };
+    let first = join(&mut rig);
+    for _ in 0..3 {
+        join(&mut rig);
+    }
+    // Its slot is taken again by the newest.
+    rig.stack().unhold(first, process);
+    join(&mut rig);
+    let members = |rig: &mut Rig| -> Vec<_> {
+        let remote = |port: u16| SocketAddress::new(at(REMOTE).ip, port);
+        let stack = rig.stack();
+        (6000..6100)
+            .map(|port| stack.udp_lookup(at(LOCAL), remote(port)))
+            .collect()
+    };
+    let before = members(&mut rig);
+    rig.recover(&[]);
+    assert_eq!(members(&mut rig), before);
     rig.check();
 }
 
