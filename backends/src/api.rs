@@ -70,10 +70,14 @@ impl std::error::Error for QueueError {}
 /// lock: an implementation keeps no cursor between two calls that lives in one process only.
 /// [`Self::ring_doorbell`] and [`Self::wait_fd`] alone may be used without the lock.
 pub trait QueuePair: Send {
-    /// Takes received frames, as many as there are and fit; returns their count. Their chunks are
-    /// the caller's from then on. Numbers and sizes are as trustworthy as the others who map the
-    /// rings: check them against the packet memory before use.
+    /// Reads the oldest received frames, as many as there are and fit; returns their count. They
+    /// stay in the ring until [`Self::received`]: who dies before leaves them to be received
+    /// again. Numbers and sizes are as trustworthy as the others who map the rings: check them
+    /// against the packet memory before use.
     fn receive(&mut self, into: &mut [Received]) -> usize;
+    /// Takes so many of the frames that [`Self::receive`] has read off the ring, before their
+    /// chunks go to another.
+    fn received(&mut self, count: usize);
     /// Whether frames wait to be received. Cheap.
     fn rx_pending(&self) -> bool;
     /// How many frames the NIC has lost since the queue was opened, wrapping, because the RX ring

@@ -205,18 +205,19 @@ impl SimQueuePair {
     }
 }
 
-/// Moves what fits from the front of a ring.
-fn drain<T>(ring: &mut VecDeque<T>, into: &mut [T]) -> usize {
-    let count = into.len().min(ring.len());
-    for (to, item) in into.iter_mut().zip(ring.drain(..count)) {
-        *to = item;
-    }
-    count
-}
-
 impl QueuePair for SimQueuePair {
     fn receive(&mut self, into: &mut [Received]) -> usize {
-        self.with(|end| drain(&mut end.rx, into))
+        self.with(|end| {
+            let count = into.len().min(end.rx.len());
+            for (to, frame) in into.iter_mut().zip(&end.rx) {
+                *to = *frame;
+            }
+            count
+        })
+    }
+
+    fn received(&mut self, count: usize) {
+        self.with(|end| drop(end.rx.drain(..count)));
     }
 
     fn rx_pending(&self) -> bool {
@@ -244,7 +245,13 @@ impl QueuePair for SimQueuePair {
     }
 
     fn complete(&mut self, into: &mut [u32]) -> usize {
-        self.with(|end| drain(&mut end.completion, into))
+        self.with(|end| {
+            let count = into.len().min(end.completion.len());
+            for (to, item) in into.iter_mut().zip(end.completion.drain(..count)) {
+                *to = item;
+            }
+            count
+        })
     }
 
     fn needs_doorbell(&self) -> bool {

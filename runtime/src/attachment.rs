@@ -632,6 +632,7 @@ fn receive(
             let outcome = stack.handle_frame(packets, frame, now);
             each(packets, frame, outcome);
         }
+        queue.received(count);
         total += count;
         if count < BATCH {
             break;

@@ -67,7 +67,7 @@ impl QueuePair for AfXdpQueuePair {
     fn receive(&mut self, into: &mut [Received]) -> usize {
         let chunks = self.chunks;
         let mut slots = into.iter_mut();
-        self.rx.consume(slots.len(), |descriptor| {
+        self.rx.look(slots.len(), |descriptor| {
             if let Some(slot) = slots.next() {
                 let (chunk, offset) = chunks.place(descriptor.addr);
                 *slot = Received {
@@ -77,6 +77,10 @@ impl QueuePair for AfXdpQueuePair {
                 };
             }
         })
+    }
+
+    fn received(&mut self, count: usize) {
+        self.rx.advance(count);
     }
 
     fn rx_pending(&self) -> bool {

@@ -203,7 +203,14 @@ impl<T: Entry> Ring<T> {
     }
 
     /// Consumes up to `limit` entries; returns their count.
-    pub(super) fn consume(&mut self, limit: usize, mut each: impl FnMut(T)) -> usize {
+    pub(super) fn consume(&mut self, limit: usize, each: impl FnMut(T)) -> usize {
+        let count = self.look(limit, each);
+        self.advance(count);
+        count
+    }
+
+    /// Reads up to `limit` entries, which stay; returns their count.
+    pub(super) fn look(&mut self, limit: usize, mut each: impl FnMut(T)) -> usize {
         let (consumer, filled) = self.full();
         let count = filled.min(u32::try_from(limit).unwrap_or(u32::MAX));
         for step in 0..count {
@@ -211,11 +218,16 @@ impl<T: Entry> Ring<T> {
             // the cursor moves, and a misbehaving one can only change the number that is read.
             each(unsafe { self.entry(consumer.wrapping_add(step)).read_volatile() });
         }
-        if count > 0 {
-            let next = consumer.wrapping_add(count);
-            self.cursor(self.consumer).store(next, Ordering::Release);
-        }
         count as usize
+    }
+
+    /// Consumes entries that were looked at.
+    pub(super) fn advance(&mut self, count: usize) {
+        if count > 0 {
+            let consumer = self.cursor(self.consumer);
+            let next = consumer.load(Ordering::Relaxed).wrapping_add(count as u32);
+            consumer.store(next, Ordering::Release);
+        }
     }
 
     /// Produces entries as long as there is room; returns how many.
@@ -239,7 +251,7 @@ impl<T: Entry> Ring<T> {
     pub(super) fn peek(&self, mut each: impl FnMut(T)) {
         let (consumer, filled) = self.full();
         for step in 0..filled {
-            // SAFETY: as in `consume`.
+            // SAFETY: as in `look`.
             each(unsafe { self.entry(consumer.wrapping_add(step)).read_volatile() });
         }
     }

@@ -61,6 +61,7 @@ impl Pair {
     fn received(&mut self) -> Vec<u8> {
         let mut got = [Received::default(); 64];
         let count = self.two.receive(&mut got);
+        self.two.received(count);
         let memory = held(&self.memories[1]);
         got[..count]
             .iter()
@@ -161,6 +162,7 @@ fn long_frames_and_full_wires_lose() {
     pair.link.advance(10);
     let mut got = [Received::default(); 8];
     assert_eq!(pair.two.receive(&mut got), 2);
+    pair.two.received(2);
     assert_eq!(pair.link.statistics().lost, 2);
     pair.link.set_faults(Faults::default());
     pair.send(9);
@@ -212,6 +214,7 @@ proptest! {
                     3 => {
                         let mut got = vec![Received::default(); count];
                         let got_count = pair.receive(&mut got);
+                        pair.received(got_count);
                         free.extend(got[..got_count].iter().map(|frame| frame.chunk));
                     }
                     4 => {

@@ -236,6 +236,7 @@ impl Queue {
         let mut batch = [Received::default(); 16];
         loop {
             let got = self.pair.receive(&mut batch);
+            self.pair.received(got);
             for &frame in &batch[..got] {
                 frames.push(self.packets.read(frame));
                 assert_eq!(self.pair.fill(&[frame.chunk]), 1);

@@ -137,6 +137,11 @@ fn the_kernel_leaves_headroom_and_without_chunks_it_drops() {
     assert_eq!(pair.receive(&mut got), 1);
     assert_eq!((got[0].chunk, got[0].offset), (17, 256));
     assert_eq!(datagram(&packets.read(got[0])).1, b"one");
+    assert_eq!(pair.receive(&mut got), 1, "it stays until it is dealt with");
+    let mut in_rings = Vec::new();
+    pair.in_rings(&mut |chunk| in_rings.push(chunk));
+    assert_eq!(in_rings, [17]);
+    pair.received(1);
     assert_eq!(pair.receive(&mut got), 0);
 }
 
