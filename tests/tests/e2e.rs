@@ -9,6 +9,7 @@ mod e2e {
     pub mod crowds;
     pub mod endings;
     pub mod faults;
+    pub mod groups;
     pub mod handover;
     pub mod harness;
     pub mod languages;
@@ -26,7 +27,7 @@ mod e2e {
 
 use e2e::harness::{Carried, check};
 use e2e::{
-    clients, crowds, endings, faults, handover, languages, links, names, programs, reloads,
+    clients, crowds, endings, faults, groups, handover, languages, links, names, programs, reloads,
     rollback, routers, stores, storms, streams, web,
 };
 
@@ -191,4 +192,6 @@ tests! {
     faults::flood_to_unread_socket: Any,
     faults::daemon_messages: Any,
     faults::image_corrupted: Any,
+    groups::group_comes_and_goes: Bypass,
+    groups::group_on_any_address: Bypass,
 }
