@@ -3,6 +3,9 @@
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use rustix::fs::{MemfdFlags, fstat, major, memfd_create, minor};
 
 /// A process as the daemon knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,15 +85,30 @@ pub(super) fn mapped_images(pid: u32) -> Vec<u64> {
     let mut inodes: Vec<u64> = maps
         .lines()
         .filter(|line| line.contains(&wanted))
-        .filter_map(|line| line.split_whitespace().nth(4)?.parse().ok())
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace().skip(3);
+            // A file elsewhere may have the same name and number.
+            fields.next().filter(|device| *device == memfd_device())?;
+            fields.next()?.parse().ok()
+        })
         .collect();
     inodes.dedup();
     inodes
 }
 
+/// The device on which all memfds are, and nothing else, as /proc/PID/maps writes it.
+fn memfd_device() -> &'static str {
+    static DEVICE: OnceLock<String> = OnceLock::new();
+    DEVICE.get_or_init(|| {
+        let probe = memfd_create("bypass-probe", MemfdFlags::CLOEXEC);
+        let device = probe.and_then(fstat).map_or(0, |stat| stat.st_dev);
+        format!("{:02x}:{:02x}", major(device), minor(device))
+    })
+}
+
 /// Identity of an open file inside its file system.
 pub(super) fn inode(fd: impl AsFd) -> u64 {
-    rustix::fs::fstat(fd).map_or(0, |stat| stat.st_ino)
+    fstat(fd).map_or(0, |stat| stat.st_ino)
 }
 
 /// The calling thread's network namespace, and that of a process, as inode numbers.
@@ -160,4 +178,32 @@ fn name_in(path: &str, number: u32) -> Option<String> {
         let name = fields.next()?;
         (fields.nth(1)?.parse() == Ok(number)).then(|| name.to_owned())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use bypass_runtime::image::NAME;
+    use bypass_runtime::map::Mapping;
+
+    use super::*;
+
+    #[test]
+    fn only_memfds_are_images() {
+        let image = memfd_create(NAME, MemfdFlags::CLOEXEC).expect("memfd");
+        rustix::fs::ftruncate(&image, 4096).expect("size");
+        let path = std::env::temp_dir().join(format!("memfd:{NAME}.{}", std::process::id()));
+        let forged = fs::File::options()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .expect("file");
+        fs::remove_file(&path).expect("removed");
+        forged.set_len(4096).expect("size");
+        let forged = forged.into();
+        let _mapped = [&image, &forged].map(|fd| Mapping::new(fd, false).expect("mapping"));
+        let found = mapped_images(std::process::id());
+        assert!(found.contains(&inode(&image)) && !found.contains(&inode(&forged)));
+    }
 }
