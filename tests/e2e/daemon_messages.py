@@ -91,6 +91,30 @@ for what, descriptors in (
 ):
     hostile(what, request(ADD_FILTER, rest=wanted), descriptors)
 
+# Sockets whose last close waits for a peer that never reads. They are sent behind many questions, by
+# processes that end at once (which does not wait), so the daemon mostly is the last to close.
+listener = socket.create_server(("127.0.0.1", 0))
+peers = []
+for before in ((), (file,) * 20):
+    child = os.fork()
+    if child == 0:
+        with connect() as client, socket.create_connection(listener.getsockname()) as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1000))
+            slow.setblocking(False)
+            try:
+                while True:
+                    slow.send(bytes(65536))
+            except BlockingIOError:
+                pass
+            for _ in range(40):
+                client.send(request(QUERY, query=2))
+            rights = array.array("i", (*before, slow.fileno()))
+            client.sendmsg([request(REMOVE_FILTER)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            os._exit(0)
+    peers.append(listener.accept()[0])
+    os.waitpid(child, 0)
+    honest()
+
 chance = random.Random(int(sys.argv[1]))
 for number in range(300):
     kind = chance.choice((QUEUE_PAIRS, ADD_FILTER, REMOVE_FILTER, FORKED, 99))

@@ -21,6 +21,7 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use bypass_backends::af_xdp::FlowTable;
+use bypass_runtime::map::is_sealed;
 use bypass_runtime::{cplane, image, packets};
 use bypass_stack::inspect::{EndpointView, Image};
 use bypass_stack::{EndpointId, Family, QUEUE_PAIRS, QueuePairInfo, SocketAddress, TcpState};
@@ -31,6 +32,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 
 use super::counters::Counter;
 use super::filters::{Entry, Filter, Flow, Wish};
+use super::foreign::Foreign;
 use super::nics::OpenNic;
 use super::process::{self, Process};
 use super::published::{Belongs, Published};
@@ -397,15 +399,18 @@ fn look_into(pid: u32, cookie: u64) -> Option<Held> {
     let pidfd = pidfd_open(raw, PidfdFlags::empty()).ok()?;
     let mut held = Held::default();
     for (number, name) in names {
-        let copy = || pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).ok();
+        let taken = || pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).map(Foreign::from);
+        let copy = || taken().ok().map(Foreign::into_inner);
+        let sealed = || taken().ok().and_then(as_memfd);
         if is_memfd(&name, image::NAME) {
-            held.image = held.image.or_else(copy);
+            held.image = held.image.or_else(sealed);
         } else if is_memfd(&name, packets::NAME) {
-            held.packets = held.packets.or_else(copy);
+            held.packets = held.packets.or_else(sealed);
         } else if is_memfd(&name, cplane::NAME) {
-            held.cplane = held.cplane.or_else(copy);
+            held.cplane = held.cplane.or_else(sealed);
         } else if name.starts_with("socket:") {
-            held.xsks.extend(copy().and_then(|fd| as_xsk(fd, cookie)));
+            held.xsks
+                .extend(taken().ok().and_then(|fd| as_xsk(fd, cookie)));
         } else if name.starts_with("anon_inode:bpf-map") {
             let is_table = |fd: &OwnedFd| FlowTable::is_one(fd) && FlowTable::map(fd).is_ok();
             held.flows = held.flows.or_else(|| copy().filter(is_table));
@@ -416,15 +421,21 @@ fn look_into(pid: u32, cookie: u64) -> Option<Held> {
     Some(held)
 }
 
+/// A memfd of ours. A name proves nothing: in a mount namespace of his own a user can give it to any
+/// file that he can see, devices included, and only memfds can be sealed. (Files of FUSE too.)
+fn as_memfd(fd: Foreign) -> Option<OwnedFd> {
+    is_sealed(&fd).then(|| fd.into_inner())
+}
+
 /// An XSK that a daemon of this network namespace has made, with what it is.
-fn as_xsk(fd: OwnedFd, cookie: u64) -> Option<(u8, (OwnedFd, u32))> {
+fn as_xsk(fd: Foreign, cookie: u64) -> Option<(u8, (OwnedFd, u32))> {
     if sockopt::socket_domain(&fd).ok()? != AddressFamily::XDP
         || own::namespace_cookie(&fd) != Ok(cookie)
     {
         return None;
     }
     let (index, entries) = own::queue_tag(&fd)?;
-    Some((index, (fd, entries)))
+    Some((index, (fd.into_inner(), entries)))
 }
 
 /// A link that attaches an XDP program, with its interface.

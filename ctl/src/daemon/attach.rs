@@ -2,6 +2,7 @@
 
 use bypass_proto::control::{Refusal, Reply, ReplyKind};
 use bypass_proto::policy::Peer;
+use rustix::event::epoll;
 use rustix::io::Errno;
 
 use super::client::Client;
@@ -134,6 +135,8 @@ impl Server {
     /// A connection has ended. The program may live on: it has lost interest, or runs another
     /// program now, which has nothing of the stack any more.
     pub(super) fn client_gone(&mut self, client: &Client) {
+        // It may be closed later only.
+        let _ = epoll::delete(&self.epoll, client);
         for (number, uid) in self.watch.of_pid(client.peer.pid) {
             let inode = self.stacks.get(uid).map_or(0, |stack| stack.inode);
             if !process::mapped_images(client.peer.pid).contains(&inode) {

@@ -41,7 +41,7 @@ impl Server {
     fn give_away(&mut self, uid: u32, of: EndpointId, local: IpAddress) -> Result<(), Refused> {
         let socket = closed_socket(local)?;
         let held = socket.try_clone().map_err(|_| Errno::MFILE)?;
-        self.transfer(uid, of, || Ok(socket))?;
+        self.transfer(uid, of, || Ok(socket.into()))?;
         // SO_LINGER of the program's: the daemon does not wait.
         let _ = sockopt::set_socket_linger(&held, None);
         Ok(())

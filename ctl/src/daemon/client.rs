@@ -17,19 +17,21 @@ use rustix::net::{
 };
 use zerocopy::IntoBytes;
 
+use super::foreign::Foreign;
 use super::process::Process;
 
 /// How long a client may leave a reply unread.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Malformed messages until a client is dropped.
 const MISTAKES: u32 = 64;
-/// Descriptors that are looked at; a request carries one at most.
-const REQUEST_FDS: usize = 4;
+/// Room for as many descriptors as a message can have (SCM_MAX_FD): those that do not fit the kernel
+/// would close here and now, however long that takes. A request carries one at most.
+const REQUEST_FDS: usize = 253;
 
 /// A connection.
 #[derive(Debug)]
 pub(super) struct Client {
-    fd: OwnedFd,
+    fd: Foreign,
     /// Its number.
     pub number: u64,
     /// The process that connected, as it was then (user and group are the socket's).
@@ -54,7 +56,7 @@ struct Packet {
 #[derive(Debug)]
 pub(super) enum Incoming {
     /// A request that is well-formed so far; its descriptors.
-    Request(Box<Request>, Vec<OwnedFd>),
+    Request(Box<Request>, Vec<Foreign>),
     /// A message that is refused as it is; its sequence number where it had one.
     Refuse(Refusal, u32),
     /// Nothing now.
@@ -67,7 +69,7 @@ pub(super) enum Incoming {
 
 impl Client {
     /// A connection just accepted.
-    pub(super) fn new(fd: OwnedFd, number: u64, peer: Process, surplus: bool) -> Self {
+    pub(super) fn new(fd: Foreign, number: u64, peer: Process, surplus: bool) -> Self {
         Self {
             fd,
             number,
@@ -96,10 +98,10 @@ impl Client {
             Err(Errno::AGAIN | Errno::INTR) => return Incoming::Nothing,
             Err(_) => return Incoming::Closed,
         };
-        let mut fds = Vec::new();
+        let mut fds: Vec<Foreign> = Vec::new();
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
-                fds.extend(rights);
+                fds.extend(rights.map(Foreign::from));
             }
         }
         if received.bytes == 0 && fds.is_empty() {

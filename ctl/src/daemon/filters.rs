@@ -17,7 +17,6 @@
 //! A *static filter* is an administrator's, see [`super::statics`].
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bypass_backends::af_xdp::FilterCounters;
@@ -26,6 +25,7 @@ use bypass_stack::{EndpointId, IpAddress, SocketAddress};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Place;
 
+use super::foreign::Foreign;
 use super::statics::Statics;
 
 /// IPPROTO_TCP.
@@ -198,7 +198,7 @@ pub(super) struct Filter {
     pub may_grow: bool,
     /// The socket that was the proof, kept for TCP: the port stays taken while the stack finishes
     /// connections whose sockets are closed.
-    pub proof: Option<Arc<OwnedFd>>,
+    pub proof: Option<Arc<Foreign>>,
 }
 
 impl Filter {
@@ -317,11 +317,12 @@ impl Filters {
 
     /// Makes a listener's filter a closing one.
     pub(super) fn set_closing(&self, id: u32) {
-        if let Some(mut filter) = self.by_id.get_mut(&id) {
+        let proof = self.by_id.get_mut(&id).and_then(|mut filter| {
             filter.endpoint = EndpointId::NONE;
             filter.wish.listens = false;
-            filter.proof = None;
-        }
+            filter.proof.take()
+        });
+        give_back(proof);
     }
 
     /// Whether a stack has filters for TCP.
@@ -387,6 +388,13 @@ impl Filters {
     /// Whether a filter has this flow.
     pub(super) fn is_shared(&self, ifindex: u32, flow: &Flow) -> bool {
         self.shares.contains_key(&(ifindex, *flow))
+    }
+}
+
+/// Closes the proof of a filter that is gone: its program may bind the port anew.
+pub(super) fn give_back(proof: Option<Arc<Foreign>>) {
+    if let Some(proof) = proof.and_then(Arc::into_inner) {
+        proof.close_now();
     }
 }
 

@@ -27,6 +27,7 @@ mod deputy;
 mod detach;
 mod dress;
 mod filters;
+mod foreign;
 mod handover;
 mod icmp;
 mod netlink;

@@ -5,11 +5,11 @@
 //! aside and tries again until [`PATIENCE`] is over.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use bypass_proto::control::Request;
 
+use super::foreign::Foreign;
 use super::nics::OpenNic;
 use super::server::Server;
 use super::stacks::Queue;
@@ -18,6 +18,8 @@ use super::stacks::Queue;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Time between two attempts.
 const RETRY: Duration = Duration::from_millis(25);
+/// Requests of one client that may wait; the library has one at a time.
+const WAITING: usize = 8;
 
 /// An interface with the program attached and some of its queues open.
 #[derive(Debug)]
@@ -61,7 +63,7 @@ impl Opening {
 pub(super) struct Openings {
     /// By interface index.
     interfaces: BTreeMap<u32, Opening>,
-    requests: Vec<(u64, Request, Vec<OwnedFd>)>,
+    requests: Vec<(u64, Request, Vec<Foreign>)>,
 }
 
 /// What became of an interface that is on its way.
@@ -106,8 +108,14 @@ impl Openings {
             .retain(|_, opening| opening.nic.owner != uid);
     }
 
+    /// Whether one more request of a client may wait.
+    pub(super) fn has_room(&self, client: u64) -> bool {
+        let of_client = self.requests.iter().filter(|(owner, ..)| *owner == client);
+        of_client.count() < WAITING
+    }
+
     /// Puts a client's request aside.
-    pub(super) fn wait(&mut self, client: u64, request: Request, fds: Vec<OwnedFd>) {
+    pub(super) fn wait(&mut self, client: u64, request: Request, fds: Vec<Foreign>) {
         self.requests.push((client, request, fds));
     }
 

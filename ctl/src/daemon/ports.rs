@@ -182,7 +182,7 @@ fn filter_of(id: u32, uid: u32, local: SocketAddress, proof: Option<OwnedFd>) ->
         is_port: true,
         is_lent: false,
         may_grow: true,
-        proof: proof.map(Arc::new),
+        proof: proof.map(|proof| Arc::new(proof.into())),
     }
 }
 

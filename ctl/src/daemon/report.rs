@@ -4,14 +4,16 @@
 //! writes into it what it has done to a socket, so that `bypassctl explain` tells of it before the
 //! program itself has noticed.
 
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 
 use bypass_proto::reason::FallThrough;
 use bypass_proto::report::{CAPACITY, Header, NAME, PROBE, Record, ReportView, State};
 use bypass_stack::EndpointId;
 use rustix::fs::OFlags;
 use zerocopy::{FromZeros, IntoBytes};
+
+use crate::source::reopen;
 
 /// Largest report that is read.
 const MOST: u64 = bypass_proto::report::REPORT_BYTES as u64;
@@ -33,11 +35,8 @@ impl Report {
         let paths = entries.map(|entry| entry.path());
         // A forked child may have its parent's beside its own.
         paths.filter(|path| is_one(path)).find_map(|path| {
-            let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
-            let mut options = OpenOptions::new();
-            let options = options.read(true).write(true).custom_flags(flags);
             let report = Self {
-                file: options.open(path).ok()?,
+                file: reopen(&path, OFlags::RDWR)?,
             };
             (report.view()?.header.start_time == start_time).then_some(report)
         })

@@ -1,6 +1,6 @@
 //! What clients ask, and who may.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use bypass_proto::control::{QueryKind, Refusal, Reply, ReplyKind, Request, RequestKind};
@@ -11,6 +11,7 @@ use serde_json::json;
 use super::client::Client;
 use super::counters::Counter;
 use super::filters::{Filter, TCP};
+use super::foreign::Foreign;
 use super::process::{self, Process};
 use super::proof;
 use super::rollback::Whom;
@@ -62,23 +63,25 @@ impl Server {
         &mut self,
         client: &mut Client,
         request: &Request,
-        fds: Vec<OwnedFd>,
+        fds: Vec<Foreign>,
     ) -> Result<(), Errno> {
         let sequence = request.sequence;
         let answer = match self.answer(client, request, &fds) {
             Ok(answer) => answer,
-            Err(refused) if refused == Refused::not_yet() => {
+            Err(refused)
+                if refused == Refused::not_yet() && self.openings.has_room(client.number) =>
+            {
                 self.openings.wait(client.number, *request, fds);
                 return Ok(());
             }
             Err(refused) => {
-                drop(fds);
+                fds.into_iter().for_each(Foreign::close_now);
                 return self.refuse(client, refused.refusal, refused.detail, sequence);
             }
         };
         // Before the reply: once the program has it, it may close its socket and bind the address
         // anew, which a copy that is still open here would prevent.
-        drop(fds);
+        fds.into_iter().for_each(Foreign::close_now);
         match answer {
             Answer::None => Ok(()),
             Answer::Reply(reply) => client.reply(Reply { sequence, ..reply }, &[]),
@@ -104,7 +107,7 @@ impl Server {
         &mut self,
         client: &mut Client,
         request: &Request,
-        fds: &[OwnedFd],
+        fds: &[Foreign],
     ) -> Result<Answer, Refused> {
         let kind = RequestKind::from_wire(request.kind).ok_or(Refusal::Malformed)?;
         let takes_one = matches!(kind, RequestKind::AddFilter | RequestKind::HandOver);
@@ -133,7 +136,7 @@ impl Server {
                 let count = match fds {
                     [] => self.hand_over(uid, request.filter)?,
                     [shadow] => {
-                        let copy = || shadow.try_clone().map_err(|_| Errno::MFILE.into());
+                        let copy = || Ok(shadow.try_clone().map_err(|_| Errno::MFILE)?.into());
                         self.transfer(uid, endpoint_of(request), copy)?;
                         1
                     }
@@ -250,7 +253,7 @@ impl Server {
         &mut self,
         client: &mut Client,
         request: &Request,
-        fds: &[OwnedFd],
+        fds: &[Foreign],
     ) -> Result<Reply, Refused> {
         let [socket] = fds else {
             return Err(Refusal::Malformed.into());
@@ -269,7 +272,7 @@ impl Server {
         }
         let proof = if wish.protocol == TCP {
             let copy = socket.try_clone().map_err(|_| Errno::MFILE)?;
-            Some(Arc::new(copy))
+            Some(Arc::new(copy.into()))
         } else {
             None
         };

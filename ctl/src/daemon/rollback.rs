@@ -20,6 +20,7 @@ use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use serde_json::{Value, json};
 
 use super::filters::{TCP, Wish};
+use super::foreign::Foreign;
 use super::process;
 use super::proof::UDP;
 use super::report::Report;
@@ -290,11 +291,11 @@ impl Server {
 impl Member {
     /// The shadow of an endpoint, out of the process. Called under the stack's lock: while it is
     /// held nobody can let go of the endpoint, and so its number is nobody else's.
-    fn shadow(&self, fd: i32, endpoint: EndpointId) -> Result<OwnedFd, Refused> {
+    fn shadow(&self, fd: i32, endpoint: EndpointId) -> Result<Foreign, Refused> {
         let (Some(pidfd), Some(report)) = (&self.pidfd, &self.report) else {
             return Err(Errno::SRCH.into());
         };
-        let shadow = pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty())?;
+        let shadow = Foreign::from(pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty())?);
         if report.leads_to(fd, endpoint) {
             Ok(shadow)
         } else {

@@ -19,6 +19,7 @@ use rustix::time::Timespec;
 use super::client::{Client, Incoming};
 use super::counters::{Counter, Counters};
 use super::filters::Filters;
+use super::foreign::Foreign;
 use super::icmp::{Ear, Ears};
 use super::netlink::mirror::Mirror;
 use super::nics::Nics;
@@ -306,7 +307,7 @@ impl Server {
         for _ in 0..ACCEPTS {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let fd = match accept_with(&self.listener, flags) {
-                Ok(fd) => fd,
+                Ok(fd) => Foreign::from(fd),
                 Err(Errno::INTR | Errno::CONNABORTED) => continue,
                 Err(_) => return,
             };

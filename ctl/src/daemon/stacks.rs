@@ -54,6 +54,8 @@ const LARGE_MTU: u32 = 1700;
 const RING_ENTRIES: (u32, u32) = (64, 2048);
 /// How long it waits for the lock when it would run the stack for its programs.
 const PUMP_PATIENCE: Duration = Duration::from_millis(1);
+/// Bytes of a stack's state at most.
+const LARGEST_IMAGE: usize = 1 << 30;
 /// Pumps in a row: enough to empty a ring.
 const PUMPS: usize = 8;
 
@@ -610,7 +612,12 @@ impl Stacks {
 /// A copy of the stack image in an image memfd; aligned as every allocation of this size is.
 pub(super) fn copy_image(image: impl AsFd) -> Result<Vec<u8>, Errno> {
     let size = usize::try_from(rustix::fs::fstat(&image)?.st_size).unwrap_or(0);
-    let mut bytes = vec![0; size.saturating_sub(STACK_OFFSET)];
+    let size = size.saturating_sub(STACK_OFFSET);
+    // At an adoption the size is a stranger's word, and a memfd of any size costs nothing.
+    if size > LARGEST_IMAGE {
+        return Err(Errno::FBIG);
+    }
+    let mut bytes = vec![0; size];
     let mut done = 0;
     while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
         let read = rustix::io::pread(&image, rest, (STACK_OFFSET + done) as u64)?;

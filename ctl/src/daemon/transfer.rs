@@ -17,6 +17,7 @@ use rustix::net::{SocketType, sockopt};
 
 use super::counters::Counter;
 use super::filters::{Filter, TCP};
+use super::foreign::Foreign;
 use super::outlet::Outlets;
 use super::repair::{self, Parcel};
 use super::requests::Refused;
@@ -43,7 +44,7 @@ impl Server {
         &mut self,
         uid: u32,
         endpoint: EndpointId,
-        shadow: impl FnOnce() -> Result<OwnedFd, Refused>,
+        shadow: impl FnOnce() -> Result<Foreign, Refused>,
     ) -> Result<(), Refused> {
         let stack = self.stacks.get(uid).ok_or(Refusal::Malformed)?;
         // What waits to be sent leaves first: the peer throws late segments with old timestamps

@@ -1,14 +1,15 @@
 //! Copies of the memfds that accelerated programs hold: stack images and process reports.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 
 use bypass_proto::report::{self, REPORT_BYTES, ReportView};
 use bypass_runtime::image;
-use rustix::fs::OFlags;
+use rustix::fs::{MemfdFlags, Mode, OFlags, fstat, memfd_create};
 use zerocopy::IntoBytes;
 
 use super::process;
@@ -29,13 +30,7 @@ pub struct Held {
 impl Held {
     /// Opens the file again for reading, if the descriptor still is that file.
     fn open(&self) -> Option<File> {
-        // The descriptor may have become anything meanwhile, a FIFO too: never wait.
-        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags)
-            .open(&self.path)
-            .ok()?;
+        let file = reopen(&self.path, OFlags::RDONLY)?;
         let same = file.metadata().ok()?.ino() == self.inode;
         same.then_some(file)
     }
@@ -93,6 +88,22 @@ impl ImageCopy {
     }
 }
 
+/// Opens again what a link in `/proc/PID/fd` leads to, if that is a memfd.
+///
+/// Its name proves nothing: in a mount namespace of his own a user can give it to any file that he
+/// can see, and opening a device or a file of FUSE may do anything. All memfds are on one file
+/// system, on which nothing else can be.
+pub fn reopen(link: &Path, mode: OFlags) -> Option<File> {
+    let place = rustix::fs::open(link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let probe = memfd_create("bypass-probe", MemfdFlags::CLOEXEC).ok()?;
+    if fstat(&place).ok()?.st_dev != fstat(&probe).ok()?.st_dev {
+        return None;
+    }
+    let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let file = rustix::fs::open(path, mode | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    Some(file.into())
+}
+
 /// Memfds with this name that these processes hold, each once, with the first holder.
 pub fn memfds(name: &str, pids: &[u32]) -> Vec<Held> {
     let wanted = format!("/memfd:{name} (deleted)");
@@ -140,13 +151,11 @@ pub fn reports(pids: &[u32]) -> Vec<(u32, ReportView)> {
 
 #[cfg(test)]
 mod tests {
-    use bypass_proto::report::{Header, Report};
-    use rustix::fs::MemfdFlags;
-
     use super::*;
+    use bypass_proto::report::{Header, Report};
 
     fn memfd(name: &str, content: &[u8]) -> File {
-        let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC).expect("memfd");
+        let fd = memfd_create(name, MemfdFlags::CLOEXEC).expect("memfd");
         let file = File::from(fd);
         file.write_all_at(content, 0).expect("room");
         file
@@ -168,6 +177,17 @@ mod tests {
         let found = reports(&[own()]);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].1.header.program_text(), "own");
+    }
+
+    #[test]
+    fn only_memfds_are_opened_again() {
+        let file = memfd("bypass-test", b"x");
+        let null = File::open("/dev/null").expect("null");
+        let opened = [&file, &null].map(|fd| {
+            let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+            reopen(Path::new(&link), OFlags::RDWR).is_some()
+        });
+        assert_eq!(opened, [true, false]);
     }
 
     #[test]
