@@ -421,8 +421,8 @@ fn look_into(pid: u32, cookie: u64) -> Option<Held> {
     Some(held)
 }
 
-/// A memfd of ours. A name proves nothing: in a mount namespace of his own a user can give it to any
-/// file that he can see, devices included, and only memfds can be sealed. (Files of FUSE too.)
+/// A memfd of ours. A name proves nothing: in a mount namespace of his own a user can give it to
+/// any file that he can see, devices included, and only memfds can be sealed. (Files of FUSE too.)
 fn as_memfd(fd: Foreign) -> Option<OwnedFd> {
     is_sealed(&fd).then(|| fd.into_inner())
 }

@@ -24,8 +24,8 @@ use super::process::Process;
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Malformed messages until a client is dropped.
 const MISTAKES: u32 = 64;
-/// Room for as many descriptors as a message can have (SCM_MAX_FD): those that do not fit the kernel
-/// would close here and now, however long that takes. A request carries one at most.
+/// Room for as many descriptors as a message can have (SCM_MAX_FD): those that do not fit the
+/// kernel would close here and now, however long that takes. A request carries one at most.
 const REQUEST_FDS: usize = 253;
 
 /// A connection.

@@ -322,7 +322,8 @@ impl Filters {
             filter.wish.listens = false;
             filter.proof.take()
         });
-        give_back(proof);
+        // Closed when nothing is locked any more.
+        drop(proof);
     }
 
     /// Whether a stack has filters for TCP.
@@ -388,13 +389,6 @@ impl Filters {
     /// Whether a filter has this flow.
     pub(super) fn is_shared(&self, ifindex: u32, flow: &Flow) -> bool {
         self.shares.contains_key(&(ifindex, *flow))
-    }
-}
-
-/// Closes the proof of a filter that is gone: its program may bind the port anew.
-pub(super) fn give_back(proof: Option<Arc<Foreign>>) {
-    if let Some(proof) = proof.and_then(Arc::into_inner) {
-        proof.close_now();
     }
 }
 

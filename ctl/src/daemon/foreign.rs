@@ -26,7 +26,7 @@ use super::sockopt as own;
 const THREADS: usize = 64;
 /// Bytes of a thread's stack.
 const STACK: usize = 64 << 10;
-/// How long [`Foreign::close_now`] waits for the end of it.
+/// How long the close of a quiet TCP socket is waited for.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// States of TCP in which close() does not wait: TCP_CLOSE and TCP_LISTEN.
 const QUIET: [u8; 2] = [7, 10];
@@ -42,7 +42,9 @@ static CLOSER: Closer = Closer {
     bell: Condvar::new(),
 };
 
-/// A descriptor whose close is left to others.
+/// A descriptor whose close is left to others, unless it is a socket of the kind that clients show
+/// us: that one is closed before anything else happens, for a program may bind the address of its
+/// socket anew once it has our answer, which a copy that is still open would prevent.
 #[derive(Debug)]
 pub(super) struct Foreign(ManuallyDrop<OwnedFd>);
 
@@ -64,22 +66,6 @@ struct State {
 }
 
 impl Foreign {
-    /// Closes it before anything else happens if it is a socket of the kind that clients show us,
-    /// else some time.
-    ///
-    /// A program may bind the address of its socket anew once it has our answer, which a copy that
-    /// is still open would prevent.
-    pub(super) fn close_now(self) {
-        if is_udp(&self) {
-            drop(self.into_inner());
-        } else if is_quiet_tcp(&self) {
-            // Its owner may change its state meanwhile, so even this one is not closed here.
-            let (done, end) = mpsc::channel();
-            CLOSER.close((self.into_inner(), Some(done)));
-            let _ = end.recv_timeout(PATIENCE);
-        }
-    }
-
     /// The descriptor, to be closed here: it has been found to be one of ours.
     pub(super) fn into_inner(self) -> OwnedFd {
         let mut this = ManuallyDrop::new(self);
@@ -112,7 +98,16 @@ impl Drop for Foreign {
     fn drop(&mut self) {
         // SAFETY: `self` is being dropped, so nobody uses the field again.
         let fd = unsafe { ManuallyDrop::take(&mut self.0) };
-        CLOSER.close((fd, None));
+        if is_udp(&fd) {
+            drop(fd);
+        } else if is_quiet_tcp(&fd) {
+            // Its owner may change its state meanwhile, so even this one is not closed here.
+            let (done, end) = mpsc::channel();
+            CLOSER.close((fd, Some(done)));
+            let _ = end.recv_timeout(PATIENCE);
+        } else {
+            CLOSER.close((fd, None));
+        }
     }
 }
 
@@ -206,15 +201,15 @@ mod tests {
             })
             .collect();
         let (peer, fd) = lingering();
-        Foreign::from(fd).close_now();
+        drop(Foreign::from(fd));
         // One that does not wait is closed nevertheless.
         let socket = UdpSocket::bind("127.0.0.1:0").expect("socket");
         let address = socket.local_addr().expect("address");
-        Foreign::from(OwnedFd::from(socket)).close_now();
+        drop(Foreign::from(OwnedFd::from(socket)));
         UdpSocket::bind(address).expect("the address is free");
         let listener = TcpListener::bind("127.0.0.1:0").expect("listener");
         let address = listener.local_addr().expect("address");
-        Foreign::from(OwnedFd::from(listener)).close_now();
+        drop(Foreign::from(OwnedFd::from(listener)));
         while TcpStream::connect(address).is_ok() {
             std::thread::yield_now();
         }

@@ -75,13 +75,13 @@ impl Server {
                 return Ok(());
             }
             Err(refused) => {
-                fds.into_iter().for_each(Foreign::close_now);
+                drop(fds);
                 return self.refuse(client, refused.refusal, refused.detail, sequence);
             }
         };
         // Before the reply: once the program has it, it may close its socket and bind the address
         // anew, which a copy that is still open here would prevent.
-        fds.into_iter().for_each(Foreign::close_now);
+        drop(fds);
         match answer {
             Answer::None => Ok(()),
             Answer::Reply(reply) => client.reply(Reply { sequence, ..reply }, &[]),

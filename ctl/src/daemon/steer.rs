@@ -12,7 +12,7 @@ use bypass_stack::QueuePairInfo;
 use rustix::io::Errno;
 
 use super::counters::Counter;
-use super::filters::{self, Entry, Filter, Flow, FlowKind, MapChange, TCP};
+use super::filters::{Entry, Filter, Flow, FlowKind, MapChange, TCP};
 use super::nics::{self, OpenNic};
 use super::opening::{Opening, Pending};
 use super::requests::Refused;
@@ -120,7 +120,6 @@ impl Server {
             for entry in &filter.entries {
                 self.remove_entry(entry);
             }
-            filters::give_back(filter.proof);
         }
     }
 
