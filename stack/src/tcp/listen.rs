@@ -5,6 +5,7 @@ use super::connection::{elapsed_us, may_answer, micros, millis, timestamps};
 use super::input::{Arrived, bounded_mss};
 use super::mini::{Mini, kind};
 use super::pool::Pool;
+use super::reset::Reset;
 use super::seq::{after, before};
 use super::tcb::{TcpState, flag};
 use super::wheel::MINI;
@@ -610,32 +611,20 @@ impl Stack<'_> {
         if segment.flags & flags::RST != 0 {
             return;
         }
-        let has_ack = segment.flags & flags::ACK != 0;
         let length = super::input::length(segment);
-        let headers = tcp::Headers {
-            source_mac: arrived.hop.source_mac,
-            destination_mac: arrived.hop.mac,
-            source: arrived.local.ip,
-            destination: arrived.remote.ip,
-            source_port: arrived.local.port,
-            destination_port: arrived.remote.port,
-            seq: if has_ack { segment.ack } else { 0 },
-            ack: if has_ack {
-                0
-            } else {
-                segment.seq.wrapping_add(length)
-            },
-            flags: flags::RST | if has_ack { 0 } else { flags::ACK },
-            window: 0,
-            urgent: 0,
-            tos: 0,
-            ttl: 64,
-            ipv4_id: 0,
-            options: tcp::Options::default(),
+        let (seq, ack) = if segment.flags & flags::ACK != 0 {
+            (segment.ack, None)
+        } else {
+            (0, Some(segment.seq.wrapping_add(length)))
         };
-        self.count(Counter::TcpResetsSent);
-        let queue_pair = arrived.hop.queue_pair;
-        self.pool().send_bare(memory, queue_pair, &headers);
+        let reset = Reset {
+            local: arrived.local,
+            remote: arrived.remote,
+            hop: arrived.hop,
+            seq,
+            ack,
+        };
+        self.send_reset(memory, &reset);
     }
 }
 

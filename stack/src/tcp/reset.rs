@@ -11,17 +11,20 @@ use crate::types::{Memory, SocketAddress};
 use crate::wire::tcp::{self, flags};
 use zerocopy::FromZeros;
 
-/// A reset for a peer: taken at once when the peer has all that was sent, else it asks back (RFC
-/// 5961 section 3.2) and is answered with the right number. Without an acknowledgement, so that one
-/// to which the connection is not more than a SYN sends that again instead of giving up.
-struct Farewell {
-    local: SocketAddress,
-    remote: SocketAddress,
-    hop: Hop,
-    seq: u32,
+/// A reset that no connection of ours sends.
+pub(crate) struct Reset {
+    pub(crate) local: SocketAddress,
+    pub(crate) remote: SocketAddress,
+    pub(crate) hop: Hop,
+    pub(crate) seq: u32,
+    /// `None`: it acknowledges nothing.
+    pub(crate) ack: Option<u32>,
 }
 
-impl Farewell {
+/// What a recovery sends a peer is taken at once when the peer has all that was sent, else it asks
+/// back (RFC 5961 section 3.2) and is answered with the right number. It acknowledges nothing, so
+/// that one to which the connection is not more than a SYN sends that again instead of giving up.
+impl Reset {
     /// To the peer of a connection, unless it cannot know of it.
     fn of_connection(endpoint: &Endpoint, tcb: &Tcb) -> Option<Self> {
         let known = endpoint.kind == kind::TCP && tcb.state().is_synchronised();
@@ -30,6 +33,7 @@ impl Farewell {
             remote: SocketAddress::new(endpoint.remote_ip, endpoint.remote_port),
             hop: tcb.hop,
             seq: tcb.snd_nxt,
+            ack: None,
         })
     }
 
@@ -40,38 +44,24 @@ impl Farewell {
             remote: mini.remote(),
             hop: mini.hop,
             seq: mini.snd_nxt,
+            ack: None,
         })
     }
 }
 
 impl Stack<'_> {
-    /// Resets every connection at its peer, which may wait for an answer and would never hear that
-    /// there is none. Before [`Stack::reset_tcp`], with the chunks and the transmit lists sound.
-    pub(crate) fn reset_peers(&mut self, memory: &mut impl Memory) {
-        for index in 0..self.tcbs.len() {
-            let (endpoint, tcb) = (self.endpoints.get(index), self.tcbs.get(index));
-            let both = endpoint.zip(tcb);
-            let farewell = both.and_then(|(endpoint, tcb)| Farewell::of_connection(endpoint, tcb));
-            self.say(memory, farewell);
-        }
-        for index in 0..self.minis.len() {
-            let farewell = self.minis.get(index).and_then(Farewell::of_request);
-            self.say(memory, farewell);
-        }
-    }
-
-    fn say(&mut self, memory: &mut impl Memory, farewell: Option<Farewell>) {
-        let Some(farewell) = farewell else { return };
+    /// Sends a reset, if there is memory for it.
+    pub(crate) fn send_reset(&mut self, memory: &mut impl Memory, reset: &Reset) {
         let headers = tcp::Headers {
-            source_mac: farewell.hop.source_mac,
-            destination_mac: farewell.hop.mac,
-            source: farewell.local.ip,
-            destination: farewell.remote.ip,
-            source_port: farewell.local.port,
-            destination_port: farewell.remote.port,
-            seq: farewell.seq,
-            ack: 0,
-            flags: flags::RST,
+            source_mac: reset.hop.source_mac,
+            destination_mac: reset.hop.mac,
+            source: reset.local.ip,
+            destination: reset.remote.ip,
+            source_port: reset.local.port,
+            destination_port: reset.remote.port,
+            seq: reset.seq,
+            ack: reset.ack.unwrap_or(0),
+            flags: flags::RST | reset.ack.map_or(0, |_| flags::ACK),
             window: 0,
             urgent: 0,
             tos: 0,
@@ -80,8 +70,26 @@ impl Stack<'_> {
             options: tcp::Options::default(),
         };
         self.count(Counter::TcpResetsSent);
-        let queue_pair = farewell.hop.queue_pair;
-        self.pool().send_bare(memory, queue_pair, &headers);
+        self.pool()
+            .send_bare(memory, reset.hop.queue_pair, &headers);
+    }
+
+    /// Resets every connection at its peer, which may wait for an answer and would never hear that
+    /// there is none. Before [`Stack::reset_tcp`], with the chunks and the transmit lists sound.
+    pub(crate) fn reset_peers(&mut self, memory: &mut impl Memory) {
+        for index in 0..self.tcbs.len() {
+            let both = self.endpoints.get(index).zip(self.tcbs.get(index));
+            if let Some(reset) =
+                both.and_then(|(endpoint, tcb)| Reset::of_connection(endpoint, tcb))
+            {
+                self.send_reset(memory, &reset);
+            }
+        }
+        for index in 0..self.minis.len() {
+            if let Some(reset) = self.minis.get(index).and_then(Reset::of_request) {
+                self.send_reset(memory, &reset);
+            }
+        }
     }
 
     /// Empties wheel, lists and minisockets; connections end with ECONNRESET, listeners stay.
