@@ -246,13 +246,8 @@ impl Server {
             if !has_flows || self.filters.is_shared(ifindex, &flow) {
                 continue;
             }
-            if self.add_entry(ifindex, &flow).is_none() {
+            let Some(entry) = self.adopt_entry((ifindex, flow)) else {
                 continue;
-            }
-            let entry = Entry {
-                ifindex,
-                flow,
-                before: Default::default(),
             };
             let id = self.filters.new_id();
             self.filters.insert(Filter {

@@ -20,6 +20,8 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
+use super::filters::TCP;
+use super::proof::UDP;
 use super::sockopt as own;
 
 /// Threads at most: as many closes may take forever before the others wait for them.
@@ -30,8 +32,6 @@ const STACK: usize = 64 << 10;
 const PATIENCE: Duration = Duration::from_millis(20);
 /// States of TCP in which close() does not wait: TCP_CLOSE and TCP_LISTEN.
 const QUIET: [u8; 2] = [7, 10];
-/// IPPROTO_UDP and IPPROTO_TCP.
-const PROTOCOLS: [u32; 2] = [17, 6];
 
 static CLOSER: Closer = Closer {
     state: Mutex::new(State {
@@ -151,22 +151,22 @@ impl Closer {
 }
 
 fn is_udp(fd: &OwnedFd) -> bool {
-    is_internet(fd, SocketType::DGRAM, PROTOCOLS[0])
+    is_internet(fd, SocketType::DGRAM, UDP)
 }
 
 fn is_quiet_tcp(fd: &OwnedFd) -> bool {
-    is_internet(fd, SocketType::STREAM, PROTOCOLS[1])
+    is_internet(fd, SocketType::STREAM, TCP)
         && own::tcp_state(fd).is_ok_and(|state| QUIET.contains(&state))
 }
 
-fn is_internet(fd: &OwnedFd, kind: SocketType, protocol: u32) -> bool {
+fn is_internet(fd: &OwnedFd, kind: SocketType, protocol: u8) -> bool {
     let families = [AddressFamily::INET, AddressFamily::INET6];
     sockopt::socket_domain(fd).is_ok_and(|domain| families.contains(&domain))
         && sockopt::socket_type(fd) == Ok(kind)
         && sockopt::socket_protocol(fd)
             .ok()
             .flatten()
-            .is_some_and(|it| it.as_raw().get() == protocol)
+            .is_some_and(|it| it.as_raw().get() == u32::from(protocol))
 }
 
 #[cfg(test)]

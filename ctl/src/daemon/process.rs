@@ -3,9 +3,10 @@
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::OnceLock;
 
-use rustix::fs::{MemfdFlags, fstat, major, memfd_create, minor};
+use rustix::fs::{fstat, major, minor};
+
+use crate::source::memfd_device;
 
 /// A process as the daemon knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,28 +83,20 @@ pub(super) fn parent(pid: u32) -> Option<u32> {
 pub(super) fn mapped_images(pid: u32) -> Vec<u64> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
     let wanted = format!("/memfd:{}", bypass_runtime::image::NAME);
+    let device = memfd_device();
+    let memfds = format!("{:02x}:{:02x}", major(device), minor(device));
     let mut inodes: Vec<u64> = maps
         .lines()
         .filter(|line| line.contains(&wanted))
         .filter_map(|line| {
             let mut fields = line.split_whitespace().skip(3);
             // A file elsewhere may have the same name and number.
-            fields.next().filter(|device| *device == memfd_device())?;
+            fields.next().filter(|device| **device == memfds)?;
             fields.next()?.parse().ok()
         })
         .collect();
     inodes.dedup();
     inodes
-}
-
-/// The device on which all memfds are, and nothing else, as /proc/PID/maps writes it.
-fn memfd_device() -> &'static str {
-    static DEVICE: OnceLock<String> = OnceLock::new();
-    DEVICE.get_or_init(|| {
-        let probe = memfd_create("bypass-probe", MemfdFlags::CLOEXEC);
-        let device = probe.and_then(fstat).map_or(0, |stat| stat.st_dev);
-        format!("{:02x}:{:02x}", major(device), minor(device))
-    })
 }
 
 /// Identity of an open file inside its file system.
@@ -184,6 +177,7 @@ fn name_in(path: &str, number: u32) -> Option<String> {
 mod tests {
     use bypass_runtime::image::NAME;
     use bypass_runtime::map::Mapping;
+    use rustix::fs::{MemfdFlags, memfd_create};
 
     use super::*;
 

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use bypass_proto::report::{self, REPORT_BYTES, ReportView};
 use bypass_runtime::image;
@@ -88,15 +89,22 @@ impl ImageCopy {
     }
 }
 
+/// The device on which all memfds are, and nothing else.
+pub fn memfd_device() -> u64 {
+    static DEVICE: OnceLock<u64> = OnceLock::new();
+    *DEVICE.get_or_init(|| {
+        let probe = memfd_create("bypass-probe", MemfdFlags::CLOEXEC);
+        probe.and_then(fstat).map_or(0, |stat| stat.st_dev)
+    })
+}
+
 /// Opens again what a link in `/proc/PID/fd` leads to, if that is a memfd.
 ///
 /// Its name proves nothing: in a mount namespace of his own a user can give it to any file that he
-/// can see, and opening a device or a file of FUSE may do anything. All memfds are on one file
-/// system, on which nothing else can be.
+/// can see, and opening a device or a file of FUSE may do anything.
 pub fn reopen(link: &Path, mode: OFlags) -> Option<File> {
     let place = rustix::fs::open(link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let probe = memfd_create("bypass-probe", MemfdFlags::CLOEXEC).ok()?;
-    if fstat(&place).ok()?.st_dev != fstat(&probe).ok()?.st_dev {
+    if fstat(&place).ok()?.st_dev != memfd_device() {
         return None;
     }
     let path = format!("/proc/self/fd/{}", place.as_raw_fd());

@@ -10,5 +10,5 @@ mod memfd;
 mod process;
 
 pub use ask::{Interface, ask, interfaces, query};
-pub use memfd::{Held, memfds, reopen, reports};
+pub use memfd::{Held, memfd_device, memfds, reopen, reports};
 pub use process::{exists, has_library, in_this_namespace, program, user_name, users};
