@@ -205,15 +205,17 @@ impl SimQueuePair {
     }
 }
 
+/// Copies what fits from the front of a ring; returns how many.
+fn look<T: Copy>(ring: &VecDeque<T>, into: &mut [T]) -> usize {
+    for (to, item) in into.iter_mut().zip(ring) {
+        *to = *item;
+    }
+    into.len().min(ring.len())
+}
+
 impl QueuePair for SimQueuePair {
     fn receive(&mut self, into: &mut [Received]) -> usize {
-        self.with(|end| {
-            let count = into.len().min(end.rx.len());
-            for (to, frame) in into.iter_mut().zip(&end.rx) {
-                *to = *frame;
-            }
-            count
-        })
+        self.with(|end| look(&end.rx, into))
     }
 
     fn received(&mut self, count: usize) {
@@ -246,10 +248,8 @@ impl QueuePair for SimQueuePair {
 
     fn complete(&mut self, into: &mut [u32]) -> usize {
         self.with(|end| {
-            let count = into.len().min(end.completion.len());
-            for (to, item) in into.iter_mut().zip(end.completion.drain(..count)) {
-                *to = item;
-            }
+            let count = look(&end.completion, into);
+            end.completion.drain(..count);
             count
         })
     }
