@@ -9,7 +9,7 @@ use bypass_tests::testbed::{Side, Testbed};
 use bypass_tests::{Result, daemon};
 
 use super::{Row, columns};
-use crate::measure::{example, field, median};
+use crate::measure::{example, field, median, ratio};
 use crate::progress::step;
 
 const PORT: u16 = 7007;
@@ -21,7 +21,7 @@ const BUSY: u32 = 64;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Opens connections and keeps them; the first ones ask all the time, and each notes the longest
-/// that it has waited since the file `from` is there. Prints the 99th percentile of these in
+/// that it has waited since the file `begin` is there. Prints the 99th percentile of these in
 /// milliseconds when the file `until` is.
 const CLIENTS: &str = r"
 import asyncio, os, resource, sys, time
@@ -82,7 +82,7 @@ pub(super) fn run(rounds: u32) -> Result<Vec<Row>> {
         row(
             format!("fork with {INHERITED} connections (us)"),
             fork,
-            fork[1] / fork[0],
+            ratio(fork[1], fork[0]),
             1.2,
             "x kernel",
         ),
