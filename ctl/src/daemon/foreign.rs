@@ -29,7 +29,7 @@ const THREADS: usize = 64;
 /// Bytes of a thread's stack.
 const STACK: usize = 64 << 10;
 /// How long the close of a quiet TCP socket is waited for.
-const PATIENCE: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_millis(250);
 /// States of TCP in which close() does not wait: TCP_CLOSE and TCP_LISTEN.
 const QUIET: [u8; 2] = [7, 10];
 

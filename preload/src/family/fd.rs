@@ -32,9 +32,13 @@ pub fn ended(fd: c_int, entry: Entry) {
             epoll_set::closed(endpoint);
             decide::release(fd, endpoint);
         }
-        Entry::Tcp(endpoint) | Entry::Listener(endpoint) => {
+        Entry::Tcp(endpoint) => {
             epoll_set::closed(endpoint);
             tcp::close::closed(endpoint);
+        }
+        Entry::Listener(endpoint) => {
+            epoll_set::closed(endpoint);
+            tcp::close::listener_closed(endpoint);
         }
         Entry::Epoll(index) => epoll_set::destroy(index),
         _ => {}

@@ -7,10 +7,10 @@ use bypass_stack::{EndpointId, Shutdown, TcpError, TcpOptions, TcpState};
 use rustix::io::Errno;
 
 use super::{burst, with_stack};
-use crate::context;
 use crate::errno::Answer;
 use crate::wait::call::Call;
 use crate::wait::{Interest, Target, Woken, wait};
+use crate::{context, decide};
 
 /// shutdown on a connection.
 ///
@@ -36,8 +36,9 @@ pub fn shutdown(endpoint: EndpointId, how: c_int) -> Answer {
     }
 }
 
-/// This process's last descriptor of the endpoint is about to be closed.
-pub fn closed(endpoint: EndpointId) {
+/// This process's last descriptor of the endpoint is about to be closed; whether no other process
+/// holds it either.
+pub fn closed(endpoint: EndpointId) -> bool {
     burst::sends();
     let closed = with_stack(|_, locked, now| {
         let options = super::options_of(locked, endpoint);
@@ -53,6 +54,15 @@ pub fn closed(endpoint: EndpointId) {
     }
     super::inherited::forget(endpoint);
     super::return_filters();
+    closed.is_some_and(|(last, _)| last)
+}
+
+/// A listener's last descriptor is about to be closed. When that is done nobody accepts a
+/// connection any more, the daemon's copy of the shadow neither.
+pub fn listener_closed(endpoint: EndpointId) {
+    if closed(endpoint) {
+        decide::settle();
+    }
 }
 
 /// SO_LINGER: waits until the peer has acknowledged everything, our FIN too
