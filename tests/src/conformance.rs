@@ -18,7 +18,7 @@ const CONTROL: u16 = 7000;
 /// Longest time that one case takes.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Time that the daemon has to leave when it is asked to.
-const DAEMON_EXIT: Duration = Duration::from_secs(3);
+const DAEMON_EXIT: Duration = Duration::from_secs(15);
 
 /// What the shim column must show about a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
