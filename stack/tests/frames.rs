@@ -2,7 +2,7 @@
 
 mod common;
 
-use bypass_stack::{DropReason, FrameOutcome};
+use bypass_stack::{DropReason, FrameOutcome, Memory as _, RxFrame};
 use common::*;
 
 const LOCAL: &str = "198.18.0.1:5000";
@@ -62,6 +62,46 @@ fn good_datagrams_are_delivered_with_all_their_facts() {
         assert_eq!((found.remote, found.local), (at(from), at(to).ip));
         assert_eq!((found.tos, found.ttl, found.queue_pair), (0x10, 63, 0));
         assert_eq!((found.timestamp_ns, found.drops), (77, 0));
+        rig.check();
+    }
+}
+
+/// A device, or who writes into its ring, says where a frame lies: it may not lie in the chunk.
+#[test]
+fn a_frame_longer_than_its_chunk_is_dropped() {
+    let size = CAPS.chunk_size;
+    let whole = datagram(at(REMOTE), at(LOCAL), &vec![7; size as usize - 42]);
+    let cases = [
+        (0, size, true),
+        (0, size + 1, false),
+        (256, size - 256 + 1, false),
+        (size, 1, false),
+        (u32::MAX, size, false),
+        (0, u32::MAX, false),
+    ];
+    for (offset, len, is_whole) in cases {
+        let mut rig = Rig::new(CAPS);
+        let id = rig.open(at(LOCAL), None);
+        let (mut stack, packets) = rig.both();
+        let free = stack.free_chunks();
+        let chunk = stack.take_chunk().unwrap();
+        packets.chunk_mut(chunk).copy_from_slice(&whole);
+        let frame = RxFrame {
+            chunk,
+            offset,
+            len,
+            queue_pair: 0,
+            partial_checksums: false,
+            timestamp_ns: 0,
+        };
+        let outcome = stack.handle_frame(packets, frame, NOW);
+        if is_whole {
+            assert_eq!(outcome, FrameOutcome::Delivered(id));
+        } else {
+            let expected = FrameOutcome::Dropped(DropReason::Truncated);
+            assert_eq!(outcome, expected, "{len} bytes from {offset}");
+            assert_eq!(stack.free_chunks(), free);
+        }
         rig.check();
     }
 }
