@@ -12,6 +12,7 @@ mod e2e {
     pub mod groups;
     pub mod handover;
     pub mod harness;
+    pub mod jumbo;
     pub mod languages;
     pub mod links;
     pub mod names;
@@ -27,8 +28,8 @@ mod e2e {
 
 use e2e::harness::{Carried, check};
 use e2e::{
-    clients, crowds, endings, faults, groups, handover, languages, links, names, programs, reloads,
-    rollback, routers, stores, storms, streams, web,
+    clients, crowds, endings, faults, groups, handover, jumbo, languages, links, names, programs,
+    reloads, rollback, routers, stores, storms, streams, web,
 };
 
 macro_rules! tests {
@@ -192,6 +193,9 @@ tests! {
     faults::flood_to_unread_socket: Any,
     faults::daemon_messages: Any,
     faults::image_corrupted: Any,
+    jumbo::large_frames: Any,
+    jumbo::jumbo_frames: Any,
+    jumbo::mtu_beyond_chunks: Any,
     groups::group_comes_and_goes: Bypass,
     groups::group_on_any_address: Bypass,
 }

@@ -31,6 +31,8 @@ const INFO_BY_FD: usize = 15;
 const LINK_CREATE: usize = 28;
 
 const PROG_TYPE_XDP: u32 = 6;
+/// `BPF_F_XDP_HAS_FRAGS`.
+const XDP_HAS_FRAGS: u32 = 1 << 5;
 /// `BPF_XDP` of enum bpf_attach_type.
 const ATTACH_XDP: u32 = 37;
 /// `BPF_LINK_TYPE_XDP` of enum bpf_link_type.
@@ -260,7 +262,8 @@ impl CounterMap {
     }
 }
 
-/// Loads an XDP program.
+/// Loads an XDP program, as one that can do with the beginning of a frame: without that drivers
+/// refuse it where frames are larger than a page, and a veth refuses its peer such an MTU.
 ///
 /// # Errors
 /// The kernel's errno and the end of the verifier's log, which is empty when the verifier did not
@@ -300,7 +303,7 @@ fn load(name: &str, instructions: &[u64], log: &mut [u8]) -> Result<OwnedFd, Err
         log_size: log.len() as u32,
         log: if has_log { log.as_mut_ptr() as u64 } else { 0 },
         kernel_version: 0,
-        flags: 0,
+        flags: XDP_HAS_FRAGS,
         name: name16(name),
         ifindex: 0,
         attach: ATTACH_XDP,

@@ -57,8 +57,8 @@ pub(super) fn attach(name: &str, mtu: u32, errno: Errno) -> NicError {
             return NicError {
                 errno,
                 what: format!(
-                    "attaching the XDP program to {name}: the MTU ({mtu} here) or the other end's \
-                     is too large for one page"
+                    "attaching the XDP program to {name}: the driver takes none with an MTU of \
+                     {mtu}"
                 ),
             };
         }

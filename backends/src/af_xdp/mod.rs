@@ -14,8 +14,8 @@
 //! module uses only what stands to its left: `syscall` → `bpf` → `flow_table` → `program`;
 //! `netdev`, `netlink`, `umem` → `xsk` → `nic`; `ring` → `queue_pair`.
 //!
-//! What is absent: zero copy, multi-buffer frames (an MTU above one chunk), VLAN tags, NIC filters
-//! (ntuple), metadata offloads.
+//! What is absent: zero copy, frames of more than one chunk (they pass to the kernel), VLAN tags,
+//! NIC filters (ntuple), metadata offloads.
 
 mod bpf;
 mod error;
@@ -42,5 +42,5 @@ pub use nic::{
 };
 pub use program::{COUNTERS, Flow, Listener, Target};
 pub use queue_pair::AfXdpQueuePair;
-pub use umem::PacketMemory;
+pub use umem::{PacketMemory, longest_frame};
 pub use xsk::ring_doorbell;

@@ -13,7 +13,7 @@ use super::flow_table::{FlowTable, Geometry};
 use super::netdev::{self, Interface};
 use super::netlink::{self, Attached};
 use super::program::{self, COUNTERS, Flow, Grant, Listener, Maps, Target};
-use super::umem::PacketMemory;
+use super::umem::{PacketMemory, longest_frame};
 use super::{bpf, xsk};
 
 /// Queues of one slot in the `xsks` map.
@@ -48,6 +48,8 @@ pub struct NicConfig {
     pub ifindex: u32,
     /// How to attach.
     pub mode: Mode,
+    /// Size of the chunks of the stacks that are to get its frames, in bytes.
+    pub chunk_size: u32,
 }
 
 /// A filter of the steering program.
@@ -79,6 +81,7 @@ pub struct Nic {
     pub mode: Mode,
     /// RX queues, each of which is to be opened.
     pub queue_count: u32,
+    chunk_size: u32,
     link: OwnedFd,
     maps: Maps,
     tables: [Option<Geometry>; SLOTS as usize],
@@ -89,7 +92,7 @@ impl Nic {
     ///
     /// # Errors
     /// With the step that failed; `EBUSY` or `EEXIST` when another XDP program is attached,
-    /// `ERANGE` when the MTU (or a veth peer's) is too large.
+    /// `ERANGE` when the MTU is too large for the driver.
     pub fn open(config: NicConfig) -> Result<Self, NicError> {
         let before =
             netdev::interface(config.ifindex).map_err(failed("asking for the interface"))?;
@@ -118,18 +121,20 @@ impl Nic {
             interface,
             mode,
             queue_count,
+            chunk_size: config.chunk_size,
             link,
             maps,
             tables: [None; SLOTS as usize],
         })
     }
 
-    /// Takes over an interface from a link that somebody else keeps.
+    /// Takes over an interface from a link that somebody else keeps, for stacks whose chunks have
+    /// the size that it was opened for.
     ///
     /// # Errors
     /// `ENODEV` when the interface is gone, `EINVAL` when the link is not of our program, or of
     /// another version of it.
-    pub fn from_link(link: OwnedFd) -> Result<Self, NicError> {
+    pub fn from_link(link: OwnedFd, chunk_size: u32) -> Result<Self, NicError> {
         let (program, ifindex) =
             bpf::link_target(link.as_fd()).map_err(failed("asking for the link's target"))?;
         let interface = netdev::interface(ifindex).map_err(failed("asking for the interface"))?;
@@ -148,6 +153,7 @@ impl Nic {
             interface,
             mode,
             queue_count,
+            chunk_size,
             link,
             maps,
             tables: [None; SLOTS as usize],
@@ -248,7 +254,7 @@ impl Nic {
         Ok(())
     }
 
-    /// Leads matching frames to the queues of `slot`.
+    /// Leads matching frames to the queues of `slot`, but for those that no chunk holds.
     ///
     /// # Errors
     /// `E2BIG` when the map is full, `EINVAL` for a TCP flow or when the slot of a grant has no
@@ -258,6 +264,7 @@ impl Nic {
             filter,
             Target {
                 slot,
+                most: longest_frame(self.chunk_size),
                 ..Target::default()
             },
         )
@@ -268,13 +275,7 @@ impl Nic {
     /// # Errors
     /// `E2BIG` when the map is full.
     pub fn keep_in_kernel(&self, filter: FilterKey) -> Result<(), NicError> {
-        self.enter(
-            filter,
-            Target {
-                flags: Target::KEEP_IN_KERNEL,
-                ..Target::default()
-            },
-        )
+        self.enter(filter, Target::default())
     }
 
     fn enter(&self, filter: FilterKey, target: Target) -> Result<(), NicError> {
@@ -282,7 +283,7 @@ impl Nic {
             FilterKey::Listener(key) => self.maps.listeners.update(key, &target),
             FilterKey::Flow(key) if key.protocol == TCP => Err(Errno::INVAL),
             FilterKey::Flow(key) => self.maps.flows.update(key, &target),
-            FilterKey::Grant(_) if target.flags != 0 => Err(Errno::INVAL),
+            FilterKey::Grant(_) if target.most == 0 => Err(Errno::INVAL),
             FilterKey::Grant(key) => self
                 .grant(target.slot)
                 .and_then(|grant| self.maps.grants.update(key, &grant)),
@@ -318,7 +319,7 @@ impl Nic {
             FilterKey::Flow(key) => self.maps.flows.find(key),
             FilterKey::Grant(key) => self.maps.grants.find(key).map(|grant| Target {
                 slot: grant.slot,
-                flags: 0,
+                most: longest_frame(self.chunk_size),
                 packets: grant.packets,
                 bytes: grant.bytes,
             }),

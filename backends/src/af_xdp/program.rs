@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!   flows      UDP 5-tuple        ─┐
-//!   listeners  address, port      ─┴► Target { slot, flags, packets, bytes }
+//!   listeners  address, port      ─┴► Target { slot, most, packets, bytes }
 //!   grants     address, port      ──► Grant { slot, … }: which stack may claim TCP flows there
 //!   tables     slot               ──► the stack's own table of TCP flows (flow_table.rs)
 //!   xsks       slot * 64 + RX queue ─► XSK
@@ -114,17 +114,12 @@ pub struct Flow {
 pub struct Target {
     /// Slot in the `xsks` map: the stack.
     pub slot: u32,
-    /// Bits: [`Target::KEEP_IN_KERNEL`].
-    pub flags: u32,
+    /// Bytes of the longest frame that goes there; longer ones, and with 0 all, pass to the kernel.
+    pub most: u32,
     /// Frames redirected.
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
-}
-
-impl Target {
-    /// Matching frames pass to the kernel.
-    pub const KEEP_IN_KERNEL: u32 = 1;
 }
 
 /// Value of the `grants` map.
@@ -144,7 +139,7 @@ pub(super) struct Grant {
 }
 
 /// The program's own counters, in the order of `enum reason` in the C file: name and sentence.
-pub const COUNTERS: [(&str, &str); 13] = [
+pub const COUNTERS: [(&str, &str); 14] = [
     (
         "redirected",
         "Frames that matched a filter and went to its queue.",
@@ -185,6 +180,10 @@ pub const COUNTERS: [(&str, &str); 13] = [
         "no-flow",
         "TCP segments to an address and port of a stack that are of none of its flows and begin \
          none.",
+    ),
+    (
+        "too-long",
+        "Frames that matched a filter whose stack's chunks are too small for them.",
     ),
 ];
 

@@ -10,6 +10,15 @@
 //! A completion gives back the address that was submitted, a received frame an address inside of
 //! the chunk that was posted; both lead to the chunk by division.
 
+/// What the kernel keeps free before a received frame, in bytes (`XDP_PACKET_HEADROOM`).
+const HEADROOM: u32 = 256;
+
+/// Bytes of the longest frame that is received into a chunk.
+#[must_use]
+pub fn longest_frame(chunk_size: u32) -> u32 {
+    chunk_size.saturating_sub(HEADROOM)
+}
+
 /// Packet memory of a stack, as it is mapped in this process.
 ///
 /// The kernel pins the pages when a queue is opened over it and keeps no address of the mapping:

@@ -316,7 +316,7 @@ fn adopt_links(
             continue;
         };
         let native = infos[first].flags & QueuePairInfo::NATIVE != 0;
-        if let Ok(mut nic) = OpenNic::from_link(link, stack.uid, native, stack.flows_fd()) {
+        if let Ok(mut nic) = OpenNic::from_link(link, stack, native) {
             nic.first_queue_pair = first as u8;
             nic.queue_pairs = infos.iter().filter(|info| is_here(info)).count() as u8;
             nics.push(nic);

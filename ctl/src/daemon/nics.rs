@@ -13,7 +13,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use bypass_backends::af_xdp::{
-    self, FilterCounters, FilterKey, Listener, Mode, Nic, NicConfig, NicError, PacketMemory, Target,
+    self, FilterCounters, FilterKey, Listener, Mode, Nic, NicConfig, NicError, PacketMemory,
 };
 use bypass_proto::policy::DaemonPolicy;
 use bypass_runtime::packets::Packets;
@@ -22,13 +22,13 @@ use rustix::io::Errno;
 
 use super::filters::{Flow, FlowKind};
 use super::netlink::message::LinkInfo;
+use super::stacks::StackEntry;
 
 /// After a failure an interface is left alone for this long, after more of them for longer: an
 /// attempt may take a second.
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
-/// What a frame needs beside the MTU: Ethernet header, one VLAN tag, and the headroom that
-/// AF_XDP keeps in each chunk.
-const FRAME_OVERHEAD: u32 = 14 + 4 + 256;
+/// What a frame has beside the MTU: Ethernet header, one VLAN tag.
+const FRAME_OVERHEAD: u32 = 14 + 4;
 /// Slot of the owning stack in the program's map of XSKs. An interface has one owner at a time.
 const SLOT: u32 = 0;
 /// Kinds of virtual interfaces that cannot be served, or whose traffic is seen elsewhere.
@@ -119,8 +119,7 @@ impl OpenNic {
     pub(super) fn keep_in_kernel(&self, kept: &[Flow]) {
         for known in self.nic.filters() {
             let target = self.nic.target(known);
-            let is_exception =
-                target.is_some_and(|target| target.flags & Target::KEEP_IN_KERNEL != 0);
+            let is_exception = target.is_some_and(|target| target.most == 0);
             if is_exception && !flow(&known).is_some_and(|flow| kept.contains(&flow)) {
                 self.nic.remove_filter(known);
             }
@@ -245,10 +244,11 @@ impl Nics {
 
 impl OpenNic {
     /// Attaches the program to an interface. Nothing is steered and no queue open yet.
-    pub(super) fn attach(ifindex: u32, owner: u32) -> Result<Self, NicError> {
+    pub(super) fn attach(ifindex: u32, owner: u32, chunk_size: u32) -> Result<Self, NicError> {
         let nic = Nic::open(NicConfig {
             ifindex,
             mode: Mode::Auto,
+            chunk_size,
         })?;
         Ok(Self {
             nic,
@@ -261,18 +261,17 @@ impl OpenNic {
     /// Takes over an attached program from a copy of its link.
     pub(super) fn from_link(
         link: OwnedFd,
-        owner: u32,
+        stack: &StackEntry,
         native: bool,
-        flows: BorrowedFd<'_>,
     ) -> Result<Self, NicError> {
-        let mut nic = Nic::from_link(link)?;
-        nic.set_flow_table(SLOT, flows)?;
+        let mut nic = Nic::from_link(link, stack.chunk_size)?;
+        nic.set_flow_table(SLOT, stack.flows_fd())?;
         if !native {
             nic.mode = Mode::Generic;
         }
         Ok(Self {
             nic,
-            owner,
+            owner: stack.uid,
             first_queue_pair: 0,
             queue_pairs: 0,
         })
@@ -350,10 +349,23 @@ pub(super) fn unfit(link: &LinkInfo, policy: &DaemonPolicy) -> Option<String> {
     None
 }
 
-/// Why an interface cannot feed chunks of this size; `None` = it can.
+/// The largest MTU whose frames chunks of this size hold, in bytes.
+pub(super) fn largest_mtu(chunk_size: u32) -> u16 {
+    let most = af_xdp::longest_frame(chunk_size).saturating_sub(FRAME_OVERHEAD);
+    u16::try_from(most).unwrap_or(u16::MAX)
+}
+
+/// The MTU of an interface for a stack with chunks of this size. What is larger comes and goes by
+/// the kernel.
+pub(super) fn mtu(link: &LinkInfo, chunk_size: u32) -> u16 {
+    let most = largest_mtu(chunk_size);
+    u16::try_from(link.mtu).map_or(most, |mtu| mtu.min(most))
+}
+
+/// Why an interface is not opened for a stack with chunks of this size; `None` = it may be.
 pub(super) fn too_big(link: &LinkInfo, chunk_size: u32) -> Option<String> {
-    let most = chunk_size.saturating_sub(FRAME_OVERHEAD);
-    (link.mtu > most).then(|| {
+    let most = largest_mtu(chunk_size);
+    (link.mtu > u32::from(most)).then(|| {
         format!(
             "its MTU of {} is above {most}, the most that chunks of {chunk_size} bytes hold",
             link.mtu

@@ -224,7 +224,7 @@ impl Server {
                     "queue": queue.queue, "backend": Backend::AfXdp.word(),
                     "mode": mode(info.flags & QueuePairInfo::NATIVE != 0),
                     "zero_copy": info.flags & QueuePairInfo::ZERO_COPY != 0,
-                    "live": info.is_live(),
+                    "live": info.is_live(), "mtu": info.mtu,
                     "rx_packets": info.rx_packets, "rx_bytes": info.rx_bytes,
                     "tx_packets": info.tx_packets, "tx_bytes": info.tx_bytes,
                 })

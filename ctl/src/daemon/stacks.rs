@@ -31,6 +31,7 @@ use rustix::time::Timespec;
 
 use super::deputy::{Alarm, Look};
 use super::netlink::message::LinkInfo;
+use super::nics;
 use super::process;
 use super::published::{Belongs, Published};
 use super::sockopt;
@@ -427,7 +428,8 @@ impl StackEntry {
             let _ = sockopt::tag_queue(&queue.xsk, index as u8, self.ring_entries);
             if let Some(info) = locked.stack().queue_pairs_mut().get_mut(index) {
                 let generation = info.generation.wrapping_add(1);
-                *info = queue_pair_info(queue, link, flags, generation);
+                let mtu = nics::mtu(link, self.chunk_size);
+                *info = queue_pair_info(queue, (link.mac, mtu), flags, generation);
             }
             self.attachment.install(&mut locked, index, Box::new(pair));
         }
@@ -497,7 +499,7 @@ impl StackEntry {
     /// [`Busy`].
     pub(super) fn refresh_interface(&self, link: &LinkInfo) -> Result<(), Busy> {
         let mut locked = self.lock()?;
-        let mtu = u16::try_from(link.mtu).unwrap_or(u16::MAX);
+        let mtu = nics::mtu(link, self.chunk_size);
         for (queue, info) in self.queues.iter().zip(locked.stack().queue_pairs_mut()) {
             if queue
                 .as_ref()
@@ -543,12 +545,17 @@ impl StackEntry {
     }
 }
 
-fn queue_pair_info(queue: &Queue, link: &LinkInfo, flags: u32, generation: u32) -> QueuePairInfo {
+fn queue_pair_info(
+    queue: &Queue,
+    (mac, mtu): ([u8; 6], u16),
+    flags: u32,
+    generation: u32,
+) -> QueuePairInfo {
     QueuePairInfo {
         ifindex: queue.ifindex,
         queue_id: queue.queue,
-        mac: link.mac,
-        mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
+        mac,
+        mtu,
         flags: flags | QueuePairInfo::LIVE,
         backend: Backend::AfXdp as u8,
         reserved: [0; 3],

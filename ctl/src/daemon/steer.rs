@@ -219,7 +219,10 @@ impl Server {
         let policy = &self.config.policy.daemon;
         for link in self.mirror.links() {
             let ifindex = link.ifindex;
-            if nics::unfit(link, policy).is_some() || nics::too_big(link, chunk_size).is_some() {
+            // An MTU that rises later is no matter: larger frames pass to the kernel.
+            let is_too_big =
+                || self.nics.get(ifindex).is_none() && nics::too_big(link, chunk_size).is_some();
+            if nics::unfit(link, policy).is_some() || is_too_big() {
                 continue;
             }
             let mut flows = wish.flows(ifindex, self.mirror.addresses());
@@ -309,7 +312,7 @@ impl Server {
             .ok_or_else(|| failed(Errno::NODEV, "no interface"))?;
         let not_yet = || failed(Errno::INPROGRESS, "waiting for a queue");
         let mut opening = match self.openings.take(ifindex) {
-            Pending::None => Opening::new(OpenNic::attach(ifindex, uid)?),
+            Pending::None => Opening::new(OpenNic::attach(ifindex, uid, stack.chunk_size)?),
             Pending::NotNow => return Err(not_yet()),
             Pending::Ready(opening) => *opening,
         };
@@ -429,9 +432,11 @@ impl Server {
         }
         for stack in self.stacks.iter_mut() {
             let nics = self.nics.of_owner(stack.uid);
+            let most = nics::largest_mtu(stack.chunk_size);
             let written = stack.cplane.publish(self.mirror.table(), |table| {
                 for (ifindex, nic) in nics {
                     table.set_queue_pairs(ifindex, nic.first_queue_pair, nic.queue_pairs);
+                    table.limit_mtu(ifindex, most);
                 }
             });
             self.unpublished |= written.is_err();

@@ -313,6 +313,14 @@ impl Table {
         }
     }
 
+    /// Makes a link's MTU smaller if it is above `most`, which is what the chunks hold.
+    pub fn limit_mtu(&mut self, ifindex: u32, most: u16) {
+        self.bump();
+        if let Some(link) = self.links.iter_mut().find(|link| link.ifindex == ifindex) {
+            link.mtu = link.mtu.min(most);
+        }
+    }
+
     /// Removes a link.
     pub fn remove_link(&mut self, ifindex: u32) {
         self.bump();

@@ -289,7 +289,7 @@ pub(crate) fn unprivileged_with_daemon(scene: &Scene) -> Result<()> {
 }
 
 /// `bypassctl explain PID` names the reason.
-fn explains(scene: &Scene, pid: u32, reason: &str) -> Result<()> {
+pub(crate) fn explains(scene: &Scene, pid: u32, reason: &str) -> Result<()> {
     if !scene.has_shim() {
         return Ok(());
     }

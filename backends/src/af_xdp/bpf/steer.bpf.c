@@ -6,7 +6,8 @@
  * and port, then, for a SYN without ACK only, the listeners as for UDP. Group addresses, VLAN tags,
  * fragments, IP options, IPv6 extension headers, other protocols and every miss pass. An empty slot
  * passes too, so a dead program cannot black-hole the host. Counters are per entry and per reason;
- * an entry counts what was redirected only.
+ * an entry counts what was redirected only. A frame that is longer than the chunks of its listener
+ * or UDP flow passes. (TCP peers send no such: the stack tells them how long a segment may be.)
  *
  * The tables of TCP flows are written by the stacks themselves (flow_table.rs): a tag is published
  * after the flow it stands for, and taken back before another takes its place. A stack finds
@@ -25,7 +26,6 @@
 
 #define SECTION(name) __attribute__((section(name), used))
 #define QUEUES_PER_SLOT 64
-#define KEEP_IN_KERNEL 1
 #define BUCKET_FLOWS 8
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
@@ -36,6 +36,8 @@
 
 static void *(*lookup)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
 static long (*redirect)(void *map, __u64 key, __u64 flags) = (void *)BPF_FUNC_redirect_map;
+/* Of the whole frame. What lies before data_end may be its beginning only. */
+static __u64 (*length)(struct xdp_md *context) = (void *)BPF_FUNC_xdp_get_buff_len;
 
 struct map {
 	__u32 type, key_size, value_size, max_entries, flags;
@@ -55,7 +57,8 @@ struct flow_key {
 };
 
 struct target {
-	__u32 slot, flags;
+	__u32 slot;
+	__u32 most; /* bytes of a frame that the slot's chunks hold; 0 = keep in the kernel */
 	__u64 packets, bytes;
 };
 
@@ -94,7 +97,7 @@ struct map tables SECTION("maps") = { BPF_MAP_TYPE_ARRAY_OF_MAPS, 4, 4, 16, 0 };
 /* Order and number as COUNTERS of program.rs. */
 enum reason {
 	REDIRECTED, UNMATCHED, KEPT, EMPTY_SLOT, NOT_IP, VLAN, GROUP, TRUNCATED, OPTIONS, FRAGMENT,
-	ICMP, OTHER_PROTOCOL, NO_FLOW, REASONS
+	ICMP, OTHER_PROTOCOL, NO_FLOW, TOO_LONG, REASONS
 };
 
 struct map counters SECTION("maps") = { BPF_MAP_TYPE_PERCPU_ARRAY, 4, 8, REASONS, 0 };
@@ -122,7 +125,7 @@ lead(struct xdp_md *context, __u32 slot, __u64 *packets, __u64 *bytes)
 		    XDP_REDIRECT)
 		return pass(EMPTY_SLOT);
 	__sync_fetch_and_add(packets, 1);
-	__sync_fetch_and_add(bytes, context->data_end - context->data);
+	__sync_fetch_and_add(bytes, length(context));
 	count(REDIRECTED);
 	return XDP_REDIRECT;
 }
@@ -290,7 +293,7 @@ SECTION("xdp") int steer(struct xdp_md *context)
 				if (action == XDP_REDIRECT) {
 					__sync_fetch_and_add(&grant->packets, 1);
 					__sync_fetch_and_add(&grant->bytes,
-							     context->data_end - context->data);
+							     length(context));
 				}
 				return action;
 			}
@@ -308,7 +311,9 @@ SECTION("xdp") int steer(struct xdp_md *context)
 	}
 	if (!target)
 		return pass(UNMATCHED);
-	if (target->flags & KEEP_IN_KERNEL)
+	if (!target->most)
 		return pass(KEPT);
+	if (length(context) > target->most)
+		return pass(TOO_LONG);
 	return lead(context, target->slot, &target->packets, &target->bytes);
 }

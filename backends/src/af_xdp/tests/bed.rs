@@ -139,6 +139,7 @@ impl Bed {
         Nic::open(NicConfig {
             ifindex: self.near_index,
             mode,
+            chunk_size: CHUNK,
         })
     }
 }

@@ -262,6 +262,7 @@ fn a_doorbell_goes_on_when_the_device_throws_a_frame_away() {
         let config = NicConfig {
             ifindex: bed.far_index,
             mode: Mode::Native,
+            chunk_size: CHUNK,
         };
         let nic = Nic::open(config).unwrap();
         let set = "mount -t sysfs none /sys && echo 1 > /sys/class/net/bktf/threaded";

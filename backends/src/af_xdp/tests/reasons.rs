@@ -4,9 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
-use super::bed::{Bed, FAR, FAR6, NEAR, NEAR6, Queue};
+use super::bed::{Bed, CHUNK, FAR, FAR6, NEAR, NEAR6, Queue, run};
 use super::frame::{TCP, UDP, ethernet, ipv4, ipv6, tcp, udp};
-use crate::af_xdp::{COUNTERS, FilterKey, Flow, FlowTable, Listener, Mode, Nic, NicConfig};
+use crate::af_xdp::{
+    COUNTERS, FilterKey, Flow, FlowTable, Listener, Mode, Nic, NicConfig, longest_frame,
+};
 use crate::api::{QueuePair as _, Transmit};
 
 const PORT: u16 = 7000;
@@ -33,6 +35,7 @@ impl Wire {
             let nic = Nic::open(NicConfig {
                 ifindex: bed.far_index,
                 mode: Mode::Native,
+                chunk_size: CHUNK,
             });
             let nic = nic.unwrap();
             Queue::open(&nic, 0, 0)
@@ -78,6 +81,13 @@ pub(super) fn v6(payload: &[u8]) -> Vec<u8> {
     ethernet(OTHER, FROM, V6, payload)
 }
 
+/// A datagram whose frame has so many bytes.
+fn of_length(frame: u32) -> Vec<u8> {
+    let payload = vec![7; frame as usize - 14 - 20 - 8];
+    let request = udp((FAR.into(), 5000), (NEAR.into(), PORT), &payload);
+    v4(&ipv4(FAR, NEAR, UDP, 0, &[], &request))
+}
+
 fn request(port: u16) -> Vec<u8> {
     udp((FAR.into(), 5000), (NEAR.into(), port), b"request")
 }
@@ -85,6 +95,9 @@ fn request(port: u16) -> Vec<u8> {
 #[test]
 fn every_kind_of_frame_has_its_counter() {
     let bed = Bed::new();
+    // The longest frames are longer than usual.
+    run("ip link set bktn mtu 3000");
+    bed.far(|| run("ip link set bktf mtu 3000"));
     let mut wire = Wire::new(&bed);
     for (ip, protocol) in [
         (IpAddr::V4(NEAR), UDP),
@@ -128,6 +141,16 @@ fn every_kind_of_frame_has_its_counter() {
     let cases: Vec<(&str, &str, Vec<u8>)> = vec![
         ("redirected", "a datagram", v4(&whole)),
         ("redirected", "an IPv6 datagram", v6(&to6(UDP, &request6))),
+        (
+            "redirected",
+            "as much as a chunk holds",
+            of_length(longest_frame(CHUNK)),
+        ),
+        (
+            "too-long",
+            "one byte more",
+            of_length(longest_frame(CHUNK) + 1),
+        ),
         ("redirected", "a SYN", v4(&to4(TCP, &tcp(5000, PORT, 0x02)))),
         (
             "unmatched",

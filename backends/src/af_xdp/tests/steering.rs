@@ -42,7 +42,7 @@ fn socket(ip: impl Into<IpAddr>, port: u16) -> UdpSocket {
 
 /// What a kernel socket has received; `None` when nothing comes.
 fn received(socket: &UdpSocket, wait: Duration) -> Option<Vec<u8>> {
-    let mut bytes = vec![0; 4096];
+    let mut bytes = vec![0; 1 << 16];
     socket.set_read_timeout(Some(wait)).unwrap();
     let count = socket.recv(&mut bytes).ok()?;
     bytes.truncate(count);
@@ -219,6 +219,33 @@ fn a_tcp_listener_takes_connections_that_begin_and_leaves_the_others() {
     assert_eq!(frame[47] & 0x12, 0x02, "SYN without ACK");
     // There is one place for TCP flows, and it is not this map.
     assert!(nic.add_filter(flow(5001, TCP), SLOT).is_err());
+}
+
+#[test]
+fn what_no_chunk_holds_passes() {
+    const JUMBO: u32 = 9000;
+    let bed = Bed::new();
+    for mode in [Mode::Native, Mode::Generic] {
+        let nic = bed.nic(mode);
+        let mut queue = Queue::open(&nic, 0, SLOT);
+        let filter = listener(NEAR, UDP);
+        nic.add_filter(filter, SLOT).unwrap();
+        let shadow = socket(NEAR, PORT);
+        let sender = bed.far(|| socket(FAR, 0));
+        // While the program is attached.
+        run(&format!("ip link set bktn mtu {JUMBO}"));
+        bed.far(|| run(&format!("ip link set bktf mtu {JUMBO}")));
+        for bytes in [2000, 3500, 4000, JUMBO - 28] {
+            let sent: Vec<u8> = (0..bytes).map(|byte| byte as u8).collect();
+            sender.send_to(&sent, (NEAR, PORT)).unwrap();
+            assert!(received(&shadow, SOON) == Some(sent), "{bytes} {mode:?}");
+        }
+        assert_eq!(counter(&nic, "too-long"), 4);
+        assert_eq!(nic.filter_counters(filter).packets, 0);
+        sender.send_to(b"short", (NEAR, PORT)).unwrap();
+        assert_eq!(datagram(&queue.frame()).1, b"short");
+        assert_eq!(received(&shadow, BRIEFLY), None);
+    }
 }
 
 #[test]

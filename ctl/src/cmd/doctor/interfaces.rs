@@ -7,9 +7,8 @@ use super::facts::{self, Offload};
 use super::netlink::{self, Link};
 use crate::source;
 
-/// Most MTU: a frame with its headroom must fit a chunk of 4096 bytes, and the kernel's own limit
-/// for a native program on one page is near it.
-const LARGEST_MTU: u32 = 3498;
+/// Most MTU: a frame with its headers and the headroom of 256 bytes must fit a chunk of 4096.
+const LARGEST_MTU: u32 = 3822;
 /// Name of our own XDP program.
 const OWN_PROGRAM: &str = "bypass_steer";
 /// `ARPHRD_ETHER`.
