@@ -75,6 +75,25 @@ CASE(epoll_level, ACCELERATED)
     }
 }
 
+/* Members come and go between two waits: the second has nothing to tell. */
+CASE(epoll_comes_and_goes, ACCELERATED)
+{
+    int fd = udp(host4, 5821), set = make();
+    add(set, fd, EPOLLIN, 1);
+    look(set, 0);
+    value("epoll_ctl DEL", epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL));
+    add(set, fd, EPOLLIN, 2);
+    value("epoll_ctl DEL", epoll_ctl(set, EPOLL_CTL_DEL, fd, NULL));
+    look(set, 0);
+    add(set, fd, EPOLLIN, 3);
+    close(fd);
+    look(set, 0);
+    int other = udp(host4, 5822);
+    add(set, other, EPOLLIN, 4);
+    peer("send %s 6000 5822 5 1 0", host4);
+    look(set, 2000);
+}
+
 CASE(epoll_et, ACCELERATED)
 {
     int fd = udp(host4, 5802), set = make();

@@ -103,6 +103,7 @@ cases! {
     wait_two_threads: Accelerated,
     wait_shutdown_wakes: Accelerated,
     epoll_level: Accelerated,
+    epoll_comes_and_goes: Accelerated,
     epoll_et: Accelerated,
     epoll_oneshot: Accelerated,
     epoll_mixed: Accelerated,

@@ -186,7 +186,7 @@ pub fn closed(endpoint: EndpointId) {
                     let _ = ctl(overlay, EPOLL_CTL_DEL, member.fd, 0, 0);
                 }
             });
-        set.recount(&members);
+        set.recount(&mut members);
     }
 }
 
@@ -224,7 +224,7 @@ fn give_to_kernel(endpoint: EndpointId, each: impl Fn(&mut Members, Pending)) {
                 let _ = ctl(epfd, EPOLL_CTL_ADD, fd, events, data);
                 moved.push(Pending { fd, events, data });
             });
-        set.recount(&members);
+        set.recount(&mut members);
         let news = !moved.is_empty();
         for member in moved {
             each(&mut members, member);
@@ -318,10 +318,7 @@ impl EpollSet {
 
     /// Takes the kick out of the program's set.
     pub fn end_kick(&self, epfd: i32) {
-        if let Some(kick) = self.members.lock().kick.take() {
-            let _ = ctl(epfd, EPOLL_CTL_DEL, kick.as_raw_fd(), 0, 0);
-            private::close(kick);
-        }
+        self.members.lock().end_kick(epfd);
     }
 
     /// Wakes every thread that sleeps on this set: what it waits for has changed.
@@ -398,8 +395,12 @@ impl EpollSet {
     }
 
     /// Members that the kernel alone does not serve.
-    fn recount(&self, members: &Members) {
+    fn recount(&self, members: &mut Members) {
         let count = members.active.len() + members.nested.len();
+        if count == 0 {
+            // The next wait is the kernel's alone again, and would report it.
+            members.end_kick(members.epfd);
+        }
         self.count.store(count as u32, Ordering::SeqCst);
     }
 
@@ -426,7 +427,7 @@ impl EpollSet {
                 let _ = self.build_overlay(&mut members);
             }
         }
-        self.recount(&members);
+        self.recount(&mut members);
     }
 
     /// epoll_ctl on an accelerated socket; `shadowed` when the kernel may have something for it.
@@ -490,7 +491,7 @@ impl EpollSet {
                     let _ = ctl(members.overlay(), EPOLL_CTL_DEL, fd, 0, 0);
                 }
                 members.active.remove(slot, locked.as_mut());
-                self.recount(&members);
+                self.recount(&mut members);
             }
             _ => return Err(Errno::INVAL),
         }
@@ -547,7 +548,7 @@ impl EpollSet {
         let before = members.active.len();
         let mut found = members.active.collect(locked, out);
         if members.active.len() != before {
-            self.recount(&members);
+            self.recount(&mut members);
         }
         for nested in &members.nested {
             if found < out.len() && nested.is_ready(locked) {
@@ -583,9 +584,8 @@ impl EpollSet {
             }
         }
         // Whoever waits from now on waits for both sides: the kick has done its work.
-        if program && let Some(kick) = members.kick.take() {
-            let _ = ctl(epfd, EPOLL_CTL_DEL, kick.as_raw_fd(), 0, 0);
-            private::close(kick);
+        if program {
+            members.end_kick(epfd);
         }
         drop(members);
         if !program || out.is_empty() {
@@ -680,6 +680,14 @@ impl Members {
     /// The overlay's number, or -1.
     fn overlay(&self) -> i32 {
         self.overlay.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    }
+
+    /// Takes the kick out of the program's set.
+    fn end_kick(&mut self, epfd: i32) {
+        if let Some(kick) = self.kick.take() {
+            let _ = ctl(epfd, EPOLL_CTL_DEL, kick.as_raw_fd(), 0, 0);
+            private::close(kick);
+        }
     }
 }
 
