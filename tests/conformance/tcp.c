@@ -353,6 +353,14 @@ CASE(tcp_unread_reset, ACCELERATED)
 
 static volatile sig_atomic_t pipes;
 
+static void number(int fd, const char *what, int level, int name)
+{
+    int told = -1;
+    socklen_t length = sizeof told;
+    value(what, getsockopt(fd, level, name, &told, &length));
+    line("  %d, %u bytes", told, length);
+}
+
 static void count_pipe(int signal)
 {
     pipes += signal == SIGPIPE;
@@ -372,6 +380,27 @@ CASE(tcp_reset_by_peer, ACCELERATED)
     line("  SIGPIPE %d", pipes);
     value("write", write(fd, "y", 1));
     line("  SIGPIPE %d", pipes);
+}
+
+/* A read sees the end that the peer has sent, not the reset that came later. */
+CASE(tcp_reset_after_fin, ACCELERATED)
+{
+    for (int writes = 0; writes < 2; writes++) {
+        int local = listener(host4, 6267 + writes, 5);
+        line("%s", peer("dial %s %d s3 f p300 x", host4, 6267 + writes));
+        int fd = take_one(local);
+        receive(fd, 0);
+        receive(fd, 0);
+        wait_for(fd, 0, 3000);
+        receive(fd, 0);
+        if (writes)
+            value("NOSIGNAL", send(fd, "y", 1, MSG_NOSIGNAL));
+        number(fd, "SO_ERROR", SOL_SOCKET, SO_ERROR);
+        receive(fd, 0);
+        value("NOSIGNAL", send(fd, "y", 1, MSG_NOSIGNAL));
+        close(fd);
+        close(local);
+    }
 }
 
 CASE(tcp_timeouts, ACCELERATED)
@@ -410,14 +439,6 @@ CASE(tcp_interrupted, ACCELERATED)
     value("accept", accept(local, NULL, NULL));
     setitimer(ITIMER_REAL, &soon, NULL);
     wait_for(fd, POLLIN, 3000);
-}
-
-static void number(int fd, const char *what, int level, int name)
-{
-    int told = -1;
-    socklen_t length = sizeof told;
-    value(what, getsockopt(fd, level, name, &told, &length));
-    line("  %d, %u bytes", told, length);
 }
 
 CASE(tcp_options, ACCELERATED)

@@ -172,6 +172,7 @@ cases! {
     tcp_linger_reset: Accelerated,
     tcp_unread_reset: Accelerated,
     tcp_reset_by_peer: Accelerated,
+    tcp_reset_after_fin: Accelerated,
     tcp_timeouts: Accelerated,
     tcp_interrupted: Accelerated,
     tcp_options: Accelerated,

@@ -243,8 +243,11 @@ fn take(
         locked.stack().tcp_consume(endpoint, copied, now).ok()?;
     }
     let status = locked.stack().tcp_input(endpoint).ok()?;
-    // The pending error is told once, and only when there is nothing else to tell.
-    let error = if copied + before == 0 && status.error != 0 {
+    // The pending error is told once, and only when there is nothing else to tell: neither bytes
+    // nor the peer's FIN (net/ipv4/tcp.c:tcp_recvmsg_locked, SOCK_DONE).
+    let error = if status.peer_fin {
+        0
+    } else if copied + before == 0 && status.error != 0 {
         locked.stack().tcp_take_error(endpoint)
     } else {
         status.error

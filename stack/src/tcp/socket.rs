@@ -131,6 +131,8 @@ pub struct TcpInput {
     pub error: i32,
     /// As [`TcpStatus::eof`].
     pub eof: bool,
+    /// As [`TcpStatus::peer_fin`].
+    pub peer_fin: bool,
 }
 
 /// An endpoint that is gone for good after its close.
@@ -742,6 +744,7 @@ impl Stack<'_> {
             readable: tcb.readable(),
             error: tcb.error,
             eof: tcb.has(flag::RECEIVE_SHUT),
+            peer_fin: tcb.has(flag::FIN_RECEIVED),
         })
     }
 
