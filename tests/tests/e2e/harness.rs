@@ -65,7 +65,7 @@ fn run(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) -> Resu
     if column == Column::Native {
         return Ok(());
     }
-    let left = Leftovers::after(&scene.bed, Duration::from_secs(10));
+    let left = Leftovers::after(&scene.bed, Duration::from_secs(30));
     if left != Leftovers::default() {
         return Err(format!("left behind: {left}").into());
     }
