@@ -574,6 +574,42 @@ fn a_slow_reader_closes_the_window_and_opens_it_again() {
 }
 
 #[test]
+fn a_reader_is_served_while_others_read_nothing() {
+    let mut pair = pair();
+    let listener = pair.listen(16);
+    let mut connections = Vec::new();
+    for port in 40_000..40_004 {
+        let client = pair.connect(port);
+        pair.run(10 * MS);
+        let server = pair.accept(listener).expect("accepted");
+        let now = Instant(pair.now);
+        let (mut stack, packets) = pair.rigs[1].both();
+        stack.tcp_options(server).unwrap().rcvbuf_bytes = 4 << 20;
+        stack.tcp_options_changed(packets, server, now);
+        connections.push((client, server));
+    }
+    // Three take all that connections may have of the packet memory.
+    for _ in 0..50 {
+        for &(client, _) in &connections[1..] {
+            let _ = pair.send(0, client, &[7; 16_000]);
+        }
+        pair.run(5 * MS);
+    }
+    let (client, server) = connections[0];
+    let (mut sent, mut got) = (0, 0);
+    let end = pair.now + 10_000 * MS;
+    while got < 300_000 && pair.now < end {
+        sent += pair.send(0, client, &[8; 16_000]).unwrap_or(0);
+        pair.run(5 * MS);
+        got += pair.recv(1, server).len();
+    }
+    assert!(got >= 300_000, "{got} of {sent}");
+    for &(_, server) in &connections[1..] {
+        assert!(pair.status(1, server).readable > 0);
+    }
+}
+
+#[test]
 fn more_time_waits_than_there_is_room_for_stop_nobody() {
     let mut pair = pair();
     let listener = pair.listen(16);

@@ -77,7 +77,7 @@ pub(crate) struct Pool<'a> {
 }
 
 /// Chunks that a connection may hold whatever the others hold.
-const ALWAYS: u32 = 4;
+pub(crate) const ALWAYS: u32 = 4;
 
 /// Chunks that are for the NICs alone: without them no acknowledgement comes in that frees others.
 fn reserve(chunks: usize) -> u32 {

@@ -54,9 +54,14 @@ impl Connection<'_> {
 
     /// Bytes that it can ever hold: its capacity, or what its share of the chunks takes.
     pub(crate) fn receive_limit(&self) -> u32 {
-        let segment = u32::from(self.tcb.rcv_mss).max(DEFAULT_MSS);
         let chunks = super::pool::share(self.pool.chunks.len());
-        self.receive_capacity().min(chunks.saturating_mul(segment))
+        let most = chunks.saturating_mul(self.segment_size());
+        self.receive_capacity().min(most)
+    }
+
+    /// Bytes that a chunk of the peer's holds, as far as is known.
+    fn segment_size(&self) -> u32 {
+        u32::from(self.tcb.rcv_mss).max(DEFAULT_MSS)
     }
 
     /// Chunks that data in order may still take.
@@ -70,7 +75,7 @@ impl Connection<'_> {
         let held = self.tcb.rx_bytes.saturating_add(self.tcb.ooo_bytes);
         let bytes = self.receive_capacity().saturating_sub(held);
         let chunks = self.receive_room();
-        bytes.min(chunks.saturating_mul(u32::from(self.tcb.rcv_mss).max(DEFAULT_MSS)))
+        bytes.min(chunks.saturating_mul(self.segment_size()))
     }
 
     /// Takes the data and the FIN of an acceptable segment. `true` when the chunk is kept.
@@ -187,7 +192,13 @@ impl Connection<'_> {
 
     /// The window to tell if none had been told before.
     pub(crate) fn fresh_window(&self) -> u32 {
-        self.worth_telling(self.receive_space(), self.receive_limit())
+        let free = self.receive_space();
+        let mut full = self.receive_limit();
+        if free < full >> 4 && self.pool.is_crowded(self.tcb.rx_chunks) {
+            // It has what every connection may have: little, and worth telling.
+            full = full.min(super::pool::ALWAYS.saturating_mul(self.segment_size()));
+        }
+        self.worth_telling(free, full)
     }
 
     /// There is nothing to tell: notes whether that is for want of packet memory, which others give
