@@ -47,7 +47,7 @@ fn echo(scene: &Scene, name: &str, port: u16, served: &str) -> Result<Running> {
     Ok(server)
 }
 
-/// A UDP echo that is accelerated: the daemon hears some time after a change what programs may have.
+/// An accelerated UDP echo: the daemon hears some time after a change what programs may have.
 fn once_accelerated(scene: &Scene, port: u16) -> Result<Running> {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
