@@ -23,6 +23,7 @@
 
 pub mod af_xdp;
 mod api;
+mod ring;
 pub mod sim;
 
 pub use api::{QueueError, QueuePair, Received, Severity, Transmit};

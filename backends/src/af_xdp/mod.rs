@@ -12,7 +12,7 @@
 //! client's side: [`AfXdpQueuePair`] maps the rings of a queue through its descriptor alone, and
 //! [`FlowTable`] the stack's TCP flows, so an unprivileged program can use what it was given. Each
 //! module uses only what stands to its left: `syscall` → `bpf` → `flow_table` → `program`;
-//! `netdev`, `netlink`, `umem` → `xsk` → `nic`; `ring` → `queue_pair`.
+//! `netdev`, `netlink`, `umem` → `xsk` → `nic`; `crate::ring` → `queue_pair`.
 //!
 //! What is absent: zero copy, frames of more than one chunk (they pass to the kernel), VLAN tags,
 //! NIC filters (ntuple), metadata offloads.
@@ -25,7 +25,6 @@ mod netlink;
 mod nic;
 mod program;
 mod queue_pair;
-mod ring;
 mod syscall;
 mod umem;
 mod xsk;

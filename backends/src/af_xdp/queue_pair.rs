@@ -21,10 +21,10 @@ use rustix::net::xdp::{
     XdpDesc, XdpDescOptions,
 };
 
-use super::ring::Ring;
 use super::umem::Chunks;
 use super::xsk;
 use crate::api::{QueueError, QueuePair, Received, Transmit};
+use crate::ring::Ring;
 
 /// An AF_XDP queue, mapped into this process.
 #[derive(Debug)]

@@ -43,7 +43,7 @@ use rustix::net::xdp::{XdpDesc, XdpRingOffset};
 ///
 /// # Safety
 /// Every bit pattern is a valid value, and there is no padding.
-pub(super) unsafe trait Entry: Copy {}
+pub(crate) unsafe trait Entry: Copy {}
 // SAFETY: an integer.
 unsafe impl Entry for u64 {}
 // SAFETY: three integers (one in a transparent flags type that keeps unknown bits), 8 + 4 + 4
@@ -71,7 +71,7 @@ impl Drop for Memory {
 
 /// A ring of entries of type `T`.
 #[derive(Debug)]
-pub(super) struct Ring<T> {
+pub(crate) struct Ring<T> {
     memory: Memory,
     /// Byte offsets.
     producer: usize,
@@ -91,7 +91,7 @@ impl<T: Entry> Ring<T> {
     ///
     /// # Errors
     /// `EINVAL` for a size that is no power of two or larger than the ring; what mmap answers.
-    pub(super) fn map(
+    pub(crate) fn map(
         fd: BorrowedFd<'_>,
         page_offset: u64,
         offsets: &XdpRingOffset,
@@ -193,24 +193,24 @@ impl<T: Entry> Ring<T> {
     }
 
     /// Full entries.
-    pub(super) fn filled(&self) -> u32 {
+    pub(crate) fn filled(&self) -> u32 {
         self.full().1
     }
 
     /// Free entries.
-    pub(super) fn free(&self) -> u32 {
+    pub(crate) fn free(&self) -> u32 {
         self.empty().1
     }
 
     /// Consumes up to `limit` entries; returns their count.
-    pub(super) fn consume(&mut self, limit: usize, each: impl FnMut(T)) -> usize {
+    pub(crate) fn consume(&mut self, limit: usize, each: impl FnMut(T)) -> usize {
         let count = self.look(limit, each);
         self.advance(count);
         count
     }
 
     /// Reads up to `limit` entries, which stay; returns their count.
-    pub(super) fn look(&mut self, limit: usize, mut each: impl FnMut(T)) -> usize {
+    pub(crate) fn look(&mut self, limit: usize, mut each: impl FnMut(T)) -> usize {
         let (consumer, filled) = self.full();
         let count = filled.min(u32::try_from(limit).unwrap_or(u32::MAX));
         for step in 0..count {
@@ -222,7 +222,7 @@ impl<T: Entry> Ring<T> {
     }
 
     /// Consumes entries that were looked at.
-    pub(super) fn advance(&mut self, count: usize) {
+    pub(crate) fn advance(&mut self, count: usize) {
         if count > 0 {
             let consumer = self.cursor(self.consumer);
             let next = consumer.load(Ordering::Relaxed).wrapping_add(count as u32);
@@ -231,7 +231,7 @@ impl<T: Entry> Ring<T> {
     }
 
     /// Produces entries as long as there is room; returns how many.
-    pub(super) fn produce(&mut self, items: impl ExactSizeIterator<Item = T>) -> usize {
+    pub(crate) fn produce(&mut self, items: impl ExactSizeIterator<Item = T>) -> usize {
         let (producer, free) = self.empty();
         let count = free.min(u32::try_from(items.len()).unwrap_or(u32::MAX));
         for (step, item) in (0..count).zip(items) {
@@ -248,7 +248,7 @@ impl<T: Entry> Ring<T> {
 
     /// Every full entry, without consuming it. The other side may be at work: an entry may be
     /// stale by the time it is seen.
-    pub(super) fn peek(&self, mut each: impl FnMut(T)) {
+    pub(crate) fn peek(&self, mut each: impl FnMut(T)) {
         let (consumer, filled) = self.full();
         for step in 0..filled {
             // SAFETY: as in `look`.
@@ -258,7 +258,7 @@ impl<T: Entry> Ring<T> {
 }
 
 #[cfg(test)]
-pub(super) mod testing {
+pub(crate) mod testing {
     //! Rings over plain memory: no NIC, no root.
 
     use super::*;
@@ -268,12 +268,12 @@ pub(super) mod testing {
 
     /// Memory for a ring, which both ends share.
     #[derive(Debug)]
-    pub(in super::super) struct Shared {
+    pub(crate) struct Shared {
         words: Box<[u64]>,
     }
 
     impl Shared {
-        pub(in super::super) fn new<T>(entries: u32) -> Self {
+        pub(crate) fn new<T>(entries: u32) -> Self {
             let bytes = HEAD + entries as usize * size_of::<T>();
             Self {
                 words: vec![0; bytes / 8].into(),
@@ -281,13 +281,13 @@ pub(super) mod testing {
         }
 
         /// Both cursors, as if so many entries had gone through.
-        pub(in super::super) fn start_at(&mut self, cursor: u32) {
+        pub(crate) fn start_at(&mut self, cursor: u32) {
             self.words[0] = u64::from_ne_bytes(word(cursor));
             self.words[8] = u64::from_ne_bytes(word(cursor));
         }
 
         /// One end. The memory must outlive it.
-        pub(in super::super) fn end<T: Entry>(&mut self, entries: u32) -> Result<Ring<T>, Errno> {
+        pub(crate) fn end<T: Entry>(&mut self, entries: u32) -> Result<Ring<T>, Errno> {
             let memory = Memory {
                 base: NonNull::new(self.words.as_mut_ptr().cast()).unwrap(),
                 bytes: self.words.len() * 8,
