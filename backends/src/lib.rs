@@ -13,6 +13,8 @@
 //!
 //! - [`af_xdp`] drives a queue of any Linux interface that takes an XDP program, veth included,
 //!   and leaves to the kernel whatever no filter matches.
+//! - [`dpdk`] drives a port by DPDK in a process of its own, the relay, and leaves to the kernel
+//!   whatever no filter matches, by a TAP device.
 //! - [`sim`] is a deterministic wire in memory for tests.
 //!
 //! Chunks are numbers here; memory and the right to touch it are the caller's. So is the lock
@@ -23,6 +25,7 @@
 
 pub mod af_xdp;
 mod api;
+pub mod dpdk;
 mod ring;
 pub mod sim;
 

@@ -87,6 +87,7 @@ answers; others need one that runs. Running programs survive its end, and the ne
         command: cmd::filters::Filters,
     },
     Sockets(cmd::sockets::Sockets),
+    Relay(cmd::relay::RelayCommand),
     Stats(cmd::stats::Stats),
     Explain(cmd::explain::Explain),
     Rollback(cmd::rollback::Rollback),
@@ -152,6 +153,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         }
         Command::Filters { command } => command.execute(),
         Command::Sockets(sockets) => sockets.execute(),
+        Command::Relay(relay) => relay.execute(),
         Command::Stats(stats) => stats.execute(),
         Command::Explain(explain) => explain.execute(),
         Command::Rollback(rollback) => rollback.execute(),

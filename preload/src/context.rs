@@ -3,11 +3,12 @@
 //! Everything is made lazily, at the first socket that needs it, never in a constructor: a program
 //! that has no such socket pays for nothing but the table look-up.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-use bypass_backends::af_xdp::AfXdpQueuePair;
 use bypass_proto::control::{Refusal, Request, RequestKind};
 use bypass_proto::options::Log;
+use bypass_proto::policy::Backend;
 use bypass_proto::reason::FallThrough;
 use bypass_runtime::attachment::{Attachment, Leases};
 use bypass_runtime::clock;
@@ -16,6 +17,7 @@ use bypass_runtime::cplane::Cplane;
 use bypass_runtime::flows::Flows;
 use bypass_runtime::image::{Image, ImageError};
 use bypass_runtime::packets::Packets;
+use bypass_runtime::queues;
 use bypass_runtime::wake::Ringer;
 use bypass_stack::{EndpointId, ProcessId, QueuePairInfo};
 use parking_lot::Mutex;
@@ -30,6 +32,8 @@ const RETRY_AFTER_NS: u64 = 5_000_000_000;
 /// Descriptors that come with the attachment, before those of interfaces: image, packet memory,
 /// control-plane table, TCP flows.
 const SHARED: usize = 4;
+/// [`QueuePairInfo::backend`] of a DPDK port, whose link is the rings of its queue pair.
+const DPDK: u8 = Backend::Dpdk as u8;
 
 /// A stack this process has joined.
 #[derive(Debug)]
@@ -292,32 +296,51 @@ impl Joined {
         let mut leases = self.leases.lock();
         leases.0.truncate(SHARED);
         leases.0.extend(fds.map(private::hide));
+        let links = leases.0.get(SHARED..).unwrap_or_default();
         let Ok(mut locked) = self.attachment.lock() else {
             return false;
         };
         if locked.stack().queue_pairs_generation() != generation {
             return false;
         }
+        let infos: Vec<QueuePairInfo> = locked.stack().queue_pairs().to_vec();
         let mut mapped_now = 0;
-        for (index, xsk) in queues.into_iter().enumerate() {
-            let live = locked
-                .stack()
-                .queue_pairs_mut()
-                .get(index)
-                .is_some_and(|info| info.flags & QueuePairInfo::LIVE != 0);
-            if !live {
+        for (index, fd) in queues.into_iter().enumerate() {
+            let live = infos.get(index).filter(|info| info.is_live());
+            let Some(info) = live else {
                 self.attachment.uninstall(&mut locked, index);
-            } else if !locked.has_queue(index) {
-                let xsk = private::hide(xsk);
-                let mapped = AfXdpQueuePair::map(xsk, self.chunk_size, answer.reply.ring_entries);
-                if let Ok(pair) = mapped {
-                    self.attachment.install(&mut locked, index, Box::new(pair));
-                    mapped_now += 1;
-                }
+                continue;
+            };
+            if locked.has_queue(index) {
+                continue;
+            }
+            let rings = link_of(info, &infos, links).filter(|_| info.backend == DPDK);
+            let (chunk_size, entries) = (self.chunk_size, answer.reply.ring_entries);
+            let mapped = queues::map(private::hide(fd), rings, chunk_size, entries);
+            if let Ok(pair) = mapped {
+                self.attachment.install(&mut locked, index, pair);
+                mapped_now += 1;
             }
         }
         drop(locked);
         log::at(Log::Debug, format_args!("mapped {mapped_now} queue pairs"));
         true
     }
+}
+
+/// The link of a queue pair's interface: there is one for each interface, in the order of their
+/// indexes.
+fn link_of<'a>(
+    info: &QueuePairInfo,
+    infos: &[QueuePairInfo],
+    links: &'a [OwnedFd],
+) -> Option<BorrowedFd<'a>> {
+    let live = infos.iter().filter(|info| info.is_live());
+    let mut before: Vec<u32> = live
+        .map(|other| other.ifindex)
+        .filter(|ifindex| *ifindex < info.ifindex)
+        .collect();
+    before.sort_unstable();
+    before.dedup();
+    links.get(before.len()).map(AsFd::as_fd)
 }

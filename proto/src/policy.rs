@@ -20,6 +20,11 @@
 //! [options]
 //! spin_us = 50                    # the BYPASS_* options, in lower case without the prefix
 //!
+//! [[device]]
+//! name    = "vf0"                 # an interface that a backend makes, see [`Device`]
+//! backend = "dpdk"
+//! devargs = "0000:01:10.0"
+//!
 //! [daemon]
 //! allow   = [{ user = "nobody" }, { group = "bypass" }]
 //! clients = 64
@@ -28,6 +33,7 @@
 //! What an interface can do, local routes and whether the daemon agrees are not known here.
 
 mod daemon;
+mod device;
 mod parse;
 mod pattern;
 #[cfg(test)]
@@ -38,6 +44,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use daemon::{Allow, DaemonPolicy, InterfaceChoice, Peer};
+pub use device::Device;
 pub use parse::PolicyError;
 pub use pattern::{Address, AddressPattern, Glob, PatternError};
 
@@ -60,6 +67,8 @@ pub struct Policy {
     pub options: Vec<Setting>,
     /// The `[daemon]` table.
     pub daemon: DaemonPolicy,
+    /// The `[[device]]` tables.
+    pub devices: Vec<Device>,
 }
 
 impl Policy {

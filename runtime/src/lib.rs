@@ -3,7 +3,8 @@
 //! Whoever holds a stack's image, packet memory and queue descriptors can run it. [`image`] maps
 //! the image memfd, [`packets`] the packet memory, [`lock`] is the process-shared lock in the
 //! image's first page, [`attachment`] joins them with the queue pairs and pumps frames between
-//! queues and stack, [`flows`] leads TCP connections to it, [`cplane`] reads the daemon's
+//! queues and stack, [`queues`] maps one of whatever backend, [`flows`] leads TCP connections to
+//! it, [`cplane`] reads the daemon's
 //! control-plane table, [`wake`] wakes a waiter that sleeps in another thread or process,
 //! [`control`] talks to the daemon.
 //!
@@ -19,4 +20,5 @@ pub mod image;
 pub mod lock;
 pub mod map;
 pub mod packets;
+pub mod queues;
 pub mod wake;

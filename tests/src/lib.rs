@@ -20,6 +20,7 @@ pub mod daemon;
 pub mod emulated_link;
 pub mod leftovers;
 pub mod paths;
+pub mod plugin;
 pub mod program;
 pub mod services;
 pub mod sources;

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use bypass_tests::{Result, paths};
+use bypass_tests::{Result, paths, plugin};
 
 use crate::progress::step;
 
@@ -13,7 +13,8 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Builds `libbypass.so` and `bypassctl` for release; not when `BYPASS_TEST_DIR` says that they
+/// Builds `libbypass.so`, `bypassctl` and, where DPDK's headers are, `libbypass_dpdk.so` for
+/// release; not when `BYPASS_TEST_DIR` says that they
 /// are somewhere already.
 ///
 /// # Errors
@@ -21,6 +22,9 @@ pub(crate) fn cargo() -> Command {
 pub(crate) fn release() -> Result<()> {
     if std::env::var_os("BYPASS_TEST_DIR").is_some() {
         return Ok(());
+    }
+    if let Err(why) = plugin::build() {
+        println!("libbypass_dpdk.so is not built: {why}");
     }
     step("building libbypass.so and bypassctl", || {
         let status = cargo()

@@ -307,6 +307,24 @@ impl FlowTable {
         Some(slot(index, place))
     }
 
+    /// The owner of a flow, if it is there. Counts a frame of it, as the steering program does, if
+    /// `is_led` says of the owner that the frame goes there.
+    pub(crate) fn count(
+        &self,
+        flow: &TcpFlow,
+        bytes: u64,
+        is_led: impl FnOnce(u64) -> bool,
+    ) -> Option<u64> {
+        let (_, bucket, place) = self.find_words(&flow.words())?;
+        let entry = &bucket.places[place];
+        let owner = entry.owner.load(Ordering::Relaxed);
+        if is_led(owner) {
+            entry.packets.fetch_add(1, Ordering::Relaxed);
+            entry.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        Some(owner)
+    }
+
     /// Steers a flow to the stack; its place. One that is there already stays, with the new owner.
     /// `owner` is for whoever cleans up: the connection's endpoint, see
     /// `bypass_stack::EndpointId`.

@@ -1,11 +1,13 @@
 //! `bypassctl explain`: each socket of a program, accelerated or why not.
 
-use bypass_proto::policy::{Backend, Protocol, Role};
+use bypass_proto::policy::{Protocol, Role};
 use bypass_proto::reason::FallThrough;
 use bypass_proto::report::{Record, ReportView, State};
+use bypass_stack::{IpAddress, SocketAddress};
 use serde_json::{Value, json};
 
 use super::dry_run::DryRun;
+use crate::source::Interface;
 use crate::{Failure, render, source};
 
 /// Each socket of a program: accelerated, or why not.
@@ -59,10 +61,11 @@ impl Explain {
             }
         };
         let reports = source::reports(&pids);
+        let interfaces = source::interfaces().unwrap_or_default();
         if self.json {
             let sockets = reports
                 .iter()
-                .flat_map(|(pid, report)| sockets(*pid, report));
+                .flat_map(|(pid, report)| sockets(*pid, report, &interfaces));
             let sockets: Vec<Value> = sockets.collect();
             if let (Some(pid), true) = (self.pid, reports.is_empty()) {
                 return Err(no_report(pid));
@@ -80,7 +83,7 @@ impl Explain {
             if index > 0 {
                 render::line("");
             }
-            print(*pid, report);
+            print(*pid, report, &interfaces);
         }
         Ok(())
     }
@@ -105,7 +108,7 @@ fn no_report(pid: u32) -> Failure {
     }
 }
 
-fn print(pid: u32, report: &ReportView) {
+fn print(pid: u32, report: &ReportView, interfaces: &[Interface]) {
     let header = &report.header;
     render::line(&format!("{} (process {pid})", source::program(pid)));
     let config = header.config_text();
@@ -141,7 +144,7 @@ fn print(pid: u32, report: &ReportView) {
             counts.join(", ")
         ));
     }
-    let list: Vec<Value> = sockets(pid, report).map(with_why).collect();
+    let list: Vec<Value> = sockets(pid, report, interfaces).map(with_why).collect();
     if list.is_empty() {
         return;
     }
@@ -192,10 +195,10 @@ pub(super) fn verdict(reason: Option<FallThrough>, rule: Option<usize>) -> Value
     })
 }
 
-fn sockets(pid: u32, report: &ReportView) -> impl Iterator<Item = Value> {
+fn sockets(pid: u32, report: &ReportView, interfaces: &[Interface]) -> impl Iterator<Item = Value> {
     let config = report.header.config_text();
     report.records.iter().map(move |record| {
-        let mut socket = socket(record);
+        let mut socket = socket(record, interfaces);
         socket["pid"] = pid.into();
         socket["program"] = source::program(pid).into();
         socket["start_time"] = report.header.start_time.into();
@@ -208,11 +211,13 @@ fn sockets(pid: u32, report: &ReportView) -> impl Iterator<Item = Value> {
     })
 }
 
-fn socket(record: &Record) -> Value {
+fn socket(record: &Record, interfaces: &[Interface]) -> Value {
     let accelerated = record.state() == Some(State::Accelerated);
     // A kernel socket of a reason that this version does not know is still a kernel socket.
     let mut socket = verdict(record.reason().filter(|_| !accelerated), record.rule());
     socket["served_by"] = if accelerated { "bypass" } else { "kernel" }.into();
+    let local = record.local();
+    let local = SocketAddress::new(IpAddress(local.ip), local.port);
     let facts = json!({
         "fd": record.fd,
         "protocol": record.protocol().map(Protocol::word),
@@ -220,7 +225,7 @@ fn socket(record: &Record) -> Value {
         "local": (record.role != 0).then(|| record.local().to_string()),
         "remote": record.remote().map(|remote| remote.to_string()),
         "role": record.role().map(Role::word),
-        "backend": accelerated.then(|| Backend::AfXdp.word()),
+        "backend": accelerated.then(|| source::backend_of(local, interfaces)),
         "errno": record.errno,
     });
     if let (Value::Object(socket), Value::Object(facts)) = (&mut socket, facts) {
@@ -240,13 +245,13 @@ mod tests {
             rule: 0,
             ..Record::default()
         };
-        assert_eq!(socket(&record)["served_by"], "bypass");
-        assert_eq!(socket(&record)["rule"], 1);
+        assert_eq!(socket(&record, &[])["served_by"], "bypass");
+        assert_eq!(socket(&record, &[])["rule"], 1);
         record.state = State::Kernel as u8;
         record.rule = -1;
         record.reason = FallThrough::System as u8;
         record.errno = 2;
-        let told = with_why(socket(&record));
+        let told = with_why(socket(&record, &[]));
         assert_eq!(
             (told["reason"].as_str(), told["rule"].as_u64()),
             (Some("system"), None)
@@ -254,7 +259,7 @@ mod tests {
         let why = told["why"].as_str().expect("a sentence");
         assert!(why.contains("No such file") && why.contains("-> "), "{why}");
         (record.reason, record.errno) = (200, 0);
-        assert_eq!(socket(&record)["served_by"], "kernel");
-        assert!(with_why(socket(&record))["why"].is_null());
+        assert_eq!(socket(&record, &[])["served_by"], "kernel");
+        assert!(with_why(socket(&record, &[]))["why"].is_null());
     }
 }

@@ -5,6 +5,7 @@ mod dry_run;
 pub mod explain;
 pub mod filters;
 mod program_file;
+pub mod relay;
 pub mod rollback;
 pub mod run;
 pub mod sockets;

@@ -1,7 +1,7 @@
 //! `bypassctl sockets`: accelerated sockets, read from the stack images; with `--all` also those
 //! that the kernel serves, from the process reports.
 
-use bypass_proto::policy::{Address, Backend, Protocol};
+use bypass_proto::policy::{Address, Protocol};
 use bypass_proto::report::{Record, ReportView, State};
 use bypass_runtime::image;
 use bypass_stack::inspect::{EndpointView, Image, MiniView};
@@ -73,6 +73,7 @@ impl Sockets {
 
 /// Every accelerated socket of every image, once for each process that holds it.
 fn accelerated(pids: &[u32], reports: &[(u32, ReportView)]) -> Vec<Value> {
+    let interfaces = source::interfaces().unwrap_or_default();
     let mut sockets = Vec::new();
     for held in source::memfds(image::NAME, pids) {
         let Some(copy) = held.read_image() else {
@@ -87,17 +88,28 @@ fn accelerated(pids: &[u32], reports: &[(u32, ReportView)]) -> Vec<Value> {
                 .filter(|process| endpoint.is_held_by(process.id))
                 .peekable();
             if holders.peek().is_none() {
-                sockets.push(socket(&endpoint, None, reports));
+                sockets.push(socket(&endpoint, None, reports, &interfaces));
             }
-            sockets.extend(holders.map(|holder| socket(&endpoint, Some(holder.pid), reports)));
+            sockets.extend(
+                holders.map(|holder| socket(&endpoint, Some(holder.pid), reports, &interfaces)),
+            );
         }
-        sockets.extend(image.minisockets().map(minisocket));
+        sockets.extend(
+            image
+                .minisockets()
+                .map(|mini| minisocket(mini, &interfaces)),
+        );
     }
     sockets
 }
 
 /// `pid` is `None` for one that no program has: it waits to be accepted, or was closed and goes on.
-fn socket(endpoint: &EndpointView, pid: Option<u32>, reports: &[(u32, ReportView)]) -> Value {
+fn socket(
+    endpoint: &EndpointView,
+    pid: Option<u32>,
+    reports: &[(u32, ReportView)],
+    interfaces: &[source::Interface],
+) -> Value {
     let id = (endpoint.id.index, endpoint.id.generation);
     let record = reports
         .iter()
@@ -111,7 +123,7 @@ fn socket(endpoint: &EndpointView, pid: Option<u32>, reports: &[(u32, ReportView
         "protocol": Protocol::Udp.word(),
         "local": text(endpoint.local),
         "remote": endpoint.remote.map(text),
-        "backend": Backend::AfXdp.word(),
+        "backend": source::backend_of(endpoint.local, interfaces),
         "state": if endpoint.remote.is_some() { "connected" } else { "bound" },
         "recv_queued": endpoint.queued,
         "send_queued": 0,
@@ -132,10 +144,11 @@ fn socket(endpoint: &EndpointView, pid: Option<u32>, reports: &[(u32, ReportView
 }
 
 /// A handshake of a listener's, or a time wait. Their segments are not counted.
-fn minisocket(mini: MiniView) -> Value {
+fn minisocket(mini: MiniView, interfaces: &[source::Interface]) -> Value {
     json!({
         "pid": null, "program": null, "fd": null, "protocol": Protocol::Tcp.word(),
-        "local": text(mini.local), "remote": text(mini.remote), "backend": Backend::AfXdp.word(),
+        "local": text(mini.local), "remote": text(mini.remote),
+        "backend": source::backend_of(mini.local, interfaces),
         "state": state_word(mini.state), "recv_queued": 0, "send_queued": 0,
         "recv_queued_bytes": 0, "drops": 0, "rx_packets": null, "tx_packets": null,
     })

@@ -113,6 +113,9 @@ fn process(process: ProcessView) -> Value {
 
 fn queue_pair(index: usize, pair: &QueuePairInfo) -> Value {
     let native = pair.flags & QueuePairInfo::NATIVE != 0;
+    let mode = if native { "native" } else { "generic" };
+    let mut backends = Backend::ALL.iter();
+    let backend = backends.find(|backend| **backend as u8 == pair.backend);
     let name = std::fs::read_dir("/sys/class/net")
         .ok()
         .and_then(|entries| {
@@ -124,7 +127,8 @@ fn queue_pair(index: usize, pair: &QueuePairInfo) -> Value {
         });
     json!({
         "index": index, "ifindex": pair.ifindex, "interface": name, "queue": pair.queue_id,
-        "backend": Backend::AfXdp.word(), "mode": if native { "native" } else { "generic" },
+        "backend": backend.map(|backend| backend.word()),
+        "mode": (backend == Some(&Backend::AfXdp)).then_some(mode),
         "zero_copy": pair.flags & QueuePairInfo::ZERO_COPY != 0, "live": true,
         "rx_packets": pair.rx_packets, "rx_bytes": pair.rx_bytes,
         "tx_packets": pair.tx_packets, "tx_bytes": pair.tx_bytes,

@@ -1,7 +1,7 @@
 //! `bypassctl stats`: every counter with its sentence.
 //!
 //! The stacks' counters come from their images, reasons for staying in the kernel from the process
-//! reports, the daemon's own from the daemon when one answers.
+//! reports, the daemon's own and those of DPDK ports from the daemon when one answers.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -120,6 +120,14 @@ fn read() -> Vec<Value> {
                 "of": "daemon", "kind": "daemon", "name": counter["name"],
                 "value": counter["value"], "sentence": counter["sentence"],
             }));
+        }
+        for port in daemon["ports"].as_array().into_iter().flatten() {
+            for counter in port["counters"].as_array().into_iter().flatten() {
+                counters.push(json!({
+                    "of": port["name"], "kind": port["backend"], "name": counter["name"],
+                    "value": counter["value"], "sentence": counter["sentence"],
+                }));
+            }
         }
     }
     counters

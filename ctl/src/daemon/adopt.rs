@@ -5,10 +5,11 @@
 //! copies of those that it knows, and goes on:
 //!
 //! ```text
-//!   /proc/PID/fd -> memfds by name, XSKs by socket domain, XDP links by fdinfo
+//!   /proc/PID/fd -> memfds by name, XSKs and bells by their note, XDP links by fdinfo
 //!   stack: image + packets + table       owner: the image file's (only root gives files away)
 //!                                        of which namespace: see the table's file (`Published`)
 //!   interface: link -> program -> maps   queue pair: note in the XSK (sockopt::tag_queue)
+//!   port of a device: its relay, which has the rings and filters
 //!   filters: endpoints of the image, as far as the program's maps already have their entries
 //!   TCP flows: the BPF map by its name      their grants: those in the program's maps
 //! ```
@@ -21,6 +22,7 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use bypass_backends::af_xdp::FlowTable;
+use bypass_proto::policy::Backend;
 use bypass_runtime::map::is_sealed;
 use bypass_runtime::{cplane, image, packets};
 use bypass_stack::inspect::{EndpointView, Image};
@@ -49,7 +51,7 @@ struct Found {
     cplane: OwnedFd,
     flows: Option<OwnedFd>,
     /// By index of the queue pair, with the entries of its rings.
-    xsks: BTreeMap<u8, (OwnedFd, u32)>,
+    queue_fds: BTreeMap<u8, (OwnedFd, u32)>,
     /// By interface index.
     links: BTreeMap<u32, OwnedFd>,
 }
@@ -61,7 +63,7 @@ struct Held {
     packets: Option<OwnedFd>,
     cplane: Option<OwnedFd>,
     flows: Option<OwnedFd>,
-    xsks: BTreeMap<u8, (OwnedFd, u32)>,
+    queue_fds: BTreeMap<u8, (OwnedFd, u32)>,
     links: BTreeMap<u32, OwnedFd>,
 }
 
@@ -97,13 +99,13 @@ impl Server {
             packets,
             cplane,
             flows,
-            xsks,
+            queue_fds,
             links,
         } = found;
         let bytes = stacks::copy_image(&image)?;
         let view = Image::attach(&bytes).map_err(|_| Errno::INVAL)?;
         let policy = &self.config.policy.daemon;
-        let entries = xsks.values().next().map_or_else(
+        let entries = queue_fds.values().next().map_or_else(
             || stacks::ring_entries(policy.chunks, links.len() as u32),
             |(_, entries)| *entries,
         );
@@ -120,10 +122,11 @@ impl Server {
         };
         let mut stack = StackEntry::join(uid, parts, entries, Origin::Adopted)?;
         let infos = view.queue_pairs();
-        let nics = adopt_links(links, infos, &stack);
+        let mut nics = adopt_links(links, infos, &stack);
+        nics.extend(self.adopt_relayed(infos, &stack));
         let is_ours = |info: &QueuePairInfo| nics.iter().any(|nic| nic.ifindex() == info.ifindex);
         let mut queues: Vec<Option<Queue>> = Vec::new();
-        for (index, (xsk, ring)) in xsks {
+        for (index, (fd, ring)) in queue_fds {
             let index = usize::from(index);
             let Some(info) = infos
                 .get(index)
@@ -135,10 +138,15 @@ impl Server {
                 continue;
             }
             queues.resize_with(queues.len().max(index + 1), || None);
+            let nic = nics.iter().find(|nic| nic.ifindex() == info.ifindex);
+            let rings = nic
+                .filter(|nic| nic.backend() == Backend::Dpdk)
+                .and_then(|nic| nic.link()?.try_clone_to_owned().ok());
             queues[index] = Some(Queue {
                 ifindex: info.ifindex,
                 queue: info.queue_id,
-                xsk,
+                fd,
+                rings,
             });
         }
         stack.install_adopted(queues)?;
@@ -162,6 +170,25 @@ impl Server {
         self.keep_flows();
         self.unpublished = true;
         Ok(())
+    }
+
+    /// The ports that a stack has, as their relays say.
+    fn adopt_relayed(&self, infos: &[QueuePairInfo], stack: &StackEntry) -> Vec<OpenNic> {
+        let mut nics = Vec::new();
+        for (first, info) in infos.iter().enumerate() {
+            let is_port = info.is_live() && info.backend == Backend::Dpdk as u8;
+            let port = self.devices.port(info.ifindex).filter(|_| is_port);
+            let Some((nic, link)) = port else { continue };
+            let rings = nic.rings.as_ref().and_then(|rings| rings.try_clone().ok());
+            let Some(rings) = rings else { continue };
+            let mut nic = OpenNic::of_port(nic.clone(), link, stack, Some(rings));
+            if nic.set_flows(stack.flows_fd()).is_ok() {
+                nic.first_queue_pair = first as u8;
+                nic.queue_pairs = 1;
+                nics.push(nic);
+            }
+        }
+        nics
     }
 
     /// Filters of the image's endpoints, as far as they were granted before.
@@ -357,15 +384,15 @@ fn find_all(cookie: u64) -> Vec<Found> {
                 packets,
                 cplane,
                 flows: None,
-                xsks: BTreeMap::new(),
+                queue_fds: BTreeMap::new(),
                 links: BTreeMap::new(),
             });
         stack.flows = stack.flows.take().or(held.flows);
-        stack.xsks.extend(held.xsks);
+        stack.queue_fds.extend(held.queue_fds);
         stack.links.extend(held.links);
     }
     let mut found: Vec<Found> = found.into_values().collect();
-    found.sort_by_key(|stack| std::cmp::Reverse(stack.xsks.len()));
+    found.sort_by_key(|stack| std::cmp::Reverse(stack.queue_fds.len()));
     found
 }
 
@@ -404,8 +431,8 @@ fn look_into(pid: u32, cookie: u64) -> Option<Held> {
         } else if is_memfd(&name, cplane::NAME) {
             held.cplane = held.cplane.or_else(sealed);
         } else if name.starts_with("socket:") {
-            held.xsks
-                .extend(taken().ok().and_then(|fd| as_xsk(fd, cookie)));
+            held.queue_fds
+                .extend(taken().ok().and_then(|fd| as_queue(fd, cookie)));
         } else if name.starts_with("anon_inode:bpf-map") {
             let is_table = |fd: &OwnedFd| FlowTable::is_one(fd) && FlowTable::map(fd).is_ok();
             held.flows = held.flows.or_else(|| copy().filter(is_table));
@@ -422,9 +449,11 @@ fn as_memfd(fd: Foreign) -> Option<OwnedFd> {
     is_sealed(&fd).then(|| fd.into_inner())
 }
 
-/// An XSK that a daemon of this network namespace has made, with what it is.
-fn as_xsk(fd: Foreign, cookie: u64) -> Option<(u8, (OwnedFd, u32))> {
-    if sockopt::socket_domain(&fd).ok()? != AddressFamily::XDP
+/// An XSK, or the stack's end of a bell, that a daemon of this network namespace has made, with
+/// what it is.
+fn as_queue(fd: Foreign, cookie: u64) -> Option<(u8, (OwnedFd, u32))> {
+    let domain = sockopt::socket_domain(&fd).ok()?;
+    if ![AddressFamily::XDP, AddressFamily::UNIX].contains(&domain)
         || own::namespace_cookie(&fd) != Ok(cookie)
     {
         return None;

@@ -178,7 +178,7 @@ impl Server {
             // Those that are there already are told so, and stay as they are. Without a place in
             // the set nobody deputises; the programs go on all the same.
             let data = Token::Queue(uid, index).data();
-            let _ = epoll::add(&self.epoll, &queue.xsk, data, WATCHED);
+            let _ = epoll::add(&self.epoll, &queue.fd, data, WATCHED);
         }
     }
 
@@ -187,7 +187,7 @@ impl Server {
     pub(super) fn unwatch_queues(&self, stack: &StackEntry, ifindex: u32) {
         for (_, queue) in stack.open_queues() {
             if queue.ifindex == ifindex {
-                let _ = epoll::delete(&self.epoll, &queue.xsk);
+                let _ = epoll::delete(&self.epoll, &queue.fd);
             }
         }
     }
@@ -201,7 +201,7 @@ impl Server {
             stack.look.get_or_insert(first);
             // A disabled entry would still be called, and lock, for every frame.
             for (_, queue) in stack.open_queues() {
-                let _ = epoll::delete(&self.epoll, &queue.xsk);
+                let _ = epoll::delete(&self.epoll, &queue.fd);
             }
         }
     }

@@ -25,6 +25,7 @@ mod client;
 mod counters;
 mod deputy;
 mod detach;
+mod devices;
 mod dress;
 mod filters;
 mod foreign;

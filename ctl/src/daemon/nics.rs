@@ -1,4 +1,5 @@
-//! Interfaces that the daemon has opened: XDP program attached, one XSK per queue.
+//! Interfaces that the daemon has opened: XDP program attached, one XSK per queue; or the port of a
+//! DPDK device, whose relay takes the place of both.
 //!
 //! An interface is opened when the first filter needs it, for one stack, and then belongs to that
 //! stack until it is closed: all of its queues feed one packet memory. It is closed when its
@@ -9,20 +10,22 @@
 //! `bypassctl` prints them.
 
 use std::collections::BTreeMap;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bypass_backends::af_xdp::{
-    self, FilterCounters, FilterKey, Listener, Mode, Nic, NicConfig, NicError, PacketMemory,
+    self, FilterCounters, FilterKey, Listener, Mode, Nic, NicConfig, NicError, PacketMemory, Target,
 };
-use bypass_proto::policy::DaemonPolicy;
+use bypass_backends::dpdk::{DpdkNic, Link};
+use bypass_proto::policy::{Backend, DaemonPolicy};
 use bypass_runtime::packets::Packets;
 use bypass_stack::{IpAddress, SocketAddress};
 use rustix::io::Errno;
 
 use super::filters::{Flow, FlowKind};
 use super::netlink::message::LinkInfo;
-use super::stacks::StackEntry;
+use super::stacks::{Queue, StackEntry};
 
 /// After a failure an interface is left alone for this long, after more of them for longer: an
 /// attempt may take a second.
@@ -37,10 +40,26 @@ const UNFIT_KINDS: [&str; 14] = [
     "ifb", "vxlan", "geneve", "hsr",
 ];
 
+/// What an interface is driven by.
+#[derive(Debug)]
+enum Driver {
+    AfXdp(Box<Nic>),
+    Dpdk {
+        nic: DpdkNic,
+        link: Arc<Link>,
+        /// Bytes of the longest frame that the owner's chunks hold.
+        longest: u32,
+        /// The owner's table of TCP flows.
+        flows: Option<OwnedFd>,
+        /// The rings of the open queue.
+        rings: Option<OwnedFd>,
+    },
+}
+
 /// One opened interface.
 #[derive(Debug)]
 pub(super) struct OpenNic {
-    nic: Nic,
+    driver: Driver,
     /// User whose stack owns it.
     pub owner: u32,
     /// First queue pair of that stack which is a queue of this interface.
@@ -50,107 +69,224 @@ pub(super) struct OpenNic {
 }
 
 impl OpenNic {
-    /// The descriptor that keeps the program attached.
-    pub(super) fn link(&self) -> BorrowedFd<'_> {
-        self.nic.link()
+    /// What drives it.
+    pub(super) fn backend(&self) -> Backend {
+        match &self.driver {
+            Driver::AfXdp(_) => Backend::AfXdp,
+            Driver::Dpdk { .. } => Backend::Dpdk,
+        }
+    }
+
+    /// The descriptor that programs keep for it: the one that keeps the program attached, or the
+    /// rings.
+    pub(super) fn link(&self) -> Option<BorrowedFd<'_>> {
+        match &self.driver {
+            Driver::AfXdp(nic) => Some(nic.link()),
+            Driver::Dpdk { rings, .. } => rings.as_ref().map(AsFd::as_fd),
+        }
     }
 
     /// Queues of the interface.
     pub(super) fn queue_count(&self) -> u32 {
-        self.nic.queue_count
+        match &self.driver {
+            Driver::AfXdp(nic) => nic.queue_count,
+            Driver::Dpdk { .. } => 1,
+        }
+    }
+
+    /// How frames come: of AF_XDP whether the program runs in the driver, of DPDK the driver.
+    pub(super) fn mode(&self) -> &str {
+        match &self.driver {
+            Driver::AfXdp(nic) if nic.mode == Mode::Native => "native",
+            Driver::AfXdp(_) => "generic",
+            Driver::Dpdk { nic, .. } => &nic.driver,
+        }
     }
 
     /// Whether the program runs in the driver.
     pub(super) fn is_native(&self) -> bool {
-        self.nic.mode == Mode::Native
+        matches!(&self.driver, Driver::AfXdp(nic) if nic.mode == Mode::Native)
     }
 
-    /// What the other end must be set to, if anything.
+    /// What the other end must be set to, or what one should know of the device, if anything.
     pub(super) fn condition(&self) -> Option<&'static str> {
-        self.nic.condition()
+        match &self.driver {
+            Driver::AfXdp(nic) => nic.condition(),
+            Driver::Dpdk { nic, .. } => (!nic.sleeps).then_some(
+                "its driver has no interrupts here: an idle relay looks for frames a thousand \
+                 times a second",
+            ),
+        }
     }
 
-    /// Opens one queue over the packet memory and makes the program lead packets to it. EBUSY when
-    /// somebody else has it, or did until a moment ago.
+    /// Opens one queue over the packet memory and makes frames that filters match come to it. EBUSY
+    /// when somebody else has it, or did until a moment ago.
     pub(super) fn open_queue(
-        &self,
+        &mut self,
+        ifindex: u32,
         queue: u32,
-        packets: &Packets,
-        chunk_size: u32,
-        ring_entries: u32,
-    ) -> Result<OwnedFd, NicError> {
-        let (address, bytes) = packets.range();
-        let memory = PacketMemory {
-            address,
-            bytes,
+        stack: &Packets,
+        sizes: Sizes<'_>,
+    ) -> Result<Queue, NicError> {
+        let Sizes {
             chunk_size,
-        };
-        self.nic
-            .open_queue_within(queue, &memory, ring_entries, SLOT, Duration::ZERO)
+            ring_entries,
+            packets,
+        } = sizes;
+        match &mut self.driver {
+            Driver::AfXdp(nic) => {
+                let (address, bytes) = stack.range();
+                let memory = PacketMemory {
+                    address,
+                    bytes,
+                    chunk_size,
+                };
+                let at_once = Duration::ZERO;
+                let fd = nic.open_queue_within(queue, &memory, ring_entries, SLOT, at_once)?;
+                Ok(Queue {
+                    ifindex,
+                    queue,
+                    fd,
+                    rings: None,
+                })
+            }
+            Driver::Dpdk {
+                link, flows, rings, ..
+            } => {
+                let failed = |errno| NicError {
+                    errno,
+                    what: "giving the relay the stack's memory".to_owned(),
+                };
+                let flows = flows.as_ref().ok_or_else(|| failed(Errno::INVAL))?.as_fd();
+                let opened = link.attach(packets, chunk_size, flows, ring_entries);
+                let opened = opened.map_err(failed)?;
+                let copy = opened.rings.try_clone().map_err(|_| failed(Errno::MFILE))?;
+                *rings = Some(opened.rings);
+                Ok(Queue {
+                    ifindex,
+                    queue,
+                    fd: opened.bell,
+                    rings: Some(copy),
+                })
+            }
+        }
     }
 
     /// Leads packets of this flow to the owner's queues.
     pub(super) fn add_filter(&self, flow: &Flow) -> Result<(), NicError> {
-        self.nic.add_filter(key(flow), SLOT)
+        match &self.driver {
+            Driver::AfXdp(nic) => nic.add_filter(key(flow), SLOT),
+            Driver::Dpdk { nic, longest, .. } => {
+                let entered = nic.filters.add(&key(flow), *longest);
+                entered.map_err(|errno| NicError {
+                    errno,
+                    what: "entering the filter".to_owned(),
+                })
+            }
+        }
     }
 
-    /// Whether the interface's map has an entry for a flow.
+    fn target(&self, key: FilterKey) -> Option<Target> {
+        match &self.driver {
+            Driver::AfXdp(nic) => nic.target(key),
+            Driver::Dpdk { nic, .. } => nic.filters.target(&key),
+        }
+    }
+
+    fn filters(&self) -> Vec<FilterKey> {
+        match &self.driver {
+            Driver::AfXdp(nic) => nic.filters(),
+            Driver::Dpdk { nic, .. } => nic.filters.keys(),
+        }
+    }
+
+    fn remove(&self, key: FilterKey) {
+        match &self.driver {
+            Driver::AfXdp(nic) => nic.remove_filter(key),
+            Driver::Dpdk { nic, .. } => nic.filters.remove(&key),
+        }
+    }
+
+    /// Whether the interface has an entry for a flow.
     pub(super) fn has_filter(&self, flow: &Flow) -> bool {
-        self.nic.target(key(flow)).is_some()
+        self.target(key(flow)).is_some()
     }
 
-    /// The grants in the interface's map.
+    /// The grants of the interface.
     pub(super) fn grants(&self) -> Vec<Flow> {
-        let flows = self.nic.filters().into_iter().filter_map(|key| flow(&key));
+        let flows = self.filters().into_iter().filter_map(|key| flow(&key));
         flows.filter(|flow| flow.kind == FlowKind::Grant).collect()
     }
 
     /// Removes every entry that `is_wanted` does not want. Those of other kinds than the daemon
     /// writes go too.
     pub(super) fn retain_filters(&self, is_wanted: impl Fn(&Flow) -> bool) {
-        for known in self.nic.filters() {
+        for known in self.filters() {
             if !flow(&known).is_some_and(|flow| is_wanted(&flow)) {
-                self.nic.remove_filter(known);
+                self.remove(known);
             }
         }
     }
 
     /// Makes these flows, and no others, exceptions that stay with the kernel.
     pub(super) fn keep_in_kernel(&self, kept: &[Flow]) {
-        for known in self.nic.filters() {
-            let target = self.nic.target(known);
+        for known in self.filters() {
+            let target = self.target(known);
             let is_exception = target.is_some_and(|target| target.most == 0);
             if is_exception && !flow(&known).is_some_and(|flow| kept.contains(&flow)) {
-                self.nic.remove_filter(known);
+                self.remove(known);
             }
         }
         for flow in kept {
             // A full map leaves the flow to the entry of the socket.
-            let _ = self.nic.keep_in_kernel(key(flow));
+            let _ = match &self.driver {
+                Driver::AfXdp(nic) => nic.keep_in_kernel(key(flow)).is_ok(),
+                Driver::Dpdk { nic, .. } => nic.filters.add(&key(flow), 0).is_ok(),
+            };
         }
     }
 
     /// Leaves them to the kernel again. A flow that is not there is no matter.
     pub(super) fn remove_filter(&self, flow: &Flow) {
-        self.nic.remove_filter(key(flow));
+        self.remove(key(flow));
     }
 
     /// What came by a flow since its entry was written.
     pub(super) fn filter_counters(&self, flow: &Flow) -> FilterCounters {
-        self.nic.filter_counters(key(flow))
+        let target = self.target(key(flow)).unwrap_or_default();
+        FilterCounters {
+            packets: target.packets,
+            bytes: target.bytes,
+        }
     }
 
-    /// Takes the queues out of the program's map.
+    /// Has frames pass to the kernel in place of the queues.
     pub(super) fn close_queues(&self) {
-        for queue in 0..u32::from(self.queue_pairs) {
-            self.nic.close_queue(queue, SLOT);
+        match &self.driver {
+            Driver::AfXdp(nic) => {
+                for queue in 0..u32::from(self.queue_pairs) {
+                    nic.close_queue(queue, SLOT);
+                }
+            }
+            Driver::Dpdk { link, .. } => link.detach(),
         }
     }
 
     /// Whether frames from the other end come with partial checksums.
     pub(super) fn has_partial_checksums(&self) -> bool {
-        self.nic.interface.is_local_only()
+        matches!(&self.driver, Driver::AfXdp(nic) if nic.interface.is_local_only())
     }
+}
+
+/// What a queue is opened with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes<'a> {
+    /// Bytes of a chunk.
+    pub chunk_size: u32,
+    /// Entries of each ring.
+    pub ring_entries: u32,
+    /// The packet memory itself.
+    pub packets: BorrowedFd<'a>,
 }
 
 /// Why an interface could not be opened, and when.
@@ -250,12 +386,33 @@ impl OpenNic {
             mode: Mode::Auto,
             chunk_size,
         })?;
-        Ok(Self {
+        Ok(Self::new(Driver::AfXdp(Box::new(nic)), owner))
+    }
+
+    /// Takes the port of a device for a stack; or takes it over with the rings of its open queue.
+    pub(super) fn of_port(
+        nic: DpdkNic,
+        link: Arc<Link>,
+        stack: &StackEntry,
+        rings: Option<OwnedFd>,
+    ) -> Self {
+        let driver = Driver::Dpdk {
             nic,
+            link,
+            longest: af_xdp::longest_frame(stack.chunk_size),
+            flows: None,
+            rings,
+        };
+        Self::new(driver, stack.uid)
+    }
+
+    fn new(driver: Driver, owner: u32) -> Self {
+        Self {
+            driver,
             owner,
             first_queue_pair: 0,
             queue_pairs: 0,
-        })
+        }
     }
 
     /// Takes over an attached program from a copy of its link.
@@ -269,22 +426,30 @@ impl OpenNic {
         if !native {
             nic.mode = Mode::Generic;
         }
-        Ok(Self {
-            nic,
-            owner: stack.uid,
-            first_queue_pair: 0,
-            queue_pairs: 0,
-        })
+        Ok(Self::new(Driver::AfXdp(Box::new(nic)), stack.uid))
     }
 
-    /// Lets the program look for TCP flows in the owner's flow table.
-    pub(super) fn set_flows(&mut self, flows: BorrowedFd<'_>) -> Result<(), NicError> {
-        self.nic.set_flow_table(SLOT, flows)
+    /// Has TCP flows looked for in the owner's flow table.
+    pub(super) fn set_flows(&mut self, table: BorrowedFd<'_>) -> Result<(), NicError> {
+        match &mut self.driver {
+            Driver::AfXdp(nic) => nic.set_flow_table(SLOT, table),
+            Driver::Dpdk { flows, .. } => {
+                let copy = table.try_clone_to_owned();
+                *flows = Some(copy.map_err(|_| NicError {
+                    errno: Errno::MFILE,
+                    what: "keeping the flow table".to_owned(),
+                })?);
+                Ok(())
+            }
+        }
     }
 
     /// Interface index.
     pub(super) fn ifindex(&self) -> u32 {
-        self.nic.interface.ifindex
+        match &self.driver {
+            Driver::AfXdp(nic) => nic.interface.ifindex,
+            Driver::Dpdk { nic, .. } => nic.ifindex,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use bypass_backends::dpdk;
 use bypass_proto::control::{QueryKind, VERSION};
 use bypass_proto::policy::Backend;
 use bypass_stack::cplane::Address;
@@ -30,11 +31,12 @@ impl Server {
                 stacks.map(|stack| self.stack_object(stack)).collect()
             }
             QueryKind::Daemon => self.daemon_object(),
-            QueryKind::Interfaces => self
-                .mirror
-                .links()
-                .map(|link| self.interface_object(link))
-                .collect(),
+            QueryKind::Interfaces => {
+                let links = self.mirror.links().map(|link| self.interface_object(link));
+                let is_there = |name: &str| self.mirror.links().any(|link| link.name == name);
+                let failed = self.devices.failed().filter(|(name, _)| !is_there(name));
+                links.chain(failed.map(failed_device)).collect()
+            }
         }
     }
 
@@ -105,7 +107,7 @@ impl Server {
                 bytes += now.bytes.saturating_sub(entry.before.bytes);
             }
             seen = true;
-            let backend = Backend::AfXdp.word().into();
+            let backend = nic.backend().word().into();
             list.push(object(
                 self.interface_name(ifindex),
                 backend,
@@ -114,7 +116,7 @@ impl Server {
             ));
         }
         if !seen {
-            list.push(object(Value::Null, Backend::AfXdp.word().into(), 0, 0));
+            list.push(object(Value::Null, Value::Null, 0, 0));
         }
     }
 
@@ -140,7 +142,7 @@ impl Server {
             list.push(json!({
                 "id": filter.id, "protocol": protocol(TCP),
                 "local": flow.local.to_string(), "remote": flow.remote.to_string(),
-                "interface": self.interface_name(*ifindex), "backend": Backend::AfXdp.word(),
+                "interface": self.interface_name(*ifindex), "backend": self.backend_word(*ifindex),
                 "action": "steer", "role": "flow",
                 "owner": self.owner_of(flow.endpoint, filter, image),
                 "packets": flow.packets, "bytes": flow.bytes, "state": "live",
@@ -221,8 +223,8 @@ impl Server {
             .map(|(index, queue, info)| {
                 json!({
                     "index": index, "interface": self.interface_name(queue.ifindex),
-                    "queue": queue.queue, "backend": Backend::AfXdp.word(),
-                    "mode": mode(info.flags & QueuePairInfo::NATIVE != 0),
+                    "queue": queue.queue, "backend": queue.backend().word(),
+                    "mode": self.nics.get(queue.ifindex).map(OpenNic::mode),
                     "zero_copy": info.flags & QueuePairInfo::ZERO_COPY != 0,
                     "live": info.is_live(), "mtu": info.mtu,
                     "rx_packets": info.rx_packets, "rx_bytes": info.rx_bytes,
@@ -250,8 +252,25 @@ impl Server {
             "config": self.config.path, "config_error": self.config.error,
             "reload_error": self.reload_error,
             "clients": self.clients.len() + 1, "stacks": self.stacks.len(),
-            "filters": self.filters.len(), "counters": counters,
+            "filters": self.filters.len(), "counters": counters, "ports": self.port_objects(),
         })
+    }
+
+    /// What the ports of devices have counted: the relay in steering, then the driver.
+    fn port_objects(&self) -> Value {
+        let sentence = |name: &str| {
+            let known = dpdk::COUNTERS.iter().find(|(known, _)| *known == name);
+            known.map_or("Counted by the port's driver.", |(_, sentence)| sentence)
+        };
+        let counter = |(name, value): (String, u64)| {
+            let sentence = sentence(&name);
+            json!({ "name": name, "value": value, "sentence": sentence })
+        };
+        let ports = self.devices.counted().map(|(name, numbers)| {
+            let counters: Vec<Value> = numbers.into_iter().map(counter).collect();
+            json!({ "name": name, "backend": Backend::Dpdk.word(), "counters": counters })
+        });
+        ports.collect()
     }
 
     fn interface_object(&self, link: &LinkInfo) -> Value {
@@ -263,11 +282,12 @@ impl Server {
         };
         let has_backend = reason.is_none();
         json!({
-            "name": link.name, "ifindex": link.ifindex, "mac": mac(&link.mac), "mtu": link.mtu,
+            "name": link.name, "ifindex": link.ifindex, "device": self.devices.has(&link.name),
+            "mac": mac(&link.mac), "mtu": link.mtu,
             "up": link.is_up(),
             "addresses": self.addresses_of(link.ifindex),
-            "backend": has_backend.then(|| Backend::AfXdp.word()),
-            "mode": nic.map(|nic| mode(nic.is_native())),
+            "backend": has_backend.then(|| self.backend_word(link.ifindex)),
+            "mode": nic.map(OpenNic::mode),
             "queues": nic.map_or(link.rx_queues, |nic| nic.queue_count()),
             "partial_checksums":
                 nic.map_or(link.kind == "veth", |nic| nic.has_partial_checksums()),
@@ -282,6 +302,7 @@ impl Server {
     fn why_not(&self, link: &LinkInfo) -> Option<String> {
         const LARGEST_CHUNK: u32 = 4096;
         nics::unfit(link, &self.config.policy.daemon)
+            .or_else(|| self.devices.unfit(&link.name))
             .or_else(|| (!link.is_up()).then(|| "it is down".to_owned()))
             .or_else(|| nics::too_big(link, LARGEST_CHUNK))
             .or_else(|| self.nics.failure(link.ifindex).map(str::to_owned))
@@ -291,6 +312,17 @@ impl Server {
                     format!("another program has XDP on it (program id {program}; see bpftool net)")
                 })
             })
+    }
+
+    /// What drives an interface, or would.
+    fn backend_word(&self, ifindex: u32) -> &'static str {
+        let is_port = self.devices.port(ifindex).is_some();
+        let backend = match self.nics.get(ifindex) {
+            Some(nic) => nic.backend(),
+            None if is_port => Backend::Dpdk,
+            None => Backend::AfXdp,
+        };
+        backend.word()
     }
 
     fn addresses_of(&self, ifindex: u32) -> Vec<String> {
@@ -324,8 +356,13 @@ fn role(filter: &Filter) -> Option<&'static str> {
     (filter.wish.protocol == TCP).then_some(role)
 }
 
-fn mode(is_native: bool) -> &'static str {
-    if is_native { "native" } else { "generic" }
+/// A device of the configuration that is no interface.
+fn failed_device((name, reason): (&str, &str)) -> Value {
+    json!({
+        "name": name, "ifindex": 0, "device": true, "mac": null, "mtu": 0, "up": false, "addresses": [],
+        "backend": null, "mode": null, "queues": 0, "partial_checksums": false,
+        "zero_copy": false, "owner": null, "reason": reason, "log": null, "condition": null,
+    })
 }
 
 fn address(address: &SocketAddress) -> String {

@@ -63,6 +63,7 @@ impl Server {
             }) => Some(format!("{}: {error}", path.unwrap_or_default().display())),
             Ok(config) => {
                 self.config = config;
+                self.follow_devices();
                 None
             }
             Err(error) => Some(error.to_string()),

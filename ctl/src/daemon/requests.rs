@@ -96,7 +96,7 @@ impl Server {
                 let Some(stack) = self.stacks.get(uid) else {
                     return self.refuse(client, Refusal::System, 0, sequence);
                 };
-                let links = self.nics.of_owner(uid).map(|(_, nic)| nic.link());
+                let links = self.nics.of_owner(uid).filter_map(|(_, nic)| nic.link());
                 let fds: Vec<BorrowedFd<'_>> = stack.queue_fds().chain(links).collect();
                 client.reply(Reply { sequence, ..reply }, &fds)
             }

@@ -18,6 +18,7 @@ use rustix::time::Timespec;
 
 use super::client::{Client, Incoming};
 use super::counters::{Counter, Counters};
+use super::devices::Devices;
 use super::filters::Filters;
 use super::foreign::Foreign;
 use super::icmp::{Ear, Ears};
@@ -54,6 +55,8 @@ pub(super) enum Token {
     Hangup,
     /// ICMP errors of a family.
     Icmp(Ear),
+    /// The relay of a device.
+    Relay(u64),
 }
 
 impl Drop for Server {
@@ -71,6 +74,7 @@ impl Token {
             Self::Process(number) => (3, number),
             Self::Hangup => (5, 0),
             Self::Icmp(ear) => (6, ear as u64),
+            Self::Relay(index) => (7, index),
             Self::Queue(uid, index) => (4, u64::from(uid) << 8 | u64::from(index)),
         };
         EventData::new_u64(kind << 56 | number)
@@ -85,6 +89,7 @@ impl Token {
             2 => Self::Client(number),
             3 => Self::Process(number),
             5 => Self::Hangup,
+            7 => Self::Relay(number),
             6 => Self::Icmp(if number == 0 { Ear::V4 } else { Ear::V6 }),
             _ => Self::Queue((number >> 8) as u32, number as u8),
         }
@@ -109,6 +114,7 @@ pub(super) struct Server {
     pub filters: Filters,
     pub nics: Nics,
     pub openings: Openings,
+    pub devices: Devices,
     pub ears: Ears,
     pub mirror: Mirror,
     pub watch: Watch,
@@ -157,6 +163,7 @@ impl Server {
             filters: Filters::default(),
             nics: Nics::default(),
             openings: Openings::default(),
+            devices: Devices::default(),
             ears: Ears::open(),
             mirror,
             watch: Watch::default(),
@@ -179,6 +186,7 @@ impl Server {
             let listens = server.listen_to(socket, Token::Icmp(ear));
             listens.map_err(failed("fill the epoll set"))?;
         }
+        server.follow_devices();
         server.adopt_stacks();
         Ok(server)
     }
@@ -207,7 +215,7 @@ impl Server {
                 .map(|event| (Token::of(event.data), event.flags))
                 .collect();
             tokens.sort_by_key(|(token, _)| match token {
-                Token::Netlink | Token::Hangup => 0,
+                Token::Netlink | Token::Hangup | Token::Relay(_) => 0,
                 Token::Process(_) => 1,
                 Token::Queue(..) | Token::Icmp(_) => 2,
                 Token::Client(_) => 3,
@@ -226,6 +234,7 @@ impl Server {
             Token::Listener => self.accept(),
             Token::Hangup => self.hung_up(),
             Token::Icmp(ear) => self.hear(ear),
+            Token::Relay(index) => self.hear_relay(index),
             Token::Netlink => self.mirror.read_events(&mut self.counters),
             Token::Process(number) => self.process_gone(number),
             Token::Queue(uid, _) => self.queue_event(uid, flags),
@@ -246,6 +255,7 @@ impl Server {
     fn do_what_is_due(&mut self) {
         self.mirror.refresh_if_due(&mut self.counters);
         self.follow_mirror();
+        self.restart_devices();
         let now = Instant::now();
         self.look_at_stacks(now);
         self.continue_openings();
@@ -277,6 +287,7 @@ impl Server {
             self.chores.due(),
             self.look_due(),
             self.openings.due(),
+            self.devices.due(),
         ];
         let first = due.into_iter().flatten().min()?;
         let left = first.saturating_duration_since(Instant::now());
@@ -294,7 +305,8 @@ impl Server {
             && self.clients.is_empty()
             && self.watch.is_empty()
             && self.stacks.len() == 0
-            && self.filters.statics.is_empty();
+            && self.filters.statics.is_empty()
+            && self.devices.is_empty();
         if !is_idle {
             self.idle_since = None;
             return false;

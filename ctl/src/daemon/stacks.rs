@@ -15,7 +15,8 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use bypass_backends::af_xdp::{AfXdpQueuePair, FlowTable};
+use bypass_backends::QueuePair;
+use bypass_backends::af_xdp::FlowTable;
 use bypass_proto::policy::{Backend, DaemonPolicy};
 use bypass_runtime::attachment::{AttachError, Attachment, Locked};
 use bypass_runtime::clock;
@@ -23,6 +24,7 @@ use bypass_runtime::flows::Flows;
 use bypass_runtime::image::{Image, ImageError, STACK_OFFSET};
 use bypass_runtime::lock::Owners;
 use bypass_runtime::packets::Packets;
+use bypass_runtime::queues;
 use bypass_runtime::wake::Ringer;
 use bypass_stack::{Capacities, QUEUE_PAIRS, QueuePairInfo};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -80,8 +82,27 @@ pub(super) struct Queue {
     pub ifindex: u32,
     /// Queue of the interface.
     pub queue: u32,
-    /// The XSK.
-    pub xsk: OwnedFd,
+    /// The XSK, or of a DPDK port the stack's end of the bell.
+    pub fd: OwnedFd,
+    /// The rings of a DPDK port.
+    pub rings: Option<OwnedFd>,
+}
+
+impl Queue {
+    /// What drives it.
+    pub(super) fn backend(&self) -> Backend {
+        if self.rings.is_some() {
+            Backend::Dpdk
+        } else {
+            Backend::AfXdp
+        }
+    }
+
+    fn map(&self, chunk_size: u32, ring_entries: u32) -> Result<Box<dyn QueuePair>, Errno> {
+        let fd = self.fd.try_clone().map_err(|_| Errno::MFILE)?;
+        let rings = self.rings.as_ref().map(AsFd::as_fd);
+        queues::map(fd, rings, chunk_size, ring_entries)
+    }
 }
 
 /// One stack.
@@ -343,7 +364,7 @@ impl StackEntry {
     pub(super) fn is_readable(&self) -> bool {
         let mut fds: Vec<PollFd<'_>> = self
             .open_queues()
-            .map(|(_, queue)| PollFd::new(&queue.xsk, PollFlags::IN))
+            .map(|(_, queue)| PollFd::new(&queue.fd, PollFlags::IN))
             .collect();
         let at_once = Timespec {
             tv_sec: 0,
@@ -369,6 +390,11 @@ impl StackEntry {
         ]
     }
 
+    /// The packet memory, for a relay.
+    pub(super) fn packets_fd(&self) -> BorrowedFd<'_> {
+        self.packets.as_fd()
+    }
+
     /// The table of TCP flows, for the steering program.
     pub(super) fn flows_fd(&self) -> BorrowedFd<'_> {
         self.flows_fd.as_fd()
@@ -384,7 +410,7 @@ impl StackEntry {
         let closed = self.image.as_fd();
         self.queues
             .iter()
-            .map(move |queue| queue.as_ref().map_or(closed, |queue| queue.xsk.as_fd()))
+            .map(move |queue| queue.as_ref().map_or(closed, |queue| queue.fd.as_fd()))
     }
 
     /// The packet memory, mapped anew for registering it with a queue.
@@ -415,23 +441,18 @@ impl StackEntry {
     ) -> Result<(), Errno> {
         let mut mapped = Vec::with_capacity(queues.len());
         for queue in &queues {
-            let xsk = queue.xsk.try_clone().map_err(|_| Errno::MFILE)?;
-            mapped.push(AfXdpQueuePair::map(
-                xsk,
-                self.chunk_size,
-                self.ring_entries,
-            )?);
+            mapped.push(queue.map(self.chunk_size, self.ring_entries)?);
         }
         let mut locked = self.lock().map_err(|Busy| Errno::AGAIN)?;
         for (index, (queue, pair)) in (first..).zip(queues.iter().zip(mapped)) {
             // Without it the queue works, but a later daemon could not tell which it is.
-            let _ = sockopt::tag_queue(&queue.xsk, index as u8, self.ring_entries);
+            let _ = sockopt::tag_queue(&queue.fd, index as u8, self.ring_entries);
             if let Some(info) = locked.stack().queue_pairs_mut().get_mut(index) {
                 let generation = info.generation.wrapping_add(1);
                 let mtu = nics::mtu(link, self.chunk_size);
                 *info = queue_pair_info(queue, (link.mac, mtu), flags, generation);
             }
-            self.attachment.install(&mut locked, index, Box::new(pair));
+            self.attachment.install(&mut locked, index, pair);
         }
         locked.stack().bump_queue_pairs();
         locked.pump(clock::now());
@@ -452,9 +473,8 @@ impl StackEntry {
         let mut locked = self.lock_for_program().map_err(|Busy| Errno::AGAIN)?;
         for (index, queue) in queues.iter().enumerate() {
             if let Some(queue) = queue {
-                let xsk = queue.xsk.try_clone().map_err(|_| Errno::MFILE)?;
-                let pair = AfXdpQueuePair::map(xsk, self.chunk_size, self.ring_entries)?;
-                self.attachment.install(&mut locked, index, Box::new(pair));
+                let pair = queue.map(self.chunk_size, self.ring_entries)?;
+                self.attachment.install(&mut locked, index, pair);
             }
         }
         drop(locked);
@@ -557,7 +577,7 @@ fn queue_pair_info(
         mac,
         mtu,
         flags: flags | QueuePairInfo::LIVE,
-        backend: Backend::AfXdp as u8,
+        backend: queue.backend() as u8,
         reserved: [0; 3],
         rx_packets: 0,
         rx_bytes: 0,

@@ -13,11 +13,10 @@ use rustix::io::Errno;
 
 use super::counters::Counter;
 use super::filters::{Entry, Filter, Flow, FlowKind, MapChange, TCP};
-use super::nics::{self, OpenNic};
+use super::nics::{self, OpenNic, Sizes};
 use super::opening::{Opening, Pending};
 use super::requests::Refused;
 use super::server::Server;
-use super::stacks::Queue;
 use super::statics::Asker;
 
 /// What kept flows out of [`Server::wanted`], or wanted ones out of the maps.
@@ -222,7 +221,10 @@ impl Server {
             // An MTU that rises later is no matter: larger frames pass to the kernel.
             let is_too_big =
                 || self.nics.get(ifindex).is_none() && nics::too_big(link, chunk_size).is_some();
-            if nics::unfit(link, policy).is_some() || is_too_big() {
+            let is_unfit = nics::unfit(link, policy).is_some()
+                || self.devices.unfit(&link.name).is_some()
+                || is_too_big();
+            if is_unfit {
                 continue;
             }
             let mut flows = wish.flows(ifindex, self.mirror.addresses());
@@ -312,7 +314,10 @@ impl Server {
             .ok_or_else(|| failed(Errno::NODEV, "no interface"))?;
         let not_yet = || failed(Errno::INPROGRESS, "waiting for a queue");
         let mut opening = match self.openings.take(ifindex) {
-            Pending::None => Opening::new(OpenNic::attach(ifindex, uid, stack.chunk_size)?),
+            Pending::None => Opening::new(match self.devices.port(ifindex) {
+                Some((nic, link)) => OpenNic::of_port(nic.clone(), link, stack, None),
+                None => OpenNic::attach(ifindex, uid, stack.chunk_size)?,
+            }),
             Pending::NotNow => return Err(not_yet()),
             Pending::Ready(opening) => *opening,
         };
@@ -326,13 +331,13 @@ impl Server {
             .map_packets()
             .map_err(|errno| failed(errno, "mapping packet memory"))?;
         for queue in opening.queues.len() as u32..count {
-            let (chunk_size, entries) = (stack.chunk_size, stack.ring_entries);
-            match opening.nic.open_queue(queue, &packets, chunk_size, entries) {
-                Ok(xsk) => opening.queues.push(Queue {
-                    ifindex,
-                    queue,
-                    xsk,
-                }),
+            let sizes = Sizes {
+                chunk_size: stack.chunk_size,
+                ring_entries: stack.ring_entries,
+                packets: stack.packets_fd(),
+            };
+            match opening.nic.open_queue(ifindex, queue, &packets, sizes) {
+                Ok(queue) => opening.queues.push(queue),
                 Err(error) if error.errno == Errno::BUSY && opening.has_patience() => {
                     self.openings.keep(ifindex, opening.tried());
                     return Err(not_yet());

@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use bypass_proto::control::{
     ADDRESS, MAGIC, MAX_TEXT, QueryKind, Refusal, Reply, ReplyKind, Request, RequestKind, VERSION,
 };
+use bypass_proto::policy::Backend;
+use bypass_stack::SocketAddress;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv,
@@ -138,13 +140,17 @@ pub fn query(kind: QueryKind) -> Result<Value, Failure> {
 pub struct Interface {
     /// Name.
     pub name: String,
+    /// Whether it is a device of the configuration.
+    pub is_device: bool,
     /// Addresses without their prefix length.
     pub addresses: Vec<String>,
+    /// What drives it, if anything does or could.
+    pub backend: Option<String>,
     /// Why it has no backend; `None` when it has one.
     pub reason: Option<String>,
     /// The verifier's log, where that is the reason.
     pub log: Option<String>,
-    /// "native" or "generic", once it is open.
+    /// "native" or "generic", or the driver of a DPDK port, once it is open.
     pub mode: Option<String>,
     /// What must be set for that mode, here or at the other end.
     pub condition: Option<String>,
@@ -156,13 +162,34 @@ pub fn interfaces() -> Option<Vec<Interface>> {
     Some(answer.as_array()?.iter().map(interface).collect())
 }
 
+/// What drives the sockets of a local address: its interface's backend, or for any address those of
+/// all that are open.
+#[must_use]
+pub fn backend_of(local: SocketAddress, interfaces: &[Interface]) -> String {
+    let text = local.ip.to_string();
+    let is_its = |interface: &&Interface| match local.ip.is_unspecified() {
+        true => interface.mode.is_some(),
+        false => interface.addresses.contains(&text),
+    };
+    let its = interfaces.iter().filter(is_its);
+    let mut backends: Vec<&str> = its.filter_map(|it| it.backend.as_deref()).collect();
+    backends.sort_unstable();
+    backends.dedup();
+    if backends.is_empty() {
+        return Backend::AfXdp.word().to_owned();
+    }
+    backends.join(",")
+}
+
 fn interface(value: &Value) -> Interface {
     let text = |field: &str| value[field].as_str().map(str::to_owned);
     let addresses = value["addresses"].as_array().into_iter().flatten();
     let bare = |address: &Value| Some(address.as_str()?.split('/').next()?.to_owned());
     Interface {
         name: text("name").unwrap_or_default(),
+        is_device: value["device"] == true,
         addresses: addresses.filter_map(bare).collect(),
+        backend: text("backend"),
         reason: text("reason"),
         log: text("log"),
         mode: text("mode"),

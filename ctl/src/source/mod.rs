@@ -9,6 +9,6 @@ mod ask;
 mod memfd;
 mod process;
 
-pub use ask::{Interface, ask, interfaces, query};
+pub use ask::{Interface, ask, backend_of, interfaces, query};
 pub use memfd::{Held, memfd_device, memfds, reopen, reports};
 pub use process::{exists, has_library, in_this_namespace, program, user_name, users};

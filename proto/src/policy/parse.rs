@@ -8,7 +8,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use super::{Action, DaemonPolicy, Policy, Rule};
+use super::{Action, DaemonPolicy, Device, Policy, Rule};
 use crate::options::{self, Setting};
 
 /// Most bytes of a configuration file.
@@ -44,6 +44,7 @@ struct File {
     rule: Vec<Spanned<Rule>>,
     options: toml::map::Map<String, toml::Value>,
     daemon: Option<Spanned<DaemonPolicy>>,
+    device: Vec<Spanned<Device>>,
 }
 
 /// The same for writing.
@@ -55,6 +56,8 @@ struct FileOut<'a> {
     daemon: Option<&'a DaemonPolicy>,
     #[serde(skip_serializing_if = "<[Rule]>::is_empty")]
     rule: &'a [Rule],
+    #[serde(skip_serializing_if = "<[Device]>::is_empty")]
+    device: &'a [Device],
 }
 
 impl Policy {
@@ -80,6 +83,13 @@ impl Policy {
             let rule = rule.into_inner();
             check_rule(&rule, &policy.rules).map_err(|message| at(text, start, message))?;
             policy.rules.push(rule);
+        }
+        for device in file.device {
+            let start = device.span().start;
+            let device = device.into_inner();
+            let checked = device.check(&policy.devices);
+            checked.map_err(|message| at(text, start, message))?;
+            policy.devices.push(device);
         }
         for (key, value) in file.options {
             let setting = setting(&key, &value)
@@ -118,6 +128,7 @@ impl Policy {
                 Some(&self.daemon)
             },
             rule: &self.rules,
+            device: &self.devices,
         };
         // Every type above is a table of strings, numbers and lists: all of them TOML has.
         toml::to_string(&file).unwrap_or_default()
@@ -165,7 +176,7 @@ fn same_conditions(later: &Rule, earlier: &Rule) -> bool {
 }
 
 /// As the kernel's `dev_valid_name`: 1 to 15 bytes without `/`, `:` and white space, not a dot.
-fn is_interface_name(name: &str) -> bool {
+pub(super) fn is_interface_name(name: &str) -> bool {
     let bad = |byte: u8| byte == b'/' || byte == b':' || byte.is_ascii_whitespace() || byte == 0;
     !name.is_empty() && name.len() <= 15 && name != "." && name != ".." && !name.bytes().any(bad)
 }

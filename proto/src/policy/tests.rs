@@ -392,10 +392,51 @@ proptest! {
             allow: Some(vec![Allow { user: Some("x".to_owned()), group: None, program: None }]),
             ..DaemonPolicy::default()
         };
-        let policy = Policy { rules, options: options.into_iter().collect(), daemon };
+        let options = options.into_iter().collect();
+        let policy = Policy { rules, options, daemon, devices: Vec::new() };
         match Policy::parse(&policy.to_toml()) {
             Ok(again) => prop_assert_eq!(again, policy),
             Err(error) => prop_assert!(error.message.contains("duplicate rule"), "{}", error),
         }
     }
+}
+
+#[test]
+fn devices_are_read_and_checked() {
+    let text = "
+        [[device]]
+        name = \"vf0\"
+        backend = \"dpdk\"
+        devargs = \"net_tap0,iface=wire0\"
+    ";
+    let policy = Policy::parse(text).unwrap();
+    let [device] = policy.devices.as_slice() else {
+        panic!("{policy:?}");
+    };
+    assert_eq!(
+        (device.name.as_str(), device.devargs.as_str()),
+        ("vf0", "net_tap0,iface=wire0")
+    );
+    assert_eq!(Policy::parse(&policy.to_toml()).unwrap(), policy);
+    let wrong = |change: &str, to: &str| {
+        let error = Policy::parse(&text.replace(change, to)).unwrap_err();
+        (error.line, error.message)
+    };
+    assert_eq!(
+        wrong("vf0", "a/b"),
+        (2, "`a/b` is no interface name".to_owned())
+    );
+    assert_eq!(
+        wrong("dpdk", "af_xdp"),
+        (2, "a device's backend must be dpdk".to_owned())
+    );
+    assert_eq!(
+        wrong("net_tap0,iface=wire0", ""),
+        (2, "devargs is empty".to_owned())
+    );
+    let twice = Policy::parse(&text.repeat(2)).unwrap_err();
+    assert_eq!(
+        (twice.line, twice.message.as_str()),
+        (7, "there is a device `vf0` already")
+    );
 }

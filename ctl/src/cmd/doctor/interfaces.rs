@@ -1,6 +1,7 @@
 //! Tests of interfaces: driver, MTU, queues, offloads, XDP programs.
 
 use bypass_backends::af_xdp::{self, Interface};
+use bypass_proto::policy::Backend;
 
 use super::Findings;
 use super::facts::{self, Offload};
@@ -26,6 +27,18 @@ pub(super) fn test(only: Option<&str>, findings: &mut Findings) {
             );
         }
     };
+    let daemon = source::interfaces();
+    let failed = daemon
+        .iter()
+        .flatten()
+        .filter(|it| it.is_device && it.reason.is_some());
+    let is_failed = |name: &str| failed.clone().any(|device| device.name == name);
+    for device in failed
+        .clone()
+        .filter(|it| only.is_none_or(|name| it.name == name))
+    {
+        failed_device(device, findings);
+    }
     let wanted = |link: &&Link| match only {
         Some(name) => link.name == name,
         // Loopback and whatever is not Ethernet is never served: nothing to test.
@@ -33,7 +46,7 @@ pub(super) fn test(only: Option<&str>, findings: &mut Findings) {
     };
     let mut links = links.iter().filter(wanted).peekable();
     match (links.peek(), only) {
-        (None, Some(name)) => {
+        (None, Some(name)) if !is_failed(name) => {
             findings.fail(
                 format!("{name}: no such interface"),
                 "see ip link for the names",
@@ -45,9 +58,8 @@ pub(super) fn test(only: Option<&str>, findings: &mut Findings) {
         ),
         _ => {}
     }
-    let daemon = source::interfaces();
     let devices = af_xdp::interfaces();
-    for link in links {
+    for link in links.filter(|link| !is_failed(&link.name)) {
         let device = devices.iter().find(|device| device.name == link.name);
         let seen = daemon
             .iter()
@@ -55,6 +67,16 @@ pub(super) fn test(only: Option<&str>, findings: &mut Findings) {
             .find(|interface| interface.name == link.name);
         one(link, device, seen, findings);
     }
+}
+
+/// A device of the configuration whose port could not be opened.
+fn failed_device(device: &source::Interface, findings: &mut Findings) {
+    let reason = device.reason.as_deref().unwrap_or_default();
+    findings.fail(
+        format!("{}: DPDK: {reason}", device.name),
+        "its sockets stay in the kernel: correct [[device]] in the configuration, or what it \
+         names; then bypassctl reload",
+    );
 }
 
 fn one(
@@ -79,6 +101,12 @@ fn one(
             format!("{name}: is a port of a bridge, bond or VRF"),
             "the addresses are the master's: its traffic stays in the kernel",
         );
+    }
+    let of_dpdk = daemon.filter(|it| it.backend.as_deref() == Some(Backend::Dpdk.word()));
+    if let Some(port) = of_dpdk {
+        findings.ok(format!("{name}: the kernel's side of a DPDK port"));
+        mtu(link, findings);
+        return served(name, port, findings);
     }
     let driver = device.map_or("unknown", |device| device.driver.as_str());
     features(link, driver, findings);

@@ -1,0 +1,81 @@
+//! A stack's packet memory as the relay sees it: bytes that others may write meanwhile.
+//!
+//! The relay copies into chunks that the fill ring names and out of those that the TX ring names,
+//! and believes neither: every place is checked against the memory, and nothing becomes a slice.
+
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: copies into a mapping that other processes have too"
+)]
+
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+
+use rustix::fs::SealFlags;
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::af_xdp::longest_frame;
+
+/// The mapped memory.
+#[derive(Debug)]
+pub(super) struct Memory {
+    base: NonNull<u8>,
+    bytes: usize,
+    chunk_size: u32,
+}
+
+impl Memory {
+    /// Maps packet memory in chunks of `chunk_size`.
+    ///
+    /// # Errors
+    /// `EINVAL` when it may shrink or the size is none; what `mmap` answers.
+    pub(super) fn map(fd: BorrowedFd<'_>, chunk_size: u32) -> Result<Self, Errno> {
+        let is_sealed = rustix::fs::fcntl_get_seals(fd)?.contains(SealFlags::SHRINK);
+        let bytes = usize::try_from(rustix::fs::fstat(fd)?.st_size).unwrap_or(0);
+        if !is_sealed || bytes == 0 || longest_frame(chunk_size) == 0 {
+            return Err(Errno::INVAL);
+        }
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let none = std::ptr::null_mut();
+        // SAFETY: a null hint replaces nothing; the file has as many bytes and cannot shrink.
+        let base = unsafe { mmap(none, bytes, protection, MapFlags::SHARED, fd, 0) }?;
+        Ok(Self {
+            base: NonNull::new(base.cast()).ok_or(Errno::FAULT)?,
+            bytes,
+            chunk_size,
+        })
+    }
+
+    /// Address of bytes inside of a chunk.
+    pub(super) fn place(&self, chunk: u32, offset: u32, length: u32) -> Option<*mut u8> {
+        let is_inside = offset.checked_add(length)? <= self.chunk_size;
+        let first = chunk as usize * self.chunk_size as usize;
+        let is_chunk = first + self.chunk_size as usize <= self.bytes;
+        // SAFETY: inside of the mapping.
+        let place = || unsafe { self.base.as_ptr().add(first + offset as usize) };
+        (is_inside && is_chunk).then(place)
+    }
+
+    /// Whether a chunk holds a frame.
+    pub(super) fn holds(&self, frame: &[u8]) -> bool {
+        frame.len() <= longest_frame(self.chunk_size) as usize
+    }
+
+    /// Copies a frame into a chunk, behind the headroom that AF_XDP leaves too; where it begins
+    /// there. `None` when there is no such chunk, or the frame is too long for it.
+    pub(super) fn store(&self, chunk: u32, frame: &[u8]) -> Option<u32> {
+        let headroom = self.chunk_size - longest_frame(self.chunk_size);
+        let to = self.place(chunk, headroom, frame.len() as u32)?;
+        // SAFETY: `place` has checked that as many bytes are mapped there; the frame is elsewhere.
+        unsafe { std::ptr::copy_nonoverlapping(frame.as_ptr(), to, frame.len()) };
+        Some(headroom)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map`, of this size; addresses of it are used while it lives only.
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}

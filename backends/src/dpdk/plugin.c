@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+/* libbypass_dpdk.so: one port of DPDK behind a table of function pointers.
+ *
+ * Whoever loads this needs no header of DPDK: the table has a version and its size, speaks of
+ * plain numbers and bytes, and hides what differs between DPDK's releases. plugin.rs has the same
+ * table in Rust. One process has one port, and one thread uses all of this.
+ *
+ * What DPDK has to say is kept and told by `words`: it is the reason why something failed.
+ */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <rte_eal.h>
+#include <rte_errno.h>
+#include <rte_ethdev.h>
+#include <rte_log.h>
+#include <rte_mbuf.h>
+#include <rte_version.h>
+
+#define ABI 1
+#define BURST 64
+#define DESCRIPTORS 512
+#define POOL 4095
+#define XSTATS 256
+
+struct facts {
+	uint8_t mac[6];
+	uint16_t mtu;
+	int32_t wait_fd; /* readable while frames wait; -1 = the port has none */
+	char driver[32];
+};
+
+/* A frame that came in: ours until it is released. */
+struct frame {
+	const uint8_t *bytes;
+	uint32_t length;
+	uint32_t spare;
+	void *handle;
+};
+
+struct statistic {
+	char name[RTE_ETH_XSTATS_NAME_SIZE];
+	uint64_t value;
+};
+
+struct table {
+	uint32_t abi, size;
+	const char *(*version)(void);
+	const char *(*words)(void);
+	int32_t (*start)(int32_t count, char **arguments);
+	int32_t (*open)(struct facts *facts);
+	uint32_t (*receive)(struct frame *into, uint32_t count);
+	void (*release)(const struct frame *frames, uint32_t count);
+	int32_t (*send)(const uint8_t *bytes, uint32_t length);
+	uint32_t (*flush)(void);
+	uint32_t (*statistics)(struct statistic *into, uint32_t count);
+	void (*close)(void);
+};
+
+static uint16_t port = RTE_MAX_ETHPORTS;
+static struct rte_mempool *pool;
+static struct rte_mbuf *waiting[BURST];
+static uint16_t waiting_count;
+
+/* What was said since it was last asked for. */
+static char said[4096];
+static size_t said_length;
+
+static ssize_t hear(void *cookie, const char *text, size_t length)
+{
+	size_t room = sizeof(said) - 1 - said_length, taken = length < room ? length : room;
+
+	(void)cookie;
+	memcpy(said + said_length, text, taken);
+	said_length += taken;
+	said[said_length] = 0;
+	return length;
+}
+
+static const char *version(void)
+{
+	return rte_version();
+}
+
+static const char *words(void)
+{
+	said_length = 0;
+	return said;
+}
+
+static int32_t start(int32_t count, char **arguments)
+{
+	cookie_io_functions_t functions = { .write = hear };
+	FILE *stream = fopencookie(NULL, "w", functions);
+	sigset_t realtime;
+
+	/* The driver of TAP devices looks at its device only after a signal, once there was one, and
+	 * takes a burst then: what is left waits for the next signal. Without signals it always
+	 * looks. See quiet_signals(). */
+	sigemptyset(&realtime);
+	for (int signal = SIGRTMIN; signal <= SIGRTMAX; signal++)
+		sigaddset(&realtime, signal);
+	pthread_sigmask(SIG_BLOCK, &realtime, NULL);
+	said[0] = 0;
+	if (stream) {
+		setvbuf(stream, NULL, _IONBF, 0);
+		rte_openlog_stream(stream);
+	}
+	return rte_eal_init(count, arguments) < 0 ? -1 : 0;
+}
+
+/* Says what failed, and its error. */
+static int32_t failed(const char *what, int error)
+{
+	char text[256];
+	int length = snprintf(text, sizeof(text), "%s: %s\n", what, rte_strerror(error));
+
+	hear(NULL, text, length);
+	return -1;
+}
+
+static int configure(uint16_t *receives, uint16_t *sends)
+{
+	struct rte_eth_conf conf = { .intr_conf = { .rxq = 1 } };
+	int error = rte_eth_dev_configure(port, 1, 1, &conf);
+
+	if (error) {
+		/* Not every driver has interrupts. */
+		conf.intr_conf.rxq = 0;
+		error = rte_eth_dev_configure(port, 1, 1, &conf);
+	}
+	return error ? error : rte_eth_dev_adjust_nb_rx_tx_desc(port, receives, sends);
+}
+
+/* Ignored, so that they do not fill the queue of signals: they were blocked up to here. A full
+ * queue makes a SIGIO of them, which would end the process. */
+static void quiet_signals(void)
+{
+	signal(SIGIO, SIG_IGN);
+	for (int number = SIGRTMIN; number <= SIGRTMAX; number++)
+		signal(number, SIG_IGN);
+}
+
+static int32_t wait_fd(const char *driver)
+{
+	/* That of a card, or of virtio, is an eventfd, which must be armed and read; that of a TAP
+	 * device is the source of its frames. */
+	if (strcmp(driver, "net_tap"))
+		return -1;
+	return rte_eth_dev_rx_intr_ctl_q_get_fd(port, 0);
+}
+
+static int32_t open_port(struct facts *facts)
+{
+	uint16_t receives = DESCRIPTORS, sends = DESCRIPTORS;
+	struct rte_ether_addr mac;
+	struct rte_eth_dev_info info;
+	int error, socket;
+
+	port = rte_eth_find_next(0);
+	if (port >= RTE_MAX_ETHPORTS) {
+		hear(NULL, "no port came of the device arguments\n", 37);
+		return -1;
+	}
+	socket = rte_eth_dev_socket_id(port);
+	error = rte_eth_dev_info_get(port, &info);
+	if (error)
+		return failed("asking for the port", -error);
+	pool = rte_pktmbuf_pool_create("chunks", POOL, 250, 0, RTE_MBUF_DEFAULT_BUF_SIZE, socket);
+	if (!pool)
+		return failed("making chunks", rte_errno);
+	error = configure(&receives, &sends);
+	if (error)
+		return failed("configuring the port", -error);
+	error = rte_eth_rx_queue_setup(port, 0, receives, socket, NULL, pool);
+	if (error)
+		return failed("setting up the RX queue", -error);
+	error = rte_eth_tx_queue_setup(port, 0, sends, socket, NULL);
+	if (error)
+		return failed("setting up the TX queue", -error);
+	error = rte_eth_dev_start(port);
+	if (error)
+		return failed("starting the port", -error);
+	/* For neighbour discovery. Without it the driver takes all groups, or only those it knows. */
+	rte_eth_allmulticast_enable(port);
+	error = rte_eth_macaddr_get(port, &mac);
+	if (error)
+		return failed("asking for the MAC address", -error);
+	memcpy(facts->mac, mac.addr_bytes, sizeof(facts->mac));
+	if (rte_eth_dev_get_mtu(port, &facts->mtu))
+		facts->mtu = RTE_ETHER_MTU;
+	snprintf(facts->driver, sizeof(facts->driver), "%s", info.driver_name);
+	facts->wait_fd = wait_fd(info.driver_name);
+	quiet_signals();
+	return 0;
+}
+
+static uint32_t receive(struct frame *into, uint32_t count)
+{
+	struct rte_mbuf *chunks[BURST];
+	uint16_t most = count < BURST ? count : BURST;
+	uint16_t got = rte_eth_rx_burst(port, 0, chunks, most);
+	uint32_t kept = 0;
+
+	for (uint16_t i = 0; i < got; i++) {
+		struct rte_mbuf *chunk = chunks[i];
+
+		/* Nobody has asked for scattered frames. */
+		if (chunk->nb_segs != 1) {
+			rte_pktmbuf_free(chunk);
+			continue;
+		}
+		into[kept].bytes = rte_pktmbuf_mtod(chunk, const uint8_t *);
+		into[kept].length = chunk->data_len;
+		into[kept].handle = chunk;
+		kept++;
+	}
+	return kept;
+}
+
+static void release(const struct frame *frames, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++)
+		rte_pktmbuf_free(frames[i].handle);
+}
+
+/* Sends what waits; how many frames still wait then. */
+static uint32_t flush(void)
+{
+	uint16_t sent = rte_eth_tx_burst(port, 0, waiting, waiting_count);
+
+	waiting_count -= sent;
+	memmove(waiting, waiting + sent, waiting_count * sizeof(waiting[0]));
+	return waiting_count;
+}
+
+/* Takes a frame for sending: it goes with the next flush. 0, or -1 when there is no room. */
+static int32_t send_frame(const uint8_t *bytes, uint32_t length)
+{
+	struct rte_mbuf *chunk;
+	void *to;
+
+	if (waiting_count == BURST && flush() == BURST)
+		return -1;
+	chunk = rte_pktmbuf_alloc(pool);
+	if (!chunk)
+		return -1;
+	to = length <= UINT16_MAX ? rte_pktmbuf_append(chunk, length) : NULL;
+	if (!to) {
+		rte_pktmbuf_free(chunk);
+		return -1;
+	}
+	memcpy(to, bytes, length);
+	waiting[waiting_count++] = chunk;
+	return 0;
+}
+
+static uint32_t statistics(struct statistic *into, uint32_t count)
+{
+	static struct rte_eth_xstat_name names[XSTATS];
+	static struct rte_eth_xstat values[XSTATS];
+	int named = rte_eth_xstats_get_names(port, names, XSTATS);
+	int valued = rte_eth_xstats_get(port, values, XSTATS);
+	uint32_t got = 0;
+
+	if (named < 0 || valued < 0 || named > XSTATS || valued > XSTATS)
+		return 0;
+	for (int i = 0; i < valued && got < count; i++) {
+		if (values[i].id >= (uint64_t)named)
+			continue;
+		memcpy(into[got].name, names[values[i].id].name, sizeof(into[got].name));
+		into[got++].value = values[i].value;
+	}
+	return got;
+}
+
+static void close_port(void)
+{
+	if (port < RTE_MAX_ETHPORTS && rte_eth_dev_stop(port) == 0)
+		rte_eth_dev_close(port);
+	rte_eal_cleanup();
+}
+
+__attribute__((visibility("default"))) const struct table bypass_dpdk = {
+	.abi = ABI,
+	.size = sizeof(struct table),
+	.version = version,
+	.words = words,
+	.start = start,
+	.open = open_port,
+	.receive = receive,
+	.release = release,
+	.send = send_frame,
+	.flush = flush,
+	.statistics = statistics,
+	.close = close_port,
+};

@@ -1,0 +1,275 @@
+//! `libbypass_dpdk.so` (plugin.c), opened at run time: one port of DPDK.
+//!
+//! The table is checked before anything of it is called: another version or size is refused. What
+//! DPDK says when something fails comes as it is, its lines joined.
+
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: calls through the plugin's table; frames it lends become slices"
+)]
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::path::Path;
+
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+
+/// Name of the library.
+pub const LIBRARY: &str = "libbypass_dpdk.so";
+/// Version of the table; plugin.c has the same.
+const ABI: u32 = 1;
+/// Frames of one burst.
+pub(super) const BURST: usize = 64;
+/// Most statistics of a port.
+const STATISTICS: usize = 256;
+
+/// `struct facts`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct RawFacts {
+    mac: [u8; 6],
+    mtu: u16,
+    wait_fd: i32,
+    driver: [u8; 32],
+}
+
+/// `struct frame`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct RawFrame {
+    bytes: *const u8,
+    length: u32,
+    spare: u32,
+    handle: *mut c_void,
+}
+
+/// `struct statistic`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct RawStatistic {
+    name: [u8; 64],
+    value: u64,
+}
+
+/// `struct table`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Table {
+    abi: u32,
+    size: u32,
+    version: unsafe extern "C" fn() -> *const c_char,
+    words: unsafe extern "C" fn() -> *const c_char,
+    start: unsafe extern "C" fn(i32, *mut *mut c_char) -> i32,
+    open: unsafe extern "C" fn(*mut RawFacts) -> i32,
+    receive: unsafe extern "C" fn(*mut RawFrame, u32) -> u32,
+    release: unsafe extern "C" fn(*const RawFrame, u32),
+    send: unsafe extern "C" fn(*const u8, u32) -> i32,
+    flush: unsafe extern "C" fn() -> u32,
+    statistics: unsafe extern "C" fn(*mut RawStatistic, u32) -> u32,
+    close: unsafe extern "C" fn(),
+}
+
+/// The library, loaded: DPDK is in this process, and no port of it yet.
+#[derive(Debug)]
+pub struct Plugin {
+    table: Table,
+    /// Keeps the code.
+    _library: Library,
+}
+
+impl Plugin {
+    /// Loads the library at a path, or of this name from where libraries are.
+    ///
+    /// # Errors
+    /// A sentence: the loader's own words (the library or DPDK is absent), or that it is of another
+    /// version.
+    pub fn load(path: &Path) -> Result<Self, String> {
+        // SAFETY: its constructors, and those of DPDK's drivers, register themselves and do nothing
+        // else.
+        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
+            .map_err(|error| loaders_words(&error))?;
+        let other = || format!("{} is not of this version", path.display());
+        // SAFETY: the symbol is looked at as its first two words; every version has those.
+        let head = unsafe { library.get::<*const [u32; 2]>(b"bypass_dpdk\0") };
+        let head = head.map_err(|_| other())?;
+        // SAFETY: the address of a static of at least eight bytes.
+        let [abi, size] = unsafe { **head };
+        if abi != ABI || size as usize != size_of::<Table>() {
+            return Err(format!(
+                "{}: its table has version {abi}, not {ABI}",
+                other()
+            ));
+        }
+        // SAFETY: version and size say that it is this table, which is never written.
+        let table = unsafe { (*head).cast::<Table>().read() };
+        Ok(Self {
+            table,
+            _library: library,
+        })
+    }
+
+    /// DPDK's version, as it says it.
+    #[must_use]
+    pub fn version(&self) -> String {
+        // SAFETY: a string of the library.
+        unsafe { text((self.table.version)()) }
+    }
+
+    /// Initialises DPDK's environment with these arguments (without the program's name) and opens
+    /// the first port that comes of them. Once in a process, on the thread that then uses the port.
+    ///
+    /// # Errors
+    /// DPDK's own words.
+    pub fn open(self, arguments: &[String]) -> Result<Port, String> {
+        let strings: Vec<CString> = std::iter::once("bypass")
+            .chain(arguments.iter().map(String::as_str))
+            .filter_map(|argument| CString::new(argument).ok())
+            .collect();
+        // DPDK keeps pointers to them.
+        let mut pointers: Vec<*mut c_char> = strings.into_iter().map(CString::into_raw).collect();
+        let count = pointers.len() as i32;
+        pointers.push(std::ptr::null_mut());
+        let arguments = Box::leak(pointers.into_boxed_slice()).as_mut_ptr();
+        // SAFETY: an argument vector that lives as long as the process.
+        if unsafe { (self.table.start)(count, arguments) } != 0 {
+            return Err(self.words("initialising DPDK failed"));
+        }
+        let mut facts = RawFacts::default();
+        // SAFETY: writes `facts`.
+        if unsafe { (self.table.open)(&raw mut facts) } != 0 {
+            return Err(self.words("opening the port failed"));
+        }
+        let end = facts.driver.iter().position(|byte| *byte == 0);
+        let driver = facts.driver.get(..end.unwrap_or(0)).unwrap_or_default();
+        Ok(Port {
+            mac: facts.mac,
+            mtu: facts.mtu,
+            wait_fd: (facts.wait_fd >= 0).then_some(facts.wait_fd),
+            driver: String::from_utf8_lossy(driver).into_owned(),
+            plugin: self,
+        })
+    }
+
+    /// What DPDK has said, on one line; else `otherwise`.
+    fn words(&self, otherwise: &str) -> String {
+        // SAFETY: a string of the library, which it changes only when it is called.
+        let said = sentence(&unsafe { text((self.table.words)()) });
+        if said.is_empty() {
+            otherwise.to_owned()
+        } else {
+            said
+        }
+    }
+}
+
+/// What the loader says: the error's cause, not that there is one.
+fn loaders_words(error: &libloading::Error) -> String {
+    let cause = std::error::Error::source(error);
+    sentence(&cause.map_or_else(|| error.to_string(), ToString::to_string))
+}
+
+/// Lines as one.
+fn sentence(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join("; ")
+}
+
+/// # Safety
+/// A string that ends with NUL and stays while it is copied.
+unsafe fn text(string: *const c_char) -> String {
+    // SAFETY: the caller's word.
+    unsafe { CStr::from_ptr(string) }
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// A started port with one queue pair. Not for several threads.
+#[derive(Debug)]
+pub struct Port {
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Its MTU in bytes.
+    pub mtu: u16,
+    /// Descriptor that is readable while frames wait; `None` = it must be polled.
+    pub wait_fd: Option<i32>,
+    /// Name of its driver.
+    pub driver: String,
+    plugin: Plugin,
+}
+
+impl Port {
+    /// Calls `each` with the frames of one burst; how many there were.
+    pub(super) fn receive(&mut self, mut each: impl FnMut(&[u8])) -> usize {
+        const NONE: RawFrame = RawFrame {
+            bytes: std::ptr::null(),
+            length: 0,
+            spare: 0,
+            handle: std::ptr::null_mut(),
+        };
+        let mut frames = [NONE; BURST];
+        // SAFETY: there is room for as many.
+        let count = unsafe { (self.plugin.table.receive)(frames.as_mut_ptr(), BURST as u32) };
+        let frames = frames.get(..count as usize).unwrap_or_default();
+        for frame in frames {
+            // SAFETY: the frame is ours until it is released, and nobody writes to it.
+            each(unsafe { std::slice::from_raw_parts(frame.bytes, frame.length as usize) });
+        }
+        // SAFETY: those that came, once.
+        unsafe { (self.plugin.table.release)(frames.as_ptr(), frames.len() as u32) };
+        frames.len()
+    }
+
+    /// Takes a copy of a frame for sending, with the next [`Self::flush`]; whether there was room.
+    ///
+    /// # Safety
+    /// - The bytes are mapped. They may change meanwhile: then it is the frame that changes.
+    pub(super) unsafe fn send(&mut self, bytes: *const u8, length: u32) -> bool {
+        // SAFETY: reads `length` bytes, no more.
+        unsafe { (self.plugin.table.send)(bytes, length) == 0 }
+    }
+
+    /// Sends what was taken; how many frames still wait.
+    pub(super) fn flush(&mut self) -> u32 {
+        // SAFETY: nothing to keep.
+        unsafe { (self.plugin.table.flush)() }
+    }
+
+    /// The port's own statistics: name and value.
+    #[must_use]
+    pub fn statistics(&self) -> Vec<(String, u64)> {
+        const NONE: RawStatistic = RawStatistic {
+            name: [0; 64],
+            value: 0,
+        };
+        let mut values = vec![NONE; STATISTICS];
+        // SAFETY: there is room for as many.
+        let count =
+            unsafe { (self.plugin.table.statistics)(values.as_mut_ptr(), STATISTICS as u32) };
+        values.truncate(count as usize);
+        let named = values.iter().map(|statistic| {
+            let end = statistic.name.iter().position(|byte| *byte == 0);
+            let name = statistic.name.get(..end.unwrap_or(0)).unwrap_or_default();
+            (String::from_utf8_lossy(name).into_owned(), statistic.value)
+        });
+        named.collect()
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        // SAFETY: the port is not used any more, nor is the library.
+        unsafe { (self.plugin.table.close)() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_that_is_absent_or_another_is_refused_in_words() {
+        let absent = Plugin::load(Path::new("/nowhere/libbypass_dpdk.so")).unwrap_err();
+        assert!(absent.contains("No such file"), "{absent}");
+        let another = Plugin::load(Path::new("libc.so.6")).unwrap_err();
+        assert_eq!(another, "libc.so.6 is not of this version");
+    }
+}

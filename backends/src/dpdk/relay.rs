@@ -1,0 +1,464 @@
+//! The relay: the process that has DPDK and its port, for the programs of one stack and the kernel.
+//!
+//! ```text
+//!              ┌──────────────────────── relay ─────────────────────────┐
+//!   port ────► │ burst ► steering ── matched ──► copy ► chunk ► RX ring │ ──► stack
+//!              │             └── everything else ──► TAP                │ ──► kernel
+//!   port ◄──── │ burst ◄─────────────── TX ring, TAP                    │
+//!              └────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! One thread, which does a turn over all of that again and again while there is work, spins for a
+//! moment after the last of it, and then sleeps: until something comes where the port has a
+//! descriptor to wait on, else for a pause that grows.
+//!
+//! Frames are copied once each way, between DPDK's memory and the stack's chunks. So no card ever
+//! writes into memory that programs have, no chunk is ever in the card's hands, and what programs
+//! do to rings and memory is a matter of their own stack.
+//!
+//! It ends when it is told to, or when the daemon and the stack are gone.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::time::Timespec;
+
+use super::COUNTERS;
+use super::board;
+use super::control::{Kind, Message, accept_daemon};
+use super::memory::Memory;
+use super::plugin::{BURST, Port};
+use super::rings::{Rings, Slot};
+use super::steering::{Filters, Verdict};
+use super::tap::Tap;
+use crate::af_xdp::FlowTable;
+
+/// How long it looks for more work before it sleeps.
+const SPIN: Duration = Duration::from_micros(20);
+/// Turns between two looks at the TAP while nothing came from there.
+const TAP_TURNS: u32 = 8;
+/// Turns between two looks at the daemon while there is work.
+const CONTROL_TURNS: u32 = 1024;
+/// Pauses of a port without a descriptor to wait on: the first, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(1));
+/// Longest sleep: a wake-up of a program that died a moment before it sent it is made good then.
+const LONGEST: Duration = Duration::from_secs(1);
+/// How often a full TX queue is tried before a frame is dropped.
+const SEND_TRIES: u32 = 64;
+/// Bytes of the largest frame that the kernel sends.
+const FRAME: usize = 1 << 16;
+/// How long a relay that has neither daemon nor stack waits for either: a daemon that is started
+/// again finds the interface as it was.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+const LISTENER: u64 = 0;
+const DAEMON: u64 = 1;
+const BELL: u64 = 2;
+const OTHER: u64 = 3;
+
+/// The stack that has the port.
+#[derive(Debug)]
+struct Stack {
+    memory: Memory,
+    flows: FlowTable,
+    rings: Rings,
+    rings_fd: OwnedFd,
+    bell: OwnedFd,
+}
+
+/// A relay at work; see the module.
+#[derive(Debug)]
+pub struct Relay {
+    port: Port,
+    tap: Tap,
+    filters: Filters,
+    stack: Option<Stack>,
+    epoll: OwnedFd,
+    listener: OwnedFd,
+    daemon: Option<OwnedFd>,
+    deserted: Option<Instant>,
+    counters: [u64; COUNTERS.len()],
+    board: OwnedFd,
+    written: Instant,
+    frame: Vec<u8>,
+    turns: u32,
+    tap_is_quiet: bool,
+}
+
+/// Tells daemons that ask at `listener` why there is no port, until none has asked for a while.
+pub fn tell_failure(listener: &OwnedFd, words: &str) {
+    let mut waiting = [rustix::event::PollFd::new(
+        listener,
+        rustix::event::PollFlags::IN,
+    )];
+    let patience = timespec(PATIENCE);
+    if rustix::event::poll(&mut waiting, Some(&patience)).is_ok_and(|ready| ready > 0)
+        && let Some(daemon) = accept_daemon(listener)
+    {
+        // A daemon that is gone wants no answer.
+        let _ = Message::new(Kind::Failed)
+            .with_text(words)
+            .send(&daemon, &[]);
+    }
+}
+
+impl Relay {
+    /// Gives an open port its face in the kernel, under this name. Daemons connect to `listener`.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn new(name: &str, port: Port, listener: OwnedFd, seed: u64) -> Result<Self, String> {
+        let failed = |what: &'static str| move |errno: Errno| format!("{what}: {errno}");
+        let tap = Tap::open(name, port.mac, port.mtu)
+            .map_err(failed("making the TAP device of the exception path"))?;
+        let filters = Filters::create(seed).map_err(failed("making the tables of filters"))?;
+        let board = board::create().map_err(failed("making the board"))?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("epoll_create"))?;
+        let relay = Self {
+            port,
+            tap,
+            filters,
+            stack: None,
+            epoll,
+            listener,
+            daemon: None,
+            deserted: None,
+            counters: [0; COUNTERS.len()],
+            board,
+            written: Instant::now(),
+            frame: vec![0; FRAME],
+            turns: 0,
+            tap_is_quiet: false,
+        };
+        relay
+            .watch(&relay.listener, LISTENER)
+            .and_then(|()| relay.watch(&relay.tap, OTHER))
+            .map_err(failed("filling the epoll set"))?;
+        if let Some(fd) = relay.port.wait_fd {
+            // SAFETY: the driver's descriptor, which it keeps open as long as the port is.
+            #[expect(unsafe_code, reason = "UNSAFETY: borrows a descriptor of the driver")]
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            relay
+                .watch(fd, OTHER)
+                .map_err(failed("watching the port"))?;
+        }
+        Ok(relay)
+    }
+
+    fn watch(&self, fd: impl AsFd, as_: u64) -> Result<(), Errno> {
+        epoll::add(&self.epoll, fd, EventData::new_u64(as_), EventFlags::IN)
+    }
+
+    /// Relays until it is told to end, or nobody needs it.
+    pub fn run(&mut self) {
+        let mut busy = Instant::now();
+        let mut pause = PAUSES.0;
+        while !self.is_deserted() {
+            self.turns = self.turns.wrapping_add(1);
+            let is_over = if self.turn() > 0 {
+                busy = Instant::now();
+                pause = PAUSES.0;
+                self.turns.is_multiple_of(CONTROL_TURNS) && self.between_turns()
+            } else if busy.elapsed() < SPIN {
+                std::hint::spin_loop();
+                false
+            } else if self.port.wait_fd.is_some() {
+                self.sleep(LONGEST)
+            } else {
+                let length = pause;
+                pause = (pause * 2).min(PAUSES.1);
+                self.sleep(length)
+            };
+            if is_over {
+                break;
+            }
+        }
+        self.tap.end();
+    }
+
+    /// Whether nobody has needed it for a while.
+    fn is_deserted(&mut self) -> bool {
+        if self.daemon.is_some() || self.stack.is_some() {
+            self.deserted = None;
+            return false;
+        }
+        let since = *self.deserted.get_or_insert_with(Instant::now);
+        since.elapsed() >= PATIENCE
+    }
+
+    /// Moves what there is; how many frames.
+    fn turn(&mut self) -> usize {
+        let mut frames = self.receive();
+        frames += self.transmit();
+        if !self.tap_is_quiet || self.turns.is_multiple_of(TAP_TURNS) {
+            let taken = self.exceptions();
+            self.tap_is_quiet = taken == 0;
+            frames += taken;
+        }
+        frames
+    }
+
+    /// One burst of the port: to the stack what its filters match, to the kernel all else.
+    fn receive(&mut self) -> usize {
+        let Self {
+            port,
+            tap,
+            filters,
+            stack,
+            counters,
+            ..
+        } = self;
+        let mut led = [Slot::default(); BURST];
+        let (mut count, mut missed) = (0, 0);
+        let frames = port.receive(|frame| {
+            let flows = stack.as_ref().map(|stack| &stack.flows);
+            let verdict = filters.steer(frame, flows);
+            counters[verdict as usize] += 1;
+            let stack = stack.as_mut().filter(|_| verdict == Verdict::Led);
+            let Some(stack) = stack else {
+                // One that the kernel has no room for is lost, as in the driver of a card.
+                tap.write(frame);
+                return;
+            };
+            match stack.place(frame, count) {
+                Some(slot) => {
+                    led[count] = slot;
+                    count += 1;
+                }
+                None => missed += 1,
+            }
+        });
+        if let Some(stack) = stack
+            && (count > 0 || missed > 0)
+        {
+            stack.rings.count_missed(missed);
+            stack.rings.rx.produce(led[..count].iter().copied());
+            stack.ring();
+        }
+        frames
+    }
+
+    /// What the stack sends.
+    fn transmit(&mut self) -> usize {
+        let Some(stack) = &mut self.stack else {
+            return 0;
+        };
+        let most = BURST.min(stack.rings.completion.free() as usize);
+        let mut done = [0; BURST];
+        let mut count = 0;
+        let (port, memory) = (&mut self.port, &stack.memory);
+        stack.rings.tx.consume(most, |slot| {
+            if let Some(bytes) = memory.place(slot.chunk, slot.offset, slot.len) {
+                send_patiently(port, bytes, slot.len);
+            }
+            done[count] = slot.chunk;
+            count += 1;
+        });
+        if count > 0 {
+            stack
+                .rings
+                .completion
+                .produce(done[..count].iter().copied());
+            port.flush();
+        }
+        count
+    }
+
+    /// What the kernel sends.
+    fn exceptions(&mut self) -> usize {
+        let mut count = 0;
+        while count < BURST
+            && let Some(frame) = self.tap.read(&mut self.frame)
+        {
+            send_patiently(&mut self.port, frame.as_ptr(), frame.len() as u32);
+            count += 1;
+        }
+        if count > 0 {
+            self.port.flush();
+        }
+        count
+    }
+
+    /// Looks after the daemon and the board while there is work; whether the relay is to end.
+    fn between_turns(&mut self) -> bool {
+        self.write_board();
+        self.wait(Duration::ZERO)
+    }
+
+    /// Writes down what was counted, at most once a second.
+    fn write_board(&mut self) {
+        if self.written.elapsed() < LONGEST {
+            return;
+        }
+        self.written = Instant::now();
+        let led = COUNTERS.iter().zip(self.counters);
+        let steering = led.map(|((name, _), value)| ((*name).to_owned(), value));
+        board::write(&self.board, steering.chain(self.port.statistics()));
+    }
+
+    /// Sleeps until there is work or for so long; whether the relay is to end.
+    fn sleep(&mut self, most: Duration) -> bool {
+        // Frames of the kernel may have come since the last look.
+        self.tap_is_quiet = false;
+        self.write_board();
+        if self.port.flush() > 0 {
+            return self.wait(PAUSES.0);
+        }
+        if let Some(stack) = &self.stack
+            && !stack.rings.fall_asleep()
+        {
+            return false;
+        }
+        let is_over = self.wait(most);
+        if let Some(stack) = &self.stack {
+            stack.rings.wake_up();
+            if self.daemon.is_none() && !stack.ring() {
+                self.stack = None;
+            }
+        }
+        is_over
+    }
+
+    /// Waits for an event and answers it; whether the relay is to end.
+    fn wait(&mut self, most: Duration) -> bool {
+        let mut events = Vec::with_capacity(8);
+        let buffer = rustix::buffer::spare_capacity(&mut events);
+        if epoll::wait(&self.epoll, buffer, Some(&timespec(most))).is_err() {
+            return false;
+        }
+        for event in events {
+            let is_over = match event.data.u64() {
+                LISTENER => self.greet(),
+                DAEMON => self.obey(),
+                BELL => self.bell_rang(),
+                _ => false,
+            };
+            if is_over {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// A program has woken us, or asks for a bell that it has missed.
+    fn bell_rang(&mut self) -> bool {
+        if let Some(stack) = &self.stack {
+            let mut nothing = [0_u8; 1];
+            while recv(&stack.bell, &mut nothing[..], RecvFlags::DONTWAIT).is_ok() {}
+            if stack.rings.rx.filled() > 0 {
+                stack.ring();
+            }
+        }
+        false
+    }
+
+    /// A daemon connects: the last one counts.
+    fn greet(&mut self) -> bool {
+        let Some(daemon) = accept_daemon(&self.listener) else {
+            return false;
+        };
+        let ready = Message {
+            ifindex: self.tap.ifindex,
+            mtu: u32::from(self.port.mtu),
+            mac: self.port.mac,
+            sleeps: u32::from(self.port.wait_fd.is_some()),
+            ..Message::new(Kind::Ready).with_text(&self.port.driver)
+        };
+        let mut fds = self.filters.fds().to_vec();
+        fds.push(self.board.as_fd());
+        fds.extend(self.stack.as_ref().map(|stack| stack.rings_fd.as_fd()));
+        if ready.send(&daemon, &fds).is_ok() && self.watch(&daemon, DAEMON).is_ok() {
+            self.daemon = Some(daemon);
+            // Who sees it up asks the daemon after it has been told. (Up it is, if this fails.)
+            let _ = self.tap.bring_up();
+        }
+        false
+    }
+
+    /// Does what the daemon says; whether that is to end.
+    fn obey(&mut self) -> bool {
+        let Some(daemon) = &self.daemon else {
+            return false;
+        };
+        match Message::receive(daemon) {
+            Err(Errno::AGAIN) => {}
+            Err(_) => self.daemon = None,
+            Ok((message, fds)) => match message.kind() {
+                Some(Kind::Attach) => {
+                    self.stack = Stack::map(&message, fds);
+                    if let Some(stack) = &self.stack {
+                        // Without it the stack's doorbell waits for the end of a sleep.
+                        let _ = self.watch(&stack.bell, BELL);
+                    }
+                }
+                Some(Kind::Detach) => self.stack = None,
+                Some(Kind::End) => return true,
+                Some(Kind::Ready | Kind::Failed) | None => {}
+            },
+        }
+        false
+    }
+}
+
+impl Stack {
+    fn map(message: &Message, fds: Vec<OwnedFd>) -> Option<Self> {
+        let [packets, flows, rings_fd, bell] = <[_; 4]>::try_from(fds).ok()?;
+        Some(Self {
+            memory: Memory::map(packets.as_fd(), message.chunk_size).ok()?,
+            flows: FlowTable::map(&flows).ok()?,
+            rings: Rings::map(rings_fd.as_fd(), message.entries).ok()?,
+            rings_fd,
+            bell,
+        })
+    }
+
+    /// Copies a frame into the next free chunk, `entered` others being on their way to the RX ring;
+    /// `None` when there is none, or no room. (None is taken for a segment that is too long.)
+    fn place(&mut self, frame: &[u8], entered: usize) -> Option<Slot> {
+        if self.rings.rx.free() as usize <= entered || !self.memory.holds(frame) {
+            return None;
+        }
+        let mut next = None;
+        self.rings.fill.consume(1, |chunk| next = Some(chunk));
+        let chunk = next?;
+        let offset = self.memory.store(chunk, frame)?;
+        Some(Slot {
+            chunk,
+            offset,
+            len: frame.len() as u32,
+            spare: 0,
+        })
+    }
+
+    /// Makes the stack's end readable, unless it is already; whether there is one that hears it.
+    fn ring(&self) -> bool {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        !self.rings.must_ring() || send(&self.bell, &[], flags) != Err(Errno::CONNREFUSED)
+    }
+}
+
+/// Has the port take a frame; one for which there is no room for long is lost.
+fn send_patiently(port: &mut Port, bytes: *const u8, length: u32) {
+    for _ in 0..SEND_TRIES {
+        #[expect(
+            unsafe_code,
+            reason = "UNSAFETY: passes bytes on that others may change"
+        )]
+        // SAFETY: the callers' bytes are mapped: a frame of the kernel, or checked by `Memory`.
+        let taken = unsafe { port.send(bytes, length) };
+        if taken {
+            return;
+        }
+        port.flush();
+    }
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: duration.as_secs() as i64,
+        tv_nsec: i64::from(duration.subsec_nanos()),
+    }
+}

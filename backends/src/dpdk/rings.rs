@@ -1,0 +1,248 @@
+//! The rings between a stack and the relay: one memfd and a pair of sockets.
+//!
+//! ```text
+//!   memfd:  | header page | fill | completion | RX | TX |       each ring on pages of its own
+//!
+//!              rings under the stack lock                      the relay's one thread
+//!   stack ──── fill, TX ──────────────────────────────────────────────────────► relay
+//!   stack ◄─── completion, RX ────────────────────────────────────────────────  relay
+//!         ◄─── a datagram when frames came and none is on its way (`rung`) ──── bell
+//!         ──── a datagram when there is to send and the relay sleeps ─────────►
+//! ```
+//!
+//! The stack's end of the pair is readable while frames wait and takes the doorbell, as the
+//! descriptor of an XSK does, so that whoever waits or rings need not know which of both it is.
+//!
+//! Both ends are datagram sockets: an end whose other one is gone is not readable for ever.
+//!
+//! # The bell
+//!
+//! Frames first, then the bell: the relay enters frames in the RX ring and then makes `rung` 1; if
+//! it was 0 it sends a datagram. The stack takes the datagram only when it has emptied the ring,
+//! makes `rung` 0 and looks at the ring once more: a frame that came before that is seen, one that
+//! comes after it rings anew. All of it is sequentially consistent.
+
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: the header page becomes atomics, here only"
+)]
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering, fence};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::net::xdp::XdpRingOffset;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use crate::ring::{Entry, Ring};
+
+/// Name of the memfd.
+pub const NAME: &str = "bypass-rings";
+/// Bytes of the header.
+const PAGE: usize = 4096;
+/// Bytes before the entries of a ring: a cache line for each cursor.
+const HEAD: u64 = 128;
+/// Largest ring.
+const MOST_ENTRIES: u32 = 1 << 16;
+
+/// A frame in the RX or TX ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(super) struct Slot {
+    pub(super) chunk: u32,
+    pub(super) offset: u32,
+    pub(super) len: u32,
+    pub(super) spare: u32,
+}
+
+// SAFETY: four integers.
+unsafe impl Entry for Slot {}
+// SAFETY: an integer.
+unsafe impl Entry for u32 {}
+
+/// A word on a cache line of its own.
+#[repr(C, align(64))]
+struct Line(AtomicU32);
+
+/// The header page.
+#[repr(C)]
+struct Header {
+    /// Not 0: a datagram is on its way to the stack, or waits there.
+    rung: Line,
+    /// Not 0: the relay sleeps, or is about to.
+    sleeps: Line,
+    /// Frames that found no chunk or no room, wrapping.
+    missed: Line,
+}
+
+/// What the two ends of a queue pair are made of.
+#[derive(Debug)]
+pub struct Pair {
+    /// The rings.
+    pub rings: OwnedFd,
+    /// The stack's end of the bell.
+    pub stack: OwnedFd,
+    /// The relay's end.
+    pub relay: OwnedFd,
+}
+
+impl Pair {
+    /// Makes rings of `entries` (a power of two) and a bell.
+    ///
+    /// # Errors
+    /// `EINVAL` for another size; what the kernel answers.
+    pub fn create(entries: u32) -> Result<Self, Errno> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let rings = rustix::fs::memfd_create(NAME, flags)?;
+        rustix::fs::ftruncate(&rings, size(entries)? as u64)?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&rings, seals)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (stack, relay) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+        Ok(Self {
+            rings,
+            stack,
+            relay,
+        })
+    }
+}
+
+/// Pages of a ring with entries of `T`.
+fn ring_bytes<T>(entries: u32) -> usize {
+    (HEAD as usize + entries as usize * size_of::<T>()).next_multiple_of(PAGE)
+}
+
+/// Bytes of the memfd.
+fn size(entries: u32) -> Result<usize, Errno> {
+    if !entries.is_power_of_two() || entries > MOST_ENTRIES {
+        return Err(Errno::INVAL);
+    }
+    Ok(PAGE + 2 * ring_bytes::<u32>(entries) + 2 * ring_bytes::<Slot>(entries))
+}
+
+/// The rings, mapped: by the stack's side or the relay's.
+#[derive(Debug)]
+pub(super) struct Rings {
+    pub(super) fill: Ring<u32>,
+    pub(super) completion: Ring<u32>,
+    pub(super) rx: Ring<Slot>,
+    pub(super) tx: Ring<Slot>,
+    header: NonNull<Header>,
+}
+
+// SAFETY: the mappings belong to no thread; the header is atomics only.
+unsafe impl Send for Rings {}
+
+impl Rings {
+    /// Maps the memfd of a queue pair with rings of `entries`.
+    ///
+    /// # Errors
+    /// `EINVAL` unless it is one: sealed, and of that size.
+    pub(super) fn map(fd: BorrowedFd<'_>, entries: u32) -> Result<Self, Errno> {
+        let bytes = size(entries)?;
+        let is_sealed = rustix::fs::fcntl_get_seals(fd)?.contains(SealFlags::SHRINK);
+        if !is_sealed || rustix::fs::fstat(fd)?.st_size != bytes as i64 {
+            return Err(Errno::INVAL);
+        }
+        let (small, large) = (ring_bytes::<u32>(entries), ring_bytes::<Slot>(entries));
+        let fill = ring(fd, PAGE, entries)?;
+        let completion = ring(fd, PAGE + small, entries)?;
+        let rx = ring(fd, PAGE + 2 * small, entries)?;
+        let tx = ring(fd, PAGE + 2 * small + large, entries)?;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let none = std::ptr::null_mut();
+        // SAFETY: a null hint replaces nothing; the file is larger than a page and cannot shrink.
+        let header = unsafe { mmap(none, PAGE, protection, MapFlags::SHARED, fd, 0) }?;
+        let header = NonNull::new(header.cast()).ok_or(Errno::FAULT)?;
+        Ok(Self {
+            fill,
+            completion,
+            rx,
+            tx,
+            header,
+        })
+    }
+
+    fn header(&self) -> &Header {
+        // SAFETY: `map` has mapped a page there, aligned, which lives as long as `self`; atomics
+        // are valid for any bits.
+        unsafe { self.header.as_ref() }
+    }
+
+    /// Whether a datagram is on its way to the stack.
+    pub(super) fn is_rung(&self) -> bool {
+        self.header().rung.0.load(Ordering::SeqCst) != 0
+    }
+
+    /// Notes that the stack has taken the datagram.
+    pub(super) fn take_bell(&self) {
+        self.header().rung.0.store(0, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether a datagram must be sent for frames that have been entered.
+    pub(super) fn must_ring(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.header().rung.0.swap(1, Ordering::SeqCst) == 0
+    }
+
+    /// Whether the relay sleeps and nobody has woken it yet: then whoever asks must.
+    pub(super) fn must_wake(&self) -> bool {
+        fence(Ordering::SeqCst);
+        let sleeps = &self.header().sleeps.0;
+        sleeps.load(Ordering::SeqCst) != 0 && sleeps.swap(0, Ordering::SeqCst) != 0
+    }
+
+    /// Says that the relay goes to sleep; whether it may: there is nothing to send, or no room to
+    /// say that it was sent.
+    pub(super) fn fall_asleep(&self) -> bool {
+        self.header().sleeps.0.store(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let may = self.tx.filled() == 0 || self.completion.free() == 0;
+        if !may {
+            self.wake_up();
+        }
+        may
+    }
+
+    /// Says that the relay is awake.
+    pub(super) fn wake_up(&self) {
+        self.header().sleeps.0.store(0, Ordering::Relaxed);
+    }
+
+    /// Frames that found no chunk or no room, wrapping.
+    pub(super) fn missed(&self) -> u32 {
+        self.header().missed.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts frames that found no chunk or no room.
+    pub(super) fn count_missed(&self, frames: u32) {
+        self.header().missed.0.fetch_add(frames, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Rings {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map`, of this size; every reference into it borrows `self`.
+        let _ = unsafe { munmap(self.header.as_ptr().cast(), PAGE) };
+    }
+}
+
+fn ring<T: Entry>(fd: BorrowedFd<'_>, at: usize, entries: u32) -> Result<Ring<T>, Errno> {
+    let offsets = XdpRingOffset {
+        producer: 0,
+        consumer: HEAD / 2,
+        desc: HEAD,
+        flags: None,
+    };
+    Ring::map(fd, at as u64, &offsets, entries)
+}
+
+/// Whether a descriptor is the memfd of a queue pair.
+#[must_use]
+pub fn is_rings(fd: impl AsFd) -> bool {
+    rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
+}

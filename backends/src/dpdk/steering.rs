@@ -1,0 +1,415 @@
+//! Steering in software: what the XDP program does for AF_XDP, the relay does for each frame.
+//!
+//! The filters are in three tables that the daemon writes and the relay reads while it runs, of
+//! the kind in which stacks enter their TCP flows ([`FlowTable`]): a tag is published after what it
+//! stands for, and the counters are in the entries.
+//!
+//! ```text
+//!   udp      local, remote            datagrams of one flow; remote all zero: of a local address
+//!   opening  local                    TCP segments that begin connections
+//!   grants   local                    where the stack's own flow table counts
+//! ```
+//!
+//! Whatever matches nothing is the kernel's, for the reasons of [`super::COUNTERS`].
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use crate::af_xdp::{FilterKey, FlowTable, Listener, Target, TcpFlow};
+
+/// Filters of each table, at most.
+const FILTERS: u32 = 16_384;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// Why a frame went where it went, in the order of `COUNTERS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub(super) enum Verdict {
+    Led = 0,
+    Unmatched = 1,
+    Kept = 2,
+    EmptySlot = 3,
+    NotIp = 4,
+    Vlan = 5,
+    Group = 6,
+    Truncated = 7,
+    Options = 8,
+    Fragment = 9,
+    Icmp = 10,
+    OtherProtocol = 11,
+    NoFlow = 12,
+    TooLong = 13,
+}
+
+/// The daemon's filters of a port.
+#[derive(Debug)]
+pub struct Filters {
+    udp: FlowTable,
+    opening: FlowTable,
+    grants: FlowTable,
+    fds: [OwnedFd; 3],
+}
+
+impl Filters {
+    /// Makes the tables. `seed` is random.
+    ///
+    /// # Errors
+    /// As [`FlowTable::create`].
+    pub fn create(seed: u64) -> Result<Self, Errno> {
+        let make = || FlowTable::create(FILTERS, seed);
+        Self::map([make()?, make()?, make()?])
+    }
+
+    /// Maps the tables that another process has made.
+    ///
+    /// # Errors
+    /// As [`FlowTable::map`].
+    pub fn map(fds: [OwnedFd; 3]) -> Result<Self, Errno> {
+        let [udp, opening, grants] = &fds;
+        Ok(Self {
+            udp: FlowTable::map(udp)?,
+            opening: FlowTable::map(opening)?,
+            grants: FlowTable::map(grants)?,
+            fds,
+        })
+    }
+
+    /// What [`Self::map`] takes.
+    pub fn fds(&self) -> [BorrowedFd<'_>; 3] {
+        let [udp, opening, grants] = &self.fds;
+        [udp.as_fd(), opening.as_fd(), grants.as_fd()]
+    }
+
+    /// Where a filter is; `None` when it can be in no table.
+    fn place(&self, filter: &FilterKey) -> Option<(&FlowTable, TcpFlow)> {
+        let at = |key: &Listener| (key.any == 0).then(|| local_only(key.ip, key.port));
+        match filter {
+            FilterKey::Listener(key) if key.protocol == UDP => Some((&self.udp, at(key)?)),
+            FilterKey::Listener(key) if key.protocol == TCP => Some((&self.opening, at(key)?)),
+            FilterKey::Grant(key) => Some((&self.grants, at(key)?)),
+            FilterKey::Flow(key) if key.protocol == u32::from(UDP) => {
+                let flow = TcpFlow {
+                    local: key.local,
+                    remote: key.remote,
+                    local_port: key.local_port,
+                    remote_port: key.remote_port,
+                };
+                Some((&self.udp, flow))
+            }
+            FilterKey::Listener(_) | FilterKey::Flow(_) => None,
+        }
+    }
+
+    /// Leads matching frames of at most `most` bytes to the stack; 0 = keeps all in the kernel.
+    ///
+    /// # Errors
+    /// `EINVAL` for a filter that no table takes, `E2BIG` when its table is full.
+    pub fn add(&self, filter: &FilterKey, most: u32) -> Result<(), Errno> {
+        let (table, flow) = self.place(filter).ok_or(Errno::INVAL)?;
+        let entered = table.insert(&flow, most.into());
+        entered.map(drop).map_err(|_| Errno::TOOBIG)
+    }
+
+    /// Removes a filter; one that is not there is no error.
+    pub fn remove(&self, filter: &FilterKey) {
+        if let Some((table, flow)) = self.place(filter) {
+            table.remove(&flow);
+        }
+    }
+
+    /// What a filter does and has counted.
+    #[must_use]
+    pub fn target(&self, filter: &FilterKey) -> Option<Target> {
+        let (table, flow) = self.place(filter)?;
+        let entry = table.entry(table.find(&flow)?)?;
+        Some(Target {
+            slot: 0,
+            most: entry.owner as u32,
+            packets: entry.packets,
+            bytes: entry.bytes,
+        })
+    }
+
+    /// Every filter.
+    #[must_use]
+    pub fn keys(&self) -> Vec<FilterKey> {
+        let udp = self.udp.entries().map(|entry| {
+            let flow = entry.flow;
+            if flow.remote_port == 0 {
+                return FilterKey::Listener(Listener::at(flow.local, flow.local_port, UDP));
+            }
+            FilterKey::Flow(crate::af_xdp::Flow {
+                local: flow.local,
+                remote: flow.remote,
+                local_port: flow.local_port,
+                remote_port: flow.remote_port,
+                protocol: u32::from(UDP),
+            })
+        });
+        let listener = |flow: TcpFlow| Listener::at(flow.local, flow.local_port, TCP);
+        let opening = self.opening.entries();
+        let opening = opening.map(|entry| FilterKey::Listener(listener(entry.flow)));
+        let grants = self.grants.entries();
+        let grants = grants.map(|entry| FilterKey::Grant(listener(entry.flow)));
+        udp.chain(opening).chain(grants).collect()
+    }
+
+    /// Where a frame goes. `flows` is the table of the stack that has the port; without one
+    /// everything is the kernel's.
+    pub(super) fn steer(&self, frame: &[u8], flows: Option<&FlowTable>) -> Verdict {
+        let packet = match Packet::parse(frame) {
+            Ok(packet) => packet,
+            Err(verdict) => return verdict,
+        };
+        let Some(flows) = flows else {
+            return Verdict::EmptySlot;
+        };
+        let bytes = frame.len() as u64;
+        let local = local_only(packet.flow.local, packet.flow.local_port);
+        let fits = |most| bytes <= most;
+        let most = if packet.protocol == UDP {
+            let exact = self.udp.count(&packet.flow, bytes, fits);
+            exact.or_else(|| self.udp.count(&local, bytes, fits))
+        } else {
+            let is_granted = self.grants.find(&local).is_some();
+            if is_granted && flows.count(&packet.flow, bytes, |_| true).is_some() {
+                self.grants.count(&local, bytes, |_| true);
+                return Verdict::Led;
+            }
+            if !packet.opens {
+                return if is_granted {
+                    Verdict::NoFlow
+                } else {
+                    Verdict::Unmatched
+                };
+            }
+            self.opening.count(&local, bytes, fits)
+        };
+        match most {
+            None => Verdict::Unmatched,
+            Some(0) => Verdict::Kept,
+            Some(most) if fits(most) => Verdict::Led,
+            Some(_) => Verdict::TooLong,
+        }
+    }
+}
+
+fn local_only(local: [u8; 16], local_port: u16) -> TcpFlow {
+    TcpFlow {
+        local,
+        remote: [0; 16],
+        local_port,
+        remote_port: 0,
+    }
+}
+
+/// What steering looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Packet {
+    protocol: u8,
+    flow: TcpFlow,
+    /// A SYN without ACK.
+    opens: bool,
+}
+
+impl Packet {
+    /// The packet of a frame, or why it is the kernel's: the steps of steer.bpf.c.
+    fn parse(frame: &[u8]) -> Result<Self, Verdict> {
+        let (ethernet, rest) = frame.split_first_chunk::<14>().ok_or(Verdict::Truncated)?;
+        if ethernet[0] & 1 != 0 {
+            return Err(Verdict::Group);
+        }
+        let (protocol, local, remote, transport) = match [ethernet[12], ethernet[13]] {
+            [0x08, 0x00] => ipv4(rest)?,
+            [0x86, 0xdd] => ipv6(rest)?,
+            [0x81, 0x00] | [0x88, 0xa8] => return Err(Verdict::Vlan),
+            _ => return Err(Verdict::NotIp),
+        };
+        let size = if protocol == UDP { 8 } else { 20 };
+        let ports = transport
+            .first_chunk::<4>()
+            .filter(|_| transport.len() >= size);
+        let [from_high, from_low, to_high, to_low] = *ports.ok_or(Verdict::Truncated)?;
+        const SYN: u8 = 0x02;
+        const ACK: u8 = 0x10;
+        let flags = transport.get(13).copied().unwrap_or(0);
+        Ok(Self {
+            protocol,
+            flow: TcpFlow {
+                local,
+                remote,
+                local_port: u16::from_be_bytes([to_high, to_low]),
+                remote_port: u16::from_be_bytes([from_high, from_low]),
+            },
+            opens: protocol == TCP && flags & (SYN | ACK) == SYN,
+        })
+    }
+}
+
+/// Protocol, destination, source, and what follows the header.
+type Parts<'a> = (u8, [u8; 16], [u8; 16], &'a [u8]);
+
+fn ipv4(bytes: &[u8]) -> Result<Parts<'_>, Verdict> {
+    let (header, rest) = bytes.split_first_chunk::<20>().ok_or(Verdict::Truncated)?;
+    if header[0] >> 4 != 4 {
+        return Err(Verdict::NotIp);
+    }
+    if header[0] & 15 != 5 {
+        return Err(Verdict::Options);
+    }
+    if u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0 {
+        return Err(Verdict::Fragment);
+    }
+    if header[16] >= 224 {
+        return Err(Verdict::Group);
+    }
+    let mapped = |at: usize| {
+        let mut address = [0; 16];
+        address[10..12].fill(0xff);
+        address[12..].copy_from_slice(&header[at..at + 4]);
+        address
+    };
+    match header[9] {
+        protocol @ (UDP | TCP) => Ok((protocol, mapped(16), mapped(12), rest)),
+        1 => Err(Verdict::Icmp),
+        _ => Err(Verdict::OtherProtocol),
+    }
+}
+
+fn ipv6(bytes: &[u8]) -> Result<Parts<'_>, Verdict> {
+    let (header, rest) = bytes.split_first_chunk::<40>().ok_or(Verdict::Truncated)?;
+    if header[24] == 0xff {
+        return Err(Verdict::Group);
+    }
+    let address = |at: usize| {
+        let mut address = [0; 16];
+        address.copy_from_slice(&header[at..at + 16]);
+        address
+    };
+    match header[6] {
+        protocol @ (UDP | TCP) => Ok((protocol, address(24), address(8), rest)),
+        44 => Err(Verdict::Fragment),
+        0 | 43 | 60 => Err(Verdict::Options),
+        58 => Err(Verdict::Icmp),
+        _ => Err(Verdict::OtherProtocol),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOST: u32 = 100;
+
+    /// A frame from 198.18.0.2:4000 to 198.18.0.1.
+    fn frame(protocol: u8, port: u16, flags: u8) -> Vec<u8> {
+        let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+        bytes.extend([0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, protocol, 0, 0]);
+        bytes.extend([198, 18, 0, 2, 198, 18, 0, 1]);
+        bytes.extend(4000_u16.to_be_bytes());
+        bytes.extend(port.to_be_bytes());
+        bytes.extend([0, 0, 0, 0, 0, 0, 0, 0, 0x50, flags, 0, 0, 0, 0, 0, 0]);
+        bytes
+    }
+
+    fn mapped(last: u8) -> [u8; 16] {
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 198, 18, 0, last]
+    }
+
+    fn tables() -> (Filters, FlowTable) {
+        let filters = Filters::create(7).expect("these tests need CAP_BPF");
+        let flows = FlowTable::create(64, 9).and_then(FlowTable::map);
+        (filters, flows.unwrap())
+    }
+
+    #[test]
+    fn datagrams_go_by_flow_before_address() {
+        let (filters, flows) = tables();
+        let datagram = frame(UDP, 53, 0);
+        let steer = || filters.steer(&datagram, Some(&flows));
+        assert_eq!(steer(), Verdict::Unmatched);
+        assert_eq!(filters.steer(&datagram, None), Verdict::EmptySlot);
+        let listener = FilterKey::Listener(Listener::at(mapped(1), 53, UDP));
+        filters.add(&listener, MOST).unwrap();
+        assert_eq!(steer(), Verdict::Led);
+        let flow = FilterKey::Flow(crate::af_xdp::Flow {
+            local: mapped(1),
+            remote: mapped(2),
+            local_port: 53,
+            remote_port: 4000,
+            protocol: UDP.into(),
+        });
+        filters.add(&flow, 0).unwrap();
+        assert_eq!(steer(), Verdict::Kept);
+        let mut keys = filters.keys();
+        keys.sort_by_key(|key| matches!(key, FilterKey::Flow(_)));
+        assert_eq!(keys, [listener, flow]);
+        filters.remove(&flow);
+        assert_eq!(steer(), Verdict::Led);
+        let long = |bytes| {
+            let mut datagram = datagram.clone();
+            datagram.resize(bytes, 0);
+            filters.steer(&datagram, Some(&flows))
+        };
+        assert_eq!(long(MOST as usize + 1), Verdict::TooLong);
+        let counted = filters.target(&listener).unwrap();
+        assert_eq!(
+            (counted.packets, counted.bytes),
+            (2, 2 * datagram.len() as u64)
+        );
+    }
+
+    #[test]
+    fn segments_go_by_grant_and_flow_and_those_that_open_by_listener() {
+        const SYN: u8 = 2;
+        const ACK: u8 = 16;
+        let (filters, flows) = tables();
+        let steer = |flags| filters.steer(&frame(TCP, 80, flags), Some(&flows));
+        let at = Listener::at(mapped(1), 80, TCP);
+        assert_eq!(steer(ACK), Verdict::Unmatched);
+        filters.add(&FilterKey::Grant(at), MOST).unwrap();
+        assert_eq!(
+            (steer(ACK), steer(SYN)),
+            (Verdict::NoFlow, Verdict::Unmatched)
+        );
+        filters.add(&FilterKey::Listener(at), MOST).unwrap();
+        assert_eq!(steer(SYN), Verdict::Led);
+        assert_eq!(steer(SYN | ACK), Verdict::NoFlow);
+        let flow = TcpFlow {
+            local: mapped(1),
+            remote: mapped(2),
+            local_port: 80,
+            remote_port: 4000,
+        };
+        flows.insert(&flow, 1).unwrap();
+        assert_eq!(steer(ACK), Verdict::Led);
+        // What the stack was not granted it does not get.
+        filters.remove(&FilterKey::Grant(at));
+        assert_eq!(steer(ACK), Verdict::Unmatched);
+    }
+
+    #[test]
+    fn everything_else_is_the_kernels() {
+        let (filters, flows) = tables();
+        let steer = |frame: &[u8]| filters.steer(frame, Some(&flows));
+        let changed = |at: usize, to: u8| {
+            let mut bytes = frame(UDP, 53, 0);
+            bytes[at] = to;
+            bytes
+        };
+        assert_eq!(steer(&changed(0, 1)), Verdict::Group);
+        assert_eq!(steer(&changed(13, 6)), Verdict::NotIp);
+        assert_eq!(steer(&changed(12, 0x81)), Verdict::Vlan);
+        assert_eq!(steer(&changed(14, 0x46)), Verdict::Options);
+        assert_eq!(steer(&changed(20, 0x20)), Verdict::Fragment);
+        assert_eq!(steer(&changed(23, 1)), Verdict::Icmp);
+        assert_eq!(steer(&changed(23, 47)), Verdict::OtherProtocol);
+        assert_eq!(steer(&changed(30, 224)), Verdict::Group);
+        for length in 0..42 {
+            let whole = frame(UDP, 53, 0);
+            assert_eq!(steer(&whole[..length]), Verdict::Truncated, "{length}");
+        }
+    }
+}

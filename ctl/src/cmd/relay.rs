@@ -1,0 +1,125 @@
+//! `bypassctl relay`: the process that has DPDK. The daemon starts one for each device.
+//!
+//! Standard input is the socket that daemons connect to; the plugin is beside this program or
+//! wherever libraries are. Whatever fails is told to the daemon, in DPDK's own words.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use bypass_backends::dpdk::{LIBRARY, Plugin, Relay, tell_failure};
+
+use crate::Failure;
+
+/// Memory of DPDK without huge pages, in MiB: its chunks and rings take a third of it.
+const PLAIN_MEMORY: &str = "64";
+
+/// Relay a DPDK port (started by the daemon).
+#[derive(Debug, clap::Args)]
+#[command(hide = true)]
+pub struct RelayCommand {
+    /// Name of the interface.
+    #[arg(long)]
+    name: String,
+    /// The device in DPDK's words.
+    #[arg(long)]
+    devargs: String,
+    /// More arguments for DPDK's environment.
+    #[arg(long, allow_hyphen_values = true)]
+    eal: Vec<String>,
+    /// The plugin.
+    #[arg(long)]
+    plugin: Option<PathBuf>,
+}
+
+impl RelayCommand {
+    /// Relays until the daemon and all programs are gone, or the daemon says so.
+    ///
+    /// # Errors
+    /// What it has told the daemon too.
+    pub fn execute(&self) -> Result<(), Failure> {
+        let listener = std::io::stdin()
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| Failure::usage(format!("the daemon starts relays: {error}")))?;
+        match self.open(&listener) {
+            Ok(mut relay) => {
+                relay.run();
+                Ok(())
+            }
+            Err(words) => {
+                tell_failure(&listener, &words);
+                Err(Failure::new(words))
+            }
+        }
+    }
+
+    fn open(&self, listener: &OwnedFd) -> Result<Relay, String> {
+        let listener = listener.try_clone().map_err(|error| error.to_string())?;
+        let plugin = Plugin::load(&self.plugin())?;
+        let port = plugin.open(&self.arguments())?;
+        Relay::new(&self.name, port, listener, random()?)
+    }
+
+    fn plugin(&self) -> PathBuf {
+        if let Some(named) = &self.plugin {
+            return named.clone();
+        }
+        let folder = std::env::current_exe().ok();
+        let folder = folder.as_deref().and_then(|own| own.parent());
+        let places = ["", "../lib/", "../lib/bypass/"];
+        let beside = folder.and_then(|folder| {
+            let paths = places.iter().map(|place| folder.join(place).join(LIBRARY));
+            paths.into_iter().find(|path| path.exists())
+        });
+        beside.unwrap_or_else(|| LIBRARY.into())
+    }
+
+    /// What DPDK's environment is told: one thread, on whatever processors we have.
+    fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec![
+            format!("--lcores=0@({})", allowed_processors()),
+            format!("--file-prefix=bypass-{}", self.name),
+            "--no-telemetry".to_owned(),
+            "--log-level=5".to_owned(),
+        ];
+        let memory: &[&str] = if has_huge_pages() {
+            &["--in-memory"]
+        } else {
+            &["--no-huge", "--no-shconf", "-m", PLAIN_MEMORY]
+        };
+        arguments.extend(memory.iter().map(|word| (*word).to_owned()));
+        if self.devargs.starts_with("net_") {
+            arguments.extend(["--no-pci".to_owned(), format!("--vdev={}", self.devargs)]);
+        } else {
+            arguments.extend(["-a".to_owned(), self.devargs.clone()]);
+        }
+        arguments.extend(self.eal.iter().cloned());
+        arguments
+    }
+}
+
+/// The processors that this process may use, as `0-3,7`.
+fn allowed_processors() -> String {
+    field("/proc/self/status", "Cpus_allowed_list:").unwrap_or_else(|| "0".to_owned())
+}
+
+fn has_huge_pages() -> bool {
+    field("/proc/meminfo", "HugePages_Free:").is_some_and(|free| free != "0")
+}
+
+/// The rest of the line that begins with `name`.
+fn field(file: impl AsRef<OsStr>, name: &str) -> Option<String> {
+    let text = std::fs::read_to_string(file.as_ref()).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.trim().to_owned())
+}
+
+fn random() -> Result<u64, String> {
+    use std::io::Read;
+    let mut bytes = [0; 8];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(|error| format!("reading /dev/urandom: {error}"))?;
+    Ok(u64::from_ne_bytes(bytes))
+}

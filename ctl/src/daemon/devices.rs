@@ -1,0 +1,305 @@
+//! Devices of the configuration, and their relays.
+//!
+//! A device becomes an interface when its relay, a process of its own, says that it has opened it.
+//! The relay listens on an address of the network namespace: a daemon connects to the one that is
+//! there, or starts one. A relay that ends is started again; one that could not open its device is
+//! left alone until the configuration is read again, for what failed is in it or beside it.
+//!
+//! ```text
+//!   starting ── it has the port ──► ready ── it is gone ──► lost ── a second later ──► starting
+//!      └─────── it has not ───────► failed
+//! ```
+
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bypass_backends::dpdk::{self, Answer, DpdkNic, Link};
+use bypass_proto::policy::Device as Wanted;
+use rustix::io::Errno;
+
+use super::server::{Server, Token};
+
+/// Time between the end of a relay and the start of the next one: of one that had its port, and of
+/// one that had not.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// How long a daemon that begins waits for a relay that runs already to say so, and how long for
+/// the end of one that is to end.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A device of the configuration.
+#[derive(Debug)]
+struct Device {
+    /// In events.
+    number: u64,
+    wanted: Wanted,
+    link: Option<Arc<Link>>,
+    child: Option<Child>,
+    nic: Option<DpdkNic>,
+    /// Why it is not there.
+    reason: String,
+    retry: Option<Instant>,
+}
+
+/// All devices, in the configuration's order.
+#[derive(Debug, Default)]
+pub(super) struct Devices {
+    list: Vec<Device>,
+    last_number: u64,
+}
+
+impl Device {
+    fn new(number: u64, wanted: Wanted) -> Self {
+        Self {
+            number,
+            wanted,
+            link: None,
+            child: None,
+            nic: None,
+            reason: "it is being opened".to_owned(),
+            retry: None,
+        }
+    }
+
+    /// Finds its relay, or starts one. Whether there was one.
+    fn start(&mut self) -> bool {
+        self.retry = None;
+        let name = &self.wanted.name;
+        let (link, found) = match Link::connect(name) {
+            Ok(link) => (Ok(link), true),
+            Err(Errno::PERM) => (
+                Err("another user has taken its relay's address".to_owned()),
+                false,
+            ),
+            Err(_) => (
+                self.spawn().and_then(|()| connect(&self.wanted.name)),
+                false,
+            ),
+        };
+        match link {
+            Ok(link) => self.link = Some(Arc::new(link)),
+            Err(reason) => self.reason = reason,
+        }
+        found
+    }
+
+    fn spawn(&mut self) -> Result<(), String> {
+        self.bury();
+        let wanted = &self.wanted;
+        let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
+        let listener = dpdk::claim(&wanted.name)
+            .map_err(|errno| failed("claiming the address of its relay", &errno))?;
+        let own = std::env::current_exe().map_err(|error| failed("finding bypassctl", &error))?;
+        let mut command = Command::new(own);
+        command.args([
+            "relay",
+            "--name",
+            &wanted.name,
+            "--devargs",
+            &wanted.devargs,
+        ]);
+        for argument in &wanted.eal {
+            command.args(["--eal", argument]);
+        }
+        if let Some(plugin) = &wanted.plugin {
+            command.arg("--plugin").arg(plugin);
+        }
+        // DPDK writes its usage to standard output. What is for the terminal is not for the relay.
+        command.stdin(Stdio::from(listener)).stdout(Stdio::null());
+        command.process_group(0).current_dir("/");
+        let child = command.spawn();
+        self.child = Some(child.map_err(|error| failed("starting its relay", &error))?);
+        Ok(())
+    }
+
+    /// Takes leave of a relay that has ended, or is to.
+    fn bury(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // One that has ended already needs no signal.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Whether this interface is its face.
+    fn is(&self, name: &str) -> bool {
+        self.wanted.name == name
+    }
+}
+
+fn connect(name: &str) -> Result<Link, String> {
+    Link::connect(name).map_err(|errno| format!("connecting to its relay: {errno}"))
+}
+
+impl Devices {
+    fn get_mut(&mut self, number: u64) -> Option<&mut Device> {
+        let mut devices = self.list.iter_mut();
+        devices.find(|device| device.number == number)
+    }
+
+    /// The port behind an interface, with the connection to its relay.
+    pub(super) fn port(&self, ifindex: u32) -> Option<(&DpdkNic, Arc<Link>)> {
+        self.list.iter().find_map(|device| {
+            let nic = device.nic.as_ref().filter(|nic| nic.ifindex == ifindex)?;
+            Some((nic, Arc::clone(device.link.as_ref()?)))
+        })
+    }
+
+    /// Why an interface is not to be used: it is the face of a device whose relay is not there.
+    pub(super) fn unfit(&self, name: &str) -> Option<String> {
+        let device = self.list.iter().find(|device| device.is(name))?;
+        device.nic.is_none().then(|| device.reason.clone())
+    }
+
+    /// Whether an interface is the face of a device.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.list.iter().any(|device| device.is(name))
+    }
+
+    /// Devices without an interface, with the reason.
+    pub(super) fn failed(&self) -> impl Iterator<Item = (&str, &str)> {
+        let without = self.list.iter().filter(|device| device.nic.is_none());
+        without.map(|device| (device.wanted.name.as_str(), device.reason.as_str()))
+    }
+
+    /// Ports that are open: name and what they have counted.
+    pub(super) fn counted(&self) -> impl Iterator<Item = (&str, Vec<(String, u64)>)> {
+        self.list.iter().filter_map(|device| {
+            let board = &device.nic.as_ref()?.board;
+            Some((device.wanted.name.as_str(), dpdk::read_board(&**board)))
+        })
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// When the next relay is to be started.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.list.iter().filter_map(|device| device.retry).min()
+    }
+}
+
+impl Server {
+    /// Brings the devices in line with the configuration. Those that failed are tried again.
+    pub(super) fn follow_devices(&mut self) {
+        let wanted = &self.config.policy.devices;
+        let is_wanted = |device: &Device| wanted.contains(&device.wanted);
+        let list = std::mem::take(&mut self.devices.list);
+        let (kept, gone): (Vec<Device>, Vec<Device>) = list.into_iter().partition(is_wanted);
+        let is_new = |wanted: &&Wanted| !kept.iter().any(|device| device.wanted == **wanted);
+        let new: Vec<Wanted> = wanted.iter().filter(is_new).cloned().collect();
+        self.devices.list = kept;
+        for device in gone {
+            self.end_device(device);
+        }
+        for wanted in new {
+            self.devices.last_number += 1;
+            let number = self.devices.last_number;
+            self.devices.list.push(Device::new(number, wanted));
+        }
+        self.start_devices(|device| device.link.is_none());
+    }
+
+    /// Starts again what has ended.
+    pub(super) fn restart_devices(&mut self) {
+        let now = Instant::now();
+        self.start_devices(|device| device.retry.is_some_and(|at| at <= now));
+    }
+
+    fn start_devices(&mut self, which: impl Fn(&Device) -> bool) {
+        let picked = self.devices.list.iter().filter(|device| which(device));
+        let numbers: Vec<u64> = picked.map(|device| device.number).collect();
+        for number in numbers {
+            self.start_device(number);
+        }
+    }
+
+    fn start_device(&mut self, number: u64) {
+        let Some(device) = self.devices.get_mut(number) else {
+            return;
+        };
+        let found = device.start();
+        let Some(link) = device.link.clone() else {
+            return;
+        };
+        if self.listen_to(&*link, Token::Relay(number)).is_err() {
+            return;
+        }
+        if found {
+            // What it has must be known before its stack is adopted.
+            let mut waiting = [rustix::event::PollFd::new(
+                &*link,
+                rustix::event::PollFlags::IN,
+            )];
+            let patience = rustix::time::Timespec {
+                tv_sec: PATIENCE.as_secs() as i64,
+                tv_nsec: 0,
+            };
+            let _ = rustix::event::poll(&mut waiting, Some(&patience));
+            self.hear_relay(number);
+        }
+    }
+
+    fn end_device(&mut self, mut device: Device) {
+        if let Some(nic) = &device.nic {
+            self.close_interface(nic.ifindex);
+        }
+        if let Some(link) = &device.link {
+            link.end();
+        }
+        // The address is free for another relay only when this one is gone.
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline
+            && let Some(child) = &mut device.child
+            && child.try_wait().is_ok_and(|ended| ended.is_none())
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        device.bury();
+    }
+
+    /// A relay says something, or is gone.
+    pub(super) fn hear_relay(&mut self, number: u64) {
+        let Some(device) = self.devices.get_mut(number) else {
+            return;
+        };
+        let Some(link) = device.link.clone() else {
+            return;
+        };
+        match link.hear() {
+            Ok(None) => {}
+            Ok(Some(Answer::Ready(nic))) => {
+                device.nic = Some(nic);
+                // Its interface may be newer than what we know.
+                self.mirror.refresh_now(&mut self.counters);
+                self.follow_mirror();
+                self.reconcile_all();
+                self.unpublished = true;
+            }
+            Ok(Some(Answer::Failed(words))) => {
+                eprintln!("bypassctl: device {}: {words}", device.wanted.name);
+                device.reason = words;
+                device.link = None;
+                device.bury();
+            }
+            Err(errno) => self.relay_is_gone(number, errno),
+        }
+    }
+
+    fn relay_is_gone(&mut self, number: u64, errno: Errno) {
+        let Some(device) = self.devices.get_mut(number) else {
+            return;
+        };
+        device.link = None;
+        device.reason = format!("its relay has ended: {errno}");
+        let nic = device.nic.take();
+        let pause = if nic.is_some() { RETRY.0 } else { RETRY.1 };
+        device.retry = Some(Instant::now() + pause);
+        if let Some(nic) = nic {
+            self.close_interface(nic.ifindex);
+        }
+    }
+}

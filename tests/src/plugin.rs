@@ -1,0 +1,82 @@
+//! `libbypass_dpdk.so`, built beside `libbypass.so` where DPDK's headers are.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use crate::{Result, paths};
+
+/// Name of the library.
+const NAME: &str = "libbypass_dpdk.so";
+
+/// The plugin, built if need be; `Err` says why there is none.
+///
+/// # Panics
+/// When `BYPASS_TEST_REQUIRE_SHIM` is set and there is none: then what is missing is a failure, not
+/// a skip.
+pub fn path() -> std::result::Result<&'static Path, &'static str> {
+    static BUILT: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| build().map_err(|error| error.to_string()));
+    let is_required = std::env::var_os("BYPASS_TEST_REQUIRE_SHIM").is_some();
+    match built {
+        Err(why) if is_required => panic!("no DPDK plugin: {why}"),
+        Err(why) => Err(why),
+        Ok(path) => Ok(path),
+    }
+}
+
+/// Builds the plugin, unless it is newer than its source; where it is. Not when `BYPASS_TEST_DIR`
+/// says that the product is somewhere already.
+///
+/// # Errors
+/// When DPDK's headers are not there, or the compiler fails.
+pub fn build() -> Result<PathBuf> {
+    let plugin = paths::product().join(NAME);
+    if std::env::var_os("BYPASS_TEST_DIR").is_some() {
+        return Ok(plugin.canonicalize()?);
+    }
+    let source = paths::repository().join("backends/src/dpdk/plugin.c");
+    let modified = |path: &Path| path.metadata().and_then(|facts| facts.modified()).ok();
+    if modified(&plugin).is_some_and(|built| modified(&source).is_some_and(|it| it < built)) {
+        return Ok(plugin);
+    }
+    let [compile, link] = [words(&["--cflags"])?, words(&["--libs"])?];
+    // Another process may build or load it at this moment.
+    let fresh = plugin.with_extension(format!("so.{}", std::process::id()));
+    let run = Command::new("cc")
+        .args([
+            "-O2",
+            "-std=gnu11",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-fPIC",
+            "-shared",
+        ])
+        .args(["-fvisibility=hidden", "-o"])
+        .args([&fresh, &source])
+        .args(compile)
+        .arg("-Wl,--as-needed")
+        .args(link)
+        .output()?;
+    if !run.status.success() {
+        return Err(format!("cc failed:\n{}", String::from_utf8_lossy(&run.stderr)).into());
+    }
+    std::fs::rename(&fresh, &plugin)?;
+    Ok(plugin)
+}
+
+/// What `pkg-config` says of libdpdk.
+fn words(arguments: &[&str]) -> Result<Vec<String>> {
+    let run = Command::new("pkg-config")
+        .args(arguments)
+        .arg("libdpdk")
+        .output();
+    let run = run.map_err(|error| format!("pkg-config: {error}"))?;
+    if !run.status.success() {
+        let why = String::from_utf8_lossy(&run.stderr);
+        return Err(format!("libdpdk is not there: {}", why.trim()).into());
+    }
+    let text = String::from_utf8_lossy(&run.stdout);
+    Ok(text.split_whitespace().map(str::to_owned).collect())
+}
