@@ -46,6 +46,9 @@ pub struct Options {
     pub subnet: u8,
     /// An emulated link between two TAP devices, from this seed, in place of the veth.
     pub emulated: Option<(Faults, u64)>,
+    /// A DPDK port on the server side (a virtual device, no card: net_tap), whose wire ends in the
+    /// kernel of the client's side, in place of the veth. A daemon runs from the beginning.
+    pub port: bool,
 }
 
 impl Default for Options {
@@ -55,6 +58,7 @@ impl Default for Options {
             mtu: 1500,
             subnet: 7,
             emulated: None,
+            port: false,
         }
     }
 }
@@ -132,6 +136,7 @@ impl Testbed {
         }
         match self.options.emulated {
             Some((faults, seed)) => self.emulate_link(faults, seed)?,
+            None if self.options.port => self.open_port()?,
             None => self.add_veth()?,
         }
         for side in sides {
@@ -146,7 +151,38 @@ impl Testbed {
             self.ip(side, &["addr", "add", &v4, "dev", interface])?;
             self.ip(side, &["addr", "add", &v6, "dev", interface, "nodad"])?;
         }
-        self.wait_for_link()
+        self.wait_for_link()?;
+        if self.options.port {
+            self.wait_for_daemon()?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the daemon, which runs already, has heard of the addresses: a program that asks
+    /// before that gets the kernel.
+    fn wait_for_daemon(&self) -> Result<()> {
+        let bind = format!("udp:{}:7", self.ipv4(Side::Server));
+        let mut told = String::new();
+        let knows = wait_until(
+            "the daemon knows the address",
+            Duration::from_secs(60),
+            || {
+                let mut ask = self.program(Side::Server, crate::paths::bypassctl());
+                ask.args([
+                    "explain",
+                    "--dry-run",
+                    "--json",
+                    "--bind",
+                    &bind,
+                    "--",
+                    "true",
+                ]);
+                let Ok(answer) = ask.run() else { return false };
+                told = answer.stdout;
+                answer.status.success() && !told.contains("no-interface")
+            },
+        );
+        knows.map_err(|error| format!("{error}: {told}{}", self.why_no_port()).into())
     }
 
     fn add_veth(&self) -> Result<()> {
@@ -184,6 +220,60 @@ impl Testbed {
         Ok(())
     }
 
+    /// Starts a daemon with a device and plugs in the other end of its wire.
+    fn open_port(&self) -> Result<()> {
+        std::fs::write(self.device_file(), self.device("net_tap0,iface=wire", ""))?;
+        let mut daemon = self.program(Side::Server, crate::paths::bypassctl());
+        daemon.args(["daemon", "--config"]).arg(self.device_file());
+        daemon.run()?.check()?;
+        self.plug_in()
+    }
+
+    /// Moves the other end of the port's wire, which its driver has made beside it, to the client's
+    /// side; again after each start of the relay. The driver has given it the port's MAC address.
+    ///
+    /// # Errors
+    /// When there is none in time.
+    pub fn plug_in(&self) -> Result<()> {
+        let face = self.interface(Side::Server);
+        for name in [face, "wire"] {
+            let there = || self.ip(Side::Server, &["link", "show", "up", "dev", name]);
+            let is_up = || there().is_ok_and(|text| text.contains("UP"));
+            // DPDK loads all of its drivers first, which takes seconds on a machine with much to do.
+            let there = wait_until(&format!("{name} is there"), Duration::from_secs(60), is_up);
+            there.map_err(|error| format!("{error}: {}", self.why_no_port()))?;
+        }
+        let namespace = self.namespace(Side::Client);
+        let peer = self.interface(Side::Client);
+        let mac = "02:18:00:00:00:02";
+        let to = [
+            "link", "set", "dev", "wire", "netns", &namespace, "name", peer,
+        ];
+        self.ip(Side::Server, &to)?;
+        self.ip(Side::Client, &["link", "set", peer, "address", mac])?;
+        Ok(())
+    }
+
+    /// What the daemon says of its port.
+    fn why_no_port(&self) -> String {
+        let mut doctor = self.program(Side::Server, crate::paths::bypassctl());
+        let told = doctor.args(["doctor", self.interface(Side::Server)]).run();
+        told.map_or_else(|error| error.to_string(), |run| run.stdout)
+    }
+
+    /// The daemon's configuration file of a bed with a port.
+    #[must_use]
+    pub fn device_file(&self) -> PathBuf {
+        self.folder.join("device.toml")
+    }
+
+    /// A `[[device]]` that the server's interface is the face of; `more` are lines of it.
+    #[must_use]
+    pub fn device(&self, devargs: &str, more: &str) -> String {
+        let name = self.interface(Side::Server);
+        format!("[[device]]\nname = {name:?}\nbackend = \"dpdk\"\ndevargs = {devargs:?}\n{more}")
+    }
+
     /// Makes the two sides find each other's MAC, so that no test meets an unresolved neighbour.
     fn wait_for_link(&self) -> Result<()> {
         let peers = [self.ipv4(Side::Client), self.ipv6(Side::Client)];
@@ -213,6 +303,17 @@ impl Testbed {
         match side {
             Side::Server => "byp-s",
             Side::Client => "byp-c",
+        }
+    }
+
+    /// Side whose interface counts every frame. (The server's is a port's face for the kernel,
+    /// which sees its own frames only.)
+    #[must_use]
+    pub fn counting_side(&self) -> Side {
+        if self.options.port {
+            Side::Client
+        } else {
+            Side::Server
         }
     }
 

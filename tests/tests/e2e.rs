@@ -7,6 +7,7 @@
 mod e2e {
     pub mod clients;
     pub mod crowds;
+    pub mod dpdk;
     pub mod endings;
     pub mod faults;
     pub mod groups;
@@ -26,33 +27,34 @@ mod e2e {
     pub mod web;
 }
 
-use e2e::harness::{Carried, check};
+use e2e::harness::{Carried, check, check_port};
 use e2e::{
-    clients, crowds, endings, faults, groups, handover, jumbo, languages, links, names, programs,
-    reloads, rollback, routers, stores, storms, streams, web,
+    clients, crowds, dpdk, endings, faults, groups, handover, jumbo, languages, links, names,
+    programs, reloads, rollback, routers, stores, storms, streams, web,
 };
 
 macro_rules! tests {
-    ($( $(#[$attribute:meta])* $module:ident::$name:ident: $carried:ident, )+) => {
+    ($check:ident: $( $(#[$attribute:meta])* $module:ident::$name:ident: $carried:ident, )+) => {
         $( mod $name {
             use bypass_tests::program::Column;
 
             #[test]
             $(#[$attribute])*
             fn kernel() {
-                super::check(Column::Native, super::Carried::$carried, super::$module::$name);
+                super::$check(Column::Native, super::Carried::$carried, super::$module::$name);
             }
 
             #[test]
             $(#[$attribute])*
             fn shim() {
-                super::check(Column::Shim, super::Carried::$carried, super::$module::$name);
+                super::$check(Column::Shim, super::Carried::$carried, super::$module::$name);
             }
         } )+
     };
 }
 
 tests! {
+    check:
     programs::udp_receiver: Bypass,
     programs::udp_receiver_threads: Bypass,
     programs::udp_sender: Bypass,
@@ -198,4 +200,36 @@ tests! {
     jumbo::mtu_beyond_chunks: Any,
     groups::group_comes_and_goes: Bypass,
     groups::group_on_any_address: Bypass,
+    dpdk::no_plugin: Any,
+    dpdk::no_library: Any,
+    dpdk::other_version: Any,
+    dpdk::unknown_driver: Any,
+    dpdk::no_such_device: Any,
+}
+
+/// On a DPDK port: scenes of programs as they are, and those of the port itself.
+mod port {
+    use super::{Carried, check_port, dpdk, names, programs, stores, streams, web};
+
+    tests! {
+        check_port:
+        programs::udp_echo: Bypass,
+        programs::udp_echo_ipv6: Bypass,
+        programs::sockperf_ping_pong: Bypass,
+        programs::sockperf_epoll: Bypass,
+        names::dnsperf_knot: Bypass,
+        streams::redis: Segments,
+        streams::nginx_files: Segments,
+        streams::python_http_server: Segments,
+        streams::curl_client: Segments,
+        streams::iperf3_both_ways: Segments,
+        stores::redis_snapshot: Segments,
+        web::nginx_upload: Segments,
+        dpdk::exceptions: Any,
+        dpdk::shown: Bypass,
+        dpdk::nginx_workers: Any,
+        dpdk::relay_killed: Any,
+        dpdk::daemon_killed: Any,
+        dpdk::nothing_left: Any,
+    }
 }

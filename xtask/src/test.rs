@@ -39,6 +39,19 @@ const GROUPS: &[Group] = &[
             "--test-threads=2",
         ],
     },
+    // On a DPDK port: what is timed there is timed on the veth too.
+    Group {
+        name: "e2e",
+        arguments: &[
+            "-p",
+            "bypass-tests",
+            "--test",
+            "e2e",
+            "--",
+            "--test-threads=2",
+            "port::",
+        ],
+    },
     Group {
         name: "e2e",
         arguments: &[
@@ -48,6 +61,8 @@ const GROUPS: &[Group] = &[
             "e2e",
             "--",
             "--test-threads=1",
+            "--skip",
+            "port::",
         ],
     },
 ];

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bypass_tests::Result;
 use bypass_tests::counters::{KernelUdp, interface_frames, kernel_segments};
 use bypass_tests::leftovers::Leftovers;
+use bypass_tests::plugin;
 use bypass_tests::program::Column;
 use bypass_tests::testbed::{Options, Side, Testbed};
 
@@ -53,6 +54,30 @@ pub(crate) fn check(column: Column, carried: Carried, body: fn(&Scene) -> Result
     }
 }
 
+/// Runs a test with a DPDK port (a virtual device, no card) in the place of the veth, where there
+/// is DPDK.
+pub(crate) fn check_port(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) {
+    if !Column::available().contains(&column) {
+        return;
+    }
+    if let Err(why) = plugin::path() {
+        println!("skipped: {why}");
+        return;
+    }
+    if let Err(error) = run_on_port(column, carried, body) {
+        panic!("{}, DPDK net_tap: {error}", column.name());
+    }
+}
+
+fn run_on_port(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) -> Result<()> {
+    let options = Options {
+        port: true,
+        ..Options::default()
+    };
+    let bed = Testbed::with(options)?;
+    proven(&Scene { bed, column }, carried, body)
+}
+
 fn run(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) -> Result<()> {
     let scene = Scene {
         bed: Testbed::with(Options {
@@ -79,16 +104,17 @@ pub(crate) fn proven(
     body: impl Fn(&Scene) -> Result<()>,
 ) -> Result<()> {
     let kernel = KernelUdp::read(&scene.bed, Side::Server)?;
-    let frames = interface_frames(&scene.bed, Side::Server)?;
+    let counting = scene.bed.counting_side();
+    let frames = interface_frames(&scene.bed, counting)?;
     let segments = kernel_segments(&scene.bed, Side::Server)?;
     body(scene)?;
     if !scene.has_shim() {
         return Ok(());
     }
     let kernel = KernelUdp::read(&scene.bed, Side::Server)?.since(kernel);
-    // A scene may have taken the device away.
-    let after = interface_frames(&scene.bed, Side::Server).unwrap_or(frames);
-    let frames = (after.0 - frames.0) + (after.1 - frames.1);
+    // A scene may have taken the device away, or put another in its place.
+    let after = interface_frames(&scene.bed, counting).unwrap_or(frames);
+    let frames = after.0.saturating_sub(frames.0) + after.1.saturating_sub(frames.1);
     if carried == Carried::Bypass && kernel.total() > frames / 20 + 20 {
         let carried = kernel.total();
         return Err(format!("the kernel carried {carried} datagrams of {frames} frames").into());
