@@ -235,14 +235,11 @@ impl Testbed {
     /// # Errors
     /// When there is none in time.
     pub fn plug_in(&self) -> Result<()> {
-        let face = self.interface(Side::Server);
-        for name in [face, "wire"] {
-            let there = || self.ip(Side::Server, &["link", "show", "up", "dev", name]);
-            let is_up = || there().is_ok_and(|text| text.contains("UP"));
-            // DPDK loads all of its drivers first, which takes seconds on a machine with much to do.
-            let there = wait_until(&format!("{name} is there"), Duration::from_secs(60), is_up);
-            there.map_err(|error| format!("{error}: {}", self.why_no_port()))?;
-        }
+        // Not before the port is open: its driver finds the wire by its name. DPDK loads all of its
+        // drivers first, which takes seconds on a machine with much to do.
+        let is_open = || self.why_no_port().contains("side of a DPDK port");
+        let open = wait_until("the port is open", Duration::from_secs(60), is_open);
+        open.map_err(|error| format!("{error}: {}", self.why_no_port()))?;
         let namespace = self.namespace(Side::Client);
         let peer = self.interface(Side::Client);
         let mac = "02:18:00:00:00:02";
@@ -254,7 +251,7 @@ impl Testbed {
         Ok(())
     }
 
-    /// What the daemon says of its port.
+    /// What doctor says of the port.
     fn why_no_port(&self) -> String {
         let mut doctor = self.program(Side::Server, crate::paths::bypassctl());
         let told = doctor.args(["doctor", self.interface(Side::Server)]).run();

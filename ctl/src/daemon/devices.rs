@@ -2,12 +2,12 @@
 //!
 //! A device becomes an interface when its relay, a process of its own, says that it has opened it.
 //! The relay listens on an address of the network namespace: a daemon connects to the one that is
-//! there, or starts one. A relay that ends is started again; one that could not open its device is
-//! left alone until the configuration is read again, for what failed is in it or beside it.
+//! there, or starts one. A relay that ends is started again; one that could not open its device
+//! later, or when the configuration is read again.
 //!
 //! ```text
 //!   starting ── it has the port ──► ready ── it is gone ──► lost ── a second later ──► starting
-//!      └─────── it has not ───────► failed
+//!      └─────── it has not ───────► failed ── half a minute later ──► starting
 //! ```
 
 use std::os::unix::process::CommandExt;
@@ -23,7 +23,7 @@ use super::server::{Server, Token};
 
 /// Time between the end of a relay and the start of the next one: of one that had its port, and of
 /// one that had not.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How long a daemon that begins waits for a relay that runs already to say so, and how long for
 /// the end of one that is to end.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -280,9 +280,12 @@ impl Server {
                 self.unpublished = true;
             }
             Ok(Some(Answer::Failed(words))) => {
-                eprintln!("bypassctl: device {}: {words}", device.wanted.name);
+                if device.reason != words {
+                    eprintln!("bypassctl: device {}: {words}", device.wanted.name);
+                }
                 device.reason = words;
                 device.link = None;
+                device.retry = Some(Instant::now() + RETRY.1);
                 device.bury();
             }
             Err(errno) => self.relay_is_gone(number, errno),

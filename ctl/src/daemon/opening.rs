@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(25);
 /// Requests of one client that may wait; the library has one at a time.
 const WAITING: usize = 8;
+/// Time until an interface is opened again whose stack's lock was busy.
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// An interface with the program attached and some of its queues open.
 #[derive(Debug)]
@@ -64,6 +66,8 @@ pub(super) struct Openings {
     /// By interface index.
     interfaces: BTreeMap<u32, Opening>,
     requests: Vec<(u64, Request, Vec<Foreign>)>,
+    /// When filters are looked at again because a stack's lock was busy.
+    again: Option<Instant>,
 }
 
 /// What became of an interface that is on its way.
@@ -102,6 +106,11 @@ impl Openings {
         }
     }
 
+    /// Notes that a stack's lock was busy: no event may tell when it is not.
+    pub(super) fn try_again(&mut self) {
+        self.again.get_or_insert_with(|| Instant::now() + AGAIN);
+    }
+
     /// Forgets what is on its way for a stack that ends.
     pub(super) fn forget(&mut self, uid: u32) {
         self.interfaces
@@ -126,7 +135,7 @@ impl Openings {
             .values()
             .map(|opening| opening.tried + RETRY);
         let now = (!self.requests.is_empty()).then(Instant::now);
-        next.min().or(now)
+        [next.min(), now, self.again].into_iter().flatten().min()
     }
 }
 
@@ -146,7 +155,9 @@ impl Server {
                 self.client_gone(&client);
             }
         }
-        if !self.openings.interfaces.is_empty() {
+        let now = Instant::now();
+        let is_again = self.openings.again.take_if(|at| *at <= now).is_some();
+        if is_again || !self.openings.interfaces.is_empty() {
             // For filters that other interfaces serve meanwhile.
             self.reconcile_all();
         }

@@ -291,7 +291,9 @@ impl Server {
             Err(error) => {
                 self.counters.add(Counter::InterfaceFailures);
                 // A busy lock says nothing about the interface.
-                if error.errno != Errno::AGAIN {
+                if error.errno == Errno::AGAIN {
+                    self.openings.try_again();
+                } else {
                     self.nics.note_failure(ifindex, &error);
                 }
                 Err(Some(error.errno))

@@ -233,8 +233,17 @@ pub(crate) fn relay_killed(scene: &Scene) -> Result<()> {
         scene
             .bed
             .ip(Side::Client, &["addr", "add", &peer, "dev", name])?;
-        wait_until("the filter is there again", Duration::from_secs(60), || {
+        let again = wait_until("the filter is there again", Duration::from_secs(60), || {
             is_of_dpdk(scene, &["filters", "list"]).is_ok()
+        });
+        let told = |what: &[&str]| daemon::bypassctl(&scene.bed, what).map(|run| run.stdout);
+        again.map_err(|error| {
+            let facts = [
+                told(&["filters", "list"]),
+                told(&["doctor"]),
+                told(&["stats"]),
+            ];
+            format!("{error}: {facts:?}")
         })?;
         client(scene, "ping", &["-c", "1", "-W", "5", &scene.host()])?;
     }
