@@ -113,7 +113,7 @@ impl Policy {
             .enumerate()
             .find(|(_, rule)| rule.matches(query))
         {
-            Some((index, rule)) => rule.decision(index),
+            Some((index, rule)) => rule.decision(index, &self.devices),
             None => Decision::Accelerate {
                 interface: None,
                 backend: Backend::Auto,
@@ -301,25 +301,39 @@ impl Rule {
                 })
     }
 
-    /// What the rule says, as the `index`-th of its policy.
-    fn decision(&self, index: usize) -> Decision<'_> {
+    /// What the rule says, as the `index`-th of a policy with these devices.
+    fn decision<'p>(&'p self, index: usize, devices: &'p [Device]) -> Decision<'p> {
         let rule = Some(index);
         match self.action {
             Action::Kernel => Decision::Kernel {
                 reason: FallThrough::Rule,
                 rule,
             },
-            Action::Accelerate => match self.backend.unwrap_or(Backend::Auto) {
-                backend if backend.is_available() => Decision::Accelerate {
-                    interface: self.interface.as_deref(),
-                    backend,
+            Action::Accelerate => match self.served_by(devices) {
+                Some(interface) => Decision::Accelerate {
+                    interface,
+                    backend: self.backend.unwrap_or(Backend::Auto),
                     rule,
                 },
-                _ => Decision::Kernel {
+                None => Decision::Kernel {
                     reason: FallThrough::Backend,
                     rule,
                 },
             },
+        }
+    }
+
+    /// The interface that the rule restricts acceleration to, itself or by its backend
+    /// (`Some(None)` = none); `None` when nothing has the backend.
+    fn served_by<'p>(&'p self, devices: &'p [Device]) -> Option<Option<&'p str>> {
+        let named = self.interface.as_deref();
+        let is_device = named.is_some_and(|name| devices.iter().any(|it| it.name == name));
+        match (self.backend.unwrap_or(Backend::Auto), devices) {
+            (Backend::Auto, _) => Some(named),
+            (Backend::AfXdp, _) => (!is_device).then_some(named),
+            (Backend::Dpdk, [only]) if named.is_none() => Some(Some(&only.name)),
+            (Backend::Dpdk, _) => is_device.then_some(named),
+            (Backend::EfVi | Backend::Shm, _) => None,
         }
     }
 }
@@ -340,14 +354,6 @@ impl fmt::Display for Rule {
         part("interface", self.interface.as_ref().map(|value| value as _))?;
         part("backend", self.backend.as_ref().map(|value| value as _))?;
         write!(f, "-> {}", self.action)
-    }
-}
-
-impl Backend {
-    /// Whether this version can use it.
-    #[must_use]
-    pub fn is_available(self) -> bool {
-        matches!(self, Self::Auto | Self::AfXdp)
     }
 }
 

@@ -99,8 +99,8 @@ reasons! {
     Ancillary = 27, "ancillary", "";
     /// The descriptor was passed to another process, which may be any program.
     Passed = 29, "passed", "";
-    /// The rule wants a backend that this version does not have.
-    Backend = 30, "backend", "write backend = \"auto\", or leave it out";
+    /// No interface has the backend that the rule wants.
+    Backend = 30, "backend", "write backend = \"auto\", leave it out, or name a [[device]] for it";
     /// Programs of the same user in another pid namespace (container) have the stack.
     PidNamespace = 31, "pid-namespace", "give the containers users or network namespaces of their own";
     /// The descriptor was handed to the kernel by rollback.

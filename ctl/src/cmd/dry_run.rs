@@ -342,7 +342,9 @@ impl Scene {
             (None, _) => interfaces.iter().any(|interface| {
                 interface.reason.is_none() && only.is_none_or(|only| interface.name == only)
             }),
-            (Some(_), interface) => interface.is_some_and(|interface| interface.reason.is_none()),
+            (Some(_), interface) => interface.is_some_and(|interface| {
+                interface.reason.is_none() && only.is_none_or(|only| interface.name == only)
+            }),
         };
         (!served).then_some(FallThrough::NoInterface)
     }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
-use super::{Action, DaemonPolicy, Device, Policy, Rule};
+use super::{Action, Backend, DaemonPolicy, Device, Policy, Rule};
 use crate::options::{self, Setting};
 
 /// Most bytes of a configuration file.
@@ -78,18 +78,18 @@ impl Policy {
             at(text, start, one_line(error.message()))
         })?;
         let mut policy = Self::default();
-        for rule in file.rule {
-            let start = rule.span().start;
-            let rule = rule.into_inner();
-            check_rule(&rule, &policy.rules).map_err(|message| at(text, start, message))?;
-            policy.rules.push(rule);
-        }
         for device in file.device {
             let start = device.span().start;
             let device = device.into_inner();
             let checked = device.check(&policy.devices);
             checked.map_err(|message| at(text, start, message))?;
             policy.devices.push(device);
+        }
+        for rule in file.rule {
+            let start = rule.span().start;
+            let rule = rule.into_inner();
+            check_rule(&rule, &policy).map_err(|message| at(text, start, message))?;
+            policy.rules.push(rule);
         }
         for (key, value) in file.options {
             let setting = setting(&key, &value)
@@ -135,7 +135,8 @@ impl Policy {
     }
 }
 
-fn check_rule(rule: &Rule, earlier: &[Rule]) -> Result<(), String> {
+/// What is wrong with a rule after what is read of the policy: the devices and the rules before it.
+fn check_rule(rule: &Rule, read: &Policy) -> Result<(), String> {
     if rule.backend.is_some() && rule.action == Action::Kernel {
         return Err("backend has no meaning with action = \"kernel\"".to_owned());
     }
@@ -147,7 +148,16 @@ fn check_rule(rule: &Rule, earlier: &[Rule]) -> Result<(), String> {
     {
         return Err(format!("`{}` is no interface name", name.escape_debug()));
     }
-    match earlier
+    let is_ambiguous = match rule.backend {
+        Some(Backend::AfXdp) => !read.devices.is_empty(),
+        Some(Backend::Dpdk) => read.devices.len() > 1,
+        _ => false,
+    };
+    if is_ambiguous && rule.interface.is_none() {
+        return Err("beside [[device]]s a rule with a backend must name its interface".to_owned());
+    }
+    match read
+        .rules
         .iter()
         .position(|other| same_conditions(rule, other))
     {

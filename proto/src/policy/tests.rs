@@ -402,6 +402,39 @@ proptest! {
 }
 
 #[test]
+fn a_rule_with_a_backend_means_the_interfaces_that_have_it() {
+    let device = |name: &str| {
+        format!("[[device]]\nname = \"{name}\"\nbackend = \"dpdk\"\ndevargs = \"x\"\n")
+    };
+    let rule = |more: String| format!("[[rule]]\naction = \"accelerate\"\n{more}\n");
+    let (on_eth0, on_vf0) = ("interface = \"eth0\"\n", "interface = \"vf0\"\n");
+    let decided = |devices: &[&str], backend: &str, interface: &str| {
+        let devices: String = devices.iter().map(|name| device(name)).collect();
+        let policy =
+            Policy::parse(&(devices + &rule(format!("backend = {backend:?}\n{interface}"))))?;
+        Ok::<_, PolicyError>(match policy.decide(&query("nginx", "*:80")) {
+            Decision::Accelerate { interface, .. } => Ok(interface.map(str::to_owned)),
+            Decision::Kernel { reason, .. } => Err(reason),
+        })
+    };
+    let only = |name: &str| Ok(Some(name.to_owned()));
+    let kernel = Err(FallThrough::Backend);
+    assert_eq!(decided(&["vf0"], "dpdk", "").unwrap(), only("vf0"));
+    assert_eq!(decided(&["vf0"], "dpdk", on_vf0).unwrap(), only("vf0"));
+    assert_eq!(decided(&["vf0"], "dpdk", on_eth0).unwrap(), kernel);
+    assert_eq!(decided(&[], "dpdk", "").unwrap(), kernel);
+    assert_eq!(decided(&[], "af_xdp", "").unwrap(), Ok(None));
+    assert_eq!(decided(&["vf0"], "af_xdp", on_eth0).unwrap(), only("eth0"));
+    assert_eq!(decided(&["vf0"], "af_xdp", on_vf0).unwrap(), kernel);
+    assert_eq!(decided(&["vf0"], "auto", "").unwrap(), Ok(None));
+    assert_eq!(decided(&["vf0"], "ef_vi", "").unwrap(), kernel);
+    for (devices, backend) in [(&["vf0"][..], "af_xdp"), (&["vf0", "vf1"], "dpdk")] {
+        let error = decided(devices, backend, "").unwrap_err();
+        assert!(error.message.contains("must name its interface"), "{error}");
+    }
+}
+
+#[test]
 fn devices_are_read_and_checked() {
     let text = "
         [[device]]
