@@ -208,7 +208,7 @@ tests! {
 }
 
 /// On a DPDK port: scenes of programs as they are, and those of the port itself.
-mod port {
+mod dpdk_port {
     use super::{Carried, check_port, dpdk, names, programs, stores, streams, web};
 
     tests! {

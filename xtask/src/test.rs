@@ -49,7 +49,7 @@ const GROUPS: &[Group] = &[
             "e2e",
             "--",
             "--test-threads=2",
-            "port::",
+            "dpdk_port::",
         ],
     },
     Group {
@@ -62,7 +62,7 @@ const GROUPS: &[Group] = &[
             "--",
             "--test-threads=1",
             "--skip",
-            "port::",
+            "dpdk_port::",
         ],
     },
 ];

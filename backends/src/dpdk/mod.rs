@@ -33,7 +33,6 @@ pub use nic::{Answer, DpdkNic, Link, OpenQueue};
 pub use plugin::{LIBRARY, Plugin, Port};
 pub use queue_pair::DpdkQueuePair;
 pub use relay::{Relay, tell_failure};
-pub use rings::is_rings;
 pub use steering::Filters;
 
 /// What became of frames, in the order in which the relay counts them: as of the XDP program.

@@ -92,19 +92,35 @@ static const char *words(void)
 	return said;
 }
 
+static void hold_signals(int how)
+{
+	sigset_t realtime;
+
+	sigemptyset(&realtime);
+	for (int number = SIGRTMIN; number <= SIGRTMAX; number++)
+		sigaddset(&realtime, number);
+	pthread_sigmask(how, &realtime, NULL);
+}
+
+/* The driver of TAP devices looks at its device only after a signal, once there was one, and takes
+ * a burst then: what is left waits for the next signal. Without signals it always looks. So they
+ * are held from before the driver asks for them until they are ignored. Held for longer they would
+ * fill the queue of signals, which is one for all processes of a user: of a full one the kernel
+ * makes a SIGIO, which ends the process, and nobody's timers work. */
+static void ignore_signals(void)
+{
+	signal(SIGIO, SIG_IGN);
+	for (int number = SIGRTMIN; number <= SIGRTMAX; number++)
+		signal(number, SIG_IGN);
+	hold_signals(SIG_UNBLOCK);
+}
+
 static int32_t start(int32_t count, char **arguments)
 {
 	cookie_io_functions_t functions = { .write = hear };
 	FILE *stream = fopencookie(NULL, "w", functions);
-	sigset_t realtime;
 
-	/* The driver of TAP devices looks at its device only after a signal, once there was one, and
-	 * takes a burst then: what is left waits for the next signal. Without signals it always
-	 * looks. See quiet_signals(). */
-	sigemptyset(&realtime);
-	for (int signal = SIGRTMIN; signal <= SIGRTMAX; signal++)
-		sigaddset(&realtime, signal);
-	pthread_sigmask(SIG_BLOCK, &realtime, NULL);
+	hold_signals(SIG_BLOCK);
 	said[0] = 0;
 	if (stream) {
 		setvbuf(stream, NULL, _IONBF, 0);
@@ -134,15 +150,6 @@ static int configure(uint16_t *receives, uint16_t *sends)
 		error = rte_eth_dev_configure(port, 1, 1, &conf);
 	}
 	return error ? error : rte_eth_dev_adjust_nb_rx_tx_desc(port, receives, sends);
-}
-
-/* Ignored, so that they do not fill the queue of signals: they were blocked up to here. A full
- * queue makes a SIGIO of them, which would end the process. */
-static void quiet_signals(void)
-{
-	signal(SIGIO, SIG_IGN);
-	for (int number = SIGRTMIN; number <= SIGRTMAX; number++)
-		signal(number, SIG_IGN);
 }
 
 static int32_t wait_fd(const char *driver)
@@ -195,7 +202,7 @@ static int32_t open_port(struct facts *facts)
 		facts->mtu = RTE_ETHER_MTU;
 	snprintf(facts->driver, sizeof(facts->driver), "%s", info.driver_name);
 	facts->wait_fd = wait_fd(info.driver_name);
-	quiet_signals();
+	ignore_signals();
 	return 0;
 }
 

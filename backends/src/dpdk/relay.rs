@@ -48,6 +48,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_micros(50), Duration::from_
 const LONGEST: Duration = Duration::from_secs(1);
 /// How often a full TX queue is tried before a frame is dropped.
 const SEND_TRIES: u32 = 64;
+/// Bytes of an Ethernet header: drivers need not be ready for shorter frames.
+const SHORTEST: u32 = 14;
 /// Bytes of the largest frame that the kernel sends.
 const FRAME: usize = 1 << 16;
 /// How long a relay that has neither daemon nor stack waits for either: a daemon that is started
@@ -251,7 +253,8 @@ impl Relay {
         let mut count = 0;
         let (port, memory) = (&mut self.port, &stack.memory);
         stack.rings.tx.consume(most, |slot| {
-            if let Some(bytes) = memory.place(slot.chunk, slot.offset, slot.len) {
+            let bytes = memory.place(slot.chunk, slot.offset, slot.len);
+            if let Some(bytes) = bytes.filter(|_| slot.len >= SHORTEST) {
                 send_patiently(port, bytes, slot.len);
             }
             done[count] = slot.chunk;
@@ -284,16 +287,19 @@ impl Relay {
 
     /// Looks after the daemon and the board while there is work; whether the relay is to end.
     fn between_turns(&mut self) -> bool {
-        self.write_board();
+        self.each_second();
         self.wait(Duration::ZERO)
     }
 
-    /// Writes down what was counted, at most once a second.
-    fn write_board(&mut self) {
+    /// Writes down what was counted, and without a daemon finds out whether the stack is there.
+    fn each_second(&mut self) {
         if self.written.elapsed() < LONGEST {
             return;
         }
         self.written = Instant::now();
+        if self.daemon.is_none() && self.stack.as_ref().is_some_and(|stack| !stack.ring()) {
+            self.stack = None;
+        }
         let led = COUNTERS.iter().zip(self.counters);
         let steering = led.map(|((name, _), value)| ((*name).to_owned(), value));
         board::write(&self.board, steering.chain(self.port.statistics()));
@@ -303,7 +309,7 @@ impl Relay {
     fn sleep(&mut self, most: Duration) -> bool {
         // Frames of the kernel may have come since the last look.
         self.tap_is_quiet = false;
-        self.write_board();
+        self.each_second();
         if self.port.flush() > 0 {
             return self.wait(PAUSES.0);
         }
@@ -315,9 +321,6 @@ impl Relay {
         let is_over = self.wait(most);
         if let Some(stack) = &self.stack {
             stack.rings.wake_up();
-            if self.daemon.is_none() && !stack.ring() {
-                self.stack = None;
-            }
         }
         is_over
     }

@@ -27,7 +27,7 @@
     reason = "UNSAFETY: the header page becomes atomics, here only"
 )]
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
@@ -40,7 +40,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use crate::ring::{Entry, Ring};
 
 /// Name of the memfd.
-pub const NAME: &str = "bypass-rings";
+const NAME: &str = "bypass-rings";
 /// Bytes of the header.
 const PAGE: usize = 4096;
 /// Bytes before the entries of a ring: a cache line for each cursor.
@@ -239,10 +239,4 @@ fn ring<T: Entry>(fd: BorrowedFd<'_>, at: usize, entries: u32) -> Result<Ring<T>
         flags: None,
     };
     Ring::map(fd, at as u64, &offsets, entries)
-}
-
-/// Whether a descriptor is the memfd of a queue pair.
-#[must_use]
-pub fn is_rings(fd: impl AsFd) -> bool {
-    rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
 }

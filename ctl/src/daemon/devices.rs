@@ -79,9 +79,19 @@ impl Device {
         };
         match link {
             Ok(link) => self.link = Some(Arc::new(link)),
-            Err(reason) => self.reason = reason,
+            Err(reason) => self.fail(reason),
         }
         found
+    }
+
+    /// Notes why it is not there; it is tried again later.
+    fn fail(&mut self, reason: String) {
+        if self.reason != reason {
+            eprintln!("bypassctl: device {}: {reason}", self.wanted.name);
+        }
+        self.reason = reason;
+        self.link = None;
+        self.retry = Some(Instant::now() + RETRY.1);
     }
 
     fn spawn(&mut self) -> Result<(), String> {
@@ -225,7 +235,10 @@ impl Server {
         let Some(link) = device.link.clone() else {
             return;
         };
-        if self.listen_to(&*link, Token::Relay(number)).is_err() {
+        if let Err(errno) = self.listen_to(&*link, Token::Relay(number)) {
+            if let Some(device) = self.devices.get_mut(number) {
+                device.fail(format!("listening to its relay: {errno}"));
+            }
             return;
         }
         if found {
@@ -280,12 +293,7 @@ impl Server {
                 self.unpublished = true;
             }
             Ok(Some(Answer::Failed(words))) => {
-                if device.reason != words {
-                    eprintln!("bypassctl: device {}: {words}", device.wanted.name);
-                }
-                device.reason = words;
-                device.link = None;
-                device.retry = Some(Instant::now() + RETRY.1);
+                device.fail(words);
                 device.bury();
             }
             Err(errno) => self.relay_is_gone(number, errno),

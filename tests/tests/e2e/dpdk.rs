@@ -1,7 +1,7 @@
 //! A DPDK port in the place of an AF_XDP interface. No card: the port is a virtual device (net_tap)
 //! whose wire ends in the kernel of the client's side.
 //!
-//! The scenes of other modules run on it as they are (`port::*`); those here are of the port
+//! The scenes of other modules run on it as they are (`dpdk_port::*`); those here are of the port
 //! itself. In the kernel's column everything goes by the exception path.
 
 use std::fs;
@@ -131,6 +131,11 @@ pub(crate) fn shown(scene: &Scene) -> Result<()> {
             };
             value("redirected") >= Some(500) && value("rx_good_packets") >= Some(500)
         })?;
+        let relay = the_only(scene, "relay")?;
+        let status = fs::read_to_string(format!("/proc/{relay}/status"))?;
+        if !status.contains("ShdPnd:\t0000000000000000") {
+            return Err(format!("the driver's signals wait in the relay:\n{status}").into());
+        }
         let doctor = daemon::bypassctl(&scene.bed, &["doctor", "byp-s"])?.stdout;
         if !doctor.contains("DPDK port") || !doctor.contains("in net_tap mode") {
             return Err(format!("doctor says: {doctor}").into());
