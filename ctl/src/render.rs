@@ -1,8 +1,8 @@
 //! Output: aligned tables for people, JSON for machines.
 //!
 //! Tables have a heading, columns as wide as their widest cell, two blanks between them, and no
-//! borders. Program names and the like come from others: what is not printable becomes U+FFFD, so
-//! that nothing can talk to the terminal.
+//! borders. Program names and the like come from others: what is not printable becomes U+FFFD in
+//! text and an escape in JSON, so that nothing can talk to the terminal or hide.
 //!
 //! # JSON
 //!
@@ -50,7 +50,22 @@ pub fn line(line: &str) {
 
 /// JSON on standard output.
 pub fn json(value: &Value) {
-    text(&format!("{value:#}\n"));
+    text(&escaped(&format!("{value:#}\n")));
+}
+
+/// JSON with hidden characters as escapes. Only strings have such, but for the line breaks between.
+fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c == '\n' || !is_hidden(c) {
+            text.push(c);
+            continue;
+        }
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            text += &format!("\\u{unit:04x}");
+        }
+    }
+    text
 }
 
 /// A table with these columns.
@@ -106,13 +121,25 @@ pub fn objects(columns: &[(&str, &str)], list: &[Value]) {
 
 fn printable(text: &str) -> String {
     let replace = |c: char| {
-        if c.is_control() {
+        if is_hidden(c) {
             char::REPLACEMENT_CHARACTER
         } else {
             c
         }
     };
     text.chars().map(replace).collect()
+}
+
+/// Whether a character talks to the terminal, takes no place, or changes the order of others:
+/// controls, separators of lines, and Unicode's Default_Ignorable_Code_Point.
+fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+            | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
@@ -129,6 +156,23 @@ mod tests {
             aligned(&["PID", "NAME", "REST"], &rows),
             "PID    NAME   REST\n1      naïve  x\n12345  \u{fffd}[2J\n"
         );
+    }
+
+    #[test]
+    fn nothing_hidden_is_printed_and_json_keeps_it() {
+        let name = "a\u{202e}b\u{200b}c\u{9b}d\u{e0041}é\n";
+        assert_eq!(
+            printable(name),
+            "a\u{fffd}b\u{fffd}c\u{fffd}d\u{fffd}é\u{fffd}"
+        );
+        let value = serde_json::json!([name, 1]);
+        let text = escaped(&format!("{value:#}\n"));
+        assert!(text.chars().all(|c| c == '\n' || !is_hidden(c)), "{text}");
+        assert!(
+            text.contains(r"a\u202eb\u200bc\u009bd\udb40\udc41é\n"),
+            "{text}"
+        );
+        assert_eq!(serde_json::from_str::<Value>(&text).expect("JSON"), value);
     }
 
     #[test]
