@@ -148,9 +148,13 @@ hooks! {
     fn __read(fd: c_int, buffer: *mut c_void, len: size_t) -> ssize_t => family::io::read;
     fn __read_chk(fd: c_int, buffer: *mut c_void, len: size_t, size: size_t) -> ssize_t => family::io::read_chk;
     fn readv(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t => family::io::readv;
+    fn preadv2(fd: c_int, vectors: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t => family::io::preadv2;
+    fn preadv64v2(fd: c_int, vectors: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t => family::io::preadv2;
     fn write(fd: c_int, buffer: *const c_void, len: size_t) -> ssize_t => family::io::write;
     fn __write(fd: c_int, buffer: *const c_void, len: size_t) -> ssize_t => family::io::write;
     fn writev(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t => family::io::writev;
+    fn pwritev2(fd: c_int, vectors: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t => family::io::pwritev2;
+    fn pwritev64v2(fd: c_int, vectors: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t => family::io::pwritev2;
 
     fn select(count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set, timeout: *mut timeval) -> c_int => family::select::select;
     fn __select(count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set, timeout: *mut timeval) -> c_int => family::select::select;

@@ -36,6 +36,38 @@ CASE(vectors_parts, ACCELERATED)
     content("recv MSG_WAITALL", big, recv(fd, big, sizeof big, MSG_WAITALL));
 }
 
+/* Without an offset preadv2 and pwritev2 are readv and writev with flags. */
+CASE(vectors_without_offset, ACCELERATED)
+{
+    int fd = udp(host4, 5609);
+    connect_to(fd, peer4, ECHO);
+    struct iovec parts[2] = {{"one ", 4}, {"two", 3}};
+    char a[4], b[20];
+    struct iovec rooms[2] = {{a, sizeof a}, {b, sizeof b}};
+    value("preadv2, RWF_NOWAIT, nothing there", preadv2(fd, rooms, 2, -1, RWF_NOWAIT));
+    value("pwritev2", pwritev2(fd, parts, 2, -1, 0));
+    wait_for(fd, POLLIN, 2000);
+    value("preadv2", preadv2(fd, rooms, 2, -1, RWF_NOWAIT | RWF_HIPRI));
+    line("%.4s|%.3s", a, b);
+    value("pwritev64v2", pwritev64v2(fd, parts, 1, -1, RWF_NOWAIT | RWF_SYNC | RWF_DSYNC));
+    wait_for(fd, POLLIN, 2000);
+    value("preadv64v2", preadv64v2(fd, rooms, 1, -1, 0));
+    value("SYS_pwritev2", syscall(SYS_pwritev2, fd, parts, 2, -1L, 0L, 0));
+    wait_for(fd, POLLIN, 2000);
+    value("SYS_preadv2", syscall(SYS_preadv2, fd, rooms, 2, -1L, 0L, RWF_NOWAIT));
+    for (int offset = 0; offset >= -2; offset -= 2) {
+        value("preadv2 with an offset", preadv2(fd, rooms, 2, offset, 0));
+        value("pwritev2 with an offset", pwritev2(fd, parts, 2, offset, 0));
+    }
+    value("preadv2, unknown flag", preadv2(fd, rooms, 2, -1, 1 << 30));
+    value("pwritev2, unknown flag", pwritev2(fd, parts, 2, -1, 1 << 30));
+    value("pread", pread(fd, a, sizeof a, 0));
+    value("pwrite", pwrite(fd, a, sizeof a, 0));
+    value("pwritev2 of nothing", pwritev2(fd, parts, 0, -1, 0));
+    value("pwritev2, negative", pwritev2(fd, parts, -1, -1, 0));
+    value("preadv2, too many", preadv2(fd, rooms, 2000, -1, RWF_NOWAIT));
+}
+
 /* recvmmsg and sendmmsg as functions and by syscall(): libuv does all its UDP by syscall(). */
 static long by_function(int fd, struct mmsghdr *all, unsigned count, int flags,
                         struct timespec *limit)

@@ -84,6 +84,7 @@ cases! {
     ancillary_bad: Accelerated,
     ancillary_timestamps: Accelerated,
     vectors_parts: Accelerated,
+    vectors_without_offset: Accelerated,
     vectors_mmsg: Accelerated,
     vectors_mmsg_by_syscall: Accelerated,
     vectors_runs: Accelerated,

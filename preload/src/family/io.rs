@@ -63,24 +63,72 @@ pub unsafe fn read_chk(fd: c_int, buffer: *mut c_void, len: size_t, size: size_t
 }
 
 pub unsafe fn readv(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t {
-    if fdtable::falls_through(fd) {
-        // SAFETY: the caller's arguments.
-        return unsafe { symbols::readv::original()(fd, vectors, count) };
+    if !fdtable::falls_through(fd)
+        // SAFETY: the caller's vectors.
+        && let Some(result) = unsafe { read_vectors(fd, vectors, count, 0) }
+    {
+        return result;
     }
-    match (identity(fd), message_of(vectors, count)) {
-        (Entry::Udp(endpoint), Some(mut message)) => {
+    // SAFETY: the caller's arguments.
+    unsafe { symbols::readv::original()(fd, vectors, count) }
+}
+
+/// With an offset it is no call for sockets, and the kernel says so.
+pub unsafe fn preadv2(
+    fd: c_int,
+    vectors: *const iovec,
+    count: c_int,
+    offset: off_t,
+    flags: c_int,
+) -> ssize_t {
+    if !fdtable::falls_through(fd)
+        && let Some(flags) = message_flags(offset, flags)
+        // SAFETY: the caller's vectors.
+        && let Some(result) = unsafe { read_vectors(fd, vectors, count, flags) }
+    {
+        return result;
+    }
+    // SAFETY: the caller's arguments.
+    unsafe { symbols::preadv2::original()(fd, vectors, count, offset, flags) }
+}
+
+/// The flags of a recvmsg or sendmsg that does what preadv2 or pwritev2 does with these; `None`
+/// where the kernel refuses: an offset, or a flag that no socket knows.
+fn message_flags(offset: off_t, flags: c_int) -> Option<c_int> {
+    const OF_FILES: c_int = libc::RWF_HIPRI | libc::RWF_DSYNC | libc::RWF_SYNC | libc::RWF_APPEND;
+    let is_known = offset == -1 && flags & !(OF_FILES | libc::RWF_NOWAIT) == 0;
+    is_known.then_some(if flags & libc::RWF_NOWAIT == 0 {
+        0
+    } else {
+        libc::MSG_DONTWAIT
+    })
+}
+
+/// Receives into vectors; `None` when that is not ours.
+///
+/// # Safety
+/// As readv.
+unsafe fn read_vectors(
+    fd: c_int,
+    vectors: *const iovec,
+    count: c_int,
+    flags: c_int,
+) -> Option<ssize_t> {
+    let entry = identity(fd);
+    let mut message = message_of(vectors, count)?;
+    Some(match entry {
+        Entry::Udp(endpoint) => {
             // SAFETY: the vectors are the caller's buffers.
-            to_c(unsafe { udp::receive::one(fd, endpoint, &mut message, 0) })
+            to_c(unsafe { udp::receive::one(fd, endpoint, &mut message, flags) })
         }
         // SAFETY: the vectors are the caller's.
-        (Entry::Tcp(_), Some(message)) if unsafe { is_empty(&message) } => 0,
-        (Entry::Tcp(endpoint), Some(mut message)) => {
+        Entry::Tcp(_) if unsafe { is_empty(&message) } => 0,
+        Entry::Tcp(endpoint) => {
             // SAFETY: the vectors are the caller's buffers.
-            to_c(unsafe { super::recv::one(fd, (Entry::Tcp(endpoint), endpoint), &mut message, 0) })
+            to_c(unsafe { super::recv::one(fd, (entry, endpoint), &mut message, flags) })
         }
-        // SAFETY: the caller's arguments.
-        _ => unsafe { symbols::readv::original()(fd, vectors, count) },
-    }
+        _ => return None,
+    })
 }
 
 pub unsafe fn write(fd: c_int, buffer: *const c_void, len: size_t) -> ssize_t {
@@ -98,24 +146,60 @@ pub unsafe fn write(fd: c_int, buffer: *const c_void, len: size_t) -> ssize_t {
 }
 
 pub unsafe fn writev(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t {
-    if fdtable::falls_through(fd) {
-        // SAFETY: the caller's arguments.
-        return unsafe { symbols::writev::original()(fd, vectors, count) };
+    if !fdtable::falls_through(fd)
+        // SAFETY: the caller's vectors.
+        && let Some(result) = unsafe { write_vectors(fd, vectors, count, 0) }
+    {
+        return result;
     }
-    match (identity(fd), message_of(vectors, count)) {
+    // SAFETY: the caller's arguments.
+    unsafe { symbols::writev::original()(fd, vectors, count) }
+}
+
+/// As preadv2.
+pub unsafe fn pwritev2(
+    fd: c_int,
+    vectors: *const iovec,
+    count: c_int,
+    offset: off_t,
+    flags: c_int,
+) -> ssize_t {
+    if !fdtable::falls_through(fd)
+        && let Some(flags) = message_flags(offset, flags)
+        // SAFETY: the caller's vectors.
+        && let Some(result) = unsafe { write_vectors(fd, vectors, count, flags) }
+    {
+        return result;
+    }
+    // SAFETY: the caller's arguments.
+    unsafe { symbols::pwritev2::original()(fd, vectors, count, offset, flags) }
+}
+
+/// Sends what the vectors hold; `None` when that is not ours.
+///
+/// # Safety
+/// As writev.
+unsafe fn write_vectors(
+    fd: c_int,
+    vectors: *const iovec,
+    count: c_int,
+    flags: c_int,
+) -> Option<ssize_t> {
+    let entry = identity(fd);
+    let message = message_of(vectors, count)?;
+    Some(match entry {
         // SAFETY: the vectors are the caller's.
-        (Entry::Udp(_) | Entry::Tcp(_), Some(message)) if unsafe { is_empty(&message) } => 0,
-        (Entry::Udp(endpoint), Some(message)) => {
+        Entry::Udp(_) | Entry::Tcp(_) if unsafe { is_empty(&message) } => 0,
+        Entry::Udp(endpoint) => {
             // SAFETY: the vectors are the caller's buffers.
-            to_c(unsafe { udp::send::one(fd, endpoint, &message, 0) })
+            to_c(unsafe { udp::send::one(fd, endpoint, &message, flags) })
         }
-        (Entry::Tcp(endpoint), Some(message)) => {
+        Entry::Tcp(endpoint) => {
             // SAFETY: the vectors are the caller's buffers.
-            to_c(unsafe { super::send::one(fd, (Entry::Tcp(endpoint), endpoint), &message, 0) })
+            to_c(unsafe { super::send::one(fd, (entry, endpoint), &message, flags) })
         }
-        // SAFETY: the caller's arguments.
-        _ => unsafe { symbols::writev::original()(fd, vectors, count) },
-    }
+        _ => return None,
+    })
 }
 
 /// Whether the vectors hold nothing: writev then sends nothing (fs/read_write.c), unlike write.

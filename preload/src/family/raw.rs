@@ -12,7 +12,7 @@
 use std::arch::asm;
 use std::ffi::{c_int, c_uint};
 
-use libc::size_t;
+use libc::{off_t, size_t};
 use rustix::io::Errno;
 
 use super::{epoll, fd, io, ioctl, poll, process, recv, select, send, socket};
@@ -61,6 +61,8 @@ fn is_by_descriptor(number: libc::c_long) -> bool {
             | libc::SYS_write
             | libc::SYS_readv
             | libc::SYS_writev
+            | libc::SYS_preadv2
+            | libc::SYS_pwritev2
             | libc::SYS_close
             | libc::SYS_recvmmsg
             | libc::SYS_sendmmsg
@@ -133,6 +135,13 @@ pub unsafe fn syscall(
             libc::SYS_write => return io::write(fd, b as _, c) as size_t,
             libc::SYS_readv => return io::readv(fd, b as _, c as c_int) as size_t,
             libc::SYS_writev => return io::writev(fd, b as _, c as c_int) as size_t,
+            // Number 4 is the upper half of the offset where a register has only 32 bits.
+            libc::SYS_preadv2 => {
+                return io::preadv2(fd, b as _, c as c_int, d as off_t, f as c_int) as size_t;
+            }
+            libc::SYS_pwritev2 => {
+                return io::pwritev2(fd, b as _, c as c_int, d as off_t, f as c_int) as size_t;
+            }
             libc::SYS_close => return int(fd::close(fd)),
             libc::SYS_close_range => {
                 return int(fd::close_range(a as c_uint, b as c_uint, c as c_int));
