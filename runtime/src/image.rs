@@ -17,9 +17,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use bypass_stack::tcp::secret::siphash;
-use bypass_stack::{Capacities, LayoutError, Stack};
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
+use bypass_stack::{Capacities, HEAD_BYTES, LayoutError, Stack, stated_bytes};
+use rustix::fs::{Mode, OFlags, SeekFrom, fstat, seek};
+use rustix::io::{Errno, pread};
 
 use crate::map::{Mapping, is_sealed, sealed_memfd};
 
@@ -73,6 +73,62 @@ fn boot_seed() -> u64 {
         Ok(36) => siphash(&[0, 0], &text),
         _ => 0,
     }
+}
+
+/// A copy of the stack in an image memfd, whoever has made that: no more than its head says there
+/// is, or the head alone if that says nonsense. Holes, which cost their maker nothing, are not
+/// read.
+///
+/// # Errors
+/// `EFBIG` for a stack of more than a gigabyte, `EINVAL` for a file that is too short, or what the
+/// kernel answers.
+pub fn copy_stack(image: impl AsFd) -> Result<Vec<u8>, Errno> {
+    const LARGEST: usize = 1 << 30;
+    let mut head = vec![0; HEAD_BYTES];
+    read_at(&image, &mut head, STACK_OFFSET)?;
+    let Ok(stated) = stated_bytes(&head) else {
+        return Ok(head);
+    };
+    let size = usize::try_from(fstat(&image)?.st_size).unwrap_or(0);
+    let size = size.saturating_sub(STACK_OFFSET).min(stated);
+    if size > LARGEST {
+        return Err(Errno::FBIG);
+    }
+    let mut bytes = vec![0; size];
+    let end = (STACK_OFFSET + size) as u64;
+    let mut at = STACK_OFFSET as u64;
+    while at < end {
+        let from = match seek(&image, SeekFrom::Data(at)) {
+            Ok(from) => from.clamp(at, end),
+            Err(Errno::NXIO) => break,
+            Err(errno) => return Err(errno),
+        };
+        let to = match seek(&image, SeekFrom::Hole(from)) {
+            // Whoever makes holes meanwhile does not keep us here.
+            Ok(to) => to.clamp(from + 1, end.max(from + 1)),
+            Err(Errno::NXIO) => break,
+            Err(errno) => return Err(errno),
+        };
+        let piece = from as usize - STACK_OFFSET..to.min(end) as usize - STACK_OFFSET;
+        if let Some(piece) = bytes.get_mut(piece) {
+            read_at(&image, piece, from as usize)?;
+        }
+        at = to;
+    }
+    Ok(bytes)
+}
+
+/// Reads as many bytes as there is room for.
+fn read_at(file: impl AsFd, mut room: &mut [u8], mut offset: usize) -> Result<(), Errno> {
+    while !room.is_empty() {
+        let read = pread(&file, &mut *room, offset as u64)?;
+        if read == 0 {
+            return Err(Errno::INVAL);
+        }
+        offset += read;
+        room = room.get_mut(read..).unwrap_or_default();
+    }
+    Ok(())
 }
 
 /// A mapped image.

@@ -644,6 +644,23 @@ pub(crate) fn split_ref<'a>(
 
 /// The capacities that the head of these bytes states, after checking magic, version and sizes.
 pub(crate) fn stated_capacities(bytes: &[u8]) -> Result<Capacities, LayoutError> {
+    let caps = stated(bytes)?;
+    check_place(bytes, &caps)?;
+    Ok(caps)
+}
+
+/// Bytes of the head of an image, which says how long that is.
+pub const HEAD_BYTES: usize = size_of::<Head>();
+
+/// How many bytes an image has by the word of its beginning, [`HEAD_BYTES`] or more of it.
+///
+/// # Errors
+/// When it is not the beginning of an image.
+pub fn stated_bytes(beginning: &[u8]) -> Result<usize, LayoutError> {
+    stated(beginning).map(|caps| image_bytes(&caps))
+}
+
+fn stated(bytes: &[u8]) -> Result<Capacities, LayoutError> {
     let (head, _) = bytes
         .split_at_checked(size_of::<Head>())
         .ok_or(LayoutError::Size)?;
@@ -659,7 +676,9 @@ pub(crate) fn stated_capacities(bytes: &[u8]) -> Result<Capacities, LayoutError>
         chunks: head.chunk_capacity,
         chunk_size: head.chunk_size,
     };
-    check_place(bytes, &caps)?;
+    if !caps.are_valid() {
+        return Err(LayoutError::Capacities);
+    }
     if head.image_bytes != image_bytes(&caps) as u64 {
         return Err(LayoutError::Size);
     }

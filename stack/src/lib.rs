@@ -56,8 +56,8 @@ pub use counters::{Counter, Counters, DropReason};
 pub use cplane::NextHop;
 pub use hairpin::Hairpin;
 pub use image::{
-    Capacities, LAYOUT_VERSION, LayoutError, MAGIC, MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, QueuePairInfo,
-    UdpOptions, image_bytes,
+    Capacities, HEAD_BYTES, LAYOUT_VERSION, LayoutError, MAGIC, MAX_CHUNK_SIZE, MIN_CHUNK_SIZE,
+    QueuePairInfo, UdpOptions, image_bytes, stated_bytes,
 };
 pub use readiness::{Readiness, event};
 pub use send::SendError;

@@ -23,6 +23,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use bypass_backends::af_xdp::FlowTable;
 use bypass_proto::policy::Backend;
+use bypass_runtime::image::copy_stack;
 use bypass_runtime::map::is_sealed;
 use bypass_runtime::{cplane, image, packets};
 use bypass_stack::inspect::{EndpointView, Image};
@@ -102,7 +103,7 @@ impl Server {
             queue_fds,
             links,
         } = found;
-        let bytes = stacks::copy_image(&image)?;
+        let bytes = copy_stack(&image)?;
         let view = Image::attach(&bytes).map_err(|_| Errno::INVAL)?;
         let policy = &self.config.policy.daemon;
         let entries = queue_fds.values().next().map_or_else(

@@ -21,7 +21,7 @@ use bypass_proto::policy::{Backend, DaemonPolicy};
 use bypass_runtime::attachment::{AttachError, Attachment, Locked};
 use bypass_runtime::clock;
 use bypass_runtime::flows::Flows;
-use bypass_runtime::image::{Image, ImageError, STACK_OFFSET};
+use bypass_runtime::image::{Image, ImageError, copy_stack};
 use bypass_runtime::lock::Owners;
 use bypass_runtime::packets::Packets;
 use bypass_runtime::queues;
@@ -57,8 +57,6 @@ const LARGE_MTU: u32 = 1700;
 const RING_ENTRIES: (u32, u32) = (64, 2048);
 /// How long it waits for the lock when it would run the stack for its programs.
 const PUMP_PATIENCE: Duration = Duration::from_millis(1);
-/// Bytes of a stack's state at most.
-const LARGEST_IMAGE: usize = 1 << 30;
 /// Pumps in a row: enough to empty a ring.
 const PUMPS: usize = 8;
 
@@ -556,7 +554,7 @@ impl StackEntry {
     /// # Errors
     /// What `pread` answers.
     pub(super) fn copy_image(&self) -> Result<Vec<u8>, Errno> {
-        copy_image(&self.image)
+        copy_stack(&self.image)
     }
 
     /// The queue pairs by index; `None` = closed.
@@ -636,29 +634,9 @@ impl Stacks {
     }
 }
 
-/// A copy of the stack image in an image memfd; aligned as every allocation of this size is.
-pub(super) fn copy_image(image: impl AsFd) -> Result<Vec<u8>, Errno> {
-    let size = usize::try_from(rustix::fs::fstat(&image)?.st_size).unwrap_or(0);
-    let size = size.saturating_sub(STACK_OFFSET);
-    // At an adoption the size is a stranger's word, and a memfd of any size costs nothing.
-    if size > LARGEST_IMAGE {
-        return Err(Errno::FBIG);
-    }
-    let mut bytes = vec![0; size];
-    let mut done = 0;
-    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        let read = rustix::io::pread(&image, rest, (STACK_OFFSET + done) as u64)?;
-        if read == 0 {
-            return Err(Errno::INVAL);
-        }
-        done += read;
-    }
-    Ok(bytes)
-}
-
 /// The capacities that an image states, checked.
 fn stated_capacities(image: impl AsFd) -> Result<Capacities, Errno> {
-    let bytes = copy_image(image)?;
+    let bytes = copy_stack(image)?;
     let image = bypass_stack::inspect::Image::attach(&bytes).map_err(|_| Errno::INVAL)?;
     Ok(image.capacities())
 }

@@ -15,9 +15,6 @@ use zerocopy::IntoBytes;
 
 use super::process;
 
-/// Largest memfd that is copied.
-const LARGEST: u64 = 1 << 30;
-
 /// A memfd of ours that some process holds.
 #[derive(Debug)]
 pub struct Held {
@@ -25,7 +22,6 @@ pub struct Held {
     pub pid: u32,
     path: PathBuf,
     inode: u64,
-    bytes: u64,
 }
 
 impl Held {
@@ -38,23 +34,12 @@ impl Held {
 
     /// A copy of a stack image.
     pub fn read_image(&self) -> Option<ImageCopy> {
-        let length = usize::try_from(self.bytes.min(LARGEST)).ok()?;
-        let stack = length.checked_sub(image::STACK_OFFSET)?;
         let file = self.open()?;
         let mut header = [0_u64; 2];
         file.read_exact_at(header.as_mut_bytes(), 0).ok()?;
-        let mut words = Vec::new();
-        words.try_reserve_exact(stack.div_ceil(8)).ok()?;
-        words.resize(stack.div_ceil(8), 0_u64);
-        file.read_exact_at(
-            words.as_mut_bytes().get_mut(..stack)?,
-            image::STACK_OFFSET as u64,
-        )
-        .ok()?;
         Some(ImageCopy {
             id: header[1],
-            words,
-            length: stack,
+            stack: image::copy_stack(&file).ok()?,
         })
     }
 
@@ -73,14 +58,13 @@ impl Held {
 pub struct ImageCopy {
     /// The image's random identity.
     pub id: u64,
-    words: Vec<u64>,
-    length: usize,
+    stack: Vec<u8>,
 }
 
 impl ImageCopy {
-    /// The stack's bytes, aligned to eight.
+    /// The stack's bytes.
     pub fn stack(&self) -> &[u8] {
-        self.words.as_bytes().get(..self.length).unwrap_or_default()
+        &self.stack
     }
 
     /// The identity as everything prints it.
@@ -131,7 +115,6 @@ pub fn memfds(name: &str, pids: &[u32]) -> Vec<Held> {
                     pid,
                     path,
                     inode: facts.ino(),
-                    bytes: facts.len(),
                 });
             }
         }
@@ -202,13 +185,33 @@ mod tests {
     fn images_of_any_size_are_copied_or_refused() {
         let name = "bypass-image-test";
         let _small = memfd(name, &[7; 100]);
-        let file = memfd(name, &[7; image::STACK_OFFSET + 13]);
+        let file = memfd(name, &[7; image::STACK_OFFSET + bypass_stack::HEAD_BYTES]);
+        file.set_len(1 << 40).expect("a hole");
         let found = memfds(name, &[own()]);
         let copies: Vec<_> = found.iter().filter_map(Held::read_image).collect();
         assert_eq!((found.len(), copies.len()), (2, 1));
-        assert_eq!(copies[0].stack(), [7; 13]);
+        // It is none: its head is all that is looked at.
+        assert!(copies[0].stack() == [7; bypass_stack::HEAD_BYTES]);
         assert_eq!(copies[0].name(), "0707070707070707");
         drop(file);
         assert!(found.iter().filter_map(Held::read_image).next().is_none());
+    }
+
+    #[test]
+    fn an_image_is_copied_as_it_is() {
+        let capacities = bypass_stack::Capacities {
+            endpoints: 100,
+            chunks: 1000,
+            chunk_size: 2048,
+        };
+        let (fd, _image) = image::Image::create(capacities, 0x17).expect("memory");
+        let file = File::from(fd);
+        let mut bytes = Vec::new();
+        (&file).read_to_end(&mut bytes).expect("readable");
+        let stack = bytes.split_off(image::STACK_OFFSET);
+        let found = memfds(image::NAME, &[own()]);
+        let copies = found.iter().filter_map(Held::read_image);
+        let copy = copies.into_iter().find(|copy| copy.id == 0x17);
+        assert!(copy.expect("found").stack() == stack);
     }
 }
