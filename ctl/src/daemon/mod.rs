@@ -36,6 +36,7 @@ mod nics;
 mod opening;
 mod outlet;
 mod ports;
+mod proc_text;
 mod process;
 mod proof;
 mod published;

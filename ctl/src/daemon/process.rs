@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{fstat, major, minor};
 
+use super::proc_text;
 use crate::source::memfd_device;
 
 /// A process as the daemon knows it.
@@ -27,14 +28,8 @@ impl Process {
     /// Looks a process up. `None` when it is gone (a zombie is).
     pub(super) fn find(pid: u32) -> Option<Self> {
         let (start_time, name) = start_time(pid)?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let numbers = |field: &str| -> Vec<u32> {
-            let line = status.lines().find_map(|line| line.strip_prefix(field));
-            line.unwrap_or_default()
-                .split_whitespace()
-                .filter_map(|word| word.parse().ok())
-                .collect()
-        };
+        let status = text(format!("/proc/{pid}/status"))?;
+        let numbers = |field| proc_text::numbers(&status, field);
         let uid = *numbers("Uid:").get(1)?;
         let mut gids: Vec<u32> = numbers("Gid:").get(1).copied().into_iter().collect();
         gids.extend(numbers("Groups:"));
@@ -62,41 +57,32 @@ fn path_text(path: &std::path::Path) -> String {
 
 /// Start time and name of a living process or thread.
 pub(super) fn start_time(pid: u32) -> Option<(u64, String)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (head, tail) = stat.rsplit_once(')')?;
-    let name = head.split_once('(').map_or("", |(_, name)| name).to_owned();
-    // Behind the name: state is field 3, the start time field 22.
-    let mut fields = tail.split_whitespace();
-    let state = fields.next()?;
-    let start_time = fields.nth(18)?.parse().ok()?;
-    (!matches!(state, "Z" | "X" | "x")).then_some((start_time, name))
+    let text = text(format!("/proc/{pid}/stat"))?;
+    let stat = proc_text::stat(&text)?;
+    let is_dead = matches!(stat.state, "Z" | "X" | "x");
+    (!is_dead).then(|| (stat.start_time, stat.name.to_owned()))
+}
+
+/// A file of `/proc`. Names in it are whatever programs have made them: cut off in the middle of a
+/// character, for one.
+fn text(path: String) -> Option<String> {
+    let bytes = fs::read(path).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The process that has forked this one, or whoever has inherited it.
 pub(super) fn parent(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, tail) = stat.rsplit_once(')')?;
-    tail.split_whitespace().nth(1)?.parse().ok()
+    let text = text(format!("/proc/{pid}/stat"))?;
+    proc_text::stat(&text).map(|stat| stat.parent)
 }
 
 /// Inodes of the stack images that a process has mapped now. An exec leaves none.
 pub(super) fn mapped_images(pid: u32) -> Vec<u64> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let maps = text(format!("/proc/{pid}/maps")).unwrap_or_default();
     let wanted = format!("/memfd:{}", bypass_runtime::image::NAME);
     let device = memfd_device();
     let memfds = format!("{:02x}:{:02x}", major(device), minor(device));
-    let mut inodes: Vec<u64> = maps
-        .lines()
-        .filter(|line| line.contains(&wanted))
-        .filter_map(|line| {
-            let mut fields = line.split_whitespace().skip(3);
-            // A file elsewhere may have the same name and number.
-            fields.next().filter(|device| **device == memfds)?;
-            fields.next()?.parse().ok()
-        })
-        .collect();
-    inodes.dedup();
-    inodes
+    proc_text::mapped(&maps, &wanted, &memfds)
 }
 
 /// Identity of an open file inside its file system.
@@ -142,13 +128,9 @@ pub(super) fn child_of(parent: u32, pid: u32) -> Option<u32> {
     let mut children = children;
     // From the outermost namespace to the innermost.
     let names = |child: &u32| {
-        let status = fs::read_to_string(format!("/proc/{child}/status")).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-        line.is_some_and(|line| {
-            line.split_whitespace()
-                .skip(1)
-                .any(|word| word.parse() == Ok(pid))
-        })
+        let status = text(format!("/proc/{child}/status")).unwrap_or_default();
+        let numbers = proc_text::numbers(&status, "NSpid:");
+        numbers.iter().skip(1).any(|number| *number == pid)
     };
     children.find(names)
 }
@@ -180,6 +162,16 @@ mod tests {
     use rustix::fs::{MemfdFlags, memfd_create};
 
     use super::*;
+
+    #[test]
+    fn a_process_may_call_itself_anything() {
+        let named = std::thread::spawn(|| {
+            fs::write("/proc/thread-self/comm", b"a) \xff(\xc3").expect("any name");
+            let thread = rustix::thread::gettid().as_raw_nonzero().get();
+            start_time(thread.cast_unsigned()).expect("it lives").1
+        });
+        assert_eq!(named.join().expect("thread"), "a) \u{fffd}(\u{fffd}");
+    }
 
     #[test]
     fn only_memfds_are_images() {

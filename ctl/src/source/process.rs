@@ -46,7 +46,8 @@ fn status(pid: u32, field: &str) -> Option<String> {
 /// File name of the program, the kernel's name for it where that is hidden, "-" when it is gone. A
 /// link by which it was started counts: redis-server is one to redis-check-rdb.
 pub fn program(pid: u32) -> String {
-    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+    let comm = fs::read(format!("/proc/{pid}/comm")).ok();
+    let comm = comm.as_deref().map(String::from_utf8_lossy);
     let comm = comm.as_deref().map(str::trim);
     let path = fs::read_link(format!("/proc/{pid}/exe")).ok();
     let name = path.as_deref().and_then(|path| path.file_name()?.to_str());
@@ -67,7 +68,8 @@ fn is_link_to(name: &str, file: &Path) -> bool {
 
 /// Whether libbypass.so is loaded; `None` when that may not be seen.
 pub fn has_library(pid: u32) -> Option<bool> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let maps = fs::read(format!("/proc/{pid}/maps")).ok()?;
+    let maps = String::from_utf8_lossy(&maps);
     Some(maps.lines().any(|line| line.contains("/libbypass.so")))
 }
 

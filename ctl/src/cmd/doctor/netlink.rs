@@ -22,6 +22,8 @@ const GET_RULE: u16 = 10 << 8 | 7;
 /// `NLMSG_ERROR`, `NLMSG_DONE`.
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
+/// `MAX_ERRNO` of linux/err.h.
+const LARGEST_ERRNO: i32 = 4095;
 
 /// A link, as far as the doctor asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,14 +66,20 @@ pub(super) fn nft_rules() -> Result<BTreeMap<String, usize>, Errno> {
     let mut tables = BTreeMap::new();
     // struct nfgenmsg is 4 bytes.
     dump(Some(netlink::NETFILTER), GET_RULE, 4, |kind, body| {
-        let attributes = body.get(4..).filter(|_| kind == NEW_RULE).map(attributes);
-        for (attribute, value) in attributes.into_iter().flatten() {
-            if attribute == 1 {
-                *tables.entry(text(value)).or_default() += 1;
-            }
+        if kind == NEW_RULE
+            && let Some(table) = table_of(body)
+        {
+            *tables.entry(table).or_default() += 1;
         }
     })?;
     Ok(tables)
+}
+
+/// The table of an nftables rule.
+pub(super) fn table_of(rule: &[u8]) -> Option<String> {
+    /// `NFTA_RULE_TABLE`.
+    const TABLE: u16 = 1;
+    inside(rule.get(4..)?, TABLE).map(text)
 }
 
 fn dump(
@@ -102,15 +110,25 @@ fn dump(
         if bytes.is_empty() {
             return Ok(());
         }
-        for (kind, body) in messages(bytes) {
-            let code = number(body, 0).map_or(0, u32::cast_signed).wrapping_neg();
-            match kind {
-                ERROR | DONE if code > 0 => return Err(Errno::from_raw_os_error(code)),
-                ERROR | DONE => return Ok(()),
-                _ => each(kind, body),
-            }
+        if let Some(end) = read(bytes, &mut each) {
+            return end;
         }
     }
+}
+
+/// Reads one datagram of a dump; how the dump ends, if it ends there.
+pub(super) fn read(bytes: &[u8], each: &mut impl FnMut(u16, &[u8])) -> Option<Result<(), Errno>> {
+    for (kind, body) in messages(bytes) {
+        let code = number(body, 0).map_or(0, u32::cast_signed).wrapping_neg();
+        match kind {
+            ERROR | DONE if code > 0 => {
+                return Some(Err(Errno::from_raw_os_error(code.min(LARGEST_ERRNO))));
+            }
+            ERROR | DONE => return Some(Ok(())),
+            _ => each(kind, body),
+        }
+    }
+    None
 }
 
 fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
@@ -140,7 +158,8 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-fn link(body: &[u8]) -> Option<Link> {
+/// A link of an `RTM_NEWLINK` message.
+pub(super) fn link(body: &[u8]) -> Option<Link> {
     let mut link = Link {
         device_type: u16::from_ne_bytes(body.get(2..4)?.try_into().ok()?),
         ifindex: number(body, 4)?,

@@ -359,7 +359,7 @@ impl Mirror {
                     kind::DONE => return Ok(consistent.then_some(found)),
                     kind::ERROR => {
                         let code = message::errno(&message);
-                        return Err(Errno::from_raw_os_error(code.max(1)));
+                        return Err(Errno::from_raw_os_error(code.clamp(1, 4095)));
                     }
                     kind if kind == answer => found.extend(parse(message.body)),
                     _ => {}
