@@ -24,13 +24,14 @@ mod e2e {
     pub mod stores;
     pub mod storms;
     pub mod streams;
+    pub mod tool;
     pub mod web;
 }
 
 use e2e::harness::{Carried, check, check_port};
 use e2e::{
     clients, crowds, dpdk, endings, faults, groups, handover, jumbo, languages, links, names,
-    programs, reloads, rollback, routers, stores, storms, streams, web,
+    programs, reloads, rollback, routers, stores, storms, streams, tool, web,
 };
 
 macro_rules! tests {
@@ -195,6 +196,7 @@ tests! {
     faults::flood_to_unread_socket: Any,
     faults::daemon_messages: Any,
     faults::image_corrupted: Any,
+    tool::exit_codes: Any,
     jumbo::large_frames: Any,
     jumbo::jumbo_frames: Any,
     jumbo::mtu_beyond_chunks: Any,

@@ -14,7 +14,7 @@ use super::programs::{ping_pong, receives_at, start_example};
 
 const PORT: u16 = 7007;
 
-fn echo(scene: &Scene) -> Result<Running> {
+pub(crate) fn echo(scene: &Scene) -> Result<Running> {
     start_example(scene, "udpecho", PORT, &["--bind", &scene.host()])
 }
 
