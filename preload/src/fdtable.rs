@@ -142,6 +142,31 @@ pub fn look(fd: i32) -> Entry {
     }
 }
 
+/// What epoll_wait asks first: one load, and no jump by a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    /// The epoll set with this index.
+    Known(u32),
+    /// No epoll set of ours.
+    No,
+    /// Only [`get`] can tell.
+    Heir,
+}
+
+/// Which epoll set this number is.
+#[inline]
+pub fn set_of(fd: i32) -> Set {
+    let word = match TABLE.get(fd as u32 as usize) {
+        Some(word) => word.load(Ordering::Acquire),
+        None => return Set::No,
+    };
+    match word >> KIND_SHIFT {
+        KIND_EPOLL => Set::Known(word as u32),
+        KIND_HEIR => Set::Heir,
+        _ => Set::No,
+    }
+}
+
 /// Notes what this number is. Numbers beyond the table stay [`Entry::Other`].
 pub fn set(fd: i32, entry: Entry) {
     if let Some(word) = TABLE.get(fd as u32 as usize) {

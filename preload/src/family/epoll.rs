@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use crate::address::{is_kernels, is_nowhere, is_wild};
 use crate::errno::to_int;
-use crate::fdtable::{self, Entry};
+use crate::fdtable::{self, Entry, Set};
 use crate::tcp::handover;
 use crate::wait::{self, epoll_set};
 use crate::{context, decide, process, symbols};
@@ -99,7 +99,13 @@ pub unsafe fn epoll_ctl(set: c_int, operation: c_int, fd: c_int, event: *mut epo
 /// then end ([`kernel_wait`]); a program with one thread has nobody who could do that.
 #[inline]
 fn is_plain(set: c_int) -> bool {
-    epoll_set::behind(set).is_none_or(|epoll| epoll.is_kernel_only() && process::is_alone())
+    match fdtable::set_of(set) {
+        Set::Known(index) => {
+            epoll_set::get(index).is_none_or(|epoll| epoll.is_kernel_only() && process::is_alone())
+        }
+        Set::No => true,
+        Set::Heir => false,
+    }
 }
 
 pub unsafe fn epoll_wait(
