@@ -41,6 +41,7 @@ pub fn build() -> Result<PathBuf> {
         return Ok(plugin);
     }
     let [compile, link] = [words(&["--cflags"])?, words(&["--libs"])?];
+    std::fs::create_dir_all(paths::product())?;
     // Another process may build or load it at this moment.
     let fresh = plugin.with_extension(format!("so.{}", std::process::id()));
     let run = Command::new("cc")
