@@ -117,7 +117,7 @@ static __attribute__((always_inline)) int pass(enum reason reason)
 }
 
 static __attribute__((always_inline)) int
-lead(struct xdp_md *context, __u32 slot, __u64 *packets, __u64 *bytes)
+lead(struct xdp_md *context, __u64 size, __u32 slot, __u64 *packets, __u64 *bytes)
 {
 	/* A queue beyond the slot's share would be the next slot's. */
 	if (context->rx_queue_index >= QUEUES_PER_SLOT ||
@@ -125,7 +125,7 @@ lead(struct xdp_md *context, __u32 slot, __u64 *packets, __u64 *bytes)
 		    XDP_REDIRECT)
 		return pass(EMPTY_SLOT);
 	__sync_fetch_and_add(packets, 1);
-	__sync_fetch_and_add(bytes, length(context));
+	__sync_fetch_and_add(bytes, size);
 	count(REDIRECTED);
 	return XDP_REDIRECT;
 }
@@ -213,6 +213,7 @@ SECTION("xdp") int steer(struct xdp_md *context)
 	void *transport;
 	__u8 protocol, version;
 	int opens = 0;
+	__u64 size;
 
 	if (data + sizeof(*ethernet) > end)
 		return pass(TRUNCATED);
@@ -288,12 +289,14 @@ SECTION("xdp") int steer(struct xdp_md *context)
 			struct tcp_flow *known = find_flow(grant, &flow);
 
 			if (known) {
-				int action = lead(context, grant->slot, &known->packets, &known->bytes);
+				int action;
+
+				size = length(context);
+				action = lead(context, size, grant->slot, &known->packets, &known->bytes);
 
 				if (action == XDP_REDIRECT) {
 					__sync_fetch_and_add(&grant->packets, 1);
-					__sync_fetch_and_add(&grant->bytes,
-							     length(context));
+					__sync_fetch_and_add(&grant->bytes, size);
 				}
 				return action;
 			}
@@ -313,7 +316,8 @@ SECTION("xdp") int steer(struct xdp_md *context)
 		return pass(UNMATCHED);
 	if (!target->most)
 		return pass(KEPT);
-	if (length(context) > target->most)
+	size = length(context);
+	if (size > target->most)
 		return pass(TOO_LONG);
-	return lead(context, target->slot, &target->packets, &target->bytes);
+	return lead(context, size, target->slot, &target->packets, &target->bytes);
 }
