@@ -67,12 +67,12 @@ struct worker {
     int port, count;
 };
 
-/* How many workers, threads or processes, have their sockets. */
+/* How many workers, threads or processes, have their sockets; then, whether all was sent. */
 static atomic_int *ready;
 
 static void nobody_is_ready(void)
 {
-    ready = mmap(NULL, sizeof *ready, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    ready = mmap(NULL, 2 * sizeof *ready, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     yes("mmap", ready != MAP_FAILED);
 }
 
@@ -95,8 +95,12 @@ static void *serve(void *argument)
         return NULL;
     atomic_fetch_add(ready, 1);
     char bytes[64];
-    while (recv(fd, bytes, sizeof bytes, 0) > 0)
-        worker->count++;
+    for (bool last = false; !last;) {
+        bool sent = atomic_load(ready + 1);
+        bool got = recv(fd, bytes, sizeof bytes, 0) > 0;
+        worker->count += got;
+        last = sent && !got;
+    }
     close(fd);
     return NULL;
 }
@@ -111,6 +115,7 @@ CASE(groups_threads, ACCELERATED)
         pthread_create(&threads[i], NULL, serve, &workers[i]);
     wait_for_workers(3);
     from_forty(6302);
+    atomic_store(ready + 1, 1);
     int total = 0, served = 0;
     for (int i = 0; i < 3; i++) {
         pthread_join(threads[i], NULL);
@@ -138,6 +143,7 @@ CASE(groups_processes, ACCELERATED)
     }
     wait_for_workers(2);
     from_forty(6303);
+    atomic_store(ready + 1, 1);
     int total = 0, served = 0;
     for (int i = 0; i < 2; i++) {
         int count = 0;
