@@ -72,7 +72,8 @@ static atomic_int *ready;
 
 static void nobody_is_ready(void)
 {
-    ready = mmap(NULL, 2 * sizeof *ready, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    int how = MAP_SHARED | MAP_ANONYMOUS;
+    ready = mmap(NULL, 2 * sizeof *ready, PROT_READ | PROT_WRITE, how, -1, 0);
     yes("mmap", ready != MAP_FAILED);
 }
 

@@ -8,16 +8,19 @@ use bypass_tests::Result;
 use crate::build::cargo;
 
 /// Tests passed and failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
+    /// What was printed of the failed ones, a line each.
+    report: Vec<String>,
 }
 
 impl Tally {
     pub(crate) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
+        self.report.extend(other.report);
     }
 
     /// One check that is no Rust test.
@@ -25,9 +28,28 @@ impl Tally {
         match result {
             Ok(()) => self.passed += 1,
             Err(error) => {
-                println!("{name}: {error}");
+                let line = format!("{name}: {error}");
+                println!("{line}");
+                self.report.push(line);
                 self.failed += 1;
             }
+        }
+    }
+
+    /// Says again what failed, where a log that is cut short still shows it, then
+    /// `N passed, N failed`.
+    ///
+    /// # Errors
+    /// When something failed.
+    pub(crate) fn end(&self) -> Result<()> {
+        for line in &self.report {
+            println!("{line}");
+        }
+        println!("{} passed, {} failed", self.passed, self.failed);
+        if self.failed == 0 {
+            Ok(())
+        } else {
+            Err("there are failures".into())
         }
     }
 }
@@ -52,13 +74,22 @@ pub(crate) fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Ta
         match parse(&line) {
             Some(some) => tally.add(some),
             None if is_noise(&line) => {}
-            None => println!("{line}"),
+            None => {
+                println!("{line}");
+                tally.report.push(line);
+            }
         }
     }
     let status = child.wait()?;
     // It did not compile, or a test program died without a result.
     if !status.success() && tally.failed == 0 {
         tally.failed = 1;
+        tally
+            .report
+            .push(format!("cargo test {}: {status}", arguments.join(" ")));
+    }
+    if tally.failed == 0 {
+        tally.report.clear();
     }
     Ok(tally)
 }
@@ -74,10 +105,11 @@ fn parse(line: &str) -> Option<Tally> {
     Some(Tally {
         passed: count("passed")?,
         failed: count("failed")?,
+        report: Vec::new(),
     })
 }
 
-/// Blank lines, dots and "running n tests".
+/// Blank lines, "running n tests", and the dots of those that passed or are ignored.
 fn is_noise(line: &str) -> bool {
     let text = line.trim();
     text.is_empty()
@@ -85,7 +117,7 @@ fn is_noise(line: &str) -> bool {
         || text
             .split(' ')
             .next()
-            .is_some_and(|dots| dots.chars().all(|c| c == '.'))
+            .is_some_and(|dots| dots.chars().all(|c| matches!(c, '.' | 'i')))
 }
 
 #[cfg(test)]
@@ -100,7 +132,8 @@ mod tests {
             parse(line),
             Some(Tally {
                 passed: 41,
-                failed: 1
+                failed: 1,
+                report: Vec::new()
             })
         );
         assert_eq!(parse("running 3 tests"), None);
@@ -109,7 +142,7 @@ mod tests {
     #[test]
     fn noise_is_told_from_failures() {
         assert!(is_noise("running 3 tests"));
-        assert!(is_noise("....... 7/9"));
+        assert!(is_noise("..i.... 7/9"));
         assert!(is_noise(""));
         assert!(!is_noise("udp_echo: kernel (-) and shim (+) differ:"));
     }

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How often a step that still runs says so.
-const HEARTBEAT: Duration = Duration::from_secs(10);
+const HEARTBEAT: Duration = Duration::from_secs(30);
 
 /// Says what begins, does it, says how long it took.
 pub(crate) fn step<T>(what: &str, work: impl FnOnce() -> T) -> T {
