@@ -86,6 +86,11 @@ answers; others need one that runs. Running programs survive its end, and the ne
         #[command(subcommand)]
         command: cmd::filters::Filters,
     },
+    /// Network functions of PCI: list them, give one to DPDK, give it back.
+    Devices {
+        #[command(subcommand)]
+        command: cmd::devices::Devices,
+    },
     Sockets(cmd::sockets::Sockets),
     Relay(cmd::relay::RelayCommand),
     Stats(cmd::stats::Stats),
@@ -152,6 +157,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
             })
         }
         Command::Filters { command } => command.execute(),
+        Command::Devices { command } => command.execute(),
         Command::Sockets(sockets) => sockets.execute(),
         Command::Relay(relay) => relay.execute(),
         Command::Stats(stats) => stats.execute(),

@@ -17,6 +17,8 @@
 //! - `explain`: `pid program fd protocol local remote role served_by backend reason sentence
 //!   advice errno rule config`; `rule` is the number of the rule in the file, from 1.
 //! - `explain --dry-run`: an object with `program config notes rules sockets`, sockets as above.
+//! - `devices list`: `address interfaces driver physical virtuals most_virtuals iommu_group
+//!   default_route`; `physical` is the function that it is a virtual one of.
 //! - `doctor`: `state` (`ok warn fail`) `what do`.
 //! - `dump`: an object per image with everything that it says and `problems`.
 

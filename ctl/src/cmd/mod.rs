@@ -1,5 +1,6 @@
 //! The commands, a file each.
 
+pub mod devices;
 pub mod doctor;
 mod dry_run;
 pub mod explain;

@@ -7,6 +7,7 @@
 
 mod ask;
 mod memfd;
+pub mod pci;
 mod process;
 
 pub use ask::{Interface, ask, backend_of, interfaces, query};
