@@ -207,6 +207,8 @@ tests! {
     dpdk::other_version: Any,
     dpdk::unknown_driver: Any,
     dpdk::no_such_device: Any,
+    dpdk::no_vfio: Any,
+    dpdk::no_huge_pages: Any,
 }
 
 /// On a DPDK port: scenes of programs as they are, and those of the port itself.

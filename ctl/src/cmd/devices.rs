@@ -10,11 +10,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::source::pci::{Function, Machine};
+use crate::source::pci::{Function, Machine, VFIO};
 use crate::{Failure, render};
 
-/// The driver that lets a program drive a function.
-const VFIO: &str = "vfio-pci";
 /// How long a function may take to turn up, or to get its driver.
 const PATIENCE: Duration = Duration::from_secs(5);
 

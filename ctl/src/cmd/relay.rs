@@ -10,9 +10,12 @@ use std::path::PathBuf;
 use bypass_backends::dpdk::{LIBRARY, Plugin, Relay, tell_failure};
 
 use crate::Failure;
+use crate::source::pci::Machine;
 
 /// Memory of DPDK without huge pages, in MiB: its chunks and rings take a third of it.
 const PLAIN_MEMORY: &str = "64";
+/// Free huge pages below which they are not used, in KiB.
+const HUGE_MEMORY: u64 = 64 << 10;
 
 /// Relay a DPDK port (started by the daemon).
 #[derive(Debug, clap::Args)]
@@ -57,8 +60,24 @@ impl RelayCommand {
     fn open(&self, listener: &OwnedFd) -> Result<Relay, String> {
         let listener = listener.try_clone().map_err(|error| error.to_string())?;
         let plugin = Plugin::load(&self.plugin())?;
-        let port = plugin.open(&self.arguments())?;
+        let port = plugin.open(&self.arguments());
+        let port = port.map_err(|words| match self.obstacle() {
+            Some(obstacle) => format!("{words}; {obstacle}"),
+            None => words,
+        })?;
         Relay::new(&self.name, port, listener, random()?)
+    }
+
+    fn is_virtual(&self) -> bool {
+        self.devargs.starts_with("net_")
+    }
+
+    /// What shows to stand in the way of a device of PCI: DPDK passes over it without a word.
+    fn obstacle(&self) -> Option<String> {
+        let address = self.devargs.split(',').next().unwrap_or_default();
+        (!self.is_virtual())
+            .then(|| Machine::here().obstacle(address))
+            .flatten()
     }
 
     fn plugin(&self) -> PathBuf {
@@ -83,13 +102,15 @@ impl RelayCommand {
             "--no-telemetry".to_owned(),
             "--log-level=5".to_owned(),
         ];
-        let memory: &[&str] = if has_huge_pages() {
+        let memory: &[&str] = if self.eal.iter().any(|word| is_about_memory(word)) {
+            &[]
+        } else if has_huge_pages() {
             &["--in-memory"]
         } else {
             &["--no-huge", "--no-shconf", "-m", PLAIN_MEMORY]
         };
         arguments.extend(memory.iter().map(|word| (*word).to_owned()));
-        if self.devargs.starts_with("net_") {
+        if self.is_virtual() {
             arguments.extend(["--no-pci".to_owned(), format!("--vdev={}", self.devargs)]);
         } else {
             arguments.extend(["-a".to_owned(), self.devargs.clone()]);
@@ -104,8 +125,26 @@ fn allowed_processors() -> String {
     field("/proc/self/status", "Cpus_allowed_list:").unwrap_or_else(|| "0".to_owned())
 }
 
+/// Whether there are enough of them for what a port needs.
 fn has_huge_pages() -> bool {
-    field("/proc/meminfo", "HugePages_Free:").is_some_and(|free| free != "0")
+    let number = |name| -> Option<u64> {
+        let text = field("/proc/meminfo", name)?;
+        text.split_whitespace().next()?.parse().ok()
+    };
+    let free = number("HugePages_Free:").zip(number("Hugepagesize:"));
+    free.is_some_and(|(pages, kib)| pages.saturating_mul(kib) >= HUGE_MEMORY)
+}
+
+/// Whether an argument says where DPDK's memory is from: then nothing else is said of it.
+fn is_about_memory(argument: &str) -> bool {
+    let names = [
+        "--in-memory",
+        "--no-huge",
+        "--huge-dir",
+        "--legacy-mem",
+        "--socket-mem",
+    ];
+    names.iter().any(|name| argument.starts_with(name))
 }
 
 /// The rest of the line that begins with `name`.

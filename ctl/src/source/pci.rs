@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 /// First digits of the class of network controllers.
 const NETWORK: &str = "0x02";
 
+/// The driver that lets a program drive a function.
+pub const VFIO: &str = "vfio-pci";
+
 /// Where the facts are.
 #[derive(Debug)]
 pub struct Machine {
@@ -69,6 +72,38 @@ impl Machine {
             [name, &long].contains(&function.address.as_str())
                 || function.interfaces.iter().any(is_there)
         })
+    }
+
+    /// What keeps DPDK from the device at an address (with or without the domain), whatever its
+    /// class is; `None` = nothing that shows here.
+    #[must_use]
+    pub fn obstacle(&self, address: &str) -> Option<String> {
+        let long = format!("0000:{address}");
+        let all = names(&self.sys.join("bus/pci/devices"));
+        let Some(address) = all
+            .iter()
+            .find(|it| [address, &long].contains(&it.as_str()))
+        else {
+            return Some(format!("there is no device at {address}: lspci lists them"));
+        };
+        let device = self.function(address.clone());
+        let driver = device.driver.as_deref().unwrap_or("no driver");
+        if driver == VFIO {
+            return None;
+        }
+        let iommu = match device.group {
+            None => ", and there is no IOMMU for it",
+            Some(_) => "",
+        };
+        let loaded = if self.driver(VFIO).exists() {
+            ""
+        } else {
+            "modprobe vfio-pci, then "
+        };
+        Some(format!(
+            "{address} is bound to {driver}, not to {VFIO}{iommu}: {loaded}bypassctl devices bind \
+             {address}"
+        ))
     }
 
     /// Folder of a function.

@@ -446,21 +446,46 @@ pub(crate) fn other_version(scene: &Scene) -> Result<()> {
     fails(scene, &with_plugin(&plugin), "its table has version 99")
 }
 
-/// A device that DPDK itself refuses, where there is DPDK.
-fn is_refused(scene: &Scene, devargs: &str, why: &str) -> Result<()> {
+/// A device that DPDK itself refuses, where there is DPDK. `device` are lines of the configuration.
+fn is_refused(scene: &Scene, device: &str, why: &str) -> Result<()> {
     if let Err(why) = plugin::path() {
         println!("skipped: {why}");
         return Ok(());
     }
-    fails(scene, &format!("devargs = \"{devargs}\""), why)
+    fails(scene, device, why)
+}
+
+/// A function of PCI that no VFIO stands for: the machine's first device, a bridge that no driver
+/// of DPDK knows.
+pub(crate) fn no_vfio(scene: &Scene) -> Result<()> {
+    let devices = fs::read_dir("/sys/bus/pci/devices");
+    let names = devices.into_iter().flatten().flatten();
+    let mut names: Vec<String> = names
+        .filter_map(|it| it.file_name().into_string().ok())
+        .collect();
+    names.sort_unstable();
+    let Some(first) = names.first() else {
+        println!("skipped: there is no device of PCI");
+        return Ok(());
+    };
+    let why = format!("bypassctl devices bind {first}");
+    is_refused(scene, &format!("devargs = \"{first}\""), &why)
+}
+
+/// Huge pages are asked for, and there are none where DPDK looks for them. (Unless they are asked
+/// for they need not be there: all beds with a port do without.)
+pub(crate) fn no_huge_pages(scene: &Scene) -> Result<()> {
+    let device = "devargs = \"net_null0\"\neal = [\"--huge-dir=/nowhere\"]";
+    is_refused(scene, device, "Cannot get hugepage information")
 }
 
 /// DPDK does not know the driver.
 pub(crate) fn unknown_driver(scene: &Scene) -> Result<()> {
-    is_refused(scene, "net_nonsense0", "net_nonsense0")
+    is_refused(scene, "devargs = \"net_nonsense0\"", "net_nonsense0")
 }
 
 /// DPDK knows the driver, which does not know the device.
 pub(crate) fn no_such_device(scene: &Scene) -> Result<()> {
-    is_refused(scene, "net_af_packet0,iface=absent", "No such device")
+    let device = "devargs = \"net_af_packet0,iface=absent\"";
+    is_refused(scene, device, "No such device")
 }

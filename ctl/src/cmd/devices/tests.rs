@@ -161,6 +161,30 @@ fn what_would_do_harm_is_refused() {
 }
 
 #[test]
+fn what_keeps_dpdk_from_a_device_is_told() {
+    let fake = FakeSysfs::new("obstacle");
+    let machine = &fake.0;
+    let why = machine.obstacle("01:10.0").unwrap();
+    assert!(
+        why.contains("bound to igbvf, not to vfio-pci: bypassctl devices bind 0000:01:10.0"),
+        "{why}"
+    );
+    fs::remove_dir_all(fake.path("bus/pci/drivers/vfio-pci")).unwrap();
+    fs::remove_file(fake.path(&format!("bus/pci/devices/{VF}/iommu_group"))).unwrap();
+    let why = machine.obstacle(VF).unwrap();
+    assert!(
+        why.contains("no IOMMU") && why.contains("modprobe vfio-pci"),
+        "{why}"
+    );
+    let why = machine.obstacle("0000:02:00.0").unwrap();
+    assert!(why.contains("no device at 0000:02:00.0"), "{why}");
+    let link = format!("bus/pci/devices/{VF}/driver");
+    fs::remove_file(fake.path(&link)).unwrap();
+    fake.link(&link, "drivers/vfio-pci");
+    assert_eq!(machine.obstacle(VF), None);
+}
+
+#[test]
 fn a_bind_that_fails_is_taken_back() {
     let fake = FakeSysfs::new("failed");
     let bind = fake.path("bus/pci/drivers/vfio-pci/bind");
