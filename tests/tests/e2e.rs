@@ -176,6 +176,7 @@ tests! {
     faults::daemon_killed: Bypass,
     faults::unprivileged_without_daemon: Any,
     faults::unprivileged_with_daemon: Bypass,
+    faults::socket_closed_unseen: Any,
     faults::memory_exhausted: Any,
     faults::small_limits: Any,
     faults::two_pid_namespaces: Any,

@@ -239,6 +239,8 @@ impl Server {
                 is_port: false,
                 may_grow: is_whole,
                 proof: None,
+                socket: None,
+                is_missed: false,
             });
         }
         self.adopt_ports(uid, view);
@@ -299,6 +301,8 @@ impl Server {
                 is_port: false,
                 may_grow: false,
                 proof: None,
+                socket: None,
+                is_missed: false,
             });
         }
     }

@@ -199,6 +199,12 @@ pub(super) struct Filter {
     /// The socket that was the proof, kept for TCP: the port stays taken while the stack finishes
     /// connections whose sockets are closed.
     pub proof: Option<Arc<Foreign>>,
+    /// SO_COOKIE of the socket that was the proof, for UDP of a user who is not root: without that
+    /// socket the filter goes, whatever the stack's image says, which is the user's word. (A copy
+    /// of it would keep the port from being bound again.)
+    pub socket: Option<u64>,
+    /// Whether the last sweep did not find that socket.
+    pub is_missed: bool,
 }
 
 impl Filter {
@@ -312,6 +318,13 @@ impl Filters {
     pub(super) fn set_not_kept(&self, id: u32) {
         if let Some(mut filter) = self.by_id.get_mut(&id) {
             filter.is_port = false;
+        }
+    }
+
+    /// Notes whether a sweep has missed the filter's socket.
+    pub(super) fn set_missed(&self, id: u32, on: bool) {
+        if let Some(mut filter) = self.by_id.get_mut(&id) {
+            filter.is_missed = on;
         }
     }
 

@@ -183,6 +183,8 @@ fn filter_of(id: u32, uid: u32, local: SocketAddress, proof: Option<OwnedFd>) ->
         is_lent: false,
         may_grow: true,
         proof: proof.map(|proof| Arc::new(proof.into())),
+        socket: None,
+        is_missed: false,
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bypass_proto::control::{QueryKind, Refusal, Reply, ReplyKind, Request, RequestKind};
 use bypass_stack::{EndpointId, IpAddress, ProcessId};
 use rustix::io::Errno;
+use rustix::net::sockopt;
 use serde_json::json;
 
 use super::client::Client;
@@ -276,6 +277,8 @@ impl Server {
         } else {
             None
         };
+        let is_users = wish.protocol != TCP && client.peer.uid != 0;
+        let cookie = is_users.then(|| sockopt::socket_cookie(socket).ok()).flatten();
         let id = self.filters.new_id();
         let filter = Filter {
             id,
@@ -290,6 +293,8 @@ impl Server {
             is_port: false,
             may_grow: true,
             proof,
+            socket: cookie,
+            is_missed: false,
         };
         let count = self.place_filter(filter)?;
         self.counters.add(Counter::FiltersAdded);

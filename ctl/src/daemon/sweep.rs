@@ -9,6 +9,7 @@ use bypass_stack::{EndpointId, ProcessId};
 
 use super::counters::Counter;
 use super::filters::Filter;
+use super::netlink::diag;
 use super::process::Process;
 use super::server::Server;
 use super::stacks::{Busy, StackEntry};
@@ -271,7 +272,33 @@ impl Server {
             self.note_crowd(uid);
             self.drop_stack_without_process(uid);
         }
+        self.sweep_proofs();
         self.set_alarms();
+    }
+
+    /// Removes the filters whose socket is gone although their endpoint lives. A dump may miss a
+    /// socket that is just being bound, two do not.
+    fn sweep_proofs(&mut self) {
+        let ids = self.filters.ids(|filter| filter.socket.is_some());
+        if ids.is_empty() {
+            return;
+        }
+        // A kernel that cannot tell leaves them.
+        let Ok(there) = diag::udp_cookies() else {
+            return;
+        };
+        for id in ids {
+            let Some(filter) = self.filters.get(id) else {
+                continue;
+            };
+            let is_missed = filter.socket.is_some_and(|cookie| !there.contains(&cookie));
+            if is_missed && filter.is_missed {
+                self.counters.add(Counter::FiltersSwept);
+                self.remove_filter(id);
+            } else {
+                self.filters.set_missed(id, is_missed);
+            }
+        }
     }
 
     /// While a stack has few endpoints left, new connections are the kernel's: its listeners are

@@ -2,6 +2,7 @@
 //! changes. Without the shim these only prove that the tests themselves are right.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bypass_tests::counters::{KernelUdp, wait_for_udp_port};
@@ -139,18 +140,22 @@ fn kill(pid: u32) -> Result<()> {
     }
 }
 
+/// A folder with copies of the library, the tool and these files, which everybody may read.
+fn readable_copies(scene: &Scene, mut files: Vec<PathBuf>) -> Result<PathBuf> {
+    let folder = PathBuf::from("/tmp").join(format!("byp-open-{}", std::process::id()));
+    fs::create_dir_all(&folder)?;
+    if scene.has_shim() {
+        files.extend([paths::shim(), paths::bypassctl()]);
+    }
+    for from in files {
+        fs::copy(&from, folder.join(from.file_name().unwrap_or_default()))?;
+    }
+    Ok(folder)
+}
+
 /// Starts the echo as uid 65534 without capabilities, on a copy that everybody may read.
 fn unprivileged_echo(scene: &Scene) -> Result<Running> {
-    let folder = std::path::Path::new("/tmp").join(format!("byp-open-{}", std::process::id()));
-    fs::create_dir_all(&folder)?;
-    let mut files = vec![(paths::example("udpecho")?, folder.join("udpecho"))];
-    if scene.has_shim() {
-        files.push((paths::shim(), folder.join("libbypass.so")));
-        files.push((paths::bypassctl(), folder.join("bypassctl")));
-    }
-    for (from, to) in &files {
-        fs::copy(from, to)?;
-    }
+    let folder = readable_copies(scene, vec![paths::example("udpecho")?])?;
     let mut program = scene.bed.program(Side::Server, folder.join("udpecho"));
     program
         .user(65534)
@@ -282,6 +287,71 @@ pub(crate) fn unprivileged_with_daemon(scene: &Scene) -> Result<()> {
     let server = unprivileged_echo(scene)?;
     ping_pong(scene, &scene.host(), PORT, 1000)?;
     server.stop()?.check()?;
+    if let Some(daemon) = daemon {
+        daemon.stop()?;
+    }
+    Ok(())
+}
+
+/// A user's program that closes its socket behind the library's back does not keep the packets of
+/// the port: whoever binds it next gets them.
+pub(crate) fn socket_closed_unseen(scene: &Scene) -> Result<()> {
+    // The page: mov eax, 3 (close); syscall; ret.
+    let script = r"
+import ctypes, mmap, os, socket, sys, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind((sys.argv[1], int(sys.argv[2])))
+page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+page.write(b'\xb8\x03\0\0\0\x0f\x05\xc3')
+at = ctypes.addressof(ctypes.c_char.from_buffer(page))
+print('bound', flush=True)
+while not os.path.exists(sys.argv[3]): time.sleep(0.01)
+print('closed', ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(at)(s.fileno()), flush=True)
+time.sleep(60)
+";
+    let mut daemon = None;
+    if scene.has_shim() {
+        let config = scene.bed.folder().join("daemon.toml");
+        fs::write(&config, "[daemon]\nallow = [{ user = \"nobody\" }]\n")?;
+        let config = config.display().to_string();
+        daemon = Some(daemon::start(&scene.bed, &[("BYPASS_CONFIG", &config)])?);
+    }
+    let folder = readable_copies(scene, Vec::new())?;
+    let go = folder.join("go");
+    let mut program = scene.bed.program(Side::Server, "/usr/bin/python3");
+    program
+        .user(65534)
+        .args(["-c", script, &scene.host(), &PORT.to_string()])
+        .arg(&go);
+    if scene.has_shim() {
+        program.env("LD_PRELOAD", folder.join("libbypass.so"));
+    }
+    let running = program.spawn()?;
+    let says = |word: &str| {
+        wait_until(word, Duration::from_secs(20), || {
+            running.stdout().contains(word)
+        })
+        .map_err(|error| format!("{error}\n{}{}", running.stdout(), running.stderr()))
+    };
+    let filters = || daemon::list(&scene.bed, &["filters", "list"]).map_or(0, |list| list.len());
+    says("bound")?;
+    if scene.has_shim() {
+        wait_until("the filter", Duration::from_secs(5), || filters() == 1)?;
+    }
+    fs::write(&go, "")?;
+    says("closed 0")?;
+    if scene.has_shim() {
+        wait_until("the end of the filter", Duration::from_secs(20), || {
+            filters() == 0
+        })?;
+    }
+    let mut server = scene.bed.program(Side::Server, paths::example("udpecho")?);
+    let server = server.args(["--port", &PORT.to_string()]).spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Server, PORT)?;
+    ping_pong(scene, &scene.host(), PORT, 100)?;
+    server.stop()?.check()?;
+    running.kill();
+    fs::remove_dir_all(&folder)?;
     if let Some(daemon) = daemon {
         daemon.stop()?;
     }
@@ -643,7 +713,7 @@ fn seed() -> String {
     std::env::var("BYPASS_SEED").unwrap_or_else(|_| std::process::id().to_string())
 }
 
-fn script(name: &str) -> std::path::PathBuf {
+fn script(name: &str) -> PathBuf {
     paths::repository().join("tests/e2e").join(name)
 }
 
