@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bypass_proto::reason::FallThrough;
 use bypass_runtime::control::Control;
+use rustix::thread::CpuSet;
 
 use crate::symbols;
 use crate::wait::signals::Held;
@@ -92,6 +93,7 @@ extern "C" fn grandchild(argument: *mut c_void) -> c_int {
         let _ = rustix::stdio::dup2_stderr(null);
     }
     open_mask();
+    reset_scheduling();
     // SAFETY: all strings end with NUL, both arrays with a null pointer.
     unsafe {
         symbols::execve::original()(exec.path.as_ptr(), exec.argv.as_ptr(), exec.envp.as_ptr());
@@ -167,6 +169,20 @@ fn open_mask() {
     let none: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: the set is ours.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
+}
+
+/// A program that is bound to one processor, or runs in real time, is served by a daemon that is
+/// not. What the kernel refuses stays as it is.
+fn reset_scheduling() {
+    let mut all = CpuSet::new();
+    for cpu in 0..CpuSet::MAX_CPU {
+        all.set(cpu);
+    }
+    let _ = rustix::thread::sched_setaffinity(None, &all);
+    let _ = rustix::process::setpriority_process(None, 0);
+    let usual = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the structure is ours.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const usual) };
 }
 
 fn wait_until_it_answers() -> Result<(), FallThrough> {

@@ -63,7 +63,7 @@ pub struct Program<'a> {
     arguments: Vec<OsString>,
     environment: Vec<OsString>,
     prefix: Vec<OsString>,
-    cpu: Option<u32>,
+    processors: Option<String>,
     timeout: Duration,
     input: Option<PathBuf>,
 }
@@ -77,7 +77,7 @@ impl<'a> Program<'a> {
             arguments: Vec::new(),
             environment: Vec::new(),
             prefix: Vec::new(),
-            cpu: None,
+            processors: bed.processors(side),
             timeout: Duration::from_secs(60),
             input: None,
         }
@@ -128,7 +128,7 @@ impl<'a> Program<'a> {
 
     /// Keeps the program on this processor.
     pub fn cpu(&mut self, cpu: u32) -> &mut Self {
-        self.cpu = Some(cpu);
+        self.processors = Some(cpu.to_string());
         self
     }
 
@@ -157,8 +157,8 @@ impl<'a> Program<'a> {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.bed.namespace(self.side)]);
         command.args(&self.prefix);
-        if let Some(cpu) = self.cpu {
-            command.args(["taskset", "-c", &cpu.to_string()]);
+        if let Some(processors) = &self.processors {
+            command.args(["taskset", "-c", processors]);
         }
         command
             .args(["env", "-u", "LD_PRELOAD"])

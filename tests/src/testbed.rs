@@ -49,6 +49,8 @@ pub struct Options {
     /// A DPDK port on the server side (a virtual device, no card: net_tap), whose wire ends in the
     /// kernel of the client's side, in place of the veth. A daemon runs from the beginning.
     pub port: bool,
+    /// The programs of each side have half of the processors, as on two machines.
+    pub apart: bool,
 }
 
 impl Default for Options {
@@ -59,6 +61,7 @@ impl Default for Options {
             subnet: 7,
             emulated: None,
             port: false,
+            apart: false,
         }
     }
 }
@@ -335,6 +338,16 @@ impl Testbed {
     /// A program to run in the namespace of a side; native unless told otherwise.
     pub fn program(&self, side: Side, program: impl AsRef<OsStr>) -> Program<'_> {
         Program::new(self, side, program.as_ref())
+    }
+
+    /// The processors of a side's programs, as taskset(1) takes them; all of them by default.
+    pub(crate) fn processors(&self, side: Side) -> Option<String> {
+        let count = std::thread::available_parallelism().map_or(1, usize::from);
+        let half = count / 2;
+        (self.options.apart && half > 0).then(|| match side {
+            Side::Server => format!("0-{}", half - 1),
+            Side::Client => format!("{half}-{}", count - 1),
+        })
     }
 
     /// Runs `ip ARGUMENTS` in the namespace of a side.

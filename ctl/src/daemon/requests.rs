@@ -278,7 +278,9 @@ impl Server {
             None
         };
         let is_users = wish.protocol != TCP && client.peer.uid != 0;
-        let cookie = is_users.then(|| sockopt::socket_cookie(socket).ok()).flatten();
+        let cookie = is_users
+            .then(|| sockopt::socket_cookie(socket).ok())
+            .flatten();
         let id = self.filters.new_id();
         let filter = Filter {
             id,

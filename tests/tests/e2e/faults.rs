@@ -406,7 +406,8 @@ pub(crate) fn no_daemon_wanted(scene: &Scene) -> Result<()> {
     on_the_kernel(scene, ("BYPASS_DAEMON", "never"), "no-daemon")
 }
 
-/// The daemon that a program starts is no child of it: neither SIGCHLD nor wait() tells of one.
+/// The daemon that a program starts is no child of it: neither SIGCHLD nor wait() tells of one; and
+/// it may run on every processor although the program may not.
 pub(crate) fn daemon_is_no_child(scene: &Scene) -> Result<()> {
     let python = format!(
         "import os, signal, socket, time\n\
@@ -419,15 +420,32 @@ pub(crate) fn daemon_is_no_child(scene: &Scene) -> Result<()> {
         scene.host()
     );
     let mut program = scene.bed.program(Side::Server, "/usr/bin/python3");
-    program.column(scene.column).args(["-c", &python]);
+    program.column(scene.column).cpu(0).args(["-c", &python]);
     let running = program.spawn()?;
     if scene.has_shim() {
         wait_until("a daemon", Duration::from_secs(5), || {
             !daemon::running(&scene.bed).is_empty()
         })?;
+        for pid in daemon::running(&scene.bed) {
+            let (all, its) = (
+                allowed_processors("self")?,
+                allowed_processors(&pid.to_string())?,
+            );
+            if its != all {
+                return Err(format!("the daemon may run on {its} of {all}").into());
+            }
+        }
     }
     running.wait(Duration::from_secs(10))?.check()?;
     Ok(())
+}
+
+/// The processors that a process may run on, as the kernel lists them.
+fn allowed_processors(pid: &str) -> Result<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let field = "Cpus_allowed_list:";
+    let list = status.lines().find_map(|line| line.strip_prefix(field));
+    Ok(list.ok_or("no list of processors")?.trim().to_owned())
 }
 
 /// A configuration with an error: a message with line and column, the program on the kernel.
