@@ -22,6 +22,8 @@ const UNSAFE: &[&str] = &[
     "ctl/src/",
     // TUNSETIFF of an emulated link.
     "tests/src/tap.rs",
+    // A C library for tests.
+    "tests/fake-ciul/src/",
     // The system calls of a test that asks the kernel; the crate itself forbids unsafe code.
     "stack/tests/script/kernel/system.rs",
 ];

@@ -1,0 +1,148 @@
+//! What the stand-in is to be: environment variables, or [`fake_ciul_set`] in a test's own copy.
+
+#![expect(unsafe_code, reason = "UNSAFETY: exports a setter for C callers")]
+
+use std::ffi::{CStr, c_char};
+use std::sync::{Mutex, MutexGuard, OnceLock};
+
+use crate::layout::{LAYOUTS, Layout};
+
+/// A failure to come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Fault {
+    /// `open`, `pd`, `alloc`, `memreg`, `filter`, `prime`; or `reset`, `oflow`, `txerr`, `discard`.
+    what: String,
+    /// Which call, or which frame, from 1 on; 0 = each.
+    nth: u64,
+    errno: i32,
+    seen: u64,
+}
+
+/// The settings.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) layout: &'static Layout,
+    pub(crate) wire: String,
+    faults: Vec<Fault>,
+    /// Most filters of a card.
+    pub(crate) filters: usize,
+    pub(crate) merges: bool,
+    pub(crate) lends: bool,
+    pub(crate) prefix: usize,
+}
+
+const NAMES: [&str; 4] = ["LAYOUT", "WIRE", "FAULT", "FILTERS"];
+
+impl Config {
+    fn new() -> Self {
+        let newest = LAYOUTS.iter().find(|layout| layout.name == "9.2");
+        let mut config = Self {
+            layout: newest.unwrap_or(&LAYOUTS[0]),
+            wire: "loop".to_owned(),
+            faults: Vec::new(),
+            filters: 1024,
+            merges: false,
+            lends: false,
+            prefix: 14,
+        };
+        for name in NAMES {
+            if let Ok(value) = std::env::var(format!("FAKE_CIUL_{name}")) {
+                config.set(name, &value);
+            }
+        }
+        config
+    }
+
+    fn set(&mut self, name: &str, value: &str) {
+        match name {
+            "LAYOUT" => {
+                let named = LAYOUTS.iter().find(|layout| layout.name == value);
+                self.layout = named.unwrap_or_else(|| panic!("no layout {value}"));
+            }
+            "WIRE" => value.clone_into(&mut self.wire),
+            "FILTERS" => self.filters = value.parse().expect("a number of filters"),
+            "FAULT" => self.set_faults(value),
+            other => panic!("fake libciul has no setting {other}"),
+        }
+    }
+
+    fn set_faults(&mut self, value: &str) {
+        self.faults.clear();
+        (self.merges, self.lends, self.prefix) = (false, false, 14);
+        for word in value.split(',').filter(|word| !word.is_empty()) {
+            match word {
+                "merge" => self.merges = true,
+                "ref" => (self.lends, self.prefix) = (true, 0),
+                "prefix0" => self.prefix = 0,
+                _ => self.faults.push(fault(word)),
+            }
+        }
+    }
+
+    /// Counts one more of `what`; the errno if it is to fail, 0 for a fault without one.
+    pub(crate) fn strikes(&mut self, what: &str) -> Option<i32> {
+        let mut errno = None;
+        for fault in self.faults.iter_mut().filter(|fault| fault.what == what) {
+            fault.seen += 1;
+            if fault.nth == 0 || fault.nth == fault.seen {
+                errno = Some(fault.errno);
+            }
+        }
+        errno
+    }
+}
+
+/// `open:ENOENT`, `filter:EBUSY@3`, `reset@100`.
+fn fault(word: &str) -> Fault {
+    let (head, nth) = word.split_once('@').unwrap_or((word, "0"));
+    let (what, errno) = head.split_once(':').unwrap_or((head, ""));
+    Fault {
+        what: what.to_owned(),
+        nth: nth.parse().expect("the number of a fault"),
+        errno: errno_of(errno),
+        seen: 0,
+    }
+}
+
+fn errno_of(word: &str) -> i32 {
+    match word {
+        "" => 0,
+        "ENOENT" => libc::ENOENT,
+        "ENODEV" => libc::ENODEV,
+        "EBUSY" => libc::EBUSY,
+        "ENOSPC" => libc::ENOSPC,
+        "ENOMEM" => libc::ENOMEM,
+        "EPERM" => libc::EPERM,
+        "EACCES" => libc::EACCES,
+        "EINVAL" => libc::EINVAL,
+        "EEXIST" => libc::EEXIST,
+        "ELIBACC" => libc::ELIBACC,
+        "EPROTONOSUPPORT" => libc::EPROTONOSUPPORT,
+        "EOPNOTSUPP" => libc::EOPNOTSUPP,
+        other => other.parse().expect("an errno"),
+    }
+}
+
+/// The settings as they are now.
+pub(crate) fn get() -> MutexGuard<'static, Config> {
+    static CONFIG: OnceLock<Mutex<Config>> = OnceLock::new();
+    let config = CONFIG.get_or_init(|| Mutex::new(Config::new()));
+    config.lock().expect("a panic ends the process")
+}
+
+/// Whether this call is to fail, and with what.
+pub(crate) fn check(what: &str) -> Result<(), i32> {
+    get().strikes(what).map_or(Ok(()), Err)
+}
+
+/// Changes a setting: `LAYOUT`, `WIRE`, `FAULT` or `FILTERS`. No release has this function: by it
+/// the backend knows a stand-in.
+///
+/// # Safety
+/// Both are strings.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fake_ciul_set(name: *const c_char, value: *const c_char) {
+    // SAFETY: the caller's word.
+    let (name, value) = unsafe { (CStr::from_ptr(name), CStr::from_ptr(value)) };
+    get().set(&name.to_string_lossy(), &value.to_string_lossy());
+}

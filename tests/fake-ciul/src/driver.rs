@@ -1,0 +1,426 @@
+//! What needs the driver: handles, protection domains, VIs, registered memory, filters.
+
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: exports C functions that fill callers' structures; driver handles"
+)]
+
+use std::alloc::{Layout as Pages, alloc_zeroed, dealloc};
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use crate::config;
+use crate::filter::ef_filter_spec;
+use crate::nic::{self, Nic};
+use crate::vi::{self, RX_EVENT_MERGE, Vi};
+use crate::wire;
+
+/// What was made and not freed: handles, domains, VIs, registrations, filters.
+static LIVE: AtomicI64 = AtomicI64::new(0);
+const RING: usize = 4096;
+
+fn born() {
+    LIVE.fetch_add(1, Ordering::Relaxed);
+}
+
+fn died() {
+    LIVE.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// How many objects live. No release has this function.
+#[unsafe(no_mangle)]
+pub extern "C" fn fake_ciul_live() -> i64 {
+    LIVE.load(Ordering::Relaxed)
+}
+
+/// A driver handle: an epoll set that is readable when a primed VI has an event.
+#[derive(Clone)]
+pub(crate) struct Bell(Arc<Inner>);
+
+struct Inner {
+    epoll: OwnedFd,
+    now: OwnedFd,
+}
+
+impl Bell {
+    fn new() -> Result<Self, i32> {
+        let owned = |fd: RawFd| match fd {
+            -1 => Err(wire::errno()),
+            // SAFETY: a new descriptor.
+            fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        };
+        // SAFETY: no pointers.
+        let epoll = owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
+        // SAFETY: no pointers.
+        let now = owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+        let bell = Self(Arc::new(Inner { epoll, now }));
+        bell.control(libc::EPOLL_CTL_ADD, bell.0.now.as_raw_fd(), libc::EPOLLIN);
+        Ok(bell)
+    }
+
+    fn control(&self, what: c_int, fd: RawFd, events: c_int) {
+        let mut event = libc::epoll_event {
+            events: events as u32,
+            u64: 0,
+        };
+        // SAFETY: a whole event. An interface that is gone is gone from the set.
+        let _ = unsafe { libc::epoll_ctl(self.0.epoll.as_raw_fd(), what, fd, &raw mut event) };
+    }
+
+    pub(crate) fn watch(&self, wire: Option<RawFd>) {
+        if let Some(fd) = wire {
+            self.control(libc::EPOLL_CTL_ADD, fd, 0);
+        }
+    }
+
+    pub(crate) fn arm(&self, wire: Option<RawFd>, is_now: bool) {
+        if is_now {
+            let one = 1_u64;
+            // SAFETY: eight bytes.
+            let _ = unsafe { libc::write(self.0.now.as_raw_fd(), (&raw const one).cast(), 8) };
+        }
+        if let Some(fd) = wire {
+            self.control(libc::EPOLL_CTL_MOD, fd, libc::EPOLLIN);
+        }
+    }
+
+    pub(crate) fn disarm(&self, wire: Option<RawFd>) {
+        let mut count = 0_u64;
+        // SAFETY: eight bytes.
+        let _ = unsafe { libc::read(self.0.now.as_raw_fd(), (&raw mut count).cast(), 8) };
+        if let Some(fd) = wire {
+            self.control(libc::EPOLL_CTL_MOD, fd, 0);
+        }
+    }
+}
+
+fn handles() -> std::sync::MutexGuard<'static, HashMap<c_int, Bell>> {
+    static HANDLES: OnceLock<Mutex<HashMap<c_int, Bell>>> = OnceLock::new();
+    let handles = HANDLES.get_or_init(Mutex::default);
+    handles.lock().expect("a panic ends the process")
+}
+
+fn answer(result: Result<(), i32>) -> c_int {
+    result.map_or_else(|errno| -errno, |()| 0)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_driver_open(handle: *mut c_int) -> c_int {
+    answer(config::check("open").and_then(|()| {
+        let bell = Bell::new()?;
+        let fd = bell.0.epoll.as_raw_fd();
+        handles().insert(fd, bell);
+        born();
+        // SAFETY: the caller's place.
+        unsafe { handle.write(fd) };
+        Ok(())
+    }))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_driver_close(handle: c_int) -> c_int {
+    match handles().remove(&handle) {
+        Some(_) => {
+            died();
+            0
+        }
+        None => -libc::EBADF,
+    }
+}
+
+/// `ef_pd`: the name is at 8.
+fn pd_name(pd: *mut c_void) -> *mut *mut c_char {
+    pd.cast::<*mut c_char>().wrapping_add(1)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_pd_alloc_by_name(
+    pd: *mut c_void,
+    _handle: c_int,
+    name: *const c_char,
+    _flags: c_uint,
+) -> c_int {
+    answer(config::check("pd").map(|()| {
+        // SAFETY: the caller's string.
+        let name: CString = unsafe { CStr::from_ptr(name) }.to_owned();
+        // SAFETY: an ef_pd has 40 bytes.
+        unsafe { pd_name(pd).write(name.into_raw()) };
+        born();
+    }))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_pd_interface_name(pd: *mut c_void) -> *const c_char {
+    // SAFETY: written by `ef_pd_alloc_by_name`.
+    unsafe { pd_name(pd).read() }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_pd_free(pd: *mut c_void, _handle: c_int) -> c_int {
+    // SAFETY: made by `ef_pd_alloc_by_name`.
+    drop(unsafe { CString::from_raw(pd_name(pd).read()) });
+    died();
+    0
+}
+
+/// Memory of a VI: event ring, descriptors, ids, io, state.
+const PARTS: [(usize, u8); 7] = [
+    (RING * 8, 0xff),
+    (RING * 8, 0),
+    (RING * 8, 0),
+    (RING * 4, 0xff),
+    (RING * 4, 0xff),
+    (8192, 0),
+    (4096, 0),
+];
+
+fn pages(bytes: usize) -> Pages {
+    Pages::from_size_align(bytes, 4096).expect("a size")
+}
+
+fn ring(wanted: c_int, otherwise: usize) -> Result<c_int, i32> {
+    let entries = if wanted < 0 {
+        otherwise
+    } else {
+        wanted as usize
+    };
+    let is_one = entries.is_power_of_two() && (512..=RING).contains(&entries);
+    is_one.then_some(entries as c_int).ok_or(libc::EINVAL)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_alloc_from_pd(
+    this: *mut c_void,
+    handle: c_int,
+    pd: *mut c_void,
+    _pd_handle: c_int,
+    evq: c_int,
+    rxq: c_int,
+    txq: c_int,
+    _evq_vi: *mut c_void,
+    _evq_handle: c_int,
+    flags: u64,
+) -> c_int {
+    answer(config::check("alloc").and_then(|()| {
+        let (merges, lends, prefix, wire) = {
+            let config = config::get();
+            (
+                config.merges,
+                config.lends,
+                config.prefix,
+                config.wire.clone(),
+            )
+        };
+        let (evq, rxq, txq) = (ring(evq, 1024)?, ring(rxq, 512)?, ring(txq, 512)?);
+        // SAFETY: a domain of ours.
+        let name = unsafe { CStr::from_ptr(pd_name(pd).read()) };
+        let bell = handles().get(&handle).cloned().ok_or(libc::EBADF)?;
+        let wire = wire::open(&wire, &name.to_string_lossy())?;
+        let parts = PARTS.map(|(bytes, fill)| {
+            // SAFETY: sizes are not zero.
+            let part = unsafe { alloc_zeroed(pages(bytes)) };
+            // SAFETY: as many bytes.
+            unsafe { part.write_bytes(fill, bytes) };
+            part.cast::<c_void>()
+        });
+        let [ring, rxd, txd, rx_ids, tx_ids, io, state] = parts;
+        let flags = if merges {
+            flags | RX_EVENT_MERGE
+        } else {
+            flags
+        };
+        // SAFETY: the caller's ef_vi, and parts of these sizes.
+        unsafe {
+            vi::ef_vi_init(
+                this,
+                if lends { 3 } else { 1 },
+                b'B'.into(),
+                2,
+                flags,
+                0,
+                state,
+            );
+            vi::ef_vi_init_io(this, io);
+            vi::ef_vi_init_evq(this, evq, ring, evq as c_uint - 24);
+            vi::ef_vi_init_rxq(this, rxq, rxd, rx_ids, prefix as c_int);
+            vi::ef_vi_init_txq(this, txq, txd, tx_ids);
+            vi::ef_vi_add_queue(this, this);
+        }
+        nic::insert(
+            Vi::at(this),
+            Nic::new(wire, bell, name.to_string_lossy().into_owned()),
+        );
+        born();
+        Ok(())
+    }))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_free(this: *mut c_void, _handle: c_int) -> c_int {
+    let vi = Vi::at(this);
+    let Some(nic) = nic::remove(vi) else {
+        return -libc::EINVAL;
+    };
+    // Its filters go with it.
+    for _ in 0..nic.filter_count() {
+        died();
+    }
+    drop(nic);
+    let parts: [*mut u8; 7] = vi.parts();
+    for (part, (bytes, _)) in parts.into_iter().zip(PARTS) {
+        // SAFETY: made by `ef_vi_alloc_from_pd` with this size.
+        unsafe { dealloc(part, pages(bytes)) };
+    }
+    died();
+    0
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_flush(_vi: *mut c_void, _handle: c_int) -> c_int {
+    0
+}
+
+fn card(vi: *mut c_void) -> ([u8; 6], u32) {
+    let config = config::get().wire.clone();
+    let name = config.split_once(':').map(|(_, name)| name.to_owned());
+    let name = name.or_else(|| nic::with(Vi::at(vi), |nic| nic.name.clone()));
+    wire::facts(&name.unwrap_or_default())
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_mtu(vi: *mut c_void, _handle: c_int) -> c_uint {
+    card(vi).1
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_get_mac(
+    vi: *mut c_void,
+    _handle: c_int,
+    mac: *mut [u8; 6],
+) -> c_int {
+    // SAFETY: six bytes.
+    unsafe { mac.write(card(vi).0) };
+    0
+}
+
+/// `ef_memreg`: an address for each page, and where it was allocated.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_memreg_alloc(
+    registration: *mut [*mut u64; 2],
+    _handle: c_int,
+    _pd: *mut c_void,
+    _pd_handle: c_int,
+    memory: *mut c_void,
+    bytes: usize,
+) -> c_int {
+    answer(config::check("memreg").and_then(|()| {
+        if !(memory as usize).is_multiple_of(4096) || bytes == 0 {
+            return Err(libc::EINVAL);
+        }
+        let count = bytes.div_ceil(4096);
+        // SAFETY: `malloc` of as many words.
+        let addresses: *mut u64 = unsafe { libc::malloc(count * 8) }.cast();
+        for page in 0..count {
+            // SAFETY: there are as many.
+            unsafe {
+                addresses
+                    .add(page)
+                    .write(memory as u64 + page as u64 * 4096)
+            };
+        }
+        // SAFETY: an ef_memreg has 16 bytes.
+        unsafe { registration.write([addresses, addresses]) };
+        born();
+        Ok(())
+    }))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_memreg_free(registration: *mut [*mut u64; 2], _handle: c_int) -> c_int {
+    // SAFETY: made by `ef_memreg_alloc`.
+    unsafe { libc::free((*registration)[1].cast()) };
+    died();
+    0
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_prime(this: *mut c_void, _handle: c_int, at: c_uint) -> c_int {
+    let vi = Vi::at(this);
+    answer(config::check("prime").and_then(|()| {
+        let state: *const u32 = vi.get(vi.layout.ep_state);
+        // SAFETY: the state begins with the pointer of the event queue.
+        let current = unsafe { state.read() };
+        assert_eq!(current, at, "fake libciul: primed at another event");
+        nic::with(vi, |nic| nic.prime(vi)).ok_or(libc::EINVAL)
+    }))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_filter_add(
+    this: *mut c_void,
+    _handle: c_int,
+    spec: *const ef_filter_spec,
+    cookie: *mut [c_int; 2],
+) -> c_int {
+    answer(config::check("filter").and_then(|()| {
+        // SAFETY: the caller's specification.
+        let key = unsafe { (*spec).key() }.ok_or(libc::EINVAL)?;
+        let added = nic::with(Vi::at(this), |nic| nic.add_filter(key));
+        let id = added.ok_or(libc::EINVAL)??;
+        // SAFETY: a cookie has eight bytes.
+        unsafe { cookie.write([id, 1]) };
+        born();
+        Ok(())
+    }))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_filter_del(
+    this: *mut c_void,
+    _handle: c_int,
+    cookie: *const [c_int; 2],
+) -> c_int {
+    // SAFETY: a cookie.
+    let [id, _] = unsafe { *cookie };
+    answer(match nic::with(Vi::at(this), |nic| nic.remove_filter(id)) {
+        Some(Ok(())) => {
+            died();
+            Ok(())
+        }
+        Some(Err(errno)) => Err(errno),
+        None => Err(libc::EINVAL),
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn efct_vi_rxpkt_get(this: *mut c_void, id: c_uint) -> *const c_void {
+    nic::with(Vi::at(this), |nic| nic.lent(id)).unwrap_or(std::ptr::null())
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn efct_vi_rxpkt_release(this: *mut c_void, id: c_uint) {
+    nic::with(Vi::at(this), |nic| nic.give_back(id));
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_capabilities_get(
+    _handle: c_int,
+    _ifindex: c_int,
+    _capability: c_uint,
+    _value: *mut std::ffi::c_ulong,
+) -> c_int {
+    -libc::EOPNOTSUPP
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn ef_vi_version_str() -> *const c_char {
+    config::get().layout.version.as_ptr()
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn ef_vi_driver_interface_str() -> *const c_char {
+    c"00000000000000000000000000000000".as_ptr()
+}

@@ -1,0 +1,175 @@
+//! Filters: `ef_filter_spec` in an encoding of our own, and what of a frame they look at.
+
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: exports C functions that fill callers' specifications"
+)]
+
+use std::ffi::{c_int, c_uint};
+
+/// What a filter matches: an address and port of ours, and of the other end or all zero.
+/// IPv4 addresses are mapped ones. Bytes as in the frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub(crate) struct Key {
+    pub(crate) remote: [u8; 16],
+    pub(crate) local: [u8; 16],
+    pub(crate) remote_port: [u8; 2],
+    pub(crate) local_port: [u8; 2],
+    pub(crate) protocol: u32,
+}
+
+impl Key {
+    /// What a frame is, if it is a whole TCP segment or UDP datagram without IP options.
+    pub(crate) fn of(frame: &[u8]) -> Option<Self> {
+        let mut key = Self::default();
+        let ports = match frame.get(12..14)? {
+            [8, 0] => {
+                let header = frame.get(14..34)?;
+                if header[0] != 0x45 || header[6] & 0x3f != 0 || header[7] != 0 {
+                    return None;
+                }
+                key.remote = mapped(header.get(12..16)?);
+                key.local = mapped(header.get(16..20)?);
+                key.protocol = header[9].into();
+                frame.get(34..38)?
+            }
+            [0x86, 0xdd] => {
+                key.remote = frame.get(22..38)?.try_into().ok()?;
+                key.local = frame.get(38..54)?.try_into().ok()?;
+                key.protocol = frame[20].into();
+                frame.get(54..58)?
+            }
+            _ => return None,
+        };
+        key.remote_port = [ports[0], ports[1]];
+        key.local_port = [ports[2], ports[3]];
+        [6, 17].contains(&key.protocol).then_some(key)
+    }
+
+    /// The same of any other end.
+    pub(crate) fn wild(self) -> Self {
+        Self {
+            remote: [0; 16],
+            remote_port: [0; 2],
+            ..self
+        }
+    }
+}
+
+fn mapped(address: &[u8]) -> [u8; 16] {
+    let mut mapped = [0; 16];
+    mapped[10..12].fill(0xff);
+    mapped[12..].copy_from_slice(address);
+    mapped
+}
+
+/// `ef_filter_spec`: 56 bytes.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct ef_filter_spec {
+    kind: u32,
+    flags: u32,
+    key: Key,
+    spare: [u32; 2],
+}
+
+const _: () = assert!(size_of::<ef_filter_spec>() == 56);
+
+impl ef_filter_spec {
+    /// What it matches; `None` when it says nothing yet.
+    pub(crate) fn key(&self) -> Option<Key> {
+        (self.kind == 1).then_some(self.key)
+    }
+
+    fn set(
+        &mut self,
+        protocol: c_int,
+        local: ([u8; 16], c_int),
+        remote: ([u8; 16], c_int),
+    ) -> c_int {
+        if ![6, 17].contains(&protocol) {
+            return -libc::EPROTONOSUPPORT;
+        }
+        if self.kind != 0 {
+            return -libc::EINVAL;
+        }
+        // Ports come in network order.
+        let bytes = |port: c_int| (port as u16).to_ne_bytes();
+        self.kind = 1;
+        self.key = Key {
+            remote: remote.0,
+            local: local.0,
+            remote_port: bytes(remote.1),
+            local_port: bytes(local.1),
+            protocol: protocol as u32,
+        };
+        0
+    }
+}
+
+const ANY: ([u8; 16], c_int) = ([0; 16], 0);
+
+fn v4(address: u32) -> [u8; 16] {
+    mapped(&address.to_ne_bytes())
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_filter_spec_init(spec: *mut ef_filter_spec, flags: c_uint) {
+    let empty = ef_filter_spec {
+        kind: 0,
+        flags,
+        key: Key::default(),
+        spare: [0; 2],
+    };
+    // SAFETY: the caller's place.
+    unsafe { spec.write(empty) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_filter_spec_set_ip4_local(
+    spec: *mut ef_filter_spec,
+    protocol: c_int,
+    host: u32,
+    port: c_int,
+) -> c_int {
+    // SAFETY: the caller's specification.
+    unsafe { (*spec).set(protocol, (v4(host), port), ANY) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_filter_spec_set_ip4_full(
+    spec: *mut ef_filter_spec,
+    protocol: c_int,
+    host: u32,
+    port: c_int,
+    rhost: u32,
+    rport: c_int,
+) -> c_int {
+    // SAFETY: the caller's specification.
+    unsafe { (*spec).set(protocol, (v4(host), port), (v4(rhost), rport)) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_filter_spec_set_ip6_local(
+    spec: *mut ef_filter_spec,
+    protocol: c_int,
+    host: *const [u8; 16],
+    port: c_int,
+) -> c_int {
+    // SAFETY: the caller's specification and address.
+    unsafe { (*spec).set(protocol, (*host, port), ANY) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_filter_spec_set_ip6_full(
+    spec: *mut ef_filter_spec,
+    protocol: c_int,
+    host: *const [u8; 16],
+    port: c_int,
+    rhost: *const [u8; 16],
+    rport: c_int,
+) -> c_int {
+    // SAFETY: the caller's specification and addresses.
+    unsafe { (*spec).set(protocol, (*host, port), (*rhost, rport)) }
+}

@@ -1,0 +1,315 @@
+//! The hardware's side of a VI's rings: a NIC in software between them and a wire.
+//!
+//! It works inside of the calls of the library: a turn at each poll, and at each doorbell of TX.
+
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: reads and writes rings and buffers by their addresses, as a card does"
+)]
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Mutex, OnceLock};
+
+use crate::config;
+use crate::driver::Bell;
+use crate::filter::Key;
+use crate::vi::{RX_DOORBELL, RX_EVENT_MERGE, TX_DOORBELL, Vi, ef_event};
+use crate::wire::Wire;
+
+/// Frames of one turn, and of one completion, at most.
+const TURN: usize = 32;
+const FRAME: usize = 65_536;
+const EMPTY: u64 = u64::MAX;
+
+/// One VI's share of a card.
+pub(crate) struct Nic {
+    pub(crate) wire: Box<dyn Wire>,
+    pub(crate) bell: Bell,
+    /// Interface of its protection domain.
+    pub(crate) name: String,
+    filters: HashMap<Key, i32>,
+    last_filter: i32,
+    rx_read: u32,
+    tx_read: u32,
+    evq_write: u32,
+    specials: Vec<ef_event>,
+    is_dead: bool,
+    is_tx_stopped: bool,
+    has_cut_through: bool,
+    is_primed: bool,
+    lent: HashMap<u32, Box<[u8]>>,
+    last_lent: u32,
+    frame: Vec<u8>,
+}
+
+static NICS: OnceLock<Mutex<HashMap<usize, Nic>>> = OnceLock::new();
+
+fn nics() -> &'static Mutex<HashMap<usize, Nic>> {
+    NICS.get_or_init(Mutex::default)
+}
+
+/// Does something with the card behind a VI; `None` when there is none (ordinary memory).
+pub(crate) fn with<T>(vi: Vi, what: impl FnOnce(&mut Nic) -> T) -> Option<T> {
+    let mut nics = nics().lock().expect("a panic ends the process");
+    // Descriptors tell one from another: a VI's are its own.
+    nics.get_mut(&(vi.evq() as usize)).map(what)
+}
+
+/// Gives a VI, whose rings are set up, a card.
+pub(crate) fn insert(vi: Vi, nic: Nic) {
+    let mut nics = nics().lock().expect("a panic ends the process");
+    nics.insert(vi.evq() as usize, nic);
+}
+
+pub(crate) fn remove(vi: Vi) -> Option<Nic> {
+    let mut nics = nics().lock().expect("a panic ends the process");
+    nics.remove(&(vi.evq() as usize))
+}
+
+impl Nic {
+    pub(crate) fn new(wire: Box<dyn Wire>, bell: Bell, name: String) -> Self {
+        bell.watch(wire.fd());
+        Self {
+            wire,
+            bell,
+            name,
+            filters: HashMap::new(),
+            last_filter: 0,
+            rx_read: 0,
+            tx_read: 0,
+            evq_write: 0,
+            specials: Vec::new(),
+            is_dead: false,
+            is_tx_stopped: false,
+            has_cut_through: false,
+            is_primed: false,
+            lent: HashMap::new(),
+            last_lent: 0,
+            frame: vec![0; FRAME],
+        }
+    }
+
+    pub(crate) fn add_filter(&mut self, key: Key) -> Result<i32, i32> {
+        if self.filters.contains_key(&key) {
+            return Err(libc::EEXIST);
+        }
+        if self.filters.len() >= config::get().filters {
+            return Err(libc::EBUSY);
+        }
+        self.last_filter += 1;
+        self.filters.insert(key, self.last_filter);
+        self.wire.steal(&key);
+        Ok(self.last_filter)
+    }
+
+    pub(crate) fn filter_count(&self) -> usize {
+        self.filters.len()
+    }
+
+    pub(crate) fn remove_filter(&mut self, id: i32) -> Result<(), i32> {
+        let key = self.filters.iter().find(|(_, other)| **other == id);
+        let key = *key.ok_or(libc::ENOENT)?.0;
+        self.filters.remove(&key);
+        self.wire.give_back(&key);
+        Ok(())
+    }
+
+    pub(crate) fn lent(&self, id: u32) -> *const c_void {
+        let frame = self
+            .lent
+            .get(&id)
+            .expect("fake libciul: a frame that is not lent");
+        frame.as_ptr().cast()
+    }
+
+    pub(crate) fn give_back(&mut self, id: u32) {
+        self.lent
+            .remove(&id)
+            .expect("fake libciul: a frame given back twice");
+    }
+
+    /// The descriptor becomes readable with the next event, or now.
+    pub(crate) fn prime(&mut self, vi: Vi) {
+        self.is_primed = true;
+        let is_now = vi.has_event() || !self.specials.is_empty() || self.wire.has_frames();
+        self.bell.arm(self.wire.fd(), is_now);
+    }
+
+    /// Moves what there is; events that do not come by the ring, at most so many.
+    pub(crate) fn turn(&mut self, vi: Vi, most: usize) -> Vec<ef_event> {
+        let before = self.evq_write;
+        self.transmit(vi);
+        self.receive(vi);
+        let count = self.specials.len().min(most);
+        let specials: Vec<ef_event> = self.specials.drain(..count).collect();
+        if self.is_primed && (before != self.evq_write || count > 0) {
+            self.is_primed = false;
+            self.bell.disarm(self.wire.fd());
+        }
+        specials
+    }
+
+    fn raise(&mut self, vi: Vi, event: u64) {
+        let at = self.evq_write & (vi.evq_slots() - 1);
+        // SAFETY: inside of the ring.
+        unsafe { vi.evq().add(at as usize).write_volatile(event) };
+        self.evq_write = self.evq_write.wrapping_add(1);
+    }
+
+    /// Whether the event ring has 16 free slots.
+    fn has_room(&self, vi: Vi) -> bool {
+        let at = self.evq_write.wrapping_add(16) & (vi.evq_slots() - 1);
+        // SAFETY: inside of the ring.
+        unsafe { vi.evq().add(at as usize).read_volatile() == EMPTY }
+    }
+
+    /// Sends what the doorbell has told of.
+    pub(crate) fn transmit(&mut self, vi: Vi) {
+        // SAFETY: the io page has 8 KiB.
+        let write = unsafe { vi.io().add(TX_DOORBELL).cast::<u32>().read_volatile() };
+        let mask = vi.get::<u32>(vi.layout.txq);
+        while self.tx_read != write & mask && !self.is_dead && !self.is_tx_stopped {
+            if !self.has_room(vi) {
+                return;
+            }
+            let mut last = self.tx_read;
+            for _ in 0..TURN {
+                if self.tx_read == write & mask {
+                    break;
+                }
+                last = self.tx_read;
+                self.send(vi, last);
+                self.tx_read = (self.tx_read + 1) & mask;
+                if config::get().strikes("txerr").is_some() {
+                    self.is_tx_stopped = true;
+                    let done = last.wrapping_add(1) as u16;
+                    self.specials.push(ef_event::new(3).u16(4, done).u16(8, 2));
+                    return;
+                }
+            }
+            self.raise(vi, 2 << 60 | u64::from(last));
+        }
+    }
+
+    fn send(&mut self, vi: Vi, at: u32) {
+        // SAFETY: inside of the ring.
+        let descriptor = unsafe { vi.txd().add(at as usize).read_volatile() };
+        let length = (descriptor >> 48) as usize & 0x3fff;
+        if std::mem::take(&mut self.has_cut_through) {
+            return;
+        }
+        let address = (descriptor & 0xffff_ffff_ffff) as *const u8;
+        // SAFETY: whoever posts a descriptor has registered the memory.
+        let frame = unsafe { std::slice::from_raw_parts(address, length) };
+        self.wire.send(frame);
+    }
+
+    /// A frame that goes before its descriptor comes.
+    pub(crate) fn cut_through(&mut self, frame: &[u8]) {
+        self.wire.send(frame);
+        self.has_cut_through = true;
+    }
+
+    fn receive(&mut self, vi: Vi) {
+        let mut entered = 0;
+        let mut is_bad = false;
+        while !self.is_dead && entered < 8 && (self.lends() || self.is_posted(vi)) {
+            if !self.has_room(vi) {
+                return;
+            }
+            let mut frame = std::mem::take(&mut self.frame);
+            let length = self.next(&mut frame);
+            if let Some(length) = length {
+                if !self.lends() {
+                    is_bad = config::get().strikes("discard").is_some();
+                    self.place(vi, &frame[..length]);
+                    entered += 1;
+                    if vi.flags() & RX_EVENT_MERGE == 0 {
+                        self.tell(vi, length, is_bad);
+                    }
+                } else {
+                    self.lend(vi, &frame[..length]);
+                }
+                self.strike();
+            }
+            self.frame = frame;
+            if length.is_none() {
+                break;
+            }
+        }
+        if entered > 0 && vi.flags() & RX_EVENT_MERGE != 0 {
+            self.tell(vi, 0, is_bad);
+        }
+    }
+
+    fn lends(&self) -> bool {
+        config::get().lends
+    }
+
+    fn is_posted(&self, vi: Vi) -> bool {
+        // SAFETY: the io page has 8 KiB.
+        let write = unsafe { vi.io().add(RX_DOORBELL).cast::<u32>().read_volatile() };
+        self.rx_read != write
+    }
+
+    /// The next frame of the wire that a filter matches.
+    fn next(&mut self, into: &mut [u8]) -> Option<usize> {
+        loop {
+            let length = self.wire.receive(into)?;
+            let Some(key) = Key::of(&into[..length]) else {
+                continue;
+            };
+            if self.filters.contains_key(&key) || self.filters.contains_key(&key.wild()) {
+                return Some(length);
+            }
+        }
+    }
+
+    /// Writes a frame to the next buffer.
+    fn place(&mut self, vi: Vi, frame: &[u8]) {
+        // SAFETY: inside of the ring.
+        let descriptor = unsafe { vi.rxd().add(self.rx_read as usize).read_volatile() };
+        let to = (descriptor & 0xffff_ffff_ffff) as *mut u8;
+        let prefix: u32 = vi.get(vi.layout.rx_prefix_len);
+        let most = (descriptor >> 48) as usize & 0x3fff;
+        assert!(
+            frame.len() + prefix as usize <= most,
+            "fake libciul: a frame too long"
+        );
+        if prefix >= 10 {
+            // SAFETY: the buffer has as many bytes before the frame.
+            unsafe { to.add(8).cast::<u16>().write_unaligned(frame.len() as u16) };
+        }
+        // SAFETY: compared above; whoever posts a buffer has registered the memory.
+        unsafe {
+            std::ptr::copy_nonoverlapping(frame.as_ptr(), to.add(prefix as usize), frame.len());
+        }
+        self.rx_read = (self.rx_read + 1) & vi.get::<u32>(vi.layout.rxq);
+    }
+
+    fn tell(&mut self, vi: Vi, length: usize, is_bad: bool) {
+        let prefix: u32 = vi.get(vi.layout.rx_prefix_len);
+        let bytes = length as u64 + u64::from(prefix);
+        let error = u64::from(is_bad) << 27;
+        self.raise(vi, bytes | error | u64::from(self.rx_read & 15) << 48);
+    }
+
+    fn lend(&mut self, vi: Vi, frame: &[u8]) {
+        self.last_lent += 1;
+        let id = self.last_lent;
+        self.lent.insert(id, frame.into());
+        let event = ef_event::new(vi.layout.rx_ref);
+        self.specials
+            .push(event.u16(2, frame.len() as u16).u32(4, id));
+    }
+
+    fn strike(&mut self) {
+        for (what, kind) in [("reset", 12), ("oflow", 6)] {
+            if config::get().strikes(what).is_some() {
+                self.is_dead = true;
+                self.specials.push(ef_event::new(kind));
+            }
+        }
+    }
+}

@@ -1,0 +1,589 @@
+//! `struct ef_vi` and EF10's rings: what the genuine library does in ordinary memory.
+//!
+//! ```text
+//!   rxd   u64 each: address bits 0-47, length 48-61             doorbell io + 0x830
+//!   txd   the same, bit 62 = the frame goes on in the next one  doorbell io + 0xa18
+//!   evq   u64 each, all ones = empty: code 60-63 (0 = RX, 2 = TX)
+//!   ids   u32 each, all ones = none
+//! ```
+
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: exports C functions on a structure whose layout is data"
+)]
+
+use std::ffi::{c_int, c_uint, c_void};
+
+use crate::config;
+use crate::layout::{Layout, slot};
+use crate::nic;
+
+/// Doorbells in the io page: receive, transmit, event queue.
+pub(crate) const RX_DOORBELL: usize = 0x830;
+pub(crate) const TX_DOORBELL: usize = 0xa18;
+const EVQ_DOORBELL: usize = 0x400;
+const NONE: u64 = u64::MAX;
+const NO_ID: u32 = u32::MAX;
+const EAGAIN: c_int = -libc::EAGAIN;
+/// Bytes of a receive buffer that EF10 uses.
+pub(crate) const RX_BUFFER: u32 = 1792;
+/// VI flags.
+pub(crate) const RX_EVENT_MERGE: u64 = 0x20_0000;
+
+/// `ef_event`: 16 bytes.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(4))]
+pub struct ef_event(pub(crate) [u8; 16]);
+
+impl ef_event {
+    pub(crate) fn new(kind: u16) -> Self {
+        Self([0; 16]).u16(0, kind)
+    }
+
+    pub(crate) fn u8(mut self, at: usize, value: u8) -> Self {
+        self.0[at] = value;
+        self
+    }
+
+    pub(crate) fn u16(mut self, at: usize, value: u16) -> Self {
+        self.0[at..at + 2].copy_from_slice(&value.to_le_bytes());
+        self
+    }
+
+    pub(crate) fn u32(mut self, at: usize, value: u32) -> Self {
+        self.0[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        self
+    }
+
+    fn get_u16(&self, at: usize) -> u16 {
+        u16::from_le_bytes([self.0[at], self.0[at + 1]])
+    }
+}
+
+/// A `struct ef_vi` of the layout that is set.
+#[derive(Clone, Copy)]
+pub(crate) struct Vi {
+    base: *mut u8,
+    pub(crate) layout: &'static Layout,
+}
+
+impl Vi {
+    pub(crate) fn at(base: *mut c_void) -> Self {
+        Self {
+            base: base.cast(),
+            layout: config::get().layout,
+        }
+    }
+
+    pub(crate) fn get<T: Copy>(self, at: usize) -> T {
+        // SAFETY: offsets are of the layout's table, inside of what callers must allocate.
+        unsafe { self.base.add(at).cast::<T>().read_unaligned() }
+    }
+
+    pub(crate) fn set<T: Copy>(self, at: usize, value: T) {
+        // SAFETY: as for `get`.
+        unsafe { self.base.add(at).cast::<T>().write_unaligned(value) }
+    }
+
+    fn state(self, at: usize) -> *mut u32 {
+        let state: *mut u8 = self.get(self.layout.ep_state);
+        // SAFETY: inside of the state, which begins with these words.
+        unsafe { state.add(at).cast() }
+    }
+
+    fn word(self, at: usize) -> u32 {
+        // SAFETY: a word of the state.
+        unsafe { self.state(at).read() }
+    }
+
+    fn set_word(self, at: usize, value: u32) {
+        // SAFETY: a word of the state.
+        unsafe { self.state(at).write(value) }
+    }
+
+    /// Word after `added`.
+    fn rx_removed(self) -> usize {
+        self.layout.rx_added + 4
+    }
+
+    fn tx_removed(self) -> usize {
+        self.layout.tx_added + 4
+    }
+
+    fn rx_mask(self) -> u32 {
+        self.get(self.layout.rxq)
+    }
+
+    fn tx_mask(self) -> u32 {
+        self.get(self.layout.txq)
+    }
+
+    pub(crate) fn rxd(self) -> *mut u64 {
+        self.get(self.layout.rxq + 8)
+    }
+
+    fn rx_ids(self) -> *mut u32 {
+        self.get(self.layout.rxq + 16)
+    }
+
+    pub(crate) fn txd(self) -> *mut u64 {
+        self.get(self.layout.rxq - 16)
+    }
+
+    fn tx_ids(self) -> *mut u32 {
+        self.get(self.layout.rxq - 8)
+    }
+
+    pub(crate) fn evq(self) -> *mut u64 {
+        self.get(self.layout.evq_mask - 8)
+    }
+
+    pub(crate) fn evq_slots(self) -> u32 {
+        (self.get::<u32>(self.layout.evq_mask) + 1) / 8
+    }
+
+    pub(crate) fn io(self) -> *mut u8 {
+        self.get(self.layout.evq_mask - 24)
+    }
+
+    /// What it was set up with: event ring, descriptors, ids, io, state.
+    pub(crate) fn parts(self) -> [*mut u8; 7] {
+        let (rx, tx) = ((self.rxd(), self.rx_ids()), (self.txd(), self.tx_ids()));
+        [
+            self.evq().cast(),
+            rx.0.cast(),
+            tx.0.cast(),
+            rx.1.cast(),
+            tx.1.cast(),
+            self.io(),
+            self.state(0).cast(),
+        ]
+    }
+
+    pub(crate) fn flags(self) -> u64 {
+        match self.layout.flags_bytes {
+            4 => u64::from(self.get::<u32>(self.layout.vi_flags)),
+            _ => self.get(self.layout.vi_flags),
+        }
+    }
+
+    fn doorbell(self, at: usize, value: u32) {
+        // SAFETY: the io page has 8 KiB.
+        unsafe { self.io().add(at).cast::<u32>().write_volatile(value) }
+    }
+
+    /// Index of the event that is read next.
+    fn evq_at(self) -> usize {
+        (self.word(0) as usize / 8) & (self.evq_slots() as usize - 1)
+    }
+
+    /// Whether an event waits in the ring.
+    pub(crate) fn has_event(self) -> bool {
+        // SAFETY: inside of the ring.
+        unsafe { self.evq().add(self.evq_at()).read_volatile() != NONE }
+    }
+
+    fn take_raw_event(self) -> Option<u64> {
+        // SAFETY: inside of the ring.
+        let place = unsafe { self.evq().add(self.evq_at()) };
+        // SAFETY: the same.
+        let event = unsafe { place.read_volatile() };
+        if event == NONE {
+            return None;
+        }
+        // SAFETY: the same.
+        unsafe { place.write_volatile(NONE) };
+        self.set_word(0, self.word(0).wrapping_add(8));
+        Some(event)
+    }
+
+    /// Takes the id of the oldest descriptor off a ring.
+    fn take_id(self, ids: *mut u32, mask: u32, removed: usize) -> u32 {
+        let at = self.word(removed);
+        // SAFETY: masked by the ring's size.
+        let place = unsafe { ids.add((at & mask) as usize) };
+        // SAFETY: the same.
+        let id = unsafe { place.replace(NO_ID) };
+        self.set_word(removed, at.wrapping_add(1));
+        id
+    }
+
+    fn received(self, raw: u64) -> ef_event {
+        let bytes = (raw & 0x3fff) as u16;
+        let low = (raw >> 48) as u32 & 15;
+        let count = low.wrapping_sub(self.word(self.rx_removed())) & 15;
+        let label = (raw >> 16) as u8 & 31;
+        let is_bad = raw >> 25 & 0x1f != 0;
+        if self.flags() & RX_EVENT_MERGE != 0 {
+            let kind = if is_bad { 11 } else { 9 };
+            return ef_event::new(kind)
+                .u8(2, label)
+                .u16(4, count as u16)
+                .u16(6, 1)
+                .u16(8, if is_bad { 2 } else { 0 });
+        }
+        assert_eq!(count, 1, "fake libciul: an event for {count} descriptors");
+        let id = self.take_id(self.rx_ids(), self.rx_mask(), self.rx_removed());
+        ef_event::new(if is_bad { 2 } else { 0 })
+            .u8(2, label)
+            .u32(4, id)
+            .u16(8, bytes)
+            .u16(10, 1)
+            .u16(12, if is_bad { 2 } else { 0 })
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_init(
+    vi: *mut c_void,
+    arch: c_int,
+    variant: c_int,
+    revision: c_int,
+    flags: u64,
+    nic_flags: u8,
+    state: *mut c_void,
+) -> c_int {
+    let vi = Vi::at(vi);
+    let layout = vi.layout;
+    if layout.flags_bytes == 4 {
+        assert!(
+            u32::try_from(flags).is_ok(),
+            "flags above bit 31: {flags:#x}"
+        );
+    }
+    // SAFETY: callers give at least as much.
+    unsafe { vi.base.write_bytes(0, layout.size) };
+    vi.set(layout.rx_buffer_len, RX_BUFFER);
+    vi.set(layout.ep_state, state);
+    match layout.flags_bytes {
+        4 => vi.set(layout.vi_flags, flags as u32),
+        _ => vi.set(layout.vi_flags, flags),
+    }
+    let nic_type = [arch as u8, variant as u8, revision as u8, nic_flags];
+    vi.set(layout.nic_type, nic_type);
+    for (at, number) in layout.slots.iter().enumerate() {
+        vi.set(layout.ops + 8 * at, op(*number));
+    }
+    0
+}
+
+/// The function of a slot.
+fn op(number: usize) -> usize {
+    match number {
+        slot::TRANSMIT => transmit as *const () as usize,
+        slot::TRANSMIT_PUSH => transmit_push as *const () as usize,
+        slot::TRANSMITV_CTPIO => transmitv_ctpio as *const () as usize,
+        slot::TRANSMIT_CTPIO_FALLBACK => transmit_ctpio_fallback as *const () as usize,
+        slot::RECEIVE_INIT => receive_init as *const () as usize,
+        slot::RECEIVE_PUSH => receive_push as *const () as usize,
+        slot::RECEIVE_GET_TIMESTAMP => ef10_receive_get_precise_timestamp as *const () as usize,
+        slot::EVENTQ_POLL | slot::FUTURE_EVENTQ_POLL => ef10_ef_eventq_poll as *const () as usize,
+        slot::EVENTQ_PRIME => ef10_ef_eventq_prime as *const () as usize,
+        slot::EVENTQ_HAS_MANY_EVENTS => ef10_ef_eventq_has_many_events as *const () as usize,
+        other => nobodys(other),
+    }
+}
+
+/// A function for a slot that nobody should call.
+fn nobodys(number: usize) -> usize {
+    extern "C" fn abort<const SLOT: usize>() -> c_int {
+        panic!("fake libciul: slot {SLOT} of ops was called");
+    }
+    macro_rules! table {
+        ($($number:literal)*) => {
+            match number {
+                $($number => abort::<$number> as *const () as usize,)*
+                _ => abort::<99> as *const () as usize,
+            }
+        };
+    }
+    table!(1 2 4 5 6 7 8 9 11 12 13 14 15 16 17 18 24 25 26 27 28 31 32 33)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_init_io(vi: *mut c_void, io: *mut c_void) {
+    let vi = Vi::at(vi);
+    vi.set(vi.layout.evq_mask - 24, io);
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_init_evq(
+    vi: *mut c_void,
+    entries: c_int,
+    ring: *mut c_void,
+    max_events: c_uint,
+) {
+    let vi = Vi::at(vi);
+    vi.set(vi.layout.evq_mask, entries as u32 * 8 - 1);
+    vi.set(vi.layout.evq_mask - 8, ring);
+    vi.set(vi.layout.evq_mask + 4, max_events);
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_init_rxq(
+    vi: *mut c_void,
+    entries: c_int,
+    descriptors: *mut c_void,
+    ids: *mut c_void,
+    prefix: c_int,
+) {
+    let vi = Vi::at(vi);
+    vi.set(vi.layout.rxq, entries as u32 - 1);
+    vi.set(vi.layout.rxq + 8, descriptors);
+    vi.set(vi.layout.rxq + 16, ids);
+    vi.set(vi.layout.rx_prefix_len, prefix);
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_init_txq(
+    vi: *mut c_void,
+    entries: c_int,
+    descriptors: *mut c_void,
+    ids: *mut c_void,
+) {
+    let vi = Vi::at(vi);
+    vi.set(vi.layout.txq, entries as u32 - 1);
+    vi.set(vi.layout.rxq - 16, descriptors);
+    vi.set(vi.layout.rxq - 8, ids);
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_init_state(vi: *mut c_void) {
+    let vi = Vi::at(vi);
+    let state: *mut u8 = vi.get(vi.layout.ep_state);
+    // SAFETY: the state's head is larger in every release.
+    unsafe { state.write_bytes(0, 128) };
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_add_queue(evq_vi: *mut c_void, vi: *mut c_void) -> c_int {
+    let owner = Vi::at(evq_vi);
+    let count = owner.layout.vi_qs + 32 * 8;
+    let label: u32 = owner.get(count);
+    owner.set(count, label + 1);
+    owner.set(owner.layout.vi_qs + 8 * label as usize, vi);
+    label as c_int
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_eventq_capacity(vi: *mut c_void) -> c_int {
+    let vi = Vi::at(vi);
+    vi.get(vi.layout.evq_mask + 4)
+}
+
+unsafe extern "C" fn receive_init(vi: *mut c_void, address: u64, id: c_int) -> c_int {
+    let vi = Vi::at(vi);
+    let added = vi.word(vi.layout.rx_added);
+    let fill = added.wrapping_sub(vi.word(vi.rx_removed()));
+    if fill >= vi.rx_mask() {
+        return EAGAIN;
+    }
+    let at = (added & vi.rx_mask()) as usize;
+    let descriptor = address & 0xffff_ffff_ffff | u64::from(RX_BUFFER) << 48;
+    // SAFETY: masked by the ring's size.
+    unsafe { vi.rxd().add(at).write_volatile(descriptor) };
+    // SAFETY: the same.
+    unsafe { vi.rx_ids().add(at).write(id as u32) };
+    vi.set_word(vi.layout.rx_added, added.wrapping_add(1));
+    0
+}
+
+unsafe extern "C" fn receive_push(vi: *mut c_void) {
+    let vi = Vi::at(vi);
+    let posted = vi.word(vi.layout.rx_added) & !7;
+    vi.set_word(vi.layout.rx_posted, posted);
+    vi.doorbell(RX_DOORBELL, posted & vi.rx_mask());
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_receive_post(vi: *mut c_void, address: u64, id: c_int) -> c_int {
+    // SAFETY: the caller's word.
+    match unsafe { receive_init(vi, address, id) } {
+        // SAFETY: the same.
+        0 => unsafe {
+            receive_push(vi);
+            0
+        },
+        error => error,
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_receive_unbundle(
+    vi: *mut c_void,
+    event: *const ef_event,
+    ids: *mut u32,
+) -> c_int {
+    let vi = Vi::at(vi);
+    // SAFETY: the caller's event.
+    let count = unsafe { (*event).get_u16(4) };
+    for nth in 0..count {
+        let id = vi.take_id(vi.rx_ids(), vi.rx_mask(), vi.rx_removed());
+        // SAFETY: callers give room for 15.
+        unsafe { ids.add(nth.into()).write(id) };
+    }
+    count.into()
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_receive_get_bytes(
+    _vi: *mut c_void,
+    packet: *const u8,
+    bytes: *mut u16,
+) -> c_int {
+    // SAFETY: a received packet begins with its prefix, which has the length at 8.
+    let length = unsafe { packet.add(8).cast::<u16>().read_unaligned() };
+    // SAFETY: the caller's place.
+    unsafe { *bytes = u16::from_le(length) };
+    0
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_transmit_init(
+    vi: *mut c_void,
+    address: u64,
+    bytes: c_int,
+    id: c_int,
+) -> c_int {
+    let vi = Vi::at(vi);
+    let added = vi.word(vi.layout.tx_added);
+    if added.wrapping_sub(vi.word(vi.tx_removed())) >= vi.tx_mask() {
+        return EAGAIN;
+    }
+    let at = (added & vi.tx_mask()) as usize;
+    let descriptor = address & 0xffff_ffff_ffff | (bytes as u64 & 0x3fff) << 48;
+    // SAFETY: masked by the ring's size.
+    unsafe { vi.txd().add(at).write_volatile(descriptor) };
+    // SAFETY: the same.
+    unsafe { vi.tx_ids().add(at).write(id as u32) };
+    vi.set_word(vi.layout.tx_added, added.wrapping_add(1));
+    0
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_transmit_init_undo(vi: *mut c_void) {
+    let vi = Vi::at(vi);
+    let added = vi.word(vi.layout.tx_previous);
+    vi.set_word(vi.layout.tx_added, added);
+}
+
+unsafe extern "C" fn transmit_push(vi: *mut c_void) {
+    let vi = Vi::at(vi);
+    let added = vi.word(vi.layout.tx_added);
+    vi.set_word(vi.layout.tx_previous, added);
+    vi.doorbell(TX_DOORBELL, added & vi.tx_mask());
+    nic::with(vi, |nic| nic.transmit(vi));
+}
+
+unsafe extern "C" fn transmit(vi: *mut c_void, address: u64, bytes: c_int, id: c_int) -> c_int {
+    // SAFETY: the caller's word.
+    let error = unsafe { ef_vi_transmit_init(vi, address, bytes, id) };
+    if error == 0 {
+        // SAFETY: the same.
+        unsafe { transmit_push(vi) };
+    }
+    error
+}
+
+/// Cut-through: the frame goes at once, its completion by the fallback that must follow.
+unsafe extern "C" fn transmitv_ctpio(
+    vi: *mut c_void,
+    _length: usize,
+    parts: *const libc::iovec,
+    count: c_int,
+    _threshold: c_uint,
+) {
+    let vi = Vi::at(vi);
+    // SAFETY: the caller's vector.
+    let parts = unsafe { std::slice::from_raw_parts(parts, count as usize) };
+    let mut frame = Vec::new();
+    for part in parts {
+        // SAFETY: the caller's bytes.
+        let bytes = unsafe { std::slice::from_raw_parts(part.iov_base.cast(), part.iov_len) };
+        frame.extend_from_slice(bytes);
+    }
+    nic::with(vi, |nic| nic.cut_through(&frame));
+}
+
+unsafe extern "C" fn transmit_ctpio_fallback(
+    vi: *mut c_void,
+    address: u64,
+    bytes: usize,
+    id: c_int,
+) -> c_int {
+    // SAFETY: the caller's word.
+    unsafe { transmit(vi, address, bytes as c_int, id) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_transmit_unbundle(
+    vi: *mut c_void,
+    event: *const ef_event,
+    ids: *mut u32,
+) -> c_int {
+    let vi = Vi::at(vi);
+    // SAFETY: the caller's event.
+    let last = u32::from(unsafe { (*event).get_u16(4) }) & vi.tx_mask();
+    let mut count = 0;
+    while vi.word(vi.tx_removed()) & vi.tx_mask() != last {
+        let id = vi.take_id(vi.tx_ids(), vi.tx_mask(), vi.tx_removed());
+        assert!(count < 64, "fake libciul: a completion for too many frames");
+        // SAFETY: callers give room for 64.
+        unsafe { ids.add(count).write(id) };
+        count += 1;
+    }
+    count as c_int
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef10_ef_eventq_poll(
+    this: *mut c_void,
+    events: *mut ef_event,
+    most: c_int,
+) -> c_int {
+    let vi = Vi::at(this);
+    assert!(most >= 2, "fake libciul: a poll for {most} events");
+    let mut count = 0;
+    let mut put = |event| {
+        // SAFETY: the caller has room for `most`.
+        unsafe { events.add(count).write(event) };
+        count += 1;
+        count as c_int == most
+    };
+    let mut specials = nic::with(vi, |nic| nic.turn(vi, most as usize)).unwrap_or_default();
+    let mut is_full = false;
+    for event in specials.drain(..) {
+        is_full = put(event);
+    }
+    while !is_full && let Some(raw) = vi.take_raw_event() {
+        let label = (raw >> 16) as u8 & 31;
+        is_full = match raw >> 60 {
+            0 => put(vi.received(raw)),
+            2 => put(ef_event::new(1)
+                .u8(2, label)
+                .u16(4, (raw as u16).wrapping_add(1))),
+            _ => false,
+        };
+    }
+    count as c_int
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef10_ef_eventq_prime(vi: *mut c_void) {
+    let vi = Vi::at(vi);
+    vi.doorbell(EVQ_DOORBELL, vi.evq_at() as u32);
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef10_ef_eventq_has_many_events(vi: *mut c_void, _most: c_int) -> c_int {
+    Vi::at(vi).has_event().into()
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef10_receive_get_precise_timestamp(
+    _vi: *mut c_void,
+    _packet: *const c_void,
+    _time: *mut c_void,
+) -> c_int {
+    -libc::ENODATA
+}
