@@ -13,8 +13,10 @@
 //!
 //! - [`af_xdp`] drives a queue of any Linux interface that takes an XDP program, veth included,
 //!   and leaves to the kernel whatever no filter matches.
-//! - [`dpdk`] drives a port by DPDK in a process of its own, the relay, and leaves to the kernel
-//!   whatever no filter matches, by a TAP device.
+//! - [`relay`] lends a port that a process of its own has: of
+//!   [`dpdk`], whose relay leaves to the kernel whatever no filter matches, by a TAP device; or of
+//!   [`ef_vi`], a hidden queue of a Solarflare or AMD card by the system's libciul, to which the
+//!   card's filters lead while the interface stays the kernel's.
 //! - [`sim`] is a deterministic wire in memory for tests.
 //!
 //! Chunks are numbers here; memory and the right to touch it are the caller's. So is the lock
@@ -26,6 +28,8 @@
 pub mod af_xdp;
 mod api;
 pub mod dpdk;
+pub mod ef_vi;
+pub mod relay;
 mod ring;
 pub mod sim;
 

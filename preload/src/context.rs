@@ -32,8 +32,6 @@ const RETRY_AFTER_NS: u64 = 5_000_000_000;
 /// Descriptors that come with the attachment, before those of interfaces: image, packet memory,
 /// control-plane table, TCP flows.
 const SHARED: usize = 4;
-/// [`QueuePairInfo::backend`] of a DPDK port, whose link is the rings of its queue pair.
-const DPDK: u8 = Backend::Dpdk as u8;
 
 /// A stack this process has joined.
 #[derive(Debug)]
@@ -314,7 +312,7 @@ impl Joined {
             if locked.has_queue(index) {
                 continue;
             }
-            let rings = link_of(info, &infos, links).filter(|_| info.backend == DPDK);
+            let rings = link_of(info, &infos, links).filter(|_| Backend::is_relayed(info.backend));
             let (chunk_size, entries) = (self.chunk_size, answer.reply.ring_entries);
             let mapped = queues::map(private::hide(fd), rings, chunk_size, entries);
             if let Ok(pair) = mapped {

@@ -327,13 +327,17 @@ impl Rule {
     /// (`Some(None)` = none); `None` when nothing has the backend.
     fn served_by<'p>(&'p self, devices: &'p [Device]) -> Option<Option<&'p str>> {
         let named = self.interface.as_deref();
+        let backend = self.backend.unwrap_or(Backend::Auto);
         let is_device = named.is_some_and(|name| devices.iter().any(|it| it.name == name));
-        match (self.backend.unwrap_or(Backend::Auto), devices) {
-            (Backend::Auto, _) => Some(named),
-            (Backend::AfXdp, _) => (!is_device).then_some(named),
-            (Backend::Dpdk, [only]) if named.is_none() => Some(Some(&only.name)),
-            (Backend::Dpdk, _) => is_device.then_some(named),
-            (Backend::EfVi | Backend::Shm, _) => None,
+        let mut fitting = devices.iter().filter(|it| it.backend == backend);
+        match backend {
+            Backend::Auto => Some(named),
+            Backend::AfXdp => (!is_device).then_some(named),
+            Backend::Dpdk | Backend::EfVi => {
+                let fits = |device: &&Device| named.is_none_or(|name| device.name == name);
+                fitting.find(fits).map(|device| Some(device.name.as_str()))
+            }
+            Backend::Shm => None,
         }
     }
 }
@@ -354,6 +358,22 @@ impl fmt::Display for Rule {
         part("interface", self.interface.as_ref().map(|value| value as _))?;
         part("backend", self.backend.as_ref().map(|value| value as _))?;
         write!(f, "-> {}", self.action)
+    }
+}
+
+impl Backend {
+    /// Whether it is in a process of its own: then the link of its interface is the rings of its
+    /// queue pair.
+    #[must_use]
+    pub fn has_relay(self) -> bool {
+        matches!(self, Self::Dpdk | Self::EfVi)
+    }
+
+    /// The same of a number in the stack's image.
+    #[must_use]
+    pub fn is_relayed(number: u8) -> bool {
+        let relayed = [Self::Dpdk, Self::EfVi];
+        relayed.into_iter().any(|backend| backend as u8 == number)
     }
 }
 

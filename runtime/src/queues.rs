@@ -4,7 +4,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use bypass_backends::QueuePair;
 use bypass_backends::af_xdp::AfXdpQueuePair;
-use bypass_backends::dpdk::DpdkQueuePair;
+use bypass_backends::relay::RelayQueuePair;
 use rustix::io::Errno;
 
 /// Maps a queue pair: of AF_XDP the XSK is all; of DPDK the rings come beside its descriptor.
@@ -18,7 +18,7 @@ pub fn map(
     ring_entries: u32,
 ) -> Result<Box<dyn QueuePair>, Errno> {
     Ok(match rings {
-        Some(rings) => Box::new(DpdkQueuePair::map(fd, rings, ring_entries)?),
+        Some(rings) => Box::new(RelayQueuePair::map(fd, rings, ring_entries)?),
         None => Box::new(AfXdpQueuePair::map(fd, chunk_size, ring_entries)?),
     })
 }

@@ -9,16 +9,19 @@
 )]
 
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+
+use crate::relay::{Facts, Port};
 
 /// Name of the library.
 pub const LIBRARY: &str = "libbypass_dpdk.so";
 /// Version of the table; plugin.c has the same.
 const ABI: u32 = 1;
 /// Frames of one burst.
-pub(super) const BURST: usize = 64;
+const BURST: usize = 64;
 /// Most statistics of a port.
 const STATISTICS: usize = 256;
 
@@ -119,7 +122,7 @@ impl Plugin {
     ///
     /// # Errors
     /// DPDK's own words.
-    pub fn open(self, arguments: &[String]) -> Result<Port, String> {
+    pub fn open(self, arguments: &[String]) -> Result<DpdkPort, String> {
         let strings: Vec<CString> = std::iter::once("bypass")
             .chain(arguments.iter().map(String::as_str))
             .filter_map(|argument| CString::new(argument).ok())
@@ -140,11 +143,14 @@ impl Plugin {
         }
         let end = facts.driver.iter().position(|byte| *byte == 0);
         let driver = facts.driver.get(..end.unwrap_or(0)).unwrap_or_default();
-        Ok(Port {
-            mac: facts.mac,
-            mtu: facts.mtu,
+        Ok(DpdkPort {
+            facts: Facts {
+                mac: facts.mac,
+                mtu: facts.mtu,
+                driver: String::from_utf8_lossy(driver).into_owned(),
+                is_bifurcated: false,
+            },
             wait_fd: (facts.wait_fd >= 0).then_some(facts.wait_fd),
-            driver: String::from_utf8_lossy(driver).into_owned(),
             plugin: self,
         })
     }
@@ -184,21 +190,24 @@ unsafe fn text(string: *const c_char) -> String {
 
 /// A started port with one queue pair. Not for several threads.
 #[derive(Debug)]
-pub struct Port {
-    /// Its MAC address.
-    pub mac: [u8; 6],
-    /// Its MTU in bytes.
-    pub mtu: u16,
+pub struct DpdkPort {
+    facts: Facts,
     /// Descriptor that is readable while frames wait; `None` = it must be polled.
-    pub wait_fd: Option<i32>,
-    /// Name of its driver.
-    pub driver: String,
+    wait_fd: Option<i32>,
     plugin: Plugin,
 }
 
-impl Port {
-    /// Calls `each` with the frames of one burst; how many there were.
-    pub(super) fn receive(&mut self, mut each: impl FnMut(&[u8])) -> usize {
+impl Port for DpdkPort {
+    fn facts(&self) -> Facts {
+        self.facts.clone()
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: the driver's descriptor, which it keeps open as long as the port is.
+        self.wait_fd.map(|fd| unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+
+    fn receive(&mut self, each: &mut dyn FnMut(&[u8])) -> usize {
         const NONE: RawFrame = RawFrame {
             bytes: std::ptr::null(),
             length: 0,
@@ -218,24 +227,17 @@ impl Port {
         frames.len()
     }
 
-    /// Takes a copy of a frame for sending, with the next [`Self::flush`]; whether there was room.
-    ///
-    /// # Safety
-    /// - The bytes are mapped. They may change meanwhile: then it is the frame that changes.
-    pub(super) unsafe fn send(&mut self, bytes: *const u8, length: u32) -> bool {
+    unsafe fn send(&mut self, bytes: *const u8, length: u32) -> bool {
         // SAFETY: reads `length` bytes, no more.
         unsafe { (self.plugin.table.send)(bytes, length) == 0 }
     }
 
-    /// Sends what was taken; how many frames still wait.
-    pub(super) fn flush(&mut self) -> u32 {
+    fn flush(&mut self) -> u32 {
         // SAFETY: nothing to keep.
         unsafe { (self.plugin.table.flush)() }
     }
 
-    /// The port's own statistics: name and value.
-    #[must_use]
-    pub fn statistics(&self) -> Vec<(String, u64)> {
+    fn statistics(&self) -> Vec<(String, u64)> {
         const NONE: RawStatistic = RawStatistic {
             name: [0; 64],
             value: 0,
@@ -254,7 +256,7 @@ impl Port {
     }
 }
 
-impl Drop for Port {
+impl Drop for DpdkPort {
     fn drop(&mut self) {
         // SAFETY: the port is not used any more, nor is the library.
         unsafe { (self.plugin.table.close)() }

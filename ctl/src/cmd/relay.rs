@@ -1,13 +1,15 @@
-//! `bypassctl relay`: the process that has DPDK. The daemon starts one for each device.
+//! `bypassctl relay`: the process that has DPDK, or a card. The daemon starts one for each device.
 //!
 //! Standard input is the socket that daemons connect to; the plugin is beside this program or
 //! wherever libraries are. Whatever fails is told to the daemon, in DPDK's own words.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use bypass_backends::dpdk::{LIBRARY, Plugin, Relay, tell_failure};
+use bypass_backends::dpdk::{DpdkPort, LIBRARY, Plugin};
+use bypass_backends::ef_vi::{self, EfViPort};
+use bypass_backends::relay::{Port, Relay, tell_failure};
 
 use crate::Failure;
 use crate::source::pci::Machine;
@@ -17,7 +19,7 @@ const PLAIN_MEMORY: &str = "64";
 /// Free huge pages below which they are not used, in KiB.
 const HUGE_MEMORY: u64 = 64 << 10;
 
-/// Relay a DPDK port (started by the daemon).
+/// Relay a port (started by the daemon).
 #[derive(Debug, clap::Args)]
 #[command(hide = true)]
 pub struct RelayCommand {
@@ -25,8 +27,14 @@ pub struct RelayCommand {
     #[arg(long)]
     name: String,
     /// The device in DPDK's words.
-    #[arg(long)]
+    #[arg(long, default_value = "")]
     devargs: String,
+    /// It is a card, by ef_vi.
+    #[arg(long)]
+    ef_vi: bool,
+    /// The library of ef_vi.
+    #[arg(long)]
+    library: Option<PathBuf>,
     /// More arguments for DPDK's environment.
     #[arg(long, allow_hyphen_values = true)]
     eal: Vec<String>,
@@ -59,13 +67,23 @@ impl RelayCommand {
 
     fn open(&self, listener: &OwnedFd) -> Result<Relay, String> {
         let listener = listener.try_clone().map_err(|error| error.to_string())?;
+        let port: Box<dyn Port> = if self.ef_vi {
+            let library = self.library.as_deref();
+            let library = library.unwrap_or_else(|| Path::new(ef_vi::LIBRARY));
+            Box::new(EfViPort::open(library, &self.name)?)
+        } else {
+            Box::new(self.open_dpdk()?)
+        };
+        Relay::new(&self.name, port, listener, random()?)
+    }
+
+    fn open_dpdk(&self) -> Result<DpdkPort, String> {
         let plugin = Plugin::load(&self.plugin())?;
         let port = plugin.open(&self.arguments());
-        let port = port.map_err(|words| match self.obstacle() {
+        port.map_err(|words| match self.obstacle() {
             Some(obstacle) => format!("{words}; {obstacle}"),
             None => words,
-        })?;
-        Relay::new(&self.name, port, listener, random()?)
+        })
     }
 
     fn is_virtual(&self) -> bool {

@@ -141,13 +141,14 @@ impl Server {
             queues.resize_with(queues.len().max(index + 1), || None);
             let nic = nics.iter().find(|nic| nic.ifindex() == info.ifindex);
             let rings = nic
-                .filter(|nic| nic.backend() == Backend::Dpdk)
+                .filter(|nic| nic.backend().has_relay())
                 .and_then(|nic| nic.link()?.try_clone_to_owned().ok());
             queues[index] = Some(Queue {
                 ifindex: info.ifindex,
                 queue: info.queue_id,
                 fd,
                 rings,
+                backend: nic.map_or(Backend::AfXdp, OpenNic::backend),
             });
         }
         stack.install_adopted(queues)?;
@@ -177,7 +178,7 @@ impl Server {
     fn adopt_relayed(&self, infos: &[QueuePairInfo], stack: &StackEntry) -> Vec<OpenNic> {
         let mut nics = Vec::new();
         for (first, info) in infos.iter().enumerate() {
-            let is_port = info.is_live() && info.backend == Backend::Dpdk as u8;
+            let is_port = info.is_live() && Backend::is_relayed(info.backend);
             let port = self.devices.port(info.ifindex).filter(|_| is_port);
             let Some((nic, link)) = port else { continue };
             let rings = nic.rings.as_ref().and_then(|rings| rings.try_clone().ok());

@@ -15,8 +15,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bypass_backends::dpdk::{self, Answer, DpdkNic, Link};
-use bypass_proto::policy::Device as Wanted;
+use bypass_backends::relay::{self, Answer, Link, RelayNic};
+use bypass_proto::policy::{Backend, Device as Wanted};
 use rustix::io::Errno;
 
 use super::server::{Server, Token};
@@ -36,10 +36,12 @@ struct Device {
     wanted: Wanted,
     link: Option<Arc<Link>>,
     child: Option<Child>,
-    nic: Option<DpdkNic>,
+    nic: Option<RelayNic>,
     /// Why it is not there.
     reason: String,
     retry: Option<Instant>,
+    /// It is a card whose interface the next backend serves until the configuration is read again.
+    is_given_up: bool,
 }
 
 /// All devices, in the configuration's order.
@@ -59,12 +61,14 @@ impl Device {
             nic: None,
             reason: "it is being opened".to_owned(),
             retry: None,
+            is_given_up: false,
         }
     }
 
     /// Finds its relay, or starts one. Whether there was one.
     fn start(&mut self) -> bool {
         self.retry = None;
+        self.is_given_up = false;
         let name = &self.wanted.name;
         let (link, found) = match Link::connect(name) {
             Ok(link) => (Ok(link), true),
@@ -91,24 +95,27 @@ impl Device {
         }
         self.reason = reason;
         self.link = None;
-        self.retry = Some(Instant::now() + RETRY.1);
+        // A card's interface has the next backend meanwhile, and stays with it.
+        self.is_given_up = self.wanted.backend == Backend::EfVi;
+        self.retry = (!self.is_given_up).then(|| Instant::now() + RETRY.1);
     }
 
     fn spawn(&mut self) -> Result<(), String> {
         self.bury();
         let wanted = &self.wanted;
         let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
-        let listener = dpdk::claim(&wanted.name)
+        let listener = relay::claim(&wanted.name)
             .map_err(|errno| failed("claiming the address of its relay", &errno))?;
         let own = std::env::current_exe().map_err(|error| failed("finding bypassctl", &error))?;
         let mut command = Command::new(own);
-        command.args([
-            "relay",
-            "--name",
-            &wanted.name,
-            "--devargs",
-            &wanted.devargs,
-        ]);
+        command.args(["relay", "--name", &wanted.name]);
+        match wanted.backend {
+            Backend::EfVi => command.arg("--ef-vi"),
+            _ => command.args(["--devargs", &wanted.devargs]),
+        };
+        if let Some(library) = &wanted.library {
+            command.arg("--library").arg(library);
+        }
         for argument in &wanted.eal {
             command.args(["--eal", argument]);
         }
@@ -149,7 +156,7 @@ impl Devices {
     }
 
     /// The port behind an interface, with the connection to its relay.
-    pub(super) fn port(&self, ifindex: u32) -> Option<(&DpdkNic, Arc<Link>)> {
+    pub(super) fn port(&self, ifindex: u32) -> Option<(&RelayNic, Arc<Link>)> {
         self.list.iter().find_map(|device| {
             let nic = device.nic.as_ref().filter(|nic| nic.ifindex == ifindex)?;
             Some((nic, Arc::clone(device.link.as_ref()?)))
@@ -159,7 +166,14 @@ impl Devices {
     /// Why an interface is not to be used: it is the face of a device whose relay is not there.
     pub(super) fn unfit(&self, name: &str) -> Option<String> {
         let device = self.list.iter().find(|device| device.is(name))?;
-        device.nic.is_none().then(|| device.reason.clone())
+        let is_missing = device.nic.is_none() && !device.is_given_up;
+        is_missing.then(|| device.reason.clone())
+    }
+
+    /// Why a card is not driven as one, the next backend serving its interface.
+    pub(super) fn given_up(&self, name: &str) -> Option<&str> {
+        let device = self.list.iter().find(|device| device.is(name))?;
+        device.is_given_up.then_some(device.reason.as_str())
     }
 
     /// Whether an interface is the face of a device.
@@ -174,10 +188,11 @@ impl Devices {
     }
 
     /// Ports that are open: name and what they have counted.
-    pub(super) fn counted(&self) -> impl Iterator<Item = (&str, Vec<(String, u64)>)> {
+    pub(super) fn counted(&self) -> impl Iterator<Item = (&str, Backend, Vec<(String, u64)>)> {
         self.list.iter().filter_map(|device| {
             let board = &device.nic.as_ref()?.board;
-            Some((device.wanted.name.as_str(), dpdk::read_board(&**board)))
+            let numbers = relay::read_board(&**board);
+            Some((device.wanted.name.as_str(), device.wanted.backend, numbers))
         })
     }
 
@@ -285,7 +300,16 @@ impl Server {
         match link.hear() {
             Ok(None) => {}
             Ok(Some(Answer::Ready(nic))) => {
+                let ifindex = nic.ifindex;
                 device.nic = Some(nic);
+                if self
+                    .nics
+                    .get(ifindex)
+                    .is_some_and(|nic| !nic.backend().has_relay())
+                {
+                    // A card that was served by another backend until now.
+                    self.close_interface(ifindex);
+                }
                 // Its interface may be newer than what we know.
                 self.mirror.refresh_now(&mut self.counters);
                 self.follow_mirror();
@@ -295,6 +319,9 @@ impl Server {
             Ok(Some(Answer::Failed(words))) => {
                 device.fail(words);
                 device.bury();
+                // The next backend may have it.
+                self.reconcile_all();
+                self.unpublished = true;
             }
             Err(errno) => self.relay_is_gone(number, errno),
         }

@@ -1,5 +1,5 @@
 //! Interfaces that the daemon has opened: XDP program attached, one XSK per queue; or the port of a
-//! DPDK device, whose relay takes the place of both.
+//! device of the configuration, whose relay takes the place of both.
 //!
 //! An interface is opened when the first filter needs it, for one stack, and then belongs to that
 //! stack until it is closed: all of its queues feed one packet memory. It is closed when its
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use bypass_backends::af_xdp::{
     self, FilterCounters, FilterKey, Listener, Mode, Nic, NicConfig, NicError, PacketMemory, Target,
 };
-use bypass_backends::dpdk::{DpdkNic, Link};
+use bypass_backends::relay::{Link, RelayNic};
 use bypass_proto::policy::{Backend, DaemonPolicy};
 use bypass_runtime::packets::Packets;
 use bypass_stack::{IpAddress, SocketAddress};
@@ -44,8 +44,8 @@ const UNFIT_KINDS: [&str; 14] = [
 #[derive(Debug)]
 enum Driver {
     AfXdp(Box<Nic>),
-    Dpdk {
-        nic: DpdkNic,
+    Relayed {
+        nic: RelayNic,
         link: Arc<Link>,
         /// Bytes of the longest frame that the owner's chunks hold.
         longest: u32,
@@ -73,7 +73,7 @@ impl OpenNic {
     pub(super) fn backend(&self) -> Backend {
         match &self.driver {
             Driver::AfXdp(_) => Backend::AfXdp,
-            Driver::Dpdk { .. } => Backend::Dpdk,
+            Driver::Relayed { nic, .. } => of_relay(nic),
         }
     }
 
@@ -82,7 +82,7 @@ impl OpenNic {
     pub(super) fn link(&self) -> Option<BorrowedFd<'_>> {
         match &self.driver {
             Driver::AfXdp(nic) => Some(nic.link()),
-            Driver::Dpdk { rings, .. } => rings.as_ref().map(AsFd::as_fd),
+            Driver::Relayed { rings, .. } => rings.as_ref().map(AsFd::as_fd),
         }
     }
 
@@ -90,7 +90,7 @@ impl OpenNic {
     pub(super) fn queue_count(&self) -> u32 {
         match &self.driver {
             Driver::AfXdp(nic) => nic.queue_count,
-            Driver::Dpdk { .. } => 1,
+            Driver::Relayed { .. } => 1,
         }
     }
 
@@ -99,7 +99,7 @@ impl OpenNic {
         match &self.driver {
             Driver::AfXdp(nic) if nic.mode == Mode::Native => "native",
             Driver::AfXdp(_) => "generic",
-            Driver::Dpdk { nic, .. } => &nic.driver,
+            Driver::Relayed { nic, .. } => &nic.driver,
         }
     }
 
@@ -112,7 +112,7 @@ impl OpenNic {
     pub(super) fn condition(&self) -> Option<&'static str> {
         match &self.driver {
             Driver::AfXdp(nic) => nic.condition(),
-            Driver::Dpdk { nic, .. } => (!nic.sleeps).then_some(
+            Driver::Relayed { nic, .. } => (!nic.sleeps).then_some(
                 "its driver has no interrupts here: an idle relay looks for frames a thousand \
                  times a second",
             ),
@@ -148,10 +148,15 @@ impl OpenNic {
                     queue,
                     fd,
                     rings: None,
+                    backend: Backend::AfXdp,
                 })
             }
-            Driver::Dpdk {
-                link, flows, rings, ..
+            Driver::Relayed {
+                nic,
+                link,
+                flows,
+                rings,
+                ..
             } => {
                 let failed = |errno| NicError {
                     errno,
@@ -167,6 +172,7 @@ impl OpenNic {
                     queue,
                     fd: opened.bell,
                     rings: Some(copy),
+                    backend: of_relay(nic),
                 })
             }
         }
@@ -176,11 +182,18 @@ impl OpenNic {
     pub(super) fn add_filter(&self, flow: &Flow) -> Result<(), NicError> {
         match &self.driver {
             Driver::AfXdp(nic) => nic.add_filter(key(flow), SLOT),
-            Driver::Dpdk { nic, longest, .. } => {
+            Driver::Relayed {
+                nic, link, longest, ..
+            } => {
+                let failed = |errno, what| NicError { errno, what };
                 let entered = nic.filters.add(&key(flow), *longest);
-                entered.map_err(|errno| NicError {
-                    errno,
-                    what: "entering the filter".to_owned(),
+                entered.map_err(|errno| failed(errno, "entering the filter".to_owned()))?;
+                if !nic.is_bifurcated {
+                    return Ok(());
+                }
+                link.steer().map_err(|words| {
+                    nic.filters.remove(&key(flow));
+                    failed(Errno::BUSY, words)
                 })
             }
         }
@@ -189,21 +202,27 @@ impl OpenNic {
     fn target(&self, key: FilterKey) -> Option<Target> {
         match &self.driver {
             Driver::AfXdp(nic) => nic.target(key),
-            Driver::Dpdk { nic, .. } => nic.filters.target(&key),
+            Driver::Relayed { nic, .. } => nic.filters.target(&key),
         }
     }
 
     fn filters(&self) -> Vec<FilterKey> {
         match &self.driver {
             Driver::AfXdp(nic) => nic.filters(),
-            Driver::Dpdk { nic, .. } => nic.filters.keys(),
+            Driver::Relayed { nic, .. } => nic.filters.keys(),
         }
     }
 
     fn remove(&self, key: FilterKey) {
         match &self.driver {
             Driver::AfXdp(nic) => nic.remove_filter(key),
-            Driver::Dpdk { nic, .. } => nic.filters.remove(&key),
+            Driver::Relayed { nic, link, .. } => {
+                nic.filters.remove(&key);
+                if nic.is_bifurcated {
+                    // What still comes, the relay gives to the kernel.
+                    let _ = link.steer();
+                }
+            }
         }
     }
 
@@ -241,7 +260,7 @@ impl OpenNic {
             // A full map leaves the flow to the entry of the socket.
             let _ = match &self.driver {
                 Driver::AfXdp(nic) => nic.keep_in_kernel(key(flow)).is_ok(),
-                Driver::Dpdk { nic, .. } => nic.filters.add(&key(flow), 0).is_ok(),
+                Driver::Relayed { nic, .. } => nic.filters.add(&key(flow), 0).is_ok(),
             };
         }
     }
@@ -268,13 +287,22 @@ impl OpenNic {
                     nic.close_queue(queue, SLOT);
                 }
             }
-            Driver::Dpdk { link, .. } => link.detach(),
+            Driver::Relayed { link, .. } => link.detach(),
         }
     }
 
     /// Whether frames from the other end come with partial checksums.
     pub(super) fn has_partial_checksums(&self) -> bool {
         matches!(&self.driver, Driver::AfXdp(nic) if nic.interface.is_local_only())
+    }
+}
+
+/// What drives a relay's port.
+pub(super) fn of_relay(nic: &RelayNic) -> Backend {
+    if nic.is_bifurcated {
+        Backend::EfVi
+    } else {
+        Backend::Dpdk
     }
 }
 
@@ -391,12 +419,12 @@ impl OpenNic {
 
     /// Takes the port of a device for a stack; or takes it over with the rings of its open queue.
     pub(super) fn of_port(
-        nic: DpdkNic,
+        nic: RelayNic,
         link: Arc<Link>,
         stack: &StackEntry,
         rings: Option<OwnedFd>,
     ) -> Self {
-        let driver = Driver::Dpdk {
+        let driver = Driver::Relayed {
             nic,
             link,
             longest: af_xdp::longest_frame(stack.chunk_size),
@@ -433,7 +461,7 @@ impl OpenNic {
     pub(super) fn set_flows(&mut self, table: BorrowedFd<'_>) -> Result<(), NicError> {
         match &mut self.driver {
             Driver::AfXdp(nic) => nic.set_flow_table(SLOT, table),
-            Driver::Dpdk { flows, .. } => {
+            Driver::Relayed { flows, .. } => {
                 let copy = table.try_clone_to_owned();
                 *flows = Some(copy.map_err(|_| NicError {
                     errno: Errno::MFILE,
@@ -448,7 +476,7 @@ impl OpenNic {
     pub(super) fn ifindex(&self) -> u32 {
         match &self.driver {
             Driver::AfXdp(nic) => nic.interface.ifindex,
-            Driver::Dpdk { nic, .. } => nic.ifindex,
+            Driver::Relayed { nic, .. } => nic.ifindex,
         }
     }
 }

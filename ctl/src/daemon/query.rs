@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use bypass_backends::dpdk;
+use bypass_backends::relay;
 use bypass_proto::control::{QueryKind, VERSION};
 use bypass_proto::policy::Backend;
 use bypass_stack::cplane::Address;
@@ -223,7 +223,7 @@ impl Server {
             .map(|(index, queue, info)| {
                 json!({
                     "index": index, "interface": self.interface_name(queue.ifindex),
-                    "queue": queue.queue, "backend": queue.backend().word(),
+                    "queue": queue.queue, "backend": queue.backend.word(),
                     "mode": self.nics.get(queue.ifindex).map(OpenNic::mode),
                     "zero_copy": info.flags & QueuePairInfo::ZERO_COPY != 0,
                     "live": info.is_live(), "mtu": info.mtu,
@@ -259,16 +259,16 @@ impl Server {
     /// What the ports of devices have counted: the relay in steering, then the driver.
     fn port_objects(&self) -> Value {
         let sentence = |name: &str| {
-            let known = dpdk::COUNTERS.iter().find(|(known, _)| *known == name);
+            let known = relay::COUNTERS.iter().find(|(known, _)| *known == name);
             known.map_or("Counted by the port's driver.", |(_, sentence)| sentence)
         };
         let counter = |(name, value): (String, u64)| {
             let sentence = sentence(&name);
             json!({ "name": name, "value": value, "sentence": sentence })
         };
-        let ports = self.devices.counted().map(|(name, numbers)| {
+        let ports = self.devices.counted().map(|(name, backend, numbers)| {
             let counters: Vec<Value> = numbers.into_iter().map(counter).collect();
-            json!({ "name": name, "backend": Backend::Dpdk.word(), "counters": counters })
+            json!({ "name": name, "backend": backend.word(), "counters": counters })
         });
         ports.collect()
     }
@@ -295,6 +295,7 @@ impl Server {
             "owner": nic.map(|nic| nic.owner),
             "reason": reason, "log": reason.as_ref().and_then(|_| self.nics.failure_log(link.ifindex)),
             "condition": nic.and_then(OpenNic::condition),
+            "given_up": self.devices.given_up(&link.name),
         })
     }
 
@@ -316,11 +317,10 @@ impl Server {
 
     /// What drives an interface, or would.
     fn backend_word(&self, ifindex: u32) -> &'static str {
-        let is_port = self.devices.port(ifindex).is_some();
+        let port = self.devices.port(ifindex);
         let backend = match self.nics.get(ifindex) {
             Some(nic) => nic.backend(),
-            None if is_port => Backend::Dpdk,
-            None => Backend::AfXdp,
+            None => port.map_or(Backend::AfXdp, |(nic, _)| nics::of_relay(nic)),
         };
         backend.word()
     }

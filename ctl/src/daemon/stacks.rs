@@ -80,22 +80,15 @@ pub(super) struct Queue {
     pub ifindex: u32,
     /// Queue of the interface.
     pub queue: u32,
-    /// The XSK, or of a DPDK port the stack's end of the bell.
+    /// The XSK, or of a relay's port the stack's end of the bell.
     pub fd: OwnedFd,
-    /// The rings of a DPDK port.
+    /// The rings of a relay's port.
     pub rings: Option<OwnedFd>,
+    /// What drives it.
+    pub backend: Backend,
 }
 
 impl Queue {
-    /// What drives it.
-    pub(super) fn backend(&self) -> Backend {
-        if self.rings.is_some() {
-            Backend::Dpdk
-        } else {
-            Backend::AfXdp
-        }
-    }
-
     fn map(&self, chunk_size: u32, ring_entries: u32) -> Result<Box<dyn QueuePair>, Errno> {
         let fd = self.fd.try_clone().map_err(|_| Errno::MFILE)?;
         let rings = self.rings.as_ref().map(AsFd::as_fd);
@@ -575,7 +568,7 @@ fn queue_pair_info(
         mac,
         mtu,
         flags: flags | QueuePairInfo::LIVE,
-        backend: queue.backend() as u8,
+        backend: queue.backend as u8,
         reserved: [0; 3],
         rx_packets: 0,
         rx_bytes: 0,

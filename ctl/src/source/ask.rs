@@ -150,10 +150,12 @@ pub struct Interface {
     pub reason: Option<String>,
     /// The verifier's log, where that is the reason.
     pub log: Option<String>,
-    /// "native" or "generic", or the driver of a DPDK port, once it is open.
+    /// "native" or "generic", or the driver of a relay's port, once it is open.
     pub mode: Option<String>,
     /// What must be set for that mode, here or at the other end.
     pub condition: Option<String>,
+    /// Why it is not driven as the card that the configuration says it is.
+    pub given_up: Option<String>,
 }
 
 /// The interfaces of this network namespace; `None` when no daemon answers.
@@ -194,6 +196,7 @@ fn interface(value: &Value) -> Interface {
         log: text("log"),
         mode: text("mode"),
         condition: text("condition"),
+        given_up: text("given_up"),
     }
 }
 

@@ -1,10 +1,15 @@
-//! Devices that are no interface of the kernel until a backend makes one of them.
+//! Devices that a backend drives in a process of its own: what is no interface of the kernel until
+//! it makes one of it, or a card whose interface stays the kernel's.
 //!
 //! ```toml
 //! [[device]]
 //! name    = "vf0"                    # the interface that the kernel gets for it
 //! backend = "dpdk"
 //! devargs = "0000:01:10.0"           # PCI address, or a virtual device: "net_af_packet0,iface=eth1"
+//!
+//! [[device]]
+//! name    = "eth1"                   # an interface that there is: of a Solarflare or AMD card
+//! backend = "ef_vi"
 //! ```
 
 use std::path::PathBuf;
@@ -19,13 +24,17 @@ use super::Backend;
 pub struct Device {
     /// Name of its interface in the kernel: its addresses and routes are set there.
     pub name: String,
-    /// What drives it: `dpdk`.
+    /// What drives it: `dpdk` or `ef_vi`.
     pub backend: Backend,
     /// The device in DPDK's words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub devargs: String,
     /// More arguments for DPDK's environment.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub eal: Vec<String>,
+    /// Of ef_vi: the library; `None` = libciul.so.1 from where libraries are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub library: Option<PathBuf>,
     /// The plugin; `None` = the one beside `bypassctl`, or wherever libraries are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plugin: Option<PathBuf>,
@@ -41,12 +50,17 @@ impl Device {
         if earlier.iter().any(|other| other.name == *name) {
             return Err(format!("there is a device `{name}` already"));
         }
-        if self.backend != Backend::Dpdk {
-            return Err("a device's backend must be dpdk".to_owned());
+        let has_dpdks = !self.devargs.is_empty() || !self.eal.is_empty() || self.plugin.is_some();
+        match self.backend {
+            Backend::Dpdk if self.devargs.is_empty() => Err("devargs is empty".to_owned()),
+            Backend::Dpdk if self.library.is_some() => {
+                Err("library has a meaning with backend = \"ef_vi\" only".to_owned())
+            }
+            Backend::EfVi if has_dpdks => Err(
+                "devargs, eal and plugin have a meaning with backend = \"dpdk\" only".to_owned(),
+            ),
+            Backend::Dpdk | Backend::EfVi => Ok(()),
+            _ => Err("a device's backend must be dpdk or ef_vi".to_owned()),
         }
-        if self.devargs.is_empty() {
-            return Err("devargs is empty".to_owned());
-        }
-        Ok(())
     }
 }

@@ -150,7 +150,10 @@ fn check_rule(rule: &Rule, read: &Policy) -> Result<(), String> {
     }
     let is_ambiguous = match rule.backend {
         Some(Backend::AfXdp) => !read.devices.is_empty(),
-        Some(Backend::Dpdk) => read.devices.len() > 1,
+        Some(backend @ (Backend::Dpdk | Backend::EfVi)) => {
+            let devices = read.devices.iter();
+            devices.filter(|it| it.backend == backend).count() > 1
+        }
         _ => false,
     };
     if is_ambiguous && rule.interface.is_none() {

@@ -31,7 +31,7 @@ pub(super) fn test(only: Option<&str>, findings: &mut Findings) {
     let failed = daemon
         .iter()
         .flatten()
-        .filter(|it| it.is_device && it.reason.is_some());
+        .filter(|it| it.is_device && it.reason.is_some() && it.given_up.is_none());
     let is_failed = |name: &str| failed.clone().any(|device| device.name == name);
     for device in failed
         .clone()
@@ -101,6 +101,20 @@ fn one(
             format!("{name}: is a port of a bridge, bond or VRF"),
             "the addresses are the master's: its traffic stays in the kernel",
         );
+    }
+    if let Some(why) = daemon.and_then(|it| it.given_up.as_ref()) {
+        findings.warn(
+            format!("{name}: ef_vi: {why}"),
+            "the next backend serves it; after a correction: bypassctl reload",
+        );
+    }
+    let of_card = daemon.filter(|it| it.backend.as_deref() == Some(Backend::EfVi.word()));
+    if let Some(card) = of_card {
+        findings.ok(format!(
+            "{name}: a card that ef_vi serves; the interface is the kernel's"
+        ));
+        mtu(link, findings);
+        return served(name, card, findings);
     }
     let of_dpdk = daemon.filter(|it| it.backend.as_deref() == Some(Backend::Dpdk.word()));
     if let Some(port) = of_dpdk {

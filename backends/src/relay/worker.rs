@@ -1,10 +1,10 @@
-//! The relay: the process that has DPDK and its port, for the programs of one stack and the kernel.
+//! The relay at work: one port, the programs of one stack, and the kernel.
 //!
 //! ```text
 //!              ┌──────────────────────── relay ─────────────────────────┐
 //!   port ────► │ burst ► steering ── matched ──► copy ► chunk ► RX ring │ ──► stack
-//!              │             └── everything else ──► TAP                │ ──► kernel
-//!   port ◄──── │ burst ◄─────────────── TX ring, TAP                    │
+//!              │             └── everything else ──► face               │ ──► kernel
+//!   port ◄──── │ burst ◄─────────────── TX ring, face                   │
 //!              └────────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -12,13 +12,14 @@
 //! moment after the last of it, and then sleeps: until something comes where the port has a
 //! descriptor to wait on, else for a pause that grows.
 //!
-//! Frames are copied once each way, between DPDK's memory and the stack's chunks. So no card ever
-//! writes into memory that programs have, no chunk is ever in the card's hands, and what programs
-//! do to rings and memory is a matter of their own stack.
+//! Frames are copied once each way, between the port's memory and the stack's chunks. So no card
+//! ever writes into memory that programs have, no chunk is ever in the card's hands, and what
+//! programs do to rings and memory is a matter of their own stack.
 //!
 //! It ends when it is told to, or when the daemon and the stack are gone.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -29,11 +30,11 @@ use rustix::time::Timespec;
 use super::COUNTERS;
 use super::board;
 use super::control::{Kind, Message, accept_daemon};
+use super::face::Face;
 use super::memory::Memory;
-use super::plugin::{BURST, Port};
+use super::port::{BURST, Facts, Port};
 use super::rings::{Rings, Slot};
 use super::steering::{Filters, Verdict};
-use super::tap::Tap;
 use crate::af_xdp::FlowTable;
 
 /// How long it looks for more work before it sleeps.
@@ -74,8 +75,11 @@ struct Stack {
 /// A relay at work; see the module.
 #[derive(Debug)]
 pub struct Relay {
-    port: Port,
-    tap: Tap,
+    port: Box<dyn Port>,
+    facts: Facts,
+    /// Of the descriptor that is watched.
+    epoch: Option<u64>,
+    face: Face,
     filters: Filters,
     stack: Option<Stack>,
     epoll: OwnedFd,
@@ -112,16 +116,23 @@ impl Relay {
     ///
     /// # Errors
     /// A sentence.
-    pub fn new(name: &str, port: Port, listener: OwnedFd, seed: u64) -> Result<Self, String> {
+    pub fn new(
+        name: &str,
+        port: Box<dyn Port>,
+        listener: OwnedFd,
+        seed: u64,
+    ) -> Result<Self, String> {
         let failed = |what: &'static str| move |errno: Errno| format!("{what}: {errno}");
-        let tap = Tap::open(name, port.mac, port.mtu)
-            .map_err(failed("making the TAP device of the exception path"))?;
+        let facts = port.facts();
+        let face = Face::of(name, &facts)?;
         let filters = Filters::create(seed).map_err(failed("making the tables of filters"))?;
         let board = board::create().map_err(failed("making the board"))?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed("epoll_create"))?;
-        let relay = Self {
+        let mut relay = Self {
             port,
-            tap,
+            facts,
+            epoch: None,
+            face,
             filters,
             stack: None,
             epoll,
@@ -137,17 +148,27 @@ impl Relay {
         };
         relay
             .watch(&relay.listener, LISTENER)
-            .and_then(|()| relay.watch(&relay.tap, OTHER))
+            .and_then(|()| {
+                relay
+                    .face
+                    .tap()
+                    .map_or(Ok(()), |tap| relay.watch(tap, OTHER))
+            })
+            .and_then(|()| relay.watch_port())
             .map_err(failed("filling the epoll set"))?;
-        if let Some(fd) = relay.port.wait_fd {
-            // SAFETY: the driver's descriptor, which it keeps open as long as the port is.
-            #[expect(unsafe_code, reason = "UNSAFETY: borrows a descriptor of the driver")]
-            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-            relay
-                .watch(fd, OTHER)
-                .map_err(failed("watching the port"))?;
-        }
         Ok(relay)
+    }
+
+    /// Watches the port's descriptor, if it is not watched yet.
+    fn watch_port(&mut self) -> Result<(), Errno> {
+        let epoch = self.port.epoch();
+        if self.epoch != Some(epoch)
+            && let Some(fd) = self.port.wait_fd()
+        {
+            epoll::add(&self.epoll, fd, EventData::new_u64(OTHER), EventFlags::IN)?;
+            self.epoch = Some(epoch);
+        }
+        Ok(())
     }
 
     fn watch(&self, fd: impl AsFd, as_: u64) -> Result<(), Errno> {
@@ -167,7 +188,7 @@ impl Relay {
             } else if busy.elapsed() < SPIN {
                 std::hint::spin_loop();
                 false
-            } else if self.port.wait_fd.is_some() {
+            } else if self.port.wait_fd().is_some() {
                 self.sleep(LONGEST)
             } else {
                 let length = pause;
@@ -178,7 +199,9 @@ impl Relay {
                 break;
             }
         }
-        self.tap.end();
+        if let Some(tap) = self.face.tap() {
+            tap.end();
+        }
     }
 
     /// Whether nobody has needed it for a while.
@@ -207,7 +230,7 @@ impl Relay {
     fn receive(&mut self) -> usize {
         let Self {
             port,
-            tap,
+            face,
             filters,
             stack,
             counters,
@@ -215,17 +238,18 @@ impl Relay {
         } = self;
         let mut led = [Slot::default(); BURST];
         let (mut count, mut missed) = (0, 0);
-        let frames = port.receive(|frame| {
+        let frames = port.receive(&mut |frame| {
             let flows = stack.as_ref().map(|stack| &stack.flows);
             let verdict = filters.steer(frame, flows);
             counters[verdict as usize] += 1;
             let stack = stack.as_mut().filter(|_| verdict == Verdict::Led);
             let Some(stack) = stack else {
-                // One that the kernel has no room for is lost, as in the driver of a card.
-                tap.write(frame);
+                face.give(frame);
                 return;
             };
-            match stack.place(frame, count) {
+            // A port that is ahead of its burst loses what is too much.
+            let placed = (count < BURST).then(|| stack.place(frame, count));
+            match placed.flatten() {
                 Some(slot) => {
                     led[count] = slot;
                     count += 1;
@@ -255,7 +279,7 @@ impl Relay {
         stack.rings.tx.consume(most, |slot| {
             let bytes = memory.place(slot.chunk, slot.offset, slot.len);
             if let Some(bytes) = bytes.filter(|_| slot.len >= SHORTEST) {
-                send_patiently(port, bytes, slot.len);
+                send_patiently(&mut **port, bytes, slot.len);
             }
             done[count] = slot.chunk;
             count += 1;
@@ -272,11 +296,14 @@ impl Relay {
 
     /// What the kernel sends.
     fn exceptions(&mut self) -> usize {
+        let Some(tap) = self.face.tap() else {
+            return 0;
+        };
         let mut count = 0;
         while count < BURST
-            && let Some(frame) = self.tap.read(&mut self.frame)
+            && let Some(frame) = tap.read(&mut self.frame)
         {
-            send_patiently(&mut self.port, frame.as_ptr(), frame.len() as u32);
+            send_patiently(&mut *self.port, frame.as_ptr(), frame.len() as u32);
             count += 1;
         }
         if count > 0 {
@@ -318,7 +345,9 @@ impl Relay {
         {
             return false;
         }
-        let is_over = self.wait(most);
+        // A port without a descriptor to wait on now is looked at again soon.
+        let may_sleep = self.watch_port().is_ok() && self.port.prime();
+        let is_over = self.wait(if may_sleep { most } else { PAUSES.1.min(most) });
         if let Some(stack) = &self.stack {
             stack.rings.wake_up();
         }
@@ -358,17 +387,32 @@ impl Relay {
         false
     }
 
+    /// Has the card lead what the daemon's tables lead, and tells it how that went.
+    fn follow_filters(&mut self, number: u32) {
+        let wanted = self.filters.of_card().collect();
+        let answer = Message::new(Kind::Steered);
+        let answer = match self.port.lead(&wanted) {
+            Ok(()) => answer,
+            Err(words) => answer.with_text(&words),
+        };
+        if let Some(daemon) = &self.daemon {
+            // A daemon that is gone wants no answer.
+            let _ = Message { number, ..answer }.send(daemon, &[]);
+        }
+    }
+
     /// A daemon connects: the last one counts.
     fn greet(&mut self) -> bool {
         let Some(daemon) = accept_daemon(&self.listener) else {
             return false;
         };
         let ready = Message {
-            ifindex: self.tap.ifindex,
-            mtu: u32::from(self.port.mtu),
-            mac: self.port.mac,
-            sleeps: u32::from(self.port.wait_fd.is_some()),
-            ..Message::new(Kind::Ready).with_text(&self.port.driver)
+            ifindex: self.face.ifindex(),
+            mtu: u32::from(self.facts.mtu),
+            mac: self.facts.mac,
+            sleeps: u32::from(self.port.wait_fd().is_some()),
+            is_bifurcated: u32::from(self.facts.is_bifurcated),
+            ..Message::new(Kind::Ready).with_text(&self.facts.driver)
         };
         let mut fds = self.filters.fds().to_vec();
         fds.push(self.board.as_fd());
@@ -376,7 +420,9 @@ impl Relay {
         if ready.send(&daemon, &fds).is_ok() && self.watch(&daemon, DAEMON).is_ok() {
             self.daemon = Some(daemon);
             // Who sees it up asks the daemon after it has been told. (Up it is, if this fails.)
-            let _ = self.tap.bring_up();
+            if let Some(tap) = self.face.tap() {
+                let _ = tap.bring_up();
+            }
         }
         false
     }
@@ -397,9 +443,14 @@ impl Relay {
                         let _ = self.watch(&stack.bell, BELL);
                     }
                 }
-                Some(Kind::Detach) => self.stack = None,
+                Some(Kind::Detach) => {
+                    self.stack = None;
+                    // What no stack has is the kernel's: no filter fails to go.
+                    let _ = self.port.lead(&BTreeSet::new());
+                }
                 Some(Kind::End) => return true,
-                Some(Kind::Ready | Kind::Failed) | None => {}
+                Some(Kind::Steer) => self.follow_filters(message.number),
+                Some(Kind::Ready | Kind::Failed | Kind::Steered) | None => {}
             },
         }
         false
@@ -444,7 +495,7 @@ impl Stack {
 }
 
 /// Has the port take a frame; one for which there is no room for long is lost.
-fn send_patiently(port: &mut Port, bytes: *const u8, length: u32) {
+fn send_patiently(port: &mut dyn Port, bytes: *const u8, length: u32) {
     for _ in 0..SEND_TRIES {
         #[expect(
             unsafe_code,

@@ -11,6 +11,7 @@
 //!                     Failed { words }
 //!   daemon ─► relay   Attach { sizes }, packet memory, flow table, rings, bell
 //!                     Detach
+//!                     Steer ─► Steered (or why not): filters of a card
 //!                     End
 //! ```
 
@@ -31,7 +32,7 @@ use rustix::net::{
 };
 
 /// First word of a message; changes with its layout.
-const MAGIC: u32 = u32::from_le_bytes(*b"BYD1");
+const MAGIC: u32 = u32::from_le_bytes(*b"BYD2");
 /// Most descriptors of a message.
 const FDS: usize = 8;
 
@@ -49,6 +50,10 @@ pub enum Kind {
     Detach = 4,
     /// The relay is to end.
     End = 5,
+    /// The tables have changed: the card's filters are to follow.
+    Steer = 6,
+    /// They do, or why not.
+    Steered = 7,
 }
 
 /// A message. Which fields mean something depends on the kind.
@@ -67,6 +72,10 @@ pub struct Message {
     pub entries: u32,
     /// 1 = the relay sleeps until frames come, 0 = it looks for them at intervals.
     pub sleeps: u32,
+    /// 1 = the kernel has the port as an interface of its own, see [`super::Facts`].
+    pub is_bifurcated: u32,
+    /// Which request an answer belongs to.
+    pub number: u32,
     /// MAC address of the port.
     pub mac: [u8; 6],
     pub(super) spare: [u8; 2],
@@ -86,6 +95,8 @@ impl Message {
             chunk_size: 0,
             entries: 0,
             sleeps: 0,
+            is_bifurcated: 0,
+            number: 0,
             mac: [0; 6],
             spare: [0; 2],
             text: [0; 1024],
@@ -112,8 +123,8 @@ impl Message {
     /// What it is; `None` = nothing that this version knows.
     #[must_use]
     pub fn kind(&self) -> Option<Kind> {
-        use Kind::{Attach, Detach, End, Failed, Ready};
-        let kinds = [Ready, Failed, Attach, Detach, End];
+        use Kind::{Attach, Detach, End, Failed, Ready, Steer, Steered};
+        let kinds = [Ready, Failed, Attach, Detach, End, Steer, Steered];
         kinds.into_iter().find(|kind| *kind as u32 == self.kind)
     }
 

@@ -16,7 +16,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use crate::af_xdp::{FilterKey, FlowTable, Listener, Target, TcpFlow};
+use super::port::CardFilter;
+use crate::af_xdp::{FilterKey, FlowEntry, FlowTable, Listener, Target, TcpFlow};
 
 /// Filters of each table, at most.
 const FILTERS: u32 = 16_384;
@@ -154,6 +155,22 @@ impl Filters {
         let grants = self.grants.entries();
         let grants = grants.map(|entry| FilterKey::Grant(listener(entry.flow)));
         udp.chain(opening).chain(grants).collect()
+    }
+
+    /// What a card must bring here: at least what these tables lead to the stack. A segment that
+    /// is not, the relay gives back.
+    pub(super) fn of_card(&self) -> impl Iterator<Item = CardFilter> {
+        let filter = |protocol, flow: TcpFlow| CardFilter {
+            protocol,
+            local: (flow.local, flow.local_port),
+            remote: (flow.remote_port != 0).then_some((flow.remote, flow.remote_port)),
+        };
+        let led = |entry: &FlowEntry| entry.owner != 0;
+        let udp = self.udp.entries().filter(led);
+        let udp = udp.map(move |entry| filter(UDP, entry.flow));
+        let tcp = self.opening.entries().chain(self.grants.entries());
+        let tcp = tcp.filter(led).map(move |entry| filter(TCP, entry.flow));
+        udp.chain(tcp)
     }
 
     /// Where a frame goes. `flows` is the table of the stack that has the port; without one

@@ -2,35 +2,50 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::time::Timespec;
 
 use super::control::{Kind, Message, connect_to};
 use super::rings::Pair;
 use super::steering::Filters;
 
+/// How long a relay has to answer: it looks at the daemon between two bursts.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 500_000_000,
+};
+
 /// A connection to a relay that has said nothing yet, or has a port.
 #[derive(Debug)]
-pub struct Link(OwnedFd);
+pub struct Link {
+    socket: OwnedFd,
+    /// Questions that were asked.
+    asked: AtomicU32,
+}
 
 /// What a relay says first.
 #[derive(Debug)]
 pub enum Answer {
     /// It has a port.
-    Ready(DpdkNic),
-    /// It has none, in DPDK's own words.
+    Ready(RelayNic),
+    /// It has none, in the words of what drives it.
     Failed(String),
 }
 
 /// A port of a relay.
 #[derive(Clone, Debug)]
-pub struct DpdkNic {
+pub struct RelayNic {
     /// Interface index of its face in the kernel.
     pub ifindex: u32,
     /// Name of its driver.
     pub driver: String,
     /// Whether the relay sleeps until frames come.
     pub sleeps: bool,
+    /// Whether the card itself has filters, which follow with [`Link::steer`].
+    pub is_bifurcated: bool,
     /// Its filters, which the relay reads.
     pub filters: Arc<Filters>,
     /// What it has counted, see [`super::read_board`].
@@ -54,7 +69,9 @@ impl Link {
     /// # Errors
     /// `ECONNREFUSED` when there is none.
     pub fn connect(device: &str) -> Result<Self, Errno> {
-        connect_to(device).map(Self)
+        let socket = connect_to(device)?;
+        let asked = AtomicU32::new(0);
+        Ok(Self { socket, asked })
     }
 
     /// What the relay says; `None` = nothing new.
@@ -62,7 +79,7 @@ impl Link {
     /// # Errors
     /// `ECONNRESET` when it is gone.
     pub fn hear(&self) -> Result<Option<Answer>, Errno> {
-        let (message, fds) = match Message::receive(&self.0) {
+        let (message, fds) = match Message::receive(&self.socket) {
             Err(Errno::AGAIN) => return Ok(None),
             answer => answer?,
         };
@@ -91,7 +108,7 @@ impl Link {
             ..Message::new(Kind::Attach)
         };
         let fds = [packets, flows, pair.rings.as_fd(), pair.relay.as_fd()];
-        message.send(&self.0, &fds)?;
+        message.send(&self.socket, &fds)?;
         Ok(OpenQueue {
             rings: pair.rings,
             bell: pair.stack,
@@ -101,30 +118,57 @@ impl Link {
     /// Takes the port from its stack: everything is the kernel's.
     pub fn detach(&self) {
         // A relay that is gone has no stack.
-        let _ = Message::new(Kind::Detach).send(&self.0, &[]);
+        let _ = Message::new(Kind::Detach).send(&self.socket, &[]);
+    }
+
+    /// Has the card's filters follow the tables, and waits until they do.
+    ///
+    /// # Errors
+    /// A sentence: the card's, or that the relay does not answer in time.
+    pub fn steer(&self) -> Result<(), String> {
+        let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        let asked = Message {
+            number,
+            ..Message::new(Kind::Steer)
+        };
+        let failed = |errno: Errno| format!("asking the relay for a filter: {errno}");
+        asked.send(&self.socket, &[]).map_err(failed)?;
+        loop {
+            let mut waiting = [PollFd::new(&self.socket, PollFlags::IN)];
+            if poll(&mut waiting, Some(&PATIENCE)).map_err(failed)? == 0 {
+                return Err("the relay does not answer".to_owned());
+            }
+            let (message, _) = Message::receive(&self.socket).map_err(failed)?;
+            // Answers to what was given up go by.
+            if message.kind() == Some(Kind::Steered) && message.number == number {
+                let words = message.text();
+                return words.is_empty().then_some(()).ok_or(words);
+            }
+        }
     }
 
     /// Has the relay end.
     pub fn end(&self) {
-        let _ = Message::new(Kind::End).send(&self.0, &[]);
+        let _ = Message::new(Kind::End).send(&self.socket, &[]);
     }
 }
 
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 
-fn nic(message: &Message, fds: Vec<OwnedFd>) -> Result<DpdkNic, Errno> {
+fn nic(message: &Message, fds: Vec<OwnedFd>) -> Result<RelayNic, Errno> {
     let mut fds = fds.into_iter();
     let mut next = || fds.next().ok_or(Errno::PROTO);
     let filters = Filters::map([next()?, next()?, next()?])?;
     let board = Arc::new(next()?);
-    Ok(DpdkNic {
+    Ok(RelayNic {
         ifindex: message.ifindex,
         driver: message.text(),
         sleeps: message.sleeps != 0,
+        is_bifurcated: message.is_bifurcated != 0,
         filters: Arc::new(filters),
         board,
         rings: fds.next().map(Arc::new),

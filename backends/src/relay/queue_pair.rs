@@ -14,12 +14,12 @@ use crate::api::{QueueError, QueuePair, Received, Transmit};
 
 /// A queue pair of the relay, mapped into this process.
 #[derive(Debug)]
-pub struct DpdkQueuePair {
+pub struct RelayQueuePair {
     rings: Rings,
     bell: OwnedFd,
 }
 
-impl DpdkQueuePair {
+impl RelayQueuePair {
     /// Maps the rings, each of `entries`; `bell` is the stack's end of it. Needs no privilege.
     ///
     /// # Errors
@@ -63,7 +63,7 @@ impl DpdkQueuePair {
     }
 }
 
-impl QueuePair for DpdkQueuePair {
+impl QueuePair for RelayQueuePair {
     fn receive(&mut self, into: &mut [Received]) -> usize {
         self.silence();
         self.look(into)

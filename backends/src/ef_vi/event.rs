@@ -1,0 +1,147 @@
+//! Events of a VI: 16 bytes that the library writes, read by the release's numbers.
+
+/// An `ef_event`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub(super) struct RawEvent(pub(super) [u8; 16]);
+
+/// Why a frame was received that is none.
+pub(super) const DISCARDS: [&str; 8] = [
+    "checksum",
+    "multicast mismatch",
+    "frame checksum",
+    "truncated",
+    "rights",
+    "event error",
+    "other",
+    "inner checksum",
+];
+
+/// An event, understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// A buffer is filled: its id, the bytes with the prefix, and whether it is a frame's first and
+    /// last one.
+    Received { id: u32, bytes: u16, is_whole: bool },
+    /// A buffer comes back for nothing.
+    Discarded { id: u32, why: u16 },
+    /// Several buffers: to be unbundled. `why` = they come back for nothing.
+    Merged { why: Option<u16> },
+    /// A frame in the card's own buffer: to be given back.
+    Lent { packet: u32, bytes: u16 },
+    /// The same, of no use.
+    LentBad { packet: u32 },
+    /// Frames were sent: to be unbundled.
+    Sent,
+    /// One frame was sent, with a time.
+    SentAt { id: u32 },
+    /// Sending has stopped.
+    TxError { why: u16 },
+    /// A frame found no buffer.
+    NoBuffer,
+    /// Events were lost.
+    Overflow,
+    /// The card was reset: the VI is dead.
+    Reset,
+    /// Nothing of ours.
+    Other,
+}
+
+impl RawEvent {
+    pub(super) const NONE: Self = Self([0; 16]);
+
+    fn u16(self, at: usize) -> u16 {
+        u16::from_le_bytes([self.0[at], self.0[at + 1]])
+    }
+
+    fn u32(self, at: usize) -> u32 {
+        u32::from(self.u16(at)) | u32::from(self.u16(at + 2)) << 16
+    }
+
+    /// What it says, where RX_REF has this number.
+    pub(super) fn read(self, rx_ref: u16) -> Event {
+        const START: u16 = 1;
+        const CONTINUES: u16 = 2;
+        match self.u16(0) {
+            0 => Event::Received {
+                id: self.u32(4),
+                bytes: self.u16(8),
+                is_whole: self.u16(10) & (START | CONTINUES) == START,
+            },
+            1 => Event::Sent,
+            2 => Event::Discarded {
+                id: self.u32(4),
+                why: self.u16(12),
+            },
+            3 => Event::TxError { why: self.u16(8) },
+            4 => Event::NoBuffer,
+            6 => Event::Overflow,
+            7 => Event::SentAt { id: self.u32(4) },
+            9 => Event::Merged { why: None },
+            11 => Event::Merged {
+                why: Some(self.u16(8)),
+            },
+            12 => Event::Reset,
+            kind if kind == rx_ref => Event::Lent {
+                packet: self.u32(4),
+                bytes: self.u16(2),
+            },
+            kind if kind == rx_ref + 1 => Event::LentBad {
+                packet: self.u32(4),
+            },
+            _ => Event::Other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(bytes: &[(usize, u8)]) -> RawEvent {
+        let mut event = RawEvent::NONE;
+        for (at, byte) in bytes {
+            event.0[*at] = *byte;
+        }
+        event
+    }
+
+    #[test]
+    fn bytes_are_where_the_release_has_them() {
+        let received = raw(&[(4, 7), (8, 74), (10, 1)]).read(14);
+        let (id, bytes) = (7, 74);
+        let is_whole = true;
+        assert_eq!(
+            received,
+            Event::Received {
+                id,
+                bytes,
+                is_whole
+            }
+        );
+        let part = raw(&[(4, 7), (8, 74), (10, 3)]).read(14);
+        assert!(matches!(
+            part,
+            Event::Received {
+                is_whole: false,
+                ..
+            }
+        ));
+        let bad = raw(&[(0, 2), (5, 1), (12, 2)]).read(14);
+        assert_eq!(bad, Event::Discarded { id: 256, why: 2 });
+        let merged = raw(&[(0, 11), (8, 3)]).read(14);
+        assert_eq!(merged, Event::Merged { why: Some(3) });
+    }
+
+    /// 8.1 has a number more before it.
+    #[test]
+    fn what_is_lent_has_another_number_in_8_1() {
+        let (packet, bytes) = (9, 60);
+        let lent = |kind| raw(&[(0, kind), (2, 60), (4, 9)]);
+        assert_eq!(lent(14).read(14), Event::Lent { packet, bytes });
+        assert_eq!(lent(15).read(14), Event::LentBad { packet });
+        assert_eq!(lent(14).read(15), Event::Other);
+        assert_eq!(lent(15).read(15), Event::Lent { packet, bytes });
+        assert_eq!(lent(16).read(15), Event::LentBad { packet });
+    }
+}

@@ -1,0 +1,32 @@
+//! ef_vi: a hidden queue of a Solarflare or AMD card, with filters in the card.
+//!
+//! ```text
+//!   libciul.so.1 (the system's) ── library: functions by name
+//!                               ── calibrate: which release's layout it has, or a refusal
+//!                               ── raw: fields and operations of a VI by their offsets
+//!   /dev/sfc_char ───────────────── queue: handle, domain, VI, memory; filters
+//!                                   port: frames in and out, events, a dead VI made again
+//! ```
+//!
+//! The interface stays the kernel's: what no filter of ours matches never comes here.
+//!
+//! What is absent: queue pairs of programs (docs/adr/0020-ef-vi.md), timestamps, VLAN filters, VI
+//! sets, checksums by the card.
+
+mod calibrate;
+mod card;
+mod event;
+mod filter;
+mod layout;
+mod library;
+mod port;
+mod queue;
+mod raw;
+mod reason;
+#[cfg(test)]
+mod tests;
+
+pub use card::check as check_card;
+pub use library::{Ciul, Cookie, LIBRARY};
+pub use port::{Counts, EfViPort};
+pub use reason::CiulError;

@@ -1,0 +1,368 @@
+//! A card's queue as a port: frames in, frames out, filters, a descriptor to sleep on.
+//!
+//! Every event has its place here. A VI that is dead (the card was reset, events were lost, sending
+//! has stopped) is made again with its filters; what was on its way is lost, as on a wire.
+//!
+//! ```text
+//!   open ──► works ── RESET, OFLOW, TX_ERROR ──► broken ── at once, then every 100 ms ──► works
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::calibrate;
+use super::card;
+use super::event::{DISCARDS, Event, RawEvent};
+use super::layout::Layout;
+use super::library::{Ciul, Cookie};
+use super::queue::{MOST_OF_ONE, Queue};
+use super::reason::CiulError;
+use crate::relay::{CardFilter, Facts, Port};
+
+/// Events of one look. With room for two at least.
+const EVENTS: usize = 32;
+/// Time between two attempts to make a VI again.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// What was counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Frames received.
+    pub received: u64,
+    /// Frames sent.
+    pub sent: u64,
+    /// Buffers that came back for nothing, by [`DISCARDS`].
+    pub discarded: [u64; DISCARDS.len()],
+    /// Frames that found no buffer: events of it.
+    pub no_buffer: u64,
+    /// Frames longer than a buffer.
+    pub too_long: u64,
+    /// VIs made again, and why: resets, lost events, stopped transmit queues.
+    pub resets: u64,
+    /// The same for lost events.
+    pub overflows: u64,
+    /// The same for transmit queues that have stopped.
+    pub tx_errors: u64,
+    /// Filters that a VI made again did not get.
+    pub filters_lost: u64,
+}
+
+/// A queue of a card. Not for several threads.
+#[derive(Debug)]
+pub struct EfViPort {
+    ciul: Arc<Ciul>,
+    layout: Layout,
+    interface: String,
+    queue: Option<Queue>,
+    /// With the card's cookie, while it has the filter.
+    filters: BTreeMap<CardFilter, Option<Cookie>>,
+    retry: Instant,
+    facts: Facts,
+    /// VIs that were made.
+    epoch: u64,
+    counts: Counts,
+}
+
+impl EfViPort {
+    /// Takes a queue of a card by the library at this path, or of this name.
+    ///
+    /// # Errors
+    /// A sentence: what is absent, or does not fit.
+    pub fn open(library: &Path, interface: &str) -> Result<Self, String> {
+        Self::with(Ciul::load(library)?, interface)
+    }
+
+    /// The same with a library that is loaded.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn with(ciul: Ciul, interface: &str) -> Result<Self, String> {
+        let layout = calibrate::layout(&ciul)?;
+        if !ciul.is_stand_in {
+            card::check(interface)?;
+        }
+        let ciul = Arc::new(ciul);
+        let told = |error: CiulError| told(&ciul, &error);
+        let mut queue = Queue::open(&ciul, layout, interface).map_err(told)?;
+        let (mac, mtu) = queue.facts().map_err(told)?;
+        if mtu + 14 > queue.longest() {
+            return Err(format!(
+                "an MTU of {mtu} bytes is more than a buffer of the card takes ({} with headers)",
+                queue.longest()
+            ));
+        }
+        let driver = format!("{}, layout of {}", ciul.version(), layout.name);
+        Ok(Self {
+            layout,
+            interface: interface.to_owned(),
+            queue: Some(queue),
+            filters: BTreeMap::new(),
+            retry: Instant::now(),
+            facts: Facts {
+                mac,
+                // Less than a buffer has bytes.
+                mtu: mtu as u16,
+                driver,
+                is_bifurcated: true,
+            },
+            epoch: 1,
+            counts: Counts::default(),
+            ciul,
+        })
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Answers an event; whether the VI lives.
+    fn take(&mut self, event: &RawEvent, each: &mut dyn FnMut(&[u8])) -> bool {
+        let Some(queue) = &mut self.queue else {
+            return false;
+        };
+        let counts = &mut self.counts;
+        match event.read(self.layout.rx_ref) {
+            Event::Received {
+                id,
+                bytes,
+                is_whole,
+            } => {
+                match queue.frame(id, bytes).filter(|_| is_whole) {
+                    Some(frame) => {
+                        counts.received += 1;
+                        each(frame);
+                    }
+                    None => counts.too_long += 1,
+                }
+                queue.give_back(id);
+            }
+            Event::Discarded { id, why } => {
+                count_discards(counts, why, 1);
+                queue.give_back(id);
+            }
+            Event::Merged { why } => take_merged(queue, counts, event, why, each),
+            Event::Lent { packet, bytes } => {
+                if queue.with_lent(packet, bytes, each).is_some() {
+                    counts.received += 1;
+                }
+                queue.release(packet);
+            }
+            Event::LentBad { packet } => {
+                count_discards(counts, u16::MAX, 1);
+                queue.release(packet);
+            }
+            Event::Sent => counts.sent += queue.unbundle_tx(event) as u64,
+            Event::SentAt { id } => {
+                counts.sent += 1;
+                queue.sent(id);
+            }
+            Event::NoBuffer => counts.no_buffer += 1,
+            Event::TxError { .. } => {
+                counts.tx_errors += 1;
+                return false;
+            }
+            Event::Overflow => {
+                counts.overflows += 1;
+                return false;
+            }
+            Event::Reset => {
+                counts.resets += 1;
+                return false;
+            }
+            Event::Other => {}
+        }
+        true
+    }
+
+    /// Makes the VI again, if it is dead.
+    fn mend(&mut self) {
+        if self.queue.is_some() || Instant::now() < self.retry {
+            return;
+        }
+        self.retry = Instant::now() + RETRY;
+        let Ok(mut queue) = Queue::open(&self.ciul, self.layout, &self.interface) else {
+            return;
+        };
+        for (filter, cookie) in &mut self.filters {
+            *cookie = queue.add_filter(filter).ok();
+            self.counts.filters_lost += u64::from(cookie.is_none());
+        }
+        self.queue = Some(queue);
+        self.epoch += 1;
+    }
+
+    /// Leads matching frames to this port, and no longer to the kernel.
+    ///
+    /// # Errors
+    /// A sentence: what the card has no room for, or no knowledge of.
+    pub fn add_filter(&mut self, filter: CardFilter) -> Result<(), String> {
+        if self.filters.contains_key(&filter) {
+            return Ok(());
+        }
+        let Some(queue) = &mut self.queue else {
+            return Err("the card was reset a moment ago".to_owned());
+        };
+        let cookie = queue
+            .add_filter(&filter)
+            .map_err(|error| told(&self.ciul, &error))?;
+        self.filters.insert(filter, Some(cookie));
+        Ok(())
+    }
+
+    /// Leaves matching frames to the kernel again.
+    pub fn remove_filter(&mut self, filter: &CardFilter) {
+        let cookie = self.filters.remove(filter).flatten();
+        if let (Some(queue), Some(cookie)) = (&mut self.queue, cookie) {
+            queue.remove_filter(&cookie);
+        }
+    }
+
+    /// The filters, with the card's cookies.
+    pub fn filters(&self) -> impl Iterator<Item = (&CardFilter, Option<Cookie>)> {
+        self.filters
+            .iter()
+            .map(|(filter, cookie)| (filter, *cookie))
+    }
+}
+
+impl Port for EfViPort {
+    fn facts(&self) -> Facts {
+        self.facts.clone()
+    }
+
+    fn receive(&mut self, each: &mut dyn FnMut(&[u8])) -> usize {
+        self.mend();
+        let before = self.counts.received;
+        let mut events = [RawEvent::NONE; EVENTS];
+        let Some(queue) = &mut self.queue else {
+            return 0;
+        };
+        let count = queue.poll(&mut events);
+        for event in &events[..count] {
+            if !self.take(event, each) {
+                // What is left of a dead VI's events is of no use.
+                self.queue = None;
+                self.retry = Instant::now();
+                break;
+            }
+        }
+        if let Some(queue) = &mut self.queue {
+            queue.refill();
+        }
+        (self.counts.received - before) as usize
+    }
+
+    #[expect(
+        unsafe_code,
+        reason = "UNSAFETY: passes on bytes that others may change"
+    )]
+    unsafe fn send(&mut self, bytes: *const u8, length: u32) -> bool {
+        let Some(queue) = &mut self.queue else {
+            // A dead card's frames are lost.
+            return true;
+        };
+        // SAFETY: the caller's word.
+        unsafe { queue.send(bytes, length) }
+    }
+
+    fn flush(&mut self) -> u32 {
+        if let Some(queue) = &mut self.queue {
+            queue.flush();
+        }
+        0
+    }
+
+    fn statistics(&self) -> Vec<(String, u64)> {
+        let counts = self.counts;
+        let numbers = [
+            ("received", counts.received),
+            ("sent", counts.sent),
+            ("no-buffer", counts.no_buffer),
+            ("too-long", counts.too_long),
+            ("resets", counts.resets),
+            ("overflows", counts.overflows),
+            ("tx-errors", counts.tx_errors),
+            ("filters", self.filters.len() as u64),
+            ("filters-lost", counts.filters_lost),
+        ];
+        let discarded = DISCARDS.iter().zip(counts.discarded);
+        let discarded = discarded.map(|(why, count)| (format!("discarded: {why}"), count));
+        let numbers = numbers
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value));
+        numbers.chain(discarded).collect()
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.queue.as_ref().map(Queue::fd)
+    }
+
+    fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    fn prime(&mut self) -> bool {
+        self.queue
+            .as_mut()
+            .is_some_and(|queue| queue.prime().is_ok())
+    }
+
+    fn lead(&mut self, wanted: &BTreeSet<CardFilter>) -> Result<(), String> {
+        let known = self.filters.keys().copied();
+        let gone: Vec<CardFilter> = known.filter(|known| !wanted.contains(known)).collect();
+        for filter in &gone {
+            self.remove_filter(filter);
+        }
+        let mut answer = Ok(());
+        for filter in wanted {
+            let added = self.add_filter(*filter);
+            answer = answer.and(added);
+        }
+        answer
+    }
+}
+
+fn told(ciul: &Ciul, error: &CiulError) -> String {
+    if error.errno == rustix::io::Errno::LIBACC {
+        let (version, wanted) = (ciul.version(), ciul.driver_interface());
+        return format!("{error}: libciul {version} wants a driver with interface {wanted}");
+    }
+    error.to_string()
+}
+
+fn count_discards(counts: &mut Counts, why: u16, buffers: usize) {
+    const OTHER: usize = 6;
+    let why = usize::from(why).min(DISCARDS.len());
+    let why = if why == DISCARDS.len() { OTHER } else { why };
+    counts.discarded[why] += buffers as u64;
+}
+
+fn take_merged(
+    queue: &mut Queue,
+    counts: &mut Counts,
+    event: &RawEvent,
+    why: Option<u16>,
+    each: &mut dyn FnMut(&[u8]),
+) {
+    let mut ids = [0; MOST_OF_ONE];
+    let count = queue.unbundle_rx(event, &mut ids).min(MOST_OF_ONE);
+    if let Some(why) = why {
+        count_discards(counts, why, count);
+    }
+    for id in &ids[..count] {
+        let bytes = queue.merged_bytes(*id).filter(|_| why.is_none());
+        match bytes.and_then(|bytes| queue.frame(*id, bytes)) {
+            Some(frame) => {
+                counts.received += 1;
+                each(frame);
+            }
+            None => counts.too_long += u64::from(why.is_none()),
+        }
+        queue.give_back(*id);
+    }
+}

@@ -1,0 +1,480 @@
+//! A VI's life: driver handle, protection domain, VI, registered memory; each freed in turn.
+//!
+//! ```text
+//!   Handle ──► Domain ──► Virtual interface ──► Registration of Memory
+//!                                    (dropped from the right to the left)
+//! ```
+
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: makes and frees the library's objects; maps the packet memory"
+)]
+
+use std::ffi::{CString, c_int, c_void};
+use std::os::fd::{BorrowedFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+use super::event::RawEvent;
+use super::filter::specify;
+use super::layout::Layout;
+use super::library::{Ciul, Cookie, Functions, RawRegistration};
+use super::raw::RawVi;
+use super::reason::CiulError;
+use crate::relay::CardFilter;
+
+/// Entries of each ring.
+pub(super) const ENTRIES: u32 = 512;
+/// Bytes of a buffer: two of them fill a page of the card.
+pub(super) const BUFFER: usize = 2048;
+/// Buffers: for receiving, then for sending.
+const BUFFERS: u32 = 2 * ENTRIES;
+const PAGE: usize = 4096;
+/// Most frames that one event speaks of.
+pub(super) const MOST_OF_ONE: usize = 64;
+
+/// An open `/dev/sfc_char`. One for each VI: its events wake it.
+#[derive(Debug)]
+struct Handle {
+    ciul: Arc<Ciul>,
+    fd: c_int,
+}
+
+impl Handle {
+    fn open(ciul: &Arc<Ciul>) -> Result<Self, CiulError> {
+        let mut fd = -1;
+        // SAFETY: writes a descriptor.
+        let answer = unsafe { (ciul.functions.ef_driver_open)(&raw mut fd) };
+        CiulError::check("ef_driver_open", answer)?;
+        let ciul = Arc::clone(ciul);
+        Ok(Self { ciul, fd })
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: opened by `open`; nothing that was made by it is left.
+        let _ = unsafe { (self.ciul.functions.ef_driver_close)(self.fd) };
+    }
+}
+
+/// An `ef_pd`: 40 bytes in the known releases.
+#[derive(Debug)]
+#[repr(C, align(64))]
+struct DomainPlace([u8; 128]);
+
+/// A protection domain of an interface.
+#[derive(Debug)]
+struct Domain {
+    place: Box<DomainPlace>,
+    handle: Handle,
+}
+
+impl Domain {
+    fn of(handle: Handle, interface: &str) -> Result<Self, CiulError> {
+        let name = CString::new(interface).map_err(|_| CiulError {
+            call: "ef_pd_alloc_by_name",
+            errno: Errno::INVAL,
+        })?;
+        let mut place = Box::new(DomainPlace([0; 128]));
+        let pd = (&raw mut *place).cast();
+        let alloc = handle.ciul.functions.ef_pd_alloc_by_name;
+        // SAFETY: more room than an ef_pd needs; a string.
+        let answer = unsafe { alloc(pd, handle.fd, name.as_ptr(), 0) };
+        CiulError::check("ef_pd_alloc_by_name", answer)?;
+        Ok(Self { place, handle })
+    }
+
+    fn pointer(&mut self) -> *mut c_void {
+        (&raw mut *self.place).cast()
+    }
+}
+
+impl Drop for Domain {
+    fn drop(&mut self) {
+        let pd = self.pointer();
+        // SAFETY: allocated by `of`; nothing in it is left.
+        let _ = unsafe { (self.handle.ciul.functions.ef_pd_free)(pd, self.handle.fd) };
+    }
+}
+
+/// The VI itself.
+#[derive(Debug)]
+struct Interface {
+    raw: RawVi,
+    ciul: Arc<Ciul>,
+    fd: c_int,
+}
+
+impl Interface {
+    fn of(domain: &mut Domain, layout: Layout) -> Result<Self, CiulError> {
+        let mut raw = RawVi::new(layout);
+        let (vi, pd, fd) = (raw.pointer(), domain.pointer(), domain.handle.fd);
+        let ciul = Arc::clone(&domain.handle.ciul);
+        let alloc = ciul.functions.ef_vi_alloc_from_pd;
+        let (none, entries) = (std::ptr::null_mut(), ENTRIES as c_int);
+        // SAFETY: 4 KiB for a VI; a domain; -1 is the driver's own size.
+        let answer = unsafe { alloc(vi, fd, pd, fd, -1, entries, entries, none, -1, 0) };
+        CiulError::check("ef_vi_alloc_from_pd", answer)?;
+        Ok(Self { raw, ciul, fd })
+    }
+}
+
+impl Drop for Interface {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `of`. A dead one is freed as well.
+        let _ = unsafe { (self.ciul.functions.ef_vi_free)(self.raw.pointer(), self.fd) };
+    }
+}
+
+/// Packet memory: huge pages where some are free.
+#[derive(Debug)]
+struct Memory(NonNull<u8>);
+
+const BYTES: usize = BUFFERS as usize * BUFFER;
+
+impl Memory {
+    fn map() -> Result<Self, CiulError> {
+        let (none, protection) = (std::ptr::null_mut(), ProtFlags::READ | ProtFlags::WRITE);
+        // Locked by the registration; pages are there from the beginning.
+        let flags = MapFlags::SHARED | MapFlags::POPULATE;
+        // SAFETY: a null hint replaces nothing.
+        let huge = unsafe { mmap_anonymous(none, BYTES, protection, flags | MapFlags::HUGETLB) };
+        // SAFETY: the same.
+        let mapped = huge.or_else(|_| unsafe { mmap_anonymous(none, BYTES, protection, flags) });
+        let failed = |errno| CiulError {
+            call: "mmap",
+            errno,
+        };
+        let base = NonNull::new(mapped.map_err(failed)?.cast());
+        base.map(Self).ok_or_else(|| failed(Errno::FAULT))
+    }
+
+    /// Where a buffer is.
+    fn buffer(&self, id: u32) -> *mut u8 {
+        // SAFETY: ids are below BUFFERS: they are checked, or our own.
+        unsafe { self.0.as_ptr().add(id as usize * BUFFER) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map`, of this size; no card has it any more.
+        let _ = unsafe { munmap(self.0.as_ptr().cast(), BYTES) };
+    }
+}
+
+/// What the card knows of the memory.
+#[derive(Debug)]
+struct Registration {
+    raw: RawRegistration,
+    ciul: Arc<Ciul>,
+    fd: c_int,
+}
+
+impl Registration {
+    fn of(memory: &Memory, domain: &mut Domain) -> Result<Self, CiulError> {
+        let none = std::ptr::null_mut();
+        let mut raw = RawRegistration {
+            addresses: none,
+            base: none,
+        };
+        let (pd, fd) = (domain.pointer(), domain.handle.fd);
+        let alloc = domain.handle.ciul.functions.ef_memreg_alloc;
+        let base = memory.0.as_ptr().cast();
+        // SAFETY: a domain, and memory of this size that outlives the registration.
+        let answer = unsafe { alloc(&raw mut raw, fd, pd, fd, base, BYTES) };
+        CiulError::check("ef_memreg_alloc", answer)?;
+        let ciul = Arc::clone(&domain.handle.ciul);
+        Ok(Self { raw, ciul, fd })
+    }
+
+    /// The card's address of a buffer.
+    fn address(&self, id: u32) -> u64 {
+        let at = id as usize * BUFFER;
+        // SAFETY: there is an address for each page of the memory.
+        let page = unsafe { self.raw.addresses.add(at / PAGE).read() };
+        page | (at % PAGE) as u64
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        // SAFETY: made by `of`; the VI that used it is freed before.
+        let _ = unsafe { (self.ciul.functions.ef_memreg_free)(&raw mut self.raw, self.fd) };
+    }
+}
+
+/// A queue pair of a card. Its fields are dropped in this order: the VI before the memory that its
+/// rings name, domain and handle last.
+#[derive(Debug)]
+pub(super) struct Queue {
+    interface: Interface,
+    registration: Registration,
+    memory: Memory,
+    domain: Domain,
+    /// Buffers that are neither posted nor in use.
+    free_rx: Vec<u32>,
+    free_tx: Vec<u32>,
+    queued: u32,
+}
+
+impl Queue {
+    /// Makes a queue pair of an interface, with its RX ring filled. Nothing is led to it yet.
+    ///
+    /// # Errors
+    /// Which call has failed.
+    pub(super) fn open(
+        ciul: &Arc<Ciul>,
+        layout: Layout,
+        interface: &str,
+    ) -> Result<Self, CiulError> {
+        let mut domain = Domain::of(Handle::open(ciul)?, interface)?;
+        let interface = Interface::of(&mut domain, layout)?;
+        let memory = Memory::map()?;
+        let registration = Registration::of(&memory, &mut domain)?;
+        let mut queue = Self {
+            interface,
+            registration,
+            memory,
+            domain,
+            free_rx: Vec::new(),
+            free_tx: (ENTRIES..BUFFERS).collect(),
+            queued: 0,
+        };
+        // Cards that lend their packets are given no buffers.
+        if !queue.cuts_through() {
+            queue.free_rx = (0..ENTRIES).collect();
+            queue.refill();
+        }
+        Ok(queue)
+    }
+
+    fn functions(&self) -> Functions {
+        self.interface.ciul.functions
+    }
+
+    fn vi(&mut self) -> *mut c_void {
+        self.interface.raw.pointer()
+    }
+
+    /// Descriptor that is readable when a primed VI has an event.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        let fd: RawFd = self.domain.handle.fd;
+        // SAFETY: open as long as the handle is.
+        unsafe { BorrowedFd::borrow_raw(fd) }
+    }
+
+    /// MAC address and MTU.
+    pub(super) fn facts(&mut self) -> Result<([u8; 6], u32), CiulError> {
+        let functions = self.functions();
+        let (vi, fd) = (self.vi(), self.domain.handle.fd);
+        let mut mac = [0; 6];
+        // SAFETY: a VI; writes six bytes.
+        let answer = unsafe { (functions.ef_vi_get_mac)(vi, fd, &raw mut mac) };
+        CiulError::check("ef_vi_get_mac", answer)?;
+        // SAFETY: a VI.
+        Ok((mac, unsafe { (functions.ef_vi_mtu)(vi, fd) }))
+    }
+
+    /// Whether the card sends only what is written into it.
+    pub(super) fn cuts_through(&self) -> bool {
+        [3, 5].contains(&self.interface.raw.architecture())
+    }
+
+    /// Bytes of the longest frame that a buffer takes.
+    pub(super) fn longest(&self) -> u32 {
+        let raw = &self.interface.raw;
+        raw.buffer().saturating_sub(raw.prefix())
+    }
+
+    /// Reads events; how many.
+    pub(super) fn poll(&mut self, events: &mut [RawEvent]) -> usize {
+        self.interface.raw.poll(events)
+    }
+
+    /// The bytes of a received buffer without its prefix; `None` when they cannot be.
+    pub(super) fn frame(&self, id: u32, bytes: u16) -> Option<&[u8]> {
+        let raw = &self.interface.raw;
+        let length = u32::from(bytes).checked_sub(raw.prefix())?;
+        if id >= ENTRIES || u32::from(bytes) > raw.buffer() {
+            return None;
+        }
+        // SAFETY: inside of the buffer, which the card has filled and which is not posted now.
+        let bytes = unsafe {
+            let start = self.memory.buffer(id).add(raw.prefix() as usize);
+            std::slice::from_raw_parts(start, length as usize)
+        };
+        Some(bytes)
+    }
+
+    /// The bytes of one buffer of a merged event, prefix included, as the card has written them.
+    pub(super) fn merged_bytes(&mut self, id: u32) -> Option<u16> {
+        if id >= ENTRIES {
+            return None;
+        }
+        let get = self.functions().ef_vi_receive_get_bytes;
+        let mut bytes = 0;
+        // SAFETY: a VI, and a buffer that it has filled.
+        let answer = unsafe { get(self.vi(), self.memory.buffer(id), &raw mut bytes) };
+        let prefix = self.interface.raw.prefix() as u16;
+        (answer == 0).then(|| bytes.saturating_add(prefix))
+    }
+
+    /// Buffer ids of a merged event.
+    pub(super) fn unbundle_rx(&mut self, event: &RawEvent, ids: &mut [u32; MOST_OF_ONE]) -> usize {
+        let unbundle = self.functions().ef_vi_receive_unbundle;
+        // SAFETY: a VI's event, and room for more than 15.
+        let count = unsafe { unbundle(self.vi(), &raw const *event, ids.as_mut_ptr()) };
+        usize::try_from(count).unwrap_or(0)
+    }
+
+    /// A received buffer is free again; it is posted with seven others.
+    pub(super) fn give_back(&mut self, id: u32) {
+        if id < ENTRIES {
+            self.free_rx.push(id);
+        }
+    }
+
+    /// Posts free buffers, in eights: the doorbell counts so.
+    pub(super) fn refill(&mut self) {
+        let raw = &mut self.interface.raw;
+        let room = raw.receive_space().min(self.free_rx.len() as u32) & !7;
+        for _ in 0..room {
+            let Some(id) = self.free_rx.pop() else { break };
+            if !raw.receive_init(self.registration.address(id), id) {
+                self.free_rx.push(id);
+                break;
+            }
+        }
+        if room > 0 {
+            raw.receive_push();
+        }
+    }
+
+    /// Takes a copy of a frame for sending; whether there was room.
+    ///
+    /// # Safety
+    /// - The bytes are mapped. They may change meanwhile: then it is the frame that changes.
+    pub(super) unsafe fn send(&mut self, bytes: *const u8, length: u32) -> bool {
+        if length as usize > BUFFER {
+            return true;
+        }
+        let cuts_through = self.cuts_through();
+        let Some(id) = self.free_tx.pop() else {
+            return false;
+        };
+        let to = self.memory.buffer(id);
+        // SAFETY: as many bytes are there by the caller's word, and in the buffer, which is ours.
+        unsafe { std::ptr::copy_nonoverlapping(bytes, to, length as usize) };
+        let init = self.functions().ef_vi_transmit_init;
+        let address = self.registration.address(id);
+        let raw = &mut self.interface.raw;
+        let taken = if raw.transmit_space() == 0 {
+            false
+        } else if cuts_through {
+            // SAFETY: the buffer, registered at this address.
+            unsafe { raw.cut_through(to, length as usize, address, id) }
+        } else {
+            // SAFETY: a VI, and an address of registered memory.
+            unsafe { init(raw.pointer(), address, length as c_int, id as c_int) == 0 }
+        };
+        if !taken {
+            self.free_tx.push(id);
+        } else if !cuts_through {
+            self.queued += 1;
+        }
+        taken
+    }
+
+    /// Tells the card of what was taken.
+    pub(super) fn flush(&mut self) {
+        if std::mem::take(&mut self.queued) > 0 {
+            self.interface.raw.transmit_push();
+        }
+    }
+
+    /// Takes back the buffers of a completion; how many.
+    pub(super) fn unbundle_tx(&mut self, event: &RawEvent) -> usize {
+        let unbundle = self.functions().ef_vi_transmit_unbundle;
+        let mut ids = [0; MOST_OF_ONE];
+        // SAFETY: a VI's event, and room for as many as one event speaks of.
+        let count = unsafe { unbundle(self.vi(), &raw const *event, ids.as_mut_ptr()) };
+        let count = usize::try_from(count).unwrap_or(0).min(MOST_OF_ONE);
+        for id in &ids[..count] {
+            self.sent(*id);
+        }
+        count
+    }
+
+    /// A frame was sent.
+    pub(super) fn sent(&mut self, id: u32) {
+        if (ENTRIES..BUFFERS).contains(&id) {
+            self.free_tx.push(id);
+        }
+    }
+
+    /// The bytes of a frame that the card lends, or none.
+    pub(super) fn with_lent<T>(
+        &mut self,
+        packet: u32,
+        bytes: u16,
+        what: impl FnOnce(&[u8]) -> T,
+    ) -> Option<T> {
+        let lending = self.interface.ciul.lending?;
+        // SAFETY: a VI, and a packet of an event of it that was not released.
+        let start = unsafe { (lending.get)(self.vi(), packet) };
+        if start.is_null() {
+            return None;
+        }
+        // SAFETY: ours to read until it is released; the event has told how long it is.
+        Some(what(unsafe {
+            std::slice::from_raw_parts(start, bytes.into())
+        }))
+    }
+
+    /// Gives a lent frame back, once.
+    pub(super) fn release(&mut self, packet: u32) {
+        if let Some(lending) = self.interface.ciul.lending {
+            // SAFETY: a VI, and a packet of an event of it, which was not released before.
+            unsafe { (lending.release)(self.vi(), packet) };
+        }
+    }
+
+    /// Asks for an interrupt with the next event that was not seen.
+    pub(super) fn prime(&mut self) -> Result<(), CiulError> {
+        let prime = self.functions().ef_vi_prime;
+        let (current, fd) = (self.interface.raw.current(), self.domain.handle.fd);
+        // SAFETY: a VI and its handle.
+        CiulError::check("ef_vi_prime", unsafe { prime(self.vi(), fd, current) })
+    }
+
+    /// Leads matching frames to this queue, and no longer to the kernel.
+    pub(super) fn add_filter(&mut self, filter: &CardFilter) -> Result<Cookie, CiulError> {
+        let functions = self.functions();
+        let failed = |call| {
+            move |errno| CiulError {
+                call,
+                errno: Errno::from_raw_os_error(errno),
+            }
+        };
+        let made = specify(filter, &functions);
+        let specification = made.map_err(failed("ef_filter_spec_set"))?;
+        let mut cookie = Cookie::default();
+        let (vi, fd, spec) = (self.vi(), self.domain.handle.fd, &raw const specification);
+        // SAFETY: a VI and its handle, a whole specification; a cookie is written.
+        let answer = unsafe { (functions.ef_vi_filter_add)(vi, fd, spec, &raw mut cookie) };
+        CiulError::check("ef_vi_filter_add", answer)?;
+        Ok(cookie)
+    }
+
+    /// Leaves matching frames to the kernel again.
+    pub(super) fn remove_filter(&mut self, cookie: &Cookie) {
+        let remove = self.functions().ef_vi_filter_del;
+        // SAFETY: a VI and its handle; a cookie that it has given. One that is gone is gone.
+        let _ = unsafe { remove(self.vi(), self.domain.handle.fd, &raw const *cookie) };
+    }
+}

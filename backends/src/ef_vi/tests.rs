@@ -1,0 +1,350 @@
+//! The backend over the stand-in for libciul: each test loads a copy of its own, with its own
+//! settings.
+
+#![expect(unsafe_code, reason = "UNSAFETY: calls the stand-in, a C library")]
+
+use std::ffi::{CString, c_char};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use libloading::os::unix::Library;
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::calibrate;
+use super::library::Ciul;
+use super::port::EfViPort;
+use crate::relay::{CardFilter, Port};
+
+/// A copy of the stand-in, removed with the test.
+struct Fake {
+    path: PathBuf,
+    library: Library,
+}
+
+impl Fake {
+    fn new(settings: &[(&str, &str)]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("fake-ciul-{}-{number}.so", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let own = std::env::current_exe().unwrap();
+        std::fs::copy(own.with_file_name("libfake_ciul.so"), &path).unwrap();
+        // SAFETY: our own library, whose constructors do nothing.
+        let library = unsafe { Library::new(&path) }.unwrap();
+        let fake = Self { path, library };
+        for (name, value) in settings {
+            fake.set(name, value);
+        }
+        fake
+    }
+
+    fn set(&self, name: &str, value: &str) {
+        type Set = unsafe extern "C" fn(*const c_char, *const c_char);
+        // SAFETY: the stand-in's function.
+        let set = unsafe { self.library.get::<Set>(b"fake_ciul_set") }.unwrap();
+        let [name, value] = [name, value].map(|text| CString::new(text).unwrap());
+        // SAFETY: two strings.
+        unsafe { set(name.as_ptr(), value.as_ptr()) };
+    }
+
+    /// Objects that live.
+    fn live(&self) -> i64 {
+        type Live = unsafe extern "C" fn() -> i64;
+        // SAFETY: the stand-in's function.
+        let live = unsafe { self.library.get::<Live>(b"fake_ciul_live") }.unwrap();
+        // SAFETY: it has no argument.
+        unsafe { live() }
+    }
+
+    fn ciul(&self) -> Ciul {
+        Ciul::load(&self.path).unwrap()
+    }
+
+    fn open(&self) -> Result<EfViPort, String> {
+        EfViPort::with(self.ciul(), "eth9")
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+const RELEASES: [&str; 5] = ["8.1", "9.0.0", "9.0.2", "9.1", "9.2"];
+const OURS: ([u8; 16], u16) = (
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 198, 18, 0, 1],
+    7007,
+);
+
+fn datagrams() -> CardFilter {
+    CardFilter {
+        protocol: 17,
+        local: OURS,
+        remote: None,
+    }
+}
+
+/// A datagram to 198.18.0.1 from 198.18.0.2:4000 with a number in it.
+fn frame(port: u16, number: u32) -> Vec<u8> {
+    let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+    bytes.extend([0x45, 0, 0, 46, 0, 0, 0x40, 0, 64, 17, 0, 0]);
+    bytes.extend([198, 18, 0, 2, 198, 18, 0, 1]);
+    bytes.extend(4000_u16.to_be_bytes());
+    bytes.extend(port.to_be_bytes());
+    bytes.extend([0, 26, 0, 0]);
+    bytes.extend(number.to_be_bytes());
+    bytes.resize(60, 0);
+    bytes
+}
+
+fn send(port: &mut EfViPort, frame: &[u8]) -> bool {
+    // SAFETY: the frame's bytes.
+    unsafe { port.send(frame.as_ptr(), frame.len() as u32) }
+}
+
+/// Sends numbered datagrams around the loop; those that come back, in their order.
+fn around(port: &mut EfViPort, count: u32) -> Vec<u32> {
+    let mut got = Vec::new();
+    let mut take = |port: &mut EfViPort| {
+        port.receive(&mut |bytes| {
+            assert_eq!(bytes.len(), 60);
+            got.push(u32::from_be_bytes(bytes[42..46].try_into().unwrap()));
+        })
+    };
+    for number in 0..count {
+        while !send(port, &frame(OURS.1, number)) {
+            port.flush();
+            take(port);
+        }
+        if number % 16 == 15 {
+            port.flush();
+            take(port);
+        }
+    }
+    port.flush();
+    let mut quiet = 0;
+    while quiet < 3 {
+        quiet = if take(port) > 0 { 0 } else { quiet + 1 };
+    }
+    got
+}
+
+#[test]
+fn each_releases_layout_is_found() {
+    for release in RELEASES {
+        let fake = Fake::new(&[("LAYOUT", release)]);
+        assert_eq!(calibrate::layout(&fake.ciul()).unwrap().name, release);
+        assert_eq!(fake.live(), 0);
+    }
+}
+
+#[test]
+fn what_was_never_released_is_refused_with_both_answers() {
+    let refused = |name| {
+        let fake = Fake::new(&[("LAYOUT", name)]);
+        calibrate::layout(&fake.ciul()).unwrap_err()
+    };
+    assert_eq!(
+        refused("future"),
+        "libciul layout unknown: 10.1.0.7 ef_vi, sizeof 1344: its size is that of no release, \
+         its operations are those of no release"
+    );
+    assert_eq!(
+        refused("torn"),
+        "libciul layout unknown: 9.1.0.1 ef_vi, sizeof 1312: its size is that of 9.1, its \
+         operations are those of 9.2"
+    );
+}
+
+#[test]
+fn datagrams_go_around_in_every_release_and_way_of_receiving() {
+    for release in RELEASES {
+        for way in ["", "merge", "ref", "prefix0"] {
+            let fake = Fake::new(&[("LAYOUT", release), ("FAULT", way)]);
+            let mut port = fake.open().unwrap();
+            port.add_filter(datagrams()).unwrap();
+            // More than the rings have entries, so that all of them go around.
+            let got = around(&mut port, 3000);
+            assert_eq!(got, (0..3000).collect::<Vec<_>>(), "{release} {way}");
+            assert_eq!((port.counts().received, port.counts().sent), (3000, 3000));
+            drop(port);
+            assert_eq!(fake.live(), 0, "{release} {way}");
+        }
+    }
+}
+
+#[test]
+fn only_what_a_filter_matches_comes() {
+    let fake = Fake::new(&[]);
+    let mut port = fake.open().unwrap();
+    assert_eq!(around(&mut port, 10), []);
+    port.add_filter(datagrams()).unwrap();
+    port.add_filter(datagrams()).unwrap();
+    assert_eq!(port.filters().count(), 1);
+    assert_eq!(around(&mut port, 10).len(), 10);
+    port.remove_filter(&datagrams());
+    assert_eq!(around(&mut port, 10), []);
+    let mut theirs = OURS;
+    (theirs.0[15], theirs.1) = (2, 4000);
+    let full = CardFilter {
+        remote: Some(theirs),
+        ..datagrams()
+    };
+    port.add_filter(full).unwrap();
+    assert_eq!(around(&mut port, 10).len(), 10);
+    port.remove_filter(&full);
+    let other = CardFilter {
+        remote: Some((theirs.0, 4001)),
+        ..full
+    };
+    port.add_filter(other).unwrap();
+    assert_eq!(around(&mut port, 10), []);
+    let v6 = CardFilter {
+        protocol: 6,
+        local: ([0xfd; 16], 80),
+        remote: Some(([0xfe; 16], 4000)),
+    };
+    port.add_filter(v6).unwrap();
+    let mixed = CardFilter {
+        remote: Some(theirs),
+        ..v6
+    };
+    assert!(port.add_filter(mixed).is_err());
+}
+
+/// Whether the descriptor is readable now.
+fn is_readable(port: &EfViPort) -> bool {
+    let fd = port.wait_fd().unwrap();
+    let now = rustix::time::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&now)).unwrap() > 0
+}
+
+#[test]
+fn the_descriptor_is_readable_once_it_is_primed_and_frames_come() {
+    let name = format!("pair:{}-wait", std::process::id());
+    let fakes = [(); 2].map(|()| Fake::new(&[("WIRE", &name)]));
+    let [mut one, mut other] = [&fakes[0], &fakes[1]].map(|fake| fake.open().unwrap());
+    one.add_filter(datagrams()).unwrap();
+    let cross = |other: &mut EfViPort| {
+        assert!(send(other, &frame(OURS.1, 1)));
+        other.flush();
+    };
+    cross(&mut other);
+    assert!(!is_readable(&one), "not primed");
+    assert!(one.prime());
+    assert!(is_readable(&one), "primed after the frame");
+    assert_eq!(one.receive(&mut |_| ()), 1);
+    assert!(!is_readable(&one), "nothing is left");
+    cross(&mut other);
+    assert!(!is_readable(&one), "not primed again");
+    assert_eq!(one.receive(&mut |_| ()), 1);
+    assert!(one.prime());
+    assert!(!is_readable(&one));
+    cross(&mut other);
+    assert!(is_readable(&one), "primed before the frame");
+    drop((one, other));
+    assert_eq!(fakes.map(|fake| fake.live()), [0, 0]);
+}
+
+#[test]
+fn what_fails_is_said_and_nothing_leaks() {
+    let table = [
+        ("open:ENOENT", "there is no /dev/sfc_char"),
+        ("open:EACCES", "no permission"),
+        ("pd:ENODEV", "does not serve this interface"),
+        ("pd:ENOMEM", "ef_pd_alloc_by_name"),
+        ("alloc:EBUSY", "queues are used up"),
+        ("alloc:ELIBACC", "wants a driver with interface 0000"),
+        ("alloc:EINVAL", "ef_vi_alloc_from_pd"),
+        ("memreg:ENOSPC", "buffer table is used up"),
+        ("memreg:EINVAL", "ef_memreg_alloc"),
+    ];
+    for (fault, wanted) in table {
+        let fake = Fake::new(&[("FAULT", fault)]);
+        let why = fake.open().unwrap_err();
+        assert!(why.contains(wanted), "{fault}: {why}");
+        assert_eq!(fake.live(), 0, "{fault}");
+        fake.set("FAULT", "");
+        assert!(fake.open().is_ok(), "{fault}");
+    }
+    let fake = Fake::new(&[("FILTERS", "1")]);
+    let mut port = fake.open().unwrap();
+    port.add_filter(datagrams()).unwrap();
+    let second = CardFilter {
+        protocol: 6,
+        ..datagrams()
+    };
+    let why = port.add_filter(second).unwrap_err();
+    assert!(why.contains("no room for another filter"), "{why}");
+    port.remove_filter(&datagrams());
+    port.add_filter(second).unwrap();
+    for (errno, wanted) in [
+        ("EEXIST", "another queue of the card"),
+        ("EPROTONOSUPPORT", "no such filters"),
+        ("EPERM", "no permission"),
+    ] {
+        fake.set("FAULT", &format!("filter:{errno}"));
+        let why = port.add_filter(datagrams()).unwrap_err();
+        assert!(why.contains(wanted), "{why}");
+    }
+}
+
+/// Waits until a VI is made again.
+fn mended(port: &mut EfViPort) {
+    for _ in 0..1000 {
+        port.receive(&mut |_| ());
+        if port.wait_fd().is_some() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("the VI is not made again");
+}
+
+#[test]
+fn a_dead_vi_is_made_again_with_its_filters() {
+    for fault in ["reset@20", "oflow@20", "txerr@20", "reset@20,alloc:EBUSY@2"] {
+        let fake = Fake::new(&[("FAULT", fault)]);
+        let mut port = fake.open().unwrap();
+        port.add_filter(datagrams()).unwrap();
+        let got = around(&mut port, 32);
+        assert!(got.len() < 32, "{fault}");
+        mended(&mut port);
+        assert_eq!(around(&mut port, 2000).len(), 2000, "{fault}");
+        let counts = port.counts();
+        let deaths = counts.resets + counts.overflows + counts.tx_errors;
+        assert_eq!((deaths, counts.filters_lost), (1, 0), "{fault}");
+        drop(port);
+        assert_eq!(fake.live(), 0, "{fault}");
+    }
+}
+
+#[test]
+fn frames_of_no_use_are_counted_and_their_buffers_posted_again() {
+    for way in ["discard@5", "discard"] {
+        let fake = Fake::new(&[("FAULT", way)]);
+        let mut port = fake.open().unwrap();
+        port.add_filter(datagrams()).unwrap();
+        let bad = if way == "discard" { 2000 } else { 1 };
+        let got = around(&mut port, 2000).len();
+        // Looks without a frame are no end here.
+        for _ in 0..1000 {
+            port.receive(&mut |_| ());
+        }
+        assert_eq!(got, 2000 - bad);
+        assert_eq!(port.counts().discarded[2], bad as u64);
+    }
+}
+
+#[test]
+fn a_library_that_is_absent_or_another_is_refused_in_words() {
+    let absent = EfViPort::open("/nowhere/libciul.so.1".as_ref(), "lo").unwrap_err();
+    assert!(absent.contains("is not installed"), "{absent}");
+    let another = EfViPort::open("libc.so.6".as_ref(), "lo").unwrap_err();
+    assert_eq!(another, "libc.so.6 has no ef_driver_open");
+}

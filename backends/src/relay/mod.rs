@@ -1,0 +1,40 @@
+//! The relay: a process that has a port and lends it to the programs of a stack.
+//!
+//! ```text
+//!   program ── rings, bell ──┐                            ┌── port (DPDK, or a card by ef_vi)
+//!   program ── rings, bell ──┤ one stack ───── relay ─────┤
+//!                                                         └── the kernel
+//!   daemon ── filters (shared tables), control ────┘
+//! ```
+//!
+//! What drives the port is in the relay only: programs map two descriptors, as with AF_XDP, and
+//! fork, die and come back as they like. docs/adr/0018-dpdk.md says why.
+//!
+//! The relay's side: [`Relay`] works on a [`Port`]. The daemon's side: [`Link`] and [`RelayNic`].
+//! The stack's side: [`RelayQueuePair`].
+//!
+//! What is absent: more than one queue pair of a port, frames without a copy, checksum and
+//! segmentation offloads, VLAN tags.
+
+mod board;
+mod control;
+mod face;
+mod memory;
+mod nic;
+mod port;
+mod queue_pair;
+mod rings;
+mod steering;
+mod tap;
+mod worker;
+
+pub use board::read as read_board;
+pub use control::claim;
+pub use nic::{Answer, Link, OpenQueue, RelayNic};
+pub use port::{CardFilter, End, Facts, Port};
+pub use queue_pair::RelayQueuePair;
+pub use steering::Filters;
+pub use worker::{Relay, tell_failure};
+
+/// What became of frames, in the order in which the relay counts them: as of the XDP program.
+pub use crate::af_xdp::COUNTERS;

@@ -1,0 +1,72 @@
+//! What a relay needs of a port.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::os::fd::BorrowedFd;
+
+/// An address and its port; IPv4 addresses are mapped ones.
+pub type End = ([u8; 16], u16);
+
+/// A filter of a card: everything of a protocol for an address and port of ours, or only what comes
+/// from one other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CardFilter {
+    /// 6 or 17.
+    pub protocol: u8,
+    /// Our end.
+    pub local: End,
+    /// The other one; `None` = any.
+    pub remote: Option<End>,
+}
+
+/// What a port is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// MAC address.
+    pub mac: [u8; 6],
+    /// MTU in bytes.
+    pub mtu: u16,
+    /// What drives it, for people.
+    pub driver: String,
+    /// Whether the kernel has the port as an interface of its own, which keeps whatever no filter
+    /// of the card matches. Otherwise everything comes here.
+    pub is_bifurcated: bool,
+}
+
+/// Frames in, frames out. For one thread.
+pub trait Port: Debug {
+    /// What it is.
+    fn facts(&self) -> Facts;
+    /// Calls `each` with the frames of one burst, at most [`BURST`]; how many there were.
+    fn receive(&mut self, each: &mut dyn FnMut(&[u8])) -> usize;
+    /// Takes a copy of a frame for sending, with the next [`Self::flush`]; whether there was room.
+    ///
+    /// # Safety
+    /// - The bytes are mapped. They may change meanwhile: then it is the frame that changes.
+    #[expect(unsafe_code, reason = "UNSAFETY: bytes that others may change")]
+    unsafe fn send(&mut self, bytes: *const u8, length: u32) -> bool;
+    /// Sends what was taken; how many frames still wait here.
+    fn flush(&mut self) -> u32;
+    /// The port's own statistics: name and value.
+    fn statistics(&self) -> Vec<(String, u64)>;
+    /// Descriptor that is readable while frames wait; `None` = it must be polled.
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
+    /// Changes when [`Self::wait_fd`] is another one.
+    fn epoch(&self) -> u64 {
+        0
+    }
+    /// Makes the descriptor readable with the next frame; whether one may sleep until then.
+    fn prime(&mut self) -> bool {
+        true
+    }
+    /// Makes these the card's filters, and no others: of a bifurcated port.
+    ///
+    /// # Errors
+    /// A sentence, when one of them cannot be. Those that can, are.
+    fn lead(&mut self, _wanted: &BTreeSet<CardFilter>) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Most frames of one burst.
+pub(super) const BURST: usize = 64;
