@@ -14,6 +14,7 @@
 //!
 //! Nothing here is used by the product. Everything needs root and Linux.
 
+pub mod ciul;
 pub mod conformance;
 pub mod counters;
 pub mod daemon;

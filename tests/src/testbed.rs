@@ -51,6 +51,9 @@ pub struct Options {
     pub port: bool,
     /// The programs of each side have half of the processors, as on two machines.
     pub apart: bool,
+    /// The server's interface is a card, whose queue libciul's stand-in has, with these faults. A
+    /// daemon runs from the beginning.
+    pub card: Option<&'static str>,
 }
 
 impl Default for Options {
@@ -62,6 +65,7 @@ impl Default for Options {
             emulated: None,
             port: false,
             apart: false,
+            card: None,
         }
     }
 }
@@ -155,7 +159,10 @@ impl Testbed {
             self.ip(side, &["addr", "add", &v6, "dev", interface, "nodad"])?;
         }
         self.wait_for_link()?;
-        if self.options.port {
+        if let Some(faults) = self.options.card {
+            self.start_card(faults)?;
+        }
+        if self.options.port || self.options.card.is_some() {
             self.wait_for_daemon()?;
         }
         Ok(())
@@ -221,6 +228,29 @@ impl Testbed {
         let taps = [device(Side::Server)?, device(Side::Client)?];
         self.link = Some(EmulatedLink::start(taps, faults, seed)?);
         Ok(())
+    }
+
+    /// Starts a daemon that drives the server's interface as a card. No NIC leaves checksums to its
+    /// peer: the other end must make them.
+    fn start_card(&self, faults: &str) -> Result<()> {
+        let peer = ["-K", self.interface(Side::Client), "tx", "off"];
+        self.program(Side::Client, "ethtool")
+            .args(peer)
+            .run()?
+            .check()?;
+        let name = self.interface(Side::Server);
+        let library = crate::ciul::stand_in()?.display().to_string();
+        let device = format!("name = {name:?}\nbackend = \"ef_vi\"\nlibrary = {library:?}\n");
+        std::fs::write(self.device_file(), format!("[[device]]\n{device}"))?;
+        let mut daemon = self.program(Side::Server, crate::paths::bypassctl());
+        daemon
+            .env("FAKE_CIUL_WIRE", "packet")
+            .env("FAKE_CIUL_FAULT", faults);
+        daemon.args(["daemon", "--config"]).arg(self.device_file());
+        daemon.run()?.check()?;
+        let is_open = || self.why_no_port().contains("a card that ef_vi serves");
+        let open = wait_until("the card is open", Duration::from_secs(20), is_open);
+        open.map_err(|error| format!("{error}: {}", self.why_no_port()).into())
     }
 
     /// Starts a daemon with a device and plugs in the other end of its wire.

@@ -5,6 +5,7 @@
 //! a look round that nothing is left. The picture is in `tests/e2e/README.md`.
 
 mod e2e {
+    pub mod card;
     pub mod clients;
     pub mod crowds;
     pub mod dpdk;
@@ -28,9 +29,9 @@ mod e2e {
     pub mod web;
 }
 
-use e2e::harness::{Carried, check, check_port};
+use e2e::harness::{Carried, check, check_card, check_port};
 use e2e::{
-    clients, crowds, dpdk, endings, faults, groups, handover, jumbo, languages, links, names,
+    card, clients, crowds, dpdk, endings, faults, groups, handover, jumbo, languages, links, names,
     programs, reloads, rollback, routers, stores, storms, streams, tool, web,
 };
 
@@ -203,6 +204,8 @@ tests! {
     jumbo::mtu_beyond_chunks: Any,
     groups::group_comes_and_goes: Bypass,
     groups::group_on_any_address: Bypass,
+    card::without_library: Any,
+    card::unknown_layout: Any,
     dpdk::no_plugin: Any,
     dpdk::no_library: Any,
     dpdk::other_version: Any,
@@ -210,6 +213,27 @@ tests! {
     dpdk::no_such_device: Any,
     dpdk::no_vfio: Any,
     dpdk::no_huge_pages: Any,
+}
+
+/// On a card by ef_vi, whose library is a stand-in.
+mod ef_vi_card {
+    use super::{Carried, card, check_card, dpdk, programs, rollback, streams};
+
+    tests! {
+        check_card:
+        programs::udp_echo: Bypass,
+        programs::udp_echo_ipv6: Bypass,
+        programs::sockperf_ping_pong: Bypass,
+        streams::redis: Segments,
+        streams::nginx_files: Segments,
+        streams::curl_client: Segments,
+        dpdk::exceptions: Any,
+        dpdk::nginx_workers: Any,
+        rollback::new_connections: Any,
+        rollback::in_turns: Any,
+        card::shown: Bypass,
+        card::relay_killed: Any,
+    }
 }
 
 /// On a DPDK port: scenes of programs as they are, and those of the port itself.

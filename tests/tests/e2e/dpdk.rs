@@ -22,7 +22,7 @@ use super::streams::{client, started, subject};
 
 const PORT: u16 = 7007;
 
-fn echo(scene: &Scene) -> Result<Running> {
+pub(super) fn echo(scene: &Scene) -> Result<Running> {
     start_example(scene, "udpecho", PORT, &["--bind", &scene.host()])
 }
 
@@ -194,7 +194,7 @@ pub(crate) fn nginx_workers(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-fn kill(pid: &str) -> Result<()> {
+pub(super) fn kill(pid: &str) -> Result<()> {
     let status = Command::new("kill").args(["-9", pid]).status()?;
     status
         .success()
@@ -212,7 +212,7 @@ fn running(scene: &Scene, command: &str) -> Vec<String> {
     pids.map(|pid| pid.to_string()).collect()
 }
 
-fn the_only(scene: &Scene, command: &str) -> Result<String> {
+pub(super) fn the_only(scene: &Scene, command: &str) -> Result<String> {
     match running(scene, command).as_slice() {
         [pid] => Ok(pid.clone()),
         pids => Err(format!("one bypassctl {command} expected: {pids:?}").into()),

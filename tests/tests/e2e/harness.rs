@@ -69,6 +69,31 @@ pub(crate) fn check_port(column: Column, carried: Carried, body: fn(&Scene) -> R
     }
 }
 
+/// Runs a test with the server's interface as a card by ef_vi: its queue is the one of libciul's
+/// stand-in, no card.
+pub(crate) fn check_card(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) {
+    if !Column::available().contains(&column) {
+        return;
+    }
+    let options = Options {
+        card: Some(""),
+        ..Options::default()
+    };
+    let run = || {
+        proven(
+            &Scene {
+                bed: Testbed::with(options)?,
+                column,
+            },
+            carried,
+            body,
+        )
+    };
+    if let Err(error) = run() {
+        panic!("{}, ef_vi's stand-in: {error}", column.name());
+    }
+}
+
 fn run_on_port(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) -> Result<()> {
     let options = Options {
         port: true,

@@ -1,0 +1,129 @@
+//! A card by ef_vi in the place of an AF_XDP interface. No card: libciul is a stand-in, which takes
+//! from the kernel what filters match.
+//!
+//! The scenes of other modules run on it as they are (`ef_vi_card::*`); those here are of the card
+//! itself.
+
+use std::fs;
+use std::time::Duration;
+
+use bypass_tests::program::wait_until;
+use bypass_tests::testbed::Side;
+use bypass_tests::{Result, ciul, daemon, paths};
+
+use super::dpdk::{echo, kill, the_only};
+use super::harness::Scene;
+use super::programs::ping_pong;
+
+const PORT: u16 = 7007;
+
+fn is_of_card(scene: &Scene) -> bool {
+    let filters = daemon::list(&scene.bed, &["filters", "list"]).unwrap_or_default();
+    filters
+        .first()
+        .is_some_and(|filter| filter["backend"] == "ef_vi")
+}
+
+/// Every list says whose the socket is.
+pub(crate) fn shown(scene: &Scene) -> Result<()> {
+    let server = echo(scene)?;
+    ping_pong(scene, &scene.host(), PORT, 500)?;
+    if scene.has_shim() {
+        for list in [["filters", "list"], ["explain", "--all"]] {
+            let found = daemon::list(&scene.bed, &list)?;
+            if !found.iter().any(|item| item["backend"] == "ef_vi") {
+                return Err(format!("{list:?}: {found:?}").into());
+            }
+        }
+        wait_until("the port has counted", Duration::from_secs(5), || {
+            let stats = daemon::list(&scene.bed, &["stats"]).unwrap_or_default();
+            let value = |name: &str| {
+                let mut of_card = stats.iter().filter(|counter| counter["kind"] == "ef_vi");
+                of_card.find(|counter| counter["name"] == name)?["value"].as_u64()
+            };
+            value("received") >= Some(500) && value("filters") == Some(1)
+        })?;
+    }
+    server.stop()?.check()?;
+    Ok(())
+}
+
+/// The relay is killed, and the card's filters go with it: the kernel serves until there is another
+/// one, and the program goes on.
+pub(crate) fn relay_killed(scene: &Scene) -> Result<()> {
+    let server = echo(scene)?;
+    ping_pong(scene, &scene.host(), PORT, 500)?;
+    if scene.has_shim() {
+        let relay = the_only(scene, "relay")?;
+        kill(&relay)?;
+        wait_until("another relay", Duration::from_secs(20), || {
+            the_only(scene, "relay").is_ok_and(|pid| pid != relay)
+        })?;
+        wait_until("the filter is there again", Duration::from_secs(20), || {
+            is_of_card(scene)
+        })?;
+    }
+    ping_pong(scene, &scene.host(), PORT, 2000)?;
+    server.stop()?.check()?;
+    Ok(())
+}
+
+/// A configuration with a card, where there is none: doctor says why, and AF_XDP serves.
+fn falls_back(scene: &Scene, library: &str, environment: (&str, &str), why: &str) -> Result<()> {
+    if !scene.has_shim() {
+        return Ok(());
+    }
+    let name = scene.bed.interface(Side::Server);
+    let device = format!("name = {name:?}\nbackend = \"ef_vi\"\nlibrary = {library:?}\n");
+    let rule = "[[rule]]\nbackend = \"ef_vi\"\naction = \"accelerate\"\n";
+    let config = scene.bed.folder().join("card.toml");
+    fs::write(&config, format!("[[device]]\n{device}{rule}"))?;
+    let mut started = scene.bed.program(Side::Server, paths::bypassctl());
+    started.env(environment.0, environment.1);
+    started
+        .args(["daemon", "--config"])
+        .arg(&config)
+        .run()?
+        .check()?;
+    let mut told = String::new();
+    wait_until("doctor says why", Duration::from_secs(20), || {
+        let run = daemon::bypassctl(&scene.bed, &["doctor", name]);
+        told = run.map_or_else(|error| error.to_string(), |run| run.stdout);
+        told.contains(why)
+    })
+    .map_err(|error| format!("{error}: {why}\n{told}"))?;
+    let server = echo(scene)?;
+    ping_pong(scene, &scene.host(), PORT, 500)?;
+    let filters = daemon::list(&scene.bed, &["filters", "list"])?;
+    if filters
+        .first()
+        .is_none_or(|filter| filter["backend"] != "af_xdp")
+    {
+        return Err(format!("AF_XDP does not serve: {filters:?}").into());
+    }
+    server.stop()?.check()?;
+    daemon::bypassctl(&scene.bed, &["shutdown"])?.check()?;
+    Ok(())
+}
+
+/// There is no library.
+pub(crate) fn without_library(scene: &Scene) -> Result<()> {
+    falls_back(
+        scene,
+        "/nowhere/libciul.so.1",
+        ("BYPASS_X", ""),
+        "is not installed",
+    )
+}
+
+/// The library has a layout that nobody has released.
+pub(crate) fn unknown_layout(scene: &Scene) -> Result<()> {
+    let library = ciul::stand_in()?.display().to_string();
+    let layout = ("FAKE_CIUL_LAYOUT", "torn");
+    falls_back(
+        scene,
+        &library,
+        layout,
+        "libciul layout unknown: 9.1.0.1 ef_vi, sizeof 1312",
+    )
+}
