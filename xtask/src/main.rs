@@ -10,6 +10,7 @@ mod build;
 mod cargo_tests;
 mod codegen;
 mod demo;
+mod guest;
 mod measure;
 mod packages;
 mod progress;
@@ -50,6 +51,8 @@ enum Task {
         /// Only the groups with these names (unit, abi, conformance, e2e)
         groups: Vec<String>,
     },
+    /// Boot an emulated machine with a card and run programs over its virtual function by DPDK
+    Guest,
     /// What a change must pass: format, lints, tidy, tests, instruction counts
     Ci,
     /// Measure speed, processor time or instructions, kernel and shim in turns
@@ -88,6 +91,7 @@ fn main() -> ExitCode {
     let done: Result<()> = match Arguments::parse().task {
         Task::Demo { json, seconds } => demo::run(json, seconds),
         Task::Test { groups } => test::run(&groups),
+        Task::Guest => guest::run(),
         Task::Ci => test::ci(),
         Task::Bench {
             name,

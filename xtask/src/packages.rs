@@ -15,6 +15,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("apache2-utils", "/usr/bin/ab"),
     ("bind9-dnsutils", "/usr/bin/dig"),
     ("clang", "/usr/bin/clang"),
+    ("cpio", "/usr/bin/cpio"),
     ("curl", "/usr/bin/curl"),
     ("default-jdk-headless", "/usr/bin/javac"),
     ("dnsperf", "/usr/bin/dnsperf"),
@@ -26,6 +27,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("iproute2", "/usr/sbin/ip"),
     ("iputils-ping", "/usr/bin/ping"),
     ("knot", "/usr/sbin/knotd"),
+    ("kmod", "/usr/sbin/modprobe"),
     ("libc6-dev", "/usr/include/stdio.h"),
     (
         "libpython3.11-testsuite",
@@ -56,6 +58,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("util-linux", "/usr/bin/setpriv"),
     ("valgrind", "/usr/bin/valgrind"),
     ("wrk", "/usr/bin/wrk"),
+    ("xz-utils", "/usr/bin/xz"),
+    ("zstd", "/usr/bin/zstd"),
 ];
 
 /// Installs what is missing.
