@@ -46,6 +46,8 @@ pub(crate) enum Name {
     StackUdp,
     /// Instructions per TCP request and response of the stack alone
     StackTcp,
+    /// Instructions per frame of ef_vi's event loop alone
+    EfVi,
     /// What iperf3 carries over links with delay and loss
     TcpPath,
     /// Forks with many connections, and the way from stack to kernel
@@ -88,7 +90,7 @@ pub(crate) struct Report {
 /// When it cannot be run. A target that is not met is no error.
 pub(crate) fn run(name: Name, json: bool, rounds: u32, record: bool) -> Result<()> {
     packages::install_missing()?;
-    if !matches!(name, Name::StackUdp | Name::StackTcp) {
+    if !matches!(name, Name::StackUdp | Name::StackTcp | Name::EfVi) {
         build::release()?;
     }
     let rows = match name {
@@ -103,6 +105,7 @@ pub(crate) fn run(name: Name, json: bool, rounds: u32, record: bool) -> Result<(
         Name::TcpBulk => streams::run(&streams::BULK, rounds)?,
         Name::StackUdp => instructions::run(&instructions::UDP, record)?,
         Name::StackTcp => instructions::run(&instructions::TCP, record)?,
+        Name::EfVi => instructions::run(&instructions::EF_VI, record)?,
         Name::TcpPath => tcp_path::run(rounds)?,
         Name::Processes => processes::run(rounds)?,
     };
@@ -126,13 +129,14 @@ pub(crate) fn run(name: Name, json: bool, rounds: u32, record: bool) -> Result<(
 }
 
 /// Fails when the stack needs 5 % more instructions per datagram, or per request and response over
-/// TCP, than the recorded references.
+/// TCP, than the recorded references, or ef_vi's event loop per frame.
 ///
 /// # Errors
 /// When it does, or cannot be measured.
 pub(crate) fn instructions_gate() -> Result<()> {
     let mut rows = instructions::run(&instructions::UDP, false)?;
     rows.extend(instructions::run(&instructions::TCP, false)?);
+    rows.extend(instructions::run(&instructions::EF_VI, false)?);
     let worse: Vec<&str> = rows
         .iter()
         .filter(|row| row.met == Some(false))

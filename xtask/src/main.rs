@@ -65,7 +65,7 @@ enum Task {
         /// Rounds; kernel and shim take turns in each
         #[arg(long, default_value_t = 5)]
         rounds: u32,
-        /// stack-udp, stack-tcp: write the figures as the new reference
+        /// stack-udp, stack-tcp, ef-vi: write the figures as the new reference
         #[arg(long)]
         record: bool,
     },

@@ -15,7 +15,7 @@
 
 use std::ffi::{c_int, c_void};
 
-use super::event::{Event, RawEvent};
+use super::event::RawEvent;
 use super::layout::{LAYOUTS, Layout};
 use super::library::Ciul;
 
@@ -295,14 +295,7 @@ impl Scratch {
         let poll: Poll = unsafe { std::mem::transmute(poll) };
         // SAFETY: an initialised VI, and room for four.
         let count = unsafe { poll(vi, events.as_mut_ptr(), 4) };
-        let received = matches!(
-            events[0].read(row.rx_ref),
-            Event::Received {
-                id: 0,
-                bytes: 74,
-                ..
-            }
-        );
+        let received = events[0].whole_frame() == Some((0, 74));
         let is_done = self.state[0] == 8 && self.state[row.rx_added / 4 + 1] == 1;
         if count != 1 || !received || !is_done {
             counts.rx_added = None;

@@ -17,12 +17,11 @@ pub(super) const DISCARDS: [&str; 8] = [
     "inner checksum",
 ];
 
-/// An event, understood.
+/// An event that is no whole frame, understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
-    /// A buffer is filled: its id, the bytes with the prefix, and whether it is a frame's first and
-    /// last one.
-    Received { id: u32, bytes: u16, is_whole: bool },
+    /// A buffer has a part of a frame.
+    Part { id: u32 },
     /// A buffer comes back for nothing.
     Discarded { id: u32, why: u16 },
     /// Several buffers: to be unbundled. `why` = they come back for nothing.
@@ -58,16 +57,18 @@ impl RawEvent {
         u32::from(self.u16(at)) | u32::from(self.u16(at + 2)) << 16
     }
 
-    /// What it says, where RX_REF has this number.
-    pub(super) fn read(self, rx_ref: u16) -> Event {
+    /// Buffer, and bytes with the prefix, if it is of a frame in one buffer: most events are.
+    pub(super) fn whole_frame(self) -> Option<(u32, u16)> {
         const START: u16 = 1;
         const CONTINUES: u16 = 2;
+        let is_whole = self.u16(0) == 0 && self.u16(10) & (START | CONTINUES) == START;
+        is_whole.then(|| (self.u32(4), self.u16(8)))
+    }
+
+    /// What else it says, where RX_REF has this number.
+    pub(super) fn read(self, rx_ref: u16) -> Event {
         match self.u16(0) {
-            0 => Event::Received {
-                id: self.u32(4),
-                bytes: self.u16(8),
-                is_whole: self.u16(10) & (START | CONTINUES) == START,
-            },
+            0 => Event::Part { id: self.u32(4) },
             1 => Event::Sent,
             2 => Event::Discarded {
                 id: self.u32(4),
@@ -108,25 +109,13 @@ mod tests {
 
     #[test]
     fn bytes_are_where_the_release_has_them() {
-        let received = raw(&[(4, 7), (8, 74), (10, 1)]).read(14);
-        let (id, bytes) = (7, 74);
-        let is_whole = true;
-        assert_eq!(
-            received,
-            Event::Received {
-                id,
-                bytes,
-                is_whole
-            }
-        );
-        let part = raw(&[(4, 7), (8, 74), (10, 3)]).read(14);
-        assert!(matches!(
-            part,
-            Event::Received {
-                is_whole: false,
-                ..
-            }
-        ));
+        let received = raw(&[(4, 7), (8, 74), (10, 1)]).whole_frame();
+        assert_eq!(received, Some((7, 74)));
+        for flags in [0, 2, 3] {
+            let part = raw(&[(4, 7), (8, 74), (10, flags)]);
+            assert_eq!(part.whole_frame(), None);
+            assert_eq!(part.read(14), Event::Part { id: 7 });
+        }
         let bad = raw(&[(0, 2), (5, 1), (12, 2)]).read(14);
         assert_eq!(bad, Event::Discarded { id: 256, why: 2 });
         let merged = raw(&[(0, 11), (8, 3)]).read(14);

@@ -64,6 +64,7 @@ pub struct EfViPort {
     /// VIs that were made.
     epoch: u64,
     counts: Counts,
+    events: Box<[RawEvent; EVENTS]>,
 }
 
 impl EfViPort {
@@ -110,6 +111,7 @@ impl EfViPort {
             },
             epoch: 1,
             counts: Counts::default(),
+            events: Box::new([RawEvent::NONE; EVENTS]),
             ciul,
         })
     }
@@ -118,65 +120,6 @@ impl EfViPort {
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.counts
-    }
-
-    /// Answers an event; whether the VI lives.
-    fn take(&mut self, event: &RawEvent, each: &mut dyn FnMut(&[u8])) -> bool {
-        let Some(queue) = &mut self.queue else {
-            return false;
-        };
-        let counts = &mut self.counts;
-        match event.read(self.layout.rx_ref) {
-            Event::Received {
-                id,
-                bytes,
-                is_whole,
-            } => {
-                match queue.frame(id, bytes).filter(|_| is_whole) {
-                    Some(frame) => {
-                        counts.received += 1;
-                        each(frame);
-                    }
-                    None => counts.too_long += 1,
-                }
-                queue.give_back(id);
-            }
-            Event::Discarded { id, why } => {
-                count_discards(counts, why, 1);
-                queue.give_back(id);
-            }
-            Event::Merged { why } => take_merged(queue, counts, event, why, each),
-            Event::Lent { packet, bytes } => {
-                if queue.with_lent(packet, bytes, each).is_some() {
-                    counts.received += 1;
-                }
-                queue.release(packet);
-            }
-            Event::LentBad { packet } => {
-                count_discards(counts, u16::MAX, 1);
-                queue.release(packet);
-            }
-            Event::Sent => counts.sent += queue.unbundle_tx(event) as u64,
-            Event::SentAt { id } => {
-                counts.sent += 1;
-                queue.sent(id);
-            }
-            Event::NoBuffer => counts.no_buffer += 1,
-            Event::TxError { .. } => {
-                counts.tx_errors += 1;
-                return false;
-            }
-            Event::Overflow => {
-                counts.overflows += 1;
-                return false;
-            }
-            Event::Reset => {
-                counts.resets += 1;
-                return false;
-            }
-            Event::Other => {}
-        }
-        true
     }
 
     /// Makes the VI again, if it is dead.
@@ -237,24 +180,27 @@ impl Port for EfViPort {
 
     fn receive(&mut self, each: &mut dyn FnMut(&[u8])) -> usize {
         self.mend();
-        let before = self.counts.received;
-        let mut events = [RawEvent::NONE; EVENTS];
-        let Some(queue) = &mut self.queue else {
-            return 0;
-        };
-        let count = queue.poll(&mut events);
-        for event in &events[..count] {
-            if !self.take(event, each) {
-                // What is left of a dead VI's events is of no use.
-                self.queue = None;
-                self.retry = Instant::now();
-                break;
+        let Self { queue, counts, .. } = self;
+        let Some(alive) = queue else { return 0 };
+        let before = counts.received;
+        let count = alive.poll(&mut *self.events);
+        let mut events = self.events[..count].iter();
+        let rx_ref = self.layout.rx_ref;
+        let is_alive = events.all(|event| match event.whole_frame() {
+            Some((id, bytes)) => {
+                counts.take_frame(alive, id, bytes, each);
+                true
             }
+            None => counts.take(alive, event, rx_ref, each),
+        });
+        if is_alive {
+            alive.push_posted();
+        } else {
+            // What is left of a dead VI's events is of no use.
+            *queue = None;
+            self.retry = Instant::now();
         }
-        if let Some(queue) = &mut self.queue {
-            queue.refill();
-        }
-        (self.counts.received - before) as usize
+        (counts.received - before) as usize
     }
 
     #[expect(
@@ -335,34 +281,95 @@ fn told(ciul: &Ciul, error: &CiulError) -> String {
     error.to_string()
 }
 
-fn count_discards(counts: &mut Counts, why: u16, buffers: usize) {
-    const OTHER: usize = 6;
-    let why = usize::from(why).min(DISCARDS.len());
-    let why = if why == DISCARDS.len() { OTHER } else { why };
-    counts.discarded[why] += buffers as u64;
-}
-
-fn take_merged(
-    queue: &mut Queue,
-    counts: &mut Counts,
-    event: &RawEvent,
-    why: Option<u16>,
-    each: &mut dyn FnMut(&[u8]),
-) {
-    let mut ids = [0; MOST_OF_ONE];
-    let count = queue.unbundle_rx(event, &mut ids).min(MOST_OF_ONE);
-    if let Some(why) = why {
-        count_discards(counts, why, count);
-    }
-    for id in &ids[..count] {
-        let bytes = queue.merged_bytes(*id).filter(|_| why.is_none());
-        match bytes.and_then(|bytes| queue.frame(*id, bytes)) {
+impl Counts {
+    /// Takes a whole frame.
+    fn take_frame(&mut self, queue: &mut Queue, id: u32, bytes: u16, each: &mut dyn FnMut(&[u8])) {
+        match queue.frame(id, bytes) {
             Some(frame) => {
-                counts.received += 1;
+                self.received += 1;
                 each(frame);
             }
-            None => counts.too_long += u64::from(why.is_none()),
+            None => self.too_long += 1,
         }
-        queue.give_back(*id);
+        queue.post(id);
     }
+
+    /// Answers any other event, of a release whose RX_REF has this number; whether the VI lives.
+    fn take(
+        &mut self,
+        queue: &mut Queue,
+        event: &RawEvent,
+        rx_ref: u16,
+        each: &mut dyn FnMut(&[u8]),
+    ) -> bool {
+        match event.read(rx_ref) {
+            Event::Part { id } => {
+                self.too_long += 1;
+                queue.post(id);
+            }
+            Event::Discarded { id, why } => {
+                self.discard(why, 1);
+                queue.post(id);
+            }
+            Event::Merged { why } => self.take_merged(queue, event, why, each),
+            Event::Lent { packet, bytes } => {
+                let used = queue.with_lent(packet, bytes, each);
+                self.received += u64::from(used.is_some());
+                queue.release(packet);
+            }
+            Event::LentBad { packet } => {
+                self.discard(u16::MAX, 1);
+                queue.release(packet);
+            }
+            Event::Sent => self.sent += queue.unbundle_tx(event) as u64,
+            Event::SentAt { id } => {
+                self.sent += 1;
+                queue.sent(id);
+            }
+            Event::NoBuffer => self.no_buffer += 1,
+            Event::TxError { .. } => return dead(&mut self.tx_errors),
+            Event::Overflow => return dead(&mut self.overflows),
+            Event::Reset => return dead(&mut self.resets),
+            Event::Other => {}
+        }
+        true
+    }
+
+    fn discard(&mut self, why: u16, buffers: usize) {
+        const OTHER: usize = 6;
+        let known = usize::from(why) < DISCARDS.len();
+        let why = if known { usize::from(why) } else { OTHER };
+        self.discarded[why] += buffers as u64;
+    }
+
+    fn take_merged(
+        &mut self,
+        queue: &mut Queue,
+        event: &RawEvent,
+        why: Option<u16>,
+        each: &mut dyn FnMut(&[u8]),
+    ) {
+        let mut ids = [0; MOST_OF_ONE];
+        let count = queue.unbundle_rx(event, &mut ids).min(MOST_OF_ONE);
+        if let Some(why) = why {
+            self.discard(why, count);
+        }
+        for id in &ids[..count] {
+            let bytes = queue.merged_bytes(*id).filter(|_| why.is_none());
+            match bytes.and_then(|bytes| queue.frame(*id, bytes)) {
+                Some(frame) => {
+                    self.received += 1;
+                    each(frame);
+                }
+                None => self.too_long += u64::from(why.is_none()),
+            }
+            queue.post(*id);
+        }
+    }
+}
+
+/// Counts a VI that does not live.
+fn dead(count: &mut u64) -> bool {
+    *count += 1;
+    false
 }

@@ -30,9 +30,16 @@ use crate::relay::CardFilter;
 pub(super) const ENTRIES: u32 = 512;
 /// Bytes of a buffer: two of them fill a page of the card.
 pub(super) const BUFFER: usize = 2048;
+/// Buffers for receiving: what the ring holds, in eights.
+const RX_BUFFERS: u32 = ENTRIES - 8;
+/// Buffers for sending: what the ring holds, each of them being one descriptor.
+const TX_BUFFERS: u32 = ENTRIES - 1;
 /// Buffers: for receiving, then for sending.
-const BUFFERS: u32 = 2 * ENTRIES;
+const BUFFERS: u32 = RX_BUFFERS + TX_BUFFERS;
 const PAGE: usize = 4096;
+/// Architectures of cards that take frames by cut-through only: X3, and X4's express path.
+const EFCT: u8 = 3;
+const EF10CT: u8 = 5;
 /// Most frames that one event speaks of.
 pub(super) const MOST_OF_ONE: usize = 64;
 
@@ -216,9 +223,16 @@ pub(super) struct Queue {
     registration: Registration,
     memory: Memory,
     domain: Domain,
-    /// Buffers that are neither posted nor in use.
-    free_rx: Vec<u32>,
+    /// Bytes of a receive buffer before the frame, and of the longest frame.
+    prefix: u32,
+    longest: u32,
+    /// Whether the card sends only what is written into it.
+    cuts_through: bool,
+    /// Buffers in the RX ring of which the card was not told yet.
+    unpushed: u32,
+    /// Buffers to send from.
     free_tx: Vec<u32>,
+    /// Frames of which the card was not told yet.
     queued: u32,
 }
 
@@ -236,19 +250,23 @@ impl Queue {
         let interface = Interface::of(&mut domain, layout)?;
         let memory = Memory::map()?;
         let registration = Registration::of(&memory, &mut domain)?;
+        let prefix = interface.raw.prefix();
         let mut queue = Self {
+            prefix,
+            longest: interface.raw.buffer().saturating_sub(prefix),
+            cuts_through: [EFCT, EF10CT].contains(&interface.raw.architecture()),
             interface,
             registration,
             memory,
             domain,
-            free_rx: Vec::new(),
-            free_tx: (ENTRIES..BUFFERS).collect(),
+            unpushed: 0,
+            free_tx: (RX_BUFFERS..BUFFERS).collect(),
             queued: 0,
         };
         // Cards that lend their packets are given no buffers.
-        if !queue.cuts_through() {
-            queue.free_rx = (0..ENTRIES).collect();
-            queue.refill();
+        if !queue.cuts_through {
+            (0..RX_BUFFERS).for_each(|id| queue.post(id));
+            queue.push_posted();
         }
         Ok(queue)
     }
@@ -280,15 +298,9 @@ impl Queue {
         Ok((mac, unsafe { (functions.ef_vi_mtu)(vi, fd) }))
     }
 
-    /// Whether the card sends only what is written into it.
-    pub(super) fn cuts_through(&self) -> bool {
-        [3, 5].contains(&self.interface.raw.architecture())
-    }
-
     /// Bytes of the longest frame that a buffer takes.
     pub(super) fn longest(&self) -> u32 {
-        let raw = &self.interface.raw;
-        raw.buffer().saturating_sub(raw.prefix())
+        self.longest
     }
 
     /// Reads events; how many.
@@ -298,14 +310,13 @@ impl Queue {
 
     /// The bytes of a received buffer without its prefix; `None` when they cannot be.
     pub(super) fn frame(&self, id: u32, bytes: u16) -> Option<&[u8]> {
-        let raw = &self.interface.raw;
-        let length = u32::from(bytes).checked_sub(raw.prefix())?;
-        if id >= ENTRIES || u32::from(bytes) > raw.buffer() {
+        let length = u32::from(bytes).checked_sub(self.prefix)?;
+        if id >= RX_BUFFERS || length > self.longest {
             return None;
         }
         // SAFETY: inside of the buffer, which the card has filled and which is not posted now.
         let bytes = unsafe {
-            let start = self.memory.buffer(id).add(raw.prefix() as usize);
+            let start = self.memory.buffer(id).add(self.prefix as usize);
             std::slice::from_raw_parts(start, length as usize)
         };
         Some(bytes)
@@ -313,15 +324,14 @@ impl Queue {
 
     /// The bytes of one buffer of a merged event, prefix included, as the card has written them.
     pub(super) fn merged_bytes(&mut self, id: u32) -> Option<u16> {
-        if id >= ENTRIES {
+        if id >= RX_BUFFERS {
             return None;
         }
         let get = self.functions().ef_vi_receive_get_bytes;
         let mut bytes = 0;
         // SAFETY: a VI, and a buffer that it has filled.
         let answer = unsafe { get(self.vi(), self.memory.buffer(id), &raw mut bytes) };
-        let prefix = self.interface.raw.prefix() as u16;
-        (answer == 0).then(|| bytes.saturating_add(prefix))
+        (answer == 0).then(|| bytes.saturating_add(self.prefix as u16))
     }
 
     /// Buffer ids of a merged event.
@@ -332,26 +342,24 @@ impl Queue {
         usize::try_from(count).unwrap_or(0)
     }
 
-    /// A received buffer is free again; it is posted with seven others.
-    pub(super) fn give_back(&mut self, id: u32) {
-        if id < ENTRIES {
-            self.free_rx.push(id);
+    /// Posts a buffer that is free, or free again; the card learns of it with seven others.
+    pub(super) fn post(&mut self, id: u32) {
+        // The ring has room for all of them.
+        if id < RX_BUFFERS
+            && self
+                .interface
+                .raw
+                .receive_init(self.registration.address(id), id)
+        {
+            self.unpushed += 1;
         }
     }
 
-    /// Posts free buffers, in eights: the doorbell counts so.
-    pub(super) fn refill(&mut self) {
-        let raw = &mut self.interface.raw;
-        let room = raw.receive_space().min(self.free_rx.len() as u32) & !7;
-        for _ in 0..room {
-            let Some(id) = self.free_rx.pop() else { break };
-            if !raw.receive_init(self.registration.address(id), id) {
-                self.free_rx.push(id);
-                break;
-            }
-        }
-        if room > 0 {
-            raw.receive_push();
+    /// Tells the card of posted buffers, in eights: the doorbell counts so.
+    pub(super) fn push_posted(&mut self) {
+        if self.unpushed >= 8 {
+            self.interface.raw.receive_push();
+            self.unpushed %= 8;
         }
     }
 
@@ -363,7 +371,6 @@ impl Queue {
         if length as usize > BUFFER {
             return true;
         }
-        let cuts_through = self.cuts_through();
         let Some(id) = self.free_tx.pop() else {
             return false;
         };
@@ -373,19 +380,17 @@ impl Queue {
         let init = self.functions().ef_vi_transmit_init;
         let address = self.registration.address(id);
         let raw = &mut self.interface.raw;
-        let taken = if raw.transmit_space() == 0 {
-            false
-        } else if cuts_through {
+        let taken = if self.cuts_through {
             // SAFETY: the buffer, registered at this address.
             unsafe { raw.cut_through(to, length as usize, address, id) }
         } else {
             // SAFETY: a VI, and an address of registered memory.
             unsafe { init(raw.pointer(), address, length as c_int, id as c_int) == 0 }
         };
-        if !taken {
+        if taken {
+            self.queued += u32::from(!self.cuts_through);
+        } else {
             self.free_tx.push(id);
-        } else if !cuts_through {
-            self.queued += 1;
         }
         taken
     }
@@ -412,7 +417,7 @@ impl Queue {
 
     /// A frame was sent.
     pub(super) fn sent(&mut self, id: u32) {
-        if (ENTRIES..BUFFERS).contains(&id) {
+        if (RX_BUFFERS..BUFFERS).contains(&id) {
             self.free_tx.push(id);
         }
     }

@@ -71,22 +71,6 @@ impl RawVi {
         self.word(0)
     }
 
-    /// Descriptors that can be posted: `ef_vi_receive_space`.
-    pub(super) fn receive_space(&self) -> u32 {
-        self.space(self.layout.rxq, self.layout.rx_added)
-    }
-
-    /// Frames that can be queued: `ef_vi_transmit_space`.
-    pub(super) fn transmit_space(&self) -> u32 {
-        self.space(self.layout.txq, self.layout.tx_added)
-    }
-
-    /// Done is the word after added.
-    fn space(&self, queue: usize, added: usize) -> u32 {
-        let fill = self.word(added).wrapping_sub(self.word(added + 4));
-        self.field(queue).saturating_sub(fill)
-    }
-
     /// Bytes of a buffer before the frame.
     pub(super) fn prefix(&self) -> u32 {
         self.field(self.layout.rx_prefix_len)

@@ -4,7 +4,7 @@
 //!   backend ── ef_vi calls ──► driver.rs   handles, protection domains, memory, filters
 //!           ── ops ──────────► vi.rs       EF10's rings: descriptors, events, ids
 //!                              nic.rs      the hardware's side of the rings: a software NIC
-//!                              wire.rs     loop | pair:NAME | tap:IF | packet[:IF]
+//!                              wire.rs     loop | null | pair:NAME | tap:IF | packet[:IF]
 //! ```
 //!
 //! The layout of `struct ef_vi` is data ([`layout`]): one table for each release. Settings come

@@ -31,6 +31,7 @@ pub(crate) fn open(what: &str, card: &str) -> Result<Box<dyn Wire>, i32> {
     let (kind, name) = what.split_once(':').unwrap_or((what, card));
     Ok(match kind {
         "loop" => Box::new(Loop::default()),
+        "null" => Box::new(Null),
         "pair" => Box::new(Pair::open(name)?),
         "tap" => Box::new(Tap::open(name)?),
         "packet" => Box::new(Packet::open(name)?),
@@ -59,6 +60,33 @@ impl Wire for Loop {
 
     fn has_frames(&self) -> bool {
         !self.0.is_empty()
+    }
+}
+
+/// The same datagram from 198.18.0.2:4000 to 198.18.0.1:7007 whenever one is asked for; what is
+/// sent is gone.
+struct Null;
+
+impl Wire for Null {
+    fn send(&mut self, _frame: &[u8]) {}
+
+    fn receive(&mut self, into: &mut [u8]) -> Option<usize> {
+        const HEADERS: [u8; 42] = [
+            2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, // Ethernet
+            0x45, 0, 0, 46, 0, 0, 0x40, 0, 64, 17, 0, 0, 198, 18, 0, 2, 198, 18, 0, 1, // IPv4
+            0x0f, 0xa0, 0x1b, 0x5f, 0, 26, 0, 0, // UDP
+        ];
+        into[..60].fill(0);
+        into[..HEADERS.len()].copy_from_slice(&HEADERS);
+        Some(60)
+    }
+
+    fn fd(&self) -> Option<RawFd> {
+        None
+    }
+
+    fn has_frames(&self) -> bool {
+        true
     }
 }
 

@@ -1,7 +1,8 @@
-//! `stack-udp` and `stack-tcp`: instructions of the stack alone, over memory, by callgrind.
+//! `stack-udp`, `stack-tcp`, `ef-vi`: instructions of the stack alone, over memory, and of a
+//! backend's event loop alone, by callgrind.
 //!
 //! The slope between two counts leaves start-up out. The figures do not depend on the machine's
-//! speed, so the references are committed: `tests/bench/stack_udp.json`, `stack_tcp.json`.
+//! speed, so the references are committed: `tests/bench/stack_udp.json` and so on.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,11 +28,21 @@ struct Way {
     share: f64,
 }
 
-/// An example of `stack/` whose instructions are counted.
+/// An example whose instructions are counted.
 pub(super) struct Subject {
+    package: &'static str,
     example: &'static str,
+    /// A stand-in that it loads, and what is said to it. Then only what the package itself does
+    /// counts: neither the stand-in's instructions, nor the C library's, nor the example's.
+    stand_in: Option<StandIn>,
     unit: &'static str,
     ways: &'static [Way],
+}
+
+/// A package of the tests, and a variable of the environment.
+struct StandIn {
+    package: &'static str,
+    setting: (&'static str, &'static str),
 }
 
 const fn datagrams(name: &'static str, before: &'static [&'static str]) -> Way {
@@ -41,6 +52,13 @@ const fn datagrams(name: &'static str, before: &'static [&'static str]) -> Way {
         after: &[],
         counts: (20_000, 60_000),
         share: 1.0,
+    }
+}
+
+const fn frames(name: &'static str, before: &'static [&'static str]) -> Way {
+    Way {
+        counts: (1_600, 8_000),
+        ..datagrams(name, before)
     }
 }
 
@@ -56,6 +74,8 @@ const fn exchanges(name: &'static str, after: &'static [&'static str]) -> Way {
 
 /// Datagrams in, out, and in turns.
 pub(super) const UDP: Subject = Subject {
+    package: "bypass-stack",
+    stand_in: None,
     example: "stack_udp",
     unit: "datagram",
     ways: &[
@@ -67,6 +87,8 @@ pub(super) const UDP: Subject = Subject {
 
 /// Requests and responses of 32 bytes: one connection, and a thousand that take turns.
 pub(super) const TCP: Subject = Subject {
+    package: "bypass-stack",
+    stand_in: None,
     example: "stack_tcp",
     unit: "request/response and side",
     ways: &[
@@ -75,8 +97,21 @@ pub(super) const TCP: Subject = Subject {
     ],
 };
 
+/// Frames in and out of a card's queue, sixteen at a time; libciul is the tests' stand-in, here
+/// without a wire.
+pub(super) const EF_VI: Subject = Subject {
+    package: "bypass-backends",
+    example: "ef_vi_events",
+    stand_in: Some(StandIn {
+        package: "bypass-fake-ciul",
+        setting: ("FAKE_CIUL_WIRE", "null"),
+    }),
+    unit: "frame",
+    ways: &[frames("in", &["in"]), frames("out", &["out"])],
+};
+
 pub(super) fn run(subject: &Subject, record: bool) -> Result<Vec<Row>> {
-    step("building the stack's example", || build(subject.example))?;
+    step("building the example", || subject.build())?;
     let mut now = BTreeMap::new();
     for way in subject.ways {
         let each = step(&format!("callgrind, {}", way.name), || subject.each(way))?;
@@ -110,19 +145,21 @@ pub(super) fn run(subject: &Subject, record: bool) -> Result<Vec<Row>> {
         .collect())
 }
 
-fn build(example: &str) -> Result<()> {
-    let status = cargo()
-        .args(["build", "--quiet", "--release", "-p", "bypass-stack"])
-        .args(["--example", example])
-        .status()?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err("the build failed".into())
-    }
-}
-
 impl Subject {
+    fn build(&self) -> Result<()> {
+        let example = [self.package, "--example", self.example];
+        let stand_in = self.stand_in.as_ref().map(|it| [it.package]);
+        let builds = [stand_in.as_ref().map(|it| &it[..]), Some(&example[..])];
+        for what in builds.into_iter().flatten() {
+            let mut build = cargo();
+            build.args(["build", "--quiet", "--release", "-p"]);
+            if !build.args(what).status()?.success() {
+                return Err("the build failed".into());
+            }
+        }
+        Ok(())
+    }
+
     fn reference_file(&self) -> PathBuf {
         paths::repository().join(format!("tests/bench/{}.json", self.example))
     }
@@ -134,16 +171,77 @@ impl Subject {
     }
 
     fn instructions(&self, way: &Way, count: u32) -> Result<f64> {
-        let run = Command::new("valgrind")
-            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        let costs = paths::target().join(format!("callgrind.{}", self.example));
+        let mut run = Command::new("valgrind");
+        run.args(["--tool=callgrind", "--compress-strings=no"])
+            .arg(format!("--callgrind-out-file={}", costs.display()))
             .arg(paths::target().join("release/examples").join(self.example))
             .args(way.before)
             .arg(count.to_string())
-            .args(way.after)
-            .output()?;
+            .args(way.after);
+        if let Some(StandIn { setting, .. }) = &self.stand_in {
+            run.env(setting.0, setting.1);
+        }
+        let run = run.output()?;
         let text = String::from_utf8_lossy(&run.stderr);
-        text.lines()
-            .find_map(|line| line.split("Collected : ").nth(1)?.trim().parse().ok())
-            .ok_or_else(|| format!("callgrind: {text}").into())
+        let collected = text.lines().find_map(|line| {
+            let count = line.split("Collected : ").nth(1)?;
+            count.trim().parse().ok()
+        });
+        let all = collected.ok_or_else(|| format!("callgrind: {text}"))?;
+        if self.stand_in.is_none() {
+            return Ok(all);
+        }
+        Ok(own_costs(&fs::read_to_string(costs)?, self.example))
+    }
+}
+
+/// Instructions of the program `example` itself in callgrind's output, without functions of the
+/// example: what the package under test does.
+fn own_costs(output: &str, example: &str) -> f64 {
+    let (mut is_own, mut is_tested, mut is_call) = (false, false, false);
+    let mut sum = 0.0;
+    for line in output.lines() {
+        if let Some(object) = line.strip_prefix("ob=") {
+            is_own = object.rsplit('/').next() == Some(example);
+        } else if let Some(function) = line.strip_prefix("fn=") {
+            is_tested = !function.starts_with(example);
+        } else if line.starts_with("calls=") {
+            is_call = true;
+        } else if line.starts_with(|first: char| first.is_ascii_digit() || "+-*".contains(first)) {
+            // Position and cost; after a call, the callee's.
+            let cost = line.split(' ').nth(1).and_then(|cost| cost.parse().ok());
+            if is_own && is_tested && !is_call {
+                sum += cost.unwrap_or(0.0);
+            }
+            is_call = false;
+        }
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::own_costs;
+
+    #[test]
+    fn only_the_packages_own_instructions_count() {
+        let output = "\
+events: Ir
+ob=/lib/libc.so.6
+fn=memcpy
+10 1000
+ob=/target/release/examples/ef_vi_events
+fn=ef_vi_events::look
+30 7
+fn=<EfViPort as Port>::receive
+40 5
++2 3
+calls=1 10
+* 1000
+-1 2
+summary: 2017
+";
+        assert_eq!(own_costs(output, "ef_vi_events"), 10.0);
     }
 }
