@@ -25,7 +25,7 @@ use crate::relay::{CardFilter, Facts, Port};
 /// Events of one look. With room for two at least.
 const EVENTS: usize = 32;
 /// Time between two attempts to make a VI again.
-const RETRY: Duration = Duration::from_millis(100);
+const RETRY: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 100 });
 
 /// What was counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

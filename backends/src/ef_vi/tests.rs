@@ -324,6 +324,81 @@ fn a_dead_vi_is_made_again_with_its_filters() {
     }
 }
 
+/// Opens a port, sends frames around, loses the VI, and takes the filter away; whatever fails in
+/// it. `None` when the port could not be opened.
+fn a_life(fake: &Fake) -> Option<EfViPort> {
+    let mut port = fake.open().ok()?;
+    let is_led = port.add_filter(datagrams()).is_ok();
+    for number in 0..100 {
+        let _ = send(&mut port, &frame(OURS.1, number));
+        port.flush();
+        port.receive(&mut |_| ());
+        let _ = port.prime();
+    }
+    mended(&mut port);
+    if is_led {
+        port.remove_filter(&datagrams());
+    }
+    let _ = port.add_filter(datagrams());
+    Some(port)
+}
+
+/// Each call fails, the first, second or third time: what is open goes on, and nothing is left.
+#[test]
+fn any_call_may_fail_at_any_time() {
+    // The calibration posts and sends too: those after it are meant.
+    const CALLS: [(&str, u32, &[&str]); 10] = [
+        ("open", 1, &["ENOENT", "ENODEV", "EACCES", "ENOMEM"]),
+        ("pd", 1, &["ENODEV", "ENOENT", "EPERM", "ENOMEM", "ELIBACC"]),
+        (
+            "alloc",
+            1,
+            &["EBUSY", "ENOSPC", "EPERM", "ENOMEM", "ELIBACC"],
+        ),
+        ("memreg", 1, &["ENOSPC", "EBUSY", "ENOMEM", "EINVAL"]),
+        ("mac", 1, &["ENODEV"]),
+        ("filter", 1, &["EBUSY", "EEXIST", "ENOSPC", "EPERM"]),
+        ("unfilter", 1, &["ENOENT", "EINVAL"]),
+        ("prime", 1, &["EINVAL", "EBUSY"]),
+        ("receive", 10, &["EAGAIN"]),
+        ("transmit", 3, &["EAGAIN"]),
+    ];
+    let fake = Fake::new(&[]);
+    for (call, first, errnos) in CALLS {
+        // The reset makes everything twice: only what fails the first time keeps the port closed.
+        let needed = ["open", "pd", "alloc", "memreg", "mac"].contains(&call);
+        for (errno, nth) in errnos
+            .iter()
+            .flat_map(|errno| (0..3).map(move |nth| (errno, nth)))
+        {
+            let what = format!("reset@50,{call}:{errno}@{}", first + nth);
+            fake.set("FAULT", &what);
+            let port = a_life(&fake);
+            assert_eq!(port.is_none(), needed && nth == 0, "{what}");
+            if let Some(mut port) = port {
+                fake.set("FAULT", "");
+                let _ = port.add_filter(datagrams());
+                assert_eq!(around(&mut port, 100).len(), 100, "{what}");
+            }
+            assert_eq!(fake.live(), 0, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_full_ring_takes_no_more_and_loses_nothing() {
+    let fake = Fake::new(&[]);
+    let mut port = fake.open().unwrap();
+    port.add_filter(datagrams()).unwrap();
+    let taken = (0..600).filter(|number| send(&mut port, &frame(OURS.1, *number)));
+    assert_eq!(taken.count(), 511);
+    port.flush();
+    let mut numbers = Vec::new();
+    while port.receive(&mut |bytes| numbers.push(bytes[45])) > 0 {}
+    let sent: Vec<u8> = (0..511_u32).map(|number| number.to_be_bytes()[3]).collect();
+    assert_eq!(numbers, sent);
+}
+
 #[test]
 fn frames_of_no_use_are_counted_and_their_buffers_posted_again() {
     for way in ["discard@5", "discard"] {

@@ -10,7 +10,8 @@ use crate::layout::{LAYOUTS, Layout};
 /// A failure to come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Fault {
-    /// `open`, `pd`, `alloc`, `memreg`, `filter`, `prime`; or `reset`, `oflow`, `txerr`, `discard`.
+    /// A call (`open`, `pd`, `alloc`, `memreg`, `mac`, `filter`, `unfilter`, `prime`, `receive`,
+    /// `transmit`), or what the card does (`reset`, `oflow`, `txerr`, `discard`).
     what: String,
     /// Which call, or which frame, from 1 on; 0 = each.
     nth: u64,
@@ -107,6 +108,7 @@ fn fault(word: &str) -> Fault {
 fn errno_of(word: &str) -> i32 {
     match word {
         "" => 0,
+        "EAGAIN" => libc::EAGAIN,
         "ENOENT" => libc::ENOENT,
         "ENODEV" => libc::ENODEV,
         "EBUSY" => libc::EBUSY,

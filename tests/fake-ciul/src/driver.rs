@@ -301,9 +301,10 @@ pub unsafe extern "C" fn ef_vi_get_mac(
     _handle: c_int,
     mac: *mut [u8; 6],
 ) -> c_int {
-    // SAFETY: six bytes.
-    unsafe { mac.write(card(vi).0) };
-    0
+    answer(config::check("mac").map(|()| {
+        // SAFETY: six bytes.
+        unsafe { mac.write(card(vi).0) };
+    }))
 }
 
 /// `ef_memreg`: an address for each page, and where it was allocated.
@@ -385,14 +386,12 @@ pub unsafe extern "C" fn ef_vi_filter_del(
 ) -> c_int {
     // SAFETY: a cookie.
     let [id, _] = unsafe { *cookie };
-    answer(match nic::with(Vi::at(this), |nic| nic.remove_filter(id)) {
-        Some(Ok(())) => {
-            died();
-            Ok(())
-        }
-        Some(Err(errno)) => Err(errno),
-        None => Err(libc::EINVAL),
-    })
+    answer(config::check("unfilter").and_then(|()| {
+        let removed = nic::with(Vi::at(this), |nic| nic.remove_filter(id));
+        removed.ok_or(libc::EINVAL)??;
+        died();
+        Ok(())
+    }))
 }
 
 #[unsafe(no_mangle)]

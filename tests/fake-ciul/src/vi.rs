@@ -373,6 +373,9 @@ pub unsafe extern "C" fn ef_eventq_capacity(vi: *mut c_void) -> c_int {
 
 unsafe extern "C" fn receive_init(vi: *mut c_void, address: u64, id: c_int) -> c_int {
     let vi = Vi::at(vi);
+    if let Err(errno) = config::check("receive") {
+        return -errno;
+    }
     let added = vi.word(vi.layout.rx_added);
     let fill = added.wrapping_sub(vi.word(vi.rx_removed()));
     if fill >= vi.rx_mask() {
@@ -446,6 +449,9 @@ pub unsafe extern "C" fn ef_vi_transmit_init(
     id: c_int,
 ) -> c_int {
     let vi = Vi::at(vi);
+    if let Err(errno) = config::check("transmit") {
+        return -errno;
+    }
     let added = vi.word(vi.layout.tx_added);
     if added.wrapping_sub(vi.word(vi.tx_removed())) >= vi.tx_mask() {
         return EAGAIN;
