@@ -12,14 +12,19 @@ use std::ffi::{CString, c_char};
 
 use once_cell::sync::OnceCell;
 
+use crate::config;
 use crate::family::process::bytes;
 use crate::tcp::heir;
 
 /// Our variables, as they were when this program started.
 static OURS: OnceCell<Vec<CString>> = OnceCell::new();
 
-/// Notes LD_PRELOAD and BYPASS_* of this process.
+/// Notes LD_PRELOAD and BYPASS_* of this process, unless it is one that takes them away for good
+/// reasons: sudo, a login server.
 pub fn remember() {
+    if config::is_kernels() {
+        return;
+    }
     let _ = OURS.get_or_init(|| {
         std::env::vars_os()
             .filter_map(|(name, value)| {

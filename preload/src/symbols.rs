@@ -18,10 +18,6 @@
     reason = "each module is one libc function; see its man page"
 )]
 #![expect(non_snake_case, reason = "modules are named as C names the functions")]
-#![expect(
-    clippy::too_many_arguments,
-    reason = "the execl forms are variadic in C"
-)]
 
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -32,33 +28,6 @@ use libc::{
 };
 
 use crate::family;
-
-/// The `execl` forms, whose arguments are gathered into one array.
-mod list {
-    use super::{c_char, c_int};
-    use crate::family::process;
-
-    macro_rules! gather {
-        ($name:ident, $($arg:ident),+) => {
-            pub unsafe fn $name(path: *const c_char, $($arg: *const c_char),+) -> c_int {
-                // SAFETY: the caller's list; what lies beyond its end is never looked at.
-                unsafe { process::$name(path, [$($arg),+]) }
-            }
-        };
-    }
-    gather!(
-        execl, a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15, a16, a17, a18,
-        a19, a20, a21, a22, a23, a24, a25, a26, a27, a28, a29, a30, a31
-    );
-    gather!(
-        execlp, a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15, a16, a17,
-        a18, a19, a20, a21, a22, a23, a24, a25, a26, a27, a28, a29, a30, a31
-    );
-    gather!(
-        execle, a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15, a16, a17,
-        a18, a19, a20, a21, a22, a23, a24, a25, a26, a27, a28, a29, a30, a31
-    );
-}
 
 macro_rules! hooks {
     ($( fn $name:ident ( $($arg:ident : $type:ty),* $(,)? ) -> $ret:ty => $body:path; )+) => {
@@ -200,9 +169,6 @@ hooks! {
     fn execvpe(file: *const c_char, argv: *const *const c_char, envp: *const *const c_char) -> c_int => family::process::execvpe;
     fn fexecve(fd: c_int, argv: *const *const c_char, envp: *const *const c_char) -> c_int => family::process::fexecve;
     fn execveat(folder: c_int, path: *const c_char, argv: *const *const c_char, envp: *const *const c_char, flags: c_int) -> c_int => family::process::execveat;
-    fn execl(path: *const c_char, a0: *const c_char, a1: *const c_char, a2: *const c_char, a3: *const c_char, a4: *const c_char, a5: *const c_char, a6: *const c_char, a7: *const c_char, a8: *const c_char, a9: *const c_char, a10: *const c_char, a11: *const c_char, a12: *const c_char, a13: *const c_char, a14: *const c_char, a15: *const c_char, a16: *const c_char, a17: *const c_char, a18: *const c_char, a19: *const c_char, a20: *const c_char, a21: *const c_char, a22: *const c_char, a23: *const c_char, a24: *const c_char, a25: *const c_char, a26: *const c_char, a27: *const c_char, a28: *const c_char, a29: *const c_char, a30: *const c_char, a31: *const c_char) -> c_int => list::execl;
-    fn execlp(file: *const c_char, a0: *const c_char, a1: *const c_char, a2: *const c_char, a3: *const c_char, a4: *const c_char, a5: *const c_char, a6: *const c_char, a7: *const c_char, a8: *const c_char, a9: *const c_char, a10: *const c_char, a11: *const c_char, a12: *const c_char, a13: *const c_char, a14: *const c_char, a15: *const c_char, a16: *const c_char, a17: *const c_char, a18: *const c_char, a19: *const c_char, a20: *const c_char, a21: *const c_char, a22: *const c_char, a23: *const c_char, a24: *const c_char, a25: *const c_char, a26: *const c_char, a27: *const c_char, a28: *const c_char, a29: *const c_char, a30: *const c_char, a31: *const c_char) -> c_int => list::execlp;
-    fn execle(path: *const c_char, a0: *const c_char, a1: *const c_char, a2: *const c_char, a3: *const c_char, a4: *const c_char, a5: *const c_char, a6: *const c_char, a7: *const c_char, a8: *const c_char, a9: *const c_char, a10: *const c_char, a11: *const c_char, a12: *const c_char, a13: *const c_char, a14: *const c_char, a15: *const c_char, a16: *const c_char, a17: *const c_char, a18: *const c_char, a19: *const c_char, a20: *const c_char, a21: *const c_char, a22: *const c_char, a23: *const c_char, a24: *const c_char, a25: *const c_char, a26: *const c_char, a27: *const c_char, a28: *const c_char, a29: *const c_char, a30: *const c_char, a31: *const c_char) -> c_int => list::execle;
     fn posix_spawn(pid: *mut pid_t, path: *const c_char, actions: *const posix_spawn_file_actions_t, attributes: *const posix_spawnattr_t, argv: *const *mut c_char, envp: *const *mut c_char) -> c_int => family::process::posix_spawn;
     fn posix_spawnp(pid: *mut pid_t, file: *const c_char, actions: *const posix_spawn_file_actions_t, attributes: *const posix_spawnattr_t, argv: *const *mut c_char, envp: *const *mut c_char) -> c_int => family::process::posix_spawnp;
     fn posix_spawn_file_actions_adddup2(actions: *mut posix_spawn_file_actions_t, fd: c_int, new: c_int) -> c_int => family::process::adddup2;
@@ -210,4 +176,55 @@ hooks! {
     fn popen(command: *const c_char, mode: *const c_char) -> *mut FILE => family::process::popen;
 
     fn syscall(number: size_t, a: size_t, b: size_t, c: size_t, d: size_t, e: size_t, f: size_t) -> size_t => family::raw::syscall;
+}
+
+/// The functions whose list of arguments has no end that a Rust signature could name: each puts the
+/// arguments that came in registers in front of those on the stack, where they make one array with
+/// them, and calls `body(path, array)`.
+macro_rules! lists {
+    ($( fn $name:ident => $body:path; )+) => {
+        $(
+            #[unsafe(naked)]
+            #[unsafe(no_mangle)]
+            unsafe extern "C" fn $name(path: *const c_char) -> c_int {
+                #[cfg(target_arch = "x86_64")]
+                std::arch::naked_asm!(
+                    "pop r10",
+                    "push r9",
+                    "push r8",
+                    "push rcx",
+                    "push rdx",
+                    "push rsi",
+                    "mov rsi, rsp",
+                    "push r10",
+                    "call {body}",
+                    "pop r10",
+                    "add rsp, 40",
+                    "push r10",
+                    "ret",
+                    body = sym $body,
+                );
+                #[cfg(target_arch = "aarch64")]
+                std::arch::naked_asm!(
+                    "stp x29, x30, [sp, #-80]!",
+                    "mov x29, sp",
+                    "str x1, [sp, #24]",
+                    "stp x2, x3, [sp, #32]",
+                    "stp x4, x5, [sp, #48]",
+                    "stp x6, x7, [sp, #64]",
+                    "add x1, sp, #24",
+                    "bl {body}",
+                    "ldp x29, x30, [sp], #80",
+                    "ret",
+                    body = sym $body,
+                );
+            }
+        )+
+    };
+}
+
+lists! {
+    fn execl => family::process::execl;
+    fn execlp => family::process::execlp;
+    fn execle => family::process::execle;
 }

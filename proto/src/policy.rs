@@ -135,8 +135,7 @@ pub fn uid_in_passwd(passwd: &str, name: &str) -> Option<u32> {
 
 /// What no rule overrides.
 fn builtin(query: &Query<'_>) -> Option<FallThrough> {
-    let is_kernels = |name: &str| KERNEL_PROGRAMS.contains(&pattern::file_name(name));
-    if query.program.names().into_iter().any(is_kernels) {
+    if query.program.is_kernels() {
         return Some(FallThrough::Program);
     }
     let any = |is: fn(&Address) -> bool| [query.local, query.remote].iter().flatten().any(is);
@@ -184,6 +183,13 @@ pub struct Program<'a> {
 impl<'a> Program<'a> {
     fn names(self) -> [&'a str; 2] {
         [self.file, self.started_as]
+    }
+
+    /// Whether it is one of [`KERNEL_PROGRAMS`].
+    #[must_use]
+    pub fn is_kernels(self) -> bool {
+        let is_kernels = |name: &str| KERNEL_PROGRAMS.contains(&pattern::file_name(name));
+        self.names().into_iter().any(is_kernels)
     }
 }
 

@@ -243,6 +243,40 @@ CASE(process_cloexec, MIXED)
     echo(fd, "after");
 }
 
+#define TEN "0", "1", "2", "3", "4", "5", "6", "7", "8", "9"
+#define MANY TEN, TEN, TEN, TEN, TEN, TEN, TEN, TEN, TEN, TEN
+
+/* Lists of arguments that do not end in registers, nor soon after. */
+CASE(process_exec_lists, MIXED)
+{
+    int fd = udp(host4, 6111);
+    for (int i = 0; i < 3; i++)
+        echo(fd, "before");
+    char *const a_variable[] = {"A=the environment", NULL};
+    for (int form = 0; form < 4; form++) {
+        fflush(stdout);
+        pid_t child = fork();
+        if (child == 0) {
+            switch (form) {
+            case 0:
+                execl("/bin/echo", "echo", MANY, "end", (char *)NULL);
+                break;
+            case 1:
+                execlp("echo", "echo", MANY, "end", (char *)NULL);
+                break;
+            case 2:
+                execle("/bin/sh", "sh", "-c", "echo $A $@", MANY, "end", (char *)NULL, a_variable);
+                break;
+            default:
+                execle("/bin/sh", "sh", "-c", "echo $A", (char *)NULL, a_variable);
+            }
+            _exit(9);
+        }
+        reap(child);
+    }
+    echo(fd, "after");
+}
+
 static void pass(int over, int fd)
 {
     char byte = 'x', ancillary[CMSG_SPACE(sizeof fd)] = "";

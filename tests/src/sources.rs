@@ -14,17 +14,24 @@ pub fn hooked_names() -> Result<Vec<String>> {
     Ok(parse_hooks(&text))
 }
 
-/// The `fn NAME(…) -> …;` lines between `hooks! {` at the start of a line and the closing brace.
+/// The `fn NAME(…) -> …;` and `fn NAME => …;` lines between `hooks! {` or `lists! {` at the start of a
+/// line and the closing brace.
 fn parse_hooks(text: &str) -> Vec<String> {
-    let list = text
-        .lines()
-        .skip_while(|line| *line != "hooks! {")
-        .take_while(|line| *line != "}");
-    list.filter_map(|line| {
-        let name = line.trim_start().strip_prefix("fn ")?.split('(').next()?;
-        Some(name.trim().to_owned())
-    })
-    .collect()
+    let mut inside = false;
+    let mut names = Vec::new();
+    for line in text.lines() {
+        match line {
+            "hooks! {" | "lists! {" => inside = true,
+            "}" => inside = false,
+            _ if inside => {
+                let name = line.trim_start().strip_prefix("fn ");
+                let name = name.and_then(|rest| rest.split(['(', ' ']).next());
+                names.extend(name.map(str::to_owned));
+            }
+            _ => {}
+        }
+    }
+    names
 }
 
 #[cfg(test)]
@@ -34,7 +41,8 @@ mod tests {
     #[test]
     fn the_list_is_found_and_nothing_else() {
         let text = "fn other() {}\nhooks! {\n    fn read(fd: c_int) -> ssize_t => io::read;\n\n    \
-                    fn __close(fd: c_int) -> c_int => fd::close;\n}\nfn last() {}\n";
-        assert_eq!(parse_hooks(text), ["read", "__close"]);
+                    fn __close(fd: c_int) -> c_int => fd::close;\n}\nfn last() {}\n\
+                    lists! {\n    fn execl => list::execl;\n}\n";
+        assert_eq!(parse_hooks(text), ["read", "__close", "execl"]);
     }
 }

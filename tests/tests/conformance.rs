@@ -139,6 +139,7 @@ cases! {
     process_spawn: Accelerated,
     process_exec: Mixed,
     process_cloexec: Mixed,
+    process_exec_lists: Mixed,
     process_scm_rights: Mixed,
     process_scm_self: Mixed,
     process_scm_unread: Mixed,

@@ -185,6 +185,7 @@ tests! {
     faults::no_daemon_wanted: Any,
     faults::bad_configuration: Any,
     faults::kernel_by_rule: Any,
+    faults::programs_of_the_kernel: Any,
     faults::rules_of_interfaces: Any,
     faults::rule_of_a_backend: Any,
     faults::rule_of_a_link: Any,

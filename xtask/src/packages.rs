@@ -40,6 +40,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nginx-light", "/usr/sbin/nginx"),
     ("nodejs", "/usr/bin/node"),
     ("nsd", "/usr/sbin/nsd"),
+    ("openssh-server", "/usr/sbin/sshd"),
     ("openssl", "/usr/bin/openssl"),
     ("pkgconf", "/usr/bin/pkg-config"),
     ("postgresql", "/usr/lib/postgresql/15/bin/postgres"),
@@ -54,12 +55,14 @@ const PACKAGES: &[(&str, &str)] = &[
     ("socat", "/usr/bin/socat"),
     ("sockperf", "/usr/bin/sockperf"),
     ("strace", "/usr/bin/strace"),
+    ("sudo", "/usr/bin/sudo"),
     ("unbound", "/usr/sbin/unbound"),
     ("util-linux", "/usr/bin/setpriv"),
     ("valgrind", "/usr/bin/valgrind"),
     ("wrk", "/usr/bin/wrk"),
     ("xz-utils", "/usr/bin/xz"),
     ("zstd", "/usr/bin/zstd"),
+    ("xinetd", "/usr/sbin/xinetd"),
 ];
 
 /// Installs what is missing.

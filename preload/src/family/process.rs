@@ -182,43 +182,25 @@ pub unsafe fn popen(command: *const c_char, mode: *const c_char) -> *mut libc::F
     unsafe { symbols::popen::original()(command, mode) }
 }
 
-/// Most arguments of an `execl` call that we can see (they are variadic in C).
-pub const LIST: usize = 32;
-
-/// The arguments up to the null pointer.
-fn list(arguments: &[*const c_char; LIST]) -> Option<usize> {
-    arguments.iter().position(|argument| argument.is_null())
+pub unsafe extern "C" fn execl(path: *const c_char, arguments: *const *const c_char) -> c_int {
+    // SAFETY: the caller's list ends with a null pointer.
+    unsafe { execv(path, arguments) }
 }
 
-pub unsafe fn execl(path: *const c_char, arguments: [*const c_char; LIST]) -> c_int {
-    match list(&arguments) {
-        // SAFETY: the list ends with a null pointer.
-        Some(_) => unsafe { execv(path, arguments.as_ptr()) },
-        None => too_long(),
-    }
+pub unsafe extern "C" fn execlp(file: *const c_char, arguments: *const *const c_char) -> c_int {
+    // SAFETY: the caller's list ends with a null pointer.
+    unsafe { execvp(file, arguments) }
 }
 
-pub unsafe fn execlp(file: *const c_char, arguments: [*const c_char; LIST]) -> c_int {
-    match list(&arguments) {
-        // SAFETY: the list ends with a null pointer.
-        Some(_) => unsafe { execvp(file, arguments.as_ptr()) },
-        None => too_long(),
-    }
-}
-
-pub unsafe fn execle(path: *const c_char, arguments: [*const c_char; LIST]) -> c_int {
-    match list(&arguments) {
-        Some(end) if end + 1 < LIST => {
-            let envp: *const *const c_char = arguments[end + 1].cast();
-            // SAFETY: the environment follows the null pointer.
-            unsafe { execve(path, arguments.as_ptr(), envp) }
+pub unsafe extern "C" fn execle(path: *const c_char, arguments: *const *const c_char) -> c_int {
+    let mut end = arguments;
+    // SAFETY: the caller's list ends with a null pointer, which the environment follows.
+    unsafe {
+        while !end.read().is_null() {
+            end = end.add(1);
         }
-        _ => too_long(),
+        execve(path, arguments, end.add(1).read().cast())
     }
-}
-
-fn too_long() -> c_int {
-    crate::errno::to_int(Err(rustix::io::Errno::TOOBIG))
 }
 
 /// A C string as bytes.

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bypass_tests::counters::{KernelUdp, wait_for_udp_port};
+use bypass_tests::counters::{KernelUdp, wait_for_tcp_port, wait_for_udp_port};
 use bypass_tests::program::{Program, Running, wait_until};
 use bypass_tests::testbed::{Options, Side, Testbed};
 use bypass_tests::{Result, daemon, paths};
@@ -468,6 +468,63 @@ pub(crate) fn bad_configuration(scene: &Scene) -> Result<()> {
             return Err(format!("no message with the place: {} {text}", run.status).into());
         }
     }
+    Ok(())
+}
+
+/// A super-server, a login server and sudo are never accelerated, and do their work.
+pub(crate) fn programs_of_the_kernel(scene: &Scene) -> Result<()> {
+    let (host, folder) = (scene.host(), scene.bed.folder());
+    let config = folder.join("xinetd.conf");
+    fs::write(
+        &config,
+        format!(
+            "service echo\n{{\n type = INTERNAL UNLISTED\n socket_type = stream\n protocol = tcp\n \
+             user = root\n wait = no\n bind = {host}\n port = {PORT}\n}}\n"
+        ),
+    )?;
+    let mut xinetd = scene.bed.program(Side::Server, "/usr/sbin/xinetd");
+    xinetd.args(["-dontfork", "-f"]).arg(&config);
+    xinetd.arg("-pidfile").arg(folder.join("xinetd.pid"));
+    speaks_on_the_kernel(scene, &mut xinetd, "a line")?;
+
+    let key = folder.join("host_key");
+    let mut keygen = scene.bed.program(Side::Server, "ssh-keygen");
+    keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]);
+    keygen.arg(&key).run()?.check()?;
+    fs::create_dir_all("/run/sshd")?;
+    let mut sshd = scene.bed.program(Side::Server, "/usr/sbin/sshd");
+    sshd.args(["-D", "-e", "-f", "/dev/null", "-h"]).arg(&key);
+    sshd.args(["-o", &format!("ListenAddress={host}:{PORT}")]);
+    speaks_on_the_kernel(scene, &mut sshd, "SSH-2.0")?;
+
+    // It takes the library from what it runs.
+    let mut sudo = scene.bed.program(Side::Server, "/usr/bin/sudo");
+    sudo.arg(paths::example("udpecho")?);
+    let before = KernelUdp::read(&scene.bed, Side::Server)?;
+    let server = spawn_echo(scene, sudo, &host, ("SUDO_PROMPT", ""))?;
+    ping_pong(scene, &host, PORT, 200)?;
+    kernel_carried(scene, before, 200)?;
+    server.stop()?;
+    Ok(())
+}
+
+/// A TCP server answers "a line" with something that begins so; `explain` says that its program
+/// stays with the kernel.
+fn speaks_on_the_kernel(scene: &Scene, program: &mut Program<'_>, answer: &str) -> Result<()> {
+    let server = program.column(scene.column).spawn()?;
+    wait_for_tcp_port(&scene.bed, Side::Server, PORT)
+        .map_err(|error| format!("{error}\n{}{}", server.stdout(), server.stderr()))?;
+    let mut client = scene.bed.program(Side::Client, "/bin/bash");
+    let talk = format!(
+        "exec 3<>/dev/tcp/{}/{PORT}; echo a line >&3; head -1 <&3",
+        scene.host()
+    );
+    let said = client.args(["-c", &talk]).run()?.check()?.stdout;
+    if !said.starts_with(answer) {
+        return Err(format!("{answer:?} expected, not {said:?}").into());
+    }
+    explains(scene, server.pid(), "\"program\"")?;
+    server.stop()?;
     Ok(())
 }
 
