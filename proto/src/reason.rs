@@ -93,10 +93,6 @@ reasons! {
     Secure = 24, "secure", "";
     /// The destination has no usable route or neighbour yet: this datagram went by the kernel.
     NextHop = 25, "next-hop", "";
-    /// The datagram is larger than the path's MTU: the kernel fragments it.
-    TooBig = 26, "too-big", "";
-    /// The call carries ancillary data or flags that only the kernel provides.
-    Ancillary = 27, "ancillary", "";
     /// The descriptor was passed to another process, which may be any program.
     Passed = 29, "passed", "";
     /// No interface has the backend that the rule wants.

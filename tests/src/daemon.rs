@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::program::{Finished, Running, wait_until};
+use crate::program::{Finished, Program, Running, wait_until};
 use crate::testbed::{Side, Testbed};
 use crate::{Result, paths};
 
@@ -87,6 +87,27 @@ pub fn start_with(
         program.env(name, value);
     }
     program.args(["daemon", "--foreground"]).args(arguments);
+    answering(bed, &program)
+}
+
+/// Starts a daemon with the capabilities that `ctl/bypass.service` leaves it.
+///
+/// # Errors
+/// As [`start`]; or when the unit cannot be read.
+pub fn start_as_unit(bed: &Testbed) -> Result<Running> {
+    let unit = std::fs::read_to_string(paths::repository().join("ctl/bypass.service"))?;
+    let sets = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let mut program = bed.program(Side::Server, paths::bypassctl());
+    program
+        .capabilities(sets.flat_map(str::split_whitespace))
+        .args(["daemon", "--foreground"]);
+    answering(bed, &program)
+}
+
+/// Starts a daemon and waits until it answers.
+fn answering(bed: &Testbed, program: &Program<'_>) -> Result<Running> {
     let daemon = program.spawn()?;
     wait_until("the daemon answers", Duration::from_secs(5), || {
         list(bed, &["stacks"]).is_ok() || list(bed, &["filters", "list"]).is_ok()

@@ -126,6 +126,17 @@ impl<'a> Program<'a> {
         self
     }
 
+    /// Leaves root these capabilities only, named as in capabilities(7).
+    pub fn capabilities<'n>(&mut self, names: impl IntoIterator<Item = &'n str>) -> &mut Self {
+        let mut set = "--bounding-set=-all".to_owned();
+        for name in names {
+            let name = name.trim_start_matches("CAP_").to_lowercase();
+            set += &format!(",+{name}");
+        }
+        self.prefix.extend(["setpriv".into(), set.into()]);
+        self
+    }
+
     /// Keeps the program on this processor.
     pub fn cpu(&mut self, cpu: u32) -> &mut Self {
         self.processors = Some(cpu.to_string());

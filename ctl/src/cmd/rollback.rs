@@ -84,8 +84,9 @@ impl Rollback {
             return Ok(());
         }
         Err(Failure::new(format!(
-            "{} connections stay: their handshakes are not over, or their programs have more \
-             sockets than bypassctl explain can tell of",
+            "{} connections stay: their handshakes are not over, their programs have more sockets \
+             than bypassctl explain can tell of, or the daemon lacks a capability (see \
+             bypass.service; CAP_NET_BIND_SERVICE for ports below 1024)",
             total.left
         )))
     }

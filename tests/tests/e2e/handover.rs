@@ -16,7 +16,7 @@ pub(crate) fn echo_clients(scene: &Scene, connections: u32, bytes: u32) -> Progr
     let script = r"
 import asyncio, random
 async def one(n):
-    r, w = await asyncio.open_connection('HOST', 9000, limit=1<<17)
+    r, w = await asyncio.open_connection('HOST', 900, limit=1<<17)
     data = random.Random(n).randbytes(BYTES + n)
     async def send():
         at = 0
@@ -47,8 +47,8 @@ asyncio.run(asyncio.wait_for(main(), 40))
 fn served(scene: &Scene, program: &str, connections: u32, bytes: u32) -> Result<()> {
     let mut server = subject(scene, Side::Server, "/usr/bin/python3");
     server.arg(paths::repository().join("tests/e2e").join(program));
-    server.args([&scene.host(), "9000"]);
-    let server = started(scene, &server, 9000)?;
+    server.args([&scene.host(), "900"]);
+    let server = started(scene, &server, 900)?;
     let clients = echo_clients(scene, connections, bytes);
     clients
         .run()
@@ -79,7 +79,7 @@ pub(crate) fn executed(scene: &Scene) -> Result<()> {
 pub(crate) fn refused(scene: &Scene) -> Result<()> {
     let script = r"
 import os, socket, subprocess, sys, time
-c, _ = socket.create_server((sys.argv[1], 9000)).accept()
+c, _ = socket.create_server((sys.argv[1], 900)).accept()
 print('accepted', flush=True)
 while not os.path.exists(sys.argv[2]): time.sleep(0.01)
 def goes_on(word):
@@ -104,7 +104,7 @@ goes_on(b'executed')
 ";
     let echo = format!(
         "import socket\n\
-         s = socket.create_connection(('{}', 9000))\n\
+         s = socket.create_connection(('{}', 900))\n\
          while data := s.recv(100): s.sendall(data)\n",
         scene.host()
     );
@@ -116,7 +116,7 @@ goes_on(b'executed')
     let mut server = subject(scene, Side::Server, "/usr/bin/python3");
     server.env("BYPASS_DAEMON", "never");
     server.args(["-c", script, &scene.host()]).arg(&go);
-    let server = started(scene, &server, 9000)?;
+    let server = started(scene, &server, 900)?;
     let mut peer = scene.bed.program(Side::Client, "python3");
     let peer = peer.args(["-c", &echo]).spawn()?;
     let limit = Duration::from_secs(20);

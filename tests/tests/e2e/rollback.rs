@@ -13,7 +13,8 @@ use super::handover::echo_clients;
 use super::harness::Scene;
 use super::streams::{client, started, subject};
 
-const PORT: u16 = 9000;
+/// One that only the privileged may bind.
+const PORT: u16 = 900;
 
 /// An echo on asyncio.
 fn echo(scene: &Scene) -> Result<Running> {
@@ -147,7 +148,7 @@ pub(crate) fn new_connections(scene: &Scene) -> Result<()> {
 pub(crate) fn waiting_to_be_accepted(scene: &Scene) -> Result<()> {
     let script = r"
 import socket, sys, os, time
-listener = socket.create_server((sys.argv[1], 9000), backlog=50)
+listener = socket.create_server((sys.argv[1], 900), backlog=50)
 while not os.path.exists(sys.argv[2]): time.sleep(0.01)
 for n in range(12):
     c, _ = listener.accept()
@@ -244,8 +245,13 @@ pub(crate) fn of_a_client(scene: &Scene) -> Result<()> {
     Err("other bytes".into())
 }
 
-/// A thousand connections at once, none of which notices.
+/// A thousand connections at once, none of which notices; the daemon has the capabilities of its
+/// systemd unit.
 pub(crate) fn of_a_thousand(scene: &Scene) -> Result<()> {
+    let daemon = scene
+        .has_shim()
+        .then(|| daemon::start_as_unit(&scene.bed))
+        .transpose()?;
     let server = echo(scene)?;
     let script = format!(
         "import asyncio, os\n\
@@ -274,6 +280,9 @@ pub(crate) fn of_a_thousand(scene: &Scene) -> Result<()> {
         .and_then(Finished::check);
     run.map_err(|error| format!("{error}\n{}", server.stderr()))?;
     server.stop()?;
+    if let Some(daemon) = daemon {
+        daemon.stop()?;
+    }
     Ok(())
 }
 
@@ -335,7 +344,7 @@ pub(crate) fn of_forked(scene: &Scene) -> Result<()> {
     let script = r"
 import os, signal, socket, sys
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-listener = socket.create_server((sys.argv[1], 9000), backlog=100)
+listener = socket.create_server((sys.argv[1], 900), backlog=100)
 while True:
     c, _ = listener.accept()
     if os.fork() == 0:

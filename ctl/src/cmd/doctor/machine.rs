@@ -9,16 +9,17 @@ use rustix::process::{Resource, getrlimit};
 use super::{Findings, facts};
 
 /// Oldest kernel whose AF_XDP has all that is used (bpf_link for XDP, need-wakeup).
-const OLDEST: (u32, u32) = (5, 10);
+const OLDEST: (u32, u32) = (6, 1);
 /// Oldest kernel on which the tests of this project have run.
-const TESTED: (u32, u32) = (6, 1);
+const TESTED: (u32, u32) = (6, 18);
 /// Packet memory of one stack with the default limits, in bytes.
 const PACKET_MEMORY: u64 = 32 << 20;
 
 /// Capabilities that the daemon uses: number, name. (CAP_BPF and CAP_PERFMON are in SYS_ADMIN.)
-const CAPABILITIES: [(u32, &str); 6] = [
+const CAPABILITIES: [(u32, &str); 7] = [
     (0, "CAP_CHOWN"),
     (1, "CAP_DAC_OVERRIDE"),
+    (10, "CAP_NET_BIND_SERVICE"),
     (12, "CAP_NET_ADMIN"),
     (13, "CAP_NET_RAW"),
     (19, "CAP_SYS_PTRACE"),
@@ -42,9 +43,9 @@ fn kernel(findings: &mut Findings) {
     let what = format!("kernel {release}");
     match version(release) {
         version if version < OLDEST => {
-            findings.fail(what, "use Linux 5.10 or newer (6.1 is tested)")
+            findings.fail(what, "use Linux 6.1 or newer (6.18 is tested)")
         }
-        version if version < TESTED => findings.warn(what, "Linux 6.1 or newer is what is tested"),
+        version if version < TESTED => findings.warn(what, "Linux 6.18 is what is tested"),
         _ => findings.ok(what),
     }
 }
