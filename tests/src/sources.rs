@@ -14,8 +14,8 @@ pub fn hooked_names() -> Result<Vec<String>> {
     Ok(parse_hooks(&text))
 }
 
-/// The `fn NAME(…) -> …;` and `fn NAME => …;` lines between `hooks! {` or `lists! {` at the start of a
-/// line and the closing brace.
+/// The `fn NAME(…) -> …;` and `fn NAME => …;` lines between `hooks! {` or `lists! {` at the start
+/// of a line and the closing brace.
 fn parse_hooks(text: &str) -> Vec<String> {
     let mut inside = false;
     let mut names = Vec::new();
