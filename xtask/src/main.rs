@@ -11,6 +11,7 @@ mod cargo_tests;
 mod codegen;
 mod demo;
 mod guest;
+mod hardware;
 mod measure;
 mod packages;
 mod progress;
@@ -24,6 +25,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use bypass_tests::Result;
+
+use hardware::Hardware;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -50,6 +53,8 @@ enum Task {
     Test {
         /// Only the groups with these names (unit, abi, conformance, e2e)
         groups: Vec<String>,
+        #[command(flatten)]
+        hardware: Hardware,
     },
     /// Boot an emulated machine with a card and run programs over its virtual function by DPDK
     Guest,
@@ -90,8 +95,8 @@ enum Task {
 fn main() -> ExitCode {
     let done: Result<()> = match Arguments::parse().task {
         Task::Demo { json, seconds } => demo::run(json, seconds),
-        Task::Test { groups } => test::run(&groups),
         Task::Guest => guest::run(),
+        Task::Test { groups, hardware } => hardware.run().unwrap_or_else(|| test::run(&groups)),
         Task::Ci => test::ci(),
         Task::Bench {
             name,
