@@ -141,7 +141,9 @@ impl Drop for Interface {
 #[derive(Debug)]
 struct Memory(NonNull<u8>);
 
-const BYTES: usize = BUFFERS as usize * BUFFER;
+/// One huge page, a little more than [`BUFFERS`] need.
+const BYTES: usize = 2 << 20;
+const _: () = assert!(BUFFERS as usize * BUFFER <= BYTES && BYTES.is_multiple_of(PAGE));
 
 impl Memory {
     fn map() -> Result<Self, CiulError> {
