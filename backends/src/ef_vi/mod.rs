@@ -17,6 +17,8 @@ mod calibrate;
 mod card;
 mod event;
 mod filter;
+#[cfg(test)]
+mod genuine;
 mod layout;
 mod library;
 mod port;

@@ -12,18 +12,19 @@ use libloading::os::unix::Library;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::calibrate;
+use super::genuine;
 use super::library::Ciul;
 use super::port::EfViPort;
 use crate::relay::{CardFilter, Port};
 
 /// A copy of the stand-in, removed with the test.
-struct Fake {
-    path: PathBuf,
+pub(super) struct Fake {
+    pub(super) path: PathBuf,
     library: Library,
 }
 
 impl Fake {
-    fn new(settings: &[(&str, &str)]) -> Self {
+    pub(super) fn new(settings: &[(&str, &str)]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("fake-ciul-{}-{number}.so", std::process::id());
@@ -72,13 +73,13 @@ impl Drop for Fake {
     }
 }
 
-const RELEASES: [&str; 5] = ["8.1", "9.0.0", "9.0.2", "9.1", "9.2"];
+pub(super) const RELEASES: [&str; 5] = ["8.1", "9.0.0", "9.0.2", "9.1", "9.2"];
 const OURS: ([u8; 16], u16) = (
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 198, 18, 0, 1],
     7007,
 );
 
-fn datagrams() -> CardFilter {
+pub(super) fn datagrams() -> CardFilter {
     CardFilter {
         protocol: 17,
         local: OURS,
@@ -105,9 +106,10 @@ fn send(port: &mut EfViPort, frame: &[u8]) -> bool {
 }
 
 /// Sends numbered datagrams around the loop; those that come back, in their order.
-fn around(port: &mut EfViPort, count: u32) -> Vec<u32> {
+pub(super) fn around(port: &mut EfViPort, count: u32) -> Vec<u32> {
     let mut got = Vec::new();
     let mut take = |port: &mut EfViPort| {
+        genuine::turn();
         port.receive(&mut |bytes| {
             assert_eq!(bytes.len(), 60);
             got.push(u32::from_be_bytes(bytes[42..46].try_into().unwrap()));
