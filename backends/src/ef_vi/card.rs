@@ -8,13 +8,19 @@ use rustix::fs::{CWD, Mode, OFlags};
 /// PCI vendors of the cards: Solarflare, Xilinx (AMD).
 const VENDORS: [&str; 2] = ["0x1924", "0x10ee"];
 
+/// Whether a PCI vendor (`0x1924`) makes cards of this kind.
+#[must_use]
+pub fn is_vendor(vendor: &str) -> bool {
+    VENDORS.contains(&vendor)
+}
+
 /// Whether an interface is a card, by its PCI vendor.
 ///
 /// # Errors
 /// A sentence with what it is instead.
 pub fn check(interface: &str) -> Result<(), String> {
     match vendor(interface) {
-        Some(vendor) if VENDORS.contains(&vendor.as_str()) => Ok(()),
+        Some(vendor) if is_vendor(&vendor) => Ok(()),
         Some(vendor) => Err(format!(
             "{interface} is no Solarflare or AMD card: its PCI vendor is {vendor}"
         )),

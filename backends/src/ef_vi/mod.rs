@@ -28,7 +28,7 @@ mod reason;
 #[cfg(test)]
 mod tests;
 
-pub use card::check as check_card;
+pub use card::{check as check_card, is_vendor};
 pub use library::{Ciul, Cookie, LIBRARY};
-pub use port::{Counts, EfViPort};
+pub use port::{Counts, EfViPort, probe};
 pub use reason::CiulError;

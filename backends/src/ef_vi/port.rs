@@ -67,6 +67,20 @@ pub struct EfViPort {
     events: Box<[RawEvent; EVENTS]>,
 }
 
+/// What a library is: its release, and which layout it has. Nothing is opened.
+///
+/// # Errors
+/// A sentence: it is not installed, or no release's.
+pub fn probe(library: &Path) -> Result<String, String> {
+    let ciul = Ciul::load(library)?;
+    let layout = calibrate::layout(&ciul)?;
+    Ok(described(&ciul, layout))
+}
+
+fn described(ciul: &Ciul, layout: Layout) -> String {
+    format!("libciul {}, layout of {}", ciul.version(), layout.name)
+}
+
 impl EfViPort {
     /// Takes a queue of a card by the library at this path, or of this name.
     ///
@@ -95,7 +109,7 @@ impl EfViPort {
                 queue.longest()
             ));
         }
-        let driver = format!("{}, layout of {}", ciul.version(), layout.name);
+        let driver = described(&ciul, layout);
         Ok(Self {
             layout,
             interface: interface.to_owned(),

@@ -138,6 +138,11 @@ fn each_releases_layout_is_found() {
     for release in RELEASES {
         let fake = Fake::new(&[("LAYOUT", release)]);
         assert_eq!(calibrate::layout(&fake.ciul()).unwrap().name, release);
+        let known = super::probe(&fake.path).unwrap();
+        assert!(
+            known.ends_with(&format!(" ef_vi, layout of {release}")),
+            "{known}"
+        );
         assert_eq!(fake.live(), 0);
     }
 }

@@ -8,6 +8,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bypass_backends::ef_vi;
+use bypass_proto::policy::Backend;
 use serde_json::{Value, json};
 
 use crate::source::pci::{Function, Machine, VFIO};
@@ -96,6 +98,7 @@ fn list(machine: &Machine, json: bool) -> Result<(), Failure> {
         ("ADDRESS", "address"),
         ("INTERFACES", "names"),
         ("DRIVER", "driver"),
+        ("CARD OF", "card"),
         ("VF OF", "physical"),
         ("VFS", "vfs"),
         ("IOMMU GROUP", "iommu_group"),
@@ -117,9 +120,11 @@ fn list(machine: &Machine, json: bool) -> Result<(), Failure> {
 
 fn object(machine: &Machine, function: &Function) -> Value {
     let mut interfaces = function.interfaces.iter();
+    let is_card = function.vendor.as_deref().is_some_and(ef_vi::is_vendor);
+    let card = is_card.then(|| Backend::EfVi.word());
     json!({
         "address": function.address, "interfaces": function.interfaces,
-        "driver": function.driver, "physical": function.physical,
+        "vendor": function.vendor, "card": card, "driver": function.driver, "physical": function.physical,
         "virtuals": function.virtuals, "most_virtuals": function.most_virtuals,
         "iommu_group": function.group,
         "default_route": interfaces.any(|name| machine.has_default_route(name)),

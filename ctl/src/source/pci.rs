@@ -27,6 +27,8 @@ pub struct Machine {
 pub struct Function {
     /// Domain, bus, device and function: `0000:01:10.0`.
     pub address: String,
+    /// Number of its vendor: `0x8086`.
+    pub vendor: Option<String>,
     /// Driver that it is bound to.
     pub driver: Option<String>,
     /// Its interfaces.
@@ -143,6 +145,7 @@ impl Machine {
         let folder = self.device(&address);
         let virtuals = (0..).map_while(|index| target(&folder.join(format!("virtfn{index}"))));
         Function {
+            vendor: word(&folder.join("vendor")),
             driver: target(&folder.join("driver")),
             interfaces: self.interfaces(&address),
             physical: target(&folder.join("physfn")),

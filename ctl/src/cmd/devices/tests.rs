@@ -103,6 +103,27 @@ fn functions_are_found_by_address_and_interface() {
 }
 
 #[test]
+fn cards_of_ef_vi_are_known_by_their_vendor() {
+    let fake = FakeSysfs::new("cards");
+    let machine = &fake.0;
+    let shown = || object(machine, &machine.find("eth0").unwrap());
+    for (vendor, card) in [
+        ("0x1924", "ef_vi".into()),
+        ("0x10ee", "ef_vi".into()),
+        ("0x8086", Value::Null),
+    ] {
+        fake.file(
+            &format!("bus/pci/devices/{PF}/vendor"),
+            &format!("{vendor}\n"),
+        );
+        assert_eq!(
+            (&shown()["vendor"], &shown()["card"]),
+            (&vendor.into(), &card)
+        );
+    }
+}
+
+#[test]
 fn a_function_goes_to_vfio_and_back() {
     let fake = FakeSysfs::new("moved");
     let machine = &fake.0;

@@ -87,6 +87,30 @@ pub(super) enum Offload {
 
 /// Value of an offload of an interface; `None` when the driver does not say.
 pub(super) fn offload(interface: &str, offload: Offload) -> Option<u32> {
+    // struct ethtool_value: command, data.
+    let mut value = [offload as u32, 0];
+    ethtool(interface, &mut value)?;
+    Some(value[1])
+}
+
+/// Version of a card's firmware, as its driver tells it.
+pub(super) fn firmware(interface: &str) -> Option<String> {
+    /// `ETHTOOL_GDRVINFO`, and the words of a struct ethtool_drvinfo.
+    const COMMAND: u32 = 3;
+    const WORDS: usize = 49;
+    /// Offset and size of its version of the firmware.
+    const VERSION: std::ops::Range<usize> = 68..100;
+    let mut info = [0; WORDS];
+    info[0] = COMMAND;
+    ethtool(interface, &mut info)?;
+    let bytes: Vec<u8> = info.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let version = bytes.get(VERSION)?.split(|byte| *byte == 0).next()?;
+    let version = String::from_utf8_lossy(version).trim().to_owned();
+    (!version.is_empty()).then_some(version)
+}
+
+/// Gives an interface's driver one of ethtool's commands, whose structure is `words`.
+fn ethtool<const WORDS: usize>(interface: &str, words: &mut [u32; WORDS]) -> Option<()> {
     const SIOCETHTOOL: libc::c_ulong = 0x8946;
     let socket = socket_with(
         AddressFamily::INET,
@@ -95,8 +119,6 @@ pub(super) fn offload(interface: &str, offload: Offload) -> Option<u32> {
         None,
     );
     let socket = socket.ok()?;
-    // struct ethtool_value: command, data.
-    let mut value = [offload as u32, 0];
     // struct ifreq: 16 bytes of name, then a union of 24 bytes that begins with the pointer.
     let mut request = [0_u64; 5];
     let mut name = [0_u8; 16];
@@ -106,14 +128,14 @@ pub(super) fn offload(interface: &str, offload: Offload) -> Option<u32> {
     for (word, bytes) in request.iter_mut().zip(name.chunks_exact(8)) {
         *word = u64::from_ne_bytes(bytes.try_into().ok()?);
     }
-    request[2] = value.as_mut_ptr() as u64;
-    // SAFETY: the request has the size of a struct ifreq and points at a live ethtool_value, which
-    // is all that these commands write.
+    request[2] = words.as_mut_ptr().expose_provenance() as u64;
+    // SAFETY: the request has the size of a struct ifreq and points at the live structure of the
+    // command in its first word, as large as callers say, which is all that it writes.
     let answer = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, request.as_mut_ptr()) };
-    // Read through a volatile load: the kernel wrote it behind the compiler's back.
-    // SAFETY: `value` is an initialised local.
-    let data = unsafe { std::ptr::read_volatile(&raw const value[1]) };
-    (answer == 0).then_some(data)
+    // The kernel wrote it behind the compiler's back.
+    // SAFETY: an initialised array.
+    *words = unsafe { std::ptr::read_volatile(&raw const *words) };
+    (answer == 0).then_some(())
 }
 
 #[cfg(test)]
@@ -123,6 +145,9 @@ mod tests {
     #[test]
     fn offloads_of_a_missing_interface_are_unknown() {
         assert_eq!(offload("no-such-if", Offload::Gro), None);
+        assert_eq!(firmware("no-such-if"), None);
+        // Loopback has a driver, and no firmware.
+        assert_eq!(firmware("lo"), None);
         assert_eq!(program_name(u32::MAX), None);
     }
 }

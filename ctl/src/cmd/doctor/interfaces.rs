@@ -3,9 +3,9 @@
 use bypass_backends::af_xdp::{self, Interface};
 use bypass_proto::policy::Backend;
 
-use super::Findings;
 use super::facts::{self, Offload};
 use super::netlink::{self, Link};
+use super::{Findings, card};
 use crate::source;
 
 /// Most MTU: a frame with its headers and the headroom of 256 bytes must fit a chunk of 4096.
@@ -102,6 +102,8 @@ fn one(
             "the addresses are the master's: its traffic stays in the kernel",
         );
     }
+    let driver = device.map_or("unknown", |device| device.driver.as_str());
+    card::test(name, driver, findings);
     if let Some(why) = daemon.and_then(|it| it.given_up.as_ref()) {
         findings.warn(
             format!("{name}: ef_vi: {why}"),
@@ -122,7 +124,6 @@ fn one(
         mtu(link, findings);
         return served(name, port, findings);
     }
-    let driver = device.map_or("unknown", |device| device.driver.as_str());
     features(link, driver, findings);
     mtu(link, findings);
     let queues = device.map_or(1, |device| device.queues);

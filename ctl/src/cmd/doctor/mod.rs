@@ -3,6 +3,7 @@
 //! Each test is one line: `ok`, `warn` (works, but less well or not for everybody) or `fail` (the
 //! bypass cannot work). Nothing is changed: the tests make a socket and a BPF map and let them go.
 
+mod card;
 mod facts;
 mod firewall;
 mod interfaces;
