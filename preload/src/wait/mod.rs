@@ -3,8 +3,8 @@
 //! ```text
 //!   pump the stack, look  --ready-->  return
 //!        | not ready
-//!   spin for at most spin_us (signals held back from here on until the call returns)
-//!        | still not ready
+//!   spin for at most spin_us, where that has paid (signals held back from here on until the
+//!        | still not ready                          call returns)
 //!   park on the endpoints, look again, then ppoll(kernel fds, queues, bell) until the deadline
 //!        | woken by any of them
 //!   unpark, pump, look
@@ -22,6 +22,7 @@ pub mod call;
 pub mod epoll_set;
 pub mod members;
 pub mod signals;
+mod spin;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -164,7 +165,7 @@ pub fn wait(
     if !first && ppoll(&mut [], None, 0, Some(mask)).is_err() {
         return Woken::Interrupted;
     }
-    let woken = if spin_ns > 0 && spin(joined, interest, deadline, spin_ns, mask) {
+    let woken = if spin::spin(joined, interest, deadline, spin_ns, mask) {
         Woken::Ready
     } else {
         sleep(joined, interest, deadline, Some(mask))
@@ -189,54 +190,6 @@ fn is_replaced(joined: &Joined, fd: i32, endpoint: EndpointId) -> bool {
         .lock()
         .is_ok_and(|mut locked| !locked.stack().is_live(endpoint));
     gone && !crate::shadow::is_inet(fd)
-}
-
-/// Looks again and again for at most `spin_ns`; whether it became ready.
-fn spin(
-    joined: &Joined,
-    interest: &mut Interest<'_>,
-    deadline: Option<Instant>,
-    spin_ns: u64,
-    mask: *const sigset_t,
-) -> bool {
-    /// Looks between two questions to the kernel descriptors.
-    const KERNEL_EVERY: u32 = 256;
-    let start = clock::now().0;
-    let end = deadline
-        .map_or(u64::MAX, |deadline| deadline.0)
-        .min(start.saturating_add(spin_ns));
-    let mut looks = 0_u32;
-    loop {
-        if let Ok(mut locked) = joined.attachment.try_lock() {
-            // Not before the lock is ours: the time of one stack goes forwards only.
-            locked.pump(clock::now());
-            if (interest.ready)(&mut locked) {
-                return true;
-            }
-        }
-        looks = looks.wrapping_add(1);
-        if looks.is_multiple_of(KERNEL_EVERY) {
-            if kernel_ready(interest.fds) {
-                return true;
-            }
-            // SAFETY: the mask of the wait.
-            if unsafe { signals::pending(mask) } {
-                return false;
-            }
-        }
-        if clock::now().0 >= end {
-            return false;
-        }
-        std::hint::spin_loop();
-    }
-}
-
-/// Whether one of the kernel descriptors is ready now.
-fn kernel_ready(fds: &mut [pollfd]) -> bool {
-    // SAFETY: the slice is writable for its length; no waiting.
-    let ready =
-        unsafe { symbols::poll::original()(fds.as_mut_ptr(), fds.len() as libc::nfds_t, 0) };
-    ready > 0
 }
 
 /// Parks, looks once more, sleeps.
