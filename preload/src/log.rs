@@ -53,6 +53,15 @@ pub fn at(level: Log, text: fmt::Arguments<'_>) {
     }
 }
 
+/// Tells once what is wrong with the BYPASS_* variables.
+pub fn complain() {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    let complaints = &config::get().complaints;
+    if !complaints.is_empty() && !TOLD.swap(true, Ordering::Relaxed) {
+        at(Log::Info, format_args!("{}", complaints.join("; ")));
+    }
+}
+
 /// Whether the reason holds for every socket of the process and is not what was asked for.
 fn is_of_process(reason: FallThrough) -> bool {
     matches!(

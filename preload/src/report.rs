@@ -50,6 +50,7 @@ fn make() -> Option<Own> {
         .get()
         .cast_unsigned();
     let config = config::get();
+    log::complain();
     let mut header = Header::new(pid, start_time(), &config.program);
     match &config.policy {
         Ok(_) => header.set_config(&config.complaints.join("; ")),
@@ -140,6 +141,10 @@ pub fn born(fd: i32, reason: FallThrough, protocol: u8, domain: i32) {
             family: if domain == libc::AF_INET6 { 6 } else { 4 },
             ..Record::default()
         };
+        if reason != FallThrough::Undecided {
+            // It is the kernel's for good: nothing else will tell of it.
+            log::refused(format_args!("{}", Told(&record)), reason, 0);
+        }
         report.insert(record);
     });
 }
