@@ -140,6 +140,44 @@ CASE(ancillary_tos_ttl, ACCELERATED)
     line("sink: %s", peer("sunk"));
 }
 
+/* The same over IPv6, and values that the kernel refuses. Marked datagrams go by the kernel. */
+CASE(ancillary_tclass_hoplimit, MIXED)
+{
+    static const struct {
+        int tclass, hops;
+    } asked[] = {{0x30, 9}, {0x48, 0}, {0, 200}, {255, 255}, {0x28, 300}, {256, 1}, {-1, -1}};
+    int fd = udp(host6, 5506);
+    struct to to = at(peer6, SINK);
+    struct iovec part = {"marked", 6};
+    for (size_t i = 0; i < sizeof asked / sizeof asked[0]; i++) {
+        char ancillary[2 * CMSG_SPACE(sizeof(int))] = "";
+        struct msghdr message = {.msg_name = &to.at,
+                                 .msg_namelen = to.length,
+                                 .msg_iov = &part,
+                                 .msg_iovlen = 1,
+                                 .msg_control = ancillary,
+                                 .msg_controllen = sizeof ancillary};
+        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+        *c = (struct cmsghdr){CMSG_LEN(sizeof(int)), IPPROTO_IPV6, IPV6_TCLASS};
+        memcpy(CMSG_DATA(c), &asked[i].tclass, sizeof(int));
+        if (asked[i].hops == 0)
+            message.msg_controllen = CMSG_SPACE(sizeof(int));
+        else
+            c = CMSG_NXTHDR(&message, c);
+        if (asked[i].hops != 0) {
+            *c = (struct cmsghdr){CMSG_LEN(sizeof(int)), IPPROTO_IPV6, IPV6_HOPLIMIT};
+            memcpy(CMSG_DATA(c), &asked[i].hops, sizeof(int));
+        }
+        line("class %d, hops %d", asked[i].tclass, asked[i].hops);
+        peer("reset");
+        value("sendmsg", sendmsg(fd, &message, 0));
+        line("sink: %s", peer("sunk"));
+    }
+    for (int i = 0; i < 3; i++)
+        send_to(fd, "plain", peer6, SINK);
+    line("sink: %s", peer("sunk"));
+}
+
 CASE(ancillary_bad, ACCELERATED)
 {
     int fd = udp(host4, 5504);

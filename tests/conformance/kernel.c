@@ -117,8 +117,8 @@ CASE(kernel_getaddrinfo, MIXED)
     }
 }
 
-/* io_uring would carry sockets past the hooks: a runtime that asks is told to use epoll. Natively
- * the answer depends on the kernel, so only the fall-back is looked at. */
+/* io_uring would carry sockets past the hooks: a runtime that asks is told to use epoll, by ENOSYS.
+ * Natively the answer is the kernel's. This line may differ, so it says what the column wants. */
 CASE(kernel_io_uring_fallback, ACCELERATED)
 {
     int fd = udp(host4, 6408);
@@ -129,5 +129,7 @@ CASE(kernel_io_uring_fallback, ACCELERATED)
     }
     char parameters[120] = {0};
     long ring = syscall(SYS_io_uring_setup, 4, parameters);
-    yes("a ring or ENOSYS or EPERM", ring >= 0 || errno == ENOSYS || errno == EPERM);
+    bool refused = ring == -1 && errno == ENOSYS;
+    bool kernels = ring >= 0 || errno == ENOSYS || errno == EPERM;
+    yes("the answer of this column", getenv("LD_PRELOAD") ? refused : kernels);
 }

@@ -167,7 +167,13 @@ CASE(options_rcvtimeo, ACCELERATED)
     start = now_ms();
     receive_from(fd, 0);
     yes("after 400 ms", about(start, 400));
+    time.tv_usec = 250000;
     value("SO_SNDTIMEO", setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &time, sizeof time));
+    value("get", getsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &back, &length));
+    yes("250 ms within 10 ms",
+        back.tv_sec == 0 && back.tv_usec >= 240000 && back.tv_usec <= 260000);
+    value("get", getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &back, &length));
+    yes("none", back.tv_sec == 0 && back.tv_usec == 0);
 }
 
 CASE(options_nonblocking, ACCELERATED)

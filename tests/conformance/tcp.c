@@ -422,6 +422,63 @@ CASE(tcp_timeouts, ACCELERATED)
     content("WAITALL", bytes, recv(fd, bytes, 5, MSG_WAITALL));
 }
 
+/* Bytes that a socket takes until it has no room; the peer reads none of them. */
+static long fill(int fd, int flags)
+{
+    static char bytes[16384];
+    long all = 0, sent;
+    while ((sent = send(fd, bytes, sizeof bytes, flags)) > 0)
+        all += sent;
+    line("the last = %ld %s", sent, strerrorname_np(errno));
+    return all;
+}
+
+/* A send that waits for room, for SO_SNDTIMEO and no longer. */
+CASE(tcp_send_timeout, ACCELERATED)
+{
+    int fd = listener(host4, 6241, 5);
+    peer("dial %s 6241 p3000 w", host4);
+    int one = accept(fd, NULL, NULL);
+    struct timeval time = {0, 250000}, told = {9, 9};
+    socklen_t length = sizeof told;
+    value("SO_SNDTIMEO", setsockopt(one, SOL_SOCKET, SO_SNDTIMEO, &time, sizeof time));
+    getsockopt(one, SOL_SOCKET, SO_SNDTIMEO, &told, &length);
+    yes("told as set", labs(told.tv_usec - time.tv_usec) <= 10000 && told.tv_sec == 0);
+    yes("some", fill(one, 0) > 16384);
+    uint64_t start = now_ms();
+    value("send", send(one, "x", 1, 0));
+    uint64_t took = now_ms() - start;
+    yes("after 250 ms", took >= 245 && took < 1000);
+    start = now_ms();
+    value("send, not waiting", send(one, "x", 1, MSG_DONTWAIT));
+    yes("at once", now_ms() - start < 200);
+    value("recv", recv(one, &told, 1, MSG_DONTWAIT));
+}
+
+/* SO_SNDBUF is what waits here for a peer that does not read: a larger one takes more. */
+CASE(tcp_send_buffer, ACCELERATED)
+{
+    static const int sizes[] = {1, 20000, 400000};
+    long taken[3];
+    int fd = listener(host4, 6242, 5);
+    for (int i = 0; i < 3; i++) {
+        peer("dial %s 6242 p3000 w", host4);
+        int one = accept(fd, NULL, NULL);
+        value("SO_SNDBUF", setsockopt(one, SOL_SOCKET, SO_SNDBUF, &sizes[i], sizeof sizes[i]));
+        /* Until the peer's window is full too. */
+        taken[i] = 0;
+        for (int k = 0; k < 10; k++, pause_ms(20)) {
+            char bytes[4096] = "";
+            long sent;
+            while ((sent = send(one, bytes, sizeof bytes, MSG_DONTWAIT)) > 0)
+                taken[i] += sent;
+        }
+        yes("some", taken[i] > 0);
+    }
+    yes("more with 20000 than with 1", taken[1] > taken[0]);
+    yes("300000 more with 400000", taken[2] > taken[1] + 300000);
+}
+
 static void nothing(int signal)
 {
     (void)signal;
