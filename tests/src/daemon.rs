@@ -110,7 +110,11 @@ pub fn start_as_unit(bed: &Testbed) -> Result<Running> {
 fn answering(bed: &Testbed, program: &Program<'_>) -> Result<Running> {
     let daemon = program.spawn()?;
     wait_until("the daemon answers", Duration::from_secs(5), || {
-        list(bed, &["stacks"]).is_ok() || list(bed, &["filters", "list"]).is_ok()
+        let sockets = bed
+            .program(Side::Server, "cat")
+            .args(["/proc/net/unix"])
+            .run();
+        sockets.is_ok_and(|run| run.stdout.contains("@bypass-daemon"))
     })
     .map_err(|error| format!("{error}\n{}{}", daemon.stdout(), daemon.stderr()))?;
     Ok(daemon)

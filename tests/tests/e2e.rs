@@ -19,6 +19,7 @@ mod e2e {
     pub mod links;
     pub mod names;
     pub mod programs;
+    pub mod reasons;
     pub mod reloads;
     pub mod rollback;
     pub mod routers;
@@ -32,7 +33,7 @@ mod e2e {
 use e2e::harness::{Carried, check, check_card, check_port};
 use e2e::{
     card, clients, crowds, dpdk, endings, faults, groups, handover, jumbo, languages, links, names,
-    programs, reloads, rollback, routers, stores, storms, streams, tool, web,
+    programs, reasons, reloads, rollback, routers, stores, storms, streams, tool, web,
 };
 
 macro_rules! tests {
@@ -199,7 +200,11 @@ tests! {
     faults::flood_to_unread_socket: Any,
     faults::daemon_messages: Any,
     faults::image_corrupted: Any,
+    reasons::by_variable: Any,
+    reasons::by_daemon: Any,
     tool::exit_codes: Any,
+    tool::doctor: Any,
+    tool::stats_again: Any,
     jumbo::large_frames: Any,
     jumbo::jumbo_frames: Any,
     jumbo::mtu_beyond_chunks: Any,

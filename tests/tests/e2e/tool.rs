@@ -9,8 +9,9 @@ use bypass_tests::testbed::Side;
 use bypass_tests::{Result, daemon, paths};
 use serde_json::Value;
 
-use super::faults::echo;
+use super::faults::{echo, explains, script};
 use super::harness::Scene;
+use super::programs::ping_pong;
 
 const NOBODY: u32 = 65534;
 /// Everything that prints a list with `--json`.
@@ -116,6 +117,118 @@ pub(crate) fn exit_codes(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// Doctor has a line in this state that has this text, and what to do where it is not ok.
+fn finds(scene: &Scene, state: &str, text: &str) -> Result<()> {
+    let run = daemon::bypassctl(&scene.bed, &["doctor", "--json"])?;
+    let lines: Vec<Value> = serde_json::from_str(&run.stdout)?;
+    let fits = |line: &Value| {
+        let has_advice = line["do"].as_str().is_some_and(|text| !text.is_empty());
+        line["what"]
+            .as_str()
+            .is_some_and(|what| what.contains(text))
+            && line["state"] == state
+            && has_advice == (state != "ok")
+    };
+    let code = i32::from(lines.iter().any(|line| line["state"] == "fail"));
+    if !lines.iter().any(fits) || run.status.code() != Some(code) {
+        return Err(format!("no {state} of {text:?}: {} {}", run.status, run.stdout).into());
+    }
+    Ok(())
+}
+
+/// Doctor sees what is in the way, and that it is gone: rules of a firewall, a large MTU, an XDP
+/// program that is not ours. That one keeps sockets in the kernel.
+pub(crate) fn doctor(scene: &Scene) -> Result<()> {
+    if !scene.has_shim() {
+        return Ok(());
+    }
+    let bed = &scene.bed;
+    let obstacle = |what: &str| {
+        let mut python = bed.program(Side::Server, "/usr/bin/python3");
+        python.arg("-I").arg(script("obstacles.py")).arg(what);
+        python.spawn()
+    };
+    let set_mtu = |mtu: &str| -> Result<()> {
+        for side in [Side::Server, Side::Client] {
+            bed.ip(side, &["link", "set", bed.interface(side), "mtu", mtu])?;
+        }
+        Ok(())
+    };
+    for text in [
+        "kernel",
+        "native XDP",
+        "MTU 1500",
+        "no XDP program",
+        "library",
+    ] {
+        finds(scene, "ok", text)?;
+    }
+    finds(scene, "ok", "no nftables")?;
+    let rule = obstacle("rule")?.wait(Duration::from_secs(10))?;
+    if rule.status.success() {
+        finds(scene, "warn", "1 nftables rules in test")?;
+    } else {
+        println!("skipped: {}", rule.stderr);
+    }
+    set_mtu("9000")?;
+    finds(scene, "fail", "MTU 9000")?;
+    set_mtu("1500")?;
+    finds(scene, "ok", "MTU 1500")?;
+    let foreign = obstacle(bed.interface(Side::Server))?;
+    wait_until("the other program", Duration::from_secs(10), || {
+        foreign.stdout().contains("ready")
+    })
+    .map_err(|error| format!("{error}: {}", foreign.stderr()))?;
+    finds(scene, "fail", "(somebody_elses) in native mode")?;
+    let server = echo(scene)?;
+    explains(scene, server.pid(), "\"queue-busy\"")?;
+    server.stop()?.check()?;
+    foreign.kill();
+    finds(scene, "ok", "no XDP program")?;
+    // Another daemon: this one looks at an interface that it could not open after seconds only.
+    daemon::stop_all(bed);
+    wait_until("no daemon", Duration::from_secs(10), || {
+        daemon::running(bed).is_empty()
+    })?;
+    let server = echo(scene)?;
+    explains(scene, server.pid(), "\"bypass\"")?;
+    finds(scene, "ok", "the daemon serves it in native mode")?;
+    server.stop()?.check()?;
+    Ok(())
+}
+
+/// `stats --watch` prints again and again, with the change per second.
+pub(crate) fn stats_again(scene: &Scene) -> Result<()> {
+    let server = echo(scene)?;
+    ping_pong(scene, &scene.host(), 7007, 100)?;
+    if scene.has_shim() {
+        let mut watch = scene.bed.program(Side::Server, paths::bypassctl());
+        let watch = watch.args(["stats", "--watch", "1"]).spawn()?;
+        let tables = |count: usize| {
+            wait_until("tables", Duration::from_secs(20), || {
+                watch.stdout().matches("PER SECOND").count() >= count
+            })
+        };
+        tables(1)?;
+        ping_pong(scene, &scene.host(), 7007, 2000)?;
+        tables(3)?;
+        let text = watch.stdout();
+        // OF, KIND, NAME, VALUE, PER SECOND; the first table knows of no change yet.
+        let rates: Vec<&str> = text
+            .lines()
+            .filter(|line| line.contains(" datagrams-received "))
+            .filter_map(|line| line.split_whitespace().nth(4))
+            .collect();
+        let rises = |rate: &str| rate.parse::<u64>().is_ok_and(|rate| rate > 100);
+        if rates.first() != Some(&"-") || !rates.iter().any(|rate| rises(rate)) {
+            return Err(format!("{rates:?}: {text}").into());
+        }
+        watch.kill();
+    }
+    server.stop()?.check()?;
+    Ok(())
+}
+
 const WRONG: [(i32, &str); 22] = [
     (2, ""),
     (2, "no-such-command"),
@@ -141,7 +254,7 @@ const WRONG: [(i32, &str); 22] = [
     (2, "man a b"),
 ];
 
-const ALONE: [(i32, &str); 26] = [
+const ALONE: [(i32, &str); 30] = [
     (0, "--help"),
     (0, "--version"),
     (0, "run -- true"),
@@ -162,6 +275,10 @@ const ALONE: [(i32, &str); 26] = [
     (3, "stacks"),
     (3, "dump"),
     (0, "dump --json"),
+    (0, "doctor"),
+    (0, "doctor --json"),
+    (0, "doctor byp-s"),
+    (1, "doctor no-such-interface"),
     (3, "shutdown"),
     (3, "reload"),
     (0, "completions bash"),
