@@ -42,7 +42,10 @@ pub fn get() -> &'static Config {
 
 impl Config {
     fn read() -> Self {
+        // Who starts a privileged program must not name files that it reads with that privilege.
+        let secure = is_secure();
         let variables: Vec<(String, String)> = std::env::vars_os()
+            .filter(|_| !secure)
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
         let explicit = Options::from_env(variables.iter().map(pair)).0.config;
@@ -71,7 +74,7 @@ impl Config {
             started_as: started_as(),
             complaints,
             uid: rustix::process::geteuid().as_raw(),
-            secure: is_secure(),
+            secure,
         }
     }
 

@@ -9,7 +9,7 @@ use bypass_tests::counters::{
 };
 use bypass_tests::program::{Program, Running, wait_until};
 use bypass_tests::testbed::Side;
-use bypass_tests::{Result, paths};
+use bypass_tests::{Result, daemon, paths};
 
 use super::harness::Scene;
 
@@ -93,6 +93,55 @@ pub(crate) fn udp_echo_any_address(scene: &Scene) -> Result<()> {
     echo_works(scene, "udpecho", &[], &scene.host())
 }
 
+/// One socket on any address hears two interfaces: by the bypass both, or one of them, which the
+/// daemon leaves to the kernel.
+pub(crate) fn udp_echo_two_interfaces(scene: &Scene) -> Result<()> {
+    let (bed, second) = (&scene.bed, "198.19.7.1");
+    let namespace = bed.namespace(Side::Client);
+    let veth = "link add second type veth peer name second netns";
+    let words: Vec<&str> = veth.split(' ').chain([&namespace[..]]).collect();
+    bed.ip(Side::Server, &words)?;
+    for (side, address) in [
+        (Side::Server, "198.19.7.1/24"),
+        (Side::Client, "198.19.7.2/24"),
+    ] {
+        bed.ip(side, &["link", "set", "second", "up"])?;
+        bed.ip(side, &["addr", "add", address, "dev", "second"])?;
+    }
+    let config = bed.folder().join("interfaces.toml");
+    for (excluded, left) in [("other", false), ("second", true)] {
+        let daemon = if scene.has_shim() {
+            fs::write(
+                &config,
+                format!("[daemon]\ninterfaces = {{ exclude = [\"{excluded}\"] }}\n"),
+            )?;
+            let arguments = ["--config", &config.display().to_string()];
+            Some(daemon::start_with(bed, &arguments, &[])?)
+        } else {
+            None
+        };
+        let server = start_example(scene, "udpecho", 7007, &[])?;
+        // Until both neighbours are known.
+        ping_pong(scene, &scene.host(), 7007, 10)?;
+        ping_pong(scene, second, 7007, 10)?;
+        for (address, by_kernel) in [(&scene.host()[..], false), (second, left)] {
+            let before = KernelUdp::read(bed, Side::Server)?;
+            ping_pong(scene, address, 7007, 500)?;
+            let kernel = KernelUdp::read(bed, Side::Server)?.since(before).total();
+            let expected = if by_kernel { 990..1100 } else { 0..50 };
+            if scene.has_shim() && !expected.contains(&kernel) {
+                let what = format!("without {excluded}, to {address}");
+                return Err(format!("{what}: the kernel carried {kernel}").into());
+            }
+        }
+        server.stop()?.check()?;
+        if let Some(daemon) = daemon {
+            daemon.stop()?;
+        }
+    }
+    Ok(())
+}
+
 /// What a receiver surely keeps up with.
 const PACED: [&str; 8] = [
     "--threads",
@@ -146,27 +195,25 @@ pub(crate) fn udp_receiver_threads(scene: &Scene) -> Result<()> {
 }
 
 /// A receiver on the kernel, of the sender under test.
-fn kernel_receiver(scene: &Scene, room: &str) -> Result<Running> {
+fn kernel_receiver(scene: &Scene, room: &str, arguments: &[&str]) -> Result<Running> {
     let mut server = scene
         .bed
         .program(Side::Client, paths::example("udpreceiver")?);
-    server.args(["--bind", &scene.peer(), "--json", "--rcvbuf", room]);
+    server.args(["--json", "--rcvbuf", room]).args(arguments);
     let running = server.spawn()?;
     wait_for_udp_port(&scene.bed, Side::Client, 4321)?;
     Ok(running)
 }
 
-/// The sender under test, a receiver on the kernel.
-pub(crate) fn udp_sender(scene: &Scene) -> Result<()> {
-    let peer = scene.peer();
-    let server = kernel_receiver(scene, "4000000")?;
+/// The sender under test reaches a receiver on the kernel with what it sends; how many that was.
+fn sends(scene: &Scene, server: Running, arguments: &[&str]) -> Result<u64> {
     let mut client = scene
         .bed
         .program(Side::Server, paths::example("udpsender")?);
     client
         .column(scene.column)
-        .args(["--json", "--batch", "32", "--size", "22"]);
-    client.args(["--rate", "20000", "--count", "40000", &peer]);
+        .args(["--json", "--size", "22"])
+        .args(arguments);
     let sent = client.run()?.check()?.json()?["packets"]
         .as_u64()
         .ok_or("no count")?;
@@ -177,13 +224,50 @@ pub(crate) fn udp_sender(scene: &Scene) -> Result<()> {
     if got < sent * 98 / 100 {
         return Err(format!("{got} of {sent} datagrams arrived").into());
     }
+    Ok(sent)
+}
+
+/// The sender under test, a receiver on the kernel.
+pub(crate) fn udp_sender(scene: &Scene) -> Result<()> {
+    let peer = scene.peer();
+    let server = kernel_receiver(scene, "4000000", &["--bind", &peer])?;
+    let pace = ["--batch", "32", "--rate", "20000", "--count", "40000"];
+    sends(scene, server, &[&pace[..], &[&peer]].concat()).map(drop)
+}
+
+/// Three threads with batches as large as they can be, to two addresses in turn.
+pub(crate) fn udp_sender_threads(scene: &Scene) -> Result<()> {
+    let (peer, second) = (scene.peer(), "198.18.7.3");
+    let interface = scene.bed.interface(Side::Client);
+    let address = format!("{second}/24");
+    scene
+        .bed
+        .ip(Side::Client, &["addr", "add", &address, "dev", interface])?;
+    let server = kernel_receiver(scene, "8000000", &[])?;
+    let pace = [
+        "--threads",
+        "3",
+        "--batch",
+        "1024",
+        "--rate",
+        "20000",
+        "--count",
+        "30720",
+    ];
+    let before = KernelUdp::read(&scene.bed, Side::Server)?;
+    let sent = sends(scene, server, &[&pace[..], &[&peer, second]].concat())?;
+    let kernel = KernelUdp::read(&scene.bed, Side::Server)?.since(before);
+    // What the kernel cuts out of a large send it counts as one.
+    if scene.has_shim() && kernel.sent > sent / 8 {
+        return Err(format!("the kernel has sent {} of {sent}", kernel.sent).into());
+    }
     Ok(())
 }
 
 /// Four thousand datagrams as fast as they go, in batches that the kernel cuts out of few sends.
 pub(crate) fn udp_sender_in_batches(scene: &Scene) -> Result<()> {
     let peer = scene.peer();
-    let server = kernel_receiver(scene, "8000000")?;
+    let server = kernel_receiver(scene, "8000000", &["--bind", &peer])?;
     let mut client = scene
         .bed
         .program(Side::Server, paths::example("udpsender")?);
