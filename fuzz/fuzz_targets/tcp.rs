@@ -9,4 +9,4 @@ mod common;
 #[path = "../../stack/tests/fuzz/mod.rs"]
 mod fuzz;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::fuzz_tcp(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::connections::fuzz_tcp(data));

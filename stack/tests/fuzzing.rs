@@ -72,7 +72,9 @@ fn icmp_errors_with_a_few_bytes_changed() {
 fn corpus_of_tcp() {
     let inputs = corpus("tcp");
     assert!(!inputs.is_empty());
-    inputs.iter().for_each(|data| fuzz::fuzz_tcp(data));
+    inputs
+        .iter()
+        .for_each(|data| fuzz::connections::fuzz_tcp(data));
 }
 
 /// Random programs of segments, calls and time; `BYPASS_ROUNDS=n` for more of them, from
@@ -86,7 +88,7 @@ fn segments_and_calls_in_any_order() {
         random.next();
         let len = 20 + random.below(900);
         let data: Vec<_> = (0..len).map(|_| (random.next() >> 32) as u8).collect();
-        let done = std::panic::catch_unwind(|| fuzz::fuzz_tcp(&data));
+        let done = std::panic::catch_unwind(|| fuzz::connections::fuzz_tcp(&data));
         assert!(done.is_ok(), "seed {seed}");
     }
 }

@@ -109,13 +109,16 @@ fn all(groups: &[String]) -> Result<Tally> {
     Ok(tally)
 }
 
+/// The fuzz targets, no members of the workspace: to run they need nightly Rust, not to compile.
+const FUZZ: &str = "fuzz/Cargo.toml";
+
 /// Everything that a change must pass.
 ///
 /// # Errors
 /// When something failed.
 pub(crate) fn ci() -> Result<()> {
     let mut tally = Tally::default();
-    let checks: [(&str, &[&str]); 3] = [
+    let checks: [(&str, &[&str]); 4] = [
         ("format", &["fmt", "--all", "--check"]),
         (
             "lints",
@@ -129,14 +132,21 @@ pub(crate) fn ci() -> Result<()> {
             ],
         ),
         (
+            "fuzz targets",
+            &["check", "--quiet", "--offline", "--manifest-path", FUZZ],
+        ),
+        (
             "licences and sources",
             &["deny", "--offline", "check", "licenses", "bans", "sources"],
         ),
     ];
     for (name, arguments) in checks {
-        if arguments[0] == "deny"
-            && let Some(missing) = missing_for_deny()
-        {
+        let missing = match name {
+            "fuzz targets" => missing_crates(&["--manifest-path", FUZZ]),
+            "licences and sources" => missing_for_deny(),
+            _ => None,
+        };
+        if let Some(missing) = missing {
             println!("{name}: skipped, {missing}");
             continue;
         }
@@ -161,13 +171,13 @@ fn missing_for_deny() -> Option<String> {
     if !runs(&["deny", "--version"]).is_ok_and(|run| run.status.success()) {
         return Some("cargo-deny is not installed".to_owned());
     }
-    let metadata = [
-        "metadata",
-        "--offline",
-        "--all-features",
-        "--format-version=1",
-    ];
-    match runs(&metadata) {
+    missing_crates(&["--all-features"])
+}
+
+/// What cargo's cache lacks here, if anything, of what these arguments of `cargo metadata` ask for.
+fn missing_crates(arguments: &[&str]) -> Option<String> {
+    let metadata = ["metadata", "--offline", "--format-version=1"];
+    match cargo().args(metadata).args(arguments).output() {
         Ok(run) if run.status.success() => None,
         Ok(run) => {
             let text = String::from_utf8_lossy(&run.stderr).into_owned();

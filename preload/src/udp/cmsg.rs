@@ -280,6 +280,70 @@ mod tests {
         assert!(!asked.foreign);
     }
 
+    /// A datagram to this address, with something of everything.
+    fn datagram(local: IpAddress) -> Datagram {
+        Datagram {
+            chunk: bypass_stack::ChunkId(0),
+            offset: 0,
+            len: 1,
+            remote: bypass_stack::SocketAddress::UNSPECIFIED,
+            local,
+            tos: 7,
+            ttl: 64,
+            queue_pair: 0,
+            timestamp_ns: u64::MAX,
+            drops: u32::MAX,
+        }
+    }
+
+    #[test]
+    fn whatever_is_wanted_fits_any_room() {
+        for local in [IpAddress::from_v4([198, 18, 0, 1]), IpAddress([0xfd; 16])] {
+            let mut room = [0xaa_u8; 600];
+            for length in 0..room.len() {
+                let mut writer = Writer::new(&mut room[..length]);
+                let place = (Family::Dual, 7);
+                writer.datagram(&datagram(local), place, u32::MAX, 3, Some(u32::MAX));
+                assert!(writer.used() <= length);
+            }
+            assert!(room.ends_with(&[0xaa; 200]));
+        }
+    }
+
+    /// Good control buffers, then two hundred thousand made from them.
+    #[test]
+    fn no_control_buffer_makes_the_reader_panic() {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state % below as u64) as usize
+        };
+        let mut good = vec![0; 600];
+        let mut writer = Writer::new(&mut good);
+        for local in [IpAddress::from_v4([198, 18, 0, 1]), IpAddress([0xfd; 16])] {
+            writer.datagram(&datagram(local), (Family::Dual, 7), u32::MAX, 3, Some(9));
+        }
+        let used = writer.used();
+        good.truncate(used);
+        for _ in 0..200_000 {
+            let mut buffer = good.clone();
+            for _ in 0..random(6) {
+                buffer[random(used)] = random(256) as u8;
+            }
+            if random(3) == 0 {
+                // A length at some message's place.
+                let at = random(used / ALIGN - 1) * ALIGN;
+                let length = [0, 15, 16, 17, used, usize::MAX, usize::MAX - 7][random(7)];
+                buffer[at..at + ALIGN].copy_from_slice(&length.to_ne_bytes());
+            }
+            let start = random(used / ALIGN) * ALIGN;
+            let end = start + random(used - start + 1);
+            let _ = read(&buffer[start..end]);
+        }
+    }
+
     #[test]
     fn garbage_is_the_kernels() {
         assert!(read(&[0xff; 40]).foreign);

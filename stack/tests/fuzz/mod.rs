@@ -1,15 +1,13 @@
 //! Bodies of fuzz targets. A cargo-fuzz target calls one of them; the tests replay a corpus and
 //! random inputs through them.
 
-mod connections;
+pub mod connections;
 
 use super::common::*;
 use bypass_stack::inspect::Image;
 use bypass_stack::wire::{icmp, tcp};
 use bypass_stack::*;
 use zerocopy::IntoBytes;
-
-pub use connections::fuzz_tcp;
 
 /// The input is one frame, behind one byte of flags. Must not panic, and leaves a sound image.
 pub fn fuzz_frame(data: &[u8]) {
