@@ -15,6 +15,8 @@
 //! Inside a hook only raw system calls (`rustix`) and originals are called, so that no hook is
 //! entered again. A panic ends the process (`panic = "abort"`).
 
+// They come back through our own hooks.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 #![expect(
     clippy::missing_safety_doc,
     reason = "the contracts of the hooks are libc's"
