@@ -1,6 +1,9 @@
 //! Options and policy of this process, read once.
 
-#![expect(unsafe_code, reason = "UNSAFETY: the name that execve was given")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: the auxiliary vector, and the name that execve was given there"
+)]
 
 use std::ffi::{CStr, c_char};
 use std::os::fd::OwnedFd;
@@ -103,7 +106,11 @@ pub fn is_kernels() -> bool {
 }
 
 fn is_secure() -> bool {
-    rustix::process::getuid() != rustix::process::geteuid()
+    // SAFETY: a plain integer.
+    let secure = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
+    // Without the flag: a program that has changed its users since.
+    secure
+        || rustix::process::getuid() != rustix::process::geteuid()
         || rustix::process::getgid() != rustix::process::getegid()
 }
 
