@@ -268,6 +268,7 @@ mod dpdk_port {
         dpdk::nginx_workers: Any,
         dpdk::relay_killed: Any,
         dpdk::daemon_killed: Any,
+        dpdk::nobody_left: Any,
         dpdk::nothing_left: Any,
     }
 }

@@ -114,7 +114,7 @@ rollback() {
   accelerated tcp tcpecho --bind $HERE --port 7008
   within 10 shows "$HERE:7008" bypassctl filters list > /dev/null
   in_peer tcprr --count 1500 --warmup 5 --port 7008 $HERE > /run/tcprr.log 2>&1 & local client=$!
-  within 10 shows "established.*$HERE:7008" bypassctl sockets && bypassctl rollback $started && wait $client || { cat /run/tcprr.log; return 1; }
+  within 10 shows "estab.*$HERE:7008" bypassctl sockets && bypassctl rollback $started && wait $client || { cat /run/tcprr.log; return 1; }
   kill $started
 }
 check "rollback of a live connection" rollback
@@ -131,6 +131,16 @@ no_huge_pages() {
 }
 check "the functions in a VLAN of their own" tagged
 check "the relay killed, and its memory without huge pages" no_huge_pages
+down_and_up() { ip link set $IF down; sleep 1; ip link set $IF up; within 10 link_is_up $IF; pings 40 && within 10 ask 50; }
+unplugged() { timeout 20 bypassctl devices unbind $IF --vf 0 && within 20 shows "bypassctl devices bind $A" bypassctl doctor vf0 && kill -0 $echo_pid; }
+plugged() { bypassctl devices bind $IF --vf 0 && bypassctl reload && served && pings 10 && within 10 ask 50; }
+gone() {
+  timeout 20 bash -c "echo 0 > $D/$PF/sriov_numvfs" && within 20 shows "no device at $A" bypassctl doctor vf0 &&
+    kill -0 $echo_pid $redis_pid; }
+check "the physical function down and up" down_and_up
+check "devices unbind in use" unplugged
+check "devices bind again: the same programs go on" plugged
+check "no functions any more, in use" gone
 bypassctl shutdown
 [ $failed = 0 ] || { cat /run/daemon.log; dmesg | tail -20; }
 echo "$failed failed"

@@ -8,12 +8,15 @@
  * What DPDK has to say is kept and told by `words`: it is the reason why something failed.
  */
 #define _GNU_SOURCE
+/* For rte_dev_event_callback_register, which is there from 18.08 on. */
+#define ALLOW_EXPERIMENTAL_API
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
+#include <rte_dev.h>
 #include <rte_eal.h>
 #include <rte_errno.h>
 #include <rte_ethdev.h>
@@ -21,7 +24,7 @@
 #include <rte_mbuf.h>
 #include <rte_version.h>
 
-#define ABI 1
+#define ABI 2
 #define BURST 64
 #define DESCRIPTORS 512
 #define POOL 4095
@@ -58,6 +61,7 @@ struct table {
 	int32_t (*send)(const uint8_t *bytes, uint32_t length);
 	uint32_t (*flush)(void);
 	uint32_t (*statistics)(struct statistic *into, uint32_t count);
+	int32_t (*is_lost)(void);
 	void (*close)(void);
 };
 
@@ -65,6 +69,10 @@ static uint16_t port = RTE_MAX_ETHPORTS;
 static struct rte_mempool *pool;
 static struct rte_mbuf *waiting[BURST];
 static uint16_t waiting_count;
+
+/* Not 0: the device is to go, or must be opened anew. DPDK's thread of interrupts says so. */
+static volatile int lost;
+static int is_of_pci;
 
 /* What was said since it was last asked for. */
 static char said[4096];
@@ -139,6 +147,56 @@ static int32_t failed(const char *what, int error)
 	return -1;
 }
 
+/* The kernel asks for the device: somebody unbinds it, or takes the virtual functions away. */
+static void device_event(const char *name, enum rte_dev_event_type event, void *nothing)
+{
+	(void)name;
+	(void)nothing;
+	if (event == RTE_DEV_EVENT_REMOVE)
+		lost = 1;
+}
+
+/* The card asks for a reset, as a virtual function does when its physical one was reset. */
+static int port_event(uint16_t of, enum rte_eth_event_type event, void *nothing, void *answer)
+{
+	(void)of;
+	(void)event;
+	(void)nothing;
+	(void)answer;
+	lost = 1;
+	return 0;
+}
+
+static void listen_to_events(void)
+{
+	rte_dev_event_callback_register(NULL, device_event, NULL);
+	rte_eth_dev_callback_register(port, RTE_ETH_EVENT_INTR_RESET, port_event, NULL);
+	rte_eth_dev_callback_register(port, RTE_ETH_EVENT_INTR_RMV, port_event, NULL);
+}
+
+/* A function whose link was up and comes back after it was down has lost its filters and queues
+ * when its physical one was reset, and not every driver says so. Of virtual devices only those who
+ * made them know. */
+static void follow_link(void)
+{
+	static int was_up, went_down;
+	struct rte_eth_link link;
+
+	if (!is_of_pci || rte_eth_link_get_nowait(port, &link))
+		return;
+	if (link.link_status == RTE_ETH_LINK_UP)
+		lost |= went_down;
+	was_up |= link.link_status == RTE_ETH_LINK_UP;
+	went_down |= was_up && link.link_status != RTE_ETH_LINK_UP;
+}
+
+/* Asked once a second. */
+static int32_t is_lost(void)
+{
+	follow_link();
+	return lost;
+}
+
 static int configure(uint16_t *receives, uint16_t *sends)
 {
 	struct rte_eth_conf conf = { .intr_conf = { .rxq = 1 } };
@@ -189,6 +247,7 @@ static int32_t open_port(struct facts *facts)
 	error = rte_eth_tx_queue_setup(port, 0, sends, socket, NULL);
 	if (error)
 		return failed("setting up the TX queue", -error);
+	listen_to_events();
 	error = rte_eth_dev_start(port);
 	if (error)
 		return failed("starting the port", -error);
@@ -202,6 +261,7 @@ static int32_t open_port(struct facts *facts)
 		facts->mtu = RTE_ETHER_MTU;
 	snprintf(facts->driver, sizeof(facts->driver), "%s", info.driver_name);
 	facts->wait_fd = wait_fd(info.driver_name);
+	is_of_pci = strchr(rte_dev_name(info.device), ':') != NULL;
 	ignore_signals();
 	return 0;
 }
@@ -304,5 +364,6 @@ __attribute__((visibility("default"))) const struct table bypass_dpdk = {
 	.send = send_frame,
 	.flush = flush,
 	.statistics = statistics,
+	.is_lost = is_lost,
 	.close = close_port,
 };

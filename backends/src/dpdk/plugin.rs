@@ -19,7 +19,7 @@ use crate::relay::{Facts, Port};
 /// Name of the library.
 pub const LIBRARY: &str = "libbypass_dpdk.so";
 /// Version of the table; plugin.c has the same.
-const ABI: u32 = 1;
+const ABI: u32 = 2;
 /// Frames of one burst.
 const BURST: usize = 64;
 /// Most statistics of a port.
@@ -68,6 +68,7 @@ struct Table {
     send: unsafe extern "C" fn(*const u8, u32) -> i32,
     flush: unsafe extern "C" fn() -> u32,
     statistics: unsafe extern "C" fn(*mut RawStatistic, u32) -> u32,
+    is_lost: unsafe extern "C" fn() -> i32,
     close: unsafe extern "C" fn(),
 }
 
@@ -253,6 +254,11 @@ impl Port for DpdkPort {
             (String::from_utf8_lossy(name).into_owned(), statistic.value)
         });
         named.collect()
+    }
+
+    fn is_lost(&self) -> bool {
+        // SAFETY: reads a flag.
+        unsafe { (self.plugin.table.is_lost)() != 0 }
     }
 }
 

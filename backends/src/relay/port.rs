@@ -59,6 +59,11 @@ pub trait Port: Debug {
     fn prime(&mut self) -> bool {
         true
     }
+    /// Whether the device is to go, or must be opened anew: then the relay is to end, and the
+    /// daemon starts another one.
+    fn is_lost(&self) -> bool {
+        false
+    }
     /// Makes these the card's filters, and no others: of a bifurcated port.
     ///
     /// # Errors

@@ -110,6 +110,22 @@ impl Pair {
     }
 }
 
+/// `SIOCOUTQ` of linux/sockios.h.
+const SIOCOUTQ: rustix::ioctl::Opcode = 0x5411;
+
+/// Whether a datagram that was sent at this end still waits at the other one. One that is taken
+/// does not, nor one whose end is gone.
+pub(super) fn is_unread(bell: &OwnedFd) -> bool {
+    // SAFETY: SIOCOUTQ writes an integer.
+    let waiting = unsafe {
+        rustix::ioctl::ioctl(
+            bell,
+            rustix::ioctl::Getter::<SIOCOUTQ, core::ffi::c_int>::new(),
+        )
+    };
+    waiting.is_ok_and(|bytes| bytes > 0)
+}
+
 /// Pages of a ring with entries of `T`.
 fn ring_bytes<T>(entries: u32) -> usize {
     (HEAD as usize + entries as usize * size_of::<T>()).next_multiple_of(PAGE)
@@ -239,4 +255,26 @@ fn ring<T: Entry>(fd: BorrowedFd<'_>, at: usize, entries: u32) -> Result<Ring<T>
         flags: None,
     };
     Ring::map(fd, at as u64, &offsets, entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+    use super::*;
+
+    #[test]
+    fn a_datagram_is_unread_until_it_is_taken_or_its_end_is_gone() {
+        let Pair { stack, relay, .. } = Pair::create(8).unwrap();
+        let ring = || send(&relay, &[], SendFlags::NOSIGNAL);
+        assert!(!is_unread(&relay));
+        ring().unwrap();
+        assert!(is_unread(&relay));
+        recv(&stack, &mut [0_u8; 1][..], RecvFlags::DONTWAIT).unwrap();
+        assert!(!is_unread(&relay));
+        ring().unwrap();
+        drop(stack);
+        assert!(!is_unread(&relay));
+        assert_eq!(ring(), Err(Errno::CONNREFUSED));
+    }
 }

@@ -33,7 +33,7 @@ use super::control::{Kind, Message, accept_daemon};
 use super::face::Face;
 use super::memory::Memory;
 use super::port::{BURST, Facts, Port};
-use super::rings::{Rings, Slot};
+use super::rings::{Rings, Slot, is_unread};
 use super::steering::{Filters, Verdict};
 use crate::af_xdp::FlowTable;
 
@@ -57,6 +57,9 @@ const FRAME: usize = 1 << 16;
 /// again finds the interface as it was.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Looks, a second apart, after which a datagram that is said to be on its way is lost.
+const DOUBTS: u8 = 3;
+
 const LISTENER: u64 = 0;
 const DAEMON: u64 = 1;
 const BELL: u64 = 2;
@@ -70,6 +73,8 @@ struct Stack {
     rings: Rings,
     rings_fd: OwnedFd,
     bell: OwnedFd,
+    /// Looks in a row that found a datagram said to be on its way, and none there.
+    doubts: u8,
 }
 
 /// A relay at work; see the module.
@@ -92,6 +97,7 @@ pub struct Relay {
     frame: Vec<u8>,
     turns: u32,
     tap_is_quiet: bool,
+    is_lost: bool,
 }
 
 /// Tells daemons that ask at `listener` why there is no port, until none has asked for a while.
@@ -145,6 +151,7 @@ impl Relay {
             frame: vec![0; FRAME],
             turns: 0,
             tap_is_quiet: false,
+            is_lost: false,
         };
         relay
             .watch(&relay.listener, LISTENER)
@@ -175,11 +182,12 @@ impl Relay {
         epoll::add(&self.epoll, fd, EventData::new_u64(as_), EventFlags::IN)
     }
 
-    /// Relays until it is told to end, or nobody needs it.
+    /// Relays until it is told to end, nobody needs it, or the device is lost: then its face stays
+    /// for the next relay.
     pub fn run(&mut self) {
         let mut busy = Instant::now();
         let mut pause = PAUSES.0;
-        while !self.is_deserted() {
+        while !self.is_lost && !self.is_deserted() {
             self.turns = self.turns.wrapping_add(1);
             let is_over = if self.turn() > 0 {
                 busy = Instant::now();
@@ -199,7 +207,7 @@ impl Relay {
                 break;
             }
         }
-        if let Some(tap) = self.face.tap() {
+        if let Some(tap) = self.face.tap().filter(|_| !self.is_lost) {
             tap.end();
         }
     }
@@ -318,14 +326,16 @@ impl Relay {
         self.wait(Duration::ZERO)
     }
 
-    /// Writes down what was counted, and without a daemon finds out whether the stack is there.
+    /// Writes down what was counted, asks for the device, and without a daemon finds out whether
+    /// the stack is there.
     fn each_second(&mut self) {
         if self.written.elapsed() < LONGEST {
             return;
         }
         self.written = Instant::now();
-        if self.daemon.is_none() && self.stack.as_ref().is_some_and(|stack| !stack.ring()) {
-            self.stack = None;
+        self.is_lost = self.port.is_lost();
+        if self.daemon.is_none() {
+            self.stack.take_if(|stack| !stack.is_there());
         }
         let led = COUNTERS.iter().zip(self.counters);
         let steering = led.map(|((name, _), value)| ((*name).to_owned(), value));
@@ -466,6 +476,7 @@ impl Stack {
             rings: Rings::map(rings_fd.as_fd(), message.entries).ok()?,
             rings_fd,
             bell,
+            doubts: 0,
         })
     }
 
@@ -485,6 +496,26 @@ impl Stack {
             len: frame.len() as u32,
             spare: 0,
         })
+    }
+
+    /// Whether somebody has the stack's end. To be asked once a second.
+    ///
+    /// Only a datagram finds that out. While one waits unread there is somebody; when none does
+    /// and the word says so, it was taken a moment ago and the word follows, or it has gone with
+    /// its end: only what stays so is sent for.
+    fn is_there(&mut self) -> bool {
+        if !self.rings.is_rung() {
+            self.doubts = 0;
+            return self.ring();
+        }
+        let is_in_doubt = !is_unread(&self.bell);
+        self.doubts = if is_in_doubt { self.doubts + 1 } else { 0 };
+        if self.doubts < DOUBTS {
+            return true;
+        }
+        self.doubts = 0;
+        self.rings.take_bell();
+        self.ring()
     }
 
     /// Makes the stack's end readable, unless it is already; whether there is one that hears it.

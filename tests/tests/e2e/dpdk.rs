@@ -195,11 +195,15 @@ pub(crate) fn nginx_workers(scene: &Scene) -> Result<()> {
 }
 
 pub(super) fn kill(pid: &str) -> Result<()> {
-    let status = Command::new("kill").args(["-9", pid]).status()?;
+    signal(pid, "-9")
+}
+
+fn signal(pid: &str, which: &str) -> Result<()> {
+    let status = Command::new("kill").args([which, pid]).status()?;
     status
         .success()
         .then_some(())
-        .ok_or_else(|| format!("kill {pid}: {status}").into())
+        .ok_or_else(|| format!("kill {which} {pid}: {status}").into())
 }
 
 /// Processes of the server's side that run `bypassctl` with this command.
@@ -321,6 +325,33 @@ works()
     streams.stop()?;
     server.stop()?.check()?;
     Ok(())
+}
+
+/// A program is killed that has not read its bell, and the daemon with it: the relay ends by itself.
+pub(crate) fn nobody_left(scene: &Scene) -> Result<()> {
+    let server = echo(scene)?;
+    ping_pong(scene, &scene.host(), PORT, 500)?;
+    if !scene.has_shim() {
+        server.stop()?.check()?;
+        return Ok(());
+    }
+    // Nobody runs the stack in the place of a program that is stopped.
+    kill(&the_only(scene, "daemon")?)?;
+    signal(&server.pid().to_string(), "-STOP")?;
+    python(
+        scene,
+        Side::Client,
+        "import socket\nu = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+         u.connect(('HOST', 7007)); u.send(b'unread')",
+    )?;
+    // The relay takes frames in their order.
+    client(scene, "ping", &["-c", "1", "-W", "5", &scene.host()])?;
+    kill(&server.pid().to_string())?;
+    wait_until("the relay ends", Duration::from_secs(30), || {
+        let name = scene.bed.interface(Side::Server);
+        let link = scene.bed.ip(Side::Server, &["link", "show", "dev", name]);
+        running(scene, "relay").is_empty() && link.is_err()
+    })
 }
 
 /// A daemon that is told to end leaves nothing: no relay, no interface.
