@@ -48,6 +48,8 @@ pub(crate) enum Name {
     StackTcp,
     /// Instructions per frame of ef_vi's event loop alone
     EfVi,
+    /// Instructions per frame of the relay and its queue pair alone
+    Relay,
     /// What iperf3 carries over links with delay and loss
     TcpPath,
     /// Forks with many connections, and the way from stack to kernel
@@ -90,7 +92,10 @@ pub(crate) struct Report {
 /// When it cannot be run. A target that is not met is no error.
 pub(crate) fn run(name: Name, json: bool, rounds: u32, record: bool) -> Result<()> {
     packages::install_missing()?;
-    if !matches!(name, Name::StackUdp | Name::StackTcp | Name::EfVi) {
+    if !matches!(
+        name,
+        Name::StackUdp | Name::StackTcp | Name::EfVi | Name::Relay
+    ) {
         build::release()?;
     }
     let rows = match name {
@@ -106,6 +111,7 @@ pub(crate) fn run(name: Name, json: bool, rounds: u32, record: bool) -> Result<(
         Name::StackUdp => instructions::run(&instructions::UDP, record)?,
         Name::StackTcp => instructions::run(&instructions::TCP, record)?,
         Name::EfVi => instructions::run(&instructions::EF_VI, record)?,
+        Name::Relay => instructions::run(&instructions::RELAY, record)?,
         Name::TcpPath => tcp_path::run(rounds)?,
         Name::Processes => processes::run(rounds)?,
     };
@@ -129,7 +135,7 @@ pub(crate) fn run(name: Name, json: bool, rounds: u32, record: bool) -> Result<(
 }
 
 /// Fails when the stack needs 5 % more instructions per datagram, or per request and response over
-/// TCP, than the recorded references, or ef_vi's event loop per frame.
+/// TCP, than the recorded references, or ef_vi's event loop or the relay per frame.
 ///
 /// # Errors
 /// When it does, or cannot be measured.
@@ -137,6 +143,7 @@ pub(crate) fn instructions_gate() -> Result<()> {
     let mut rows = instructions::run(&instructions::UDP, false)?;
     rows.extend(instructions::run(&instructions::TCP, false)?);
     rows.extend(instructions::run(&instructions::EF_VI, false)?);
+    rows.extend(instructions::run(&instructions::RELAY, false)?);
     let worse: Vec<&str> = rows
         .iter()
         .filter(|row| row.met == Some(false))

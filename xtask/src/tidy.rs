@@ -19,6 +19,8 @@ const UNSAFE: &[&str] = &[
     "backends/src/",
     // An example that hands a backend bytes of its own.
     "backends/examples/ef_vi_events.rs",
+    // A port of memory, whose trait has an unsafe method.
+    "backends/examples/relay_path.rs",
     "runtime/src/",
     "preload/src/",
     "ctl/src/",

@@ -192,7 +192,7 @@ impl Relay {
             let is_over = if self.turn() > 0 {
                 busy = Instant::now();
                 pause = PAUSES.0;
-                self.turns.is_multiple_of(CONTROL_TURNS) && self.between_turns()
+                self.turns.is_multiple_of(CONTROL_TURNS) && self.attend()
             } else if busy.elapsed() < SPIN {
                 std::hint::spin_loop();
                 false
@@ -222,8 +222,8 @@ impl Relay {
         since.elapsed() >= PATIENCE
     }
 
-    /// Moves what there is; how many frames.
-    fn turn(&mut self) -> usize {
+    /// Moves what there is; how many frames. (For [`Self::run`], and for whoever counts.)
+    pub fn turn(&mut self) -> usize {
         let mut frames = self.receive();
         frames += self.transmit();
         if !self.tap_is_quiet || self.turns.is_multiple_of(TAP_TURNS) {
@@ -321,7 +321,7 @@ impl Relay {
     }
 
     /// Looks after the daemon and the board while there is work; whether the relay is to end.
-    fn between_turns(&mut self) -> bool {
+    pub fn attend(&mut self) -> bool {
         self.each_second();
         self.wait(Duration::ZERO)
     }

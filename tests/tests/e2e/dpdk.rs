@@ -327,7 +327,7 @@ works()
     Ok(())
 }
 
-/// A program is killed that has not read its bell, and the daemon with it: the relay ends by itself.
+/// A program is killed that has not read its bell, and the daemon with it: the relay ends too.
 pub(crate) fn nobody_left(scene: &Scene) -> Result<()> {
     let server = echo(scene)?;
     ping_pong(scene, &scene.host(), PORT, 500)?;

@@ -1,5 +1,5 @@
-//! `stack-udp`, `stack-tcp`, `ef-vi`: instructions of the stack alone, over memory, and of a
-//! backend's event loop alone, by callgrind.
+//! `stack-udp`, `stack-tcp`, `ef-vi`, `relay`: instructions of the stack alone, over memory, and of
+//! a backend's event loop and of the relay alone, by callgrind.
 //!
 //! The slope between two counts leaves start-up out. The figures do not depend on the machine's
 //! speed, so the references are committed: `tests/bench/stack_udp.json` and so on.
@@ -83,6 +83,15 @@ pub(super) const UDP: Subject = Subject {
         datagrams("out", &["out"]),
         datagrams("both", &["both"]),
     ],
+};
+
+/// Frames through the relay to the stack's side of a queue pair, and back; no port, no stack.
+pub(super) const RELAY: Subject = Subject {
+    package: "bypass-backends",
+    stand_in: None,
+    example: "relay_path",
+    unit: "frame",
+    ways: &[datagrams("in", &["in"]), datagrams("out", &["out"])],
 };
 
 /// Requests and responses of 32 bytes: one connection, and a thousand that take turns.
