@@ -55,7 +55,8 @@ use crate::reason::FallThrough;
 pub const DEFAULT_PATH: &str = "/etc/bypass/bypass.toml";
 
 /// Programs that stay with the kernel whatever the rules say: a mistake in them locks people out.
-pub const KERNEL_PROGRAMS: [&str; 4] = ["sshd", "inetd", "xinetd", "sudo"];
+/// (Debian's inetd of the GNU inetutils has a name of its own.)
+pub const KERNEL_PROGRAMS: [&str; 5] = ["sshd", "inetd", "inetutils-inetd", "xinetd", "sudo"];
 
 /// Rules, option settings and the daemon's part of one configuration file. The default is the
 /// policy without a file: no rules, no settings.

@@ -38,6 +38,7 @@ struct Views {
     filters: String,
     explain: String,
     filters_json: Value,
+    explain_json: Value,
 }
 
 /// Runs one program in one column for so many seconds; fills the views when they are wanted.
@@ -138,6 +139,7 @@ fn name_server(
         let pid = server.pid().to_string();
         views.explain = daemon::bypassctl(bed, &["explain", &pid])?.stdout;
         views.filters_json = Value::Array(daemon::list(bed, &["filters", "list"])?);
+        views.explain_json = Value::Array(daemon::list(bed, &["explain", &pid])?);
     }
     if fast.no_error != fast.completed || fast.completed == 0 {
         return Err(format!("dnsperf: {fast:?}").into());
@@ -292,5 +294,10 @@ fn as_object(
             json!({ "program": name, "unit": unit, "columns": measured })
         })
         .collect();
-    json!({ "programs": programs, "filters": views.filters_json, "left_behind": left.0 })
+    json!({
+        "programs": programs,
+        "filters": views.filters_json,
+        "explain": views.explain_json,
+        "left_behind": left.0,
+    })
 }

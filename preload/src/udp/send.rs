@@ -24,7 +24,7 @@ use crate::errno::{Answer, from_c};
 use crate::shadow::{self, flags};
 use crate::{config, context, fdtable, symbols};
 
-use super::cmsg::{self, Asked};
+use super::asked::{self, Asked};
 use super::gso::{self, Run, Sent};
 use super::route;
 
@@ -550,7 +550,7 @@ unsafe fn ancillary(message: &msghdr) -> Result<Asked, ByKernel> {
     let buffer = unsafe {
         std::slice::from_raw_parts(message.msg_control.cast::<u8>(), message.msg_controllen)
     };
-    let asked = cmsg::read(buffer);
+    let asked = asked::read(buffer);
     if asked.foreign {
         Err(ByKernel)
     } else {
