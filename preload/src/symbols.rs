@@ -7,7 +7,7 @@
 //!
 //! Functions that C declares variadic have a fixed arity here: on x86-64 and aarch64 Linux the
 //! first variadic integer arguments travel in the same registers, and the last one is passed on
-//! untouched when the command takes none.
+//! untouched when the command takes none. The `execl` forms, which have no last one, are naked.
 
 #![expect(
     unsafe_code,

@@ -373,10 +373,10 @@ impl Backend {
     /// queue pair.
     #[must_use]
     pub fn has_relay(self) -> bool {
-        matches!(self, Self::Dpdk | Self::EfVi)
+        Self::is_relayed(self as u8)
     }
 
-    /// The same of a number in the stack's image.
+    /// The same of its number in the stack's image.
     #[must_use]
     pub fn is_relayed(number: u8) -> bool {
         let relayed = [Self::Dpdk, Self::EfVi];

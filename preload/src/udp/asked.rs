@@ -5,11 +5,10 @@ use std::mem::size_of;
 use bypass_stack::IpAddress;
 use libc::{IPPROTO_IP, IPPROTO_IPV6, c_int, cmsghdr, in_pktinfo, in6_pktinfo};
 
-pub(super) const ALIGN: usize = size_of::<usize>();
 pub(super) const HEADER: usize = size_of::<cmsghdr>();
 
 pub(super) const fn aligned(length: usize) -> usize {
-    length.next_multiple_of(ALIGN)
+    length.next_multiple_of(size_of::<usize>())
 }
 
 /// What a sender's ancillary data asks for.

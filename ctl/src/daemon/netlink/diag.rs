@@ -44,19 +44,12 @@ fn request(family: AddressFamily) -> Vec<u8> {
     const BY_FAMILY: u16 = 20;
     /// NLM_F_REQUEST | NLM_F_DUMP.
     const FLAGS: u16 = 0x301;
-    /// A header and struct inet_diag_req_v2.
-    const LENGTH: usize = 16 + 56;
     const UDP: u8 = 17;
-    let mut bytes = Vec::with_capacity(LENGTH);
-    bytes.extend_from_slice(&(LENGTH as u32).to_ne_bytes());
-    bytes.extend_from_slice(&BY_FAMILY.to_ne_bytes());
-    bytes.extend_from_slice(&FLAGS.to_ne_bytes());
-    bytes.extend_from_slice(&[0; 8]);
-    bytes.extend_from_slice(&[family.as_raw() as u8, UDP, 0, 0]);
-    // In every state, with any addresses.
-    bytes.extend_from_slice(&u32::MAX.to_ne_bytes());
-    bytes.resize(LENGTH, 0);
-    bytes
+    // struct inet_diag_req_v2: in every state, with any addresses.
+    let mut body = [0; 56];
+    body[..2].copy_from_slice(&[family.as_raw() as u8, UDP]);
+    body[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
+    message::request(BY_FAMILY, FLAGS, 0, &body)
 }
 
 /// Reads one part of an answer; whether it was the last.

@@ -75,6 +75,19 @@ pub(in crate::daemon) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Mess
     })
 }
 
+/// A whole request: header and body.
+pub(in crate::daemon) fn request(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
+    let length = (HEADER + body.len()) as u32;
+    let mut bytes = Vec::with_capacity(HEADER + body.len());
+    bytes.extend_from_slice(&length.to_ne_bytes());
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(&flags.to_ne_bytes());
+    bytes.extend_from_slice(&sequence.to_ne_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(body);
+    bytes
+}
+
 /// A request for everything of one kind ([`kind::GET_LINK`] and so on), all families.
 pub(in crate::daemon) fn dump_request(kind: u16, sequence: u32) -> Vec<u8> {
     /// NLM_F_REQUEST | NLM_F_DUMP.
@@ -85,13 +98,7 @@ pub(in crate::daemon) fn dump_request(kind: u16, sequence: u32) -> Vec<u8> {
         kind::GET_ADDRESS => 8,
         _ => 12,
     };
-    let mut bytes = Vec::with_capacity(HEADER + fixed);
-    bytes.extend_from_slice(&((HEADER + fixed) as u32).to_ne_bytes());
-    bytes.extend_from_slice(&kind.to_ne_bytes());
-    bytes.extend_from_slice(&FLAGS.to_ne_bytes());
-    bytes.extend_from_slice(&sequence.to_ne_bytes());
-    bytes.resize(HEADER + fixed, 0);
-    bytes
+    request(kind, FLAGS, sequence, &[0; 16][..fixed])
 }
 
 /// A request that the kernel use a neighbour, and so find out its MAC address (NTF_USE of
@@ -107,20 +114,14 @@ pub(in crate::daemon) fn use_request(target: IpAddress, ifindex: u32, sequence: 
     } else {
         (AF_INET6, &target.0[..])
     };
-    let length = HEADER + FIXED + 4 + address.len();
-    let mut bytes = Vec::with_capacity(length);
-    bytes.extend_from_slice(&(length as u32).to_ne_bytes());
-    bytes.extend_from_slice(&kind::NEW_NEIGHBOUR.to_ne_bytes());
-    bytes.extend_from_slice(&FLAGS.to_ne_bytes());
-    bytes.extend_from_slice(&sequence.to_ne_bytes());
-    bytes.extend_from_slice(&[0; 4]);
-    bytes.extend_from_slice(&[family, 0, 0, 0]);
-    bytes.extend_from_slice(&ifindex.to_ne_bytes());
-    bytes.extend_from_slice(&[0, 0, NTF_USE, 0]);
-    bytes.extend_from_slice(&(4 + address.len() as u16).to_ne_bytes());
-    bytes.extend_from_slice(&NDA_DST.to_ne_bytes());
-    bytes.extend_from_slice(address);
-    bytes
+    let mut body = Vec::with_capacity(FIXED + 4 + address.len());
+    body.extend_from_slice(&[family, 0, 0, 0]);
+    body.extend_from_slice(&ifindex.to_ne_bytes());
+    body.extend_from_slice(&[0, 0, NTF_USE, 0]);
+    body.extend_from_slice(&(4 + address.len() as u16).to_ne_bytes());
+    body.extend_from_slice(&NDA_DST.to_ne_bytes());
+    body.extend_from_slice(address);
+    request(kind::NEW_NEIGHBOUR, FLAGS, sequence, &body)
 }
 
 /// The errno of a [`kind::ERROR`] or [`kind::DONE`] message; 0 = none.
