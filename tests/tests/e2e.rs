@@ -23,6 +23,8 @@ mod e2e {
     pub mod reloads;
     pub mod rollback;
     pub mod routers;
+    pub mod rubbish;
+    pub mod rules;
     pub mod stores;
     pub mod storms;
     pub mod streams;
@@ -33,7 +35,8 @@ mod e2e {
 use e2e::harness::{Carried, check, check_card, check_port};
 use e2e::{
     card, clients, crowds, dpdk, endings, faults, groups, handover, jumbo, languages, links, names,
-    programs, reasons, reloads, rollback, routers, stores, storms, streams, tool, web,
+    programs, reasons, reloads, rollback, routers, rubbish, rules, stores, storms, streams, tool,
+    web,
 };
 
 macro_rules! tests {
@@ -186,22 +189,22 @@ tests! {
     faults::two_pid_namespaces: Any,
     faults::no_device: Any,
     faults::no_daemon_wanted: Any,
-    faults::bad_configuration: Any,
-    faults::kernel_by_rule: Any,
-    faults::programs_of_the_kernel: Any,
-    faults::rules_of_interfaces: Any,
-    faults::rule_of_a_backend: Any,
-    faults::rule_of_a_link: Any,
+    rules::bad_configuration: Any,
+    rules::kernel_by_rule: Any,
+    rules::programs_of_the_kernel: Any,
+    rules::rules_of_interfaces: Any,
+    rules::rule_of_a_backend: Any,
+    rules::rule_of_a_link: Any,
     faults::own_address: Any,
     faults::broadcast: Any,
     faults::interface_down_and_up: Any,
     faults::mtu_changes: Any,
     faults::address_removed: Any,
     faults::two_queues: Any,
-    faults::bad_frames: Any,
-    faults::flood_to_unread_socket: Any,
-    faults::daemon_messages: Any,
-    faults::image_corrupted: Any,
+    rubbish::bad_frames: Any,
+    rubbish::flood_to_unread_socket: Any,
+    rubbish::daemon_messages: Any,
+    rubbish::image_corrupted: Any,
     reasons::by_variable: Any,
     reasons::by_daemon: Any,
     reasons::setuid_program: Any,

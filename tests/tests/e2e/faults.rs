@@ -1,29 +1,27 @@
-//! What goes wrong: programs and daemons killed, no privilege, bad configuration, an interface that
+//! What goes wrong: programs and daemons killed, no privilege, an interface that
 //! changes. Without the shim these only prove that the tests themselves are right.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bypass_tests::counters::{KernelUdp, wait_for_tcp_port, wait_for_udp_port};
+use bypass_tests::counters::{KernelUdp, wait_for_udp_port};
 use bypass_tests::leftovers::Leftovers;
 use bypass_tests::program::{Program, Running, wait_until};
 use bypass_tests::testbed::{Options, Side, Testbed};
 use bypass_tests::{Result, daemon, paths};
-use serde_json::Value;
 
 use super::harness::Scene;
 use super::programs::{ping_pong, receives_at, start_example};
 
-const PORT: u16 = 7007;
+pub(super) const PORT: u16 = 7007;
 
 pub(crate) fn echo(scene: &Scene) -> Result<Running> {
     start_example(scene, "udpecho", PORT, &["--bind", &scene.host()])
 }
 
 /// Fails when the kernel did not carry (nearly) all of `exchanges` echoes since `before`.
-fn kernel_carried(scene: &Scene, before: KernelUdp, exchanges: u64) -> Result<()> {
+pub(super) fn kernel_carried(scene: &Scene, before: KernelUdp, exchanges: u64) -> Result<()> {
     let carried = KernelUdp::read(&scene.bed, Side::Server)?
         .since(before)
         .total();
@@ -396,7 +394,7 @@ pub(crate) fn explains(scene: &Scene, pid: u32, reason: &str) -> Result<()> {
 }
 
 /// The echo with one more variable: it must run, and on the kernel.
-fn on_the_kernel(scene: &Scene, variable: (&str, &str), reason: &str) -> Result<()> {
+pub(super) fn on_the_kernel(scene: &Scene, variable: (&str, &str), reason: &str) -> Result<()> {
     let before = KernelUdp::read(&scene.bed, Side::Server)?;
     let server = echo_with(scene, &scene.host(), variable)?;
     ping_pong(scene, &scene.host(), PORT, 500)?;
@@ -407,12 +405,12 @@ fn on_the_kernel(scene: &Scene, variable: (&str, &str), reason: &str) -> Result<
 }
 
 /// Starts the echo on an address with one more variable.
-fn echo_with(scene: &Scene, bind: &str, variable: (&str, &str)) -> Result<Running> {
+pub(super) fn echo_with(scene: &Scene, bind: &str, variable: (&str, &str)) -> Result<Running> {
     let program = scene.bed.program(Side::Server, paths::example("udpecho")?);
     spawn_echo(scene, program, bind, variable)
 }
 
-fn spawn_echo(
+pub(super) fn spawn_echo(
     scene: &Scene,
     mut program: Program<'_>,
     bind: &str,
@@ -471,163 +469,6 @@ fn allowed_processors(pid: &str) -> Result<String> {
     let field = "Cpus_allowed_list:";
     let list = status.lines().find_map(|line| line.strip_prefix(field));
     Ok(list.ok_or("no list of processors")?.trim().to_owned())
-}
-
-/// A configuration with an error: a message with line and column, the program on the kernel.
-pub(crate) fn bad_configuration(scene: &Scene) -> Result<()> {
-    let config = scene.bed.folder().join("bad.toml");
-    fs::write(
-        &config,
-        "[[rule]]\nprotocol = \"udp\"\naktion = \"kernel\"\n",
-    )?;
-    let config = config.display().to_string();
-    on_the_kernel(scene, ("BYPASS_CONFIG", &config), "bad-config")?;
-    if scene.has_shim() {
-        let mut program = scene.bed.program(Side::Server, paths::bypassctl());
-        program
-            .env("BYPASS_CONFIG", &config)
-            .args(["explain", "--dry-run", "--", "udpecho"]);
-        let run = program.run()?;
-        let text = format!("{}{}", run.stdout, run.stderr);
-        if run.status.success() || !text.contains('3') || !text.contains("aktion") {
-            return Err(format!("no message with the place: {} {text}", run.status).into());
-        }
-    }
-    Ok(())
-}
-
-/// A super-server, a login server and sudo are never accelerated, and do their work.
-pub(crate) fn programs_of_the_kernel(scene: &Scene) -> Result<()> {
-    let (host, folder) = (scene.host(), scene.bed.folder());
-    let config = folder.join("xinetd.conf");
-    fs::write(
-        &config,
-        format!(
-            "service echo\n{{\n type = INTERNAL UNLISTED\n socket_type = stream\n protocol = tcp\n \
-             user = root\n wait = no\n bind = {host}\n port = {PORT}\n}}\n"
-        ),
-    )?;
-    let mut xinetd = scene.bed.program(Side::Server, "/usr/sbin/xinetd");
-    xinetd.args(["-dontfork", "-f"]).arg(&config);
-    xinetd.arg("-pidfile").arg(folder.join("xinetd.pid"));
-    speaks_on_the_kernel(scene, &mut xinetd, "a line")?;
-
-    let key = folder.join("host_key");
-    let mut keygen = scene.bed.program(Side::Server, "ssh-keygen");
-    keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]);
-    keygen.arg(&key).run()?.check()?;
-    fs::create_dir_all("/run/sshd")?;
-    let mut sshd = scene.bed.program(Side::Server, "/usr/sbin/sshd");
-    sshd.args(["-D", "-e", "-f", "/dev/null", "-h"]).arg(&key);
-    sshd.args(["-o", &format!("ListenAddress={host}:{PORT}")]);
-    speaks_on_the_kernel(scene, &mut sshd, "SSH-2.0")?;
-
-    // It takes the library from what it runs.
-    let mut sudo = scene.bed.program(Side::Server, "/usr/bin/sudo");
-    sudo.arg(paths::example("udpecho")?);
-    let before = KernelUdp::read(&scene.bed, Side::Server)?;
-    let server = spawn_echo(scene, sudo, &host, ("SUDO_PROMPT", ""))?;
-    ping_pong(scene, &host, PORT, 200)?;
-    kernel_carried(scene, before, 200)?;
-    server.stop()?;
-    Ok(())
-}
-
-/// A TCP server answers "a line" with something that begins so; `explain` says that its program
-/// stays with the kernel.
-fn speaks_on_the_kernel(scene: &Scene, program: &mut Program<'_>, answer: &str) -> Result<()> {
-    let server = program.column(scene.column).spawn()?;
-    wait_for_tcp_port(&scene.bed, Side::Server, PORT)
-        .map_err(|error| format!("{error}\n{}{}", server.stdout(), server.stderr()))?;
-    let mut client = scene.bed.program(Side::Client, "/bin/bash");
-    let talk = format!(
-        "exec 3<>/dev/tcp/{}/{PORT}; echo a line >&3; head -1 <&3",
-        scene.host()
-    );
-    let said = client.args(["-c", &talk]).run()?.check()?.stdout;
-    if !said.starts_with(answer) {
-        return Err(format!("{answer:?} expected, not {said:?}").into());
-    }
-    explains(scene, server.pid(), "\"program\"")?;
-    server.stop()?;
-    Ok(())
-}
-
-/// A rule keeps a port in the kernel.
-pub(crate) fn kernel_by_rule(scene: &Scene) -> Result<()> {
-    let config = scene.bed.folder().join("rule.toml");
-    fs::write(
-        &config,
-        format!(
-            "[[rule]]\nprotocol = \"udp\"\nlocal = \"0.0.0.0/0:{PORT}\"\naction = \"kernel\"\n"
-        ),
-    )?;
-    let config = config.display().to_string();
-    on_the_kernel(scene, ("BYPASS_CONFIG", &config), "rule")
-}
-
-/// Writes a configuration of rules; its path.
-fn rules(scene: &Scene, text: &str) -> Result<String> {
-    let config = scene.bed.folder().join("rules.toml");
-    fs::write(&config, text)?;
-    Ok(config.display().to_string())
-}
-
-/// Rules that ask for an interface: a socket's is that of its address; one bound to any address is
-/// accelerated on the rule's only.
-pub(crate) fn rules_of_interfaces(scene: &Scene) -> Result<()> {
-    let own = scene.bed.interface(Side::Server);
-    let kernel = |name: &str| format!("[[rule]]\ninterface = \"{name}\"\naction = \"kernel\"\n");
-    let only = |name: &str| format!("[[rule]]\ninterface = \"{name}\"\naction = \"accelerate\"\n");
-    let config = rules(scene, &kernel(own))?;
-    on_the_kernel(scene, ("BYPASS_CONFIG", &config), "\"rule\"")?;
-    let any_wanting_lo = rules(scene, &only("lo"))?;
-    let server = echo_with(scene, "0.0.0.0", ("BYPASS_CONFIG", &any_wanting_lo))?;
-    ping_pong(scene, &scene.host(), PORT, 100)?;
-    explains(scene, server.pid(), "no-interface")?;
-    server.stop()?.check()?;
-    for (bind, text) in [
-        (scene.host(), kernel("lo")),
-        ("0.0.0.0".to_owned(), only(own)),
-        (scene.host(), only(own)),
-    ] {
-        let config = rules(scene, &text)?;
-        let server = echo_with(scene, &bind, ("BYPASS_CONFIG", &config))?;
-        ping_pong(scene, &scene.host(), PORT, 100)?;
-        explains(scene, server.pid(), "\"bypass\"").map_err(|error| format!("{text}: {error}"))?;
-        server.stop()?.check()?;
-    }
-    Ok(())
-}
-
-/// Rules mean a program by its file or by the link that it was started by, as Debian's
-/// redis-server is one to redis-check-rdb.
-pub(crate) fn rule_of_a_link(scene: &Scene) -> Result<()> {
-    let link = scene.bed.folder().join("linked");
-    std::os::unix::fs::symlink(paths::example("udpecho")?, &link)?;
-    for (name, reason) in [
-        ("linked", "\"rule\""),
-        ("udpecho", "\"rule\""),
-        ("other", "\"bypass\""),
-    ] {
-        let text = format!("[[rule]]\nprogram = \"{name}\"\naction = \"kernel\"\n");
-        let config = rules(scene, &text)?;
-        let program = scene.bed.program(Side::Server, &link);
-        let server = spawn_echo(scene, program, &scene.host(), ("BYPASS_CONFIG", &config))?;
-        ping_pong(scene, &scene.host(), PORT, 100)?;
-        explains(scene, server.pid(), reason)?;
-        server.stop()?.check()?;
-    }
-    Ok(())
-}
-
-/// A rule wants a backend that is not there.
-pub(crate) fn rule_of_a_backend(scene: &Scene) -> Result<()> {
-    let config = rules(
-        scene,
-        "[[rule]]\naction = \"accelerate\"\nbackend = \"shm\"\n",
-    )?;
-    on_the_kernel(scene, ("BYPASS_CONFIG", &config), "\"backend\"")
 }
 
 /// A client of the same host reaches the server, whether the sockets of a stack talk directly or
@@ -819,177 +660,5 @@ pub(crate) fn two_queues(scene: &Scene) -> Result<()> {
     if wide.has_shim() && left != Leftovers::default() {
         return Err(format!("left behind: {left}").into());
     }
-    Ok(())
-}
-
-/// A number for the scripts that draw their nonsense: `BYPASS_SEED`, or the process id.
-fn seed() -> String {
-    std::env::var("BYPASS_SEED").unwrap_or_else(|_| std::process::id().to_string())
-}
-
-pub(crate) fn script(name: &str) -> PathBuf {
-    paths::repository().join("tests/e2e").join(name)
-}
-
-/// Malformed frames of every kind: nothing breaks, the next good datagrams are served.
-pub(crate) fn bad_frames(scene: &Scene) -> Result<()> {
-    let (host, bed) = (scene.host(), &scene.bed);
-    let server = echo(scene)?;
-    ping_pong(scene, &host, PORT, 500)?;
-    let links = bed.ip(
-        Side::Server,
-        &["-j", "link", "show", bed.interface(Side::Server)],
-    )?;
-    let links: Value = serde_json::from_str(&links)?;
-    let mac = links[0]["address"].as_str().ok_or("no MAC")?;
-    let seed = seed();
-    let mut sender = bed.program(Side::Client, "/usr/bin/python3");
-    sender.arg("-I").arg(script("bad_frames.py"));
-    sender.args([bed.interface(Side::Client), mac, &scene.peer(), &host]);
-    let before = drops(scene)?;
-    sender.args([&PORT.to_string(), &seed]).run()?.check()?;
-    ping_pong(scene, &host, PORT, 500).map_err(|error| format!("BYPASS_SEED={seed}: {error}"))?;
-    let after = drops(scene)?;
-    // Hand-made ones that the steering program lets through; it leaves the others to the kernel.
-    let reasons = ["ip-checksum", "ip-length", "udp-length", "checksum-bad"];
-    for reason in reasons.into_iter().filter(|_| scene.has_shim()) {
-        if after.get(reason) <= before.get(reason) {
-            let text = format!("BYPASS_SEED={seed}: no frame was dropped for {reason}: {after:?}");
-            return Err(text.into());
-        }
-    }
-    server.stop()?.check()?;
-    Ok(())
-}
-
-/// What the stacks have thrown away so far, by reason.
-fn drops(scene: &Scene) -> Result<BTreeMap<String, u64>> {
-    if !scene.has_shim() {
-        return Ok(BTreeMap::new());
-    }
-    let counters = daemon::list(&scene.bed, &["stats", "--zeros"])?;
-    let drops = counters.iter().filter(|counter| counter["kind"] == "drop");
-    let entry = |counter: &Value| {
-        let name = counter["name"].as_str().unwrap_or_default();
-        (
-            name.to_owned(),
-            counter["value"].as_u64().unwrap_or_default(),
-        )
-    };
-    Ok(drops.map(entry).collect())
-}
-
-/// A flood to a socket that nobody reads costs another socket of the same stack nothing.
-pub(crate) fn flood_to_unread_socket(scene: &Scene) -> Result<()> {
-    let (host, bed) = (scene.host(), &scene.bed);
-    let server = echo(scene)?;
-    let mut unread = bed.program(Side::Server, "/usr/bin/python3");
-    unread
-        .column(scene.column)
-        .arg("-I")
-        .arg(script("unread.py"));
-    let _unread = unread.args([&host, "4321"]).spawn()?;
-    wait_for_udp_port(bed, Side::Server, 4321)?;
-    std::thread::sleep(Duration::from_millis(200));
-    let mut flood = bed.program(Side::Client, paths::example("udpsender")?);
-    flood.args([
-        "--json",
-        "--seconds",
-        "3",
-        "--rate",
-        "50000",
-        "--batch",
-        "16",
-        "--size",
-        "200",
-        &host,
-    ]);
-    let before = drops(scene)?;
-    let flood = flood.spawn()?;
-    std::thread::sleep(Duration::from_millis(500));
-    ping_pong(scene, &host, PORT, 2000)?;
-    let sent = flood.wait(Duration::from_secs(10))?.check()?.json()?["packets"]
-        .as_u64()
-        .ok_or("no count")?;
-    let after = drops(scene)?;
-    let full = |drops: &BTreeMap<String, u64>| drops.get("buffer-full").copied().unwrap_or(0);
-    let counted = full(&after).saturating_sub(full(&before));
-    if scene.has_shim() && !(sent / 2..=sent).contains(&counted) {
-        return Err(format!("{counted} of {sent} datagrams are counted as dropped").into());
-    }
-    server.stop()?.check()?;
-    Ok(())
-}
-
-/// Malformed messages, wrong descriptors, silent and deaf clients: refused, others served.
-pub(crate) fn daemon_messages(scene: &Scene) -> Result<()> {
-    if !scene.has_shim() {
-        return Ok(());
-    }
-    let server = echo(scene)?;
-    ping_pong(scene, &scene.host(), PORT, 200)?;
-    let mut client = scene.bed.program(Side::Server, "/usr/bin/python3");
-    client
-        .arg("-I")
-        .arg(script("daemon_messages.py"))
-        .arg(seed());
-    client.timeout(Duration::from_secs(60)).run()?.check()?;
-    ping_pong(scene, &scene.host(), PORT, 200)?;
-    server.stop()?.check()?;
-    Ok(())
-}
-
-/// Whether `dump --json` has problems of the one image that there is.
-fn problems(images: &Value) -> bool {
-    let list = images[0]["problems"].as_array();
-    list.is_some_and(|list| !list.is_empty() && list.iter().all(Value::is_string))
-}
-
-/// A client corrupts its stack image on purpose: the daemon and `bypassctl` report it and survive.
-pub(crate) fn image_corrupted(scene: &Scene) -> Result<()> {
-    if !scene.has_shim() {
-        return Ok(());
-    }
-    let (bed, seed) = (&scene.bed, seed());
-    let server = echo(scene)?;
-    ping_pong(scene, &scene.host(), PORT, 200)?;
-    let before = daemon::running(bed);
-    let mut corrupt = bed.program(Side::Server, "/usr/bin/python3");
-    corrupt.arg("-I").arg(script("corrupt_image.py"));
-    corrupt
-        .args([&server.pid().to_string(), &seed])
-        .run()?
-        .check()?;
-    for arguments in [
-        &["dump"][..],
-        &["dump", "--json"],
-        &["stacks"],
-        &["sockets"],
-        &["filters", "list"],
-        &["stats"],
-    ] {
-        let run = daemon::bypassctl(bed, arguments)?;
-        let what = format!("BYPASS_SEED={seed}: bypassctl {}", arguments.join(" "));
-        // What is left to list nobody knows.
-        let is_fine = match (arguments[0], run.status.code()) {
-            ("dump", code) => code == Some(1),
-            (_, code) => code == Some(0) || code == Some(3),
-        };
-        if !is_fine {
-            return Err(format!("{what}: {}: {}", run.status, run.stderr).into());
-        }
-        let names_it = match arguments {
-            ["dump"] => run.stdout.contains("PROBLEM: "),
-            ["dump", ..] => problems(&serde_json::from_str(&run.stdout)?),
-            _ => true,
-        };
-        if !names_it {
-            return Err(format!("{what} names no problem: {}", run.stdout).into());
-        }
-    }
-    if daemon::running(bed) != before {
-        return Err(format!("BYPASS_SEED={seed}: the daemon did not survive").into());
-    }
-    server.kill();
     Ok(())
 }

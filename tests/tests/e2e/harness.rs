@@ -1,13 +1,14 @@
 //! Runs one test in one column and proves who carried the datagrams.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use bypass_tests::Result;
 use bypass_tests::counters::{KernelUdp, interface_frames, kernel_segments};
 use bypass_tests::leftovers::Leftovers;
 use bypass_tests::plugin;
 use bypass_tests::program::Column;
 use bypass_tests::testbed::{Options, Side, Testbed};
+use bypass_tests::{Result, paths};
 
 /// Who is to carry the datagrams of the program under test in the shim column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,4 +150,9 @@ pub(crate) fn proven(
         return Err(format!("the kernel carried {segments} segments of {frames} frames").into());
     }
     Ok(())
+}
+
+/// A program of `tests/e2e`.
+pub(crate) fn script(name: &str) -> PathBuf {
+    paths::repository().join("tests/e2e").join(name)
 }

@@ -11,8 +11,8 @@ use bypass_tests::testbed::Side;
 use bypass_tests::{Result, daemon};
 use serde_json::Value;
 
-use super::faults::{readable_copies, script};
-use super::harness::Scene;
+use super::faults::readable_copies;
+use super::harness::{Scene, script};
 
 const NOBODY: u32 = 65534;
 const UDP: &str = "udp:198.18.7.1:7007";

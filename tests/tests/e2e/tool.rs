@@ -9,8 +9,8 @@ use bypass_tests::testbed::Side;
 use bypass_tests::{Result, daemon, paths};
 use serde_json::Value;
 
-use super::faults::{echo, explains, script};
-use super::harness::Scene;
+use super::faults::{echo, explains};
+use super::harness::{Scene, script};
 use super::programs::ping_pong;
 
 const NOBODY: u32 = 65534;
