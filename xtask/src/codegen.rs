@@ -106,10 +106,6 @@ fn compat_page(list: &str) -> String {
             .next()
             .unwrap_or_default();
         let (file, how) = match file {
-            "list" => (
-                "process",
-                "sockets that stay open go to the kernel; our variables are kept",
-            ),
             "socket" => (file, "the kernel answers; we follow what it accepted"),
             "recv" => (file, "endpoint's queue, then the shadow, then waiting"),
             "send" => (
