@@ -258,6 +258,47 @@ const char *peer(const char *format, ...)
     return answer;
 }
 
+void await_arrivals(const char *host)
+{
+    struct to local = at(host, 5999);
+    int fd = socket(local.at.ss_family, SOCK_DGRAM, 0);
+    if (bind(fd, (struct sockaddr *)&local.at, local.length) < 0)
+        line("await_arrivals: %s", strerrorname_np(errno));
+    peer("send %s 6000 5999 1 1 0", host);
+    if (poll(&(struct pollfd){fd, POLLIN, 0}, 1, 5000) != 1)
+        line("nothing arrives");
+    close(fd);
+}
+
+/* How often a thread has gone to sleep; -1 while it runs. */
+static long sleeps(pid_t tid)
+{
+    char path[64], text[80];
+    long times = -1;
+    bool asleep = false;
+    snprintf(path, sizeof path, "/proc/self/task/%d/status", tid);
+    FILE *file = fopen(path, "r");
+    while (file && fgets(text, sizeof text, file)) {
+        if (strncmp(text, "State:\tS", 8) == 0)
+            asleep = true;
+        sscanf(text, "voluntary_ctxt_switches: %ld", &times);
+    }
+    if (file)
+        fclose(file);
+    return asleep ? times : -1;
+}
+
+void await_sleep(const _Atomic pid_t *tid)
+{
+    uint64_t end = now_ms() + 5000;
+    for (long before = -1, now; now_ms() < end; before = now) {
+        pause_ms(50);
+        now = *tid ? sleeps(*tid) : -1;
+        if (now >= 0 && now == before)
+            break;
+    }
+}
+
 uint64_t now_ms(void)
 {
     struct timespec now;

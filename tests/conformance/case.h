@@ -99,6 +99,11 @@ int wait_for(int fd, short events, int timeout_ms);
 /* Asks the peer over its control connection; gives its answer. */
 const char *peer(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* Waits until all is here that the peer has sent to this address before, to whatever port. */
+void await_arrivals(const char *host);
+/* Waits until a thread waits in its turn: it is asleep, and not for something short. */
+void await_sleep(const _Atomic pid_t *tid);
+
 uint64_t now_ms(void);
 void pause_ms(long milliseconds);
 /* Waits for a child and prints how it ended. */

@@ -205,12 +205,14 @@ CASE(descriptors_close_all, ACCELERATED)
 }
 
 static int blocked_fd;
+static _Atomic pid_t blocked_thread;
 
 static void *blocked(void *argument)
 {
     (void)argument;
     char byte;
     errno = 0;
+    blocked_thread = gettid();
     long got = recv(blocked_fd, &byte, 1, 0);
     return (void *)(long)(got < 0 ? -errno : got);
 }
@@ -233,7 +235,7 @@ CASE(descriptors_dup2_preclose, ACCELERATED)
         echo(blocked_fd);
     pthread_t thread;
     pthread_create(&thread, NULL, blocked, NULL);
-    pause_ms(60);
+    await_sleep(&blocked_thread);
     value("dup2", dup2(pair[0], blocked_fd) == blocked_fd);
     pthread_kill(thread, SIGUSR2);
     void *got;

@@ -88,6 +88,7 @@ CASE(errors_receive_into_nowhere, ACCELERATED)
 {
     int fd = udp(host4, 5302);
     peer("send %s 6000 5302 20 4 0", host4);
+    await_arrivals(host4);
     wait_for(fd, POLLIN, 2000);
     value("recv into nowhere", recv(fd, (void *)8, 20, 0));
     wait_for(fd, POLLIN, 2000);
@@ -163,6 +164,7 @@ CASE(errors_wild_receive, ACCELERATED)
         struct iovec room = {bytes, sizeof bytes}, nowhere = {where, 64};
         line("%p", where);
         peer("send %s 6000 5309 20 9 0", host4);
+        await_arrivals(host4);
         wait_for(fd, POLLIN, 2000);
         value("recv", recv(fd, where, 20, MSG_DONTWAIT));
         value("recv, one byte more", recv(fd, where, 0, MSG_DONTWAIT));

@@ -2,6 +2,7 @@
 #include "case.h"
 
 #include <spawn.h>
+#include <sys/prctl.h>
 
 extern char **environ;
 
@@ -112,6 +113,7 @@ CASE(process_double_fork, ACCELERATED)
 {
     int fd = udp(host4, 6104), ends[2];
     value("pipe", pipe(ends));
+    value("PR_SET_CHILD_SUBREAPER", prctl(PR_SET_CHILD_SUBREAPER, 1));
     pid_t child = fork();
     if (child == 0) {
         setsid();
@@ -130,7 +132,7 @@ CASE(process_double_fork, ACCELERATED)
     value("read", read(ends[0], &byte, 1));
     value("read", read(ends[0], &byte, 1));
     /* The kernel closes the descriptors of a process that ends in no certain order. */
-    pause_ms(50);
+    done("wait", wait(NULL));
     int again = udp(host4, 6104);
     echo(again, "parent");
 }
@@ -310,14 +312,16 @@ static int passed(int over)
 /* A bound socket goes to another process and works there. */
 CASE(process_scm_rights, MIXED)
 {
-    int pair[2];
+    int pair[2], go[2];
+    char byte;
     value("socketpair", socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+    value("pipe", pipe(go));
     pid_t child = fork();
     if (child == 0) {
         close(pair[0]);
         /* Until the parent has printed its part. */
-        poll(&(struct pollfd){pair[1], POLLIN, 0}, 1, 5000);
-        pause_ms(100);
+        close(go[1]);
+        read(go[0], &byte, 1);
         int fd = passed(pair[1]);
         yes("child has it", fd >= 0);
         for (int i = 0; i < 2; i++)
@@ -335,6 +339,7 @@ CASE(process_scm_rights, MIXED)
         echo(fd, "parent");
     pass(pair[0], fd);
     value("close", close(fd));
+    close(go[1]);
     reap(child);
     int again = udp(host4, 6111);
     echo(again, "parent");

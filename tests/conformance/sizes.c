@@ -200,7 +200,7 @@ CASE(sizes_udp_gro_joined, ACCELERATED)
     int fd = udp(host4, 5208), on = 1;
     value("UDP_GRO", setsockopt(fd, IPPROTO_UDP, UDP_GRO_, &on, sizeof on));
     peer("segments %s 6000 5208 3300 500", host4);
-    pause_ms(100);
+    await_arrivals(host4);
     static char bytes[70000];
     char ancillary[256];
     struct iovec parts[2] = {{bytes, 700}, {bytes + 700, sizeof bytes - 700}};
@@ -224,7 +224,7 @@ CASE(sizes_udp_gro_joined, ACCELERATED)
     on = 0;
     value("UDP_GRO", setsockopt(fd, IPPROTO_UDP, UDP_GRO_, &on, sizeof on));
     peer("segments %s 6000 5208 1500 500", host4);
-    pause_ms(100);
+    await_arrivals(host4);
     for (int i = 0; i < 4; i++)
         value("recv", recv(fd, bytes, sizeof bytes, MSG_DONTWAIT));
 }

@@ -199,7 +199,7 @@ void stream_dial(const char *host, int port, const char *script)
 void stream_result(char *reply, size_t room)
 {
     struct timespec tick = {0, 1000000};
-    for (int i = 0; i < 4000 && (poll(doors, door_count, 0) > 0 || shared->running > 0); i++)
+    for (int i = 0; i < 20000 && (poll(doors, door_count, 0) > 0 || shared->running > 0); i++)
         nanosleep(&tick, NULL);
     const char *end = shared->error ? strerrorname_np(shared->error) : "EOF";
     snprintf(reply, room, "%ld %s%s\n", (long)shared->bytes, end,

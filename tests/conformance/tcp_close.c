@@ -37,36 +37,12 @@ static void *wait_in(void *argument)
     return NULL;
 }
 
-/* How often a thread has gone to sleep; -1 while it runs. */
-static long sleeps(pid_t tid)
-{
-    char path[64], text[80];
-    long times = -1;
-    bool asleep = false;
-    snprintf(path, sizeof path, "/proc/self/task/%d/status", tid);
-    FILE *file = fopen(path, "r");
-    while (file && fgets(text, sizeof text, file)) {
-        if (strncmp(text, "State:\tS", 8) == 0)
-            asleep = true;
-        sscanf(text, "voluntary_ctxt_switches: %ld", &times);
-    }
-    if (file)
-        fclose(file);
-    return asleep ? times : -1;
-}
-
-/* Starts the call, and returns when it waits: asleep, and not for something short. */
+/* Starts the call, and returns when it waits. */
 static void start(struct waiter *waiter, int fd, int call)
 {
     *waiter = (struct waiter){.fd = fd, .call = call};
     pthread_create(&waiter->thread, NULL, wait_in, waiter);
-    uint64_t end = now_ms() + 5000;
-    for (long before = -1, now; now_ms() < end; before = now) {
-        pause_ms(50);
-        now = waiter->tid ? sleeps(waiter->tid) : -1;
-        if (now >= 0 && now == before)
-            break;
-    }
+    await_sleep(&waiter->tid);
 }
 
 static void end(struct waiter *waiter, const char *what)

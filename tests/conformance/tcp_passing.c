@@ -163,14 +163,17 @@ CASE(tcp_cloexec, ACCELERATED)
 
 CASE(tcp_scm_rights, MIXED)
 {
-    int pair[2];
+    int pair[2], go[2];
+    char byte;
     value("socketpair", socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+    value("pipe", pipe(go));
     fflush(stdout);
     pid_t child = fork();
     if (child == 0) {
         close(pair[0]);
-        poll(&(struct pollfd){pair[1], POLLIN, 0}, 1, 5000);
-        pause_ms(100);
+        /* Until the parent has printed its part. */
+        close(go[1]);
+        read(go[0], &byte, 1);
         int fd = passed(pair[1]);
         yes("child has it", fd >= 0);
         receive(fd, 0);
@@ -185,6 +188,7 @@ CASE(tcp_scm_rights, MIXED)
     pass(pair[0], one);
     value("close", close(one));
     fflush(stdout);
+    close(go[1]);
     reap(child);
     line("%s", peer("dialled"));
 }

@@ -72,7 +72,7 @@ CASE(tcp_select, ACCELERATED)
         FD_SET(pipes[0], &in);
         if (round != 1)
             FD_SET(fd, &out);
-        struct timeval time = {1, 0};
+        struct timeval time = {5, 0};
         if (round == 1)
             value("write", write(fd, "abc", 3));
         if (round == 2)

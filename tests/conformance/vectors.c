@@ -122,7 +122,7 @@ static void many(int port, long (*take)(int, struct mmsghdr *, unsigned, int, st
 {
     int fd = udp(host4, port);
     peer("send %s 6000 %d 20 10 0", host4, port);
-    pause_ms(50);
+    await_arrivals(host4);
     prepare();
     show("recvmmsg 4", take(fd, all, 4, 0, NULL));
     prepare();
@@ -132,15 +132,15 @@ static void many(int port, long (*take)(int, struct mmsghdr *, unsigned, int, st
     prepare();
     long got = take(fd, all, 8, MSG_WAITFORONE, NULL);
     yes("WAITFORONE gave one or more", got >= 1 && got <= 3);
-    pause_ms(100);
     while (got < 3 && got > 0) {
+        poll(&(struct pollfd){fd, POLLIN, 0}, 1, 5000);
         long more = take(fd, all, 8, MSG_DONTWAIT, NULL);
         got = more > 0 ? got + more : -1;
     }
     yes("three in all", got == 3);
     value("vlen 0", take(fd, all, 0, 0, NULL));
     /* The time limit is looked at after each datagram only. */
-    peer("late %s 6000 %d 20 1 250", host4, port);
+    peer("late %s 6000 %d 20 1 700", host4, port);
     struct timespec limit = {.tv_nsec = 100000000};
     prepare();
     value("recvmmsg with limit", take(fd, all, 2, 0, &limit));
@@ -203,7 +203,7 @@ static void echo_run(const char *what, int fd, int count)
     line("msg_len %u, %u, %u", run[0].msg_len, run[count - 2].msg_len, run[count - 1].msg_len);
     char bytes[2000];
     for (int i = 0; i < count; i++) {
-        if (!wait_for(fd, POLLIN, 1000))
+        if (!wait_for(fd, POLLIN, 1500))
             break;
         long got = recv(fd, bytes, sizeof bytes, MSG_DONTWAIT);
         bool same = got > 0;
@@ -271,7 +271,7 @@ CASE(vectors_runs_refused, ACCELERATED)
     connect_to(fd, peer4, REFUSED);
     prepare_run(40, 22, NULL);
     value("send", send(fd, "anybody?", 8, 0));
-    wait_for(fd, POLLERR, 1000);
+    wait_for(fd, POLLERR, 3000);
     value("sendmmsg", sendmmsg(fd, run, 40, 0));
     shutdown(fd, SHUT_WR);
     value("sendmmsg after shutdown", sendmmsg(fd, run, 40, MSG_NOSIGNAL));

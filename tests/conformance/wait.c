@@ -34,7 +34,7 @@ CASE(wait_poll, ACCELERATED)
     uint64_t start = now_ms();
     count = poll(set, 5, 120);
     readiness("poll", count, 0);
-    yes("after 120 ms", now_ms() - start >= 115 && now_ms() - start < 300);
+    yes("after 120 ms", now_ms() - start >= 115 && now_ms() - start < 3000);
     value("poll of nothing", poll(NULL, 0, 1));
     value("poll nowhere", poll((void *)8, 2, 0));
     value("close", close(fd));
@@ -110,11 +110,11 @@ CASE(wait_select, ACCELERATED)
     value("write", write(ends[1], "x", 1));
     FD_SET(fd, &in);
     FD_SET(ends[0], &in);
-    limit.tv_sec = 2;
+    limit.tv_sec = 20;
     value("select", select(64, &in, NULL, NULL, &limit));
     yes("in", FD_ISSET(fd, &in));
     yes("pipe", FD_ISSET(ends[0], &in));
-    yes("time is left", limit.tv_sec == 1 && limit.tv_usec > 500000);
+    yes("time is left", limit.tv_sec >= 10 && limit.tv_sec < 20);
     FD_ZERO(&in);
     FD_SET(fd, &in);
     limit = (struct timeval){.tv_usec = 60000};
@@ -223,10 +223,10 @@ CASE(wait_blocking, ACCELERATED)
 {
     int fd = udp(host4, 5707);
     for (int i = 0; i < 3; i++) {
-        peer("late %s 6000 5707 8 1 50", host4);
         uint64_t start = now_ms();
+        peer("late %s 6000 5707 8 1 50", host4);
         receive_from(fd, 0);
-        yes("waited", now_ms() - start >= 30 && now_ms() - start < 1000);
+        yes("waited", now_ms() - start >= 45 && now_ms() - start < 3000);
     }
 }
 
