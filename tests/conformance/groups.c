@@ -181,7 +181,7 @@ CASE(groups_processes, ACCELERATED)
     int fd = member(6304), alone[4] = {fd, -1, -1, -1}, counts[4];
     kill(doomed, SIGKILL);
     reap(doomed);
-    pause_ms(1000);
+    pause_ms(500);
     from_forty(6304);
     line("total %d", drain_all(alone, counts, 40));
 }

@@ -22,7 +22,7 @@ fn filter() -> FilterKey {
 
 fn receives(socket: &UdpSocket) -> bool {
     socket
-        .set_read_timeout(Some(Duration::from_millis(200)))
+        .set_read_timeout(Some(Duration::from_millis(500)))
         .unwrap();
     socket.recv(&mut [0; 64]).is_ok()
 }
@@ -37,13 +37,14 @@ fn a_queue_has_one_owner_and_is_free_again_soon_after() {
     let error = nic.open_queue(0, &packets.memory, RING, 1).unwrap_err();
     assert_eq!(error.errno, Errno::BUSY);
     assert!(error.to_string().contains("another process has it"));
-    assert!((900..3000).contains(&begin.elapsed().as_millis()));
+    assert!((900..10_000).contains(&begin.elapsed().as_millis()));
     // A mapping keeps it as the descriptor does.
     let pair = AfXdpQueuePair::map(first, CHUNK, RING).unwrap();
     drop(pair);
     let begin = Instant::now();
     nic.open_queue(0, &packets.memory, RING, 1).unwrap();
-    assert!(begin.elapsed() < Duration::from_millis(500));
+    // It has not waited as long as for one that stays taken.
+    assert!(begin.elapsed() < Duration::from_millis(900));
 }
 
 #[test]

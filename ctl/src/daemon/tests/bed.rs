@@ -196,12 +196,12 @@ pub(super) fn ip(arguments: &str) {
     );
 }
 
-/// Waits at most three seconds.
+/// Waits at most twenty seconds.
 pub(super) fn until(what: &str, is_true: impl Fn() -> bool) {
     let begun = Instant::now();
     while !is_true() {
         assert!(
-            begun.elapsed() < Duration::from_secs(3),
+            begun.elapsed() < Duration::from_secs(20),
             "not in time: {what}"
         );
         std::thread::sleep(Duration::from_millis(2));

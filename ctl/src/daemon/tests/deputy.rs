@@ -25,7 +25,7 @@ fn frames_are_taken_in_for_a_program_that_does_not_call() {
         let wanted = (count * 10).to_string();
         let begun = Instant::now();
         while program.ask("held") != wanted {
-            assert!(begun.elapsed() < Duration::from_secs(3), "{count}");
+            assert!(begun.elapsed() < Duration::from_secs(20), "{count}");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -40,7 +40,7 @@ fn a_daemon_with_nothing_to_do_sleeps() {
     send(&bed, "198.18.9.1:7001", 10);
     let begun = Instant::now();
     while program.ask("held") != "10" {
-        assert!(begun.elapsed() < Duration::from_secs(3));
+        assert!(begun.elapsed() < Duration::from_secs(20));
         std::thread::sleep(Duration::from_millis(1));
     }
     // The last look at the empty queue.
@@ -86,7 +86,7 @@ fn no_lock_word_stops_the_daemon() {
         let mut other = Lines::program(&bed, "198.18.9.1:7003", 65533);
         assert!(other.read().contains("QueueBusy"), "others are served");
         assert!(
-            begun.elapsed() < PROMPTLY * 20,
+            begun.elapsed() < PROMPTLY * 50,
             "{word:x}: {:?}",
             begun.elapsed()
         );

@@ -44,7 +44,7 @@ pub(super) fn wait_for(program: &mut Lines, queued: &str) {
     let begun = Instant::now();
     while program.ask("queued") != queued {
         assert!(
-            begun.elapsed() < Duration::from_secs(3),
+            begun.elapsed() < Duration::from_secs(20),
             "not {queued} in time"
         );
         std::thread::sleep(Duration::from_millis(5));
@@ -201,7 +201,7 @@ fn an_idle_daemon_ends_and_a_second_one_is_told() {
         begun.elapsed()
     );
     assert!(
-        begun.elapsed() < Duration::from_secs(4),
+        begun.elapsed() < Duration::from_secs(20),
         "{:?}",
         begun.elapsed()
     );
@@ -218,7 +218,7 @@ fn filters_follow_addresses_and_interfaces() {
     while program.ask("queued") == "1" {
         // Until the entry is there the kernel gets them.
         send(&bed, "198.18.9.3:7001", 1);
-        assert!(begun.elapsed() < Duration::from_secs(3));
+        assert!(begun.elapsed() < Duration::from_secs(20));
         std::thread::sleep(Duration::from_millis(5));
     }
     bed.ip("addr del 198.18.9.1/24 dev dmns");

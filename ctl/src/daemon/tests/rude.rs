@@ -9,7 +9,7 @@ use bypass_runtime::control::{Control, ControlError};
 use bypass_stack::EndpointId;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::bed::{Bed, until};
+use super::bed::{Bed, promptly, until};
 use super::child::Lines;
 use super::program::{Program, Raw, filter_request, query};
 
@@ -193,14 +193,12 @@ fn a_thousand_clients_are_served() {
                 .ask(Request::new(RequestKind::Attach), None)
                 .expect("attach");
         }
-        let begun = Instant::now();
-        let daemon = query(QueryKind::Daemon);
-        assert!(daemon["clients"].as_u64() >= Some(1000));
-        assert!(
-            begun.elapsed() < Duration::from_millis(100),
-            "{:?}",
+        promptly(|| {
+            let begun = Instant::now();
+            let daemon = query(QueryKind::Daemon);
+            assert!(daemon["clients"].as_u64() >= Some(1000));
             begun.elapsed()
-        );
+        });
         // Those above the limit are told so.
         let mut more: Vec<Control> = (0..40)
             .map(|_| Control::connect().expect("connect"))
@@ -244,7 +242,7 @@ fn a_client_that_never_reads_is_dropped() {
         let clients = || query(QueryKind::Daemon)["clients"].as_u64();
         assert_eq!(clients(), Some(2), "others are served");
         while clients() != Some(1) {
-            assert!(begun.elapsed() < Duration::from_secs(10));
+            assert!(begun.elapsed() < Duration::from_secs(30));
             std::thread::sleep(Duration::from_millis(100));
         }
     });
