@@ -134,7 +134,7 @@ pub fn processor_time(pid: u32) -> Duration {
 /// Waits until a UDP socket of the namespace is bound to `port`.
 ///
 /// # Errors
-/// After 10 s.
+/// After 20 s.
 pub fn wait_for_udp_port(bed: &Testbed, side: Side, port: u16) -> Result<()> {
     wait_for_port(bed, side, port, ["/proc/net/udp", "/proc/net/udp6"], None)
 }
@@ -142,7 +142,7 @@ pub fn wait_for_udp_port(bed: &Testbed, side: Side, port: u16) -> Result<()> {
 /// Waits until a TCP socket of the namespace listens on `port`.
 ///
 /// # Errors
-/// After 10 s.
+/// After 20 s.
 pub fn wait_for_tcp_port(bed: &Testbed, side: Side, port: u16) -> Result<()> {
     wait_for_port(
         bed,
@@ -163,7 +163,7 @@ fn wait_for_port(
     let wanted = format!(":{port:04X}");
     wait_until(
         &format!("port {port} is bound"),
-        Duration::from_secs(10),
+        Duration::from_secs(20),
         || {
             let text = bed
                 .program(side, "cat")

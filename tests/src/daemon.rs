@@ -20,7 +20,7 @@ pub fn bypassctl(bed: &Testbed, arguments: &[&str]) -> Result<Finished> {
     let mut program = bed.program(Side::Server, paths::bypassctl());
     program
         .args(arguments)
-        .timeout(Duration::from_secs(10))
+        .timeout(Duration::from_secs(30))
         .run()
 }
 
@@ -109,7 +109,7 @@ pub fn start_as_unit(bed: &Testbed) -> Result<Running> {
 /// Starts a daemon and waits until it answers.
 fn answering(bed: &Testbed, program: &Program<'_>) -> Result<Running> {
     let daemon = program.spawn()?;
-    wait_until("the daemon answers", Duration::from_secs(5), || {
+    wait_until("the daemon answers", Duration::from_secs(20), || {
         let sockets = bed
             .program(Side::Server, "cat")
             .args(["/proc/net/unix"])

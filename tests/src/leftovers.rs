@@ -5,6 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::testbed::{Side, Testbed};
+use crate::{daemon, paths};
 
 /// Everything that is still there, in words. Empty means: nothing is left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,7 +42,8 @@ impl Leftovers {
         Self(found)
     }
 
-    /// As [`Leftovers::in_testbed`], but gives the daemon `limit` to see that it is idle and leave.
+    /// As [`Leftovers::in_testbed`], but gives the daemon `limit` to become idle, and tells it to
+    /// leave then. (By itself it would 2 s later, as in `faults::two_pid_namespaces`.)
     #[must_use]
     pub fn after(bed: &Testbed, limit: Duration) -> Self {
         let deadline = Instant::now() + limit;
@@ -49,6 +51,9 @@ impl Leftovers {
             let left = Self::in_testbed(bed);
             if left.0.is_empty() || Instant::now() >= deadline {
                 return left;
+            }
+            if bed.processes(Side::Server).into_iter().all(is_idle_daemon) {
+                daemon::stop_all(bed);
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -77,15 +82,33 @@ fn command_line(pid: u32) -> String {
         .to_owned()
 }
 
-/// The memory files of ours that a process holds.
-fn memory_files(pid: u32) -> Vec<String> {
+/// What the descriptors of a process lead to.
+fn descriptors(pid: u32) -> Vec<String> {
     let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else {
         return Vec::new();
     };
     fds.flatten()
         .filter_map(|fd| fs::read_link(fd.path()).ok())
         .map(|target| target.to_string_lossy().into_owned())
-        .filter(|target| target.starts_with("/memfd:bypass-"))
+        .collect()
+}
+
+fn is_ours(target: &str) -> bool {
+    target.starts_with("/memfd:bypass-")
+}
+
+/// The memory files of ours that a process holds.
+fn memory_files(pid: u32) -> Vec<String> {
+    let all = descriptors(pid).into_iter();
+    all.filter(|target| is_ours(target))
         .map(|target| format!("memory file {target} in {pid}"))
         .collect()
+}
+
+/// Whether a process is a daemon that has no stack, no filter and watches no program.
+fn is_idle_daemon(pid: u32) -> bool {
+    let is_in_use =
+        |target: &String| is_ours(target) || target.contains("[pidfd]") || target.contains("bpf");
+    let all = descriptors(pid);
+    daemon::runs(pid, &paths::bypassctl()) && !all.is_empty() && !all.iter().any(is_in_use)
 }

@@ -280,13 +280,13 @@ impl Running {
         }
     }
 
-    /// Asks the program to end (SIGTERM), waits up to 5 s, kills it then.
+    /// Asks the program to end (SIGTERM), waits up to 20 s, kills it then.
     ///
     /// # Errors
     /// When it had to be killed.
     pub fn stop(self) -> Result<Finished> {
         self.signal(Signal::TERM);
-        self.wait(Duration::from_secs(5))
+        self.wait(Duration::from_secs(20))
     }
 
     /// Kills the program (SIGKILL) and waits for it.

@@ -326,18 +326,27 @@ fn parse_dnsperf(text: &str) -> Option<DnsResult> {
 /// connection that the kernel accepts stays with it.
 ///
 /// # Errors
-/// After 10 s.
+/// After 20 s.
 pub fn wait_for_listener(bed: &Testbed, port: u16, shim: bool) -> Result<()> {
     wait_for_tcp_port(bed, Side::Server, port)?;
+    if shim {
+        wait_for_filter(bed, port)?;
+    }
+    Ok(())
+}
+
+/// Waits until what comes to `port` of the server side comes to a stack. A program that starts the
+/// daemon has the port before.
+///
+/// # Errors
+/// After 20 s.
+pub fn wait_for_filter(bed: &Testbed, port: u16) -> Result<()> {
     let end = format!(":{port}");
     let is_there = |filter: &serde_json::Value| {
         let local = filter["local"].as_str().unwrap_or_default();
         local.ends_with(&end)
     };
-    if !shim {
-        return Ok(());
-    }
-    wait_until("the listener's filter", Duration::from_secs(10), || {
+    wait_until("the filter of the port", Duration::from_secs(20), || {
         daemon::list(bed, &["filters", "list"]).is_ok_and(|filters| filters.iter().any(is_there))
     })
 }

@@ -308,7 +308,7 @@ impl Testbed {
     fn wait_for_link(&self) -> Result<()> {
         let peers = [self.ipv4(Side::Client), self.ipv6(Side::Client)];
         for peer in &peers {
-            wait_until(&format!("{peer} answers"), Duration::from_secs(5), || {
+            wait_until(&format!("{peer} answers"), Duration::from_secs(20), || {
                 let send = format!("echo > /dev/udp/{peer}/9");
                 let _ = self.program(Side::Server, "bash").args(["-c", &send]).run();
                 let seen = self.ip(Side::Server, &["neigh", "show", "to", peer]);

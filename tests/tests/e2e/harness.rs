@@ -116,7 +116,7 @@ fn run(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) -> Resu
     if column == Column::Native {
         return Ok(());
     }
-    let left = Leftovers::after(&scene.bed, Duration::from_secs(30));
+    let left = Leftovers::after(&scene.bed, Duration::from_secs(60));
     if left != Leftovers::default() {
         return Err(format!("left behind: {left}").into());
     }
