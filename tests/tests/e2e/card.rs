@@ -35,7 +35,7 @@ pub(crate) fn shown(scene: &Scene) -> Result<()> {
                 return Err(format!("{list:?}: {found:?}").into());
             }
         }
-        wait_until("the port has counted", Duration::from_secs(5), || {
+        wait_until("the port has counted", Duration::from_secs(20), || {
             let stats = daemon::list(&scene.bed, &["stats"]).unwrap_or_default();
             let value = |name: &str| {
                 let mut of_card = stats.iter().filter(|counter| counter["kind"] == "ef_vi");

@@ -185,7 +185,7 @@ pub(crate) fn haproxy(scene: &Scene) -> Result<()> {
         }
     }
     server.signal(rustix::process::Signal::TERM);
-    server.wait(Duration::from_secs(10))?;
+    server.wait(Duration::from_secs(20))?;
     behind.stop()?;
     Ok(())
 }
@@ -281,7 +281,7 @@ pub(crate) fn postgres_server(scene: &Scene) -> Result<()> {
     let database = postgres(scene, Side::Server)?;
     use_database(&database, &|arguments| client(scene, "psql", arguments))?;
     database.server.signal(rustix::process::Signal::INT);
-    database.server.wait(Duration::from_secs(10))?;
+    database.server.wait(Duration::from_secs(20))?;
     Ok(())
 }
 
@@ -296,7 +296,7 @@ pub(crate) fn socat_fork(scene: &Scene) -> Result<()> {
         socat_round(scene, &format!("TCP:{host}:9000"), &file, false)?;
     }
     server.signal(rustix::process::Signal::TERM);
-    server.wait(Duration::from_secs(5))?;
+    server.wait(Duration::from_secs(20))?;
     Ok(())
 }
 
@@ -312,7 +312,7 @@ pub(crate) fn socat_client(scene: &Scene) -> Result<()> {
         socat_round(scene, &format!("TCP:{peer}:9000"), &file, true)?;
     }
     server.signal(rustix::process::Signal::TERM);
-    server.wait(Duration::from_secs(5))?;
+    server.wait(Duration::from_secs(20))?;
     Ok(())
 }
 
@@ -361,7 +361,7 @@ pub(crate) fn sockperf_tcp(scene: &Scene) -> Result<()> {
             return Err(format!("sockperf: {}", run.stdout).into());
         }
         server.signal(rustix::process::Signal::INT);
-        server.wait(Duration::from_secs(5))?;
+        server.wait(Duration::from_secs(20))?;
     }
     Ok(())
 }

@@ -120,7 +120,7 @@ pub(crate) fn shown(scene: &Scene) -> Result<()> {
         if filters[0]["packets"].as_u64() < Some(500) {
             return Err(format!("the filter has not counted: {filters:?}").into());
         }
-        wait_until("the port has counted", Duration::from_secs(5), || {
+        wait_until("the port has counted", Duration::from_secs(20), || {
             let stats = daemon::list(&scene.bed, &["stats"]).unwrap_or_default();
             let value = |name: &str| {
                 let is_it = |counter: &&Value| counter["kind"] == "dpdk" && counter["name"] == name;
@@ -185,7 +185,7 @@ pub(crate) fn nginx_workers(scene: &Scene) -> Result<()> {
         .next()
         .ok_or("nginx has no workers")?;
     kill(worker)?;
-    wait_until("another worker", Duration::from_secs(5), || {
+    wait_until("another worker", Duration::from_secs(20), || {
         let now = workers();
         now.split_whitespace().count() == 2 && !now.split_whitespace().any(|it| it == worker)
     })?;
@@ -296,11 +296,11 @@ works()
     let script = script.replace("GO", &go.display().to_string());
     let mut peer = scene.bed.program(Side::Client, "python3");
     let mut peer = peer.args(["-c", &script]).spawn()?;
-    wait_until("a connection", Duration::from_secs(10), || ready.exists())?;
+    wait_until("a connection", Duration::from_secs(20), || ready.exists())?;
     if scene.has_shim() {
         let relay = the_only(scene, "relay")?;
         kill(&the_only(scene, "daemon")?)?;
-        wait_until("the daemon is gone", Duration::from_secs(2), || {
+        wait_until("the daemon is gone", Duration::from_secs(20), || {
             running(scene, "daemon").is_empty()
         })?;
         ping_pong(scene, &scene.host(), PORT, 500)?;

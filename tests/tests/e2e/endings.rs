@@ -61,7 +61,7 @@ fn ended(scene: &Scene, connections: u32, bytes: u32, end: &str, then: &str) -> 
     let peers = peers.arg(&go).spawn()?;
     talker.wait(PATIENCE)?;
     if scene.has_shim() {
-        wait_until("no stack", Duration::from_secs(5), || {
+        wait_until("no stack", PATIENCE, || {
             daemon::list(&scene.bed, &["stacks"]).is_ok_and(|it| it.is_empty())
         })?;
     }

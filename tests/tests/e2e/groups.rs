@@ -15,7 +15,7 @@ const PORT: &str = "7020";
 /// So many that every member has some.
 const FLOWS: u32 = 128;
 /// How many datagrams a member reads before it leaves: several of each of its flows.
-const STAY: u64 = 400;
+const STAY: u64 = 200;
 /// Members that leave in the whole.
 const LEAVERS: usize = 9;
 const LIMIT: Duration = Duration::from_secs(60);
@@ -145,7 +145,7 @@ fn flood(group: &Group<'_>) -> Result<Running> {
 fn all_is_read(group: &Group<'_>, rounds: u32) -> Result<()> {
     let excused = if group.scene.has_shim() { 0 } else { LEAVERS };
     let mut lost = Vec::new();
-    let all_is_read = wait_until("all is read", Duration::from_secs(5), || {
+    let all_is_read = wait_until("all is read", Duration::from_secs(30), || {
         lost = read(&group.folder).map_or_else(
             |error| vec![error.to_string()],
             |readers| missing(&readers, rounds),

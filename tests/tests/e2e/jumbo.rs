@@ -40,7 +40,7 @@ fn echo(scene: &Scene, name: &str, port: u16, served: &str) -> Result<Running> {
         _ => wait_for_tcp_port(&scene.bed, Side::Server, port)?,
     }
     let explained = || explains(scene, server.pid(), served);
-    wait_until("a decision", Duration::from_secs(10), || {
+    wait_until("a decision", Duration::from_secs(20), || {
         explained().is_ok()
     })
     .or_else(|_| explained())?;
@@ -49,7 +49,7 @@ fn echo(scene: &Scene, name: &str, port: u16, served: &str) -> Result<Running> {
 
 /// An accelerated UDP echo: the daemon hears some time after a change what programs may have.
 fn once_accelerated(scene: &Scene, port: u16) -> Result<Running> {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(20);
     loop {
         let server = echo(scene, "udpecho", port, "")?;
         match explains(scene, server.pid(), BYPASS) {

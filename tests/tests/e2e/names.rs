@@ -11,7 +11,7 @@ use bypass_tests::testbed::Side;
 use super::harness::Scene;
 
 const LOAD: DnsLoad = DnsLoad {
-    seconds: 2,
+    seconds: 1,
     clients: 4,
     threads: 2,
     outstanding: 40,
@@ -49,7 +49,7 @@ pub(crate) fn dnsperf_client(scene: &Scene) -> Result<()> {
     let mut program = scene.bed.program(Side::Server, "dnsperf");
     program
         .column(scene.column)
-        .args(["-s", &scene.peer(), "-p", "5353", "-l", "2", "-c", "2"]);
+        .args(["-s", &scene.peer(), "-p", "5353", "-l", "1", "-c", "2"]);
     program.arg("-d").arg(scene.bed.folder().join("queries"));
     let text = program.run()?.check()?.stdout;
     if text.contains("Queries lost:         0 (0.00%)") {

@@ -8,8 +8,10 @@ use bypass_tests::counters::{
     wait_for_udp_port,
 };
 use bypass_tests::program::{Program, Running, wait_until};
+use bypass_tests::services::wait_for_filter;
 use bypass_tests::testbed::Side;
 use bypass_tests::{Result, daemon, paths};
+use serde_json::Value;
 
 use super::harness::Scene;
 
@@ -142,16 +144,20 @@ pub(crate) fn udp_echo_two_interfaces(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// What a receiver surely keeps up with.
+/// A receiver that is told to end does not read what has come.
+const UNREAD: Duration = Duration::from_millis(500);
+
+/// What a receiver surely keeps up with: its buffer, as large as the kernel allows, holds more than
+/// comes while it does not run for some tenths of a second.
 const PACED: [&str; 8] = [
     "--threads",
     "2",
     "--batch",
     "32",
     "--rate",
-    "20000",
+    "6000",
     "--count",
-    "40000",
+    "8000",
 ];
 
 /// The receiver gets what a paced kernel sender sends.
@@ -162,10 +168,12 @@ fn receives(scene: &Scene, arguments: &[&str]) -> Result<()> {
 /// The receiver gets what a kernel sender sends at some pace; how many datagrams that were.
 pub(crate) fn receives_at(scene: &Scene, arguments: &[&str], pace: &[&str]) -> Result<u64> {
     let host = scene.host();
-    let mut all = vec!["--bind", &host, "--json"];
+    let mut all = vec!["--bind", &host, "--json", "--rcvbuf", "4000000"];
     all.extend(arguments);
     let server = start_example(scene, "udpreceiver", 4321, &all)?;
-    std::thread::sleep(Duration::from_millis(200));
+    if scene.has_shim() {
+        wait_for_filter(&scene.bed, 4321)?;
+    }
     let mut client = scene
         .bed
         .program(Side::Client, paths::example("udpsender")?);
@@ -176,7 +184,7 @@ pub(crate) fn receives_at(scene: &Scene, arguments: &[&str], pace: &[&str]) -> R
     let sent = client.run()?.check()?.json()?["packets"]
         .as_u64()
         .ok_or("no count")?;
-    std::thread::sleep(Duration::from_millis(200));
+    std::thread::sleep(UNREAD);
     let got = server.stop()?.check()?.json()?["packets"]
         .as_u64()
         .ok_or("no count")?;
@@ -217,7 +225,7 @@ fn sends(scene: &Scene, server: Running, arguments: &[&str]) -> Result<u64> {
     let sent = client.run()?.check()?.json()?["packets"]
         .as_u64()
         .ok_or("no count")?;
-    std::thread::sleep(Duration::from_millis(200));
+    std::thread::sleep(UNREAD);
     let got = server.stop()?.check()?.json()?["packets"]
         .as_u64()
         .ok_or("no count")?;
@@ -231,7 +239,7 @@ fn sends(scene: &Scene, server: Running, arguments: &[&str]) -> Result<u64> {
 pub(crate) fn udp_sender(scene: &Scene) -> Result<()> {
     let peer = scene.peer();
     let server = kernel_receiver(scene, "4000000", &["--bind", &peer])?;
-    let pace = ["--batch", "32", "--rate", "20000", "--count", "40000"];
+    let pace = ["--batch", "32", "--rate", "6000", "--count", "8000"];
     sends(scene, server, &[&pace[..], &[&peer]].concat()).map(drop)
 }
 
@@ -279,7 +287,7 @@ pub(crate) fn udp_sender_in_batches(scene: &Scene) -> Result<()> {
     let sends = KernelUdp::read(&scene.bed, Side::Server)?
         .since(before)
         .sent;
-    std::thread::sleep(Duration::from_millis(200));
+    std::thread::sleep(UNREAD);
     let got = server.stop()?.check()?.json()?["packets"].as_u64();
     if got != Some(4000) {
         return Err(format!("{got:?} of 4000 datagrams arrived").into());
@@ -314,7 +322,7 @@ fn sockperf_pings(scene: &Scene, arguments: &[&str]) -> Result<()> {
     let mut client = scene.bed.program(Side::Client, "sockperf");
     client
         .arg("ping-pong")
-        .args(["-t", "2", "--mps", "2000", "-m", "48"])
+        .args(["-t", "1", "--mps", "2000", "-m", "48"])
         .args(arguments);
     let run = client.timeout(Duration::from_secs(20)).run()?.check()?;
     sockperf_is_content(&run.stdout)
@@ -328,7 +336,7 @@ pub(crate) fn sockperf_ping_pong(scene: &Scene) -> Result<()> {
 pub(crate) fn sockperf_throughput(scene: &Scene) -> Result<()> {
     let _server = start_sockperf(scene, &["-i", &scene.host()])?;
     let mut client = scene.bed.program(Side::Client, "sockperf");
-    client.args(["throughput", "-t", "2", "-m", "64", "-i", &scene.host()]);
+    client.args(["throughput", "-t", "1", "-m", "64", "-i", &scene.host()]);
     client.timeout(Duration::from_secs(20)).run()?.check()?;
     sockperf_pings(scene, &["-i", &scene.host()])
 }
@@ -383,7 +391,7 @@ pub(crate) fn sockperf_client(scene: &Scene) -> Result<()> {
     let mut client = scene.bed.program(Side::Server, "sockperf");
     client
         .column(scene.column)
-        .args(["ping-pong", "-t", "2", "--mps", "2000", "-i", &peer]);
+        .args(["ping-pong", "-t", "1", "--mps", "2000", "-i", &peer]);
     let run = client.timeout(Duration::from_secs(20)).run()?.check()?;
     sockperf_is_content(&run.stdout)
 }
@@ -408,21 +416,22 @@ fn iperf3(scene: &Scene, arguments: &[&str]) -> Result<()> {
     wait_for_tcp_port(&scene.bed, Side::Server, 5201)?;
     let mut client = scene.bed.program(Side::Client, "iperf3");
     client
-        .args([
-            "-c", &host, "-u", "-b", "20M", "-l", "1200", "-t", "3", "-J",
-        ])
+        .args(["-c", &host, "-u", "-b", "6M", "-l", "1200", "-t", "2", "-J"])
         .args(arguments);
-    let full = || KernelUdp::read(&scene.bed, Side::Client).map(|counters| counters.full);
+    let full = || -> Result<u64> {
+        let of = |side| KernelUdp::read(&scene.bed, side).map(|counters| counters.full);
+        Ok(of(Side::Client)? + of(Side::Server)?)
+    };
     let before = full()?;
     let run = client.run()?;
-    let report: serde_json::Value = serde_json::from_str(&run.stdout)?;
+    let report: Value = serde_json::from_str(&run.stdout)?;
     let sum = &report["end"]["sum"];
     let (packets, lost) = (sum["packets"].as_u64(), sum["lost_packets"].as_u64());
-    // On a busy machine the client does not always come to empty its socket in time.
-    let by_client = full()? - before;
+    // On a busy machine a program does not always come to empty its socket in time.
+    let by_programs = full()? - before;
     match (packets, lost) {
         (Some(packets), Some(lost))
-            if packets > 5_000 && lost.saturating_sub(by_client) * 50 < packets =>
+            if packets > 1_000 && lost.saturating_sub(by_programs) * 50 < packets =>
         {
             Ok(())
         }
@@ -502,8 +511,9 @@ pub(crate) fn socat_receiver(scene: &Scene) -> Result<()> {
     server.arg(format!("OPEN:{},creat,append", file.display()));
     let _server = server.spawn()?;
     wait_for_udp_port(&scene.bed, Side::Server, 5005)?;
-    // The port is bound before the daemon, which the program starts, has entered the filter.
-    std::thread::sleep(Duration::from_secs(1));
+    if scene.has_shim() {
+        wait_for_filter(&scene.bed, 5005)?;
+    }
     let text = format!("for i in $(seq 100); do echo line $i > /dev/udp/{host}/5005; done");
     scene
         .bed
@@ -511,7 +521,7 @@ pub(crate) fn socat_receiver(scene: &Scene) -> Result<()> {
         .args(["-c", &text])
         .run()?
         .check()?;
-    wait_until("a hundred lines", Duration::from_secs(5), || {
+    wait_until("a hundred lines", Duration::from_secs(20), || {
         fs::read_to_string(&file).is_ok_and(|text| text.lines().count() == 100)
     })
 }
@@ -527,21 +537,20 @@ pub(crate) fn idle_uses_no_processor(scene: &Scene) -> Result<()> {
         .args(["-c", &poke])
         .run()?
         .check()?;
-    std::thread::sleep(Duration::from_millis(500));
-    let all = || {
-        scene
-            .bed
-            .processes(Side::Server)
-            .into_iter()
-            .map(processor_time)
-            .sum()
+    let all = || -> Duration {
+        let processes = scene.bed.processes(Side::Server);
+        processes.into_iter().map(processor_time).sum()
     };
-    let before: Duration = all();
-    std::thread::sleep(Duration::from_secs(3));
-    let used = all() - before;
-    if used > Duration::from_millis(15) {
-        return Err(format!("{} ms of processor time in 3 s", used.as_millis()).into());
-    }
+    // What has to do with the start ends some time after it.
+    let mut used = Vec::new();
+    let is_idle = wait_until("a second without work", Duration::from_secs(20), || {
+        let before = all();
+        std::thread::sleep(Duration::from_secs(1));
+        let in_a_second = all() - before;
+        used.push(in_a_second);
+        in_a_second <= Duration::from_millis(5)
+    });
+    is_idle.map_err(|error| format!("{error}: {used:?}"))?;
     server.stop()?.check()?;
     Ok(())
 }
@@ -581,7 +590,7 @@ pub(crate) fn cpython_socket_tests(scene: &Scene) -> Result<()> {
     for class in ["*UDP*", "*BasicSelectorTest*", "*SelectorTestCase*"] {
         python.args(["-m", class]);
     }
-    judged(python.args(["test_socket", "test_selectors"]))
+    judged(python.args(["-j2", "test_socket", "test_selectors"]))
 }
 
 /// CPython's suites that use TCP. Left out of test_asyncio is what opens no socket.
@@ -646,11 +655,24 @@ pub(crate) fn cpython_stream_tests(scene: &Scene) -> Result<()> {
     if scene.has_shim() && segments > frames / 4 {
         return Err(format!("the kernel carried {segments} segments of {frames} frames").into());
     }
-    // The daemon ends what the programs have left open, for which it needs their peer: a time wait
-    // takes a minute, an orphan whose other end is gone without a word at most two.
-    wait_until("the daemon's end", Duration::from_secs(150), || {
-        scene.bed.processes(Side::Server).is_empty()
-    })?;
+    // The daemon ends what the programs have left open, for which it needs their peer: an orphan
+    // whose other end is gone without a word takes at most two minutes. A time wait of a minute is
+    // not waited for.
+    let is_over = |socket: &Value| socket["state"] == "time-wait";
+    let mut left = Vec::new();
+    let ended = wait_until(
+        "the end of all connections",
+        Duration::from_secs(180),
+        || {
+            let all = daemon::list(&scene.bed, &["sockets", "--all"]);
+            all.is_ok_and(|all| {
+                left = all;
+                left.iter().all(is_over)
+            })
+        },
+    );
+    ended.map_err(|error| format!("{error}: {left:?}"))?;
+    daemon::stop_all(&scene.bed);
     drop(reflector);
     Ok(())
 }

@@ -165,7 +165,7 @@ fn open(scene: &Scene, row: &Row, folder: &Path, sockets: &[&str]) -> Result<Run
     }
     program.arg("-I").arg(folder.join("open_sockets.py"));
     let running = program.args(sockets).spawn()?;
-    wait_until("the sockets are open", Duration::from_secs(10), || {
+    wait_until("the sockets are open", Duration::from_secs(20), || {
         running.stdout().contains("ready")
     })
     .map_err(|error| format!("{error}: {}", running.stderr()))?;
@@ -192,7 +192,7 @@ fn try_row(scene: &Scene, row: &Row, folder: &Path) -> Result<()> {
     let mut own = None;
     if !row.daemon.is_empty() {
         daemon::stop_all(&scene.bed);
-        wait_until("no daemon", Duration::from_secs(10), || {
+        wait_until("no daemon", Duration::from_secs(20), || {
             daemon::running(&scene.bed).is_empty()
         })?;
         let file = scene.bed.folder().join("daemon.toml");
@@ -276,7 +276,7 @@ pub(crate) fn setuid_program(scene: &Scene) -> Result<()> {
     );
     let mut shell = scene.bed.program(Side::Server, "unshare");
     let running = shell.args(["--mount", "sh", "-c", &start]).spawn()?;
-    wait_until("the sockets are open", Duration::from_secs(10), || {
+    wait_until("the sockets are open", Duration::from_secs(20), || {
         running.stdout().contains("ready")
     })
     .map_err(|error| format!("{error}: {}", running.stderr()))?;

@@ -83,7 +83,7 @@ fn under_load(
     while clients.is_running() {
         turn()?;
     }
-    no_failures(&clients.wait(Duration::from_secs(1))?.check()?)
+    no_failures(&clients.wait(Duration::from_secs(5))?.check()?)
 }
 
 /// Debian's nginx with this many workers.
@@ -190,7 +190,7 @@ pub(crate) fn nginx_killed_workers(scene: &Scene) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(300));
     }
-    let run = clients.wait(Duration::from_secs(1))?.check()?;
+    let run = clients.wait(Duration::from_secs(5))?.check()?;
     let failed = run.stdout.lines().find_map(|line| {
         let count = line.strip_prefix("Failed requests:")?;
         count.trim().parse::<u32>().ok()

@@ -105,7 +105,7 @@ fn meanwhile(clients: &Program<'_>, mut turn: impl FnMut() -> Result<()>) -> Res
         turns += 1;
     }
     running
-        .wait(Duration::from_secs(1))
+        .wait(Duration::from_secs(5))
         .and_then(Finished::check)?;
     Ok(turns)
 }
@@ -176,7 +176,7 @@ print('all', flush=True)
     );
     let mut clients = scene.bed.program(Side::Client, "python3");
     let clients = clients.args(["-c", &connect]).spawn()?;
-    let limit = Duration::from_secs(10);
+    let limit = Duration::from_secs(20);
     wait_until("six connections", limit, || {
         clients.stdout().contains("half")
     })?;
@@ -323,7 +323,7 @@ print('all', flush=True)
     send("range(6, 12)", "()")?;
     let before = KernelUdp::read(&scene.bed, Side::Server)?;
     fs::write(&go, "")?;
-    let answered = wait_until("the answers by the kernel", Duration::from_secs(5), || {
+    let answered = wait_until("the answers by the kernel", Duration::from_secs(20), || {
         KernelUdp::read(&scene.bed, Side::Server).is_ok_and(|now| now.since(before).sent >= 12)
     });
     answered.map_err(|error| format!("{error}\n{}", server.stderr()))?;
@@ -331,7 +331,7 @@ print('all', flush=True)
     let before = KernelUdp::read(&scene.bed, Side::Server)?;
     send("range(12, 18)", "range(12, 18)")?;
     let by_kernel = KernelUdp::read(&scene.bed, Side::Server)?.since(before);
-    server.wait(Duration::from_secs(5))?.check()?;
+    server.wait(Duration::from_secs(20))?.check()?;
     if scene.has_shim() && by_kernel.total() > 2 {
         return Err(format!("the kernel carried {}", by_kernel.total()).into());
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bypass_tests::counters::wait_for_udp_port;
+use bypass_tests::services::wait_for_filter;
 use bypass_tests::testbed::Side;
 use bypass_tests::{Result, daemon, paths};
 use serde_json::Value;
@@ -76,12 +77,14 @@ pub(crate) fn flood_to_unread_socket(scene: &Scene) -> Result<()> {
         .arg(script("unread.py"));
     let _unread = unread.args([&host, "4321"]).spawn()?;
     wait_for_udp_port(bed, Side::Server, 4321)?;
-    std::thread::sleep(Duration::from_millis(200));
+    if scene.has_shim() {
+        wait_for_filter(bed, 4321)?;
+    }
     let mut flood = bed.program(Side::Client, paths::example("udpsender")?);
     flood.args([
         "--json",
         "--seconds",
-        "3",
+        "2",
         "--rate",
         "50000",
         "--batch",
@@ -94,7 +97,7 @@ pub(crate) fn flood_to_unread_socket(scene: &Scene) -> Result<()> {
     let flood = flood.spawn()?;
     std::thread::sleep(Duration::from_millis(500));
     ping_pong(scene, &host, PORT, 2000)?;
-    let sent = flood.wait(Duration::from_secs(10))?.check()?.json()?["packets"]
+    let sent = flood.wait(Duration::from_secs(20))?.check()?.json()?["packets"]
         .as_u64()
         .ok_or("no count")?;
     let after = drops(scene)?;

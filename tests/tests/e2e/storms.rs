@@ -162,7 +162,8 @@ fn in_a_storm(
 /// `kill -9` of a worker after the other. A client sees an end or a reset, right bytes until then,
 /// and never waits in vain; the next connection is served.
 pub(crate) fn workers_killed(scene: &Scene) -> Result<()> {
-    let often = (40, Duration::from_millis(400));
+    let count = if scene.has_shim() { 40 } else { 10 };
+    let often = (count, Duration::from_millis(400));
     in_a_storm(scene, true, often, |storm, draw| {
         wait_until("all workers", PATIENCE, || storm.workers().len() == WORKERS)?;
         if let Some(&pid) = storm.workers().get(draw.below(WORKERS as u64) as usize) {

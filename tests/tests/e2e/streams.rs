@@ -136,7 +136,7 @@ pub(crate) fn last_words(scene: &Scene) -> Result<()> {
          \x20   print(len(got), got == bytes(range(256)) * 4096, flush=True)\n";
     let mut peer = scene.bed.program(Side::Client, "python3");
     let peer = peer.args(["-c", sink]).spawn()?;
-    wait_until("the peer listens", Duration::from_secs(10), || {
+    wait_until("the peer listens", Duration::from_secs(20), || {
         peer.stdout().contains("listens")
     })?;
     for end in ["os._exit(0)", "os.kill(os.getpid(), 9)"] {
@@ -432,7 +432,7 @@ fn iperf3(scene: &Scene, arguments: &[&str]) -> Result<()> {
     let mut server = subject(scene, Side::Server, "iperf3");
     server.args(["-s", "-B", &host]);
     let server = started(scene, &server, 5201)?;
-    let mut all = vec!["-c", &host, "-t", "2", "-J"];
+    let mut all = vec!["-c", &host, "-t", "1", "-J"];
     all.extend(arguments);
     let run = client(scene, "iperf3", &all)?;
     let report: serde_json::Value = serde_json::from_str(&run.stdout)?;
@@ -444,7 +444,7 @@ fn iperf3(scene: &Scene, arguments: &[&str]) -> Result<()> {
     } else {
         &["sum_received"]
     };
-    let least = if both { 1e6 } else { 20e6 };
+    let least = if both { 0.5e6 } else { 10e6 };
     let bytes = |sum: &&str| report["end"][*sum]["bytes"].as_f64().unwrap_or(0.0);
     if sums.iter().all(|sum| bytes(sum) > least) {
         Ok(())

@@ -87,7 +87,7 @@ pub(crate) fn exit_codes(scene: &Scene) -> Result<()> {
         let filters = daemon::list(&scene.bed, &["filters", "list"]).ok()?;
         filters.first().map(|filter| filter["id"].clone())
     };
-    let limit = Duration::from_secs(10);
+    let limit = Duration::from_secs(20);
     wait_until("the echo's filter", limit, || filter().is_some())?;
     let filter = filter().ok_or("no filter")?;
     let pid = server.pid();
@@ -164,7 +164,7 @@ pub(crate) fn doctor(scene: &Scene) -> Result<()> {
         finds(scene, "ok", text)?;
     }
     finds(scene, "ok", "no nftables")?;
-    let rule = obstacle("rule")?.wait(Duration::from_secs(10))?;
+    let rule = obstacle("rule")?.wait(Duration::from_secs(20))?;
     if rule.status.success() {
         finds(scene, "warn", "1 nftables rules in test")?;
     } else {
@@ -175,7 +175,7 @@ pub(crate) fn doctor(scene: &Scene) -> Result<()> {
     set_mtu("1500")?;
     finds(scene, "ok", "MTU 1500")?;
     let foreign = obstacle(bed.interface(Side::Server))?;
-    wait_until("the other program", Duration::from_secs(10), || {
+    wait_until("the other program", Duration::from_secs(20), || {
         foreign.stdout().contains("ready")
     })
     .map_err(|error| format!("{error}: {}", foreign.stderr()))?;
@@ -187,7 +187,7 @@ pub(crate) fn doctor(scene: &Scene) -> Result<()> {
     finds(scene, "ok", "no XDP program")?;
     // Another daemon: this one looks at an interface that it could not open after seconds only.
     daemon::stop_all(bed);
-    wait_until("no daemon", Duration::from_secs(10), || {
+    wait_until("no daemon", Duration::from_secs(20), || {
         daemon::running(bed).is_empty()
     })?;
     let server = echo(scene)?;

@@ -305,7 +305,7 @@ impl Background {
 
     /// Waits for the end.
     fn ended(self) -> Result<()> {
-        wait_until("the end of the server", Duration::from_secs(10), || {
+        wait_until("the end of the server", Duration::from_secs(20), || {
             !self.is_running()
         })
     }
@@ -381,7 +381,7 @@ fn reload(scene: &Scene, config: &PathBuf, server: &Background, url: &str) -> Re
     no_failures(&during.wait(Duration::from_secs(50))?.check()?)?;
     wait_until(
         "the end of the old workers",
-        Duration::from_secs(10),
+        Duration::from_secs(20),
         || {
             let now = server.children();
             now.len() >= 2 && !now.iter().any(|pid| before.contains(pid))

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::bed::{Bed, CHUNK, FAR, FAR6, NEAR, NEAR6, Queue, run};
 use super::frame::{TCP, UDP, ethernet, ipv4, ipv6, tcp, udp};
@@ -58,6 +58,11 @@ impl Wire {
         };
         assert_eq!(self.sender.pair.submit(&[frame]), 1);
         self.sender.pair.ring_doorbell().unwrap();
+        // Each frame moves a counter.
+        let end = Instant::now() + Duration::from_secs(5);
+        while self.near.counters() == before && Instant::now() < end {
+            std::thread::yield_now();
+        }
         let frame = self.queue.frames(1, Duration::from_millis(50)).pop();
         let after = self.near.counters();
         let moved = COUNTERS
