@@ -313,6 +313,65 @@ void pause_ms(long milliseconds)
         ;
 }
 
+volatile sig_atomic_t alarms;
+static pthread_t teller;
+static bool tells;
+
+static void on_alarm(int signal)
+{
+    (void)signal;
+    alarms++;
+}
+
+static void alarm_in(long milliseconds, long again, int flags)
+{
+    struct sigaction action = {.sa_handler = on_alarm, .sa_flags = flags};
+    struct itimerval time = {{0, again * 1000}, {0, milliseconds * 1000}};
+    alarms = 0;
+    sigaction(SIGALRM, &action, NULL);
+    setitimer(ITIMER_REAL, &time, NULL);
+}
+
+void alarm_every(long milliseconds, int flags)
+{
+    alarm_in(milliseconds, milliseconds, flags);
+}
+
+static void *tell(void *command)
+{
+    while (alarms == 0)
+        pause_ms(1);
+    pause_ms(20);
+    peer("%s", (const char *)command);
+    return NULL;
+}
+
+void alarm_once(long milliseconds, int flags, const char *command)
+{
+    sigset_t alarm, old;
+    sigemptyset(&alarm);
+    sigaddset(&alarm, SIGALRM);
+    alarms = 0;
+    if (command) {
+        /* The thread leaves the signal to this one. */
+        pthread_sigmask(SIG_BLOCK, &alarm, &old);
+        pthread_create(&teller, NULL, tell, (void *)command);
+        pthread_sigmask(SIG_SETMASK, &old, NULL);
+        tells = true;
+    }
+    alarm_in(milliseconds, 0, flags);
+}
+
+void alarm_off(void)
+{
+    struct itimerval none = {{0}, {0}};
+    setitimer(ITIMER_REAL, &none, NULL);
+    if (tells)
+        pthread_join(teller, NULL);
+    tells = false;
+    yes("alarm", alarms > 0);
+}
+
 void reap(pid_t child)
 {
     int status = 0;

@@ -106,6 +106,18 @@ void await_sleep(const _Atomic pid_t *tid);
 
 uint64_t now_ms(void);
 void pause_ms(long milliseconds);
+
+/*
+ * SIGALRM while a call waits. One that comes before the call has begun to wait (the processor was
+ * elsewhere) ends nothing, natively too: what an alarm must end gets one every so many milliseconds
+ * until alarm_off. What it must not end gets one, and after that the peer is told to let it end.
+ */
+void alarm_every(long milliseconds, int flags);
+void alarm_once(long milliseconds, int flags, const char *command);
+/* Ends them; prints whether there was one. */
+void alarm_off(void);
+extern volatile sig_atomic_t alarms;
+
 /* Waits for a child and prints how it ended. */
 void reap(pid_t child);
 

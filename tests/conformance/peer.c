@@ -13,6 +13,7 @@
  *   reset                                              zero the sink's counts
  *   sunk                                               "datagrams bytes last-size tos ttl"
  *   dial ADDRESS PORT SCRIPT...                        a TCP connection, see stream.h
+ *   go                                                 what a script that holds waits for
  *   dialled                                            how it ended: "bytes EOF" or an error
  */
 #include "stream.h"
@@ -195,6 +196,8 @@ static void answer(const char *command, char *reply, size_t room, char **own_add
         send_segments(own_addresses, host, from, to, size, count);
     } else if (sscanf(command, "dial %63s %d %n", host, &to, &size) == 2) {
         stream_dial(host, to, command + size);
+    } else if (strncmp(command, "go", 2) == 0) {
+        stream_go();
     } else if (strncmp(command, "dialled", 7) == 0) {
         stream_result(reply, room);
     } else if (strncmp(command, "reset", 5) == 0) {

@@ -21,6 +21,7 @@ static struct {
     atomic_int running;
     atomic_long bytes;
     atomic_int error;
+    atomic_int go;
 } *shared;
 
 /* fork() of a child that ends with its parent. */
@@ -104,6 +105,15 @@ static void return_urgent(int fd)
     send(fd, &byte, 1, MSG_NOSIGNAL);
 }
 
+/* Until stream_go(); each call of that ends one wait. */
+static void hold(void)
+{
+    struct timespec tick = {0, 1000000};
+    while (shared->go == 0)
+        nanosleep(&tick, NULL);
+    shared->go--;
+}
+
 static void run(int fd, const char *script)
 {
     char *words = strdup(script), *rest = words, *word;
@@ -119,6 +129,7 @@ static void run(int fd, const char *script)
         case 'f': shutdown(fd, SHUT_WR); break;
         case 'u': send_urgent(fd, number); break;
         case 'o': return_urgent(fd); break;
+        case 'h': hold(); break;
         case 'p': nanosleep(&pause, NULL); break;
         case 'x': setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset); break;
         }
@@ -194,6 +205,11 @@ void stream_dial(const char *host, int port, const char *script)
         run(fd, script);
     shared->running--;
     _exit(0);
+}
+
+void stream_go(void)
+{
+    shared->go++;
 }
 
 void stream_result(char *reply, size_t room)

@@ -485,23 +485,14 @@ CASE(tcp_send_buffer, ACCELERATED)
     yes("300000 more with 400000", taken[2] > taken[1] + 300000);
 }
 
-static void nothing(int signal)
-{
-    (void)signal;
-}
-
 CASE(tcp_interrupted, ACCELERATED)
 {
-    struct sigaction action = {.sa_handler = nothing};
-    sigaction(SIGALRM, &action, NULL);
-    struct itimerval soon = {.it_value = {0, 100000}};
     int fd = dial(peer4, T_ECHO), local = listener(host4, 6206, 5);
-    setitimer(ITIMER_REAL, &soon, NULL);
+    alarm_every(100, 0);
     receive(fd, 0);
-    setitimer(ITIMER_REAL, &soon, NULL);
     value("accept", accept(local, NULL, NULL));
-    setitimer(ITIMER_REAL, &soon, NULL);
-    wait_for(fd, POLLIN, 3000);
+    wait_for(fd, POLLIN, 30000);
+    alarm_off();
 }
 
 CASE(tcp_options, ACCELERATED)

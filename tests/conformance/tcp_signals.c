@@ -5,23 +5,6 @@
 #include <sys/select.h>
 #include <sys/sendfile.h>
 
-static volatile sig_atomic_t alarms;
-
-static void on_alarm(int signal)
-{
-    (void)signal;
-    alarms++;
-}
-
-/* One SIGALRM in so many milliseconds. */
-static void alarm_in(long milliseconds, int flags)
-{
-    struct sigaction action = {.sa_handler = on_alarm, .sa_flags = flags};
-    struct itimerval time = {.it_value = {0, milliseconds * 1000}};
-    sigaction(SIGALRM, &action, NULL);
-    setitimer(ITIMER_REAL, &time, NULL);
-}
-
 /* A connection whose other end runs the script. */
 static int accepted(int port, const char *script)
 {
@@ -40,49 +23,56 @@ CASE(tcp_signals_waits, ACCELERATED)
     struct epoll_event event = {.events = EPOLLIN}, found;
     epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
     for (int i = 0; i < 2; i++) {
-        int flags = i ? SA_RESTART : 0;
         struct pollfd one = {fd, POLLIN, 0};
         fd_set in;
-        struct timeval limit = {2, 0};
-        alarm_in(30, flags);
+        struct timeval limit = {20, 0};
+        alarm_every(30, i ? SA_RESTART : 0);
         value("poll", poll(&one, 1, -1));
-        alarm_in(30, flags);
-        value("poll, limit", poll(&one, 1, 2000));
+        value("poll, limit", poll(&one, 1, 20000));
         FD_ZERO(&in);
         FD_SET(fd, &in);
-        alarm_in(30, flags);
         value("select", select(fd + 1, &in, NULL, NULL, &limit));
-        yes("time left", limit.tv_sec == 1);
-        alarm_in(30, flags);
+        yes("time left", limit.tv_sec > 0 && limit.tv_sec < 20);
         value("epoll_wait", epoll_wait(set, &found, 1, -1));
-        alarm_in(30, flags);
-        value("epoll_wait, limit", epoll_wait(set, &found, 1, 2000));
+        value("epoll_wait, limit", epoll_wait(set, &found, 1, 20000));
+        alarm_off();
     }
-    line("alarms %d", (int)alarms);
 }
 
 /* SA_RESTART goes on with a receive, unless the socket has a time limit. */
 CASE(tcp_signals_receive, ACCELERATED)
 {
-    struct timeval limit = {2, 0};
-    int fd = accepted(6230, "p150 s3 p200 s5 w");
-    alarm_in(30, 0);
+    struct timeval limit = {20, 0};
+    int fd = accepted(6230, "hold s3 hold s5 w");
+    alarm_every(30, 0);
     receive(fd, 0);
-    alarm_in(30, SA_RESTART);
+    alarm_off();
+    alarm_once(30, SA_RESTART, "go");
     receive(fd, 0);
-    alarm_in(30, SA_RESTART);
+    alarm_off();
+    alarm_once(30, SA_RESTART, "go");
     char bytes[8];
     content("WAITALL", bytes, recv(fd, bytes, 5, MSG_WAITALL));
+    alarm_off();
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    alarm_in(30, SA_RESTART);
+    alarm_every(30, SA_RESTART);
     receive(fd, 0);
+    alarm_off();
     int local = listener(host4, 6231, 5);
-    alarm_in(30, 0);
+    alarm_every(30, 0);
     value("accept", accept(local, NULL, NULL));
+    alarm_off();
     setsockopt(local, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    alarm_in(30, SA_RESTART);
+    alarm_every(30, SA_RESTART);
     value("accept, limit", accept(local, NULL, NULL));
-    line("alarms %d", (int)alarms);
+    alarm_off();
+}
+
+/* Sends until nothing has found room for half a second: what is on its way makes some for a while. */
+static void fill(int fd, const char *bytes, size_t size)
+{
+    for (int full = 0; full < 25; pause_ms(20))
+        full = send(fd, bytes, size, MSG_DONTWAIT) < 0 ? full + 1 : 0;
 }
 
 /* A send tells what it has sent; the next one is interrupted; a restarted one goes on. */
@@ -90,18 +80,20 @@ CASE(tcp_signals_send, ACCELERATED)
 {
     enum { SIZE = 16 << 20 };
     char *bytes = calloc(1, SIZE);
-    int fd = accepted(6233, "p900 w");
-    alarm_in(60, 0);
+    int fd = accepted(6233, "hold w");
+    alarm_every(60, 0);
     long sent = send(fd, bytes, SIZE, 0);
+    alarm_off();
     yes("a part", sent > 0 && sent < SIZE);
-    /* What is on its way makes room for a while. */
-    for (int full = 0; full < 3; pause_ms(20))
-        full = send(fd, bytes, SIZE, MSG_DONTWAIT) < 0 ? full + 1 : 0;
-    alarm_in(60, 0);
-    value("full", send(fd, bytes, 1, 0));
-    alarm_in(60, SA_RESTART);
+    alarm_every(60, 0);
+    while ((sent = send(fd, bytes, 1, 0)) == 1)
+        ;
+    value("full", sent);
+    alarm_off();
+    fill(fd, bytes, SIZE);
+    alarm_once(60, SA_RESTART, "go");
     value("restarted", send(fd, bytes, SIZE / 8, 0));
-    line("alarms %d", (int)alarms);
+    alarm_off();
     /* What is unsent at the end of the last process is sent by the kernel. */
     close(fd);
     peer("dialled");
@@ -124,7 +116,10 @@ static void *traffic(void *connection)
     return NULL;
 }
 
-/* No signal is lost while frames for others keep waking the waiting thread. */
+/*
+ * No signal is lost while frames for others keep waking the waiting thread. Now and then an alarm
+ * comes before the call waits; where one is lost between two waits, more than half of them are.
+ */
 CASE(tcp_signals_in_traffic, ACCELERATED)
 {
     int busy = dial(peer4, T_ECHO), fd = dial(peer4, T_ECHO), interrupted = 0;
@@ -135,13 +130,13 @@ CASE(tcp_signals_in_traffic, ACCELERATED)
     for (int i = 0; i < 60; i++) {
         char byte;
         struct pollfd one = {fd, POLLIN, 0};
-        alarm_in(7, 0);
+        alarm_once(7, 0, NULL);
         long got = i % 2 ? recv(fd, &byte, 1, 0) : poll(&one, 1, 1000);
         interrupted += got < 0 && errno == EINTR;
     }
     stop = true;
     pthread_join(thread, NULL);
-    line("alarms %d, interrupted %d", (int)alarms, interrupted);
+    yes("interrupted", interrupted >= 50);
 }
 
 /* The end of a file leaves at once, whatever count was asked for. */
