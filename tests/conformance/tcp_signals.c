@@ -68,7 +68,7 @@ CASE(tcp_signals_receive, ACCELERATED)
     alarm_off();
 }
 
-/* Sends until nothing has found room for half a second: what is on its way makes some for a while. */
+/* Sends until there is no room for half a second: what is on its way makes some for a while. */
 static void fill(int fd, const char *bytes, size_t size)
 {
     for (int full = 0; full < 25; pause_ms(20))

@@ -120,43 +120,9 @@ impl Server {
             RequestKind::QueuePairs => self.queue_pairs(client),
             RequestKind::AddFilter => self.add_filter(client, request, fds).map(Answer::Reply),
             RequestKind::AddPorts => self.add_ports(client, request).map(Answer::Reply),
-            RequestKind::RemoveFilter => {
-                let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
-                if self
-                    .filters
-                    .get(request.filter)
-                    .is_some_and(|filter| filter.uid == uid)
-                {
-                    self.counters.add(Counter::FiltersRemoved);
-                    self.retire_filter(request.filter);
-                }
-                Ok(Answer::None)
-            }
-            RequestKind::HandOver => {
-                let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
-                let count = match fds {
-                    [] => self.hand_over(uid, request.filter)?,
-                    [shadow] => {
-                        let copy = || Ok(shadow.try_clone().map_err(|_| Errno::MFILE)?.into());
-                        self.transfer(uid, endpoint_of(request), copy)?;
-                        1
-                    }
-                    _ => return Err(Refusal::Malformed.into()),
-                };
-                let reply = Reply {
-                    count,
-                    ..Reply::new(ReplyKind::End)
-                };
-                Ok(Answer::Reply(reply))
-            }
-            RequestKind::Lend => {
-                let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
-                let endpoint = endpoint_of(request);
-                for id in self.filters.set_lent(uid, endpoint, request.listen == 0) {
-                    self.reconcile(id);
-                }
-                Ok(Answer::Reply(Reply::new(ReplyKind::End)))
-            }
+            RequestKind::RemoveFilter => self.take_filter(client, request).map(|()| Answer::None),
+            RequestKind::HandOver => self.hand_over_asked(client, request, fds),
+            RequestKind::Lend => self.lend(client, request).map(Answer::Reply),
             RequestKind::Forked => self.forked(client, request).map(|()| Answer::None),
             RequestKind::Resolve => {
                 self.stack_of(client).ok_or(Refusal::Malformed)?;
@@ -164,22 +130,7 @@ impl Server {
                     .resolve(IpAddress(request.remote), request.ifindex);
                 Ok(Answer::None)
             }
-            RequestKind::Query => {
-                let kinds = [
-                    QueryKind::Filters,
-                    QueryKind::Stacks,
-                    QueryKind::Daemon,
-                    QueryKind::Interfaces,
-                ];
-                let query = kinds.into_iter().find(|kind| *kind as u32 == request.query);
-                let query = query.ok_or(Refusal::Malformed)?;
-                if query == QueryKind::Interfaces && self.sees_foreign_programs() {
-                    // The kernel announces no program that goes with its last link.
-                    self.mirror.refresh_now(&mut self.counters);
-                    self.follow_mirror();
-                }
-                Ok(Answer::Text(self.query(query, client.peer.uid).to_string()))
-            }
+            RequestKind::Query => self.answer_query(client, request).map(Answer::Text),
             RequestKind::AddStatic => self.add_static(client, request).map(Answer::Reply),
             RequestKind::RemoveStatic => {
                 privileged(client)?;
@@ -211,6 +162,69 @@ impl Server {
                 Ok(Answer::Reply(Reply::new(ReplyKind::End)))
             }
         }
+    }
+
+    /// A client gives a filter of its stack back.
+    fn take_filter(&mut self, client: &mut Client, request: &Request) -> Result<(), Refused> {
+        let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
+        let filter = self.filters.get(request.filter);
+        if filter.is_some_and(|filter| filter.uid == uid) {
+            self.counters.add(Counter::FiltersRemoved);
+            self.retire_filter(request.filter);
+        }
+        Ok(())
+    }
+
+    /// Connections of the client's stack become the kernel's: those of a filter, or the one whose
+    /// shadow came along.
+    fn hand_over_asked(
+        &mut self,
+        client: &mut Client,
+        request: &Request,
+        fds: &[Foreign],
+    ) -> Result<Answer, Refused> {
+        let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
+        let count = match fds {
+            [] => self.hand_over(uid, request.filter)?,
+            [shadow] => {
+                let copy = || Ok(shadow.try_clone().map_err(|_| Errno::MFILE)?.into());
+                self.transfer(uid, endpoint_of(request), copy)?;
+                1
+            }
+            _ => return Err(Refusal::Malformed.into()),
+        };
+        Ok(Answer::Reply(Reply {
+            count,
+            ..Reply::new(ReplyKind::End)
+        }))
+    }
+
+    /// The socket of an endpoint's filters is lent from now on, or no longer.
+    fn lend(&mut self, client: &mut Client, request: &Request) -> Result<Reply, Refused> {
+        let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
+        let endpoint = endpoint_of(request);
+        for id in self.filters.set_lent(uid, endpoint, request.listen == 0) {
+            self.reconcile(id);
+        }
+        Ok(Reply::new(ReplyKind::End))
+    }
+
+    /// What the tool asks for, as JSON.
+    fn answer_query(&mut self, client: &mut Client, request: &Request) -> Result<String, Refused> {
+        let kinds = [
+            QueryKind::Filters,
+            QueryKind::Stacks,
+            QueryKind::Daemon,
+            QueryKind::Interfaces,
+        ];
+        let query = kinds.into_iter().find(|kind| *kind as u32 == request.query);
+        let query = query.ok_or(Refusal::Malformed)?;
+        if query == QueryKind::Interfaces && self.sees_foreign_programs() {
+            // The kernel announces no program that goes with its last link.
+            self.mirror.refresh_now(&mut self.counters);
+            self.follow_mirror();
+        }
+        Ok(self.query(query, client.peer.uid).to_string())
     }
 
     /// Whether the mirror shows XDP programs on interfaces that are not open.

@@ -72,8 +72,16 @@ impl From<FallThrough> for Failure {
     }
 }
 
-/// Everything up to the SYN. Says whether the socket does not block.
-fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Failure> {
+/// Who connects: the shadow's family and address, and the only interface that the policy's rule
+/// names (0 = any).
+struct Caller {
+    family: Family,
+    bound: SocketAddress,
+    only: u32,
+}
+
+/// Whether the socket may connect through the stack.
+fn admit(fd: c_int, remote: SocketAddress) -> Result<Caller, FallThrough> {
     let family = shadow::family(fd).ok_or(FallThrough::NotInet)?;
     let fits = match family {
         Family::V4 => remote.ip.is_v4(),
@@ -81,7 +89,7 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fai
         Family::Dual => true,
     };
     if !fits || remote.port == 0 || remote.ip.is_unspecified() {
-        return Err(FallThrough::NextHop.into());
+        return Err(FallThrough::NextHop);
     }
     let bound = shadow::local(fd).ok_or(FallThrough::Undecided)?;
     let asked = decide::ask_policy(fd, Protocol::Tcp, Role::Connect, bound, Some(remote));
@@ -89,17 +97,25 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fai
         Ok((rule, only)) => (None, rule, only),
         Err((reason, rule)) => (Some(reason), rule, 0),
     };
-    report::note(
-        fd,
-        reason,
-        rule,
-        TCP,
-        Role::Connect,
-        Some((bound, Some(remote))),
-    );
-    if let Some(reason) = reason {
-        return Err(reason.into());
+    let place = Some((bound, Some(remote)));
+    report::note(fd, reason, rule, TCP, Role::Connect, place);
+    match reason {
+        None => Ok(Caller {
+            family,
+            bound,
+            only,
+        }),
+        Some(reason) => Err(reason),
     }
+}
+
+/// Everything up to the SYN. Says whether the socket does not block.
+fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Failure> {
+    let Caller {
+        family,
+        bound,
+        only,
+    } = admit(fd, remote)?;
     let joined = context::join()?;
     defaults::follow();
     let ifindex = match decide::bound_device(fd) {
@@ -126,47 +142,53 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fai
         shadow_cookie: shadow::cookie(fd),
         ifindex,
     };
-    let kept = ports::open(&open, remote);
-    let endpoint = match kept {
+    let endpoint = match ports::open(&open, remote) {
         Some((endpoint, local)) => {
             open.local = local;
             endpoint
         }
         None => open_bound(fd, &mut open, bound, remote)?,
     };
-    let local = open.local;
     joined.refresh();
     // The grant may have opened the first queue of the interface.
     let looked = known.map_or_else(
-        || route(joined, local, remote, (ifindex, patience)),
+        || route(joined, open.local, remote, (ifindex, patience)),
         |next_hop| Ok(Some(next_hop)),
     );
-    let Ok(Some(next_hop)) = looked else {
-        drop_endpoint(endpoint);
-        return Err(FallThrough::NextHop.into());
+    let sent = match looked {
+        Ok(Some(next_hop)) => send_syn(endpoint, remote, &next_hop),
+        _ => Err(FallThrough::NextHop.into()),
     };
+    if let Err(failure) = sent {
+        drop_endpoint(endpoint);
+        return Err(failure);
+    }
+    fdtable::set(fd, Entry::Tcp(endpoint));
+    report::addresses(fd, open.local, Some(remote));
+    report::accelerated(fd, endpoint);
+    wait::epoll_set::activated(fd, endpoint, false);
+    Ok((endpoint, open.options.has(TcpOptions::NONBLOCKING)))
+}
+
+/// The first segment leaves by this hop, whose queue must be ours.
+fn send_syn(
+    endpoint: EndpointId,
+    remote: SocketAddress,
+    next_hop: &NextHop,
+) -> Result<(), Failure> {
     let sent = with_stack(|_, locked, now| {
         let queue = next_hop.queue_pair;
         if queue != QUEUE_PAIR_HAIRPIN && !locked.has_queue(usize::from(queue)) {
             return Err(OpenError::Full);
         }
         let (stack, packets) = locked.parts();
-        stack.tcp_start(packets, endpoint, remote, &next_hop, now)
+        stack.tcp_start(packets, endpoint, remote, next_hop, now)
     });
-    let failure = match sent {
-        Some(Ok(())) => None,
-        Some(Err(OpenError::InUse)) => Some(Failure::Error(Errno::ADDRNOTAVAIL)),
-        _ => Some(FallThrough::Limit.into()),
-    };
-    if let Some(failure) = failure {
-        drop_endpoint(endpoint);
-        return Err(failure);
+    match sent {
+        Some(Ok(())) => Ok(()),
+        Some(Err(OpenError::InUse)) => Err(Failure::Error(Errno::ADDRNOTAVAIL)),
+        _ => Err(FallThrough::Limit.into()),
     }
-    fdtable::set(fd, Entry::Tcp(endpoint));
-    report::addresses(fd, local, Some(remote));
-    report::accelerated(fd, endpoint);
-    wait::epoll_set::activated(fd, endpoint, false);
-    Ok((endpoint, open.options.has(TcpOptions::NONBLOCKING)))
 }
 
 /// Opens an endpoint at a port that the shadow is bound to, and asks for its flows.
