@@ -43,34 +43,46 @@ fn bypass_carries(scene: &Scene, count: u32) -> Result<()> {
     Ok(())
 }
 
-/// `kill -9` of a program: its filters go at once, the kernel answers for the port.
+/// `kill -9` of a program: its filters are gone within 100 ms, the kernel answers for the port.
 pub(crate) fn program_killed(scene: &Scene) -> Result<()> {
     let host = scene.host();
-    let server = echo(scene)?;
     // A second one keeps the daemon and the XDP program there.
     let keeper = start_example(scene, "udpecho", 7010, &["--bind", &host])?;
-    ping_pong(scene, &host, PORT, 500)?;
-    ping_pong(scene, &host, 7010, 100)?;
-    if scene.has_shim() {
-        let filters = daemon::list(&scene.bed, &["filters", "list"])?;
-        if filters.len() != 2 {
-            return Err(format!("two filters expected: {filters:?}").into());
+    // On a processor that is elsewhere 100 ms may pass before the daemon runs: one of some kills.
+    let mut soon = false;
+    for _ in 0..5 {
+        let server = echo(scene)?;
+        ping_pong(scene, &host, PORT, 500)?;
+        ping_pong(scene, &host, 7010, 100)?;
+        let filters = || daemon::list(&scene.bed, &["filters", "list"]).map(|list| list.len());
+        if scene.has_shim() && filters()? != 2 {
+            return Err("two filters expected".into());
+        }
+        let before = KernelUdp::read(&scene.bed, Side::Server)?;
+        server.kill();
+        std::thread::sleep(Duration::from_millis(100));
+        let poke = || {
+            let mut bash = scene.bed.program(Side::Client, "bash");
+            let poked = bash.args(["-c", &format!("echo > /dev/udp/{host}/{PORT}")]);
+            let poked = poked.run().is_ok();
+            std::thread::sleep(Duration::from_millis(20));
+            let now = KernelUdp::read(&scene.bed, Side::Server);
+            poked && now.is_ok_and(|now| now.since(before).no_port > 0)
+        };
+        soon = poke();
+        let what = "the kernel answers for the port of a killed program";
+        wait_until(what, Duration::from_secs(20), || soon || poke())?;
+        if scene.has_shim() {
+            wait_until("one filter", Duration::from_secs(20), || {
+                filters().is_ok_and(|count| count == 1)
+            })?;
+        }
+        if soon {
+            break;
         }
     }
-    let before = KernelUdp::read(&scene.bed, Side::Server)?;
-    server.kill();
-    let poke = format!("echo > /dev/udp/{host}/{PORT}");
-    let what = "the kernel answers for the port of a killed program";
-    wait_until(what, Duration::from_secs(2), || {
-        let mut bash = scene.bed.program(Side::Client, "bash");
-        let poked = bash.args(["-c", &poke]).run().is_ok();
-        let now = KernelUdp::read(&scene.bed, Side::Server);
-        poked && now.is_ok_and(|now| now.since(before).no_port > 0)
-    })?;
-    if scene.has_shim() {
-        wait_until("one filter", Duration::from_secs(2), || {
-            daemon::list(&scene.bed, &["filters", "list"]).is_ok_and(|filters| filters.len() == 1)
-        })?;
+    if !soon {
+        return Err("the filters of a killed program are there after 100 ms".into());
     }
     ping_pong(scene, &host, 7010, 100)?;
     let again = echo(scene)?;
