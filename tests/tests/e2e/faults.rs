@@ -383,13 +383,23 @@ time.sleep(60)
 
 /// `bypassctl explain PID` names the reason.
 pub(crate) fn explains(scene: &Scene, pid: u32, reason: &str) -> Result<()> {
+    explains_within(scene, pid, reason, Duration::from_secs(20))
+}
+
+/// [`explains`], within this time.
+pub(crate) fn explains_within(
+    scene: &Scene,
+    pid: u32,
+    reason: &str,
+    limit: Duration,
+) -> Result<()> {
     if !scene.has_shim() {
         return Ok(());
     }
     // The kernel shows a socket bound before the program's call has returned.
     let mut told = String::new();
     let arguments = ["explain", &pid.to_string(), "--json"];
-    wait_until(reason, Duration::from_secs(20), || {
+    wait_until(reason, limit, || {
         let run = daemon::bypassctl(&scene.bed, &arguments);
         told = run.map_or_else(|error| error.to_string(), |run| run.stdout + &run.stderr);
         told.contains(reason)
@@ -450,18 +460,16 @@ pub(crate) fn daemon_is_no_child(scene: &Scene) -> Result<()> {
     program.column(scene.column).cpu(0).args(["-c", &python]);
     let running = program.spawn()?;
     if scene.has_shim() {
-        wait_until("a daemon", Duration::from_secs(20), || {
-            !daemon::running(&scene.bed).is_empty()
-        })?;
-        for pid in daemon::running(&scene.bed) {
-            let (all, its) = (
-                allowed_processors("self")?,
-                allowed_processors(&pid.to_string())?,
-            );
-            if its != all {
-                return Err(format!("the daemon may run on {its} of {all}").into());
-            }
-        }
+        // It is the program that starts it, and on the program's processors, for a moment.
+        let all = allowed_processors("self")?;
+        let mut seen = Vec::new();
+        let is_everywhere = wait_until("a daemon on all", Duration::from_secs(20), || {
+            let pids = daemon::running(&scene.bed).into_iter();
+            let lists = pids.filter_map(|pid| allowed_processors(&pid.to_string()).ok());
+            seen = lists.collect();
+            !seen.is_empty() && seen.iter().all(|its| *its == all)
+        });
+        is_everywhere.map_err(|error| format!("{error} of {all}: {seen:?}"))?;
     }
     running.wait(Duration::from_secs(30))?.check()?;
     Ok(())

@@ -5,11 +5,11 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use bypass_tests::counters::{wait_for_tcp_port, wait_for_udp_port};
-use bypass_tests::program::{Running, wait_until};
+use bypass_tests::program::Running;
 use bypass_tests::testbed::{Options, Side, Testbed};
 use bypass_tests::{Result, paths};
 
-use super::faults::explains;
+use super::faults::{explains, explains_within};
 use super::harness::{Carried, Scene, proven};
 
 /// The most that the larger chunks hold.
@@ -39,11 +39,7 @@ fn echo(scene: &Scene, name: &str, port: u16, served: &str) -> Result<Running> {
         "udpecho" => wait_for_udp_port(&scene.bed, Side::Server, port)?,
         _ => wait_for_tcp_port(&scene.bed, Side::Server, port)?,
     }
-    let explained = || explains(scene, server.pid(), served);
-    wait_until("a decision", Duration::from_secs(20), || {
-        explained().is_ok()
-    })
-    .or_else(|_| explained())?;
+    explains(scene, server.pid(), served)?;
     Ok(server)
 }
 
@@ -52,7 +48,8 @@ fn once_accelerated(scene: &Scene, port: u16) -> Result<Running> {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
         let server = echo(scene, "udpecho", port, "")?;
-        match explains(scene, server.pid(), BYPASS) {
+        // Whose a socket is it keeps.
+        match explains_within(scene, server.pid(), BYPASS, Duration::from_secs(2)) {
             Ok(()) => return Ok(server),
             Err(error) if Instant::now() > end => return Err(error),
             Err(_) => server.stop()?.check()?,
