@@ -1,5 +1,5 @@
 //! Rules that no compiler knows: module docs, where unsafe code may be, who may depend on whom,
-//! banned words, line width.
+//! banned words, line width, tests that the process model names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -81,11 +81,17 @@ const DEPENDENCIES: &[(&str, &[&str])] = &[
 pub(crate) fn run() -> Result<()> {
     let root = paths::repository();
     let mut problems = Vec::new();
+    let mut tests = String::new();
     for path in sources(&root)? {
         let name = path.strip_prefix(&root)?.display().to_string();
         let text = fs::read_to_string(&path)?;
         check_file(&name, &text, &mut problems);
+        if name.starts_with("stack/tests/") || name.starts_with("tests/tests/") {
+            tests.push_str(&text);
+        }
     }
+    let model = fs::read_to_string(root.join("docs/process-model.md"))?;
+    check_process_model(&model, &tests, &mut problems);
     check_dependencies(&mut problems)?;
     if problems.is_empty() {
         return Ok(());
@@ -174,6 +180,24 @@ fn check_unsafe(name: &str, text: &str, problems: &mut Vec<String>) {
     }
 }
 
+/// The tests that rows of the process model name are in `tests`, the text of all of them: `c:` a
+/// case of conformance, `e:` a scene, `s:` a test of the stack.
+fn check_process_model(model: &str, tests: &str, problems: &mut Vec<String>) {
+    let words = model.split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':');
+    for word in words {
+        let entry = match word.split_once(':') {
+            Some(("c", name)) => format!("\n    {name}: "),
+            Some(("e", name)) => format!("::{name}: "),
+            Some(("s", name)) => format!("\nfn {name}()"),
+            _ => continue,
+        };
+        let is_legend = word.ends_with(':');
+        if !is_legend && !tests.contains(&entry) {
+            problems.push(format!("docs/process-model.md: no test {word}"));
+        }
+    }
+}
+
 /// The dependency rule, from `cargo metadata`.
 fn check_dependencies(problems: &mut Vec<String>) -> Result<()> {
     let run = cargo()
@@ -208,7 +232,7 @@ fn check_dependencies(problems: &mut Vec<String>) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::check_file;
+    use super::{check_file, check_process_model};
 
     fn problems(name: &str, text: &str) -> Vec<String> {
         let mut found = Vec::new();
@@ -236,5 +260,17 @@ mod tests {
         let reason = "//! Doc.\n// UNSAFETY: maps.\nfn f() { unsafe { g() } }\n";
         assert!(problems("runtime/src/a.rs", reason).is_empty());
         assert!(problems("stack/src/a.rs", "//! Doc.\n// unsafe { in a comment }\n").is_empty());
+    }
+
+    #[test]
+    fn rows_of_the_process_model_name_tests() {
+        let tests = "\n    a_case: Mixed,\n    module::a_scene: Any,\nfn a_test() {\n";
+        let mut found = Vec::new();
+        let model = "Tests: `c:` cases\n| fork | x | c:a_case, e:a_scene; s:a_test |\n";
+        check_process_model(model, tests, &mut found);
+        assert!(found.is_empty(), "{found:?}");
+        let model = "| fork | x | c:a_scene, e:case, s:test |";
+        check_process_model(model, tests, &mut found);
+        assert_eq!(found.len(), 3);
     }
 }
