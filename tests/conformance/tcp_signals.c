@@ -37,6 +37,9 @@ CASE(tcp_signals_waits, ACCELERATED)
         value("epoll_wait, limit", epoll_wait(set, &found, 1, 20000));
         alarm_off();
     }
+    /* The end is not left to whoever finishes the connections of a program that has gone. */
+    value("shutdown", shutdown(fd, SHUT_WR));
+    receive(fd, 0);
 }
 
 /* SA_RESTART goes on with a receive, unless the socket has a time limit. */
