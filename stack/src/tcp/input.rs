@@ -334,8 +334,15 @@ impl Connection<'_> {
             )
     }
 
-    /// Tells the sender of an unacceptable segment where we stand, within reason.
+    /// Tells the sender of an unacceptable segment where we stand, within reason, and what of its
+    /// data has come before (RFC 2883 section 4, net/ipv4/tcp_input.c:tcp_send_dupack).
     fn answer_unacceptable(&mut self, segment: &Segment, now: Instant) {
+        let end = segment.seq.wrapping_add(u32::from(segment.payload_len));
+        if segment.payload_len > 0 && before(segment.seq, self.tcb.rcv_nxt) {
+            let known = super::seq::earlier(end, self.tcb.rcv_nxt);
+            self.note_duplicate(segment.seq, known);
+            self.quick_ack_mode();
+        }
         if may_answer(&mut self.tcb.answered_ms, segment, now) {
             self.tcb.set(flag::ACK_NOW);
         }

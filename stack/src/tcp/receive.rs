@@ -468,7 +468,7 @@ impl Connection<'_> {
     }
 
     /// Notes data that came twice, to tell it in the next ACK (RFC 2883).
-    fn note_duplicate(&mut self, left: u32, right: u32) {
+    pub(super) fn note_duplicate(&mut self, left: u32, right: u32) {
         if !self.tcb.has(flag::SACK) || !before(left, right) {
             return;
         }
