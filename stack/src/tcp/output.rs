@@ -459,7 +459,7 @@ impl Connection<'_> {
     }
 
     /// Sends the first unsent segment if it may leave; whether it left.
-    fn send_next(&mut self, memory: &mut impl Memory, now: Instant, push: bool) -> bool {
+    pub(super) fn send_next(&mut self, memory: &mut impl Memory, now: Instant, push: bool) -> bool {
         let chunk = self.tcb.unsent;
         let Some(&segment) = self.segment(chunk) else {
             return false;
@@ -472,12 +472,14 @@ impl Connection<'_> {
         if self.must_pause(now) {
             return false;
         }
-        let len = u32::from(segment.len);
+        let whole = u32::from(segment.len);
+        let len = whole.min(u32::from(self.tcb.mss));
+        if len < whole && !self.split(memory, chunk, self.tcb.mss) {
+            return false;
+        }
         // A FIN is inside the window as well, or waits for it by itself.
-        let fin = u32::from(segment.has(mark::FIN));
-        if len > u32::from(self.tcb.mss) {
-            self.split(memory, chunk, self.tcb.mss);
-        } else if len.saturating_add(fin) > room {
+        let fin = u32::from(segment.has(mark::FIN) && len == whole);
+        if len.saturating_add(fin) > room {
             // Part of it fits: only a worthwhile part leaves (RFC 9293 section 3.8.6.2.1).
             let worth = (self.tcb.max_window / 2).min(u32::from(self.tcb.mss));
             let held = room < worth && !push;
