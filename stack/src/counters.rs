@@ -107,6 +107,9 @@ table! {
         TcpIcmpIgnored "tcp-icmp-ignored" "ICMP errors that quote a segment which is not in flight, or are about a time wait.",
         TcpTimeoutsReverted "tcp-timeouts-reverted" "Doublings of a timeout undone because a router had no way for the segment.",
         DatagramsByGso "datagrams-by-gso" "Datagrams of one sendmmsg that the kernel has cut out of one large send, faster than one frame each in copy mode.",
+        TcpBlackHoles "tcp-black-holes" "Timeouts at which segments were made smaller, because the path may swallow long ones without a word.",
+        TcpMtuProbes "tcp-mtu-probes" "Segments sent to learn whether the path takes one so long.",
+        TcpMtuProbesLost "tcp-mtu-probes-lost" "Such segments that were lost.",
     }
 }
 

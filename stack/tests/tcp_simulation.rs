@@ -113,6 +113,39 @@ fn connections_move_under_load() {
     }
 }
 
+/// A router that throws long frames away without a word: with tcp_mtu_probing the connections find
+/// out, both directions, and go on with the longest segments that pass.
+#[test]
+fn long_segments_may_vanish() {
+    for (probing, ipv6) in [(1, false), (1, true), (2, false), (2, true)] {
+        let mut plan = Plan::good();
+        plan.ipv6 = ipv6;
+        plan.defaults.mtu_probing = probing;
+        plan.swallowed_above = 14 + 1300;
+        let mut world = World::new(1, plan);
+        let sides = [Side::plain(600_000), Side::plain(300_000)];
+        let pair = Pair::new(0, &world.plan, world.now, sides);
+        world.pairs.push(pair);
+        let start = world.now;
+        world.run_until(start + 60 * SECOND);
+        for side in 0..2 {
+            let side = world.side(0, side);
+            assert!(side.saw_end, "{probing} {ipv6}: {side:?}");
+        }
+        let tried = |counter| {
+            world
+                .hosts
+                .iter()
+                .map(|host| host.counter(counter))
+                .sum::<u64>()
+        };
+        assert!(tried(Counter::TcpMtuProbes) > tried(Counter::TcpMtuProbesLost));
+        assert!(tried(Counter::TcpMtuProbesLost) > 0);
+        assert_eq!(tried(Counter::TcpBlackHoles) > 0, probing == 1);
+        world.run();
+    }
+}
+
 #[test]
 fn a_clock_that_is_behind_stops_nothing() {
     for algorithm in 0..3 {

@@ -30,7 +30,7 @@ macro_rules! setting {
 }
 
 /// Every setting of numbers that the stack follows.
-const SETTINGS: [(&str, Apply); 16] = [
+const SETTINGS: [(&str, Apply); 21] = [
     (setting!("tcp_rmem"), |to, value| to.rmem = value),
     (setting!("tcp_wmem"), |to, value| to.wmem = value),
     (setting!("tcp_syn_retries"), |to, [value, ..]| {
@@ -79,6 +79,21 @@ const SETTINGS: [(&str, Apply); 16] = [
     }),
     (setting!("tcp_max_syn_backlog"), |to, [value, ..]| {
         to.max_syn_backlog = value;
+    }),
+    (setting!("tcp_mtu_probing"), |to, [value, ..]| {
+        to.mtu_probing = byte(value);
+    }),
+    (setting!("tcp_base_mss"), |to, [value, ..]| {
+        to.base_mss = value;
+    }),
+    (setting!("tcp_mtu_probe_floor"), |to, [value, ..]| {
+        to.mtu_probe_floor = value;
+    }),
+    (setting!("tcp_probe_interval"), |to, [value, ..]| {
+        to.probe_interval_s = value;
+    }),
+    (setting!("tcp_probe_threshold"), |to, [value, ..]| {
+        to.probe_threshold = value;
     }),
 ];
 

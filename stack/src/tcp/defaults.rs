@@ -39,16 +39,26 @@ pub struct TcpDefaults {
     pub abort_on_overflow: u8,
     /// tcp_congestion_control by number: 0 cubic, 1 reno, 2 bbr.
     pub congestion: u8,
+    /// tcp_mtu_probing: 0 off, 1 after a black hole was met, 2 always.
+    pub mtu_probing: u8,
     /// Zero.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
     /// tcp_fin_timeout, seconds.
     pub fin_timeout_s: u32,
     /// tcp_max_syn_backlog.
     pub max_syn_backlog: u32,
     /// tcp_challenge_ack_limit per connection and second.
     pub challenge_acks: u32,
+    /// tcp_base_mss, bytes: the payload with which a search for the path's MTU begins.
+    pub base_mss: u32,
+    /// tcp_mtu_probe_floor, bytes: the least payload to which a search goes down.
+    pub mtu_probe_floor: u32,
+    /// tcp_probe_interval, seconds: after so long a search begins anew.
+    pub probe_interval_s: u32,
+    /// tcp_probe_threshold, bytes: a search ends when it is so near.
+    pub probe_threshold: u32,
     /// Zero.
-    pub spare: [u32; 5],
+    pub spare: u32,
 }
 
 impl TcpDefaults {
@@ -72,11 +82,16 @@ impl TcpDefaults {
             rfc1337: 0,
             abort_on_overflow: 0,
             congestion: 0,
-            reserved: [0; 2],
+            mtu_probing: 0,
+            reserved: 0,
             fin_timeout_s: 60,
             max_syn_backlog: 4096,
             challenge_acks: 2,
-            spare: [0; 5],
+            base_mss: 1024,
+            mtu_probe_floor: 48,
+            probe_interval_s: 600,
+            probe_threshold: 8,
+            spare: 0,
         }
     }
 }

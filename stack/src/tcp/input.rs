@@ -193,6 +193,9 @@ impl Connection<'_> {
         // The SYN or SYN-ACK was delivered.
         tcb.delivered = 1;
         tcb.congestion = super::congestion::Congestion::new(tcb.options.congestion, INITIAL_WINDOW);
+        if self.pool.head.tcp_defaults.mtu_probing > 1 {
+            self.begin_mtu_search(now);
+        }
         self.tcb.mss = self.current_mss();
         let is_v4 = self.endpoint.remote_ip.is_v4();
         let header = if is_v4 { 40 } else { 60 };

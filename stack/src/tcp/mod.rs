@@ -27,6 +27,7 @@ pub(crate) mod info;
 mod input;
 mod listen;
 pub(crate) mod mini;
+mod mtu_search;
 pub(crate) mod options;
 mod output;
 mod pace;

@@ -5,7 +5,7 @@ use super::connection::{Connection, micros, timestamps};
 use super::options::TcpOptions;
 use super::pool::mark;
 use super::seq::{after, before, distance};
-use super::tcb::{NEVER, Range, TcpState, flag, pending};
+use super::tcb::{NEVER, Range, TcpState, flag, pending, search};
 use crate::counters::Counter;
 use crate::image::{NONE, chunk_state};
 use crate::types::{Instant, Memory};
@@ -30,6 +30,11 @@ impl Connection<'_> {
 
     /// Largest payload of one segment with the options that every segment carries.
     pub(crate) fn current_mss(&self) -> u16 {
+        self.path_mss().min(self.tcb.searched_mss()).max(48)
+    }
+
+    /// The same, as far as is told: by the peer, the interface and ICMP messages.
+    pub(super) fn path_mss(&self) -> u16 {
         let ip = if self.is_v4() { 40_u16 } else { 60 };
         let by_path = self.tcb.hop.mtu.saturating_sub(ip);
         let timestamps = if self.tcb.has(flag::TIMESTAMPS) {
@@ -331,8 +336,11 @@ impl Connection<'_> {
     fn fits(&self, len: u16, options: &tcp::Options) -> bool {
         let len = usize::from(len);
         let most = usize::from(self.tcb.hop.mtu).saturating_add(ethernet::HEADER);
+        // What has passed had timestamps at most.
+        let passes = usize::from(self.tcb.searched_mss()).saturating_add(12);
+        let all = tcp::options_len(options).saturating_add(len);
         // The peer's MSS counts options as data (RFC 6691).
-        tcp::options_len(options).saturating_add(len) <= usize::from(self.tcb.mss_clamp)
+        all <= usize::from(self.tcb.mss_clamp).min(passes)
             && tcp::headers_len(self.is_v4(), options).saturating_add(len) <= most
     }
 
@@ -419,12 +427,18 @@ impl Connection<'_> {
             }
         }
         self.tcb.clear(flag::CWND_LIMITED | flag::WINDOW_LIMITED);
+        if self.tcb.mtu_search == search::PROBING {
+            self.take_mtu_answer();
+        }
         if self.tcb.unsent == NONE {
             self.note_limited_by_program();
             return;
         }
         self.restart_after_idle(now);
         let before_out = self.tcb.packets_out;
+        if self.tcb.mtu_search == search::ON {
+            self.search_mtu(memory, now);
+        }
         for _ in 0..self.pool.chunks.len() {
             if !self.send_next(memory, now, push) {
                 break;
@@ -458,7 +472,9 @@ impl Connection<'_> {
         self.tcb.app_limited = self.tcb.delivered.wrapping_add(self.tcb.in_flight()).max(1);
     }
 
-    /// Sends the first unsent segment if it may leave; whether it left.
+    /// Sends the first unsent segment if it may leave; whether it left. (Every request takes this
+    /// way; a search for the MTU, which calls it too, hardly ever.)
+    #[inline(always)]
     pub(super) fn send_next(&mut self, memory: &mut impl Memory, now: Instant, push: bool) -> bool {
         let chunk = self.tcb.unsent;
         let Some(&segment) = self.segment(chunk) else {

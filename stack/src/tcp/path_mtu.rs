@@ -69,17 +69,21 @@ impl Connection<'_> {
         self.tcb.mss = self.current_mss();
         self.lose_too_long();
         if self.tcb.lost_out > 0 {
-            // No sign of congestion: the window stays (net/ipv4/tcp_input.c:
-            // tcp_simple_retransmit).
-            if self.tcb.ca_state != ca::LOSS {
-                self.tcb.ca_state = ca::LOSS;
-                self.tcb.high_seq = self.tcb.snd_nxt;
-                self.tcb.undo_marker = 0;
-            }
+            self.repair_without_blame();
             self.retransmit_lost(memory, now);
         }
         self.output(memory, now, false);
         true
+    }
+
+    /// What is lost goes out again, and is no sign of congestion: the window stays
+    /// (net/ipv4/tcp_input.c:tcp_simple_retransmit).
+    pub(super) fn repair_without_blame(&mut self) {
+        if self.tcb.ca_state != ca::LOSS {
+            self.tcb.ca_state = ca::LOSS;
+            self.tcb.high_seq = self.tcb.snd_nxt;
+            self.tcb.undo_marker = 0;
+        }
     }
 
     /// Marks what is in flight and longer than a segment may be now as lost.

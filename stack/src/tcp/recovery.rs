@@ -216,7 +216,11 @@ impl Connection<'_> {
             _ => {}
         }
         if self.tcb.lost_out > 0 && matches!(self.tcb.ca_state, ca::OPEN | ca::DISORDER | ca::CWR) {
-            self.enter_recovery(goes_on, now);
+            if self.has_lost_mtu_probe() {
+                self.repair_without_blame();
+            } else {
+                self.enter_recovery(goes_on, now);
+            }
         } else if matches!(self.tcb.ca_state, ca::OPEN | ca::DISORDER) {
             self.tcb.ca_state = if self.tcb.sacked_out > 0 {
                 ca::DISORDER
@@ -406,6 +410,7 @@ impl Connection<'_> {
         if !self.transmit(memory, chunk, now) {
             return false;
         }
+        self.drop_mtu_probe();
         let fresh = !slot.has(mark::RETRANSMITTED);
         let mut len = 0;
         if let Some(slot) = self.segment_mut(chunk) {

@@ -95,6 +95,16 @@ pub(crate) mod pending {
     pub(crate) const PROBE: u8 = 4;
 }
 
+/// What the search for the path's MTU is at ([`super::mtu_search`]).
+pub(crate) mod search {
+    /// ICMP messages tell it.
+    pub(crate) const OFF: u8 = 0;
+    /// Between probes.
+    pub(crate) const ON: u8 = 1;
+    /// A probe is in flight.
+    pub(crate) const PROBING: u8 = 2;
+}
+
 /// What a sender is doing, for TCP_INFO (include/linux/tcp.h: enum tcp_chrono).
 pub(crate) mod busy {
     /// Nothing to send and nothing in flight.
@@ -297,7 +307,8 @@ pub(crate) struct Tcb {
     pub(crate) retransmits: u8,
     pub(crate) probes_out: u8,
     pub(crate) quick_acks: u8,
-    pub(crate) dup_acks: u8,
+    /// What the search for the path's MTU is at: [`search`]. Its numbers are further down.
+    pub(crate) mtu_search: u8,
     pub(crate) syn_retries: u8,
     pub(crate) challenge_acks: u8,
 
@@ -409,6 +420,14 @@ pub(crate) struct Tcb {
     /// What an ICMP error has last said, and when, milliseconds; 0 = nothing.
     pub(crate) soft_error: i32,
     pub(crate) soft_error_ms: u32,
+
+    /// While [`Tcb::mtu_search`] is on: the largest payload that is believed to pass, the largest
+    /// that may, that of the probe, its first number, and when the search began, milliseconds.
+    pub(crate) search_low: u16,
+    pub(crate) search_high: u16,
+    pub(crate) search_probe: u32,
+    pub(crate) search_seq: u32,
+    pub(crate) search_ms: u32,
 
     // Listener and its connections.
     pub(crate) listener: u32,

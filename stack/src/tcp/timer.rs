@@ -64,6 +64,7 @@ impl Connection<'_> {
                 if self.has_given_up(now) {
                     self.time_out();
                 } else {
+                    self.suspect_mtu(now);
                     self.fire_rto(memory, now);
                 }
             }

@@ -282,6 +282,9 @@ impl Machine {
             "abort-on-overflow" => defaults.abort_on_overflow = value as u8,
             "max-syn-backlog" => defaults.max_syn_backlog = value as u32,
             "challenge-acks" => defaults.challenge_acks = value as u32,
+            "mtu-probing" => defaults.mtu_probing = value as u8,
+            "base-mss" => defaults.base_mss = value as u32,
+            "mtu-probe-floor" => defaults.mtu_probe_floor = value as u32,
             "rmem-max" => defaults.rmem[2] = value as u32,
             _ => return Err(format!("no such setting: {name}")),
         }

@@ -22,6 +22,8 @@ pub struct Plan {
     /// Frames in the TX ring, and chunks in the fill ring.
     pub ring_frames: usize,
     pub fill: usize,
+    /// Longer frames vanish on the way, and nobody says so.
+    pub swallowed_above: usize,
     pub partial: bool,
     pub chunks: u32,
     pub endpoints: u32,
@@ -48,6 +50,7 @@ impl Plan {
             queue_frames: usize::MAX,
             ring_frames: 64,
             fill: 64,
+            swallowed_above: usize::MAX,
             partial: false,
             chunks: 1024,
             endpoints: 16,

@@ -215,6 +215,12 @@ impl Side {
         }
     }
 
+    /// Whether nothing was heard from the peer for as long as its keepalive waits: the answers to
+    /// ten probes were all lost, as on a link that is overloaded for minutes.
+    fn is_given_up(&self) -> bool {
+        self.error == ETIMEDOUT && self.options.has(TcpOptions::KEEPALIVE)
+    }
+
     fn expects_errors(&self) -> bool {
         self.doomed || !matches!(self.end, End::Orderly | End::AfterWrite)
     }
@@ -704,6 +710,9 @@ impl Pair {
             // which a very bad wire can bring about.
             let starved = plan.is_very_bad() && peer.state == State::Closed;
             if starved && side.error == ECONNRESET && peer.error == 0 {
+                continue;
+            }
+            if plan.is_very_bad() && (side.is_given_up() || peer.is_given_up()) {
                 continue;
             }
             if may_fail {

@@ -63,7 +63,8 @@ impl Wire {
 
     /// A frame leaves a host, at `flight.due`.
     pub fn send(&mut self, mut flight: Flight, random: &mut Random) {
-        if self.cut[flight.to] || random.chance(self.plan.loss) {
+        let long = flight.bytes.len() > self.plan.swallowed_above;
+        if long || self.cut[flight.to] || random.chance(self.plan.loss) {
             return;
         }
         let mut at = flight.due;
