@@ -63,7 +63,7 @@ tests! {
     check:
     programs::udp_receiver: Bypass,
     programs::udp_receiver_threads: Bypass,
-    programs::udp_sender: Bypass,
+    programs::udp_sender: Any,
     programs::udp_sender_in_batches: Any,
     programs::udp_sender_threads: Any,
     programs::udp_echo: Bypass,
