@@ -832,7 +832,11 @@ impl Stack<'_> {
             }
             if !matches!(state, TcpState::SynSent | TcpState::SynReceived) {
                 let urgent = u32::from(tcb.skips_urgent());
-                if tcb.rx_bytes.saturating_sub(urgent) >= tcb.options.rcvlowat.max(1) {
+                let waiting = tcb.rx_bytes.saturating_sub(urgent);
+                // A reader that waits for more than the window takes is told when that is full
+                // (net/ipv4/tcp.c:tcp_epollin_ready).
+                let is_full = tcb.receive_window() <= u32::from(tcb.rcv_mss);
+                if waiting >= tcb.options.rcvlowat.max(1) || waiting > 0 && is_full {
                     events |= event::IN | event::RDNORM;
                 }
                 if tcb.has(flag::SEND_SHUT) || tcb.is_writable(self.send_space_of(tcb)) {
