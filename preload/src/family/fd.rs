@@ -204,6 +204,9 @@ fn onto(old: c_int, new: c_int, original: impl FnOnce() -> c_int) -> c_int {
     result
 }
 
+/// Of asm-generic/fcntl.h.
+const F_SETOWN_EX: c_int = 15;
+
 pub unsafe fn fcntl(fd: c_int, command: c_int, argument: size_t) -> c_int {
     // SAFETY: the caller's arguments.
     let original = || unsafe { symbols::fcntl::original()(fd, command, argument) };
@@ -246,6 +249,7 @@ pub unsafe fn fcntl(fd: c_int, command: c_int, argument: size_t) -> c_int {
         return result & !libc::O_NONBLOCK | if on { libc::O_NONBLOCK } else { 0 };
     }
     match command {
+        libc::F_SETOWN | F_SETOWN_EX => tcp::foreign::signals(fd),
         libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => duplicated(fd, result),
         libc::F_SETFL => super::ioctl::nonblocking_changed(fd),
         _ => {}

@@ -13,6 +13,10 @@ use crate::errno::{Answer, to_int};
 use crate::fdtable::{self, Entry};
 use crate::{context, decide, shadow, symbols, tcp};
 
+/// Of asm-generic/sockios.h.
+const FIOSETOWN: c_ulong = 0x8901;
+const SIOCSPGRP: c_ulong = 0x8902;
+
 pub unsafe fn ioctl(fd: c_int, request: c_ulong, argument: size_t) -> c_int {
     if fdtable::falls_through(fd) {
         // SAFETY: the caller's arguments.
@@ -33,6 +37,7 @@ pub unsafe fn ioctl(fd: c_int, request: c_ulong, argument: size_t) -> c_int {
             unsafe { waiting_bytes(fd, argument as *mut c_int) };
         }
         libc::FIONBIO => nonblocking_changed(fd),
+        FIOSETOWN | SIOCSPGRP => tcp::foreign::signals(fd),
         _ => {}
     }
     result

@@ -60,13 +60,19 @@ pub unsafe fn recvfrom(
     message.msg_iov = &raw mut vector;
     message.msg_iovlen = 1;
     let named = !address.is_null() && !is_nowhere(address_len);
+    let mut negative = false;
     if named {
         message.msg_name = address.cast();
         // SAFETY: not null, the caller's to read.
         message.msg_namelen = unsafe { address_len.read() };
+        negative = message.msg_namelen.cast_signed() < 0;
     }
     // SAFETY: `message` describes the caller's own buffers.
     let answer = unsafe { one(fd, (entry, endpoint), &mut message, flags) };
+    if answer.is_ok() && negative {
+        // As the kernel: what was received is lost to a bad length.
+        return to_c(Err(Errno::INVAL));
+    }
     if answer.is_ok() && named {
         // SAFETY: not null, the caller's to write.
         unsafe { address_len.write(message.msg_namelen) };

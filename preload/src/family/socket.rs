@@ -167,6 +167,8 @@ pub unsafe fn connect(fd: c_int, address: *const sockaddr, len: socklen_t) -> c_
         return result;
     }
     match fdtable::get(fd) {
+        // A listener was dissolved (AF_UNSPEC; all else is refused).
+        Entry::Listener(listener) => tcp::listen::give_up(fd, listener),
         Entry::Candidate | Entry::Bound => {
             // SAFETY: the kernel has just read `len` bytes of it.
             match unsafe { address::read(address, len) } {
@@ -277,9 +279,13 @@ pub unsafe fn getsockopt(
     let entry = fdtable::get(fd);
     if let Entry::Tcp(endpoint) | Entry::Listener(endpoint) = entry {
         let connection = matches!(entry, Entry::Tcp(_));
+        if connection {
+            tcp::foreign::read(fd, endpoint, level, name);
+        }
+        let place = (fd, endpoint, connection);
         let room = Room { value, len };
         // SAFETY: the caller's arguments.
-        if let Some(answer) = unsafe { options::get(endpoint, connection, (level, name), room) } {
+        if let Some(answer) = unsafe { options::get(place, (level, name), room) } {
             return to_int(answer);
         }
     }
@@ -295,12 +301,14 @@ pub unsafe fn setsockopt(
     len: socklen_t,
 ) -> c_int {
     let entry = fdtable::get(fd);
-    let foreign = entry != Entry::Other && tcp::foreign::is(level, name);
-    if foreign
-        && let Entry::Tcp(endpoint) = entry
-        && !handover::hand_over(fd, endpoint, FallThrough::Option)
-    {
-        return to_int(Err(Errno::OPNOTSUPP));
+    // SAFETY: the caller's arguments.
+    let foreign = entry != Entry::Other && unsafe { tcp::foreign::is(level, name, value, len) };
+    if foreign && let Entry::Tcp(endpoint) = entry {
+        // SAFETY: as above.
+        let prepared = unsafe { tcp::foreign::prepare(fd, endpoint, (level, name), value, len) };
+        if let Err(errno) = prepared {
+            return to_int(Err(errno));
+        }
     }
     if let Entry::Tcp(endpoint) | Entry::Listener(endpoint) = entry
         && !foreign

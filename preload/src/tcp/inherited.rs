@@ -13,25 +13,19 @@ use once_cell::sync::Lazy;
 
 use crate::{process, shadow, sharing, symbols};
 
-/// `TCP_THIN_LINEAR_TIMEOUTS` and `TCP_SAVE_SYN` of linux/tcp.h.
+/// `TCP_THIN_LINEAR_TIMEOUTS` of linux/tcp.h.
 const THIN_LINEAR_TIMEOUTS: c_int = 16;
-const SAVE_SYN: c_int = 27;
 
 /// The options, all of them one number.
-const OPTIONS: [(c_int, c_int); 15] = [
+const OPTIONS: [(c_int, c_int); 10] = [
     (SOL_SOCKET, libc::SO_DEBUG),
     (SOL_SOCKET, libc::SO_BROADCAST),
     (SOL_SOCKET, libc::SO_DONTROUTE),
-    (SOL_SOCKET, libc::SO_MARK),
-    (SOL_SOCKET, libc::SO_TIMESTAMP),
-    (SOL_SOCKET, libc::SO_TIMESTAMPNS),
     (IPPROTO_TCP, THIN_LINEAR_TIMEOUTS),
-    (IPPROTO_TCP, SAVE_SYN),
     (IPPROTO_IP, libc::IP_RECVERR),
     (IPPROTO_IP, libc::IP_MTU_DISCOVER),
     (IPPROTO_IP, libc::IP_FREEBIND),
     (IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
-    (IPPROTO_IP, libc::IP_MINTTL),
     (IPPROTO_IP, libc::IP_PKTINFO),
     (IPPROTO_IP, libc::IP_RECVTOS),
 ];

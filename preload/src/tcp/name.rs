@@ -6,6 +6,7 @@ use bypass_stack::{EndpointId, TcpState};
 use libc::{sockaddr, socklen_t};
 use rustix::io::Errno;
 
+use super::options::Room;
 use super::with_stack;
 use crate::address;
 use crate::errno::Answer;
@@ -17,6 +18,38 @@ pub enum End {
     Local,
     /// getpeername.
     Remote,
+}
+
+/// SO_PEERNAME: the peer's address, to whoever asks for no more than there is
+/// (net/core/sock.c:sk_getsockopt).
+///
+/// # Errors
+/// `ENOTCONN`, `EINVAL`, `EFAULT`.
+///
+/// # Safety
+/// `room` is the caller's to write.
+pub unsafe fn peer(endpoint: EndpointId, room: Room) -> Answer {
+    let status = with_stack(|_, locked, _| locked.stack().tcp_status(endpoint));
+    let Some(Ok(status)) = status else {
+        return Err(Errno::NOTCONN);
+    };
+    if matches!(status.state, TcpState::Closed | TcpState::SynSent) {
+        return Err(Errno::NOTCONN);
+    }
+    if address::is_nowhere(room.len) {
+        return Err(Errno::FAULT);
+    }
+    // SAFETY: plain integers; all zero is a value.
+    let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+    let full = address::fill(status.remote, status.family, &mut storage);
+    // SAFETY: the caller's length.
+    if unsafe { room.len.read_unaligned() } as usize > full {
+        return Err(Errno::INVAL);
+    }
+    // SAFETY: `full` bytes of the storage are filled.
+    let bytes = unsafe { std::slice::from_raw_parts((&raw const storage).cast::<u8>(), full) };
+    // SAFETY: the caller's promise.
+    unsafe { room.put(bytes) }
 }
 
 /// Writes the address of one end.

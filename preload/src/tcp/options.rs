@@ -14,11 +14,10 @@
 use std::ffi::{c_int, c_void};
 
 use bypass_stack::tcp::congestion;
-use bypass_stack::{EndpointId, TcpOptions, TcpState};
+use bypass_stack::{EndpointId, Family, TcpOptions, TcpState};
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, socklen_t};
 use once_cell::sync::Lazy;
 use rustix::io::Errno;
-use zerocopy::IntoBytes;
 
 use super::with_stack;
 use crate::address::is_nowhere;
@@ -26,13 +25,17 @@ use crate::errno::{Answer, from_c};
 use crate::fdtable::{self, Entry};
 use crate::{shadow, symbols};
 
-/// `TCP_FASTOPEN_NO_COOKIE` of linux/tcp.h.
+/// Of linux/tcp.h.
 const FASTOPEN_NO_COOKIE: c_int = 34;
+const INQ: c_int = 36;
+/// `SO_RCVTIMEO_NEW` and `SO_SNDTIMEO_NEW` of asm-generic/socket.h.
+const RCVTIMEO_NEW: c_int = 66;
+const SNDTIMEO_NEW: c_int = 67;
 /// Bytes of a name of TCP_CONGESTION (TCP_CA_NAME_MAX).
 const NAME_BYTES: usize = 16;
 
 /// Every option that is read from a shadow.
-pub(super) const READ: [(c_int, c_int); 24] = [
+pub(super) const READ: [(c_int, c_int); 27] = [
     (SOL_SOCKET, libc::SO_RCVBUF),
     (SOL_SOCKET, libc::SO_SNDBUF),
     (SOL_SOCKET, libc::SO_KEEPALIVE),
@@ -54,6 +57,9 @@ pub(super) const READ: [(c_int, c_int); 24] = [
     (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT),
     (IPPROTO_TCP, libc::TCP_WINDOW_CLAMP),
     (IPPROTO_TCP, libc::TCP_CONGESTION),
+    (IPPROTO_TCP, libc::TCP_LINGER2),
+    (IPPROTO_TCP, INQ),
+    (SOL_SOCKET, libc::SO_MAX_PACING_RATE),
     (IPPROTO_IP, libc::IP_TOS),
     (IPPROTO_IP, libc::IP_TTL),
     (IPPROTO_IP, libc::IP_RECVERR),
@@ -161,7 +167,8 @@ pub(super) fn read_one(fd: c_int, level: c_int, name: c_int, options: &mut TcpOp
         (SOL_SOCKET, libc::SO_OOBINLINE) => options.set(TcpOptions::OOBINLINE, value != 0),
         (SOL_SOCKET, libc::SO_REUSEPORT) => options.set(TcpOptions::REUSE_PORT, value != 0),
         (SOL_SOCKET, libc::SO_REUSEADDR) => options.set(TcpOptions::REUSE_ADDR, value != 0),
-        (SOL_SOCKET, libc::SO_RCVLOWAT) => options.rcvlowat = positive.max(1),
+        (SOL_SOCKET, libc::SO_RCVLOWAT) => set_lowat(options, positive),
+        (IPPROTO_TCP, INQ) => options.set(TcpOptions::INQ, value != 0),
         (IPPROTO_TCP, libc::TCP_NODELAY) => options.set(TcpOptions::NODELAY, value != 0),
         (IPPROTO_TCP, libc::TCP_CORK) => options.set(TcpOptions::CORK, value != 0),
         (IPPROTO_TCP, libc::TCP_KEEPIDLE) => options.keep_idle_s = positive,
@@ -187,6 +194,43 @@ pub(super) fn read_one(fd: c_int, level: c_int, name: c_int, options: &mut TcpOp
         (IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS) => options.hop_limit = small(value),
         _ => {}
     }
+}
+
+/// SO_RCVLOWAT: no more than a buffer that was set takes, and any other buffer grows with it
+/// (net/ipv4/tcp.c:tcp_set_rcvlowat). Half of the buffer is the window.
+fn set_lowat(options: &mut TcpOptions, bytes: u32) {
+    let half = options.rcvbuf_bytes / 2;
+    if options.has(TcpOptions::RCVBUF_LOCKED) {
+        options.rcvlowat = bytes.min(half).max(1);
+    } else {
+        options.rcvlowat = bytes.max(1);
+        options.rcvbuf_bytes = options.rcvbuf_bytes.max(bytes.saturating_mul(2));
+    }
+}
+
+/// The option by the name under which it is known here: two have a newer one, two one for those
+/// whom no limit binds.
+pub fn known(level: c_int, name: c_int) -> (c_int, c_int) {
+    let name = match (level, name) {
+        (SOL_SOCKET, RCVTIMEO_NEW) => libc::SO_RCVTIMEO,
+        (SOL_SOCKET, SNDTIMEO_NEW) => libc::SO_SNDTIMEO,
+        (SOL_SOCKET, libc::SO_RCVBUFFORCE) => libc::SO_RCVBUF,
+        (SOL_SOCKET, libc::SO_SNDBUFFORCE) => libc::SO_SNDBUF,
+        _ => name,
+    };
+    (level, name)
+}
+
+/// What only a socket without a connection or a port takes
+/// (net/ipv4/tcp.c:do_tcp_setsockopt, net/ipv6/ipv6_sockglue.c:do_ipv6_setsockopt).
+fn is_too_late(level: c_int, name: c_int) -> bool {
+    let early = [
+        (IPPROTO_TCP, libc::TCP_FASTOPEN),
+        (IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT),
+        (IPPROTO_TCP, FASTOPEN_NO_COOKIE),
+        (IPPROTO_IPV6, libc::IPV6_V6ONLY),
+    ];
+    early.contains(&(level, name))
 }
 
 /// setsockopt on a connection or listener.
@@ -229,11 +273,7 @@ pub unsafe fn set(
             Err(Errno::STALE)
         };
     }
-    // What only a socket without a connection takes (net/ipv4/tcp.c:do_tcp_setsockopt).
-    let too_late = level == IPPROTO_TCP
-        && matches!(name, libc::TCP_FASTOPEN_CONNECT | FASTOPEN_NO_COOKIE)
-        && matches!(fdtable::get(fd), Entry::Tcp(_));
-    if too_late {
+    if is_too_late(level, name) && matches!(fdtable::get(fd), Entry::Tcp(_)) {
         return Err(Errno::INVAL);
     }
     // SAFETY: the caller's promise.
@@ -241,6 +281,7 @@ pub unsafe fn set(
     if matches!(fdtable::get(fd), Entry::Listener(_)) && super::inherited::knows(level, name) {
         super::inherited::note(fd, endpoint);
     }
+    let (level, name) = known(level, name);
     if READ.contains(&(level, name)) || RARE.contains(&(level, name)) {
         change(endpoint, |options| read_one(fd, level, name, options));
     }
@@ -248,9 +289,7 @@ pub unsafe fn set(
 }
 
 /// Options that are followed, but not read at the start: a fresh socket's answer is the default.
-const RARE: [(c_int, c_int); 6] = [
-    (SOL_SOCKET, libc::SO_MAX_PACING_RATE),
-    (IPPROTO_TCP, libc::TCP_LINGER2),
+const RARE: [(c_int, c_int); 4] = [
     (IPPROTO_TCP, libc::TCP_MAXSEG),
     (IPPROTO_IPV6, libc::IPV6_TCLASS),
     (IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
@@ -301,7 +340,7 @@ impl Room {
     ///
     /// # Safety
     /// The caller's to write.
-    unsafe fn put(self, bytes: &[u8]) -> Answer {
+    pub unsafe fn put(self, bytes: &[u8]) -> Answer {
         if is_nowhere(self.len) {
             return Err(Errno::FAULT);
         }
@@ -328,11 +367,11 @@ impl Room {
 /// # Safety
 /// `room` is the caller's to write.
 pub unsafe fn get(
-    endpoint: EndpointId,
-    is_connection: bool,
+    (fd, endpoint, is_connection): (c_int, EndpointId, bool),
     (level, name): (c_int, c_int),
     room: Room,
 ) -> Option<Answer> {
+    let (level, name) = known(level, name);
     if is_connection && level == SOL_SOCKET && name == libc::SO_ERROR {
         let error = with_stack(|_, locked, now| {
             locked.pump(now);
@@ -343,14 +382,18 @@ pub unsafe fn get(
         // SAFETY: the caller's promise.
         return Some(unsafe { room.put(&error.to_ne_bytes()) });
     }
-    if is_connection && level == IPPROTO_TCP && name == libc::TCP_INFO {
-        let info = with_stack(|_, locked, now| {
-            locked.pump(now);
-            locked.stack().tcp_info(endpoint, now)
-        });
-        let info = info?.ok()?;
-        // SAFETY: plain integers without padding; the caller's promise.
-        return Some(unsafe { room.put(info.as_bytes()) });
+    if level == IPPROTO_TCP && name == libc::TCP_INFO {
+        let info = if is_connection {
+            super::info::of_connection(endpoint)?
+        } else {
+            super::info::of_listener(fd, endpoint)?
+        };
+        // SAFETY: the caller's promise.
+        return Some(unsafe { room.put(&info) });
+    }
+    if is_connection && level == SOL_SOCKET && name == libc::SO_PEERNAME {
+        // SAFETY: the caller's promise.
+        return Some(unsafe { super::name::peer(endpoint, room) });
     }
     let (options, status) = with_stack(|_, locked, _| {
         let status = locked.stack().tcp_status(endpoint).ok();
@@ -395,10 +438,37 @@ pub unsafe fn get(
             Some(unsafe { room.put(&mss.to_ne_bytes()) })
         }
         (IPPROTO_IP, libc::IP_MTU) if is_connection => {
-            let info = with_stack(|_, locked, now| locked.stack().tcp_info(endpoint, now));
-            let mtu = info?.ok()?.pmtu as c_int;
             // SAFETY: the caller's promise.
-            Some(unsafe { room.put(&mtu.to_ne_bytes()) })
+            Some(unsafe { room.put(&mtu(endpoint)?.to_ne_bytes()) })
+        }
+        (IPPROTO_IPV6, _) if status.family == Family::V4 => None,
+        (IPPROTO_IPV6, libc::IPV6_MTU) if is_connection => {
+            // SAFETY: the caller's promise.
+            Some(unsafe { room.put(&mtu(endpoint)?.to_ne_bytes()) })
+        }
+        (IPPROTO_IPV6, libc::IPV6_PATHMTU) if is_connection => {
+            // struct ip6_mtuinfo: no address, the size.
+            let mut bytes = [0_u8; 32];
+            bytes[28..].copy_from_slice(&mtu(endpoint)?.to_ne_bytes());
+            // SAFETY: the caller's promise.
+            Some(unsafe { room.put(&bytes) })
+        }
+        (IPPROTO_IPV6, libc::IPV6_ADDRFORM) if status.state == TcpState::Established => {
+            // SAFETY: the caller's promise.
+            Some(unsafe { room.put(&libc::AF_INET6.to_ne_bytes()) })
+        }
+        // Whoever asks has taken the last packets from the queue.
+        (SOL_SOCKET, libc::SO_INCOMING_CPU) if is_connection => {
+            // SAFETY: takes no arguments.
+            let cpu = unsafe { libc::sched_getcpu() };
+            // SAFETY: the caller's promise.
+            Some(unsafe { room.put(&cpu.to_ne_bytes()) })
+        }
+        // What a listener's own buffer is, the engine does not know: it has no use for one.
+        (SOL_SOCKET, libc::SO_SNDBUF)
+            if !is_connection && !options.has(TcpOptions::SNDBUF_LOCKED) =>
+        {
+            None
         }
         _ => {
             let value = number(level, name, &options)?;
@@ -406,6 +476,12 @@ pub unsafe fn get(
             Some(unsafe { room.put(&value.to_ne_bytes()) })
         }
     }
+}
+
+/// The path's MTU, bytes.
+fn mtu(endpoint: EndpointId) -> Option<c_int> {
+    let info = with_stack(|_, locked, now| locked.stack().tcp_info(endpoint, now));
+    Some(info?.ok()?.pmtu as c_int)
 }
 
 /// The options that are one number.

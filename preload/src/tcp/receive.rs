@@ -119,11 +119,11 @@ pub unsafe fn one(endpoint: EndpointId, fd: c_int, message: &mut msghdr, flags: 
     if flags & MSG_OOB != 0 {
         return super::urgent::receive(endpoint, message, &mut scatter, flags);
     }
-    let answer = stream(endpoint, fd, &mut scatter, flags);
+    let mut inq = None;
+    let answer = stream(endpoint, fd, &mut scatter, flags, &mut inq);
     if answer.is_ok() {
-        message.msg_namelen = 0;
-        message.msg_controllen = 0;
-        message.msg_flags = 0;
+        // SAFETY: the caller's promise.
+        unsafe { super::control::received(message, inq, flags) };
     }
     answer
 }
@@ -136,7 +136,21 @@ struct Look {
     error: i32,
 }
 
-fn stream(endpoint: EndpointId, fd: c_int, scatter: &mut Scatter<'_>, flags: c_int) -> Answer {
+impl Look {
+    /// What TCP_INQ tells: bytes that wait, and one for the FIN, so that the end is read too.
+    fn inq(&self) -> Option<u32> {
+        let told = self.options.has(TcpOptions::INQ);
+        told.then(|| self.status.readable + u32::from(self.status.peer_fin))
+    }
+}
+
+fn stream(
+    endpoint: EndpointId,
+    fd: c_int,
+    scatter: &mut Scatter<'_>,
+    flags: c_int,
+    inq: &mut Option<u32>,
+) -> Answer {
     let peek = flags & MSG_PEEK != 0;
     let wanted = scatter.left();
     let mut total = 0;
@@ -155,6 +169,7 @@ fn stream(endpoint: EndpointId, fd: c_int, scatter: &mut Scatter<'_>, flags: c_i
         };
         super::refresh(joined, generation);
         total += look.copied;
+        *inq = look.inq();
         let least = if flags & MSG_WAITALL != 0 {
             wanted
         } else {
@@ -287,7 +302,7 @@ pub fn into_pipe(fd: c_int, endpoint: EndpointId, pipe: c_int, len: usize, flags
         left: wanted,
         discard: false,
     };
-    let got = stream(endpoint, fd, &mut scatter, MSG_PEEK)? as usize;
+    let got = stream(endpoint, fd, &mut scatter, MSG_PEEK, &mut None)? as usize;
     if got == 0 {
         return Ok(0);
     }

@@ -36,8 +36,13 @@ const MOST: usize = 0x7fff_f000;
 /// # Safety
 /// `message` describes buffers that the caller may read.
 pub unsafe fn one(fd: c_int, endpoint: EndpointId, message: &msghdr, flags: c_int) -> Answer {
+    /// Of linux/socket.h.
+    const MSG_FASTOPEN: c_int = 0x2000_0000;
     if message.msg_iovlen > 1024 {
         return Err(Errno::MSGSIZE);
+    }
+    if message.msg_namelen > 0 && !message.msg_name.is_null() && is_nowhere(message.msg_name) {
+        return Err(Errno::FAULT);
     }
     let vectors: &[iovec] = if message.msg_iovlen == 0 {
         &[]
@@ -49,6 +54,13 @@ pub unsafe fn one(fd: c_int, endpoint: EndpointId, message: &msghdr, flags: c_in
     };
     if vectors.iter().any(is_unreachable) {
         return Err(Errno::FAULT);
+    }
+    if message.msg_controllen != 0 {
+        // SAFETY: the caller's promise.
+        unsafe { super::control::judge(message) }?;
+    }
+    if flags & MSG_FASTOPEN != 0 {
+        return Err(Errno::ISCONN);
     }
     let total = vectors
         .iter()

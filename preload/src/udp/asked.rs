@@ -5,9 +5,9 @@ use std::mem::size_of;
 use bypass_stack::IpAddress;
 use libc::{IPPROTO_IP, IPPROTO_IPV6, c_int, cmsghdr, in_pktinfo, in6_pktinfo};
 
-pub(super) const HEADER: usize = size_of::<cmsghdr>();
+pub(crate) const HEADER: usize = size_of::<cmsghdr>();
 
-pub(super) const fn aligned(length: usize) -> usize {
+pub(crate) const fn aligned(length: usize) -> usize {
     length.next_multiple_of(size_of::<usize>())
 }
 

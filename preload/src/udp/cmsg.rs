@@ -48,7 +48,8 @@ impl<'a> Writer<'a> {
         self.truncated
     }
 
-    fn put(&mut self, level: c_int, kind: c_int, data: &[u8]) {
+    /// Appends one message.
+    pub fn put(&mut self, level: c_int, kind: c_int, data: &[u8]) {
         let room = self.buffer.len() - self.used;
         if room < HEADER {
             self.truncated = true;

@@ -1,6 +1,6 @@
 //! UDP on an accelerated socket: receive and send, over the endpoint and its shadow.
 
-mod asked;
+pub mod asked;
 pub mod cmsg;
 mod gso;
 pub mod receive;

@@ -86,6 +86,8 @@ impl TcpOptions {
     pub const RECVERR: u32 = 1024;
     /// The listener rests ([`crate::Stack::rest`]).
     pub const RESTING: u32 = 2048;
+    /// TCP_INQ. Not used by the stack.
+    pub const INQ: u32 = 4096;
 
     /// No SO_MAX_PACING_RATE.
     pub const UNPACED: u64 = u64::MAX;
