@@ -170,6 +170,16 @@ int dial(const char *host, int port)
     return fd;
 }
 
+int accepted(int port, const char *script)
+{
+    int local = listener(host4, port, 5);
+    peer("dial %s %d %s", host4, port, script);
+    int fd = accept(local, NULL, NULL);
+    done("accept", fd);
+    close(local);
+    return fd;
+}
+
 int connect_to(int fd, const char *host, int port)
 {
     struct to to = at(host, port);

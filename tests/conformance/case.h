@@ -87,6 +87,8 @@ int udp(const char *host, int port);
 /* The same and listen(); a connected TCP socket. */
 int listener(const char *host, int port, int backlog);
 int dial(const char *host, int port);
+/* A connection whose other end runs the script (stream.h). */
+int accepted(int port, const char *script);
 /* connect(), sendto(), recvfrom() with their lines. */
 int connect_to(int fd, const char *host, int port);
 long send_to(int fd, const char *text, const char *host, int port);
@@ -101,7 +103,7 @@ const char *peer(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* Waits until all is here that the peer has sent to this address before, to whatever port. */
 void await_arrivals(const char *host);
-/* Waits until a thread waits in its turn: it is asleep, and not for something short. */
+/* Waits until a thread has been asleep for a while. */
 void await_sleep(const _Atomic pid_t *tid);
 
 uint64_t now_ms(void);

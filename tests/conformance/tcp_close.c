@@ -55,16 +55,6 @@ static void end(struct waiter *waiter, const char *what)
         value(what, waiter->result);
 }
 
-static int accepted(int port, const char *script)
-{
-    int local = listener(host4, port, 5);
-    peer("dial %s %d %s", host4, port, script);
-    int fd = accept(local, NULL, NULL);
-    done("accept", fd);
-    close(local);
-    return fd;
-}
-
 /* The call that waits keeps the socket: it gets what comes, and only then the peer sees the end. */
 CASE(tcp_close_under_recv, ACCELERATED)
 {

@@ -5,17 +5,6 @@
 #include <sys/select.h>
 #include <sys/sendfile.h>
 
-/* A connection whose other end runs the script. */
-static int accepted(int port, const char *script)
-{
-    int local = listener(host4, port, 5);
-    peer("dial %s %d %s", host4, port, script);
-    int fd = accept(local, NULL, NULL);
-    done("accept", fd);
-    close(local);
-    return fd;
-}
-
 /* What ends a wait in the kernel, with SA_RESTART too, ends it here. */
 CASE(tcp_signals_waits, ACCELERATED)
 {

@@ -250,6 +250,7 @@ cases! {
     tcp_lowat: Accelerated,
     tcp_owner: Mixed,
     tcp_kernel_options: Mixed,
+    tcp_kernel_values: Mixed,
     tcp_fastopen: Mixed,
     tcp_listener_dissolved: Mixed,
     calls_twins: Mixed,

@@ -120,8 +120,10 @@ impl Server {
             RequestKind::QueuePairs => self.queue_pairs(client),
             RequestKind::AddFilter => self.add_filter(client, request, fds).map(Answer::Reply),
             RequestKind::AddPorts => self.add_ports(client, request).map(Answer::Reply),
-            RequestKind::RemoveFilter => self.take_filter(client, request).map(|()| Answer::None),
-            RequestKind::HandOver => self.hand_over_asked(client, request, fds),
+            RequestKind::RemoveFilter => self
+                .answer_remove_filter(client, request)
+                .map(|()| Answer::None),
+            RequestKind::HandOver => self.answer_hand_over(client, request, fds),
             RequestKind::Lend => self.lend(client, request).map(Answer::Reply),
             RequestKind::Forked => self.forked(client, request).map(|()| Answer::None),
             RequestKind::Resolve => {
@@ -165,7 +167,11 @@ impl Server {
     }
 
     /// A client gives a filter of its stack back.
-    fn take_filter(&mut self, client: &mut Client, request: &Request) -> Result<(), Refused> {
+    fn answer_remove_filter(
+        &mut self,
+        client: &mut Client,
+        request: &Request,
+    ) -> Result<(), Refused> {
         let uid = self.stack_of(client).ok_or(Refusal::Malformed)?;
         let filter = self.filters.get(request.filter);
         if filter.is_some_and(|filter| filter.uid == uid) {
@@ -177,7 +183,7 @@ impl Server {
 
     /// Connections of the client's stack become the kernel's: those of a filter, or the one whose
     /// shadow came along.
-    fn hand_over_asked(
+    fn answer_hand_over(
         &mut self,
         client: &mut Client,
         request: &Request,

@@ -249,6 +249,7 @@ pub unsafe fn fcntl(fd: c_int, command: c_int, argument: size_t) -> c_int {
         return result & !libc::O_NONBLOCK | if on { libc::O_NONBLOCK } else { 0 };
     }
     match command {
+        libc::F_SETOWN if argument as c_int == 0 => {}
         libc::F_SETOWN | F_SETOWN_EX => tcp::foreign::signals(fd),
         libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => duplicated(fd, result),
         libc::F_SETFL => super::ioctl::nonblocking_changed(fd),

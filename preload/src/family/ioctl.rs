@@ -37,7 +37,10 @@ pub unsafe fn ioctl(fd: c_int, request: c_ulong, argument: size_t) -> c_int {
             unsafe { waiting_bytes(fd, argument as *mut c_int) };
         }
         libc::FIONBIO => nonblocking_changed(fd),
-        FIOSETOWN | SIOCSPGRP => tcp::foreign::signals(fd),
+        // SAFETY: the kernel has just read this int.
+        FIOSETOWN | SIOCSPGRP if unsafe { (argument as *const c_int).read_unaligned() } != 0 => {
+            tcp::foreign::signals(fd);
+        }
         _ => {}
     }
     result

@@ -48,7 +48,7 @@ pub unsafe fn sendto(
         decide::after_first_send(fd, sent);
         return sent;
     };
-    if address_len as usize > size_of::<libc::sockaddr_storage>() {
+    if !address.is_null() && address_len as usize > size_of::<libc::sockaddr_storage>() {
         // sendto refuses what sendmsg would cut.
         // SAFETY: the caller's arguments.
         return unsafe {

@@ -280,7 +280,7 @@ pub unsafe fn getsockopt(
     if let Entry::Tcp(endpoint) | Entry::Listener(endpoint) = entry {
         let connection = matches!(entry, Entry::Tcp(_));
         if connection {
-            tcp::foreign::read(fd, endpoint, level, name);
+            tcp::foreign::about_to_read(fd, endpoint, level, name);
         }
         let place = (fd, endpoint, connection);
         let room = Room { value, len };
@@ -306,8 +306,13 @@ pub unsafe fn setsockopt(
     if foreign && let Entry::Tcp(endpoint) = entry {
         // SAFETY: as above.
         let prepared = unsafe { tcp::foreign::prepare(fd, endpoint, (level, name), value, len) };
-        if let Err(errno) = prepared {
-            return to_int(Err(errno));
+        match prepared {
+            Err(errno) => return to_int(Err(errno)),
+            Ok(true) => {
+                handover::moved(fd, endpoint);
+                return 0;
+            }
+            Ok(false) => {}
         }
     }
     if let Entry::Tcp(endpoint) | Entry::Listener(endpoint) = entry

@@ -14,7 +14,7 @@ use bypass_runtime::clock;
 use bypass_stack::{Family, TcpOptions};
 use parking_lot::Mutex;
 
-use super::options::{READ, known, of_shadow, read_one};
+use super::options::{READ, of_shadow, read_one, usual_name};
 use crate::fdtable::{self, Entry, NUMBERS};
 use crate::{shadow, symbols};
 
@@ -43,7 +43,7 @@ pub fn born(fd: c_int) {
 /// The program has set an option of a socket.
 pub fn note(fd: c_int, level: c_int, name: c_int) {
     let Some(word) = word(fd) else { return };
-    let (level, name) = known(level, name);
+    let (level, name) = usual_name(level, name);
     let is_buffer = level == libc::SOL_SOCKET && matches!(name, libc::SO_RCVBUF | libc::SO_SNDBUF);
     match READ.iter().position(|known| *known == (level, name)) {
         Some(index) if !is_buffer => word.fetch_or(1 << index, Ordering::Relaxed),

@@ -16,8 +16,8 @@ use crate::udp::cmsg::Writer;
 
 /// `TCP_CM_INQ` of linux/tcp.h.
 const INQ: c_int = 36;
-/// Most bytes of a control buffer (net.core.optmem_max).
-const MOST: usize = 131_072;
+/// A control buffer is smaller than this (net.core.optmem_max as Linux sets it).
+const LIMIT: usize = 131_072;
 
 /// Judges what a send brings, as net/socket.c:____sys_sendmsg and net/core/sock.c:sock_cmsg_send
 /// do. None of it changes what is sent.
@@ -29,7 +29,7 @@ const MOST: usize = 131_072;
 /// The buffer is the caller's to read.
 #[cold]
 pub unsafe fn judge(message: &msghdr) -> Result<(), Errno> {
-    if message.msg_controllen > MOST {
+    if message.msg_controllen >= LIMIT {
         return Err(Errno::NOBUFS);
     }
     if is_nowhere(message.msg_control) {

@@ -1,4 +1,5 @@
-//! Options that only the kernel provides: whoever sets one gets a socket of the kernel's.
+//! What only the kernel provides, options and signals: whoever asks for it gets a socket of the
+//! kernel's.
 
 #![expect(
     unsafe_code,
@@ -96,11 +97,19 @@ pub unsafe fn is(level: c_int, name: c_int, value: *const c_void, len: socklen_t
         // Nothing is set by nothing: the kernel refuses it, or clears what there is.
         return len > 0;
     }
-    if is_nowhere(value) || (len as usize) < size_of::<c_int>() {
+    if is_nowhere(value) || len == 0 {
         return false;
     }
-    // SAFETY: the caller's promise.
-    let number = unsafe { value.cast::<c_int>().read_unaligned() };
+    let number = if (len as usize) >= size_of::<c_int>() {
+        // SAFETY: the caller's promise.
+        unsafe { value.cast::<c_int>().read_unaligned() }
+    } else if level == IPPROTO_IP {
+        // Of this level a byte will do (net/ipv4/ip_sockglue.c:do_ip_setsockopt).
+        // SAFETY: the caller's promise.
+        c_int::from(unsafe { value.cast::<u8>().read() })
+    } else {
+        return false;
+    };
     if *when == NotZero {
         number != 0
     } else {
@@ -122,8 +131,7 @@ unsafe fn is_unknown_algorithm(value: *const c_void, len: socklen_t) -> bool {
     congestion::by_name(&name[..end.unwrap_or(name.len())]).is_none()
 }
 
-/// Hands a connection over that is about to get such an option; what the call answers where that
-/// is not done.
+/// Hands a connection over that is about to get such an option. `true`: it has the option already.
 ///
 /// # Errors
 /// The kernel's, which is asked by the shadow first where an unconnected socket is refused
@@ -137,25 +145,31 @@ pub unsafe fn prepare(
     (level, name): (c_int, c_int),
     value: *const c_void,
     len: socklen_t,
-) -> Result<(), Errno> {
+) -> Result<bool, Errno> {
+    if state(endpoint) == Some(TcpState::Closed) {
+        // Nothing comes or goes any more: its shadow keeps the option.
+        return Ok(false);
+    }
     let asks_first = [libc::TCP_ULP, libc::TCP_CONGESTION];
     if level == IPPROTO_TCP && asks_first.contains(&name) {
         // SAFETY: the caller's promise.
         let told = unsafe { symbols::setsockopt::original()(fd, level, name, value, len) };
         match from_c(told as isize) {
+            // Another thread was faster, the shadow is the connection.
+            Ok(_) if name == libc::TCP_ULP => return Ok(true),
             Ok(_) | Err(Errno::NOTCONN) => {}
             Err(errno) => return Err(errno),
         }
     }
     if handover::hand_over(fd, endpoint, FallThrough::Option) {
-        Ok(())
+        Ok(false)
     } else {
         Err(Errno::OPNOTSUPP)
     }
 }
 
-/// An option is about to be read: one answer of a connection only the kernel has.
-pub fn read(fd: c_int, endpoint: EndpointId, level: c_int, name: c_int) {
+/// An option is about to be read: one answer about a connection only the kernel can give.
+pub fn about_to_read(fd: c_int, endpoint: EndpointId, level: c_int, name: c_int) {
     if (level, name) == (IPPROTO_TCP, ZEROCOPY_RECEIVE) {
         handover::hand_over(fd, endpoint, FallThrough::Option);
     }
@@ -177,7 +191,7 @@ pub fn was_set(fd: c_int) {
 #[cold]
 pub fn signals(fd: c_int) {
     match fdtable::get(fd) {
-        Entry::Tcp(endpoint) if has_begun(endpoint) => {
+        Entry::Tcp(endpoint) if state(endpoint) != Some(TcpState::Closed) => {
             handover::hand_over(fd, endpoint, FallThrough::Option);
         }
         Entry::Udp(endpoint) => {
@@ -192,10 +206,10 @@ pub fn signals(fd: c_int) {
     }
 }
 
-/// Whether there is a connection, or will be.
-fn has_begun(endpoint: EndpointId) -> bool {
+/// The state of a connection of ours.
+fn state(endpoint: EndpointId) -> Option<TcpState> {
     let status = super::with_stack(|_, locked, _| locked.stack().tcp_status(endpoint));
-    matches!(status, Some(Ok(status)) if status.state != TcpState::Closed)
+    status?.ok().map(|status| status.state)
 }
 
 fn give_up(fd: c_int, listener: EndpointId) {

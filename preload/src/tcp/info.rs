@@ -5,66 +5,72 @@
 use std::ffi::c_int;
 
 use bypass_stack::EndpointId;
-use libc::{AF_INET, IPPROTO_TCP, SOCK_CLOEXEC, SOCK_STREAM, TCP_INFO, socklen_t};
-use once_cell::sync::Lazy;
+use libc::{IPPROTO_TCP, TCP_INFO, socklen_t};
 use zerocopy::IntoBytes;
 
 use super::with_stack;
 use crate::symbols;
 
-/// More than any kernel tells.
+/// More than any kernel tells: 248 bytes to Linux 6.17, 280 with AccECN.
 const ROOM: usize = 512;
 /// Where `tcpi_unacked` is: of a listener, the connections that wait.
 const WAITING: usize = 24;
 
-/// How much the kernel tells, bytes: 248 to Linux 6.17, 280 with AccECN.
-static LENGTH: Lazy<usize> = Lazy::new(|| {
-    // SAFETY: plain integers.
-    let fd = unsafe { symbols::socket::original()(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0) };
-    let length = ask(fd).len();
-    // SAFETY: our own descriptor.
-    unsafe { symbols::close::original()(fd) };
-    length
-});
+/// A TCP_INFO, and how many bytes of it the kernel tells.
+#[derive(Debug)]
+pub struct Told {
+    bytes: [u8; ROOM],
+    len: usize,
+}
 
-/// What the kernel tells of a socket; nothing when it does not.
-fn ask(fd: c_int) -> Vec<u8> {
-    let mut told = vec![0; ROOM];
+impl Told {
+    /// As long as the kernel's.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
+/// What the kernel tells of the shadow. `None`: it does not.
+fn ask(fd: c_int) -> Option<Told> {
+    let mut bytes = [0; ROOM];
     let mut len = ROOM as socklen_t;
-    // SAFETY: `told` is writable for `len` bytes.
+    // SAFETY: `bytes` is writable for `len` bytes.
     let result = unsafe {
         symbols::getsockopt::original()(
             fd,
             IPPROTO_TCP,
             TCP_INFO,
-            told.as_mut_ptr().cast(),
+            bytes.as_mut_ptr().cast(),
             &raw mut len,
         )
     };
-    told.truncate(if result == 0 { len as usize } else { 0 });
-    told
+    let len = len as usize;
+    (result == 0).then_some(Told { bytes, len })
 }
 
 /// Of a connection: what the engine counts, and zeros for what it does not know (AccECN).
-pub fn of_connection(endpoint: EndpointId) -> Option<Vec<u8>> {
+pub fn of_connection(fd: c_int, endpoint: EndpointId) -> Option<Told> {
     let info = with_stack(|_, locked, now| {
         locked.pump(now);
         locked.stack().tcp_info(endpoint, now)
     });
-    let mut told = info?.ok()?.as_bytes().to_vec();
-    told.resize(*LENGTH, 0);
+    let info = info?.ok()?;
+    let mut told = ask(fd)?;
+    told.bytes = [0; ROOM];
+    let known = info.as_bytes();
+    told.bytes.get_mut(..known.len())?.copy_from_slice(known);
     Some(told)
 }
 
 /// Of a listener: the kernel's, with the connections that wait here added.
-pub fn of_listener(fd: c_int, endpoint: EndpointId) -> Option<Vec<u8>> {
+pub fn of_listener(fd: c_int, endpoint: EndpointId) -> Option<Told> {
     let status = with_stack(|_, locked, now| {
         locked.pump(now);
         locked.stack().tcp_status(endpoint)
     });
     let waiting = status?.ok()?.accept_queue;
-    let mut told = ask(fd);
-    let place = told.get_mut(WAITING..WAITING + 4)?;
+    let mut told = ask(fd)?;
+    let place = told.bytes.get_mut(WAITING..WAITING + 4)?;
     let kernels = u32::from_ne_bytes(place.try_into().ok()?);
     place.copy_from_slice(&kernels.saturating_add(waiting).to_ne_bytes());
     Some(told)

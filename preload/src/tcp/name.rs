@@ -21,35 +21,34 @@ pub enum End {
 }
 
 /// SO_PEERNAME: the peer's address, to whoever asks for no more than there is
-/// (net/core/sock.c:sk_getsockopt).
+/// (net/core/sock.c:sk_getsockopt). `None`: the connection is none of ours any more.
 ///
 /// # Errors
 /// `ENOTCONN`, `EINVAL`, `EFAULT`.
 ///
 /// # Safety
 /// `room` is the caller's to write.
-pub unsafe fn peer(endpoint: EndpointId, room: Room) -> Answer {
+pub unsafe fn peer(endpoint: EndpointId, room: Room) -> Option<Answer> {
     let status = with_stack(|_, locked, _| locked.stack().tcp_status(endpoint));
-    let Some(Ok(status)) = status else {
-        return Err(Errno::NOTCONN);
-    };
-    if matches!(status.state, TcpState::Closed | TcpState::SynSent) {
-        return Err(Errno::NOTCONN);
+    let status = status?.ok()?;
+    // Who is being connected to is told, other than by getpeername.
+    if status.state == TcpState::Closed {
+        return Some(Err(Errno::NOTCONN));
     }
     if address::is_nowhere(room.len) {
-        return Err(Errno::FAULT);
+        return Some(Err(Errno::FAULT));
     }
     // SAFETY: plain integers; all zero is a value.
     let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
     let full = address::fill(status.remote, status.family, &mut storage);
     // SAFETY: the caller's length.
     if unsafe { room.len.read_unaligned() } as usize > full {
-        return Err(Errno::INVAL);
+        return Some(Err(Errno::INVAL));
     }
     // SAFETY: `full` bytes of the storage are filled.
     let bytes = unsafe { std::slice::from_raw_parts((&raw const storage).cast::<u8>(), full) };
     // SAFETY: the caller's promise.
-    unsafe { room.put(bytes) }
+    Some(unsafe { room.put(bytes) })
 }
 
 /// Writes the address of one end.

@@ -208,9 +208,8 @@ fn set_lowat(options: &mut TcpOptions, bytes: u32) {
     }
 }
 
-/// The option by the name under which it is known here: two have a newer one, two one for those
-/// whom no limit binds.
-pub fn known(level: c_int, name: c_int) -> (c_int, c_int) {
+/// The option by its usual name: two have a newer one, two a privileged one that no limit binds.
+pub fn usual_name(level: c_int, name: c_int) -> (c_int, c_int) {
     let name = match (level, name) {
         (SOL_SOCKET, RCVTIMEO_NEW) => libc::SO_RCVTIMEO,
         (SOL_SOCKET, SNDTIMEO_NEW) => libc::SO_SNDTIMEO,
@@ -223,14 +222,14 @@ pub fn known(level: c_int, name: c_int) -> (c_int, c_int) {
 
 /// What only a socket without a connection or a port takes
 /// (net/ipv4/tcp.c:do_tcp_setsockopt, net/ipv6/ipv6_sockglue.c:do_ipv6_setsockopt).
-fn is_too_late(level: c_int, name: c_int) -> bool {
+fn is_too_late(fd: c_int, level: c_int, name: c_int) -> bool {
     let early = [
         (IPPROTO_TCP, libc::TCP_FASTOPEN),
         (IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT),
         (IPPROTO_TCP, FASTOPEN_NO_COOKIE),
-        (IPPROTO_IPV6, libc::IPV6_V6ONLY),
     ];
-    early.contains(&(level, name))
+    let v6_only = (level, name) == (IPPROTO_IPV6, libc::IPV6_V6ONLY);
+    early.contains(&(level, name)) || v6_only && shadow::family(fd) != Some(Family::V4)
 }
 
 /// setsockopt on a connection or listener.
@@ -273,7 +272,7 @@ pub unsafe fn set(
             Err(Errno::STALE)
         };
     }
-    if is_too_late(level, name) && matches!(fdtable::get(fd), Entry::Tcp(_)) {
+    if matches!(fdtable::get(fd), Entry::Tcp(_)) && is_too_late(fd, level, name) {
         return Err(Errno::INVAL);
     }
     // SAFETY: the caller's promise.
@@ -281,7 +280,7 @@ pub unsafe fn set(
     if matches!(fdtable::get(fd), Entry::Listener(_)) && super::inherited::knows(level, name) {
         super::inherited::note(fd, endpoint);
     }
-    let (level, name) = known(level, name);
+    let (level, name) = usual_name(level, name);
     if READ.contains(&(level, name)) || RARE.contains(&(level, name)) {
         change(endpoint, |options| read_one(fd, level, name, options));
     }
@@ -371,7 +370,12 @@ pub unsafe fn get(
     (level, name): (c_int, c_int),
     room: Room,
 ) -> Option<Answer> {
-    let (level, name) = known(level, name);
+    // Of the privileged names there is none to read.
+    let is_forced = [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE].contains(&name);
+    let (level, name) = match (level, name) {
+        asked if is_forced => asked,
+        (level, name) => usual_name(level, name),
+    };
     if is_connection && level == SOL_SOCKET && name == libc::SO_ERROR {
         let error = with_stack(|_, locked, now| {
             locked.pump(now);
@@ -384,16 +388,16 @@ pub unsafe fn get(
     }
     if level == IPPROTO_TCP && name == libc::TCP_INFO {
         let info = if is_connection {
-            super::info::of_connection(endpoint)?
+            super::info::of_connection(fd, endpoint)?
         } else {
             super::info::of_listener(fd, endpoint)?
         };
         // SAFETY: the caller's promise.
-        return Some(unsafe { room.put(&info) });
+        return Some(unsafe { room.put(info.bytes()) });
     }
     if is_connection && level == SOL_SOCKET && name == libc::SO_PEERNAME {
         // SAFETY: the caller's promise.
-        return Some(unsafe { super::name::peer(endpoint, room) });
+        return unsafe { super::name::peer(endpoint, room) };
     }
     let (options, status) = with_stack(|_, locked, _| {
         let status = locked.stack().tcp_status(endpoint).ok();

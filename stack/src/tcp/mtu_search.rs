@@ -20,9 +20,9 @@ use crate::counters::Counter;
 use crate::image::NONE;
 use crate::types::{Instant, Memory};
 
-/// Timeouts for so long are suspicious: the first one, and the three of tcp_retries1 if they begin
-/// with 200 ms.
-const SUSPICIOUS_NS: u64 = 3_200_000_000;
+/// Repeating for so long is suspicious, milliseconds: what tcp_retries1's three steps take when the
+/// first is 200 ms (net/ipv4/tcp_timer.c:retransmits_timed_out).
+const SUSPICIOUS_MS: u32 = 3000;
 /// Segments that a window must hold, so that the loss of a probe is told by duplicate ACKs.
 const LEAST_WINDOW: u32 = 11;
 /// Least payload of a segment (Linux: tcp_min_snd_mss).
@@ -54,8 +54,9 @@ impl Connection<'_> {
     /// long segments.
     pub(super) fn suspect_mtu(&mut self, now: Instant) {
         let defaults = self.pool.head.tcp_defaults;
-        let stuck = now.0.saturating_sub(self.tcb.stuck_since);
-        let suspicious = self.tcb.retransmits > 0 && stuck >= SUSPICIOUS_NS;
+        let repeating = millis(now).wrapping_sub(self.tcb.retrans_stamp);
+        let repeats = self.tcb.retransmits > 0 && self.tcb.retrans_stamp != 0;
+        let suspicious = repeats && repeating >= SUSPICIOUS_MS;
         if defaults.mtu_probing == 0 || !suspicious {
             return;
         }

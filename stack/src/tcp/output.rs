@@ -337,7 +337,12 @@ impl Connection<'_> {
         let len = usize::from(len);
         let most = usize::from(self.tcb.hop.mtu).saturating_add(ethernet::HEADER);
         // What has passed had timestamps at most.
-        let passes = usize::from(self.tcb.searched_mss()).saturating_add(12);
+        let timestamps = if self.tcb.has(flag::TIMESTAMPS) {
+            12
+        } else {
+            0
+        };
+        let passes = usize::from(self.tcb.searched_mss()).saturating_add(timestamps);
         let all = tcp::options_len(options).saturating_add(len);
         // The peer's MSS counts options as data (RFC 6691).
         all <= usize::from(self.tcb.mss_clamp).min(passes)
