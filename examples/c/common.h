@@ -25,14 +25,19 @@ static inline void on_stop(int signal_number)
 {
     (void)signal_number;
     atomic_store(&stopping, true);
+    alarm(1);
 }
 
-/* SIGINT and SIGTERM end the program politely; a blocked call returns EINTR. */
+/*
+ * SIGINT and SIGTERM end the program politely; a blocked call returns EINTR. A signal that comes
+ * just before a call blocks interrupts nothing, so another follows each second.
+ */
 static inline void stop_on_signals(void)
 {
     struct sigaction action = {.sa_handler = on_stop};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGALRM, &action, NULL);
 }
 
 /* Prints what failed and ends the program. */
