@@ -11,7 +11,7 @@ use libc::{MSG_CMSG_CLOEXEC, MSG_CTRUNC, SOL_SOCKET, SOL_TCP, msghdr};
 use rustix::io::Errno;
 
 use crate::address::is_nowhere;
-use crate::udp::asked::{HEADER, aligned};
+use crate::udp::asked::messages;
 use crate::udp::cmsg::Writer;
 
 /// `TCP_CM_INQ` of linux/tcp.h.
@@ -36,22 +36,14 @@ pub unsafe fn judge(message: &msghdr) -> Result<(), Errno> {
         return Err(Errno::FAULT);
     }
     // SAFETY: the caller's promise.
-    let mut rest = unsafe {
+    let buffer = unsafe {
         std::slice::from_raw_parts(message.msg_control.cast::<u8>(), message.msg_controllen)
     };
-    while rest.len() >= HEADER {
-        let number = |at: usize| {
-            let bytes = rest.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
-            bytes.map_or(0, c_int::from_ne_bytes)
-        };
-        let length = rest
-            .first_chunk()
-            .map_or(0, |bytes| usize::from_ne_bytes(*bytes));
-        let data = rest.get(HEADER..length).ok_or(Errno::INVAL)?;
-        if number(8) == SOL_SOCKET && !is_known(number(12), data.len()) {
+    for one in messages(buffer) {
+        let data = one.data.ok_or(Errno::INVAL)?;
+        if one.level == SOL_SOCKET && !is_known(one.kind, data.len()) {
             return Err(Errno::INVAL);
         }
-        rest = rest.get(aligned(length)..).unwrap_or_default();
     }
     Ok(())
 }

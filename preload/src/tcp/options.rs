@@ -370,12 +370,11 @@ pub unsafe fn get(
     (level, name): (c_int, c_int),
     room: Room,
 ) -> Option<Answer> {
-    // Of the privileged names there is none to read.
-    let is_forced = [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE].contains(&name);
-    let (level, name) = match (level, name) {
-        asked if is_forced => asked,
-        (level, name) => usual_name(level, name),
-    };
+    if level == SOL_SOCKET && matches!(name, libc::SO_RCVBUFFORCE | libc::SO_SNDBUFFORCE) {
+        // The privileged names are for setting only.
+        return None;
+    }
+    let (level, name) = usual_name(level, name);
     if is_connection && level == SOL_SOCKET && name == libc::SO_ERROR {
         let error = with_stack(|_, locked, now| {
             locked.pump(now);

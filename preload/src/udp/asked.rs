@@ -5,10 +5,44 @@ use std::mem::size_of;
 use bypass_stack::IpAddress;
 use libc::{IPPROTO_IP, IPPROTO_IPV6, c_int, cmsghdr, in_pktinfo, in6_pktinfo};
 
-pub(crate) const HEADER: usize = size_of::<cmsghdr>();
+pub(super) const HEADER: usize = size_of::<cmsghdr>();
 
-pub(crate) const fn aligned(length: usize) -> usize {
+pub(super) const fn aligned(length: usize) -> usize {
     length.next_multiple_of(size_of::<usize>())
+}
+
+/// One message of a control buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a> {
+    /// `cmsg_level`.
+    pub level: c_int,
+    /// `cmsg_type`.
+    pub kind: c_int,
+    /// What it carries; `None` when its length lies.
+    pub data: Option<&'a [u8]>,
+}
+
+/// The messages of a control buffer of any content, up to the first whose length lies.
+pub fn messages(buffer: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    let mut rest = buffer;
+    std::iter::from_fn(move || {
+        let header = rest.first_chunk::<HEADER>()?;
+        let word = |at: usize| {
+            let bytes = header.get(at..at + 4).and_then(|it| it.try_into().ok());
+            bytes.map_or(0, c_int::from_ne_bytes)
+        };
+        let length = header
+            .first_chunk()
+            .map_or(0, |it| usize::from_ne_bytes(*it));
+        let data = rest.get(HEADER..length);
+        let behind = data.and_then(|_| rest.get(aligned(length)..));
+        rest = behind.unwrap_or_default();
+        Some(Message {
+            level: word(8),
+            kind: word(12),
+            data,
+        })
+    })
 }
 
 /// What a sender's ancillary data asks for.
@@ -27,24 +61,11 @@ pub struct Asked {
 /// Reads a sender's control buffer. Anything malformed or unknown is the kernel's to judge.
 pub fn read(buffer: &[u8]) -> Asked {
     let mut asked = Asked::default();
-    let mut rest = buffer;
-    while rest.len() >= HEADER {
-        let word = |at: usize| {
-            rest.get(at..at + 4)
-                .and_then(|bytes| bytes.try_into().ok())
-                .map_or(0, c_int::from_ne_bytes)
-        };
-        let length = rest
-            .get(..8)
-            .and_then(|bytes| bytes.try_into().ok())
-            .map_or(0, usize::from_ne_bytes);
-        let (level, kind) = (word(8), word(12));
-        let Some(data) = rest.get(HEADER..length) else {
-            asked.foreign = true;
-            return asked;
-        };
-        read_one(level, kind, data, &mut asked);
-        rest = rest.get(aligned(length)..).unwrap_or_default();
+    for message in messages(buffer) {
+        match message.data {
+            Some(data) => read_one(message.level, message.kind, data, &mut asked),
+            None => asked.foreign = true,
+        }
     }
     asked
 }

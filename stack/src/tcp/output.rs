@@ -28,6 +28,15 @@ impl Connection<'_> {
         self.endpoint.remote_ip.is_v4()
     }
 
+    /// Bytes that the timestamps take in each segment, if they were negotiated.
+    fn timestamps_len(&self) -> u16 {
+        if self.tcb.has(flag::TIMESTAMPS) {
+            12
+        } else {
+            0
+        }
+    }
+
     /// Largest payload of one segment with the options that every segment carries.
     pub(crate) fn current_mss(&self) -> u16 {
         self.path_mss().min(self.tcb.searched_mss()).max(48)
@@ -37,11 +46,6 @@ impl Connection<'_> {
     pub(super) fn path_mss(&self) -> u16 {
         let ip = if self.is_v4() { 40_u16 } else { 60 };
         let by_path = self.tcb.hop.mtu.saturating_sub(ip);
-        let timestamps = if self.tcb.has(flag::TIMESTAMPS) {
-            12
-        } else {
-            0
-        };
         let room = self
             .pool
             .head
@@ -49,7 +53,7 @@ impl Connection<'_> {
             .saturating_sub(u32::from(PAYLOAD_AT));
         by_path
             .min(self.tcb.mss_clamp)
-            .saturating_sub(timestamps)
+            .saturating_sub(self.timestamps_len())
             .min(room.min(u32::from(u16::MAX)) as u16)
             .max(48)
     }
@@ -337,12 +341,8 @@ impl Connection<'_> {
         let len = usize::from(len);
         let most = usize::from(self.tcb.hop.mtu).saturating_add(ethernet::HEADER);
         // What has passed had timestamps at most.
-        let timestamps = if self.tcb.has(flag::TIMESTAMPS) {
-            12
-        } else {
-            0
-        };
-        let passes = usize::from(self.tcb.searched_mss()).saturating_add(timestamps);
+        let passes =
+            usize::from(self.tcb.searched_mss()).saturating_add(usize::from(self.timestamps_len()));
         let all = tcp::options_len(options).saturating_add(len);
         // The peer's MSS counts options as data (RFC 6691).
         all <= usize::from(self.tcb.mss_clamp).min(passes)
