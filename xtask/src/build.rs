@@ -6,10 +6,13 @@ use bypass_tests::{Result, paths, plugin};
 
 use crate::progress::step;
 
-/// A `cargo` command in the repository.
+/// A `cargo` command in the repository, with one target folder for the packages that are no members
+/// of the workspace too.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(paths::repository());
+    command
+        .current_dir(paths::repository())
+        .env("CARGO_TARGET_DIR", paths::target());
     command
 }
 

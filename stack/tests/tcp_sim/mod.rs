@@ -13,6 +13,7 @@
 
 pub mod host;
 pub mod monitor;
+pub mod peer;
 pub mod plan;
 pub mod program;
 pub mod trouble;
