@@ -4,9 +4,9 @@
 //! the image memfd, [`packets`] the packet memory, [`lock`] is the process-shared lock in the
 //! image's first page, [`attachment`] joins them with the queue pairs and pumps frames between
 //! queues and stack, [`queues`] maps one of whatever backend, [`flows`] leads TCP connections to
-//! it, [`cplane`] reads the daemon's
-//! control-plane table, [`wake`] wakes a waiter that sleeps in another thread or process,
-//! [`control`] talks to the daemon.
+//! it, [`cplane`] reads the daemon's control-plane table, [`tcp_options`] and [`tcp_settings`] read
+//! what the kernel keeps for the engine, [`wake`] wakes a waiter that sleeps in another thread or
+//! process, [`control`] talks to the daemon.
 //!
 //! Everything here makes raw system calls only (`rustix` without libc): it runs inside programs
 //! whose libc symbols are our own hooks. No threads, no signal handlers, nothing printed.
@@ -21,4 +21,6 @@ pub mod lock;
 pub mod map;
 pub mod packets;
 pub mod queues;
+pub mod tcp_options;
+pub mod tcp_settings;
 pub mod wake;

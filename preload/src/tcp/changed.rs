@@ -11,10 +11,11 @@ use std::ffi::c_int;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bypass_runtime::clock;
+use bypass_runtime::tcp_options::{READ, usual_name};
 use bypass_stack::{Family, TcpOptions};
 use parking_lot::Mutex;
 
-use super::options::{READ, of_shadow, read_one, usual_name};
+use super::options::{of_shadow, read_one};
 use crate::fdtable::{self, Entry, NUMBERS};
 use crate::{shadow, symbols};
 

@@ -366,7 +366,7 @@ fn choose_port(
         return Ok(local);
     }
     give_port_back(fd);
-    let ports = defaults::local_ports();
+    let ports = bypass_runtime::tcp_settings::local_ports();
     let from = local.port.clamp(*ports.start(), *ports.end());
     (from..=*ports.end())
         .chain(*ports.start()..from)

@@ -6,6 +6,7 @@ use std::ffi::c_int;
 
 use bypass_proto::policy::{Protocol, Role};
 use bypass_proto::reason::FallThrough;
+use bypass_runtime::tcp_settings;
 use bypass_stack::{EndpointId, TcpOpen, TcpOptions};
 
 use super::{defaults, inherited, options, with_stack};
@@ -18,7 +19,7 @@ use crate::{context, process, report, shadow, symbols, wait};
 fn cut(backlog: c_int) -> u32 {
     u32::try_from(backlog)
         .unwrap_or(u32::MAX)
-        .min(defaults::most_backlog())
+        .min(tcp_settings::most_backlog())
 }
 
 /// The kernel's socket listens now: the endpoint follows.
@@ -35,7 +36,7 @@ pub fn listening(fd: c_int, backlog: c_int) {
 /// The kernel's socket has listened before this process had it: the endpoint that follows it has
 /// another holder, or, `anew`, there is one again.
 pub fn inherit(fd: c_int, anew: bool) {
-    let backlog = shadow::backlog(fd).unwrap_or_else(defaults::most_backlog);
+    let backlog = shadow::backlog(fd).unwrap_or_else(tcp_settings::most_backlog);
     begin(fd, backlog, anew);
 }
 

@@ -13,6 +13,7 @@
 
 use std::ffi::{c_int, c_void};
 
+use bypass_runtime::tcp_options::{self, NAME_BYTES, RARE, READ, Shadow, number, usual_name};
 use bypass_stack::tcp::congestion;
 use bypass_stack::{EndpointId, Family, TcpOptions, TcpState};
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, socklen_t};
@@ -27,43 +28,6 @@ use crate::{shadow, symbols};
 
 /// Of linux/tcp.h.
 const FASTOPEN_NO_COOKIE: c_int = 34;
-const INQ: c_int = 36;
-/// `SO_RCVTIMEO_NEW` and `SO_SNDTIMEO_NEW` of asm-generic/socket.h.
-const RCVTIMEO_NEW: c_int = 66;
-const SNDTIMEO_NEW: c_int = 67;
-/// Bytes of a name of TCP_CONGESTION (TCP_CA_NAME_MAX).
-const NAME_BYTES: usize = 16;
-
-/// Every option that is read from a shadow.
-pub(super) const READ: [(c_int, c_int); 27] = [
-    (SOL_SOCKET, libc::SO_RCVBUF),
-    (SOL_SOCKET, libc::SO_SNDBUF),
-    (SOL_SOCKET, libc::SO_KEEPALIVE),
-    (SOL_SOCKET, libc::SO_LINGER),
-    (SOL_SOCKET, libc::SO_OOBINLINE),
-    (SOL_SOCKET, libc::SO_RCVTIMEO),
-    (SOL_SOCKET, libc::SO_SNDTIMEO),
-    (SOL_SOCKET, libc::SO_RCVLOWAT),
-    (SOL_SOCKET, libc::SO_REUSEPORT),
-    (SOL_SOCKET, libc::SO_REUSEADDR),
-    (IPPROTO_TCP, libc::TCP_NODELAY),
-    (IPPROTO_TCP, libc::TCP_CORK),
-    (IPPROTO_TCP, libc::TCP_KEEPIDLE),
-    (IPPROTO_TCP, libc::TCP_KEEPINTVL),
-    (IPPROTO_TCP, libc::TCP_KEEPCNT),
-    (IPPROTO_TCP, libc::TCP_SYNCNT),
-    (IPPROTO_TCP, libc::TCP_DEFER_ACCEPT),
-    (IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
-    (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT),
-    (IPPROTO_TCP, libc::TCP_WINDOW_CLAMP),
-    (IPPROTO_TCP, libc::TCP_CONGESTION),
-    (IPPROTO_TCP, libc::TCP_LINGER2),
-    (IPPROTO_TCP, INQ),
-    (SOL_SOCKET, libc::SO_MAX_PACING_RATE),
-    (IPPROTO_IP, libc::IP_TOS),
-    (IPPROTO_IP, libc::IP_TTL),
-    (IPPROTO_IP, libc::IP_RECVERR),
-];
 
 /// What a fresh socket answers for its buffers: (SO_RCVBUF, SO_SNDBUF).
 static FRESH: Lazy<(c_int, c_int)> = Lazy::new(|| {
@@ -78,146 +42,40 @@ static FRESH: Lazy<(c_int, c_int)> = Lazy::new(|| {
     sizes
 });
 
-/// Reads everything that the stack or the shim acts on.
-pub fn of_shadow(fd: c_int) -> TcpOptions {
-    let mut options = TcpOptions::new();
-    for (level, name) in READ {
-        read_one(fd, level, name, &mut options);
+/// The shadow of this descriptor.
+struct ShadowOf(c_int);
+
+impl Shadow for ShadowOf {
+    fn option(&self, level: c_int, name: c_int, into: &mut [u8]) -> Option<usize> {
+        let mut len = into.len() as socklen_t;
+        let to = into.as_mut_ptr().cast();
+        // SAFETY: `into` is writable for `len` bytes.
+        let result =
+            unsafe { symbols::getsockopt::original()(self.0, level, name, to, &raw mut len) };
+        (result == 0).then_some(len as usize)
     }
-    if shadow::option::<c_int>(fd, SOL_SOCKET, libc::SO_DOMAIN) == Some(libc::AF_INET6) {
-        for name in [
-            libc::IPV6_TCLASS,
-            libc::IPV6_UNICAST_HOPS,
-            libc::IPV6_RECVERR,
-        ] {
-            read_one(fd, IPPROTO_IPV6, name, &mut options);
-        }
+
+    fn fresh_buffers(&self) -> (c_int, c_int) {
+        *FRESH
     }
-    // A buffer as a fresh socket has it was not set, and may grow.
-    if shadow::option(fd, SOL_SOCKET, libc::SO_RCVBUF) == Some(FRESH.0) {
-        options.set(TcpOptions::RCVBUF_LOCKED, false);
+
+    fn is_nonblocking(&self) -> bool {
+        shadow::is_nonblocking(self.0)
     }
-    if shadow::option(fd, SOL_SOCKET, libc::SO_SNDBUF) == Some(FRESH.1) {
-        options.set(TcpOptions::SNDBUF_LOCKED, false);
-        // A connection starts with room for ten segments and what they cost
-        // (net/ipv4/tcp_input.c:tcp_sndbuf_expand).
-        options.sndbuf_bytes = options.sndbuf_bytes.max(TcpOptions::new().sndbuf_bytes);
+
+    fn notsent_lowat(&self) -> u32 {
+        super::defaults::notsent_lowat()
     }
-    // TCP_MAXSEG answers what is in force, not what was set: 536 before a connection without it.
-    let segment = shadow::option::<c_int>(fd, IPPROTO_TCP, libc::TCP_MAXSEG).unwrap_or(536);
-    if segment != 536 {
-        options.max_seg = u16::try_from(segment).unwrap_or(0);
-    }
-    options.set(TcpOptions::NONBLOCKING, shadow::is_nonblocking(fd));
-    options
 }
 
-/// A small number out of an option that may be -1.
-fn small(value: c_int) -> u8 {
-    u8::try_from(value).unwrap_or(0)
+/// Reads everything that the stack or the shim acts on.
+pub fn of_shadow(fd: c_int) -> TcpOptions {
+    tcp_options::read(&ShadowOf(fd))
 }
 
 /// Reads one option from the shadow.
 pub(super) fn read_one(fd: c_int, level: c_int, name: c_int, options: &mut TcpOptions) {
-    match (level, name) {
-        (SOL_SOCKET, libc::SO_LINGER) => {
-            let [on, seconds] = shadow::option::<[c_int; 2]>(fd, level, name).unwrap_or_default();
-            options.set(TcpOptions::LINGER, on != 0);
-            options.linger_s = seconds.max(0) as u32;
-            return;
-        }
-        (SOL_SOCKET, libc::SO_RCVTIMEO) => {
-            options.rcvtimeo_ms = shadow::timeout_ms(fd, name);
-            return;
-        }
-        (SOL_SOCKET, libc::SO_SNDTIMEO) => {
-            options.sndtimeo_ms = shadow::timeout_ms(fd, name);
-            return;
-        }
-        (SOL_SOCKET, libc::SO_MAX_PACING_RATE) => {
-            let rate = shadow::option::<u64>(fd, level, name);
-            options.max_pacing_rate = rate.unwrap_or(TcpOptions::UNPACED);
-            return;
-        }
-        (IPPROTO_TCP, libc::TCP_CONGESTION) => {
-            let bytes = shadow::option::<[u8; NAME_BYTES]>(fd, level, name).unwrap_or_default();
-            let end = bytes
-                .iter()
-                .position(|&byte| byte == 0)
-                .unwrap_or(NAME_BYTES);
-            options.congestion = congestion::by_name(&bytes[..end]).unwrap_or(congestion::CUBIC);
-            return;
-        }
-        _ => {}
-    }
-    let Some(value) = shadow::option::<c_int>(fd, level, name) else {
-        return;
-    };
-    let positive = value.max(0) as u32;
-    match (level, name) {
-        (SOL_SOCKET, libc::SO_RCVBUF) => {
-            options.rcvbuf_bytes = positive;
-            options.set(TcpOptions::RCVBUF_LOCKED, true);
-        }
-        (SOL_SOCKET, libc::SO_SNDBUF) => {
-            options.sndbuf_bytes = positive;
-            options.set(TcpOptions::SNDBUF_LOCKED, true);
-        }
-        (SOL_SOCKET, libc::SO_KEEPALIVE) => options.set(TcpOptions::KEEPALIVE, value != 0),
-        (SOL_SOCKET, libc::SO_OOBINLINE) => options.set(TcpOptions::OOBINLINE, value != 0),
-        (SOL_SOCKET, libc::SO_REUSEPORT) => options.set(TcpOptions::REUSE_PORT, value != 0),
-        (SOL_SOCKET, libc::SO_REUSEADDR) => options.set(TcpOptions::REUSE_ADDR, value != 0),
-        (SOL_SOCKET, libc::SO_RCVLOWAT) => set_lowat(options, positive),
-        (IPPROTO_TCP, INQ) => options.set(TcpOptions::INQ, value != 0),
-        (IPPROTO_TCP, libc::TCP_NODELAY) => options.set(TcpOptions::NODELAY, value != 0),
-        (IPPROTO_TCP, libc::TCP_CORK) => options.set(TcpOptions::CORK, value != 0),
-        (IPPROTO_TCP, libc::TCP_KEEPIDLE) => options.keep_idle_s = positive,
-        (IPPROTO_TCP, libc::TCP_KEEPINTVL) => options.keep_interval_s = positive,
-        (IPPROTO_TCP, libc::TCP_KEEPCNT) => options.keep_count = small(value),
-        (IPPROTO_TCP, libc::TCP_SYNCNT) => options.syn_count = small(value),
-        (IPPROTO_TCP, libc::TCP_LINGER2) => options.linger2_s = value,
-        (IPPROTO_TCP, libc::TCP_DEFER_ACCEPT) => options.defer_accept_s = positive,
-        (IPPROTO_TCP, libc::TCP_USER_TIMEOUT) => options.user_timeout_ms = positive,
-        // 0 = the system's.
-        (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT) if value == 0 => {
-            options.notsent_lowat = super::defaults::notsent_lowat();
-        }
-        (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT) => options.notsent_lowat = value.cast_unsigned(),
-        (IPPROTO_TCP, libc::TCP_WINDOW_CLAMP) => options.window_clamp = positive,
-        (IPPROTO_TCP, libc::TCP_MAXSEG) => options.max_seg = u16::try_from(value).unwrap_or(0),
-        (IPPROTO_IP, libc::IP_TOS) => options.tos = small(value),
-        (IPPROTO_IP, libc::IP_TTL) => options.ttl = small(value),
-        (IPPROTO_IP, libc::IP_RECVERR) | (IPPROTO_IPV6, libc::IPV6_RECVERR) => {
-            options.set(TcpOptions::RECVERR, value != 0);
-        }
-        (IPPROTO_IPV6, libc::IPV6_TCLASS) => options.traffic_class = small(value),
-        (IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS) => options.hop_limit = small(value),
-        _ => {}
-    }
-}
-
-/// SO_RCVLOWAT: no more than a buffer that was set takes, and any other buffer grows with it
-/// (net/ipv4/tcp.c:tcp_set_rcvlowat). Half of the buffer is the window.
-fn set_lowat(options: &mut TcpOptions, bytes: u32) {
-    let half = options.rcvbuf_bytes / 2;
-    if options.has(TcpOptions::RCVBUF_LOCKED) {
-        options.rcvlowat = bytes.min(half).max(1);
-    } else {
-        options.rcvlowat = bytes.max(1);
-        options.rcvbuf_bytes = options.rcvbuf_bytes.max(bytes.saturating_mul(2));
-    }
-}
-
-/// The option by its usual name: two have a newer one, two a privileged one that no limit binds.
-pub fn usual_name(level: c_int, name: c_int) -> (c_int, c_int) {
-    let name = match (level, name) {
-        (SOL_SOCKET, RCVTIMEO_NEW) => libc::SO_RCVTIMEO,
-        (SOL_SOCKET, SNDTIMEO_NEW) => libc::SO_SNDTIMEO,
-        (SOL_SOCKET, libc::SO_RCVBUFFORCE) => libc::SO_RCVBUF,
-        (SOL_SOCKET, libc::SO_SNDBUFFORCE) => libc::SO_SNDBUF,
-        _ => name,
-    };
-    (level, name)
+    tcp_options::read_one(&ShadowOf(fd), level, name, options);
 }
 
 /// What only a socket without a connection or a port takes
@@ -286,14 +144,6 @@ pub unsafe fn set(
     }
     Ok(0)
 }
-
-/// Options that are followed, but not read at the start: a fresh socket's answer is the default.
-const RARE: [(c_int, c_int); 4] = [
-    (IPPROTO_TCP, libc::TCP_MAXSEG),
-    (IPPROTO_IPV6, libc::IPV6_TCLASS),
-    (IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
-    (IPPROTO_IPV6, libc::IPV6_RECVERR),
-];
 
 /// Changes the options of the endpoint and lets the stack act on it; `false`: it is gone.
 fn change(endpoint: EndpointId, change: impl FnOnce(&mut TcpOptions)) -> bool {
@@ -485,39 +335,4 @@ pub unsafe fn get(
 fn mtu(endpoint: EndpointId) -> Option<c_int> {
     let info = with_stack(|_, locked, now| locked.stack().tcp_info(endpoint, now));
     Some(info?.ok()?.pmtu as c_int)
-}
-
-/// The options that are one number.
-fn number(level: c_int, name: c_int, options: &TcpOptions) -> Option<c_int> {
-    let flag = |bit| c_int::from(options.has(bit));
-    let value = match (level, name) {
-        (SOL_SOCKET, libc::SO_RCVBUF) => options.rcvbuf_bytes as c_int,
-        (SOL_SOCKET, libc::SO_SNDBUF) => options.sndbuf_bytes as c_int,
-        (SOL_SOCKET, libc::SO_KEEPALIVE) => flag(TcpOptions::KEEPALIVE),
-        (SOL_SOCKET, libc::SO_OOBINLINE) => flag(TcpOptions::OOBINLINE),
-        (SOL_SOCKET, libc::SO_REUSEPORT) => flag(TcpOptions::REUSE_PORT),
-        (SOL_SOCKET, libc::SO_REUSEADDR) => flag(TcpOptions::REUSE_ADDR),
-        (SOL_SOCKET, libc::SO_RCVLOWAT) => options.rcvlowat as c_int,
-        (IPPROTO_TCP, libc::TCP_NODELAY) => flag(TcpOptions::NODELAY),
-        (IPPROTO_TCP, libc::TCP_CORK) => flag(TcpOptions::CORK),
-        (IPPROTO_TCP, libc::TCP_QUICKACK) => 1,
-        (IPPROTO_TCP, libc::TCP_KEEPIDLE) => options.keep_idle_s as c_int,
-        (IPPROTO_TCP, libc::TCP_KEEPINTVL) => options.keep_interval_s as c_int,
-        (IPPROTO_TCP, libc::TCP_KEEPCNT) => c_int::from(options.keep_count),
-        (IPPROTO_TCP, libc::TCP_SYNCNT) if options.syn_count != 0 => c_int::from(options.syn_count),
-        (IPPROTO_TCP, libc::TCP_LINGER2) if options.linger2_s != 0 => options.linger2_s,
-        (IPPROTO_TCP, libc::TCP_USER_TIMEOUT) => options.user_timeout_ms as c_int,
-        (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT) if options.notsent_lowat != u32::MAX => {
-            options.notsent_lowat as c_int
-        }
-        (IPPROTO_TCP, libc::TCP_WINDOW_CLAMP) => options.window_clamp as c_int,
-        (IPPROTO_IP, libc::IP_TOS) => c_int::from(options.tos),
-        (IPPROTO_IP, libc::IP_TTL) if options.ttl != 0 => c_int::from(options.ttl),
-        (IPPROTO_IPV6, libc::IPV6_TCLASS) => c_int::from(options.traffic_class),
-        (IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS) if options.hop_limit != 0 => {
-            c_int::from(options.hop_limit)
-        }
-        _ => return None,
-    };
-    Some(value)
 }
