@@ -2,7 +2,8 @@
 //!
 //! `demo` shows the product on this machine, `test` prepares the machine and runs every test, `ci`
 //! adds format, lints and the instruction gate, `bench` measures kernel against shim, `tidy` checks
-//! the rules that no compiler knows, `testbed` opens a shell between two namespaces. Everything
+//! the rules that no compiler knows, `packetdrill` runs its scripts against the stack,
+//! `testbed` opens a shell between two namespaces. Everything
 //! that needs a network makes its own namespaces and removes them.
 
 mod bench;
@@ -14,6 +15,7 @@ mod guest;
 mod hardware;
 mod measure;
 mod packages;
+mod packetdrill;
 mod progress;
 mod shell;
 mod table;
@@ -88,6 +90,13 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Run packetdrill's scripts against the stack, in virtual time
+    Packetdrill {
+        /// A checkout of packetdrill that has been built
+        path: std::path::PathBuf,
+        /// Only the scripts whose names contain this
+        only: Option<String>,
+    },
     /// Check module docs, unsafe code, dependencies, words and line width
     Tidy,
 }
@@ -106,6 +115,7 @@ fn main() -> ExitCode {
         } => bench::run(name, json, rounds, record),
         Task::Testbed { queues, link } => shell::run(queues, &link),
         Task::Codegen { check } => codegen::run(check).and_then(|()| codegen::compat(check)),
+        Task::Packetdrill { path, only } => packetdrill::run(&path, only.as_deref()),
         Task::Tidy => tidy::run(),
     };
     match done {

@@ -28,6 +28,8 @@ const UNSAFE: &[&str] = &[
     "tests/src/tap.rs",
     // A C library for tests.
     "tests/fake-ciul/src/",
+    // The same for packetdrill, and a program that calls it.
+    "tests/packetdrill/",
     // The system calls of a test that asks the kernel; the crate itself forbids unsafe code.
     "stack/tests/script/kernel/system.rs",
 ];

@@ -1,0 +1,139 @@
+//! Segmentation offload of the wire: what the kernel would give its device as one packet is one
+//! here, and what its device would give it as one reaches the stack as segments.
+
+use std::fs;
+
+use bypass_stack::wire::tcp::{self, Headers, Segment, emit, flags, headers_len};
+
+use crate::world::{MAC, PEER_MAC};
+
+/// Payload of a piece of a long packet.
+const PIECE: usize = 1000;
+/// Bytes of an Ethernet header.
+const ETHERNET: usize = 14;
+
+/// Joins segments that leave together.
+#[derive(Debug, Default)]
+pub struct Bursts {
+    /// Segments in the last packet.
+    count: u32,
+    /// The newest sequence number of the last packet's flow, and that flow's peer.
+    newest: Option<(u16, u32)>,
+}
+
+/// A packet without Ethernet header.
+fn parsed(packet: &[u8]) -> Option<Segment> {
+    let kind = if packet.first()? >> 4 == 4 {
+        [8, 0]
+    } else {
+        [0x86, 0xdd]
+    };
+    let frame = [&PEER_MAC[..], &MAC, &kind, packet].concat();
+    tcp::parse(&frame, &PEER_MAC, false).ok()
+}
+
+/// `net.ipv4.tcp_min_tso_segs`: so many segments at least are one packet.
+fn least() -> u32 {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/tcp_min_tso_segs").unwrap_or_default();
+    text.trim().parse().unwrap_or(2)
+}
+
+impl Bursts {
+    /// A packet that is not joined with the last one: new data or not.
+    pub fn first(&mut self, packet: &[u8]) {
+        self.count = 1;
+        let Some(found) = parsed(packet) else { return };
+        let end = found.seq.wrapping_add(u32::from(found.payload_len));
+        let old = self.newest.is_some_and(|(port, newest)| {
+            port == found.destination_port && newest.wrapping_sub(end) < 1 << 30
+        });
+        if old {
+            // A retransmission goes alone.
+            self.count = u32::MAX;
+        } else {
+            self.newest = Some((found.destination_port, end));
+        }
+    }
+
+    /// Joins a packet with the last one, if it continues that. The kernel sets PSH on all that are
+    /// longer than a segment (net/ipv4/tcp_output.c:__tcp_transmit_skb).
+    pub fn join(&mut self, last: &mut Vec<u8>, next: &[u8]) -> bool {
+        let (Some(one), Some(two)) = (parsed(last), parsed(next)) else {
+            return false;
+        };
+        let end = one.seq.wrapping_add(u32::from(one.payload_len));
+        let fits = one.destination_port == two.destination_port
+            && end == two.seq
+            && one.ack == two.ack
+            && one.window == two.window
+            && one.tos == two.tos
+            && one.options == two.options
+            && (one.flags | two.flags) & !(flags::ACK | flags::PSH | flags::FIN) == 0
+            && one.flags & (flags::PSH | flags::FIN) == 0
+            && one.payload_len >= two.payload_len
+            && two.payload_len > 0;
+        if !fits || self.count >= least() {
+            return false;
+        }
+        self.count += 1;
+        let end = two.seq.wrapping_add(u32::from(two.payload_len));
+        self.newest = Some((one.destination_port, end));
+        let payload = &next[next.len() - usize::from(two.payload_len)..];
+        let mut frame = [&[0; ETHERNET][..], last, payload].concat();
+        emit(&mut frame, &headers(&one, one.seq, two.flags | flags::PSH));
+        *last = frame.split_off(ETHERNET);
+        true
+    }
+}
+
+/// The headers of a segment, with another number and other flags.
+fn headers(of: &Segment, seq: u32, flags: u16) -> Headers {
+    Headers {
+        source_mac: of.source_mac,
+        destination_mac: MAC,
+        source: of.source,
+        destination: of.destination,
+        source_port: of.source_port,
+        destination_port: of.destination_port,
+        seq,
+        ack: of.ack,
+        flags,
+        window: of.window,
+        urgent: of.urgent,
+        tos: of.tos,
+        ttl: of.ttl,
+        ipv4_id: 0,
+        options: of.options,
+    }
+}
+
+/// The segments of a frame from the peer that is longer than a device's.
+#[must_use]
+pub fn pieces(frame: Vec<u8>) -> Vec<Vec<u8>> {
+    if frame.len() <= 1514 {
+        return vec![frame];
+    }
+    let Ok(found) = tcp::parse(&frame, &MAC, false) else {
+        return vec![frame];
+    };
+    let start = usize::from(found.payload_offset);
+    let payload = &frame[start..start + usize::from(found.payload_len)];
+    let ends = flags::FIN | flags::PSH;
+    let mut seq = found.seq;
+    let mut pieces = Vec::new();
+    for piece in payload.chunks(PIECE) {
+        let is_last = pieces.len() + 1 == payload.len().div_ceil(PIECE);
+        let kept = if is_last {
+            found.flags
+        } else {
+            found.flags & !ends
+        };
+        let room = headers_len(found.source.is_v4(), &found.options);
+        let mut segment = vec![0; room];
+        segment.extend_from_slice(piece);
+        emit(&mut segment, &headers(&found, seq, kept));
+        seq = seq.wrapping_add(piece.len() as u32);
+        pieces.push(segment);
+    }
+    pieces
+}

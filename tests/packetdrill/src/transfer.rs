@@ -1,0 +1,177 @@
+//! Receiving and sending on connections.
+
+use std::ffi::c_int;
+
+use bypass_stack::{EndpointId, Instant, TcpError, TcpOptions, TcpState};
+use libc::{MSG_DONTWAIT, MSG_ERRQUEUE, MSG_MORE, MSG_OOB, MSG_PEEK, MSG_WAITALL};
+
+use crate::calls;
+use crate::kernel::{self, Answer};
+use crate::turns::{wait, with};
+use crate::world::{Socket, World};
+
+/// What a receive brings: the bytes, and what TCP_INQ tells.
+#[derive(Debug, Default)]
+pub struct Received {
+    /// From the stream.
+    pub bytes: Vec<u8>,
+    /// Bytes behind them and one for the FIN, if the program has asked for it.
+    pub inq: Option<u32>,
+}
+
+fn connection(fd: c_int) -> Result<EndpointId, i32> {
+    match calls::of(fd) {
+        Some(Socket::Connection { id, .. }) => Ok(id),
+        Some(_) => Err(libc::ENOTCONN),
+        None => Err(libc::EBADF),
+    }
+}
+
+/// When a call that begins now and waits so long gives up; 0 = never.
+fn deadline(ms: u32) -> Option<u64> {
+    let now = with(|world| world.now)?;
+    (ms != 0).then(|| now + u64::from(ms) * 1_000_000)
+}
+
+fn options_of(id: EndpointId) -> TcpOptions {
+    with(|world| world.stack().tcp_options(id).ok().copied())
+        .flatten()
+        .unwrap_or_default()
+}
+
+/// Receives up to `most` bytes.
+///
+/// # Errors
+/// As recv(2).
+pub fn receive(fd: c_int, most: usize, flags: c_int) -> Result<Received, i32> {
+    if flags & MSG_ERRQUEUE != 0 {
+        return Err(libc::EAGAIN);
+    }
+    let id = connection(fd)?;
+    let peek = flags & MSG_PEEK != 0;
+    if flags & MSG_OOB != 0 {
+        let byte = with(|world| world.stack().tcp_receive_urgent(id, peek));
+        return match byte {
+            Some(Ok(byte)) => Ok(Received {
+                bytes: vec![byte],
+                inq: None,
+            }),
+            Some(Err(TcpError::Errno(errno))) => Err(errno),
+            _ => Err(libc::EAGAIN),
+        };
+    }
+    let options = options_of(id);
+    let dont_wait = flags & MSG_DONTWAIT != 0 || kernel::is_nonblocking(fd);
+    let least = if flags & MSG_WAITALL != 0 {
+        most
+    } else {
+        (options.rcvlowat.max(1) as usize).min(most)
+    };
+    let mut received = Received::default();
+    let ended = wait(deadline(options.rcvtimeo_ms), |world| {
+        take(world, id, most, peek, &mut received);
+        let bytes = received.bytes.len();
+        let input = world.stack().tcp_input(id).ok();
+        let error = input.map_or(libc::EBADF, |input| input.error);
+        let eof = input.is_none_or(|input| input.eof || input.state == TcpState::Closed);
+        let told = options.has(TcpOptions::INQ);
+        received.inq = input
+            .filter(|_| told)
+            .map(|input| input.readable + u32::from(input.peer_fin));
+        if bytes >= least && (bytes > 0 || most == 0 && input.is_some_and(|i| i.readable > 0)) {
+            return Some(Ok(()));
+        }
+        if bytes > 0 {
+            return (dont_wait || error != 0 || eof).then_some(Ok(()));
+        }
+        let seen = input.is_some_and(|input| input.peer_fin);
+        if error != 0 && !seen {
+            world.stack().tcp_take_error(id);
+            return Some(Err(error));
+        }
+        if eof {
+            return Some(Ok(()));
+        }
+        dont_wait.then_some(Err(libc::EAGAIN))
+    });
+    match ended {
+        Some(Err(errno)) => Err(errno),
+        None if received.bytes.is_empty() => Err(libc::EAGAIN),
+        _ => Ok(received),
+    }
+}
+
+/// Copies what is there.
+fn take(world: &mut World, id: EndpointId, most: usize, peek: bool, into: &mut Received) {
+    if peek {
+        into.bytes.clear();
+    }
+    let before = into.bytes.len();
+    while into.bytes.len() < most {
+        let skip = into.bytes.len() - before;
+        let Ok(Some(span)) = world.stack().tcp_front(id, skip) else {
+            break;
+        };
+        let start = span.offset as usize;
+        let len = (span.len as usize).min(most - into.bytes.len());
+        let bytes = world.bytes(span.chunk).get(start..start + len);
+        into.bytes.extend_from_slice(bytes.unwrap_or_default());
+    }
+    let taken = into.bytes.len() - before;
+    if taken > 0 && !peek {
+        let _ = world.with(|stack, _, now| stack.tcp_consume(id, taken, now));
+    }
+}
+
+/// Sends bytes.
+///
+/// # Errors
+/// As send(2).
+pub fn send(fd: c_int, bytes: &[u8], flags: c_int) -> Answer {
+    let id = match connection(fd) {
+        // net/ipv4/tcp.c:do_tcp_sendpages of a socket without a connection.
+        Err(libc::ENOTCONN) => return Err(libc::EPIPE),
+        found => found?,
+    };
+    let options = options_of(id);
+    let dont_wait = flags & MSG_DONTWAIT != 0 || kernel::is_nonblocking(fd);
+    let mut done = 0;
+    let ended = wait(deadline(options.sndtimeo_ms), |world| {
+        loop {
+            match once(world, id, &bytes[done..], flags) {
+                Ok(count) => done += count,
+                Err(TcpError::WouldBlock) if dont_wait => return Some(Err(libc::EAGAIN)),
+                Err(TcpError::WouldBlock) => return None,
+                Err(TcpError::Stale) => return Some(Err(libc::EBADF)),
+                Err(TcpError::Errno(errno)) => return Some(Err(errno)),
+            }
+            if done >= bytes.len() {
+                return Some(Ok(()));
+            }
+        }
+    });
+    match ended {
+        _ if done > 0 => Ok(done as isize),
+        Some(Ok(())) => Ok(0),
+        Some(Err(errno)) => Err(errno),
+        None => Err(libc::EAGAIN),
+    }
+}
+
+fn once(world: &mut World, id: EndpointId, rest: &[u8], flags: c_int) -> Result<usize, TcpError> {
+    let mut rest = rest;
+    let len = rest.len();
+    let fill = &mut |to: &mut [u8]| {
+        let (piece, behind) = rest.split_at(to.len());
+        to.copy_from_slice(piece);
+        rest = behind;
+    };
+    let more = flags & MSG_MORE != 0;
+    world.with(|stack, packets, now: Instant| {
+        if flags & MSG_OOB != 0 {
+            stack.tcp_send_urgent(packets, id, len, fill, now)
+        } else {
+            stack.tcp_send(packets, id, len, more, fill, now)
+        }
+    })
+}
