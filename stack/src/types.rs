@@ -204,6 +204,13 @@ impl IpAddress {
         }
     }
 
+    /// The octets of an address that is known to be IPv4.
+    #[inline]
+    pub(crate) fn last_four(&self) -> [u8; 4] {
+        let [.., a, b, c, d] = self.0;
+        [a, b, c, d]
+    }
+
     /// Whether this is "any".
     #[must_use]
     pub fn is_unspecified(&self) -> bool {

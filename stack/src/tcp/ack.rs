@@ -5,11 +5,11 @@ use super::congestion::AckSample;
 use super::connection::{Connection, elapsed_us, micros, millis};
 use super::pool::{SegmentSlot, mark};
 use super::seq::{after, before, distance};
-use super::tcb::{ca, flag, pending};
+use super::tcb::{Tcb, ca, flag, pending};
 use crate::counters::Counter;
 use crate::image::NONE;
 use crate::types::{Instant, Memory};
-use crate::wire::tcp::{Segment, flags};
+use crate::wire::tcp::{Segment, Timestamps, flags};
 
 /// What one ACK has told.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,6 +49,28 @@ pub(crate) struct Told {
     pub(crate) not_duplicate: bool,
 }
 
+impl Tcb {
+    /// The peer's window (RFC 9293: the newer segment by (seq, ack) counts); whether it changed.
+    /// `snd_una` is still what it was before the segment.
+    #[inline]
+    pub(super) fn take_window(&mut self, seq: u32, ack: u32, window: u16) -> bool {
+        let window = u32::from(window) << u32::from(self.snd_wscale.min(14));
+        let newer = after(ack, self.snd_una)
+            || after(seq, self.snd_wl1)
+            || seq == self.snd_wl1 && (window > self.snd_wnd || window == 0);
+        if !newer {
+            return false;
+        }
+        self.snd_wl1 = seq;
+        if window == self.snd_wnd {
+            return false;
+        }
+        self.snd_wnd = window;
+        self.max_window = self.max_window.max(window);
+        true
+    }
+}
+
 impl Connection<'_> {
     /// Takes the acknowledgement of an acceptable segment. `false`: the segment is to be dropped.
     pub(crate) fn take_ack(
@@ -86,7 +108,11 @@ impl Connection<'_> {
             ece: segment.flags & (flags::ECE | flags::SYN) == flags::ECE && self.tcb.has(flag::ECN),
             ..Told::default()
         };
-        self.take_window(segment, &mut told);
+        let window_before = self.tcb.snd_wnd;
+        if self.tcb.take_window(segment.seq, ack, segment.window) {
+            told.not_duplicate = true;
+            told.reopened = window_before == 0;
+        }
         told.delayed = self.is_delayed(segment);
         let una_before = self.tcb.snd_una;
         self.take_sack(segment, &mut told);
@@ -98,7 +124,7 @@ impl Connection<'_> {
         if self.tcb.packets_out == 0 && told.acked == 0 {
             self.after_probe_answer(now);
         }
-        self.sample_round_trip(segment, &mut told, now);
+        self.sample_round_trip(segment.options.timestamps, &mut told, now);
         let is_duplicate = ack == una_before && !told.not_duplicate && in_flight > 0;
         self.react(memory, &mut told, in_flight, is_duplicate, now);
         if told.reopened && told.acked == 0 && self.tcb.packets_out > 0 {
@@ -124,23 +150,6 @@ impl Connection<'_> {
                 timestamps.echo.wrapping_sub(self.tcb.ts_offset),
                 self.tcb.retrans_stamp,
             )
-    }
-
-    /// The peer's window (RFC 9293: the newer segment by (seq, ack) counts).
-    fn take_window(&mut self, segment: &Segment, told: &mut Told) {
-        let window = u32::from(segment.window) << u32::from(self.tcb.snd_wscale.min(14));
-        let newer = after(segment.ack, self.tcb.snd_una)
-            || after(segment.seq, self.tcb.snd_wl1)
-            || segment.seq == self.tcb.snd_wl1 && (window > self.tcb.snd_wnd || window == 0);
-        if newer {
-            self.tcb.snd_wl1 = segment.seq;
-            if window != self.tcb.snd_wnd {
-                told.not_duplicate = true;
-                told.reopened = self.tcb.snd_wnd == 0;
-                self.tcb.snd_wnd = window;
-                self.tcb.max_window = self.tcb.max_window.max(window);
-            }
-        }
     }
 
     /// Marks what SACK blocks tell.
@@ -256,6 +265,7 @@ impl Connection<'_> {
     }
 
     /// Books of a segment that the peer has got.
+    #[inline(always)]
     fn delivered(&mut self, slot: &SegmentSlot, told: &mut Told) {
         told.delivered = told.delivered.saturating_add(1);
         self.tcb.delivered = self.tcb.delivered.wrapping_add(1);
@@ -287,7 +297,8 @@ impl Connection<'_> {
     }
 
     /// Takes acknowledged segments off the send queue.
-    fn take_cumulative(&mut self, ack: u32, told: &mut Told, now: Instant) {
+    #[inline(always)]
+    pub(super) fn take_cumulative(&mut self, ack: u32, told: &mut Told, now: Instant) {
         told.bytes = distance(self.tcb.snd_una, ack);
         for _ in 0..self.pool.chunks.len() {
             let chunk = self.tcb.queue_head;
@@ -329,6 +340,7 @@ impl Connection<'_> {
         }
     }
 
+    #[inline(always)]
     fn acked(&mut self, chunk: u32, slot: SegmentSlot, told: &mut Told) {
         told.acked = told.acked.saturating_add(1);
         if slot.has(mark::SACKED) {
@@ -364,13 +376,19 @@ impl Connection<'_> {
     }
 
     /// Round-trip time and delivery rate from this ACK.
-    fn sample_round_trip(&mut self, segment: &Segment, told: &mut Told, now: Instant) {
+    #[inline(always)]
+    pub(super) fn sample_round_trip(
+        &mut self,
+        timestamps: Option<Timestamps>,
+        told: &mut Told,
+        now: Instant,
+    ) {
         let now_us = micros(now);
         let Some(newest) = told.newest else { return };
         let elapsed = elapsed_us(now_us as u32, newest.sent_us);
         if !newest.has(mark::EVER_RETRANSMITTED) && !told.gap_filled {
             told.rtt_us = Some(elapsed);
-        } else if let Some(timestamps) = segment.options.timestamps
+        } else if let Some(timestamps) = timestamps
             && self.tcb.has(flag::TIMESTAMPS)
             && timestamps.echo != 0
         {
@@ -388,16 +406,16 @@ impl Connection<'_> {
         }
         self.widen_reorder_window(&newest);
         self.advance_rack(&newest, elapsed);
-        self.sample_rate(&newest, now_us);
+        self.sample_rate(&newest, elapsed, now_us);
     }
 
     /// draft-cheng-iccrg-delivery-rate-estimation section 3.3.
-    fn sample_rate(&mut self, newest: &SegmentSlot, now_us: u64) {
+    #[inline(always)]
+    fn sample_rate(&mut self, newest: &SegmentSlot, age: u32, now_us: u64) {
         let send_span = elapsed_us(newest.sent_us, newest.first_sent_us);
         let ack_span = elapsed_us(now_us as u32, newest.delivered_us);
         self.tcb.rate_interval_us = send_span.max(ack_span).min(u32::MAX / 2);
         self.tcb.rate_delivered = self.tcb.delivered.wrapping_sub(newest.delivered);
-        let age = elapsed_us(now_us as u32, newest.sent_us);
         self.tcb.first_sent_us = now_us.saturating_sub(u64::from(age));
         self.tcb.delivered_us = now_us;
         if self.tcb.app_limited != 0 && after(self.tcb.delivered, self.tcb.app_limited) {
@@ -467,7 +485,8 @@ impl Connection<'_> {
         self.retransmit_lost(memory, now);
     }
 
-    fn grow_window(&mut self, told: &Told, in_flight: u32, limited: bool, now: Instant) {
+    #[inline(always)]
+    pub(super) fn grow_window(&mut self, told: &Told, in_flight: u32, limited: bool, now: Instant) {
         let newest = told.newest;
         let round_start =
             newest.is_some_and(|newest| !before(newest.delivered, self.tcb.round_delivered));

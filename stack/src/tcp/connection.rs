@@ -64,6 +64,7 @@ pub(crate) struct Connection<'a> {
 
 impl Stack<'_> {
     /// The connection of this index, if there is one.
+    #[inline]
     pub(crate) fn connection(&mut self, index: u32) -> Option<Connection<'_>> {
         let endpoint = self.endpoints.get_mut(index as usize)?;
         let tcb = self.tcbs.get_mut(index as usize)?;

@@ -52,11 +52,30 @@ pub(crate) fn length(segment: &Segment) -> u32 {
 #[derive(Debug)]
 pub(crate) struct Arrived<'a> {
     pub(crate) segment: &'a Segment,
-    pub(crate) local: SocketAddress,
-    pub(crate) remote: SocketAddress,
-    pub(crate) hop: Hop,
+    /// Our end of the link that it came by.
+    pub(crate) own: Hop,
     pub(crate) chunk: u32,
     pub(crate) offset: u16,
+}
+
+impl Arrived<'_> {
+    #[inline]
+    pub(crate) fn local(&self) -> SocketAddress {
+        SocketAddress::new(self.segment.destination, self.segment.destination_port)
+    }
+
+    #[inline]
+    pub(crate) fn remote(&self) -> SocketAddress {
+        SocketAddress::new(self.segment.source, self.segment.source_port)
+    }
+
+    /// The way back to the sender.
+    pub(crate) fn hop(&self) -> Hop {
+        Hop {
+            mac: self.segment.source_mac,
+            ..self.own
+        }
+    }
 }
 
 impl Stack<'_> {
@@ -69,6 +88,9 @@ impl Stack<'_> {
         frame: RxFrame,
         now: Instant,
     ) -> Result<FrameOutcome, DropReason> {
+        if let Some(outcome) = self.receive_expected(memory, frame, now) {
+            return Ok(outcome);
+        }
         let own = self.hop_to_us(frame.queue_pair)?;
         let end = (frame.offset as usize).saturating_add(frame.len as usize);
         let bytes = memory
@@ -79,16 +101,11 @@ impl Stack<'_> {
         self.count(Counter::TcpSegmentsReceived);
         let arrived = Arrived {
             segment: &segment,
-            local: SocketAddress::new(segment.destination, segment.destination_port),
-            remote: SocketAddress::new(segment.source, segment.source_port),
-            hop: Hop {
-                mac: segment.source_mac,
-                ..own
-            },
+            own,
             chunk: frame.chunk.0,
             offset: (frame.offset as u16).wrapping_add(segment.payload_offset),
         };
-        let mut index = self.find_connection(&arrived.local, &arrived.remote);
+        let mut index = self.find_connection(&arrived.local(), &arrived.remote());
         if index.is_none() {
             match self.without_connection(memory, &arrived, now)? {
                 Some(child) => index = Some(child),
@@ -103,7 +120,7 @@ impl Stack<'_> {
         };
         let taken = connection.input(memory, &arrived, now);
         let generation = connection.endpoint.generation;
-        self.settle(index, now);
+        self.settle_at(index, now);
         if taken? {
             Ok(FrameOutcome::Delivered(EndpointId { index, generation }))
         } else {
@@ -142,7 +159,7 @@ impl Stack<'_> {
         arrived: &Arrived<'_>,
         now: Instant,
     ) -> Result<Option<u32>, DropReason> {
-        if let Some(index) = self.find_mini(&arrived.local, &arrived.remote) {
+        if let Some(index) = self.find_mini(&arrived.local(), &arrived.remote()) {
             match self.minis.get(index as usize).map(|mini| mini.kind) {
                 Some(mini::kind::REQUEST) => {
                     return self.take_request_segment(memory, index, arrived, now);
@@ -158,7 +175,7 @@ impl Stack<'_> {
         if bits & flags::RST != 0 {
             return Err(DropReason::NoEndpoint);
         }
-        let listener = self.find_listener(&arrived.local, &arrived.remote, arrived.hop.ifindex);
+        let listener = self.find_listener(&arrived.local(), &arrived.remote(), arrived.own.ifindex);
         match listener {
             Some(listener) if bits & (flags::SYN | flags::ACK) == flags::SYN => {
                 if bits & flags::FIN != 0 {
@@ -392,18 +409,21 @@ impl Connection<'_> {
             self.tcb.ts_recent = timestamps.value;
             self.tcb.ts_recent_ms = millis(now);
         }
-        if segment.payload_len > 0 && timestamps.echo != 0 {
-            // The receiver's own round trip, for the size of its buffer.
-            let sent = timestamps.echo.wrapping_sub(self.tcb.ts_offset);
-            let ms = millis(now).wrapping_sub(sent);
-            if ms < 1 << 20 {
-                let rtt = ms.max(1).saturating_mul(1000);
-                self.tcb.rcv_rtt_us = if self.tcb.rcv_rtt_us == 0 {
-                    rtt
-                } else {
-                    self.tcb.rcv_rtt_us.min(rtt)
-                };
-            }
+        if segment.payload_len > 0 {
+            self.sample_sender(timestamps.echo, now);
+        }
+    }
+
+    /// The receiver's own round trip, for the size of its buffer, from the timestamp that data
+    /// echoes.
+    #[inline]
+    pub(super) fn sample_sender(&mut self, echo: u32, now: Instant) {
+        let sent = echo.wrapping_sub(self.tcb.ts_offset);
+        let ms = millis(now).wrapping_sub(sent);
+        if echo != 0 && ms < 1 << 20 {
+            let rtt = ms.max(1).wrapping_mul(1000);
+            let known = self.tcb.rcv_rtt_us;
+            self.tcb.rcv_rtt_us = if known == 0 { rtt } else { known.min(rtt) };
         }
     }
 
@@ -474,7 +494,7 @@ impl Connection<'_> {
             return Err(DropReason::TcpFlags);
         }
         self.take_syn_options(segment, now);
-        self.tcb.hop.mac = arrived.hop.mac;
+        self.tcb.hop.mac = arrived.segment.source_mac;
         if acked {
             self.connected(memory, segment, now);
         } else {

@@ -154,13 +154,13 @@ impl Stack<'_> {
             return Err(DropReason::TcpBacklog);
         }
         let options = tcb.options;
-        let (local, remote) = (arrived.local, arrived.remote);
+        let (local, remote) = (arrived.local(), arrived.remote());
         let Some(index) = self.add_mini(kind::REQUEST, local, remote, now) else {
             self.count(Counter::TcpListenOverflows);
             return Err(DropReason::TcpBacklog);
         };
         let negotiated = negotiate(segment, &defaults);
-        let mtu = arrived.hop.mtu;
+        let mtu = arrived.own.mtu;
         let header = if local.ip.is_v4() { 40 } else { 60 };
         let by_path = mtu.saturating_sub(header);
         let is_v4 = local.ip.is_v4();
@@ -174,7 +174,7 @@ impl Stack<'_> {
             mini.negotiated = negotiated as u8;
             mini.listener = listener;
             mini.listener_generation = generation;
-            mini.hop = arrived.hop;
+            mini.hop = arrived.hop();
             mini.rcv_nxt = segment.seq.wrapping_add(1);
             mini.snd_nxt = super::secret::isn(&key, local, remote, now.0).wrapping_add(1);
             mini.ts_offset = super::secret::timestamp_offset(&clock_key, local, remote);
@@ -496,7 +496,7 @@ impl Stack<'_> {
         let wanted = is_syn && !old && newer;
         if wanted
             && self
-                .find_listener(&arrived.local, &arrived.remote, arrived.hop.ifindex)
+                .find_listener(&arrived.local(), &arrived.remote(), arrived.own.ifindex)
                 .is_some()
         {
             self.end_time_wait(index);
@@ -618,9 +618,9 @@ impl Stack<'_> {
             (0, Some(segment.seq.wrapping_add(length)))
         };
         let reset = Reset {
-            local: arrived.local,
-            remote: arrived.remote,
-            hop: arrived.hop,
+            local: arrived.local(),
+            remote: arrived.remote(),
+            hop: arrived.hop(),
             seq,
             ack,
         };

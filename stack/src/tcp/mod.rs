@@ -20,6 +20,7 @@ pub mod congestion;
 mod connection;
 pub(crate) mod defaults;
 pub(crate) mod ended;
+mod expected;
 pub(crate) mod flow;
 pub mod handover;
 mod icmp;

@@ -1,14 +1,14 @@
 //! Output: building segments, and the decision what may leave now (RFC 9293 section 3.8.6,
 //! RFC 896 in Minshall's form, net/ipv4/tcp_output.c:tcp_write_xmit).
 
-use super::connection::{Connection, micros, timestamps};
+use super::connection::{Connection, micros, millis, timestamps};
 use super::options::TcpOptions;
-use super::pool::mark;
+use super::pool::{SegmentSlot, mark};
 use super::seq::{after, before, distance};
 use super::tcb::{NEVER, Range, TcpState, flag, pending, search};
 use crate::counters::Counter;
 use crate::image::{NONE, chunk_state};
-use crate::types::{Instant, Memory};
+use crate::types::{ChunkId, Instant, Memory};
 use crate::wire::tcp::{self, flags};
 use crate::wire::{ethernet, tcp::Headers};
 
@@ -102,6 +102,7 @@ impl Connection<'_> {
 
     /// The window to tell (RFC 9293 section 3.8.6.2.2): never less than told before, and opened
     /// only by a worthwhile step.
+    #[inline(always)]
     pub(crate) fn select_window(&mut self) -> u16 {
         if self.tcb.has(flag::NO_MEMORY) {
             return self.take_window_back();
@@ -191,6 +192,7 @@ impl Connection<'_> {
     }
 
     /// Sends a segment without data. `false` when there is no chunk for it.
+    #[inline(never)]
     pub(crate) fn send_bare(
         &mut self,
         memory: &mut impl Memory,
@@ -272,26 +274,140 @@ impl Connection<'_> {
 
     /// Puts a segment of the send queue on the transmit list, new or again. `false` when its last
     /// copy is still waiting to be sent, or something is wrong with it.
+    #[inline(never)]
     pub(crate) fn transmit(&mut self, memory: &mut impl Memory, chunk: u32, now: Instant) -> bool {
         let Some(&segment) = self.segment(chunk) else {
             self.pool.count(Counter::CorruptList);
             return false;
         };
+        self.transmit_segment(memory, chunk, &segment, now)
+    }
+
+    /// The same for who has just looked at it.
+    #[inline(always)]
+    fn transmit_segment(
+        &mut self,
+        memory: &mut impl Memory,
+        chunk: u32,
+        segment: &SegmentSlot,
+        now: Instant,
+    ) -> bool {
         match self.pool.chunks.get(chunk as usize) {
             Some(slot) if slot.state == chunk_state::RETAINED => {}
             _ => return false,
         }
+        let start = if self.is_plain(segment) {
+            self.write_plain(memory, chunk, segment, now)
+        } else {
+            self.write_headers(memory, chunk, segment, now)
+        };
+        let Some(start) = start else {
+            self.pool.count(Counter::BadChunk);
+            return false;
+        };
+        if let Some(slot) = self.pool.chunks.get_mut(chunk as usize) {
+            slot.offset = start;
+            slot.len = segment.offset.wrapping_add(segment.len).wrapping_sub(start);
+            slot.state = chunk_state::RETAINED_SENDING;
+        }
+        self.pool.append_transmit(self.tcb.hop.queue_pair, chunk);
+        self.sent(chunk, now);
+        self.acknowledged();
+        true
+    }
+
+    /// Whether the segment goes out in the plain form: data with timestamps, and nothing else to
+    /// tell.
+    #[inline]
+    fn is_plain(&self, segment: &SegmentSlot) -> bool {
+        const NEWS: u32 =
+            flag::ECN | flag::DSACK | flag::ECN_DEMAND_CWR | flag::ECN_SEND_CWR | flag::NO_MEMORY;
+        self.tcb.flags & (flag::TIMESTAMPS | NEWS) == flag::TIMESTAMPS
+            && self.tcb.sack_count == 0
+            && segment.len > 0
+            && !segment.has(mark::FIN)
+            && !before(segment.seq, self.tcb.snd_up)
+            && self.is_v4()
+    }
+
+    /// Writes plain headers in front of the segment's payload: where the frame begins. What
+    /// [`Connection::write_headers`] would write.
+    #[inline(always)]
+    fn write_plain(
+        &mut self,
+        memory: &mut impl Memory,
+        chunk: u32,
+        segment: &SegmentSlot,
+        now: Instant,
+    ) -> Option<u16> {
+        let window = self.select_window();
+        let tcb = &*self.tcb;
+        let start = segment.offset.checked_sub(tcp::PLAIN as u16)?;
+        let end = segment.offset.wrapping_add(segment.len);
+        let frame = memory
+            .chunk_mut(ChunkId(chunk))
+            .get_mut(usize::from(start)..usize::from(end))?;
+        let fields = tcp::Fields {
+            destination_mac: tcb.hop.mac,
+            source_mac: tcb.hop.source_mac,
+            source: self.endpoint.local_ip.last_four(),
+            destination: self.endpoint.remote_ip.last_four(),
+            source_port: self.endpoint.local_port,
+            destination_port: self.endpoint.remote_port,
+            seq: segment.seq,
+            ack: tcb.rcv_nxt,
+            window,
+            value: millis(now).wrapping_add(tcb.ts_offset),
+            echo: tcb.ts_recent,
+            push: segment.has(mark::PUSH),
+            tos: tcb.options.tos,
+            ttl: match tcb.options.ttl {
+                0 => DEFAULT_TTL,
+                ttl => ttl,
+            },
+            ipv4_id: self.pool.next_ipv4_id(),
+        };
+        tcp::Plain::write(frame, &fields);
+        Some(start)
+    }
+
+    /// Writes the headers in front of the segment's payload: where the frame begins.
+    #[inline(never)]
+    fn write_headers(
+        &mut self,
+        memory: &mut impl Memory,
+        chunk: u32,
+        segment: &SegmentSlot,
+        now: Instant,
+    ) -> Option<u16> {
         let is_new = !before(segment.seq, self.tcb.snd_nxt);
         let mut options = self.options_now(now, true);
         if options.sack_count > 0 && !self.fits(segment.len, &options) {
             options.sack_count = 0;
         }
-        let mut bits = flags::ACK;
-        if segment.has(mark::PUSH) || segment.has(mark::FIN) {
-            bits |= flags::PSH;
+        let bits = self.bits_of(segment, is_new);
+        let window = self.select_window();
+        let mut headers = self.headers(segment.seq, bits, window, options);
+        if before(segment.seq, self.tcb.snd_up) {
+            headers.flags |= flags::URG;
+            headers.urgent = distance(segment.seq, self.tcb.snd_up).min(0xffff) as u16;
         }
-        if segment.len == 0 {
-            bits &= !flags::PSH;
+        if is_new && segment.len > 0 && self.tcb.has(flag::ECN) {
+            headers.tos = headers.tos & !3 | ECT_0;
+        }
+        let all = tcp::headers_len(self.is_v4(), &headers.options);
+        let start = usize::from(segment.offset).checked_sub(all)?;
+        let end = usize::from(segment.offset).saturating_add(usize::from(segment.len));
+        let frame = memory.chunk_mut(ChunkId(chunk)).get_mut(start..end)?;
+        tcp::emit(frame, &headers);
+        Some(start as u16)
+    }
+
+    /// The control bits of a segment of the send queue.
+    fn bits_of(&mut self, segment: &SegmentSlot, is_new: bool) -> u16 {
+        let mut bits = flags::ACK;
+        if segment.has(mark::PUSH | mark::FIN) && segment.len > 0 {
+            bits |= flags::PSH;
         }
         if segment.has(mark::FIN) {
             bits |= flags::FIN;
@@ -303,37 +419,7 @@ impl Connection<'_> {
             bits |= flags::CWR;
             self.tcb.clear(flag::ECN_SEND_CWR);
         }
-        let window = self.select_window();
-        let mut headers = self.headers(segment.seq, bits, window, options);
-        if before(segment.seq, self.tcb.snd_up) {
-            headers.flags |= flags::URG;
-            headers.urgent = distance(segment.seq, self.tcb.snd_up).min(0xffff) as u16;
-        }
-        if is_new && segment.len > 0 && self.tcb.has(flag::ECN) {
-            headers.tos = headers.tos & !3 | ECT_0;
-        }
-        let all = tcp::headers_len(self.is_v4(), &headers.options);
-        let start = usize::from(segment.offset).saturating_sub(all);
-        let end = usize::from(segment.offset).saturating_add(usize::from(segment.len));
-        let frame = memory
-            .chunk_mut(crate::types::ChunkId(chunk))
-            .get_mut(start..end);
-        match frame {
-            Some(frame) if end.saturating_sub(start) >= all => tcp::emit(frame, &headers),
-            _ => {
-                self.pool.count(Counter::BadChunk);
-                return false;
-            }
-        }
-        if let Some(slot) = self.pool.chunks.get_mut(chunk as usize) {
-            slot.offset = start as u16;
-            slot.len = end.saturating_sub(start) as u16;
-            slot.state = chunk_state::RETAINED_SENDING;
-        }
-        self.pool.append_transmit(self.tcb.hop.queue_pair, chunk);
-        self.sent(chunk, now);
-        self.acknowledged();
-        true
+        bits
     }
 
     /// Whether a segment of so many bytes may have these options.
@@ -350,6 +436,7 @@ impl Connection<'_> {
     }
 
     /// Books of a segment that was put on the transmit list.
+    #[inline(always)]
     fn sent(&mut self, chunk: u32, now: Instant) {
         let len = self.note_sent(chunk, now);
         self.tcb.last_sent = now.0;
@@ -366,6 +453,7 @@ impl Connection<'_> {
     }
 
     /// The segment is in the network from now on, for the rate sample and RACK; its length.
+    #[inline(always)]
     pub(crate) fn note_sent(&mut self, chunk: u32, now: Instant) -> u16 {
         let now_us = micros(now);
         if self.tcb.packets_out == 0 {
@@ -473,7 +561,7 @@ impl Connection<'_> {
 
     /// Nothing waits: until what is in flight now has arrived, rate samples say little
     /// (draft-cheng-iccrg-delivery-rate-estimation section 3.4).
-    fn note_limited_by_program(&mut self) {
+    pub(super) fn note_limited_by_program(&mut self) {
         self.tcb.app_limited = self.tcb.delivered.wrapping_add(self.tcb.in_flight()).max(1);
     }
 
@@ -482,7 +570,7 @@ impl Connection<'_> {
     #[inline(always)]
     pub(super) fn send_next(&mut self, memory: &mut impl Memory, now: Instant, push: bool) -> bool {
         let chunk = self.tcb.unsent;
-        let Some(&segment) = self.segment(chunk) else {
+        let Some(mut segment) = self.segment(chunk).copied() else {
             return false;
         };
         if self.tcb.in_flight() >= self.tcb.congestion.cwnd {
@@ -512,13 +600,16 @@ impl Connection<'_> {
                 return false;
             }
         }
-        let Some(&segment) = self.segment(chunk) else {
-            return false;
-        };
+        if len < whole || len.saturating_add(fin) > room {
+            match self.segment(chunk) {
+                Some(&first) => segment = first,
+                None => return false,
+            }
+        }
         if segment.next == NONE && !push && self.is_held(segment.len) {
             return false;
         }
-        if !self.transmit(memory, chunk, now) {
+        if !self.transmit_segment(memory, chunk, &segment, now) {
             return false;
         }
         self.pace(segment.len, now);
@@ -619,7 +710,7 @@ pub(crate) fn copy_between(
         let count = len.saturating_sub(done).min(buffer.len());
         let start = from.1.saturating_add(done);
         let source = memory
-            .chunk(crate::types::ChunkId(from.0))
+            .chunk(ChunkId(from.0))
             .get(start..start.saturating_add(count));
         let (Some(source), Some(piece)) = (source, buffer.get_mut(..count)) else {
             return;
@@ -627,7 +718,7 @@ pub(crate) fn copy_between(
         piece.copy_from_slice(source);
         let start = to.1.saturating_add(done);
         if let Some(target) = memory
-            .chunk_mut(crate::types::ChunkId(to.0))
+            .chunk_mut(ChunkId(to.0))
             .get_mut(start..start.saturating_add(count))
         {
             target.copy_from_slice(piece);

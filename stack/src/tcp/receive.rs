@@ -125,7 +125,7 @@ impl Connection<'_> {
     }
 
     /// The size of the peer's segments, for ACK frequency and window steps.
-    fn measure_peer(&mut self, len: u16) {
+    pub(super) fn measure_peer(&mut self, len: u16) {
         if len > self.tcb.rcv_mss {
             self.tcb.rcv_mss = len.min(self.tcb.advertised_mss);
         }
@@ -137,27 +137,14 @@ impl Connection<'_> {
         payload: Payload,
         now: Instant,
     ) -> bool {
-        let first = self.tcb.rx_bytes == 0;
         let kept = payload.len > 0 && self.append_received(memory, payload);
-        self.tcb.rcv_nxt = self.tcb.rcv_nxt.wrapping_add(u32::from(payload.len));
-        self.tcb.unacked_bytes = self
-            .tcb
-            .unacked_bytes
-            .saturating_add(u32::from(payload.len));
-        self.tcb.bytes_received = self.tcb.bytes_received.wrapping_add(u64::from(payload.len));
+        self.received_in_order(payload.len, now);
         let mut fin = payload.fin;
         if self.tcb.ooo_head != NONE {
             // A gap was filled: the sender waits to hear of it (RFC 5681 section 4.2).
             self.tcb.set(flag::ACK_NOW);
             // What a peer that lies has sent from behind its FIN goes with the FIN.
             fin = fin || self.merge_out_of_order();
-        }
-        if first && payload.len > 0 {
-            self.tcb.drs_time_us = if self.tcb.drs_time_us == 0 {
-                micros(now)
-            } else {
-                self.tcb.drs_time_us
-            };
         }
         if fin {
             self.take_fin(now);
@@ -168,6 +155,19 @@ impl Connection<'_> {
         }
         self.tcb.last_data = now.0;
         kept
+    }
+
+    /// Books of so many bytes that were put on the receive queue.
+    #[inline]
+    pub(super) fn received_in_order(&mut self, len: u16, now: Instant) {
+        let len = u32::from(len);
+        let tcb = &mut *self.tcb;
+        tcb.rcv_nxt = tcb.rcv_nxt.wrapping_add(len);
+        tcb.unacked_bytes = tcb.unacked_bytes.saturating_add(len);
+        tcb.bytes_received = tcb.bytes_received.wrapping_add(u64::from(len));
+        if tcb.drs_time_us == 0 && len > 0 {
+            tcb.drs_time_us = micros(now);
+        }
     }
 
     /// Data was dropped although the window had room for it: other connections hold the packet
@@ -191,6 +191,7 @@ impl Connection<'_> {
     }
 
     /// The window to tell if none had been told before.
+    #[inline]
     pub(crate) fn fresh_window(&self) -> u32 {
         let free = self.receive_space();
         let mut full = self.receive_limit();
@@ -272,6 +273,25 @@ impl Connection<'_> {
                 return false;
             }
         }
+        self.link_received(payload);
+        true
+    }
+
+    /// Whether in-order data goes into the queue in its own chunk.
+    #[inline]
+    pub(super) fn has_whole_chunk(&self) -> bool {
+        self.tcb.rx_chunks < COMPACT_ABOVE && self.receive_room() > 0
+    }
+
+    /// Puts in-order data on the receive queue in its own chunk.
+    #[inline]
+    pub(super) fn append_chunk(&mut self, payload: Payload) {
+        self.tcb.rx_bytes = self.tcb.rx_bytes.saturating_add(u32::from(payload.len));
+        self.link_received(payload);
+    }
+
+    #[inline]
+    fn link_received(&mut self, payload: Payload) {
         self.adopt(payload);
         let tail = self.tcb.rx_tail;
         if self.tcb.rx_head == NONE {
@@ -280,7 +300,6 @@ impl Connection<'_> {
             slot.next = payload.chunk;
         }
         self.tcb.rx_tail = payload.chunk;
-        true
     }
 
     /// Makes a frame's chunk ours.
@@ -517,7 +536,7 @@ impl Connection<'_> {
 
     /// Decides when the data that has come is acknowledged: at once for every second full segment,
     /// in quick mode, or after a gap; else with the next data or after the delay.
-    fn schedule_ack(&mut self, now: Instant) {
+    pub(super) fn schedule_ack(&mut self, now: Instant) {
         let two = self.tcb.unacked_bytes > u32::from(self.tcb.rcv_mss);
         let quick = self.tcb.quick_acks > 0 && !self.tcb.has(flag::PINGPONG);
         if two || quick || self.tcb.ooo_head != NONE {

@@ -21,6 +21,7 @@ const MIN_REORDER_US: u32 = 1000;
 
 impl Connection<'_> {
     /// RFC 8985 section 6.2 step 2: the newest segment delivered.
+    #[inline]
     pub(crate) fn advance_rack(&mut self, newest: &SegmentSlot, elapsed_us: u32) {
         if newest.has(mark::EVER_RETRANSMITTED) && elapsed_us < self.tcb.min_rtt_us {
             // The ACK is of an earlier copy.
@@ -437,6 +438,7 @@ impl Connection<'_> {
 
     /// Arms the timer that the data in flight needs: a tail probe when all is well, else the
     /// retransmission timeout. `advanced`: an ACK went forward, so the timeout starts anew.
+    #[inline(always)]
     pub(crate) fn arm_retransmit(&mut self, now: Instant, advanced: bool) {
         if self.tcb.packets_out == 0 {
             if self.tcb.pending != pending::PROBE {
@@ -455,9 +457,13 @@ impl Connection<'_> {
     }
 
     /// New data has left (RFC 6298 section 5.1: a running timeout is not moved).
+    #[inline(always)]
     pub(crate) fn arm_after_send(&mut self, was_idle: bool, now: Instant) {
         let runs = matches!(self.tcb.pending, pending::RTO | pending::REORDER);
-        if was_idle || !runs || self.tcb.pending == pending::RTO && self.wants_tail_probe() {
+        if was_idle && self.wants_tail_probe() {
+            // The timeout starts now as well.
+            self.arm_tail_probe(now, true);
+        } else if was_idle || !runs || self.tcb.pending == pending::RTO && self.wants_tail_probe() {
             self.arm_retransmit(now, false);
         }
     }
@@ -471,6 +477,7 @@ impl Connection<'_> {
     }
 
     /// RFC 8985 section 7.2 with Linux's allowances; never later than the timeout.
+    #[inline(always)]
     fn arm_tail_probe(&mut self, now: Instant, advanced: bool) {
         let allowance = if self.tcb.packets_out == 1 {
             LONE_PROBE_US

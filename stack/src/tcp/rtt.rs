@@ -15,6 +15,7 @@ const MIN_RTT_WINDOW_US: u64 = 300_000_000;
 
 impl Tcb {
     /// Takes a sample of the round-trip time.
+    #[inline]
     pub(crate) fn sample_rtt(&mut self, rtt_us: u32, now_us: u64) {
         let rtt_us = rtt_us.max(1);
         let aged = now_us.saturating_sub(self.min_rtt_at_us) > MIN_RTT_WINDOW_US;

@@ -105,7 +105,8 @@ impl Connection<'_> {
             let left = len.saturating_sub(done);
             let (chunk, have) = match self.open_tail(goal) {
                 Some(tail) => tail,
-                None if self.pool.send_room(self.tcb.queued_chunks) == 0 => break,
+                // For the first there was room, or the caller would have none for bytes.
+                None if done > 0 && self.pool.send_room(self.tcb.queued_chunks) == 0 => break,
                 None => match self.push_segment() {
                     Some(chunk) => (chunk, 0),
                     None => break,
@@ -120,16 +121,20 @@ impl Connection<'_> {
                 break;
             };
             fill(piece);
+            done = done.saturating_add(take);
             if let Some(slot) = self.segment_mut(chunk) {
                 slot.len = slot.len.saturating_add(take as u16);
                 // The end of an earlier write is no end any more.
                 slot.marks &= !mark::PUSH;
+                if done == len {
+                    slot.marks |= mark::PUSH;
+                }
             }
             self.tcb.write_seq = self.tcb.write_seq.wrapping_add(take as u32);
-            done = done.saturating_add(take);
         }
         let tail = self.tcb.queue_tail;
         if done > 0
+            && done < len
             && let Some(slot) = self.segment_mut(tail)
         {
             slot.marks |= mark::PUSH;
@@ -138,6 +143,7 @@ impl Connection<'_> {
     }
 
     /// The last segment, if it is unsent and has room, with the bytes it has.
+    #[inline]
     fn open_tail(&self, goal: usize) -> Option<(u32, usize)> {
         if self.tcb.unsent == NONE {
             return None;
@@ -156,6 +162,7 @@ impl Connection<'_> {
     }
 
     /// A fresh, empty segment at the end of the send queue.
+    #[inline]
     fn push_segment(&mut self) -> Option<u32> {
         let chunk = self.pool.retain()?.0;
         let fresh = Self::fresh_segment(self.index, self.tcb.write_seq, PAYLOAD_AT);

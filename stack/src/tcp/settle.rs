@@ -1,6 +1,5 @@
 //! After a step: owed ACKs, tables, timers, time wait and the end of an endpoint.
 
-use super::connection::micros;
 use super::mini;
 use super::tcb::{NEVER, TcpState, flag};
 use super::wheel::MINI;
@@ -16,7 +15,14 @@ const STARVED_NS: u64 = 50_000_000;
 impl Stack<'_> {
     /// Sends what the frames and calls since the last flush owe, data before ACKs, which ride on
     /// it, and closes what dead processes have left.
+    #[inline]
     pub fn flush(&mut self, memory: &mut impl Memory, now: Instant) {
+        if self.has_flush() {
+            self.flush_all(memory, now);
+        }
+    }
+
+    fn flush_all(&mut self, memory: &mut impl Memory, now: Instant) {
         let now = self.forward(now);
         for _ in 0..self.tcbs.len() {
             let index = self.head.flush_head;
@@ -40,7 +46,7 @@ impl Stack<'_> {
                         connection.tcb.clear(flag::ACK_NOW);
                     }
                 }
-                self.settle(index, now);
+                self.settle_at(index, now);
             }
         }
     }
@@ -63,8 +69,15 @@ impl Stack<'_> {
     }
 
     /// Draws the consequences of a step: time wait, owed ACKs, timers, the end.
+    #[inline(never)]
     pub(crate) fn settle(&mut self, index: u32, now: Instant) {
         let now = self.forward(now);
+        self.settle_at(index, now);
+    }
+
+    /// The same at a time that is not before the last one.
+    #[inline(always)]
+    pub(crate) fn settle_at(&mut self, index: u32, now: Instant) {
         let Some(tcb) = self.tcbs.get(index as usize) else {
             return;
         };
@@ -79,7 +92,7 @@ impl Stack<'_> {
         }
         let deadline = tcb.deadline();
         let is_filed = tcb.is_filed_for(deadline);
-        tcb.note_busy(micros(now));
+        tcb.note_busy(now);
         let closed = tcb.state() == TcpState::Closed;
         let orphan = tcb.has(flag::ORPHAN);
         if tcb.has(flag::ACK_NOW | flag::OUTPUT_DUE) && !closed {
@@ -97,6 +110,7 @@ impl Stack<'_> {
     }
 
     /// A closed connection is in no table; its flow has ended unless a time wait goes on with it.
+    #[cold]
     fn leave_tables(&mut self, index: u32) {
         let Some(endpoint) = self.endpoints.get(index as usize) else {
             return;
@@ -114,6 +128,7 @@ impl Stack<'_> {
     }
 
     /// The rest of the connection goes on as a minisocket (RFC 9293 section 3.6.1).
+    #[cold]
     fn enter_time_wait(&mut self, index: u32, now: Instant) {
         let Some(connection) = self.connection(index) else {
             return;
@@ -150,6 +165,7 @@ impl Stack<'_> {
     }
 
     /// The end of a closed orphan.
+    #[cold]
     fn end_tcp(&mut self, index: u32) {
         let Some(mut connection) = self.connection(index) else {
             return;

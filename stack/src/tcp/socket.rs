@@ -154,18 +154,22 @@ impl Stack<'_> {
         &self.head.tcp_defaults
     }
 
+    #[inline]
     fn tcp_index(&self, id: EndpointId) -> Result<u32, Stale> {
-        let endpoint = self.endpoint(id)?;
-        if endpoint.kind == kind::TCP {
-            Ok(id.index)
-        } else {
-            Err(Stale)
+        match self.endpoints.get(id.index as usize) {
+            Some(found) if found.generation == id.generation && found.kind == kind::TCP => {
+                Ok(id.index)
+            }
+            _ => Err(Stale),
         }
     }
 
+    #[inline]
     pub(super) fn tcp(&mut self, id: EndpointId) -> Result<Connection<'_>, Stale> {
-        let index = self.tcp_index(id)?;
-        self.connection(index).ok_or(Stale)
+        match self.connection(id.index) {
+            Some(found) if found.endpoint.generation == id.generation => Ok(found),
+            _ => Err(Stale),
+        }
     }
 
     /// Opens an endpoint that is closed: it holds a place, so that its steering can be prepared
@@ -451,6 +455,7 @@ impl Stack<'_> {
         fill: &mut dyn FnMut(&mut [u8]),
         now: Instant,
     ) -> Result<usize, TcpError> {
+        let now = self.forward(now);
         let mut connection = self.tcp(id)?;
         connection.may_send()?;
         if len == 0 {
@@ -460,7 +465,7 @@ impl Stack<'_> {
         let taken = connection.write(memory, len.min(space as usize), fill, now);
         if taken == 0 {
             connection.wait_for_room(now);
-            self.settle(id.index, now);
+            self.settle_at(id.index, now);
             return Err(TcpError::WouldBlock);
         }
         if taken < len {
@@ -479,7 +484,7 @@ impl Stack<'_> {
         } else {
             connection.output(memory, now, false);
         }
-        self.settle(id.index, now);
+        self.settle_at(id.index, now);
         Ok(taken)
     }
 

@@ -1,10 +1,12 @@
 //! The state of one connection: plain data in the image, beside the endpoint of the same index.
 
 use super::congestion::Congestion;
+use super::connection::micros;
 use super::options::TcpOptions;
 use super::seq;
 use crate::cplane::NextHop;
 use crate::image::NONE;
+use crate::types::Instant;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// Connection states by Linux's numbers (include/net/tcp_states.h), which TCP_INFO shows.
@@ -527,7 +529,11 @@ impl Tcb {
     }
 
     /// Segments that are in the network by our reckoning (RFC 6675's pipe).
+    #[inline]
     pub(crate) fn in_flight(&self) -> u32 {
+        if self.sacked_out | self.lost_out | self.retrans_out == 0 {
+            return self.packets_out;
+        }
         self.packets_out
             .saturating_sub(self.sacked_out.saturating_add(self.lost_out))
             .saturating_add(self.retrans_out)
@@ -573,7 +579,8 @@ impl Tcb {
     }
 
     /// Keeps the times of what the sender was doing.
-    pub(crate) fn note_busy(&mut self, now_us: u64) {
+    #[inline]
+    pub(crate) fn note_busy(&mut self, now: Instant) {
         let idle = self.packets_out == 0 && self.unsent == NONE;
         let kind = if idle {
             busy::IDLE
@@ -587,7 +594,11 @@ impl Tcb {
         if kind == self.busy {
             return;
         }
-        self.busy_us = self.busy_until(now_us);
+        let now_us = micros(now);
+        let span = now_us.saturating_sub(self.busy_since_us);
+        if let Some(time) = self.busy_us.get_mut((self.busy as usize).wrapping_sub(1)) {
+            *time = time.saturating_add(span);
+        }
         self.busy = kind;
         self.busy_since_us = now_us;
     }

@@ -6,34 +6,60 @@
 
 /// An unfolded one's complement sum in native byte order.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Sum(u128);
+pub struct Sum {
+    /// Sum of 64-bit pieces.
+    wide: u128,
+    /// Sum of shorter pieces; their count is far below 2^32, so that it has no carry.
+    narrow: u64,
+}
 
 impl Sum {
     /// The empty sum.
     #[must_use]
     pub const fn new() -> Self {
-        Self(0)
+        Self { wide: 0, narrow: 0 }
     }
 
     /// Adds a 16-bit field given in host order.
     #[inline]
     #[must_use]
     pub fn field(self, value: u16) -> Self {
-        Self(self.0.wrapping_add(u128::from(value.to_be())))
+        self.short(u64::from(value.to_be()))
+    }
+
+    /// Adds a 32-bit field, or two of 16 bits, given in host order.
+    #[inline]
+    #[must_use]
+    pub fn pair(self, value: u32) -> Self {
+        self.short(u64::from(value.to_be()))
     }
 
     /// Adds an aligned 64-bit piece, as it is in memory.
     #[inline]
     #[must_use]
     pub fn word(self, bytes: [u8; 8]) -> Self {
-        Self(self.0.wrapping_add(u128::from(u64::from_ne_bytes(bytes))))
+        Self {
+            wide: self
+                .wide
+                .wrapping_add(u128::from(u64::from_ne_bytes(bytes))),
+            ..self
+        }
+    }
+
+    /// Adds a piece of at most 32 bits in native order.
+    #[inline]
+    fn short(self, piece: u64) -> Self {
+        Self {
+            narrow: self.narrow.wrapping_add(piece),
+            ..self
+        }
     }
 
     /// Adds bytes; an odd last one is padded with zero.
     #[inline]
     #[must_use]
     pub fn bytes(self, bytes: &[u8]) -> Self {
-        let mut even = self.0;
+        let mut even = self.wide;
         let mut odd = 0u128;
         let (blocks, mut rest) = bytes.as_chunks::<32>();
         for block in blocks {
@@ -71,20 +97,26 @@ impl Sum {
         if let [last] = *rest {
             tail = tail.wrapping_add(u64::from(u16::from_ne_bytes([last, 0])));
         }
-        Self(even.wrapping_add(odd).wrapping_add(u128::from(tail)))
+        Self {
+            wide: even.wrapping_add(odd),
+            narrow: self.narrow.wrapping_add(tail),
+        }
     }
 
     /// The 16-bit one's complement sum in host order, not complemented.
     #[inline]
     #[must_use]
     pub fn fold(self) -> u16 {
-        // The carries are few, so that low + carries carries at most once.
-        let (low, carry) = (self.0 as u64).overflowing_add((self.0 >> 64) as u64);
-        let (high, low) = (low >> 32, low & 0xffff_ffff);
-        let sum = low.wrapping_add(high).wrapping_add(u64::from(carry));
-        let sum = (sum & 0xffff).wrapping_add(sum >> 16);
-        let sum = (sum & 0xffff).wrapping_add(sum >> 16);
-        let sum = (sum & 0xffff).wrapping_add(sum >> 16);
-        u16::from_be(sum as u16)
+        let (sum, first) = (self.wide as u64).overflowing_add((self.wide >> 64) as u64);
+        let (sum, second) = sum.overflowing_add(self.narrow);
+        // What carries leaves a small sum behind: this one cannot carry again.
+        let sum = sum
+            .wrapping_add(u64::from(first))
+            .wrapping_add(u64::from(second));
+        // The upper half of a number plus itself with the halves exchanged is the sum of the two
+        // halves, carry included.
+        let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
+        let sum = (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16;
+        u16::from_be(sum)
     }
 }

@@ -6,8 +6,10 @@
 //! ignored; which flags go together is the engine's business.
 
 mod options;
+mod plain;
 
 pub use options::{Options, SackBlock, Timestamps, options_len};
+pub(crate) use plain::{Fields, PLAIN, Plain};
 
 use super::{checksum::Sum, ethernet, ipv4, ipv6};
 use crate::counters::DropReason;
@@ -337,7 +339,9 @@ fn segment(
     if h.destination_port.get() == 0 {
         return Err(DropReason::ZeroPort);
     }
-    let pseudo = packet.pseudo.field(u16::from(TCP)).field(packet.len);
+    let pseudo = packet
+        .pseudo
+        .pair(u32::from(TCP) << 16 | u32::from(packet.len));
     if !(partial && h.checksum.get() == pseudo.fold()) && pseudo.bytes(bytes).fold() != 0xffff {
         return Err(DropReason::ChecksumBad);
     }
@@ -367,18 +371,43 @@ fn segment(
 /// headers is left alone.
 #[inline]
 pub fn emit(frame: &mut [u8], headers: &Headers) {
-    let is_v4 = headers.source.is_v4();
-    if frame.len() < headers_len(is_v4, &headers.options) {
-        return;
-    }
-    if is_v4 {
-        if let Some((outer, segment)) = frame.split_first_chunk_mut::<OUTER_V4>() {
-            let pseudo = emit_v4(transmute_mut!(outer), headers, segment.len() as u16);
-            emit_segment(segment, headers, pseudo);
+    let options_len = options_len(&headers.options);
+    if headers.source.is_v4() {
+        if let Some((outer, segment)) = frame.split_first_chunk_mut::<OUTER_V4>()
+            && let Some(parts) = Parts::of(segment, options_len)
+        {
+            let pseudo = emit_v4(transmute_mut!(outer), headers, parts.len);
+            emit_segment(parts, headers, pseudo);
         }
-    } else if let Some((outer, segment)) = frame.split_first_chunk_mut::<OUTER_V6>() {
-        let pseudo = emit_v6(transmute_mut!(outer), headers, segment.len() as u16);
-        emit_segment(segment, headers, pseudo);
+    } else if let Some((outer, segment)) = frame.split_first_chunk_mut::<OUTER_V6>()
+        && let Some(parts) = Parts::of(segment, options_len)
+    {
+        let pseudo = emit_v6(transmute_mut!(outer), headers, parts.len);
+        emit_segment(parts, headers, pseudo);
+    }
+}
+
+/// A segment to be written.
+struct Parts<'a> {
+    header: &'a mut [u8; HEADER],
+    options: &'a mut [u8],
+    payload: &'a [u8],
+    /// Bytes in all.
+    len: u16,
+}
+
+impl<'a> Parts<'a> {
+    #[inline]
+    fn of(segment: &'a mut [u8], options_len: usize) -> Option<Self> {
+        let len = segment.len() as u16;
+        let (header, behind) = segment.split_first_chunk_mut::<HEADER>()?;
+        let (options, payload) = behind.split_at_mut_checked(options_len)?;
+        Some(Self {
+            header,
+            options,
+            payload,
+            len,
+        })
     }
 }
 
@@ -386,15 +415,13 @@ pub fn emit(frame: &mut [u8], headers: &Headers) {
 /// addresses.
 #[inline]
 fn emit_v4(outer: &mut OuterV4, headers: &Headers, len: u16) -> Sum {
-    let source = last_four(&headers.source);
-    let destination = last_four(&headers.destination);
+    let source = headers.source.last_four();
+    let destination = headers.destination.last_four();
     let addresses = Sum::new().bytes(&source).bytes(&destination);
     let total = len.wrapping_add(ipv4::HEADER as u16);
     let sum = addresses
-        .field(u16::from_be_bytes([0x45, headers.tos]))
-        .field(total)
-        .field(headers.ipv4_id)
-        .field(DONT_FRAGMENT)
+        .pair(u32::from_be_bytes([0x45, headers.tos, 0, 0]) | u32::from(total))
+        .pair(u32::from(headers.ipv4_id) << 16 | u32::from(DONT_FRAGMENT))
         .field(u16::from_be_bytes([headers.ttl, TCP]));
     *outer = OuterV4 {
         ethernet: ethernet::header(headers.destination_mac, headers.source_mac, ethernet::IPV4),
@@ -410,13 +437,6 @@ fn emit_v4(outer: &mut OuterV4, headers: &Headers, len: u16) -> Sum {
         destination,
     };
     addresses
-}
-
-/// The IPv4 octets of a v4-mapped address.
-#[inline]
-fn last_four(ip: &IpAddress) -> [u8; 4] {
-    let [.., a, b, c, d] = ip.0;
-    [a, b, c, d]
 }
 
 /// Writes Ethernet and IPv6 headers in front of a segment of `len` bytes: the sum of the two
@@ -440,29 +460,18 @@ fn emit_v6(outer: &mut OuterV6, headers: &Headers, len: u16) -> Sum {
 /// Writes the TCP header and its options in front of the payload. `pseudo` is the sum of the two
 /// addresses.
 #[inline]
-fn emit_segment(segment: &mut [u8], headers: &Headers, pseudo: Sum) {
-    let len = segment.len() as u16;
-    let Some((header, behind)) = segment.split_first_chunk_mut::<HEADER>() else {
-        return;
-    };
-    let options_len = options_len(&headers.options);
-    let Some((options, payload)) = behind.split_at_mut_checked(options_len) else {
-        return;
-    };
-    let words = (HEADER.wrapping_add(options_len) / 4) as u16;
+fn emit_segment(parts: Parts<'_>, headers: &Headers, pseudo: Sum) {
+    let words = (HEADER.wrapping_add(parts.options.len()) / 4) as u16;
     let offset_and_flags = words << 12 | headers.flags & flags::ALL;
     // The sum is taken from registers: the bytes just written would have to be waited for.
-    let sum = options::emit(options, &headers.options, pseudo)
-        .field(u16::from(TCP))
-        .field(len)
-        .field(headers.source_port)
-        .field(headers.destination_port)
+    let sum = options::emit(parts.options, &headers.options, pseudo)
+        .pair(u32::from(TCP) << 16 | u32::from(parts.len))
+        .pair(u32::from(headers.source_port) << 16 | u32::from(headers.destination_port))
         .word((u64::from(headers.seq) << 32 | u64::from(headers.ack)).to_be_bytes())
-        .field(offset_and_flags)
-        .field(headers.window)
+        .pair(u32::from(offset_and_flags) << 16 | u32::from(headers.window))
         .field(headers.urgent)
-        .bytes(payload);
-    let h: &mut Layout = transmute_mut!(header);
+        .bytes(parts.payload);
+    let h: &mut Layout = transmute_mut!(parts.header);
     *h = Layout {
         source_port: headers.source_port.into(),
         destination_port: headers.destination_port.into(),

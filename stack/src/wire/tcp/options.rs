@@ -19,7 +19,8 @@ mod kind {
 }
 
 /// NOP, NOP, timestamps of 10 bytes.
-const NOP_NOP_TIMESTAMPS: u32 = u32::from_be_bytes([kind::NOP, kind::NOP, kind::TIMESTAMPS, 10]);
+pub(super) const NOP_NOP_TIMESTAMPS: u32 =
+    u32::from_be_bytes([kind::NOP, kind::NOP, kind::TIMESTAMPS, 10]);
 /// SACK permitted of 2 bytes, timestamps of 10.
 const SACK_PERMITTED_TIMESTAMPS: u32 =
     u32::from_be_bytes([kind::SACK_PERMITTED, 2, kind::TIMESTAMPS, 10]);
@@ -229,9 +230,7 @@ pub(super) fn emit(bytes: &mut [u8], options: &Options, sum: Sum) -> Sum {
     let [a, b, c, d, e, f, g, h] = first;
     let [i, j, k, l] = stamps.echo.to_be_bytes();
     *place = [a, b, c, d, e, f, g, h, i, j, k, l];
-    sum.word(first)
-        .field((stamps.echo >> 16) as u16)
-        .field(stamps.echo as u16)
+    sum.word(first).pair(stamps.echo)
 }
 
 /// Writes options that are more than timestamps.

@@ -1,0 +1,179 @@
+//! The expected segment (Jacobson's header prediction): of an established connection in good order,
+//! plain, the next of its stream, with data or with an acknowledgement that goes forward.
+//!
+//! [`super::input`] would do the same with it, but asks first what else it could be. Here it is one
+//! look at the segment and one at the connection; whoever fails either takes the long way, from the
+//! beginning: until both have passed nothing is changed.
+
+use super::ack::Told;
+use super::connection::{Connection, millis};
+use super::receive::Payload;
+use super::seq::after;
+use super::tcb::{TcpState, ca, flag, pending, search};
+use crate::counters::Counter;
+use crate::image::NONE;
+use crate::stack::{FrameOutcome, RxFrame, Stack};
+use crate::types::{EndpointId, Instant, IpAddress, Memory, SocketAddress};
+use crate::wire::tcp::{PLAIN, Plain, Timestamps};
+
+/// What must have been negotiated, and nothing but that.
+const NEEDED: u32 = flag::TIMESTAMPS | flag::SACK;
+/// What says that more has to be looked at.
+const UNUSUAL: u32 = flag::ECN
+    | flag::SEND_SHUT
+    | flag::RECEIVE_SHUT
+    | flag::FIN_QUEUED
+    | flag::FIN_RECEIVED
+    | flag::FIN_DUE
+    | flag::TLP_OUT
+    | flag::STARVED
+    | flag::NO_MEMORY;
+
+/// What a plain segment says to its connection.
+#[derive(Clone, Copy, Debug)]
+struct News {
+    seq: u32,
+    ack: u32,
+    window: u16,
+    timestamps: Timestamps,
+    payload_len: u16,
+}
+
+impl Stack<'_> {
+    /// Takes a frame whose segment is expected; `None`, and nothing was changed, for any other.
+    #[inline(always)]
+    pub(super) fn receive_expected(
+        &mut self,
+        memory: &mut impl Memory,
+        frame: RxFrame,
+        now: Instant,
+    ) -> Option<FrameOutcome> {
+        let info = self.head.queue_pairs.get(usize::from(frame.queue_pair))?;
+        let end = (frame.offset as usize).saturating_add(frame.len as usize);
+        let bytes = memory.chunk(frame.chunk);
+        let bytes = bytes.get(frame.offset as usize..end)?;
+        let (plain, payload_len) = Plain::of(bytes, &info.mac, frame.partial_checksums)?;
+        let ip = IpAddress::mapped;
+        let local = SocketAddress::new(ip(plain.destination), plain.destination_port.get());
+        let remote = SocketAddress::new(ip(plain.source), plain.source_port.get());
+        let news = News {
+            seq: plain.seq.get(),
+            ack: plain.ack.get(),
+            window: plain.window.get(),
+            timestamps: Timestamps {
+                value: plain.value.get(),
+                echo: plain.echo.get(),
+            },
+            payload_len,
+        };
+        let index = self.find_connection(&local, &remote)?;
+        let mut connection = self.connection(index)?;
+        if !connection.expects(&news) {
+            return None;
+        }
+        connection.pool.count(Counter::TcpSegmentsReceived);
+        connection.take_expected_ack(&news, now);
+        if payload_len > 0 {
+            let offset = (frame.offset as u16).wrapping_add(PLAIN as u16);
+            connection.take_expected_data(&news, (frame.chunk.0, offset), now);
+        }
+        connection.send_what_waits(memory, now);
+        let generation = connection.endpoint.generation;
+        if payload_len == 0 {
+            connection.pool.free(frame.chunk.0);
+        }
+        self.settle_at(index, now);
+        Some(if payload_len == 0 {
+            FrameOutcome::Handled
+        } else {
+            FrameOutcome::Delivered(EndpointId { index, generation })
+        })
+    }
+}
+
+impl Connection<'_> {
+    /// Whether the segment is what a connection in good order expects.
+    #[inline(always)]
+    fn expects(&self, news: &News) -> bool {
+        let tcb = &*self.tcb;
+        let in_order = tcb.state == TcpState::Established as u8
+            && tcb.flags & (NEEDED | UNUSUAL) == NEEDED
+            && tcb.ca_state == ca::OPEN
+            && tcb.pending != pending::PROBE
+            && tcb.mtu_search != search::PROBING
+            && tcb.sacked_out | tcb.lost_out | tcb.retrans_out | tcb.urgent == 0
+            && tcb.ooo_head == NONE
+            && tcb.snd_wnd != 0;
+        let acked = news.ack.wrapping_sub(tcb.snd_una);
+        in_order
+            && news.seq == tcb.rcv_nxt
+            && acked <= tcb.snd_nxt.wrapping_sub(tcb.snd_una)
+            && acked | u32::from(news.payload_len) != 0
+            && news.window != 0
+            && news.timestamps.value.wrapping_sub(tcb.ts_recent) as i32 >= 0
+            && u32::from(news.payload_len) <= tcb.receive_window()
+            && (news.payload_len == 0 || self.has_whole_chunk())
+    }
+
+    /// What an ACK that goes forward, or stands still beside data, says.
+    #[inline(always)]
+    fn take_expected_ack(&mut self, news: &News, now: Instant) {
+        self.tcb.segs_in = self.tcb.segs_in.wrapping_add(1);
+        if !after(self.tcb.rcv_nxt, self.tcb.rcv_wup) {
+            self.tcb.ts_recent = news.timestamps.value;
+            self.tcb.ts_recent_ms = millis(now);
+            if news.payload_len > 0 {
+                self.sample_sender(news.timestamps.echo, now);
+            }
+        }
+        self.tcb.take_window(news.seq, news.ack, news.window);
+        self.tcb.probes_out = 0;
+        self.tcb.last_received = now.0;
+        if news.ack == self.tcb.snd_una {
+            return;
+        }
+        let in_flight = self.tcb.packets_out;
+        let limited = self.tcb.has(flag::CWND_LIMITED);
+        let mut told = Told::default();
+        self.take_cumulative(news.ack, &mut told, now);
+        self.sample_round_trip(Some(news.timestamps), &mut told, now);
+        if told.delivered > 0 {
+            self.grow_window(&told, in_flight, limited, now);
+        }
+        if told.acked > 0 {
+            self.arm_retransmit(now, true);
+        }
+    }
+
+    /// Puts the data, for which there is a chunk's room, on the receive queue.
+    #[inline(always)]
+    fn take_expected_data(&mut self, news: &News, (chunk, offset): (u32, u16), now: Instant) {
+        self.tcb.data_segs_in = self.tcb.data_segs_in.wrapping_add(1);
+        self.measure_peer(news.payload_len);
+        self.append_chunk(Payload {
+            chunk,
+            offset,
+            len: news.payload_len,
+            seq: news.seq,
+            fin: false,
+        });
+        self.received_in_order(news.payload_len, now);
+        self.schedule_ack(now);
+        self.readable_edge();
+        self.tcb.last_data = now.0;
+    }
+
+    /// What the acknowledgement lets go; and a writer that waits hears of the room.
+    #[inline]
+    fn send_what_waits(&mut self, memory: &mut impl Memory, now: Instant) {
+        if self.tcb.unsent == NONE {
+            self.tcb.clear(flag::CWND_LIMITED | flag::WINDOW_LIMITED);
+            self.note_limited_by_program();
+        } else {
+            self.output(memory, now, false);
+        }
+        if self.tcb.has(flag::NO_SPACE) {
+            self.look_for_room(now);
+        }
+    }
+}

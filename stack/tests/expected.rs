@@ -1,0 +1,202 @@
+//! Whoever takes a segment, the fast way or the long one, the stack is the same afterwards: two
+//! servers get the same frames, one as they are, the other with the timestamps option where Linux
+//! does not put it, which only the long way reads.
+
+mod common;
+
+use bypass_stack::*;
+use common::{CAPS, MAC, Random, Rig, at, via};
+
+/// Bytes of Ethernet, IPv4 and TCP headers.
+const HEADERS: usize = 54;
+/// NOP, NOP, timestamps of 10 bytes.
+const USUAL: [u8; 4] = [1, 1, 8, 10];
+
+/// The segment with the NOPs behind the timestamps; the checksum does not change by that.
+fn turned(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    let only_timestamps = frame[46] >> 4 == 8;
+    if only_timestamps && frame[HEADERS..].starts_with(&USUAL) {
+        frame[HEADERS..HEADERS + 12].rotate_left(2);
+    }
+    frame
+}
+
+/// Gives a stack a frame, if it has a chunk for it.
+fn give(rig: &mut Rig, bytes: &[u8], now: Instant) {
+    let (mut stack, packets) = rig.both();
+    let Some(chunk) = stack.take_chunk() else {
+        return;
+    };
+    packets.chunk_mut(chunk)[..bytes.len()].copy_from_slice(bytes);
+    let frame = RxFrame {
+        chunk,
+        offset: 0,
+        len: bytes.len() as u32,
+        queue_pair: 0,
+        partial_checksums: false,
+        timestamp_ns: 0,
+    };
+    stack.handle_frame(packets, frame, now);
+}
+
+/// A client, and two servers that live through the same.
+struct Trio {
+    client: Rig,
+    servers: [Rig; 2],
+    connection: EndpointId,
+    accepted: EndpointId,
+    now: u64,
+    random: Random,
+    loss_percent: u64,
+}
+
+impl Trio {
+    fn new(seed: u64, loss_percent: u64) -> Self {
+        let caps = Capacities {
+            chunks: 256,
+            ..CAPS
+        };
+        let mut client = Rig::new(caps);
+        let mut servers = [Rig::new(caps), Rig::new(caps)];
+        let open = |process, at| TcpOpen {
+            family: Family::V4,
+            local: at,
+            process,
+            options: TcpOptions::new(),
+            shadow_cookie: 0,
+            ifindex: 0,
+        };
+        let [listener, same] = servers.each_mut().map(|server| {
+            let open = open(server.process, at("198.18.0.2:80"));
+            server.stack().tcp_listen(&open, 8).unwrap()
+        });
+        assert_eq!(listener, same);
+        let open = open(client.process, at("198.18.0.1:40000"));
+        let hop = NextHop {
+            mac: MAC,
+            ..via("198.18.0.1:0")
+        };
+        let (mut stack, packets) = client.both();
+        let remote = at("198.18.0.2:80");
+        let now = Instant(1_000_000_000);
+        let connection = stack.tcp_connect(packets, &open, remote, &hop, now);
+        let mut trio = Self {
+            client,
+            servers,
+            connection: connection.unwrap(),
+            accepted: EndpointId::NONE,
+            now: now.0,
+            random: Random(seed),
+            loss_percent: 0,
+        };
+        trio.exchange();
+        for server in &mut trio.servers {
+            let process = server.process;
+            let accepted = server.stack().tcp_accept(listener, process, 0).unwrap();
+            trio.accepted = accepted.unwrap();
+        }
+        trio.loss_percent = loss_percent;
+        trio
+    }
+
+    /// Frames go to and fro until there are none; some are lost.
+    fn exchange(&mut self) {
+        loop {
+            let mut quiet = true;
+            while let Some(frame) = self.client.sent(0) {
+                quiet = false;
+                if self.random.chance(self.loss_percent) {
+                    continue;
+                }
+                let [one, other] = &mut self.servers;
+                give(one, &frame, Instant(self.now));
+                give(other, &turned(&frame), Instant(self.now));
+            }
+            self.both(|stack, packets, now| stack.flush(packets, now));
+            loop {
+                let [one, other] = self.servers.each_mut().map(|server| server.sent(0));
+                assert_eq!(one, other);
+                let Some(frame) = one else { break };
+                quiet = false;
+                if self.random.chance(self.loss_percent) {
+                    continue;
+                }
+                give(&mut self.client, &frame, Instant(self.now));
+                let (mut stack, packets) = self.client.both();
+                stack.flush(packets, Instant(self.now));
+            }
+            self.compare();
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    /// Does the same at both servers.
+    fn both(&mut self, mut what: impl FnMut(&mut Stack<'_>, &mut common::Packets, Instant)) {
+        for server in &mut self.servers {
+            let (mut stack, packets) = server.both();
+            what(&mut stack, packets, Instant(self.now));
+        }
+    }
+
+    fn compare(&self) {
+        let [one, other] = &self.servers;
+        if let Some(place) = (0..one.words.len()).find(|&at| one.words[at] != other.words[at]) {
+            panic!("byte {} of the images differs", place * 8);
+        }
+    }
+
+    /// One call of the program on either side, or time goes by.
+    fn step(&mut self) {
+        let len = 1 + self.random.below(4000) as usize;
+        let id = self.accepted;
+        match self.random.below(8) {
+            0..3 => {
+                let (mut stack, packets) = self.client.both();
+                let mut fill = |into: &mut [u8]| into.fill(7);
+                let now = Instant(self.now);
+                let _ = stack.tcp_send(packets, self.connection, len, false, &mut fill, now);
+            }
+            3..5 => self.both(|stack, packets, now| {
+                let mut fill = |into: &mut [u8]| into.fill(9);
+                let _ = stack.tcp_send(packets, id, len, false, &mut fill, now);
+            }),
+            5 => {
+                self.both(|stack, _, now| {
+                    let most = stack.tcp_readable(id).unwrap();
+                    stack.tcp_consume(id, len.min(most), now).unwrap();
+                });
+                let mut stack = self.client.stack();
+                let most = stack.tcp_readable(self.connection).unwrap();
+                let now = Instant(self.now);
+                stack.tcp_consume(self.connection, most, now).unwrap();
+            }
+            _ => {
+                self.now += 1 + self.random.below(30_000_000);
+                self.both(|stack, packets, now| stack.run_timers(packets, now));
+                let (mut stack, packets) = self.client.both();
+                stack.run_timers(packets, Instant(self.now));
+            }
+        }
+        self.now += self.random.below(50_000);
+        self.exchange();
+    }
+}
+
+#[test]
+fn the_fast_way_and_the_long_one_lead_to_the_same_image() {
+    for seed in 1..=8 {
+        let loss_percent = if seed % 2 == 0 { 0 } else { 3 };
+        let mut trio = Trio::new(seed, loss_percent);
+        for _ in 0..250 {
+            trio.step();
+        }
+        let bytes = trio.servers[0]
+            .stack()
+            .tcp_info(trio.accepted, Instant(trio.now));
+        let info = bytes.unwrap();
+        assert!(info.data_segs_in > 60 && info.data_segs_out > 60);
+    }
+}
