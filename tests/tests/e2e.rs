@@ -10,6 +10,7 @@ mod e2e {
     pub mod crowds;
     pub mod dpdk;
     pub mod endings;
+    pub mod engines;
     pub mod faults;
     pub mod groups;
     pub mod handover;
@@ -34,9 +35,9 @@ mod e2e {
 
 use e2e::harness::{Carried, check, check_card, check_port};
 use e2e::{
-    card, clients, crowds, dpdk, endings, faults, groups, handover, jumbo, languages, links, names,
-    programs, reasons, reloads, rollback, routers, rubbish, rules, stores, storms, streams, tool,
-    web,
+    card, clients, crowds, dpdk, endings, engines, faults, groups, handover, jumbo, languages,
+    links, names, programs, reasons, reloads, rollback, routers, rubbish, rules, stores, storms,
+    streams, tool, web,
 };
 
 macro_rules! tests {
@@ -95,6 +96,7 @@ tests! {
     routers::small_path: Segments,
     routers::no_way: Any,
     streams::last_words: Any,
+    engines::lwip: Segments,
     endings::slow_readers: Any,
     endings::slow_enders: Any,
     endings::sockets_without_a_program: Any,
