@@ -8,6 +8,8 @@ use bypass_stack::TcpDefaults;
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub loss: u64,
+    /// The same in thousandths, besides.
+    pub rare_loss: u64,
     pub duplicate: u64,
     pub corrupt: u64,
     /// Congestion marks on frames that can carry them.
@@ -41,6 +43,7 @@ impl Plan {
     pub fn good() -> Self {
         Self {
             loss: 0,
+            rare_loss: 0,
             duplicate: 0,
             corrupt: 0,
             mark: 0,

@@ -67,6 +67,10 @@ impl Wire {
         if long || self.cut[flight.to] || random.chance(self.plan.loss) {
             return;
         }
+        // Without a draw where there is none, so that a seed stays the world that it was.
+        if self.plan.rare_loss > 0 && random.below(1000) < self.plan.rare_loss {
+            return;
+        }
         let mut at = flight.due;
         let scaled = flight.bytes.len() as u64 * 1_000_000_000;
         if let Some(long) = scaled.checked_div(self.plan.rate) {
