@@ -41,6 +41,13 @@ pub(crate) struct FlowChanges {
     taken: u32,
 }
 
+impl FlowChanges {
+    /// How many there have been; wraps.
+    pub(crate) fn written(&self) -> u32 {
+        self.written
+    }
+}
+
 impl Stack<'_> {
     pub(crate) fn flow_begins(&mut self, local: SocketAddress, remote: SocketAddress) {
         self.flow_change(local, remote, true);

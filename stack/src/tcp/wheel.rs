@@ -5,6 +5,8 @@
 //! again. So the usual change, a deadline that moves out, touches no list. A deadline beyond the
 //! wheel's second is filed in its last slot and comes round again.
 
+use super::flow::CHANGES;
+use super::seq::before;
 use super::tcb::{NEVER, Tcb};
 use crate::counters::Counter;
 use crate::image::NONE;
@@ -18,6 +20,9 @@ const SLOTS: u64 = 1024;
 const TICK_SHIFT: u32 = 20;
 /// Bit of an entry's number that says: a minisocket.
 pub(crate) const MINI: u32 = 1 << 31;
+/// Flow changes after which timers wait for the next call: the ring has room for as many from
+/// frames.
+const CHANGES_AT_ONCE: u32 = CHANGES as u32 / 2;
 
 /// The wheel.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -202,7 +207,8 @@ impl Stack<'_> {
         Some(Instant(tick << TICK_SHIFT))
     }
 
-    /// Serves every timer that is due.
+    /// Serves every timer that is due; of a crowd as many as the ring of flow changes has room for:
+    /// then [`Self::next_deadline`] has passed already.
     pub fn run_timers(&mut self, memory: &mut impl Memory, now: Instant) {
         let now = self.forward(now);
         let due = now.0 >> TICK_SHIFT;
@@ -216,17 +222,28 @@ impl Stack<'_> {
         }
         let first = wheel.tick.wrapping_add(1);
         let last = due.min(wheel.tick.wrapping_add(SLOTS).wrapping_sub(1));
+        let room = self
+            .head
+            .flow_changes
+            .written()
+            .wrapping_add(CHANGES_AT_ONCE);
         for tick in first..=last {
             self.head.wheel.tick = tick;
             let slot = (tick % SLOTS) as usize;
             if self.head.wheel.is_marked(slot) {
-                self.serve_slot(memory, slot, now);
+                self.serve_slot(memory, slot, now, room);
+            }
+            let is_full = !before(self.head.flow_changes.written(), room);
+            if is_full && self.head.wheel.is_marked(slot) {
+                self.head.wheel.tick = tick.wrapping_sub(1);
+                return;
             }
         }
         self.head.wheel.tick = due;
     }
 
-    fn serve_slot(&mut self, memory: &mut impl Memory, slot: usize, now: Instant) {
+    /// Serves a slot, until the count of flow changes reaches `room`.
+    fn serve_slot(&mut self, memory: &mut impl Memory, slot: usize, now: Instant, room: u32) {
         let most = self.tcbs.len().saturating_add(self.minis.len());
         for _ in 0..most {
             let entry = self.head.wheel.heads.get(slot).copied().unwrap_or(NONE);
@@ -250,6 +267,9 @@ impl Stack<'_> {
                 self.serve_mini(memory, entry & !MINI, now);
             } else {
                 self.serve_connection(memory, entry, now);
+            }
+            if !before(self.head.flow_changes.written(), room) {
+                return;
             }
         }
     }
