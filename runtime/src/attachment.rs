@@ -401,6 +401,7 @@ impl Locked<'_> {
         let State {
             stack,
             packets,
+            flows,
             queues,
             count,
             ..
@@ -411,11 +412,13 @@ impl Locked<'_> {
                 continue;
             };
             frames += receive(stack, packets, queue, (index, now), each);
+            steer(stack, flows);
             reclaim(stack, queue);
             refill(stack, queue);
         }
         self.attachment.image.count_pump(frames as u32);
         stack.run_timers(packets, now);
+        steer(stack, flows);
         frames
     }
 
@@ -581,7 +584,8 @@ fn exchange(stack: &mut Stack<'static>, packets: &mut Packets) -> bool {
     true
 }
 
-/// Carries the stack's changes of its flows into the table, before the frames that need them leave.
+/// Carries the stack's changes of its flows, and what it says of its listeners, into the table:
+/// before the frames that need them leave, and before the ring of changes is full.
 /// A flow whose table places are taken is not led here: the kernel resets it.
 fn steer(stack: &mut Stack<'static>, flows: &Flows) {
     while let Some(change) = stack.take_flow_change() {
@@ -591,6 +595,7 @@ fn steer(stack: &mut Stack<'static>, flows: &Flows) {
             flows.remove(change.local, change.remote);
         }
     }
+    flows.press(stack.pressed());
 }
 
 /// Takes what a queue has received into the stack; `each` gets the frames and what became of them.

@@ -58,6 +58,12 @@ impl Flows {
         self.table.insert(&flow(local, remote), owner(endpoint))
     }
 
+    /// Leaves the SYNs of these ports to the kernel, and no others:
+    /// [`bypass_stack::Stack::pressed`].
+    pub fn press(&self, ports: u64) {
+        self.table.press(ports);
+    }
+
     /// Leaves the segments of a connection to the kernel again; whether they were led here.
     pub fn remove(&self, local: SocketAddress, remote: SocketAddress) -> bool {
         self.table.remove(&flow(local, remote))
@@ -116,6 +122,18 @@ fn view(entry: FlowEntry) -> Flow {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stack_and_steering_mean_the_same_ports() {
+        let fd = FlowTable::create(8, 3).expect("this test needs CAP_BPF");
+        let flows = Flows::map(&fd).expect("map");
+        for port in [0, 1, 22, 80, 443, 6379, 8080, 8443, 40_000, 65_535] {
+            flows.press(bypass_stack::tcp::pressed_bit(port));
+            assert!(flows.table.is_pressed(port));
+            flows.press(!bypass_stack::tcp::pressed_bit(port));
+            assert!(!flows.table.is_pressed(port));
+        }
+    }
 
     #[test]
     fn a_flow_is_its_endpoints() {

@@ -20,7 +20,7 @@ macro_rules! setting {
 }
 
 /// Every setting of numbers that the stack follows.
-const SETTINGS: [(&str, Apply); 21] = [
+const SETTINGS: [(&str, Apply); 22] = [
     (setting!("tcp_rmem"), |to, value| to.rmem = value),
     (setting!("tcp_wmem"), |to, value| to.wmem = value),
     (setting!("tcp_syn_retries"), |to, [value, ..]| {
@@ -69,6 +69,9 @@ const SETTINGS: [(&str, Apply); 21] = [
     }),
     (setting!("tcp_max_syn_backlog"), |to, [value, ..]| {
         to.max_syn_backlog = value;
+    }),
+    (setting!("tcp_syncookies"), |to, [value, ..]| {
+        to.syncookies = byte(value);
     }),
     (setting!("tcp_mtu_probing"), |to, [value, ..]| {
         to.mtu_probing = byte(value);

@@ -35,7 +35,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of an image: "bypassim" in memory.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"bypassim");
 /// Version of the layout that this build reads and writes.
-pub const LAYOUT_VERSION: u32 = 14;
+pub const LAYOUT_VERSION: u32 = 15;
 /// Link value: nothing.
 pub(crate) const NONE: u32 = u32::MAX;
 /// `ReadyLink::next` of an endpoint that is on no ready list.
@@ -400,7 +400,9 @@ pub(crate) struct Head {
     pub(crate) bind_order: u32,
     pub(crate) ipv4_id: u32,
     pub(crate) queue_pairs_generation: u32,
-    pub(crate) spare: [u32; 4],
+    /// Ports whose new connections the kernel should have: see [`crate::Stack::pressed`].
+    pub(crate) pressed: u64,
+    pub(crate) spare: [u32; 2],
     /// Key of timestamp offsets; 0 = as for everything else.
     pub(crate) timestamp_seed: u64,
     /// The latest time that any caller has told.

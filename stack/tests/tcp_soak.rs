@@ -73,7 +73,7 @@ fn nothing_leaks_when_everything_is_short() {
     let mut sums = [0_u64; TOLD.len()];
     let mut seed = one.unwrap_or(1);
     // At least a few worlds, however slow the machine is: what is counted does not depend on it.
-    while seed <= one.unwrap_or(4) || one.is_none() && Instant::now() < end {
+    while seed <= one.unwrap_or(5) || one.is_none() && Instant::now() < end {
         eprintln!("world {seed}");
         let mut world = world(seed, pairs);
         world.run();

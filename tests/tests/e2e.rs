@@ -12,6 +12,7 @@ mod e2e {
     pub mod endings;
     pub mod engines;
     pub mod faults;
+    pub mod floods;
     pub mod groups;
     pub mod handover;
     pub mod harness;
@@ -35,9 +36,9 @@ mod e2e {
 
 use e2e::harness::{Carried, check, check_card, check_port};
 use e2e::{
-    card, clients, crowds, dpdk, endings, engines, faults, groups, handover, jumbo, languages,
-    links, names, programs, reasons, reloads, rollback, routers, rubbish, rules, stores, storms,
-    streams, tool, web,
+    card, clients, crowds, dpdk, endings, engines, faults, floods, groups, handover, jumbo,
+    languages, links, names, programs, reasons, reloads, rollback, routers, rubbish, rules, stores,
+    storms, streams, tool, web,
 };
 
 macro_rules! tests {
@@ -101,6 +102,7 @@ tests! {
     endings::slow_enders: Any,
     endings::sockets_without_a_program: Any,
     crowds::too_many_connections: Any,
+    floods::half_open: Any,
     storms::workers_killed: Any,
     storms::daemons_killed: Any,
     streams::nginx_files: Segments,
@@ -252,7 +254,7 @@ mod ef_vi_card {
 
 /// On a DPDK port: scenes of programs as they are, and those of the port itself.
 mod dpdk_port {
-    use super::{Carried, check_port, dpdk, names, programs, stores, streams, web};
+    use super::{Carried, check_port, dpdk, floods, names, programs, stores, streams, web};
 
     tests! {
         check_port:
@@ -274,6 +276,7 @@ mod dpdk_port {
         dpdk::relay_killed: Any,
         dpdk::daemon_killed: Any,
         dpdk::nobody_left: Any,
+        floods::half_open: Any,
         dpdk::nothing_left: Any,
     }
 }

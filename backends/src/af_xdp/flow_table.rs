@@ -9,6 +9,9 @@
 //!   flow     | local 16 | remote 16 | ports 4, 4 spare | owner 8 | packets 8 | bytes 8 |
 //! ```
 //!
+//! One word of the header says at which ports too many connections are half open: their SYNs are
+//! the kernel's.
+//!
 //! The steering program looks into a stack's table only for a local address and port that the
 //! daemon has granted to this stack, so what a program writes here is a matter of its own stack.
 //! With at least one and a half places for each flow, both buckets of a flow are practically never
@@ -59,7 +62,7 @@ struct Place {
 #[repr(C)]
 struct Bucket {
     tags: [AtomicU32; BUCKET_FLOWS],
-    /// Magic number, seed, buckets, spare.
+    /// Magic number, seed, buckets, pressed ports.
     header: [AtomicU64; 4],
     places: [Place; BUCKET_FLOWS],
 }
@@ -298,6 +301,23 @@ impl FlowTable {
             let place = (0..BUCKET_FLOWS).find(is_it)?;
             Some((index, bucket, place))
         })
+    }
+
+    /// Leaves the SYNs of these ports to the kernel, and those of all others to the listeners: a
+    /// bit for each port, as [`Self::is_pressed`] looks for it. Costs a load when it says nothing
+    /// new.
+    pub fn press(&self, ports: u64) {
+        let [_, _, _, pressed] = &self.bucket(0).header;
+        if pressed.load(Ordering::Relaxed) != ports {
+            pressed.store(ports, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether [`Self::press`] has named a port. Some share a bit.
+    #[must_use]
+    pub fn is_pressed(&self, port: u16) -> bool {
+        let [_, _, _, pressed] = &self.bucket(0).header;
+        pressed.load(Ordering::Relaxed) >> ((port ^ port >> 6) & 63) & 1 != 0
     }
 
     /// Where a flow is.

@@ -139,7 +139,7 @@ pub(super) struct Grant {
 }
 
 /// The program's own counters, in the order of `enum reason` in the C file: name and sentence.
-pub const COUNTERS: [(&str, &str); 14] = [
+pub const COUNTERS: [(&str, &str); 15] = [
     (
         "redirected",
         "Frames that matched a filter and went to its queue.",
@@ -184,6 +184,11 @@ pub const COUNTERS: [(&str, &str); 14] = [
     (
         "too-long",
         "Frames that matched a filter whose stack's chunks are too small for them.",
+    ),
+    (
+        "pressed",
+        "SYNs left to the kernel, which has SYN cookies, because too many connections of the \
+         listener are half open.",
     ),
 ];
 

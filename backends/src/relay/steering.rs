@@ -42,6 +42,7 @@ pub(super) enum Verdict {
     OtherProtocol = 11,
     NoFlow = 12,
     TooLong = 13,
+    Pressed = 14,
 }
 
 /// The daemon's filters of a port.
@@ -186,6 +187,7 @@ impl Filters {
         let bytes = frame.len() as u64;
         let local = local_only(packet.flow.local, packet.flow.local_port);
         let fits = |most| bytes <= most;
+        let mut is_pressed = false;
         let most = if packet.protocol == UDP {
             let exact = self.udp.count(&packet.flow, bytes, fits);
             exact.or_else(|| self.udp.count(&local, bytes, fits))
@@ -202,11 +204,14 @@ impl Filters {
                     Verdict::Unmatched
                 };
             }
-            self.opening.count(&local, bytes, fits)
+            is_pressed = is_granted && flows.is_pressed(local.local_port);
+            let is_led = |most| fits(most) && !is_pressed;
+            self.opening.count(&local, bytes, is_led)
         };
         match most {
             None => Verdict::Unmatched,
             Some(0) => Verdict::Kept,
+            Some(_) if is_pressed => Verdict::Pressed,
             Some(most) if fits(most) => Verdict::Led,
             Some(_) => Verdict::TooLong,
         }
@@ -400,8 +405,10 @@ mod tests {
             local_port: 80,
             remote_port: 4000,
         };
+        flows.press(!0);
+        assert_eq!(steer(SYN), Verdict::Pressed);
         flows.insert(&flow, 1).unwrap();
-        assert_eq!(steer(ACK), Verdict::Led);
+        assert_eq!((steer(ACK), steer(SYN)), (Verdict::Led, Verdict::Led));
         // What the stack was not granted it does not get.
         filters.remove(&FilterKey::Grant(at));
         assert_eq!(steer(ACK), Verdict::Unmatched);

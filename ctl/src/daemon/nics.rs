@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bypass_backends::af_xdp::{
-    self, FilterCounters, FilterKey, Listener, Mode, Nic, NicConfig, NicError, PacketMemory, Target,
+    self, COUNTERS, FilterCounters, FilterKey, Listener, Mode, Nic, NicConfig, NicError,
+    PacketMemory, Target,
 };
 use bypass_backends::relay::{Link, RelayNic};
 use bypass_proto::policy::{Backend, DaemonPolicy};
@@ -268,6 +269,15 @@ impl OpenNic {
     /// Leaves them to the kernel again. A flow that is not there is no matter.
     pub(super) fn remove_filter(&self, flow: &Flow) {
         self.remove(key(flow));
+    }
+
+    /// What its steering program has counted; a relay's is the port's.
+    pub(super) fn counted(&self) -> Option<impl Iterator<Item = (String, u64)> + use<>> {
+        let Driver::AfXdp(nic) = &self.driver else {
+            return None;
+        };
+        let names = COUNTERS.iter().map(|(name, _)| (*name).to_owned());
+        Some(names.zip(nic.counters()))
     }
 
     /// What came by a flow since its entry was written.

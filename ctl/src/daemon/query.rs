@@ -256,7 +256,8 @@ impl Server {
         })
     }
 
-    /// What the ports of devices have counted: the relay in steering, then the driver.
+    /// What has been counted in steering: by the relays of devices, then their drivers, and by the
+    /// programs on interfaces.
     fn port_objects(&self) -> Value {
         let sentence = |name: &str| {
             let known = relay::COUNTERS.iter().find(|(known, _)| *known == name);
@@ -270,7 +271,12 @@ impl Server {
             let counters: Vec<Value> = numbers.into_iter().map(counter).collect();
             json!({ "name": name, "backend": backend.word(), "counters": counters })
         });
-        ports.collect()
+        let interfaces = self.nics.iter().filter_map(|(ifindex, nic)| {
+            let counters: Vec<Value> = nic.counted()?.map(counter).collect();
+            let name = self.interface_name(ifindex);
+            Some(json!({ "name": name, "backend": nic.backend().word(), "counters": counters }))
+        });
+        ports.chain(interfaces).collect()
     }
 
     fn interface_object(&self, link: &LinkInfo) -> Value {

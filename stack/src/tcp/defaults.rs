@@ -41,8 +41,8 @@ pub struct TcpDefaults {
     pub congestion: u8,
     /// tcp_mtu_probing: 0 off, 1 after a black hole was met, 2 always.
     pub mtu_probing: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// tcp_syncookies: 0 off, 1 when a queue is full, 2 always.
+    pub syncookies: u8,
     /// tcp_fin_timeout, seconds.
     pub fin_timeout_s: u32,
     /// tcp_max_syn_backlog.
@@ -83,7 +83,7 @@ impl TcpDefaults {
             abort_on_overflow: 0,
             congestion: 0,
             mtu_probing: 0,
-            reserved: 0,
+            syncookies: 1,
             fin_timeout_s: 60,
             max_syn_backlog: 4096,
             challenge_acks: 2,

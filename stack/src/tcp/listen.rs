@@ -146,16 +146,15 @@ impl Stack<'_> {
         else {
             return Err(DropReason::NoEndpoint);
         };
-        // One that is answered must find a place when its handshake is over.
-        let is_full = tcb.request_count >= self.free_endpoints();
-        let most = defaults.max_syn_backlog.max(1);
-        if is_full || tcb.accept_count > tcb.backlog || tcb.request_count >= most {
-            self.count(Counter::TcpListenOverflows);
-            return Err(DropReason::TcpBacklog);
-        }
         let options = tcb.options;
+        let is_overrun = tcb.accept_count > tcb.backlog;
         let (local, remote) = (arrived.local(), arrived.remote());
-        let Some(index) = self.add_mini(kind::REQUEST, local, remote, now) else {
+        let admitted = !is_overrun && self.admits(listener);
+        let added = admitted.then(|| self.add_mini(kind::REQUEST, local, remote, now));
+        let Some(index) = added.flatten() else {
+            if !is_overrun {
+                self.note_pressure(listener);
+            }
             self.count(Counter::TcpListenOverflows);
             return Err(DropReason::TcpBacklog);
         };
@@ -167,9 +166,7 @@ impl Stack<'_> {
         let advertised = bounded_mss(Some(by_path), is_v4, options.max_seg);
         let capacity = options.rcvbuf_bytes / 2;
         let (key, clock_key) = (self.secret_key(), self.timestamp_key());
-        if let Some(tcb) = self.tcbs.get_mut(listener as usize) {
-            tcb.request_count = tcb.request_count.saturating_add(1);
-        }
+        self.request_began(listener);
         if let Some(mini) = self.minis.get_mut(index as usize) {
             mini.negotiated = negotiated as u8;
             mini.listener = listener;
@@ -546,15 +543,19 @@ impl Stack<'_> {
 
     /// A SYN-ACK was not answered in time (net/ipv4/inet_connection_sock.c:syn_ack_recalc).
     fn serve_request(&mut self, memory: &mut impl Memory, index: u32, mini: &Mini, now: Instant) {
-        if mini.timeouts >= self.head.tcp_defaults.synack_retries {
-            self.remove_mini(index);
-            self.flow_ended(mini.local(), mini.remote());
-            return;
-        }
         let deferred = self
             .tcbs
             .get(mini.listener as usize)
             .map_or(0, |tcb| deferred_timeouts(tcb.options.defer_accept_s));
+        let is_over = mini.acked == 0 || mini.timeouts >= deferred;
+        if is_over && mini.timeouts >= self.most_synack_timeouts(mini.listener) {
+            self.remove_mini(index);
+            self.flow_ended(mini.local(), mini.remote());
+            return;
+        }
+        if mini.timeouts == 0 {
+            self.request_aged(mini.listener);
+        }
         // While data is awaited behind the final ACK nothing is sent, until the time is over.
         let waits = mini.acked != 0 && mini.timeouts.saturating_add(1) < deferred;
         let timeouts = mini.timeouts.saturating_add(1);

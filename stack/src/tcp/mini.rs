@@ -179,8 +179,9 @@ impl Stack<'_> {
         if mini.kind == kind::FREE {
             return;
         }
-        let (was_request, next, previous, bucket) = (
+        let (was_request, was_young, next, previous, bucket) = (
             mini.kind == kind::REQUEST,
+            mini.timeouts == 0,
             mini.next,
             mini.previous,
             mini.bucket,
@@ -203,9 +204,8 @@ impl Stack<'_> {
                 .endpoints
                 .get(listener as usize)
                 .is_some_and(|endpoint| endpoint.generation == generation)
-            && let Some(tcb) = self.tcbs.get_mut(listener as usize)
         {
-            tcb.request_count = tcb.request_count.saturating_sub(1);
+            self.request_ended(listener, was_young);
         }
     }
 

@@ -440,6 +440,9 @@ pub(crate) struct Tcb {
     pub(crate) accept_count: u32,
     pub(crate) backlog: u32,
     pub(crate) request_count: u32,
+    /// Requests whose SYN-ACK has gone out once only.
+    pub(crate) young_count: u32,
+    pub(crate) reserved_listener: u32,
 
     // For TCP_INFO.
     /// Since when, microseconds, and how long in all before that, by kind.

@@ -281,6 +281,7 @@ impl Machine {
             "rfc1337" => defaults.rfc1337 = value as u8,
             "abort-on-overflow" => defaults.abort_on_overflow = value as u8,
             "max-syn-backlog" => defaults.max_syn_backlog = value as u32,
+            "syncookies" => defaults.syncookies = value as u8,
             "challenge-acks" => defaults.challenge_acks = value as u32,
             "mtu-probing" => defaults.mtu_probing = value as u8,
             "base-mss" => defaults.base_mss = value as u32,

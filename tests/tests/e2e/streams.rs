@@ -67,7 +67,7 @@ pub(crate) fn fetch(scene: &Scene, url: &str, wanted: &PathBuf) -> Result<()> {
 }
 
 /// `local` is BYPASS_ACCELERATE_LOCAL.
-fn start_redis(scene: &Scene, local: &str) -> Result<Running> {
+pub(crate) fn start_redis(scene: &Scene, local: &str) -> Result<Running> {
     let folder = scene.bed.folder().display().to_string();
     let mut redis = subject(scene, Side::Server, "redis-server");
     redis.env("BYPASS_ACCELERATE_LOCAL", local);

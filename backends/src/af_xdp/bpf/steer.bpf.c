@@ -3,11 +3,13 @@
  *
  * UDP: exact flow, then the listener of the destination address, then the listener of any address
  * of the same IP version. TCP: a flow in the table of the stack that was granted the local address
- * and port, then, for a SYN without ACK only, the listeners as for UDP. Group addresses, VLAN tags,
- * fragments, IP options, IPv6 extension headers, other protocols and every miss pass. An empty slot
- * passes too, so a dead program cannot black-hole the host. Counters are per entry and per reason;
- * an entry counts what was redirected only. A frame that is longer than the chunks of its listener
- * or UDP flow passes. (TCP peers send no such: the stack tells them how long a segment may be.)
+ * and port, then, for a SYN without ACK only, the listeners as for UDP; where the stack says that
+ * too many of its connections are half open, that SYN passes: the kernel's listener has it. Group
+ * addresses, VLAN tags, fragments, IP options, IPv6 extension headers, other protocols and every
+ * miss pass. An empty slot passes too, so a dead program cannot black-hole the host. Counters are
+ * per entry and per reason; an entry counts what was redirected only. A frame that is longer than
+ * the chunks of its listener or UDP flow passes. (TCP peers send no such: the stack tells them how
+ * long a segment may be.)
  *
  * The tables of TCP flows are written by the stacks themselves (flow_table.rs): a tag is published
  * after the flow it stands for, and taken back before another takes its place. A stack finds
@@ -78,7 +80,7 @@ struct tcp_flow {
 
 struct bucket {
 	__u32 tags[BUCKET_FLOWS]; /* 0 = free */
-	__u64 header[4];          /* of the table, in its first bucket */
+	__u64 header[4];          /* of the table, in its first bucket; the last: pressed ports */
 	struct tcp_flow flows[BUCKET_FLOWS];
 };
 
@@ -97,7 +99,7 @@ struct map tables SECTION("maps") = { BPF_MAP_TYPE_ARRAY_OF_MAPS, 4, 4, 16, 0 };
 /* Order and number as COUNTERS of program.rs. */
 enum reason {
 	REDIRECTED, UNMATCHED, KEPT, EMPTY_SLOT, NOT_IP, VLAN, GROUP, TRUNCATED, OPTIONS, FRAGMENT,
-	ICMP, OTHER_PROTOCOL, NO_FLOW, TOO_LONG, REASONS
+	ICMP, OTHER_PROTOCOL, NO_FLOW, TOO_LONG, PRESSED, REASONS
 };
 
 struct map counters SECTION("maps") = { BPF_MAP_TYPE_PERCPU_ARRAY, 4, 8, REASONS, 0 };
@@ -180,6 +182,18 @@ find_flow(const struct grant *grant, const struct flow_key *flow)
 	at = hash >> 20 & grant->mask;
 	bucket = lookup(table, &at);
 	return bucket ? find_in(bucket, key, ports, tag) : 0;
+}
+
+/* As FlowTable::is_pressed of flow_table.rs. */
+static __attribute__((always_inline)) int is_pressed(const struct grant *grant, __u16 port)
+{
+	__u32 slot = grant->slot, first = 0;
+	struct bucket *bucket = 0;
+	void *table = lookup(&tables, &slot);
+
+	if (table)
+		bucket = lookup(table, &first);
+	return bucket && *(volatile __u64 *)&bucket->header[3] >> ((port ^ port >> 6) & 63) & 1;
 }
 
 static __attribute__((always_inline)) void
@@ -304,6 +318,8 @@ SECTION("xdp") int steer(struct xdp_md *context)
 		if (!opens)
 			return pass(grant ? NO_FLOW : UNMATCHED);
 		target = find_listener(&listener, version);
+		if (target && target->most && grant && is_pressed(grant, flow.local_port))
+			return pass(PRESSED);
 	} else {
 		flow.protocol = protocol;
 		target = lookup(&flows, &flow);

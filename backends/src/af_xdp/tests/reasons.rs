@@ -133,6 +133,8 @@ fn every_kind_of_frame_has_its_counter() {
     wire.near.set_flow_table(0, table.as_fd()).unwrap();
     let grant = Listener::at(NEAR.to_ipv6_mapped().octets(), PORT + 1, TCP);
     wire.near.add_filter(FilterKey::Grant(grant), 0).unwrap();
+    wire.near.add_filter(FilterKey::Listener(grant), 0).unwrap();
+    FlowTable::map(&table).unwrap().press(!0);
 
     let request6 = udp((FAR6.into(), 5000), (NEAR6.into(), PORT), b"request");
     let to4 = |protocol, payload: &[u8]| ipv4(FAR, NEAR, protocol, 0, &[], payload);
@@ -161,6 +163,11 @@ fn every_kind_of_frame_has_its_counter() {
             "unmatched",
             "a SYN with ACK",
             v4(&to4(TCP, &tcp(5000, PORT, 0x12))),
+        ),
+        (
+            "pressed",
+            "a SYN to a pressed port",
+            v4(&to4(TCP, &tcp(5000, PORT + 1, 0x02))),
         ),
         (
             "no-flow",

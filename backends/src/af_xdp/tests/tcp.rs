@@ -230,6 +230,16 @@ fn each_segment_goes_where_table_and_grants_say() {
         assert!(moved.contains(counter), "{name}: {moved:?}");
         assert_eq!(frame.is_some(), *counter == "redirected", "{name}");
     }
+    // At a pressed port only flows are led, and segments of the kernel's connections still pass.
+    let ports = |port: u16| 1 << ((port ^ port >> 6) & 63);
+    for (pressed, counter) in [(ports(PORT), "pressed"), (!ports(PORT), "redirected")] {
+        mine.press(pressed);
+        let (moved, frame) = wire.send(&segment(5001, PORT, SYN));
+        assert!(moved.contains(&counter), "{pressed:x}: {moved:?}");
+        assert_eq!(frame.is_some(), counter == "redirected");
+        let (_, frame) = wire.send(&segment(5000, PORT, SYN));
+        assert!(frame.is_some());
+    }
     // A grant that is taken back takes the flows along.
     wire.near.remove_filter(FilterKey::Grant(at(NEAR, PORT)));
     let (_, frame) = wire.send(&segment(5000, PORT, ACK));
