@@ -10,6 +10,7 @@ mod ping_pong;
 mod processes;
 mod rate;
 mod streams;
+mod subjects;
 mod tcp_path;
 
 use clap::ValueEnum;
@@ -40,6 +41,8 @@ pub(crate) enum Name {
     Redis,
     /// 1 KiB from nginx to wrk: keepalive, and a connection for each request
     Nginx,
+    /// GET and SET of 64 bytes from memcached, over TCP and UDP
+    Memcached,
     /// One stream of iperf3 in each direction
     TcpBulk,
     /// Instructions per datagram of the stack alone
@@ -104,10 +107,11 @@ pub(crate) fn run(name: Name, json: bool, rounds: u32, record: bool) -> Result<(
         Name::UdpE2e => rate::end_to_end(rounds)?,
         Name::UdpRr => ping_pong::run(rounds)?,
         Name::Idle => idle::run()?,
-        Name::TcpRr => streams::run(&streams::ROUND_TRIP, rounds)?,
-        Name::Redis => streams::run(&streams::REDIS, rounds)?,
-        Name::Nginx => streams::run(&streams::NGINX, rounds)?,
-        Name::TcpBulk => streams::run(&streams::BULK, rounds)?,
+        Name::TcpRr => streams::run(&subjects::ROUND_TRIP, rounds)?,
+        Name::Redis => streams::run(&subjects::REDIS, rounds)?,
+        Name::Nginx => streams::run(&subjects::NGINX, rounds)?,
+        Name::Memcached => streams::run(&subjects::MEMCACHED, rounds)?,
+        Name::TcpBulk => streams::run(&subjects::BULK, rounds)?,
         Name::StackUdp => instructions::run(&instructions::UDP, record)?,
         Name::StackTcp => instructions::run(&instructions::TCP, record)?,
         Name::EfVi => instructions::run(&instructions::EF_VI, record)?,

@@ -1,7 +1,7 @@
 //! Measurements that `demo` and `bench` share: a server on the server side, a client on the client
 //! side, what both tell, and who carried the datagrams.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -66,6 +66,62 @@ impl Meter {
             sample.cpu_ns_per_packet = cpu.as_nanos() as f64 / carried as f64;
         }
         Ok(())
+    }
+}
+
+/// How long a processor has not been idle, in the clock ticks of proc_stat(5).
+#[derive(Debug)]
+pub(crate) struct Busy {
+    cpu: u32,
+    since: Instant,
+    ticks: u64,
+}
+
+/// What [`Busy`] has found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BusyTime {
+    /// Not idle.
+    pub(crate) time: Duration,
+    /// The same as a share of the whole time.
+    pub(crate) share: f64,
+}
+
+impl Busy {
+    /// Starts to count.
+    pub(crate) fn start(cpu: u32) -> Result<Self> {
+        Ok(Self {
+            cpu,
+            since: Instant::now(),
+            ticks: Self::ticks(cpu)?,
+        })
+    }
+
+    /// What has come together.
+    pub(crate) fn stop(&self) -> Result<BusyTime> {
+        let ticks = Self::ticks(self.cpu)?.saturating_sub(self.ticks);
+        let time = Duration::from_millis(ticks.saturating_mul(10));
+        Ok(BusyTime {
+            time,
+            share: ratio(time.as_secs_f64(), self.since.elapsed().as_secs_f64()),
+        })
+    }
+
+    /// User, nice, system, irq and softirq time: hundredths of a second on every Linux.
+    fn ticks(cpu: u32) -> Result<u64> {
+        let stat = std::fs::read_to_string("/proc/stat")?;
+        let name = format!("cpu{cpu}");
+        let line = stat
+            .lines()
+            .find_map(|line| line.strip_prefix(&name)?.strip_prefix(' '));
+        let numbers: Vec<u64> = line
+            .ok_or_else(|| format!("/proc/stat has no {name}"))?
+            .split_whitespace()
+            .map_while(|word| word.parse().ok())
+            .collect();
+        let [user, nice, system, _idle, _iowait, irq, softirq, ..] = numbers[..] else {
+            return Err("/proc/stat: too few numbers".into());
+        };
+        Ok(user + nice + system + irq + softirq)
     }
 }
 
