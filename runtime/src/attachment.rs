@@ -502,6 +502,9 @@ impl Locked<'_> {
         let mut ringing = 0;
         for (index, slot) in queues.iter_mut().take(*count).enumerate() {
             if current(stack, index, slot).is_some_and(|queue| queue.needs_doorbell()) {
+                if let Some(info) = stack.queue_pairs_mut().get_mut(index) {
+                    info.tx_doorbells = info.tx_doorbells.wrapping_add(1);
+                }
                 bells[ringing] = self.attachment.wait_fds[index].load(Ordering::Relaxed);
                 ringing += 1;
             }

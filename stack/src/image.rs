@@ -154,6 +154,8 @@ pub struct QueuePairInfo {
     pub tx_packets: u64,
     /// Their bytes.
     pub tx_bytes: u64,
+    /// How often the driver was told of frames to send.
+    pub tx_doorbells: u64,
     /// Changes whenever this entry is given to another queue, so that nobody takes his mapping of
     /// the one before for it.
     pub generation: u32,
@@ -436,7 +438,7 @@ pub(crate) struct Head {
 const _: () = {
     assert!(size_of::<Endpoint>() == 192);
     assert!(size_of::<ChunkSlot>() == 64);
-    assert!(size_of::<QueuePairInfo>() == 64);
+    assert!(size_of::<QueuePairInfo>() == 72);
     assert!(size_of::<UdpOptions>() == 40);
     assert!(size_of::<Head>().is_multiple_of(64));
     assert!(align_of::<Head>() == ALIGNMENT);

@@ -230,6 +230,35 @@ CASE(tcp_epoll_threads, ACCELERATED)
     receive(fd, 0);
 }
 
+enum { ROUNDS = 3000 };
+
+/* Waits for a connection that never comes; how often it has gone to sleep for that. */
+static void *waits_for_nobody(void *argument)
+{
+    accept(*(int *)argument, NULL, NULL);
+    struct rusage usage;
+    getrusage(RUSAGE_THREAD, &usage);
+    return (void *)usage.ru_nvcsw;
+}
+
+/* The traffic of one socket does not wake who waits for another. */
+CASE(tcp_quiet_thread, ACCELERATED)
+{
+    int quiet = listener(host4, 7300, 4), fd = dial(peer4, T_ECHO), answered = 0;
+    pthread_t thread;
+    pthread_create(&thread, NULL, waits_for_nobody, &quiet);
+    pause_ms(50);
+    for (int round = 0; round < ROUNDS; round++) {
+        char byte = 'a';
+        answered += write(fd, &byte, 1) == 1 && read(fd, &byte, 1) == 1;
+    }
+    yes("all answered", answered == ROUNDS);
+    value("shutdown", shutdown(quiet, SHUT_RD));
+    void *sleeps;
+    pthread_join(thread, &sleeps);
+    yes("the quiet thread slept", (long)sleeps < ROUNDS / 3);
+}
+
 CASE(tcp_epoll_connect, ACCELERATED)
 {
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);

@@ -200,6 +200,7 @@ cases! {
     tcp_epoll_several: Accelerated,
     tcp_epoll_mixed: Accelerated,
     tcp_epoll_threads: Accelerated,
+    tcp_quiet_thread: Accelerated,
     tcp_epoll_connect: Accelerated,
     tcp_epoll_connect_again: Accelerated,
     tcp_epoll_number_again: Accelerated,

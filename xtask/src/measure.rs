@@ -1,7 +1,7 @@
 //! Measurements that `demo` and `bench` share: a server on the server side, a client on the client
 //! side, what both tell, and who carried the datagrams.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -73,37 +73,20 @@ impl Meter {
 #[derive(Debug)]
 pub(crate) struct Busy {
     cpu: u32,
-    since: Instant,
     ticks: u64,
-}
-
-/// What [`Busy`] has found.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct BusyTime {
-    /// Not idle.
-    pub(crate) time: Duration,
-    /// The same as a share of the whole time.
-    pub(crate) share: f64,
 }
 
 impl Busy {
     /// Starts to count.
     pub(crate) fn start(cpu: u32) -> Result<Self> {
-        Ok(Self {
-            cpu,
-            since: Instant::now(),
-            ticks: Self::ticks(cpu)?,
-        })
+        let ticks = Self::ticks(cpu)?;
+        Ok(Self { cpu, ticks })
     }
 
     /// What has come together.
-    pub(crate) fn stop(&self) -> Result<BusyTime> {
+    pub(crate) fn stop(&self) -> Result<Duration> {
         let ticks = Self::ticks(self.cpu)?.saturating_sub(self.ticks);
-        let time = Duration::from_millis(ticks.saturating_mul(10));
-        Ok(BusyTime {
-            time,
-            share: ratio(time.as_secs_f64(), self.since.elapsed().as_secs_f64()),
-        })
+        Ok(Duration::from_millis(ticks.saturating_mul(10)))
     }
 
     /// User, nice, system, irq and softirq time: hundredths of a second on every Linux.

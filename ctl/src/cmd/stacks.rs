@@ -132,6 +132,7 @@ fn queue_pair(index: usize, pair: &QueuePairInfo) -> Value {
         "zero_copy": pair.flags & QueuePairInfo::ZERO_COPY != 0, "live": true,
         "rx_packets": pair.rx_packets, "rx_bytes": pair.rx_bytes,
         "tx_packets": pair.tx_packets, "tx_bytes": pair.tx_bytes,
+        "tx_doorbells": pair.tx_doorbells,
     })
 }
 

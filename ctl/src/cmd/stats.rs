@@ -172,6 +172,11 @@ fn of_stack(image: &Image<'_>, stack: &str, counters: &mut Vec<Value>) {
             ),
             ("tx-bytes", pair.tx_bytes, "Their bytes."),
             (
+                "tx-doorbells",
+                pair.tx_doorbells,
+                "Times the driver was told of frames to send: a system call each with AF_XDP.",
+            ),
+            (
                 "rx-missed",
                 u64::from(pair.rx_missed),
                 "Frames lost because nobody took frames in or gave chunks in time, as of the last look.",

@@ -229,6 +229,7 @@ impl Server {
                     "live": info.is_live(), "mtu": info.mtu,
                     "rx_packets": info.rx_packets, "rx_bytes": info.rx_bytes,
                     "tx_packets": info.tx_packets, "tx_bytes": info.tx_bytes,
+                    "tx_doorbells": info.tx_doorbells,
                 })
             })
             .collect()

@@ -574,6 +574,7 @@ fn queue_pair_info(
         rx_bytes: 0,
         tx_packets: 0,
         tx_bytes: 0,
+        tx_doorbells: 0,
         generation,
         rx_missed: 0,
     }

@@ -5,7 +5,8 @@
 //!        | not ready
 //!   spin for at most spin_us, where that has paid (signals held back from here on until the
 //!        | still not ready                          call returns)
-//!   park on the endpoints, look again, then ppoll(kernel fds, queues, bell) until the deadline
+//!   park on the endpoints, look again, then ppoll(kernel fds, queues, bell) until the deadline,
+//!        |                         without the queues while others watch them ([`lookout`])
 //!        | woken by any of them
 //!   unpark, pump, look
 //! ```
@@ -20,6 +21,7 @@
 pub mod block;
 pub mod call;
 pub mod epoll_set;
+mod lookout;
 pub mod members;
 pub mod signals;
 mod spin;
@@ -221,7 +223,7 @@ fn park_and_poll(
     waiter: Option<&Waiter>,
 ) -> Woken {
     let mut targets = Vec::new();
-    let timer;
+    let (timer, frames);
     {
         let Ok(mut locked) = joined.attachment.lock() else {
             return Woken::Ready;
@@ -237,6 +239,7 @@ fn park_and_poll(
             }
         }
         timer = locked.stack().next_deadline();
+        frames = joined.attachment.frames();
     }
     let own = interest.fds.len();
     let pollin = |fd| pollfd {
@@ -244,19 +247,20 @@ fn park_and_poll(
         events: POLLIN,
         revents: 0,
     };
-    interest
-        .fds
-        .extend(joined.attachment.wait_fds().map(pollin));
+    let rest = waiter.and_then(|_| lookout::rests_ns());
+    if rest.is_none() {
+        let queues = joined.attachment.wait_fds();
+        interest.fds.extend(queues.map(pollin));
+    }
     if let Some(waiter) = waiter {
         interest.fds.push(pollin(waiter.bell.as_fd().as_raw_fd()));
     }
-    let mut limit = if waiter.is_some() {
-        u64::MAX
-    } else {
-        WITHOUT_BELL_NS
+    let mut limit = match waiter {
+        Some(_) => rest.unwrap_or(u64::MAX),
+        None => WITHOUT_BELL_NS,
     };
-    // Somebody who waits runs the stack's timers.
-    if let Some(timer) = timer {
+    // Somebody who waits, and watches, runs the stack's timers.
+    if let Some(timer) = timer.filter(|_| rest.is_none()) {
         limit = limit.min(timer.since(clock::now()).0);
     }
     let polled = ppoll(interest.fds, deadline, limit, mask);
@@ -274,6 +278,7 @@ fn park_and_poll(
             target.unpark(&mut locked, waiter.id);
         }
     }
+    let attended = joined.attachment.frames() != frames;
     locked.pump(clock::now());
     let gone = interest
         .alone
@@ -281,7 +286,9 @@ fn park_and_poll(
     if gone && polled == Err(Errno::INTR) {
         return Woken::Interrupted;
     }
-    if (interest.ready)(&mut locked) || interest.fds.iter().any(|entry| entry.revents != 0) {
+    let ready = (interest.ready)(&mut locked);
+    lookout::learn(ready, attended);
+    if ready || interest.fds.iter().any(|entry| entry.revents != 0) {
         return Woken::Ready;
     }
     match polled {

@@ -84,8 +84,8 @@ pub(super) enum Figure {
     /// Microseconds.
     P50,
     P99,
-    /// Server's processor time per request, or per MiB, in nanoseconds. What arrives at the kernel's
-    /// server is taken in by the client's processor, what the server sends by its own.
+    /// Server's processor time per request, or per MiB, in nanoseconds. What arrives at the
+    /// kernel's server is taken in by the client's processor, what the server sends by its own.
     Processor,
     /// The time that both processors were not idle per request, or per MiB, in nanoseconds.
     Both,
@@ -133,14 +133,15 @@ fn measure(subject: &Subject, load: &Load, way: Way) -> Result<[(Figure, f64); 6
     // What spins goes on for a while after the last request.
     let used: Duration = server_processor_time(&bed).saturating_sub(before);
     let (server, client) = (server.stop()?, client.stop()?);
+    let lasted = ratio(sample.done, sample.rate);
     let each = |time: Duration| ratio(time.as_nanos() as f64, sample.done);
     Ok([
         (Figure::Rate, sample.rate),
         (Figure::P50, sample.p50),
         (Figure::P99, sample.p99),
         (Figure::Processor, each(used)),
-        (Figure::Both, each(server.time + client.time)),
-        (Figure::Client, client.share),
+        (Figure::Both, each(server + client)),
+        (Figure::Client, ratio(client.as_secs_f64(), lasted)),
     ])
 }
 

@@ -1,5 +1,5 @@
-//! The servers of `tcp-rr`, `redis`, `nginx`, `memcached` and `tcp-bulk`, and the programs that load
-//! them.
+//! The servers of `tcp-rr`, `redis`, `nginx`, `memcached` and `tcp-bulk`, and the programs that
+//! load them.
 
 use std::fs;
 
