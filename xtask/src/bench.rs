@@ -113,7 +113,11 @@ pub(crate) fn run(name: Name, json: bool, rounds: u32, record: bool) -> Result<(
         Name::Memcached => streams::run(&subjects::MEMCACHED, rounds)?,
         Name::TcpBulk => streams::run(&subjects::BULK, rounds)?,
         Name::StackUdp => instructions::run(&instructions::UDP, record)?,
-        Name::StackTcp => instructions::run(&instructions::TCP, record)?,
+        Name::StackTcp => {
+            let mut rows = instructions::run(&instructions::TCP, record)?;
+            rows.extend(instructions::run(&instructions::SMOLTCP, false)?);
+            rows
+        }
         Name::EfVi => instructions::run(&instructions::EF_VI, record)?,
         Name::Relay => instructions::run(&instructions::RELAY, record)?,
         Name::TcpPath => tcp_path::run(rounds)?,
