@@ -124,11 +124,16 @@ pub unsafe fn set(
             // Acknowledging at once is no promise (tcp(7): not permanent).
             _ => return Ok(0),
         };
-        return if change(endpoint, |options| options.set(bit, on)) {
-            Ok(0)
-        } else {
-            Err(Errno::STALE)
-        };
+        if !change(endpoint, |options| options.set(bit, on)) {
+            return Err(Errno::STALE);
+        }
+        if on && bit == TcpOptions::NODELAY {
+            with_stack(|_, locked, now| {
+                let (stack, packets) = locked.parts();
+                stack.tcp_push(packets, endpoint, now);
+            });
+        }
+        return Ok(0);
     }
     if matches!(fdtable::get(fd), Entry::Tcp(_)) && is_too_late(fd, level, name) {
         return Err(Errno::INVAL);

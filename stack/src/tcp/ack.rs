@@ -41,6 +41,8 @@ pub(crate) struct Told {
     pub(crate) ece: bool,
     /// A SACK block told of data that had come twice.
     pub(crate) dsack: bool,
+    /// What had been told by SACK before: up to there a segment can be late.
+    pub(crate) sacked_before: u32,
     /// The newest delivered segment, for RACK and the rate sample.
     pub(crate) newest: Option<SegmentSlot>,
     /// The window of the peer was closed, and is not any more.
@@ -115,6 +117,11 @@ impl Connection<'_> {
         }
         told.delayed = self.is_delayed(segment);
         let una_before = self.tcb.snd_una;
+        told.sacked_before = if self.tcb.sacked_out > 0 {
+            self.tcb.highest_sacked
+        } else {
+            una_before
+        };
         self.take_sack(segment, &mut told);
         if after(ack, una_before) {
             self.take_cumulative(ack, &mut told, now);
@@ -285,13 +292,10 @@ impl Connection<'_> {
         if !self.tcb.has(flag::REORDER_SEEN) {
             self.tcb.set(flag::REORDER_SEEN);
         }
-        let extent = distance(slot.seq, self.tcb.highest_sacked)
-            .checked_div(u32::from(self.tcb.mss))
-            .unwrap_or(0);
-        self.tcb.reordering = self
-            .tcb
-            .reordering
-            .max(extent.saturating_add(1).min(300) as u16);
+        // In segments (net/ipv4/tcp_input.c:tcp_check_sack_reordering).
+        let extent =
+            distance(slot.seq, self.tcb.highest_sacked).div_ceil(u32::from(self.tcb.mss).max(1));
+        self.tcb.reordering = self.tcb.reordering.max(extent.min(300) as u16);
         self.tcb.reord_seen = self.tcb.reord_seen.wrapping_add(1);
         self.pool.count(Counter::TcpReordering);
     }
@@ -349,7 +353,7 @@ impl Connection<'_> {
             // A hole is filled by a segment that was not sent again: it was only late.
             if self.tcb.sacked_out > 0
                 && !slot.has(mark::EVER_RETRANSMITTED)
-                && before(slot.seq, self.tcb.highest_sacked)
+                && before(slot.seq, told.sacked_before)
                 && self.tcb.has(flag::SACK)
             {
                 self.saw_reordering(&slot);
@@ -432,10 +436,9 @@ impl Connection<'_> {
         is_duplicate: bool,
         now: Instant,
     ) {
-        let limited = self.tcb.has(flag::CWND_LIMITED);
         if self.tcb.is_calm() && !is_duplicate && !told.ece {
             if told.delivered > 0 {
-                self.grow_window(told, in_flight, limited, now);
+                self.grow_window(told, in_flight, now);
             }
             if told.acked > 0 {
                 self.arm_retransmit(now, true);
@@ -463,7 +466,7 @@ impl Connection<'_> {
         if reducing && !self.tcb.congestion.owns_window() {
             self.reduce_window(told);
         } else if told.delivered > 0 {
-            self.grow_window(told, in_flight, limited, now);
+            self.grow_window(told, in_flight, now);
         }
         if told.acked > 0 || told.sacked > 0 {
             self.arm_retransmit(now, told.acked > 0);
@@ -486,7 +489,7 @@ impl Connection<'_> {
     }
 
     #[inline(always)]
-    pub(super) fn grow_window(&mut self, told: &Told, in_flight: u32, limited: bool, now: Instant) {
+    pub(super) fn grow_window(&mut self, told: &Told, in_flight: u32, now: Instant) {
         let newest = told.newest;
         let round_start =
             newest.is_some_and(|newest| !before(newest.delivered, self.tcb.round_delivered));
@@ -507,7 +510,7 @@ impl Connection<'_> {
             rtt_us: told.rtt_us,
             min_rtt_us: self.tcb.min_rtt_us,
             srtt_us: self.tcb.srtt_us(),
-            cwnd_limited: limited || in_flight >= self.tcb.congestion.cwnd,
+            cwnd_limited: self.uses_window() || in_flight >= self.tcb.congestion.cwnd,
             round_start,
             delivered_total: u64::from(self.tcb.delivered),
             interval_us: u64::from(interval_us),

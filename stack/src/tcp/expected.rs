@@ -133,12 +133,11 @@ impl Connection<'_> {
             return;
         }
         let in_flight = self.tcb.packets_out;
-        let limited = self.tcb.has(flag::CWND_LIMITED);
         let mut told = Told::default();
         self.take_cumulative(news.ack, &mut told, now);
         self.sample_round_trip(Some(news.timestamps), &mut told, now);
         if told.delivered > 0 {
-            self.grow_window(&told, in_flight, limited, now);
+            self.grow_window(&told, in_flight, now);
         }
         if told.acked > 0 {
             self.arm_retransmit(now, true);

@@ -205,8 +205,10 @@ impl Connection<'_> {
         tcb.high_seq = snd_nxt.wrapping_sub(1);
         tcb.round_delivered = 0;
         tcb.rack_end_seq = snd_nxt;
+        tcb.usage_seq = snd_nxt;
         tcb.rcv_mss = tcb.advertised_mss.clamp(1, 536);
         tcb.last_received = now.0;
+        tcb.last_data = now.0;
         // The SYN or SYN-ACK was delivered.
         tcb.delivered = 1;
         tcb.congestion = super::congestion::Congestion::new(tcb.options.congestion, INITIAL_WINDOW);

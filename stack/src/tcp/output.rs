@@ -444,7 +444,8 @@ impl Connection<'_> {
         self.tcb.bytes_sent = self.tcb.bytes_sent.wrapping_add(u64::from(len));
         if len > 0 {
             // An answer soon after a question: ACKs may wait for answers (Linux: ping-pong mode).
-            if now.0.saturating_sub(self.tcb.last_data) < PINGPONG_NS {
+            let asked = self.tcb.data_segs_in > 0;
+            if asked && now.0.saturating_sub(self.tcb.last_data) < PINGPONG_NS {
                 self.tcb.set(flag::PINGPONG);
             }
             self.tcb.data_segs_out = self.tcb.data_segs_out.wrapping_add(1);
@@ -537,6 +538,9 @@ impl Connection<'_> {
                 break;
             }
         }
+        if self.tcb.packets_out > before_out || self.tcb.has(flag::CWND_LIMITED) {
+            self.note_window_use();
+        }
         if self.tcb.packets_out > before_out {
             self.arm_after_send(before_out == 0, now);
         } else if self.tcb.packets_out == 0
@@ -557,6 +561,28 @@ impl Connection<'_> {
         if self.tcb.unsent == NONE && !self.tcb.has(flag::CWND_LIMITED) {
             self.note_limited_by_program();
         }
+    }
+
+    /// Notes how much of the congestion window is used, for [`Self::uses_window`].
+    fn note_window_use(&mut self) {
+        let is_used_up =
+            self.tcb.has(flag::CWND_LIMITED) || self.tcb.in_flight() >= self.tcb.congestion.cwnd;
+        let out = self.tcb.packets_out.min(u32::from(u16::MAX)) as u16;
+        let is_new = !before(self.tcb.snd_una, self.tcb.usage_seq);
+        if is_new || is_used_up || self.tcb.is_used_up == 0 && out > self.tcb.most_out {
+            self.tcb.is_used_up = u8::from(is_used_up);
+            self.tcb.most_out = out;
+            self.tcb.usage_seq = self.tcb.snd_nxt;
+        }
+    }
+
+    /// Whether the congestion window is used so far that it may grow (RFC 7661): up, or in slow
+    /// start more than half (include/net/tcp.h:tcp_is_cwnd_limited).
+    pub(super) fn uses_window(&self) -> bool {
+        let congestion = &self.tcb.congestion;
+        self.tcb.is_used_up != 0
+            || congestion.cwnd < congestion.ssthresh
+                && congestion.cwnd < u32::from(self.tcb.most_out).saturating_mul(2)
     }
 
     /// Nothing waits: until what is in flight now has arrived, rate samples say little

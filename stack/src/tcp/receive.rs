@@ -220,11 +220,13 @@ impl Connection<'_> {
     pub(crate) fn window_has_opened(&self) -> bool {
         let told = self.tcb.receive_window();
         let twice = told.saturating_mul(2);
-        // There is never more space than capacity, and that is quick to know.
-        if self.receive_capacity() < twice {
+        // There is never more space than capacity, and that is quick to know. Nor can more be told
+        // than the header's field takes.
+        let most = u32::from(u16::MAX) << self.tcb.rcv_wscale.min(14);
+        if self.receive_capacity().min(most) < twice {
             return false;
         }
-        let fresh = self.fresh_window();
+        let fresh = self.fresh_window().min(most);
         fresh >= twice.max(1)
             && fresh.saturating_sub(told)
                 >= u32::from(self.tcb.rcv_mss).min(self.receive_capacity() / 2)

@@ -802,6 +802,15 @@ impl Stack<'_> {
         }
     }
 
+    /// Sends what has been written, a cork notwithstanding: that is what setting TCP_NODELAY does,
+    /// and what is written later waits again (net/ipv4/tcp.c:__tcp_sock_set_nodelay).
+    pub fn tcp_push(&mut self, memory: &mut impl Memory, id: EndpointId, now: Instant) {
+        if let Ok(mut connection) = self.tcp(id) {
+            connection.output(memory, now, true);
+            self.settle(id.index, now);
+        }
+    }
+
     /// [`Stack::readiness`] of a TCP endpoint (net/ipv4/tcp.c:tcp_poll). Whoever is told that there
     /// is no room waits for some, without a write that found none: he must hear of it.
     pub(crate) fn tcp_readiness(&mut self, index: u32) -> Option<Readiness> {

@@ -347,6 +347,13 @@ pub(crate) struct Tcb {
     pub(crate) rate_interval_us: u32,
     pub(crate) round_delivered: u32,
     pub(crate) ts_offset: u32,
+    /// What had been sent when the use of the congestion window was noted, and what that was until
+    /// all of it is acknowledged: most segments in flight, whether the window was in the way
+    /// (net/ipv4/tcp_output.c:tcp_cwnd_validate).
+    pub(crate) usage_seq: u32,
+    pub(crate) most_out: u16,
+    pub(crate) is_used_up: u8,
+    pub(crate) spare_usage: u8,
     pub(crate) delivered_us: u64,
     pub(crate) first_sent_us: u64,
 

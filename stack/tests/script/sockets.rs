@@ -355,6 +355,9 @@ impl Machine {
             let options = stack.tcp_options(id).map_err(|_| "stale".to_owned())?;
             set_option(options, word)?;
             self.with(|stack, packets, now| stack.tcp_options_changed(packets, id, now));
+            if word == "nodelay=1" {
+                self.with(|stack, packets, now| stack.tcp_push(packets, id, now));
+            }
         }
         Ok(())
     }

@@ -327,7 +327,12 @@ pub fn option_set(fd: c_int, (level, name): (c_int, c_int)) {
         world.with(|stack, packets, now| {
             if let Ok(options) = stack.tcp_options(id) {
                 kernel::follow(fd, level, name, options);
+                let pushes = (level, name) == (IPPROTO_TCP, libc::TCP_NODELAY)
+                    && options.has(TcpOptions::NODELAY);
                 stack.tcp_options_changed(packets, id, now);
+                if pushes {
+                    stack.tcp_push(packets, id, now);
+                }
             }
         });
     });
