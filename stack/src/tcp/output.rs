@@ -514,13 +514,18 @@ impl Connection<'_> {
         ) {
             return;
         }
-        if self.tcb.has(flag::FIN_DUE) {
-            self.send_fin(memory, now);
-            if self.tcb.has(flag::FIN_QUEUED) {
-                return;
+        if self
+            .tcb
+            .has(flag::FIN_DUE | flag::CWND_LIMITED | flag::WINDOW_LIMITED)
+        {
+            if self.tcb.has(flag::FIN_DUE) {
+                self.send_fin(memory, now);
+                if self.tcb.has(flag::FIN_QUEUED) {
+                    return;
+                }
             }
+            self.tcb.clear(flag::CWND_LIMITED | flag::WINDOW_LIMITED);
         }
-        self.tcb.clear(flag::CWND_LIMITED | flag::WINDOW_LIMITED);
         if self.tcb.mtu_search == search::PROBING {
             self.take_mtu_answer();
         }

@@ -124,6 +124,20 @@ impl Pool<'_> {
             .min(most)
     }
 
+    /// [`Pool::receive_room`] is at least this, which is quick to know: what the share leaves while
+    /// no more than a quarter of all chunks are on queues; else nothing is known.
+    #[inline]
+    pub(crate) fn least_receive_room(&self, held: u32) -> u32 {
+        let quarter = (self.chunks.len() / 4) as u32;
+        let head = &*self.head;
+        let queued = head.received_chunks.saturating_add(head.retained_chunks);
+        if queued <= quarter {
+            quarter.saturating_sub(held)
+        } else {
+            0
+        }
+    }
+
     /// Whether it is the others, and not its own share, that bounds what the receive side of a
     /// connection that holds `held` may still take.
     pub(crate) fn is_crowded(&self, held: u32) -> bool {

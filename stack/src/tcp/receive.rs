@@ -74,6 +74,10 @@ impl Connection<'_> {
     pub(crate) fn receive_space(&self) -> u32 {
         let held = self.tcb.rx_bytes.saturating_add(self.tcb.ooo_bytes);
         let bytes = self.receive_capacity().saturating_sub(held);
+        let least = self.pool.least_receive_room(self.tcb.rx_chunks);
+        if least.saturating_mul(self.segment_size()) >= bytes {
+            return bytes;
+        }
         let chunks = self.receive_room();
         bytes.min(chunks.saturating_mul(self.segment_size()))
     }
@@ -282,7 +286,8 @@ impl Connection<'_> {
     /// Whether in-order data goes into the queue in its own chunk.
     #[inline]
     pub(super) fn has_whole_chunk(&self) -> bool {
-        self.tcb.rx_chunks < COMPACT_ABOVE && self.receive_room() > 0
+        self.tcb.rx_chunks < COMPACT_ABOVE
+            && (self.pool.least_receive_room(self.tcb.rx_chunks) > 0 || self.receive_room() > 0)
     }
 
     /// Puts in-order data on the receive queue in its own chunk.

@@ -46,6 +46,14 @@ impl Sum {
         }
     }
 
+    /// As [`Sum::bytes`], for what is long or of any length: out of line, and what crosses the call
+    /// fits a register.
+    #[inline]
+    #[must_use]
+    pub fn payload(self, bytes: &[u8]) -> Self {
+        self.word(sum_of(bytes).to_ne_bytes())
+    }
+
     /// Adds a piece of at most 32 bits in native order.
     #[inline]
     fn short(self, piece: u64) -> Self {
@@ -103,20 +111,31 @@ impl Sum {
         }
     }
 
+    /// The same in 64 bits.
+    #[inline]
+    fn folded(self) -> u64 {
+        let (sum, first) = (self.wide as u64).overflowing_add((self.wide >> 64) as u64);
+        let (sum, second) = sum.overflowing_add(self.narrow);
+        // What carries leaves a small sum behind: this one cannot carry again.
+        sum.wrapping_add(u64::from(first))
+            .wrapping_add(u64::from(second))
+    }
+
     /// The 16-bit one's complement sum in host order, not complemented.
     #[inline]
     #[must_use]
     pub fn fold(self) -> u16 {
-        let (sum, first) = (self.wide as u64).overflowing_add((self.wide >> 64) as u64);
-        let (sum, second) = sum.overflowing_add(self.narrow);
-        // What carries leaves a small sum behind: this one cannot carry again.
-        let sum = sum
-            .wrapping_add(u64::from(first))
-            .wrapping_add(u64::from(second));
+        let sum = self.folded();
         // The upper half of a number plus itself with the halves exchanged is the sum of the two
         // halves, carry included.
         let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
         let sum = (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16;
         u16::from_be(sum)
     }
+}
+
+/// The one's complement sum of bytes, in 64 bits.
+#[inline(never)]
+fn sum_of(bytes: &[u8]) -> u64 {
+    Sum::new().bytes(bytes).folded()
 }

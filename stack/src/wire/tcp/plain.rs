@@ -75,7 +75,7 @@ impl Plain {
     /// not plain.
     #[inline(always)]
     pub(crate) fn of<'a>(frame: &'a [u8], mac: &[u8; 6], partial: bool) -> Option<(&'a Self, u16)> {
-        let (headers, _) = frame.split_first_chunk::<PLAIN>()?;
+        let headers = frame.first_chunk::<PLAIN>()?;
         let plain: &Self = transmute_ref!(headers);
         let kind = plain.kind_and_tos.get();
         let rest = plain.fragment_ttl_protocol.get();
@@ -104,7 +104,7 @@ impl Plain {
             .bytes(ip.last_chunk::<8>().unwrap_or(&[0; 8]))
             .pair(u32::from(TCP) << 16 | u32::from(len));
         Sum::new().bytes(ip).fold() == 0xffff
-            && (pseudo.bytes(segment).bytes(payload).fold() == 0xffff
+            && (pseudo.bytes(segment).payload(payload).fold() == 0xffff
                 || partial && self.checksum.get() == pseudo.fold())
     }
 
@@ -136,7 +136,7 @@ impl Plain {
             .pair(NOP_NOP_TIMESTAMPS)
             .pair(fields.value)
             .pair(fields.echo)
-            .bytes(payload);
+            .payload(payload);
         let plain: &mut Self = transmute_mut!(headers);
         *plain = Self {
             destination_mac: fields.destination_mac,
