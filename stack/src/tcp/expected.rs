@@ -1,19 +1,27 @@
-//! The expected segment (Jacobson's header prediction): of an established connection in good order,
-//! plain, the next of its stream, with data or with an acknowledgement that goes forward.
+//! What is expected of an established connection in good order.
 //!
-//! [`super::input`] would do the same with it, but asks first what else it could be. Here it is one
-//! look at the segment and one at the connection; whoever fails either takes the long way, from the
-//! beginning: until both have passed nothing is changed.
+//! The expected segment (Jacobson's header prediction) is plain, the next of its stream, with data
+//! or with an acknowledgement that goes forward. [`super::input`] would do the same with it, but
+//! asks first what else it could be. Here it is one look at the segment and one at the connection;
+//! whoever fails either takes the long way, from the beginning: until both have passed nothing is
+//! changed.
+//!
+//! The expected write fits one segment, which leaves at once; [`Connection::output`] would find
+//! that out step by step.
 
 use super::ack::Told;
+use super::congestion::BBR;
 use super::connection::{Connection, millis};
+use super::options::TcpOptions;
+use super::output::PAYLOAD_AT;
+use super::pool::mark;
 use super::receive::Payload;
-use super::seq::after;
+use super::seq::{after, before};
 use super::tcb::{TcpState, ca, flag, pending, search};
 use crate::counters::Counter;
 use crate::image::NONE;
 use crate::stack::{FrameOutcome, RxFrame, Stack};
-use crate::types::{EndpointId, Instant, IpAddress, Memory, SocketAddress};
+use crate::types::{ChunkId, EndpointId, Instant, IpAddress, Memory, SocketAddress};
 use crate::wire::tcp::{PLAIN, Plain, Timestamps};
 
 /// What must have been negotiated, and nothing but that.
@@ -28,6 +36,17 @@ const UNUSUAL: u32 = flag::ECN
     | flag::TLP_OUT
     | flag::STARVED
     | flag::NO_MEMORY;
+
+/// The same for a write.
+const UNUSUAL_TO_WRITE: u32 = UNUSUAL
+    | flag::DSACK
+    | flag::ECN_DEMAND_CWR
+    | flag::ECN_SEND_CWR
+    | flag::NO_SPACE
+    | flag::MORE
+    | flag::OUTPUT_DUE
+    | flag::CWND_LIMITED
+    | flag::WINDOW_LIMITED;
 
 /// What a plain segment says to its connection.
 #[derive(Clone, Copy, Debug)]
@@ -174,5 +193,73 @@ impl Connection<'_> {
         if self.tcb.has(flag::NO_SPACE) {
             self.look_for_room(now);
         }
+    }
+}
+
+impl Connection<'_> {
+    /// Whether a write of so many bytes leaves at once, in one plain segment.
+    #[inline(always)]
+    pub(super) fn expects_write(&self, len: usize) -> bool {
+        let tcb = &*self.tcb;
+        let options = &tcb.options;
+        let in_order = tcb.state == TcpState::Established as u8
+            && tcb.flags & (NEEDED | UNUSUAL_TO_WRITE) == NEEDED
+            && tcb.error == 0
+            && tcb.ca_state == ca::OPEN
+            && tcb.mtu_search == search::OFF
+            && tcb.sacked_out | tcb.lost_out | tcb.retrans_out | tcb.sack_count == 0
+            && tcb.unsent == NONE;
+        let is_free = options.flags & TcpOptions::CORK == 0
+            && (tcb.packets_out == 0 || options.flags & TcpOptions::NODELAY != 0)
+            && options.notsent_lowat == u32::MAX
+            && options.max_pacing_rate == TcpOptions::UNPACED
+            && tcb.congestion.algorithm != BBR
+            && tcb.pace_at == 0
+            && !before(tcb.snd_nxt, tcb.snd_up);
+        let window = tcb.send_window_end().wrapping_sub(tcb.snd_nxt) as i32;
+        in_order
+            && is_free
+            && len.wrapping_sub(1) < usize::from(tcb.mss)
+            && tcb.packets_out < tcb.congestion.cwnd
+            && window >= len as i32
+            && self.is_v4()
+            && len <= self.send_space() as usize
+    }
+
+    /// Puts the bytes of an expected write on the send queue and sends them; how many. `None`, and
+    /// nothing was taken, when there was no chunk.
+    #[inline(always)]
+    pub(super) fn write_expected(
+        &mut self,
+        memory: &mut impl Memory,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+        now: Instant,
+    ) -> Option<usize> {
+        let place = usize::from(PAYLOAD_AT)..usize::from(PAYLOAD_AT).saturating_add(len);
+        if place.end > memory.chunk_size() {
+            return None;
+        }
+        let chunk = self.push_segment()?;
+        if let Some(place) = memory.chunk_mut(ChunkId(chunk)).get_mut(place) {
+            fill(place);
+        }
+        let mut segment = Self::fresh_segment(self.index, self.tcb.write_seq, PAYLOAD_AT);
+        segment.len = len as u16;
+        segment.marks = mark::PUSH;
+        if let Some(slot) = self.segment_mut(chunk) {
+            slot.len = segment.len;
+            slot.marks = segment.marks;
+        }
+        self.tcb.write_seq = segment.end();
+        self.restart_after_idle(now);
+        if self.transmit_segment(memory, chunk, &segment, now) {
+            let was_idle = self.tcb.packets_out == 0;
+            self.left(&segment, now);
+            self.note_window_use();
+            self.arm_after_send(was_idle, now);
+            self.note_limited_by_program();
+        }
+        Some(len)
     }
 }

@@ -24,7 +24,7 @@ const DEFAULT_TTL: u8 = 64;
 const ECT_0: u8 = 2;
 
 impl Connection<'_> {
-    fn is_v4(&self) -> bool {
+    pub(super) fn is_v4(&self) -> bool {
         self.endpoint.remote_ip.is_v4()
     }
 
@@ -285,7 +285,7 @@ impl Connection<'_> {
 
     /// The same for who has just looked at it.
     #[inline(always)]
-    fn transmit_segment(
+    pub(super) fn transmit_segment(
         &mut self,
         memory: &mut impl Memory,
         chunk: u32,
@@ -569,7 +569,7 @@ impl Connection<'_> {
     }
 
     /// Notes how much of the congestion window is used, for [`Self::uses_window`].
-    fn note_window_use(&mut self) {
+    pub(super) fn note_window_use(&mut self) {
         let is_used_up =
             self.tcb.has(flag::CWND_LIMITED) || self.tcb.in_flight() >= self.tcb.congestion.cwnd;
         let out = self.tcb.packets_out.min(u32::from(u16::MAX)) as u16;
@@ -644,6 +644,17 @@ impl Connection<'_> {
             return false;
         }
         self.pace(segment.len, now);
+        self.left(&segment, now);
+        if self.tcb.ca_state == super::tcb::ca::RECOVERY || self.tcb.ca_state == super::tcb::ca::CWR
+        {
+            self.tcb.prr_out = self.tcb.prr_out.saturating_add(1);
+        }
+        true
+    }
+
+    /// The first unsent segment has left for the first time.
+    #[inline]
+    pub(super) fn left(&mut self, segment: &SegmentSlot, now: Instant) {
         if self.tcb.packets_out == 0 {
             self.tcb.stuck_since = now.0;
         }
@@ -653,11 +664,6 @@ impl Connection<'_> {
         if segment.len < self.tcb.mss {
             self.tcb.snd_sml = segment.end();
         }
-        if self.tcb.ca_state == super::tcb::ca::RECOVERY || self.tcb.ca_state == super::tcb::ca::CWR
-        {
-            self.tcb.prr_out = self.tcb.prr_out.saturating_add(1);
-        }
-        true
     }
 
     /// Cuts a segment of the send queue in two after `len` bytes. `false` without a chunk.
@@ -712,7 +718,8 @@ impl Connection<'_> {
     }
 
     /// Congestion window after a pause (RFC 5681 section 4.1).
-    fn restart_after_idle(&mut self, now: Instant) {
+    #[inline]
+    pub(super) fn restart_after_idle(&mut self, now: Instant) {
         if self.tcb.packets_out != 0 || self.tcb.unsent == NONE {
             return;
         }

@@ -163,7 +163,7 @@ impl Connection<'_> {
 
     /// A fresh, empty segment at the end of the send queue.
     #[inline]
-    fn push_segment(&mut self) -> Option<u32> {
+    pub(super) fn push_segment(&mut self) -> Option<u32> {
         let chunk = self.pool.retain()?.0;
         let fresh = Self::fresh_segment(self.index, self.tcb.write_seq, PAYLOAD_AT);
         if let Some(slot) = self.pool.segments.get_mut(chunk as usize) {

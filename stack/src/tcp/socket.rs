@@ -457,6 +457,13 @@ impl Stack<'_> {
     ) -> Result<usize, TcpError> {
         let now = self.forward(now);
         let mut connection = self.tcp(id)?;
+        if ending == Ending::Push
+            && connection.expects_write(len)
+            && let Some(taken) = connection.write_expected(memory, len, fill, now)
+        {
+            self.settle_at(id.index, now);
+            return Ok(taken);
+        }
         connection.may_send()?;
         if len == 0 {
             return Ok(0);
