@@ -13,7 +13,7 @@
 //!
 //! No wake-up is lost between the last look and the sleep: a frame that arrives then makes a queue
 //! readable; one that another thread or process takes from the queue rings the bell of every
-//! waiter parked on its endpoint. No signal is lost either: the sleep opens the mask in the same
+//! waiter parked on its endpoint. Who does not watch the queue looks after some milliseconds. No signal is lost either: the sleep opens the mask in the same
 //! step in which it begins, and what came since the last one is delivered before the next.
 
 #![expect(unsafe_code, reason = "UNSAFETY: ppoll and sigmask through libc")]
@@ -37,6 +37,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use self::call::Call;
+use self::lookout::{Look, Wake};
 use crate::context::{self, Joined};
 use crate::{config, errno, private, symbols};
 
@@ -53,6 +54,9 @@ pub enum Woken {
 
 /// Sleep of a waiter for whom no slot was left: it looks again after this long.
 const WITHOUT_BELL_NS: u64 = 1_000_000;
+
+/// How late whoever does not watch the queues runs a timer of the stack.
+const TIMER_PATIENCE_NS: u64 = 2_000_000;
 
 /// A slot in the image and the socket that wakes its owner.
 #[derive(Debug)]
@@ -168,6 +172,7 @@ pub fn wait(
         return Woken::Interrupted;
     }
     let woken = if spin::spin(joined, interest, deadline, spin_ns, mask) {
+        lookout::has_work();
         Woken::Ready
     } else {
         sleep(joined, interest, deadline, Some(mask))
@@ -230,6 +235,7 @@ fn park_and_poll(
         };
         locked.pump(clock::now());
         if (interest.ready)(&mut locked) {
+            lookout::has_work();
             return Woken::Ready;
         }
         if let Some(waiter) = waiter {
@@ -242,33 +248,7 @@ fn park_and_poll(
         frames = joined.attachment.frames();
     }
     let own = interest.fds.len();
-    let pollin = |fd| pollfd {
-        fd,
-        events: POLLIN,
-        revents: 0,
-    };
-    let rest = waiter.and_then(|_| lookout::rests_ns());
-    if rest.is_none() {
-        let queues = joined.attachment.wait_fds();
-        interest.fds.extend(queues.map(pollin));
-    }
-    if let Some(waiter) = waiter {
-        interest.fds.push(pollin(waiter.bell.as_fd().as_raw_fd()));
-    }
-    let mut limit = match waiter {
-        Some(_) => rest.unwrap_or(u64::MAX),
-        None => WITHOUT_BELL_NS,
-    };
-    // Somebody who waits, and watches, runs the stack's timers.
-    if let Some(timer) = timer.filter(|_| rest.is_none()) {
-        limit = limit.min(timer.since(clock::now()).0);
-    }
-    let polled = ppoll(interest.fds, deadline, limit, mask);
-    if let Some(waiter) = waiter
-        && interest.fds.last().is_some_and(|bell| bell.revents != 0)
-    {
-        waiter.bell.drain();
-    }
+    let (polled, wake) = poll(joined, interest.fds, (deadline, timer), mask, waiter);
     interest.fds.truncate(own);
     let Ok(mut locked) = joined.attachment.lock() else {
         return Woken::Ready;
@@ -279,7 +259,8 @@ fn park_and_poll(
         }
     }
     let attended = joined.attachment.frames() != frames;
-    locked.pump(clock::now());
+    let now = clock::now();
+    let found_frames = locked.pump(now) > 0;
     let gone = interest
         .alone
         .is_some_and(|(_, endpoint)| !locked.stack().is_live(endpoint));
@@ -287,7 +268,12 @@ fn park_and_poll(
         return Woken::Interrupted;
     }
     let ready = (interest.ready)(&mut locked);
-    lookout::learn(ready, attended);
+    let look = Look {
+        ready,
+        found_frames,
+        attended,
+    };
+    lookout::learn(wake, look, now);
     if ready || interest.fds.iter().any(|entry| entry.revents != 0) {
         return Woken::Ready;
     }
@@ -296,6 +282,60 @@ fn park_and_poll(
         Ok(0) if deadline.is_some_and(|deadline| clock::now().0 >= deadline.0) => Woken::TimedOut,
         _ => Woken::Ready,
     }
+}
+
+/// Sleeps on the program's descriptors, the bell and the queues, these only when it is this
+/// thread's turn; what ended it.
+fn poll(
+    joined: &Joined,
+    fds: &mut Vec<pollfd>,
+    (deadline, timer): (Option<Instant>, Option<Instant>),
+    mask: Option<*const sigset_t>,
+    waiter: Option<&Waiter>,
+) -> (Result<i32, Errno>, Wake) {
+    let pollin = |fd| pollfd {
+        fd,
+        events: POLLIN,
+        revents: 0,
+    };
+    let now = clock::now();
+    let own = fds.len();
+    let rest = waiter.and_then(|_| lookout::rests_ns(now));
+    if rest.is_none() {
+        fds.extend(joined.attachment.wait_fds().map(pollin));
+    }
+    let queues = own..fds.len();
+    let mut limit = match waiter {
+        Some(waiter) => {
+            fds.push(pollin(waiter.bell.as_fd().as_raw_fd()));
+            rest.unwrap_or(u64::MAX)
+        }
+        None => WITHOUT_BELL_NS,
+    };
+    // Somebody who waits runs the stack's timers; whoever rests leaves others the time to do it.
+    if let Some(timer) = timer {
+        let patience = rest.map_or(0, |_| TIMER_PATIENCE_NS);
+        limit = limit.min(timer.since(now).0.saturating_add(patience));
+    }
+    let polled = ppoll(fds, deadline, limit, mask);
+    let is_up = |entry: &pollfd| entry.revents != 0;
+    if let Some(waiter) = waiter
+        && fds.last().is_some_and(is_up)
+    {
+        waiter.bell.drain();
+    }
+    let wake = match polled {
+        Ok(0) if rest.is_some() => Wake::RestOver,
+        Ok(1..)
+            if fds
+                .get(queues)
+                .is_some_and(|queues| queues.iter().any(is_up)) =>
+        {
+            Wake::Frames
+        }
+        _ => Wake::Other,
+    };
+    (polled, wake)
 }
 
 /// ppoll until the deadline, for at most `limit` nanoseconds.
