@@ -502,7 +502,8 @@ impl Connection<'_> {
         }
     }
 
-    /// Sends what windows, Nagle and cork allow. `push`: hold nothing back.
+    /// Sends what windows, Nagle and cork allow. `push`: Nagle and cork hold nothing back, the
+    /// windows still do.
     pub(crate) fn output(&mut self, memory: &mut impl Memory, now: Instant, push: bool) {
         if !matches!(
             self.tcb.state(),
@@ -596,8 +597,9 @@ impl Connection<'_> {
         self.tcb.app_limited = self.tcb.delivered.wrapping_add(self.tcb.in_flight()).max(1);
     }
 
-    /// Sends the first unsent segment if it may leave; whether it left. (Every request takes this
-    /// way; a search for the MTU, which calls it too, hardly ever.)
+    /// Sends the first unsent segment if it may leave; whether it left. (Inlined: every write that
+    /// is not an expected one takes this way; a search for the MTU, which calls it too, hardly
+    /// ever.)
     #[inline(always)]
     pub(super) fn send_next(&mut self, memory: &mut impl Memory, now: Instant, push: bool) -> bool {
         let chunk = self.tcb.unsent;
@@ -622,8 +624,7 @@ impl Connection<'_> {
         if len.saturating_add(fin) > room {
             // Part of it fits: only a worthwhile part leaves (RFC 9293 section 3.8.6.2.1).
             let worth = (self.tcb.max_window / 2).min(u32::from(self.tcb.mss));
-            let held = room < worth && !push;
-            if room == 0 || held {
+            if room == 0 || room < worth {
                 self.tcb.set(flag::WINDOW_LIMITED);
                 return false;
             }
@@ -650,6 +651,19 @@ impl Connection<'_> {
             self.tcb.prr_out = self.tcb.prr_out.saturating_add(1);
         }
         true
+    }
+
+    /// Cuts the first unsent segment where the peer's window ends, so that it fits whatever the
+    /// part is worth: for a probe (net/ipv4/tcp_output.c:tcp_write_wakeup).
+    pub(super) fn cut_at_window(&mut self, memory: &mut impl Memory) {
+        let chunk = self.tcb.unsent;
+        if let Some(segment) = self.segment(chunk) {
+            let room = distance(segment.seq, self.tcb.send_window_end());
+            let whole = u32::from(segment.len).saturating_add(u32::from(segment.has(mark::FIN)));
+            if room < whole {
+                self.split(memory, chunk, room as u16);
+            }
+        }
     }
 
     /// The first unsent segment has left for the first time.

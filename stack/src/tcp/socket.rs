@@ -789,6 +789,7 @@ impl Stack<'_> {
     /// Acts on changed options: what NODELAY or an ended CORK lets go leaves, keepalive is armed,
     /// another congestion control takes over.
     pub fn tcp_options_changed(&mut self, memory: &mut impl Memory, id: EndpointId, now: Instant) {
+        let now = self.forward(now);
         if let Ok(mut connection) = self.tcp(id) {
             if connection.tcb.options.has(TcpOptions::KEEPALIVE)
                 && connection.tcb.state().is_synchronised()
@@ -810,8 +811,10 @@ impl Stack<'_> {
     }
 
     /// Sends what has been written, a cork notwithstanding: that is what setting TCP_NODELAY does,
-    /// and what is written later waits again (net/ipv4/tcp.c:__tcp_sock_set_nodelay).
+    /// and what is written later waits again (net/ipv4/tcp.c:__tcp_sock_set_nodelay). What the
+    /// peer's window has no room for waits still.
     pub fn tcp_push(&mut self, memory: &mut impl Memory, id: EndpointId, now: Instant) {
+        let now = self.forward(now);
         if let Ok(mut connection) = self.tcp(id) {
             connection.output(memory, now, true);
             self.settle(id.index, now);

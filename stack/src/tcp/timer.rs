@@ -163,6 +163,7 @@ impl Connection<'_> {
         }
         if self.tcb.snd_wnd > 0 {
             let before_nxt = self.tcb.snd_nxt;
+            self.cut_at_window(memory);
             self.output(memory, now, true);
             if self.tcb.snd_nxt != before_nxt {
                 return;
