@@ -11,6 +11,8 @@ use common::{CAPS, MAC, Random, Rig, at, via};
 const HEADERS: usize = 54;
 /// NOP, NOP, timestamps of 10 bytes.
 const USUAL: [u8; 4] = [1, 1, 8, 10];
+/// Bytes of a full segment: of 1500, 40 are headers and 12 timestamps.
+const MSS: usize = 1448;
 
 /// The segment with the NOPs behind the timestamps; the checksum does not change by that.
 fn turned(frame: &[u8]) -> Vec<u8> {
@@ -49,6 +51,9 @@ struct Trio {
     now: u64,
     random: Random,
     loss_percent: u64,
+    /// The first server's writes that took the short way: those of less than a full segment, and
+    /// those of one.
+    short_writes: [usize; 2],
 }
 
 impl Trio {
@@ -91,6 +96,7 @@ impl Trio {
             now: now.0,
             random: Random(seed),
             loss_percent: 0,
+            short_writes: [0; 2],
         };
         trio.exchange();
         for server in &mut trio.servers {
@@ -143,6 +149,13 @@ impl Trio {
         }
     }
 
+    /// How many segments and writes have taken the short way at each server.
+    fn short_ways(&self) -> [usize; 2] {
+        self.servers
+            .each_ref()
+            .map(|server| server.packets.short_ways)
+    }
+
     fn compare(&self) {
         let [one, other] = &self.servers;
         if let Some(place) = (0..one.words.len()).find(|&at| one.words[at] != other.words[at]) {
@@ -157,17 +170,25 @@ impl Trio {
         for (server, lowat) in self.servers.iter_mut().zip([u32::MAX, u32::MAX - 1]) {
             let (mut stack, packets) = server.both();
             let mut fill = |into: &mut [u8]| into.fill(9);
-            if len < 1400 {
+            // Of more it would see where the segments end.
+            if len <= MSS {
                 stack.tcp_options(id).unwrap().notsent_lowat = lowat;
             }
-            let _ = stack.tcp_send(packets, id, len, false, &mut fill, now);
+            let before = packets.short_ways;
+            let sent = stack.tcp_send(packets, id, len, false, &mut fill, now);
+            let is_short = packets.short_ways > before;
+            self.short_writes[usize::from(len == MSS)] += usize::from(is_short);
+            assert!(!is_short || sent == Ok(len) && lowat == u32::MAX && len <= MSS);
             stack.tcp_options(id).unwrap().notsent_lowat = u32::MAX;
         }
     }
 
     /// One call of the program on either side, or time goes by.
     fn step(&mut self) {
-        let len = 1 + self.random.below(3000) as usize;
+        let len = match self.random.below(8) {
+            0 => MSS - 1 + self.random.below(3) as usize,
+            _ => 1 + self.random.below(3000) as usize,
+        };
         let id = self.accepted;
         match self.random.below(8) {
             0..3 => {
@@ -204,7 +225,7 @@ fn the_short_way_and_the_long_one_lead_to_the_same_image() {
     for seed in 1..=8 {
         let loss_percent = if seed % 2 == 0 { 0 } else { 3 };
         let mut trio = Trio::new(seed, loss_percent);
-        for _ in 0..250 {
+        for _ in 0..500 {
             trio.step();
         }
         let bytes = trio.servers[0]
@@ -212,5 +233,9 @@ fn the_short_way_and_the_long_one_lead_to_the_same_image() {
             .tcp_info(trio.accepted, Instant(trio.now));
         let info = bytes.unwrap();
         assert!(info.data_segs_in > 60 && info.data_segs_out > 60);
+        assert_eq!(info.snd_mss as usize, MSS);
+        let ([short, long], [small, full]) = (trio.short_ways(), trio.short_writes);
+        assert!(short - small - full > 60 && small > 15 && full > 0);
+        assert_eq!(long, 0, "the other server's way was the short one");
     }
 }

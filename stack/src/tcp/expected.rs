@@ -37,7 +37,8 @@ const UNUSUAL: u32 = flag::ECN
     | flag::STARVED
     | flag::NO_MEMORY;
 
-/// The same for a write.
+/// A write looks at more: at what its segment would have to say besides the data, and at what waits
+/// or was held back.
 const UNUSUAL_TO_WRITE: u32 = UNUSUAL
     | flag::DSACK
     | flag::ECN_DEMAND_CWR
@@ -97,6 +98,7 @@ impl Stack<'_> {
             connection.take_expected_data(&news, (frame.chunk.0, offset), now);
         }
         connection.send_what_waits(memory, now);
+        memory.note_short_way();
         let generation = connection.endpoint.generation;
         if payload_len == 0 {
             connection.pool.free(frame.chunk.0);
@@ -194,9 +196,7 @@ impl Connection<'_> {
             self.look_for_room(now);
         }
     }
-}
 
-impl Connection<'_> {
     /// Whether a write of so many bytes leaves at once, in one plain segment.
     #[inline(always)]
     pub(super) fn expects_write(&self, len: usize) -> bool {
@@ -253,13 +253,17 @@ impl Connection<'_> {
         }
         self.tcb.write_seq = segment.end();
         self.restart_after_idle(now);
-        if self.transmit_segment(memory, chunk, &segment, now) {
-            let was_idle = self.tcb.packets_out == 0;
-            self.left(&segment, now);
-            self.note_window_use();
-            self.arm_after_send(was_idle, now);
-            self.note_limited_by_program();
+        if !self.transmit_segment(memory, chunk, &segment, now) {
+            // It waits, like every write that cannot leave.
+            self.output(memory, now, false);
+            return Some(len);
         }
+        let was_idle = self.tcb.packets_out == 0;
+        self.left(&segment, now);
+        self.note_window_use();
+        self.arm_after_send(was_idle, now);
+        self.note_limited_by_program();
+        memory.note_short_way();
         Some(len)
     }
 }

@@ -19,6 +19,8 @@ pub const NOW: Instant = Instant(1);
 pub struct Packets {
     pub bytes: Vec<u8>,
     pub size: usize,
+    /// How many segments and writes have taken TCP's short way.
+    pub short_ways: usize,
 }
 
 impl Packets {
@@ -27,6 +29,7 @@ impl Packets {
         Self {
             bytes: vec![0; size * caps.chunks as usize],
             size,
+            short_ways: 0,
         }
     }
 }
@@ -46,6 +49,10 @@ impl Memory for Packets {
         self.bytes
             .get_mut(start..start + self.size)
             .unwrap_or(&mut [])
+    }
+
+    fn note_short_way(&mut self) {
+        self.short_ways += 1;
     }
 }
 
