@@ -228,3 +228,26 @@ fn without_cookies_there_is_no_pressure() {
     assert!(host.syn(stranger(2_001)).is_none());
     host.rig.check();
 }
+
+#[test]
+fn requests_that_end_one_a_tick_lose_no_change_of_steering() {
+    let mut host = Host::new(|defaults| defaults.synack_retries = 0);
+    let tick = 1 << 20;
+    for number in 0..600 {
+        assert!(host.syn(stranger(number)).is_some());
+        host.now = Instant(host.now.0 + tick);
+        host.step(|stack, packets, now| stack.run_timers(packets, now));
+    }
+    assert_eq!(host.flows.len(), 600);
+    // All of them are due.
+    host.now = Instant(host.now.0 + SECOND);
+    let mut calls = 0;
+    while host.requests() > 0 {
+        host.step(|stack, packets, now| stack.run_timers(packets, now));
+        calls += 1;
+    }
+    assert_eq!(calls, 3);
+    assert_eq!(host.flows.len(), 0);
+    assert_eq!(host.count(Counter::TcpFlowChangesLost), 0);
+    host.rig.check();
+}

@@ -234,8 +234,9 @@ impl Stack<'_> {
                 self.serve_slot(memory, slot, now, room);
             }
             let is_full = !before(self.head.flow_changes.written(), room);
-            if is_full && self.head.wheel.is_marked(slot) {
-                self.head.wheel.tick = tick.wrapping_sub(1);
+            if is_full {
+                let remains = u64::from(self.head.wheel.is_marked(slot));
+                self.head.wheel.tick = tick.wrapping_sub(remains);
                 return;
             }
         }
