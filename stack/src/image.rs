@@ -377,7 +377,7 @@ pub(crate) struct WaiterSlot {
 }
 
 /// Words that fill the head up to a whole cache line.
-const TAIL: usize = 5;
+const TAIL: usize = 4;
 
 /// The head of the image.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -428,6 +428,9 @@ pub(crate) struct Head {
     pub(crate) retained_chunks: u32,
     /// Where the search for a time wait to end goes on.
     pub(crate) mini_hand: u32,
+    /// Minisockets that are requests, of all listeners, and that are time waits.
+    pub(crate) requests: u32,
+    pub(crate) time_waits: u32,
     pub(crate) flow_changes: FlowChanges,
     pub(crate) ended: EndedFilters,
     pub(crate) wheel: Wheel,

@@ -3,6 +3,7 @@
 use super::Image;
 use super::check::{Problem, ProblemKind};
 use crate::image::{NONE, chunk_state, kind};
+use crate::tcp::mini;
 use crate::tcp::pool::mark;
 use crate::tcp::seq::before;
 use crate::tcp::tcb::Tcb;
@@ -22,9 +23,25 @@ struct Walked {
 }
 
 impl Image<'_> {
+    /// There are as many minisockets of each kind as the counts say.
+    fn check_minisockets(&self, report: &mut dyn FnMut(Problem)) {
+        let head = self.slabs.head;
+        for (which, told) in [
+            (mini::kind::REQUEST, head.requests),
+            (mini::kind::TIME_WAIT, head.time_waits),
+        ] {
+            let minis = self.slabs.minis.iter();
+            let seen = minis.filter(|mini| mini.kind == which).count() as u32;
+            if seen != told {
+                report(count("minisockets", u32::from(which)));
+            }
+        }
+    }
+
     /// Every chunk of a connection is on one of its queues, once; counts agree; queues are in order
     /// of sequence numbers.
     pub(super) fn check_connections(&self, report: &mut dyn FnMut(Problem)) {
+        self.check_minisockets(report);
         let (mut retained, mut received) = (0u32, 0u32);
         for (index, endpoint) in self.live() {
             let Some(tcb) = self.slabs.tcbs.get(index as usize) else {

@@ -147,12 +147,27 @@ impl Stack<'_> {
             *head = index;
         }
         self.head.live_minis = self.head.live_minis.saturating_add(1);
+        if let Some(count) = self.minis_of(kind) {
+            *count = count.saturating_add(1);
+        }
         Some(index)
+    }
+
+    /// How many there are of a kind that is counted.
+    fn minis_of(&mut self, kind: u8) -> Option<&mut u32> {
+        match kind {
+            kind::REQUEST => Some(&mut self.head.requests),
+            kind::TIME_WAIT => Some(&mut self.head.time_waits),
+            _ => None,
+        }
     }
 
     /// Ends a time wait before its time, to make room (Linux ends new ones at tcp_max_tw_buckets):
     /// the next one that the hand of a clock meets, which is about the oldest.
     fn evict_time_wait(&mut self) {
+        if self.head.time_waits == 0 {
+            return;
+        }
         let count = self.minis.len() as u32;
         for _ in 0..count {
             let hand = self.head.mini_hand;
@@ -179,8 +194,8 @@ impl Stack<'_> {
         if mini.kind == kind::FREE {
             return;
         }
-        let (was_request, was_young, next, previous, bucket) = (
-            mini.kind == kind::REQUEST,
+        let (which, was_young, next, previous, bucket) = (
+            mini.kind,
             mini.timeouts == 0,
             mini.next,
             mini.previous,
@@ -199,11 +214,16 @@ impl Stack<'_> {
         } else if let Some(head) = self.mini_buckets.get_mut(bucket as usize) {
             *head = next;
         }
-        if was_request
-            && self
-                .endpoints
-                .get(listener as usize)
-                .is_some_and(|endpoint| endpoint.generation == generation)
+        if let Some(count) = self.minis_of(which) {
+            *count = count.saturating_sub(1);
+        }
+        if which != kind::REQUEST {
+            return;
+        }
+        if self
+            .endpoints
+            .get(listener as usize)
+            .is_some_and(|endpoint| endpoint.generation == generation)
         {
             self.request_ended(listener, was_young);
         }

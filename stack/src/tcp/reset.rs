@@ -101,6 +101,8 @@ impl Stack<'_> {
         self.rebuild_ports();
         self.mini_buckets.fill(NONE);
         self.head.live_minis = 0;
+        self.head.requests = 0;
+        self.head.time_waits = 0;
         self.head.pressed = 0;
         self.head.received_chunks = 0;
         self.head.retained_chunks = 0;
