@@ -110,7 +110,7 @@ table! {
         TcpBlackHoles "tcp-black-holes" "Timeouts at which segments were made smaller, because the path may swallow long ones without a word.",
         TcpMtuProbes "tcp-mtu-probes" "Segments sent to learn whether the path takes one so long.",
         TcpMtuProbesLost "tcp-mtu-probes-lost" "Such segments that were lost.",
-        TcpPressed "tcp-pressed" "Times a listener had so many half-open connections that new ones went to the kernel, which has SYN cookies.",
+        TcpPressed "tcp-pressed" "Times a listener, or all listeners of the stack together, had so many half-open connections that new ones went to the kernel, which has SYN cookies.",
     }
 }
 

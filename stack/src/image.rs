@@ -404,7 +404,9 @@ pub(crate) struct Head {
     pub(crate) queue_pairs_generation: u32,
     /// Ports whose new connections the kernel should have: see [`crate::Stack::pressed`].
     pub(crate) pressed: u64,
-    pub(crate) spare: [u32; 2],
+    /// The stack as a whole has few places left for requests: 0 or 1.
+    pub(crate) is_crowded: u32,
+    pub(crate) spare: u32,
     /// Key of timestamp offsets; 0 = as for everything else.
     pub(crate) timestamp_seed: u64,
     /// The latest time that any caller has told.
@@ -435,6 +437,8 @@ pub(crate) struct Head {
     pub(crate) ended: EndedFilters,
     pub(crate) wheel: Wheel,
     pub(crate) local_ports: LocalPorts,
+    /// Listeners that are pressed, by the bit of their port in `pressed`.
+    pub(crate) pressed_listeners: [u32; 64],
     pub(crate) tail: [u64; TAIL],
 }
 

@@ -32,18 +32,11 @@ impl Host {
             chunks: 256,
             chunk_size: 512,
         });
-        let open = TcpOpen {
-            family: Family::V4,
-            local: local(),
-            process: rig.process,
-            options: TcpOptions::new(),
-            shadow_cookie: 0,
-            ifindex: 0,
-        };
+        let process = rig.process;
         let mut stack = rig.stack();
         stack.tcp_defaults_mut().max_syn_backlog = 20_000;
         set(stack.tcp_defaults_mut());
-        let listener = stack.tcp_listen(&open, 128).unwrap();
+        let listener = listen(&mut stack, process, local());
         Self {
             rig,
             listener,
@@ -74,8 +67,30 @@ impl Host {
         sent
     }
 
+    /// One more listener.
+    fn listen(&mut self, to: SocketAddress) -> EndpointId {
+        let process = self.rig.process;
+        listen(&mut self.rig.stack(), process, to)
+    }
+
+    fn close(&mut self, listener: EndpointId) {
+        let process = self.rig.process;
+        self.step(|stack, packets, now| {
+            let _ = stack.tcp_close(packets, listener, process, now);
+        });
+    }
+
     fn segment(&mut self, from: SocketAddress, fields: &TcpFields<'_>) -> Vec<Vec<u8>> {
-        let bytes = tcp_frame(from, local(), fields);
+        self.segment_to(local(), from, fields)
+    }
+
+    fn segment_to(
+        &mut self,
+        to: SocketAddress,
+        from: SocketAddress,
+        fields: &TcpFields<'_>,
+    ) -> Vec<Vec<u8>> {
+        let bytes = tcp_frame(from, to, fields);
         self.step(|stack, packets, now| {
             let chunk = stack.take_chunk().unwrap();
             packets.bytes[chunk.0 as usize * packets.size..][..bytes.len()].copy_from_slice(&bytes);
@@ -93,14 +108,19 @@ impl Host {
 
     /// A SYN; the number of the SYN-ACK, if it was answered.
     fn syn(&mut self, from: SocketAddress) -> Option<u32> {
+        self.syn_to(local(), from)
+    }
+
+    fn syn_to(&mut self, to: SocketAddress, from: SocketAddress) -> Option<u32> {
         let fields = TcpFields {
             seq: 1000,
             flags: flags::SYN,
             window: 65535,
             ..TcpFields::default()
         };
-        let sent = self.segment(from, &fields).pop()?;
-        Some(u32::from_be_bytes(sent[38..42].try_into().unwrap()))
+        let sent = self.segment_to(to, from, &fields).pop()?;
+        let seq = if to.ip.is_v4() { 38 } else { 58 };
+        Some(u32::from_be_bytes(sent[seq..seq + 4].try_into().unwrap()))
     }
 
     fn run_for(&mut self, seconds: u64) {
@@ -118,12 +138,34 @@ impl Host {
     }
 
     fn is_pressed(&mut self) -> bool {
-        self.rig.stack().pressed() & pressed_bit(PORT) != 0
+        self.passes(PORT)
+    }
+
+    /// Whether a SYN for a port goes to the kernel.
+    fn passes(&mut self, port: u16) -> bool {
+        self.rig.stack().pressed() & pressed_bit(port) != 0
     }
 
     fn count(&mut self, counter: Counter) -> u64 {
         self.rig.stack().counters().get(counter)
     }
+}
+
+fn listen(stack: &mut Stack<'_>, process: ProcessId, local: SocketAddress) -> EndpointId {
+    let family = if local.ip.is_v4() {
+        Family::V4
+    } else {
+        Family::V6
+    };
+    let open = TcpOpen {
+        family,
+        local,
+        process,
+        options: TcpOptions::new(),
+        shadow_cookie: 0,
+        ifindex: 0,
+    };
+    stack.tcp_listen(&open, 128).unwrap()
 }
 
 fn local() -> SocketAddress {
@@ -201,10 +243,7 @@ fn pressure_ends_with_the_listener_and_with_a_recovery() {
     assert_eq!(host.requests(), 0);
     flood(&mut host);
     assert!(host.is_pressed() && host.requests() == 100);
-    let (listener, process) = (host.listener, host.rig.process);
-    host.step(|stack, packets, now| {
-        let _ = stack.tcp_close(packets, listener, process, now);
-    });
+    host.close(host.listener);
     assert!(!host.is_pressed());
     host.rig.check();
 }
@@ -226,6 +265,86 @@ fn without_cookies_there_is_no_pressure() {
     host.segment(stranger(5), &reset);
     assert!(host.syn(stranger(2_000)).is_some());
     assert!(host.syn(stranger(2_001)).is_none());
+    host.rig.check();
+}
+
+#[test]
+fn several_listeners_share_the_room_and_no_honest_peer_is_lost() {
+    let mut host = Host::new(|_| ());
+    let ports = [PORT, 81, 443];
+    for port in &ports[1..] {
+        host.listen(SocketAddress::new(local().ip, *port));
+    }
+    let room = ENDPOINTS - 3;
+    let mut honest = 40_000;
+    for number in 0..12_000 {
+        let to = SocketAddress::new(local().ip, ports[number as usize % 3]);
+        if number % 100 < 3 {
+            honest += 1;
+            let served = host.passes(to.port) || host.syn_to(to, stranger(honest)).is_some();
+            assert!(served, "{number}");
+        }
+        // What is in the ring already comes to the stack all the same.
+        host.syn_to(to, stranger(number));
+    }
+    assert_eq!(host.requests(), room as usize);
+    assert!(ports.iter().all(|&port| host.passes(port)));
+    assert_eq!(host.count(Counter::TcpPressed), 1);
+    host.rig.check();
+    host.run_for(8);
+    assert!(!ports.iter().any(|&port| host.passes(port)));
+    assert!(host.requests() <= 3 * 64, "{}", host.requests());
+    assert_eq!(host.count(Counter::TcpFlowChangesLost), 0);
+    host.rig.check();
+}
+
+#[test]
+fn pressure_of_one_listener_is_not_that_of_another_port() {
+    let mut host = Host::new(|defaults| defaults.max_syn_backlog = 100);
+    host.listen(at("198.18.0.1:81"));
+    for number in 0..90 {
+        host.syn(stranger(number));
+    }
+    assert!(host.passes(PORT) && !host.passes(81));
+    // The backlog is longer than the room; the old requests go all the same.
+    host.run_for(8);
+    assert!(!host.passes(PORT));
+    host.rig.check();
+}
+
+#[test]
+fn a_port_stays_pressed_until_all_of_its_listeners_have_room() {
+    let mut host = Host::new(|defaults| defaults.max_syn_backlog = 100);
+    let to = at("[2001:db8::1]:80");
+    let newer = host.listen(to);
+    for number in 1..=80 {
+        assert!(
+            host.syn_to(to, at(&format!("[2001:db8::1:{number}]:4000")))
+                .is_some()
+        );
+    }
+    assert!(host.is_pressed());
+    let reset = TcpFields {
+        seq: 1001,
+        flags: flags::RST,
+        ..TcpFields::default()
+    };
+    // The listener for IPv4 has had one request, and has none.
+    host.syn(stranger(0));
+    host.segment(stranger(0), &reset);
+    assert!(host.is_pressed());
+    assert_eq!(host.count(Counter::TcpPressed), 1);
+    for number in 0..80 {
+        host.syn(stranger(number));
+    }
+    assert_eq!(host.count(Counter::TcpPressed), 2);
+    host.close(newer);
+    assert!(host.is_pressed());
+    for number in 0..30 {
+        assert!(host.is_pressed(), "{number}");
+        host.segment(stranger(number), &reset);
+    }
+    assert!(!host.is_pressed());
     host.rig.check();
 }
 

@@ -152,7 +152,9 @@ impl Stack<'_> {
         let admitted = !is_overrun && self.admits(listener);
         let added = admitted.then(|| self.add_mini(kind::REQUEST, local, remote, now));
         let Some(index) = added.flatten() else {
-            if !is_overrun {
+            if admitted {
+                self.note_crowd();
+            } else if !is_overrun {
                 self.note_pressure(listener);
             }
             self.count(Counter::TcpListenOverflows);

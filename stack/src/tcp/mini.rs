@@ -227,6 +227,7 @@ impl Stack<'_> {
         {
             self.request_ended(listener, was_young);
         }
+        self.note_less_crowd();
     }
 
     /// Takes every request of a listener away, without a word to the peers.

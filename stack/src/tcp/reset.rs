@@ -104,6 +104,8 @@ impl Stack<'_> {
         self.head.requests = 0;
         self.head.time_waits = 0;
         self.head.pressed = 0;
+        self.head.pressed_listeners = [0; 64];
+        self.head.is_crowded = 0;
         self.head.received_chunks = 0;
         self.head.retained_chunks = 0;
         let mut next = NONE;

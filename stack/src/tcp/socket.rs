@@ -672,6 +672,7 @@ impl Stack<'_> {
             return;
         };
         self.remove_requests(index, generation);
+        self.set_pressed(index, false);
         for _ in 0..self.tcbs.len() {
             let Some(tcb) = self.tcbs.get_mut(index as usize) else {
                 break;

@@ -449,7 +449,8 @@ pub(crate) struct Tcb {
     pub(crate) request_count: u32,
     /// Requests whose SYN-ACK has gone out once only.
     pub(crate) young_count: u32,
-    pub(crate) reserved_listener: u32,
+    /// New connections should go to the kernel's listener: 0 or 1.
+    pub(crate) is_pressed: u32,
 
     // For TCP_INFO.
     /// Since when, microseconds, and how long in all before that, by kind.
