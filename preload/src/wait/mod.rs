@@ -13,8 +13,9 @@
 //!
 //! No wake-up is lost between the last look and the sleep: a frame that arrives then makes a queue
 //! readable; one that another thread or process takes from the queue rings the bell of every
-//! waiter parked on its endpoint. Who does not watch the queue looks after some milliseconds. No signal is lost either: the sleep opens the mask in the same
-//! step in which it begins, and what came since the last one is delivered before the next.
+//! waiter parked on its endpoint. Who does not watch the queue looks after some milliseconds. No
+//! signal is lost either: the sleep opens the mask in the same step in which it begins, and what
+//! came since the last one is delivered before the next.
 
 #![expect(unsafe_code, reason = "UNSAFETY: ppoll and sigmask through libc")]
 
