@@ -136,6 +136,9 @@ CASE(tcp_ports_in_time_wait, ACCELERATED)
         struct to local = at(host4, 6218);
         value("bind", bind(fd, (struct sockaddr *)&local.at, local.length));
         connect_to(fd, peer4, T_ECHO);
+        /* When the peer's end is here too, what stays is a time wait. */
+        value("shutdown", shutdown(fd, SHUT_WR));
+        receive(fd, 0);
         close(fd);
     }
 }
