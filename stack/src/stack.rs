@@ -267,6 +267,12 @@ impl Stack<'_> {
         WaiterSet(core::mem::take(&mut self.head.wakeups))
     }
 
+    /// Whether [`Stack::take_wakeups`] would name anybody.
+    #[must_use]
+    pub fn has_wakeups(&self) -> bool {
+        self.head.wakeups != [0; 2]
+    }
+
     /// The next frame to send on a queue pair, first in first out. Its chunk stays Sending until
     /// [`Stack::release_chunk`].
     pub fn poll_transmit(&mut self, queue_pair: u8) -> Option<Transmit> {

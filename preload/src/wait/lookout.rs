@@ -28,14 +28,14 @@ pub struct Look {
     pub ready: bool,
     /// Frames lay in the queues.
     pub found_frames: bool,
-    /// Somebody else has taken frames in during the sleep.
+    /// Somebody else has taken frames in during the sleep, or waits for those that lay there.
     pub attended: bool,
 }
 
 /// What a thread has found out by waking.
 #[derive(Clone, Copy, Debug)]
 struct Habit {
-    /// Wakes in a row by frames that were not for this thread, while others took frames in too.
+    /// Wakes in a row by frames that were not for this thread, with others there to take them in.
     vain: u32,
     /// When the last one was.
     last: Instant,
@@ -64,16 +64,14 @@ impl Habit {
         is_fresh.then_some(Self::SHORTEST_NS << over.min(Self::DOUBLINGS))
     }
 
-    /// Learns from a wake. Frames that lay there when a rest was over show that nobody watches.
+    /// Learns from a wake. Frames that lay there when a rest was over may have come a moment ago,
+    /// or nobody watches: the next sleep does.
     fn learn(&mut self, wake: Wake, look: Look, now: Instant) {
-        let in_vain = match wake {
-            Wake::Frames => look.attended,
-            Wake::RestOver => look.attended && !look.found_frames,
-            Wake::Other => false,
-        };
-        if look.ready || wake == Wake::RestOver && !in_vain {
+        if look.ready || wake == Wake::RestOver && !look.attended {
             *self = Self::new();
-        } else if in_vain {
+        } else if wake == Wake::RestOver && look.found_frames {
+            self.vain = Self::PATIENCE - 1;
+        } else if wake != Wake::Other && look.attended {
             self.vain = self.vain.saturating_add(1);
             self.last = now;
         }

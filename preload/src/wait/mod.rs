@@ -272,7 +272,7 @@ fn park_and_poll(
     let look = Look {
         ready,
         found_frames,
-        attended,
+        attended: attended || locked.stack().has_wakeups(),
     };
     lookout::learn(wake, look, now);
     if ready || interest.fds.iter().any(|entry| entry.revents != 0) {
