@@ -5,61 +5,16 @@
 //! of connections that take turns (default 1).
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
-use std::collections::VecDeque;
+use smoltcp_nic::Nic;
+
+#[path = "../tests/smoltcp_nic/mod.rs"]
+mod smoltcp_nic;
 
 /// Bytes of a socket's buffers.
 const BUFFER: usize = 4096;
-
-/// One end of the wire.
-#[derive(Default)]
-struct Nic {
-    arrived: VecDeque<Vec<u8>>,
-    sent: VecDeque<Vec<u8>>,
-}
-
-struct Arrived(Vec<u8>);
-
-struct Leaves<'a>(&'a mut VecDeque<Vec<u8>>);
-
-impl RxToken for Arrived {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, take: F) -> R {
-        take(&self.0)
-    }
-}
-
-impl TxToken for Leaves<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, fill: F) -> R {
-        let mut packet = vec![0; len];
-        let result = fill(&mut packet);
-        self.0.push_back(packet);
-        result
-    }
-}
-
-impl Device for Nic {
-    type RxToken<'a> = Arrived;
-    type TxToken<'a> = Leaves<'a>;
-
-    fn receive(&mut self, _: Instant) -> Option<(Arrived, Leaves<'_>)> {
-        let packet = self.arrived.pop_front()?;
-        Some((Arrived(packet), Leaves(&mut self.sent)))
-    }
-
-    fn transmit(&mut self, _: Instant) -> Option<Leaves<'_>> {
-        Some(Leaves(&mut self.sent))
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = 1500;
-        capabilities
-    }
-}
 
 /// A stack.
 struct Side {
@@ -70,7 +25,7 @@ struct Side {
 
 impl Side {
     fn new(address: IpAddress, now: Instant) -> Self {
-        let mut nic = Nic::default();
+        let mut nic = Nic::new(1500);
         let config = Config::new(HardwareAddress::Ip);
         let mut interface = Interface::new(config, &mut nic, now);
         interface.update_ip_addrs(|list| list.push(IpCidr::new(address, 24)).expect("room"));

@@ -5,7 +5,7 @@
 mod common;
 
 use bypass_stack::*;
-use common::{CAPS, MAC, Random, Rig, at, via};
+use common::{CAPS, MAC, Random, Rig, at, receive_at, via};
 
 /// Bytes of Ethernet, IPv4 and TCP headers.
 const HEADERS: usize = 54;
@@ -27,19 +27,7 @@ fn turned(frame: &[u8]) -> Vec<u8> {
 /// Gives a stack a frame, if it has a chunk for it.
 fn give(rig: &mut Rig, bytes: &[u8], now: Instant) {
     let (mut stack, packets) = rig.both();
-    let Some(chunk) = stack.take_chunk() else {
-        return;
-    };
-    packets.chunk_mut(chunk)[..bytes.len()].copy_from_slice(bytes);
-    let frame = RxFrame {
-        chunk,
-        offset: 0,
-        len: bytes.len() as u32,
-        queue_pair: 0,
-        partial_checksums: false,
-        timestamp_ns: 0,
-    };
-    stack.handle_frame(packets, frame, now);
+    let _ = receive_at(&mut stack, packets, bytes, now);
 }
 
 /// A client, and two servers that live through the same.

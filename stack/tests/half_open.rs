@@ -6,7 +6,7 @@ use bypass_stack::inspect::Image;
 use bypass_stack::tcp::pressed_bit;
 use bypass_stack::wire::tcp::flags;
 use bypass_stack::*;
-use common::{Packets, Rig, TcpFields, at, tcp_frame};
+use common::{Packets, Rig, TcpFields, at, receive_at, tcp_frame};
 use std::collections::HashMap;
 use zerocopy::IntoBytes;
 
@@ -92,17 +92,7 @@ impl Host {
     ) -> Vec<Vec<u8>> {
         let bytes = tcp_frame(from, to, fields);
         self.step(|stack, packets, now| {
-            let chunk = stack.take_chunk().unwrap();
-            packets.bytes[chunk.0 as usize * packets.size..][..bytes.len()].copy_from_slice(&bytes);
-            let frame = RxFrame {
-                chunk,
-                offset: 0,
-                len: bytes.len() as u32,
-                queue_pair: 0,
-                partial_checksums: false,
-                timestamp_ns: 0,
-            };
-            stack.handle_frame(packets, frame, now);
+            receive_at(stack, packets, &bytes, now).expect("a chunk");
         })
     }
 

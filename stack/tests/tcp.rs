@@ -7,7 +7,7 @@ use bypass_stack::wire::icmp::{IcmpError, Trouble};
 use bypass_stack::wire::tcp;
 use bypass_stack::wire::tcp::TCP;
 use bypass_stack::*;
-use common::{MAC, Packets, Rig, at};
+use common::{MAC, Packets, Rig, at, receive_at};
 use std::collections::VecDeque;
 use zerocopy::FromZeros;
 
@@ -97,17 +97,7 @@ impl Pair {
 
     fn deliver(&mut self, side: usize, bytes: &[u8]) {
         let (mut stack, packets) = self.rigs[side].both();
-        let chunk = stack.take_chunk().unwrap();
-        packets.chunk_mut(chunk)[256..256 + bytes.len()].copy_from_slice(bytes);
-        let frame = RxFrame {
-            chunk,
-            offset: 256,
-            len: bytes.len() as u32,
-            queue_pair: 0,
-            partial_checksums: false,
-            timestamp_ns: 0,
-        };
-        stack.handle_frame(packets, frame, Instant(self.now));
+        receive_at(&mut stack, packets, bytes, Instant(self.now)).unwrap();
         stack.flush(packets, Instant(self.now));
         self.collect(side);
     }

@@ -2,70 +2,19 @@
 //! everything: `BYPASS_SEED=n` repeats one, `BYPASS_SEEDS=n` runs so many.
 
 mod common;
+mod smoltcp_nic;
 mod tcp_sim;
 
 use bypass_stack::{IpAddress, SocketAddress};
 use common::Random;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{RecvError, Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, IpAddress as TheirAddress, IpCidr};
-use std::collections::VecDeque;
+use smoltcp_nic::Nic;
 use tcp_sim::host::address;
 use tcp_sim::peer::{self, CLIENT, Peer};
 use tcp_sim::plan::Plan;
-
-/// smoltcp's NIC.
-#[derive(Debug)]
-struct Nic {
-    mtu: usize,
-    arrived: VecDeque<Vec<u8>>,
-    sent: VecDeque<Vec<u8>>,
-}
-
-#[derive(Debug)]
-struct Arrived(Vec<u8>);
-
-#[derive(Debug)]
-struct Leaves<'a>(&'a mut VecDeque<Vec<u8>>);
-
-impl RxToken for Arrived {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, take: F) -> R {
-        take(&self.0)
-    }
-}
-
-impl TxToken for Leaves<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, fill: F) -> R {
-        let mut packet = vec![0; len];
-        let result = fill(&mut packet);
-        self.0.push_back(packet);
-        result
-    }
-}
-
-impl Device for Nic {
-    type RxToken<'a> = Arrived;
-    type TxToken<'a> = Leaves<'a>;
-
-    fn receive(&mut self, _: Instant) -> Option<(Arrived, Leaves<'_>)> {
-        let packet = self.arrived.pop_front()?;
-        Some((Arrived(packet), Leaves(&mut self.sent)))
-    }
-
-    fn transmit(&mut self, _: Instant) -> Option<Leaves<'_>> {
-        Some(Leaves(&mut self.sent))
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = self.mtu;
-        capabilities.checksum = ChecksumCapabilities::default();
-        capabilities
-    }
-}
 
 fn their_address(address: IpAddress) -> TheirAddress {
     match address.to_v4() {
@@ -95,11 +44,7 @@ impl Smoltcp {
 
 impl Peer for Smoltcp {
     fn new(plan: &Plan, random: &mut Random) -> Self {
-        let mut nic = Nic {
-            mtu: usize::from(plan.mtu[1]),
-            arrived: VecDeque::new(),
-            sent: VecDeque::new(),
-        };
+        let mut nic = Nic::new(usize::from(plan.mtu[1]));
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = random.next();
         let now = their_time(plan.start_ns);

@@ -166,7 +166,27 @@ pub fn receive(
     queue_pair: u8,
     partial_checksums: bool,
 ) -> FrameOutcome {
-    let chunk = stack.take_chunk().unwrap();
+    give(stack, packets, bytes, (queue_pair, partial_checksums), NOW).unwrap()
+}
+
+/// The same on queue pair 0 at any time; `None` when there is no chunk for it.
+pub fn receive_at(
+    stack: &mut Stack<'_>,
+    packets: &mut Packets,
+    bytes: &[u8],
+    now: Instant,
+) -> Option<FrameOutcome> {
+    give(stack, packets, bytes, (0, false), now)
+}
+
+fn give(
+    stack: &mut Stack<'_>,
+    packets: &mut Packets,
+    bytes: &[u8],
+    (queue_pair, partial_checksums): (u8, bool),
+    now: Instant,
+) -> Option<FrameOutcome> {
+    let chunk = stack.take_chunk()?;
     let offset = 256usize.min(packets.size - bytes.len());
     packets.chunk_mut(chunk)[offset..offset + bytes.len()].copy_from_slice(bytes);
     let frame = RxFrame {
@@ -177,7 +197,7 @@ pub fn receive(
         partial_checksums,
         timestamp_ns: 77,
     };
-    stack.handle_frame(packets, frame, NOW)
+    Some(stack.handle_frame(packets, frame, now))
 }
 
 /// Problems of an image, as text.
