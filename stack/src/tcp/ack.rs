@@ -2,7 +2,7 @@
 //! (RFC 9293 section 3.10.7.4, RFC 2018, RFC 5681, RFC 6582, RFC 8985, RFC 9937).
 
 use super::congestion::AckSample;
-use super::connection::{Connection, elapsed_us, micros, millis};
+use super::connection::{Connection, elapsed, micros, millis};
 use super::pool::{SegmentSlot, mark};
 use super::seq::{after, before, distance};
 use super::tcb::{Tcb, ca, flag, pending};
@@ -127,7 +127,7 @@ impl Connection<'_> {
             self.take_cumulative(ack, &mut told, now);
         }
         self.tcb.probes_out = 0;
-        self.tcb.last_received = now.0;
+        self.tcb.last_received_ms = millis(now);
         if self.tcb.packets_out == 0 && told.acked == 0 {
             self.after_probe_answer(now);
         }
@@ -387,11 +387,11 @@ impl Connection<'_> {
         told: &mut Told,
         now: Instant,
     ) {
-        let now_us = micros(now);
+        let now_us = micros(now) as u32;
         let Some(newest) = told.newest else { return };
-        let elapsed = elapsed_us(now_us as u32, newest.sent_us);
+        let age = elapsed(now_us, newest.sent_us);
         if !newest.has(mark::EVER_RETRANSMITTED) && !told.gap_filled {
-            told.rtt_us = Some(elapsed);
+            told.rtt_us = Some(age);
         } else if let Some(timestamps) = timestamps
             && self.tcb.has(flag::TIMESTAMPS)
             && timestamps.echo != 0
@@ -400,27 +400,27 @@ impl Connection<'_> {
             let sent_ms = timestamps.echo.wrapping_sub(self.tcb.ts_offset);
             let ms = millis(now).wrapping_sub(sent_ms);
             if ms < 1 << 20 && told.bytes > 0 {
-                told.rtt_us = Some(ms.saturating_mul(1000).max(1000).max(elapsed.min(1000)));
+                told.rtt_us = Some(ms.saturating_mul(1000).max(1000).max(age.min(1000)));
             }
         }
         if let Some(rtt_us) = told.rtt_us {
             // Only a sample ends the backoff (RFC 6298 section 5.7, Karn).
             self.tcb.backoff = 0;
-            self.tcb.sample_rtt(rtt_us, now_us);
+            self.tcb.sample_rtt(rtt_us, millis(now));
         }
         self.widen_reorder_window(&newest);
-        self.advance_rack(&newest, elapsed);
-        self.sample_rate(&newest, elapsed, now_us);
+        self.advance_rack(&newest, age);
+        self.sample_rate(&newest, age, now_us);
     }
 
     /// draft-cheng-iccrg-delivery-rate-estimation section 3.3.
     #[inline(always)]
-    fn sample_rate(&mut self, newest: &SegmentSlot, age: u32, now_us: u64) {
-        let send_span = elapsed_us(newest.sent_us, newest.first_sent_us);
-        let ack_span = elapsed_us(now_us as u32, newest.delivered_us);
+    fn sample_rate(&mut self, newest: &SegmentSlot, age: u32, now_us: u32) {
+        let send_span = elapsed(newest.sent_us, newest.first_sent_us);
+        let ack_span = elapsed(now_us, newest.delivered_us);
         self.tcb.rate_interval_us = send_span.max(ack_span).min(u32::MAX / 2);
         self.tcb.rate_delivered = self.tcb.delivered.wrapping_sub(newest.delivered);
-        self.tcb.first_sent_us = now_us.saturating_sub(u64::from(age));
+        self.tcb.first_sent_us = now_us.wrapping_sub(age);
         self.tcb.delivered_us = now_us;
         if self.tcb.app_limited != 0 && after(self.tcb.delivered, self.tcb.app_limited) {
             self.tcb.app_limited = 0;

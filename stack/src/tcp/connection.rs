@@ -14,10 +14,10 @@ pub(crate) fn micros(now: Instant) -> u64 {
     now.0 / 1000
 }
 
-/// Microseconds from one moment to another, both wrapped; none when the clock of whoever holds the
-/// stack now is behind the last one's.
-pub(crate) fn elapsed_us(now_us: u32, then_us: u32) -> u32 {
-    let elapsed = now_us.wrapping_sub(then_us);
+/// Time from one moment to another, both in one unit and wrapped; none when the clock of whoever
+/// holds the stack now is behind the last one's.
+pub(crate) fn elapsed(now: u32, then: u32) -> u32 {
+    let elapsed = now.wrapping_sub(then);
     if (elapsed as i32) < 0 { 0 } else { elapsed }
 }
 

@@ -149,7 +149,7 @@ impl Connection<'_> {
         }
         self.tcb.take_window(news.seq, news.ack, news.window);
         self.tcb.probes_out = 0;
-        self.tcb.last_received = now.0;
+        self.tcb.last_received_ms = millis(now);
         if news.ack == self.tcb.snd_una {
             return;
         }
@@ -180,7 +180,7 @@ impl Connection<'_> {
         self.received_in_order(news.payload_len, now);
         self.schedule_ack(now);
         self.readable_edge();
-        self.tcb.last_data = now.0;
+        self.tcb.last_data_ms = millis(now);
     }
 
     /// What the acknowledgement lets go; and a writer that waits hears of the room.
@@ -207,7 +207,8 @@ impl Connection<'_> {
             && tcb.error == 0
             && tcb.ca_state == ca::OPEN
             && tcb.mtu_search == search::OFF
-            && tcb.sacked_out | tcb.lost_out | tcb.retrans_out | tcb.sack_count == 0
+            && tcb.sacked_out | tcb.lost_out | tcb.retrans_out == 0
+            && tcb.sack_count == 0
             && tcb.unsent == NONE;
         let is_free = options.flags & TcpOptions::CORK == 0
             && (tcb.packets_out == 0 || options.flags & TcpOptions::NODELAY != 0)

@@ -396,7 +396,7 @@ impl Connection<'_> {
         tcb.snd_wnd = record.snd_wnd;
         tcb.max_window = record.max_window;
         if record.srtt_us != 0 {
-            tcb.sample_rtt(record.srtt_us, super::connection::micros(now));
+            tcb.sample_rtt(record.srtt_us, millis(now));
         }
         if !self.bring(memory, cargo.sent) {
             return false;

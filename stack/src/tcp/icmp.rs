@@ -153,8 +153,7 @@ impl Connection<'_> {
 
     /// What the network has said since the peer was last heard; 0 = nothing.
     fn soft_error(&self) -> i32 {
-        let heard_ms = millis(Instant(self.tcb.last_received));
-        if after(heard_ms, self.tcb.soft_error_ms) {
+        if after(self.tcb.last_received_ms, self.tcb.soft_error_ms) {
             0
         } else {
             self.tcb.soft_error

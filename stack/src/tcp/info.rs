@@ -1,6 +1,6 @@
 //! TCP_INFO: the kernel's structure, filled from a control block (include/uapi/linux/tcp.h).
 
-use super::connection::micros;
+use super::connection::{elapsed, micros, millis};
 use super::seq::distance;
 use super::tcb::{TcpState, flag};
 use crate::stack::Stack;
@@ -129,10 +129,10 @@ impl Stack<'_> {
         }
         info.lost = tcb.lost_out;
         info.retrans = tcb.retrans_out;
-        let since = |then: u64| (now.0.saturating_sub(then) / 1_000_000) as u32;
-        info.last_data_sent_ms = since(tcb.last_sent);
-        info.last_data_recv_ms = since(tcb.last_data);
-        info.last_ack_recv_ms = since(tcb.last_received);
+        let since = |then_ms: u32| elapsed(millis(now), then_ms);
+        info.last_data_sent_ms = since(tcb.last_sent_ms);
+        info.last_data_recv_ms = since(tcb.last_data_ms);
+        info.last_ack_recv_ms = since(tcb.last_received_ms);
         info.pmtu = u32::from(tcb.hop.mtu);
         info.rcv_ssthresh = tcb.options.rcvbuf_bytes / 2;
         info.rtt = tcb.srtt_us();

@@ -1,7 +1,7 @@
 //! Input: a segment meets the state of its connection (RFC 9293 section 3.10.7, RFC 5961, RFC
 //! 7323).
 
-use super::connection::{Connection, elapsed_us, may_answer, micros, millis, timestamps};
+use super::connection::{Connection, elapsed, may_answer, micros, millis, timestamps};
 use super::listen::initial_window;
 use super::mini;
 use super::receive::Payload;
@@ -207,8 +207,8 @@ impl Connection<'_> {
         tcb.rack_end_seq = snd_nxt;
         tcb.usage_seq = snd_nxt;
         tcb.rcv_mss = tcb.advertised_mss.clamp(1, 536);
-        tcb.last_received = now.0;
-        tcb.last_data = now.0;
+        tcb.last_received_ms = millis(now);
+        tcb.last_data_ms = millis(now);
         // The SYN or SYN-ACK was delivered.
         tcb.delivered = 1;
         tcb.congestion = super::congestion::Congestion::new(tcb.options.congestion, INITIAL_WINDOW);
@@ -564,7 +564,7 @@ impl Connection<'_> {
         if clean {
             let now_us = micros(now);
             self.tcb
-                .sample_rtt(elapsed_us(now_us as u32, sent_us), now_us);
+                .sample_rtt(elapsed(now_us as u32, sent_us), millis(now));
         }
         // Linux counts the SYN among the bytes, in an active open.
         self.tcb.bytes_acked = 1;

@@ -1,7 +1,7 @@
 //! Passive open: a SYN becomes a request, the final ACK a connection on the accept queue (RFC 9293
 //! section 3.10.7.2, RFC 4987; backlog as Linux counts it).
 
-use super::connection::{elapsed_us, may_answer, micros, millis, timestamps};
+use super::connection::{elapsed, may_answer, micros, millis, timestamps};
 use super::input::{Arrived, bounded_mss};
 use super::mini::{Mini, kind};
 use super::pool::Pool;
@@ -439,8 +439,8 @@ impl Stack<'_> {
         connection.after_syn_losses(u32::from(mini.retransmits));
         if !retransmitted {
             let now_us = micros(now);
-            let rtt = elapsed_us(now_us as u32, synack_us);
-            connection.tcb.sample_rtt(rtt, now_us);
+            let rtt = elapsed(now_us as u32, synack_us);
+            connection.tcb.sample_rtt(rtt, millis(now));
         }
         Some(child)
     }

@@ -7,14 +7,6 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct TcpOptions {
-    /// SO_MAX_PACING_RATE in bytes a second; [`TcpOptions::UNPACED`] = none.
-    pub max_pacing_rate: u64,
-    /// Receive buffer in bytes as `getsockopt(SO_RCVBUF)` returns it.
-    pub rcvbuf_bytes: u32,
-    /// Send buffer in bytes as `getsockopt(SO_SNDBUF)` returns it.
-    pub sndbuf_bytes: u32,
-    /// Bits: [`TcpOptions::NODELAY`] and the others.
-    pub flags: u32,
     /// Bits that only the shim knows.
     pub shim_flags: u32,
     /// SO_RCVTIMEO in milliseconds, 0 = none. Not used by the stack.
@@ -29,16 +21,14 @@ pub struct TcpOptions {
     pub linger_s: u32,
     /// TCP_USER_TIMEOUT in milliseconds, 0 = none.
     pub user_timeout_ms: u32,
-    /// TCP_NOTSENT_LOWAT in bytes; `u32::MAX` = none.
-    pub notsent_lowat: u32,
     /// SO_RCVLOWAT in bytes, at least 1.
     pub rcvlowat: u32,
-    /// TCP_WINDOW_CLAMP in bytes, 0 = none.
-    pub window_clamp: u32,
     /// TCP_DEFER_ACCEPT in seconds, 0 = off.
     pub defer_accept_s: u32,
     /// TCP_LINGER2 in seconds; 0 = the default, negative = FIN_WAIT_2 is skipped.
     pub linger2_s: i32,
+    /// Room for the shim.
+    pub shim_words: [u32; 4],
     /// TCP_MAXSEG as set, 0 = none.
     pub max_seg: u16,
     /// TCP_KEEPCNT.
@@ -47,6 +37,21 @@ pub struct TcpOptions {
     pub syn_count: u8,
     /// TCP_CONGESTION by number: 0 cubic, 1 reno, 2 bbr.
     pub congestion: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+    // What every segment asks is last, beside the congestion state that follows in a connection.
+    /// SO_MAX_PACING_RATE in bytes a second; [`TcpOptions::UNPACED`] = none.
+    pub max_pacing_rate: u64,
+    /// Receive buffer in bytes as `getsockopt(SO_RCVBUF)` returns it.
+    pub rcvbuf_bytes: u32,
+    /// Send buffer in bytes as `getsockopt(SO_SNDBUF)` returns it.
+    pub sndbuf_bytes: u32,
+    /// Bits: [`TcpOptions::NODELAY`] and the others.
+    pub flags: u32,
+    /// TCP_NOTSENT_LOWAT in bytes; `u32::MAX` = none.
+    pub notsent_lowat: u32,
+    /// TCP_WINDOW_CLAMP in bytes, 0 = none.
+    pub window_clamp: u32,
     /// IP_TOS.
     pub tos: u8,
     /// IP_TTL; 0 = 64.
@@ -55,10 +60,6 @@ pub struct TcpOptions {
     pub traffic_class: u8,
     /// IPV6_UNICAST_HOPS; 0 = 64.
     pub hop_limit: u8,
-    /// Zero.
-    pub reserved: [u8; 3],
-    /// Room for the shim.
-    pub shim_words: [u32; 4],
 }
 
 impl TcpOptions {

@@ -1,7 +1,7 @@
 //! Output: building segments, and the decision what may leave now (RFC 9293 section 3.8.6,
 //! RFC 896 in Minshall's form, net/ipv4/tcp_output.c:tcp_write_xmit).
 
-use super::connection::{Connection, micros, millis, timestamps};
+use super::connection::{Connection, elapsed, micros, millis, timestamps};
 use super::options::TcpOptions;
 use super::pool::{SegmentSlot, mark};
 use super::seq::{after, before, distance};
@@ -17,7 +17,7 @@ pub(crate) const PAYLOAD_AT: u16 = 128;
 /// How long a corked segment waits at most (Linux: TCP_RTO_MIN).
 const CORK_NS: u64 = 200_000_000;
 /// An answer within this time makes the exchange interactive (Linux: TCP_ATO_MIN).
-const PINGPONG_NS: u64 = 40_000_000;
+const PINGPONG_MS: u32 = 40;
 /// TTL or hop limit when the option is 0.
 const DEFAULT_TTL: u8 = 64;
 /// Not-ECN, and ECN-capable transport (0) (RFC 3168 section 5).
@@ -439,13 +439,13 @@ impl Connection<'_> {
     #[inline(always)]
     fn sent(&mut self, chunk: u32, now: Instant) {
         let len = self.note_sent(chunk, now);
-        self.tcb.last_sent = now.0;
+        self.tcb.last_sent_ms = millis(now);
         self.tcb.segs_out = self.tcb.segs_out.wrapping_add(1);
         self.tcb.bytes_sent = self.tcb.bytes_sent.wrapping_add(u64::from(len));
         if len > 0 {
             // An answer soon after a question: ACKs may wait for answers (Linux: ping-pong mode).
             let asked = self.tcb.data_segs_in > 0;
-            if asked && now.0.saturating_sub(self.tcb.last_data) < PINGPONG_NS {
+            if asked && elapsed(millis(now), self.tcb.last_data_ms) < PINGPONG_MS {
                 self.tcb.set(flag::PINGPONG);
             }
             self.tcb.data_segs_out = self.tcb.data_segs_out.wrapping_add(1);
@@ -456,17 +456,17 @@ impl Connection<'_> {
     /// The segment is in the network from now on, for the rate sample and RACK; its length.
     #[inline(always)]
     pub(crate) fn note_sent(&mut self, chunk: u32, now: Instant) -> u16 {
-        let now_us = micros(now);
+        let now_us = micros(now) as u32;
         if self.tcb.packets_out == 0 {
             self.tcb.first_sent_us = now_us;
             self.tcb.delivered_us = now_us;
         }
-        let (delivered, delivered_us) = (self.tcb.delivered, self.tcb.delivered_us as u32);
-        let first_sent_us = self.tcb.first_sent_us as u32;
+        let (delivered, delivered_us) = (self.tcb.delivered, self.tcb.delivered_us);
+        let first_sent_us = self.tcb.first_sent_us;
         let limited = self.tcb.app_limited != 0;
         let mut len = 0;
         if let Some(segment) = self.segment_mut(chunk) {
-            segment.sent_us = now_us as u32;
+            segment.sent_us = now_us;
             segment.delivered = delivered;
             segment.delivered_us = delivered_us;
             segment.first_sent_us = first_sent_us;
@@ -737,15 +737,16 @@ impl Connection<'_> {
         if self.tcb.packets_out != 0 || self.tcb.unsent == NONE {
             return;
         }
-        let idle_us = now.0.saturating_sub(self.tcb.last_sent) / 1000;
-        if self.tcb.last_sent != 0
+        let idle_ms = elapsed(millis(now), self.tcb.last_sent_ms);
+        let idle_us = u64::from(idle_ms).saturating_mul(1000);
+        if self.tcb.last_sent_ms != 0
             && self.pool.head.tcp_defaults.slow_start_after_idle != 0
             && idle_us > u64::from(self.tcb.rto_us)
         {
             let rto_us = self.tcb.rto_us;
             self.tcb.congestion.on_idle(rto_us, idle_us);
         }
-        self.tcb.delivered_us = micros(now);
+        self.tcb.delivered_us = micros(now) as u32;
     }
 }
 

@@ -1,7 +1,7 @@
 //! Receive side: the in-order queue that the program reads, the out-of-order queue, the window,
 //! and when to acknowledge (RFC 9293 section 3.10.7.4, RFC 5681 section 4.2, RFC 2018, RFC 2883).
 
-use super::connection::{Connection, micros};
+use super::connection::{Connection, micros, millis};
 use super::options::TcpOptions;
 use super::output::copy_between;
 use super::pool::{SegmentSlot, mark};
@@ -157,7 +157,7 @@ impl Connection<'_> {
             self.schedule_ack(now);
             self.readable_edge();
         }
-        self.tcb.last_data = now.0;
+        self.tcb.last_data_ms = millis(now);
         kept
     }
 
@@ -170,7 +170,7 @@ impl Connection<'_> {
         tcb.unacked_bytes = tcb.unacked_bytes.saturating_add(len);
         tcb.bytes_received = tcb.bytes_received.wrapping_add(u64::from(len));
         if tcb.drs_time_us == 0 && len > 0 {
-            tcb.drs_time_us = micros(now);
+            tcb.drs_time_us = micros(now) as u32;
         }
     }
 
@@ -527,7 +527,7 @@ impl Connection<'_> {
             }
             _ => {}
         }
-        self.tcb.last_received = now.0;
+        self.tcb.last_received_ms = millis(now);
         self.readable_edge();
         self.writable_edge();
     }
@@ -653,13 +653,13 @@ impl Connection<'_> {
         if !moderate || self.tcb.options.has(TcpOptions::RCVBUF_LOCKED) {
             return;
         }
-        let now_us = micros(now);
+        let now_us = micros(now) as u32;
         let rtt = match (self.tcb.rcv_rtt_us, self.tcb.srtt_us()) {
             (0, 0) => return,
             (0, srtt) => srtt,
             (rtt, _) => rtt,
         };
-        if now_us.saturating_sub(self.tcb.drs_time_us) < u64::from(rtt) {
+        if now_us.wrapping_sub(self.tcb.drs_time_us) < rtt {
             return;
         }
         let copied = distance(self.tcb.drs_seq, self.tcb.copied_seq);

@@ -3,7 +3,7 @@
 //! timeouts (RFC 6298).
 
 use super::ack::Told;
-use super::connection::{Connection, elapsed_us, micros, millis};
+use super::connection::{Connection, elapsed, micros, millis};
 use super::pool::{SegmentSlot, mark};
 use super::seq::{after, before};
 use super::tcb::{NEVER, ca, flag, pending};
@@ -22,8 +22,8 @@ const MIN_REORDER_US: u32 = 1000;
 impl Connection<'_> {
     /// RFC 8985 section 6.2 step 2: the newest segment delivered.
     #[inline]
-    pub(crate) fn advance_rack(&mut self, newest: &SegmentSlot, elapsed_us: u32) {
-        if newest.has(mark::EVER_RETRANSMITTED) && elapsed_us < self.tcb.min_rtt_us {
+    pub(crate) fn advance_rack(&mut self, newest: &SegmentSlot, age_us: u32) {
+        if newest.has(mark::EVER_RETRANSMITTED) && age_us < self.tcb.min_rtt_us {
             // The ACK is of an earlier copy.
             return;
         }
@@ -32,7 +32,7 @@ impl Connection<'_> {
             self.tcb.rack_sent_us = newest.sent_us;
             self.tcb.rack_end_seq = newest.end();
         }
-        self.tcb.rack_rtt_us = elapsed_us;
+        self.tcb.rack_rtt_us = age_us;
     }
 
     /// RFC 8985 section 6.2 step 4: how late a segment may be.
@@ -89,11 +89,11 @@ impl Connection<'_> {
                 continue;
             }
             let due = self.tcb.rack_rtt_us.saturating_add(window);
-            let elapsed = elapsed_us(now_us, slot.sent_us);
-            if elapsed >= due {
+            let age = elapsed(now_us, slot.sent_us);
+            if age >= due {
                 self.lose(this, slot);
             } else {
-                wait = wait.max(due.wrapping_sub(elapsed));
+                wait = wait.max(due.wrapping_sub(age));
             }
         }
         (wait > 0).then(|| {
@@ -511,10 +511,10 @@ impl Connection<'_> {
 
     fn rest_of_rto_us(&self, now: Instant) -> u64 {
         let rto = self.tcb.backed_off_rto();
-        let elapsed = self
+        let age = self
             .segment(self.tcb.queue_head)
-            .map_or(0, |slot| elapsed_us(micros(now) as u32, slot.sent_us));
-        u64::from(rto.saturating_sub(elapsed).max(1))
+            .map_or(0, |slot| elapsed(micros(now) as u32, slot.sent_us));
+        u64::from(rto.saturating_sub(age).max(1))
     }
 
     /// Not later than TCP_USER_TIMEOUT lets it wait (net/ipv4/tcp_timer.c:

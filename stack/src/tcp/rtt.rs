@@ -1,6 +1,7 @@
 //! Round-trip time and retransmission timeout (RFC 6298, with Linux's bounds and its bounded
 //! deviation; net/ipv4/tcp_input.c:tcp_rtt_estimator).
 
+use super::connection::elapsed;
 use super::seq;
 use super::tcb::Tcb;
 
@@ -11,17 +12,17 @@ pub(crate) const MIN_RTO_US: u32 = 200_000;
 /// Greatest timeout (TCP_RTO_MAX).
 pub(crate) const MAX_RTO_US: u32 = 120_000_000;
 /// How long a minimum counts (tcp_min_rtt_wlen).
-const MIN_RTT_WINDOW_US: u64 = 300_000_000;
+const MIN_RTT_WINDOW_MS: u32 = 300_000;
 
 impl Tcb {
     /// Takes a sample of the round-trip time.
     #[inline]
-    pub(crate) fn sample_rtt(&mut self, rtt_us: u32, now_us: u64) {
+    pub(crate) fn sample_rtt(&mut self, rtt_us: u32, now_ms: u32) {
         let rtt_us = rtt_us.max(1);
-        let aged = now_us.saturating_sub(self.min_rtt_at_us) > MIN_RTT_WINDOW_US;
+        let aged = elapsed(now_ms, self.min_rtt_at_ms) > MIN_RTT_WINDOW_MS;
         if rtt_us <= self.min_rtt_us || aged {
             self.min_rtt_us = rtt_us;
-            self.min_rtt_at_us = now_us;
+            self.min_rtt_at_ms = now_ms;
         }
         if self.srtt8_us == 0 {
             self.srtt8_us = rtt_us.saturating_mul(8);

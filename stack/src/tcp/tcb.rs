@@ -7,6 +7,7 @@ use super::seq;
 use crate::cplane::NextHop;
 use crate::image::NONE;
 use crate::types::Instant;
+use core::mem::offset_of;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// Connection states by Linux's numbers (include/net/tcp_states.h), which TCP_INFO shows.
@@ -110,13 +111,13 @@ pub(crate) mod search {
 /// What a sender is doing, for TCP_INFO (include/linux/tcp.h: enum tcp_chrono).
 pub(crate) mod busy {
     /// Nothing to send and nothing in flight.
-    pub(crate) const IDLE: u32 = 0;
+    pub(crate) const IDLE: u8 = 0;
     /// Data is in flight or waits for the congestion window.
-    pub(crate) const SENDING: u32 = 1;
+    pub(crate) const SENDING: u8 = 1;
     /// Data waits for the peer's window.
-    pub(crate) const WINDOW: u32 = 2;
+    pub(crate) const WINDOW: u8 = 2;
     /// The program has more than the send buffer takes.
-    pub(crate) const BUFFER: u32 = 3;
+    pub(crate) const BUFFER: u8 = 3;
 }
 
 /// Bits of [`Tcb::flags`].
@@ -250,7 +251,9 @@ impl Hop {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(crate) struct Tcb {
-    // Receive side.
+    // What a request and its response touch, up to the first half of `congestion`: nine lines of a
+    // cache, of which `options` has one and a half of its own that they do not touch.
+    // First the receive side.
     pub(crate) rcv_nxt: u32,
     /// `rcv_nxt` when the last window was told.
     pub(crate) rcv_wup: u32,
@@ -271,7 +274,6 @@ pub(crate) struct Tcb {
     pub(crate) rx_bytes: u32,
     pub(crate) ooo_bytes: u32,
     pub(crate) ooo_head: u32,
-    pub(crate) ooo_count: u32,
     /// The urgent byte, and above it its state.
     pub(crate) urgent: u32,
     /// Chunks that the receive side holds.
@@ -284,7 +286,6 @@ pub(crate) struct Tcb {
     pub(crate) snd_nxt: u32,
     pub(crate) snd_wnd: u32,
     pub(crate) snd_wl1: u32,
-    pub(crate) max_window: u32,
     /// End of the last small segment sent (Minshall's Nagle).
     pub(crate) snd_sml: u32,
     /// End of the data that the program has written.
@@ -300,10 +301,9 @@ pub(crate) struct Tcb {
     pub(crate) lost_out: u32,
     pub(crate) retrans_out: u32,
     pub(crate) mss: u16,
-    pub(crate) mss_clamp: u16,
-    pub(crate) advertised_mss: u16,
     /// Most bytes that one segment of the peer had.
     pub(crate) rcv_mss: u16,
+
     pub(crate) snd_wscale: u8,
     pub(crate) backoff: u8,
     pub(crate) retransmits: u8,
@@ -311,9 +311,10 @@ pub(crate) struct Tcb {
     pub(crate) quick_acks: u8,
     /// What the search for the path's MTU is at: [`search`]. Its numbers are further down.
     pub(crate) mtu_search: u8,
-    pub(crate) syn_retries: u8,
-    pub(crate) challenge_acks: u8,
-
+    /// Runs in `sacks`.
+    pub(crate) sack_count: u8,
+    /// What the sender is doing now: [`busy`].
+    pub(crate) busy: u8,
     // Round-trip time, microseconds.
     /// Smoothed, times 8.
     pub(crate) srtt8_us: u32,
@@ -323,29 +324,23 @@ pub(crate) struct Tcb {
     pub(crate) rttvar_us: u32,
     pub(crate) rtt_seq: u32,
     pub(crate) min_rtt_us: u32,
+    pub(crate) min_rtt_at_ms: u32,
     pub(crate) rto_us: u32,
     pub(crate) rcv_rtt_us: u32,
-    /// When a segment without data from outside the window was last answered, milliseconds; 0 =
-    /// never.
-    pub(crate) answered_ms: u32,
-    pub(crate) min_rtt_at_us: u64,
-
     // What every ACK moves of loss recovery and the delivery rate
     // (draft-cheng-iccrg-delivery-rate-estimation).
     pub(crate) rack_sent_us: u32,
     pub(crate) rack_end_seq: u32,
     pub(crate) rack_rtt_us: u32,
-    pub(crate) rack_steps: u8,
-    pub(crate) rack_persist: u8,
-    pub(crate) reordering: u16,
-    pub(crate) high_seq: u32,
-    /// Timestamp of the first retransmission of an episode, milliseconds of our clock.
-    pub(crate) retrans_stamp: u32,
     pub(crate) delivered: u32,
     pub(crate) app_limited: u32,
+
     pub(crate) rate_delivered: u32,
     pub(crate) rate_interval_us: u32,
     pub(crate) round_delivered: u32,
+    /// Microseconds, wrapping.
+    pub(crate) delivered_us: u32,
+    pub(crate) first_sent_us: u32,
     pub(crate) ts_offset: u32,
     /// What had been sent when the use of the congestion window was noted, and what that was until
     /// all of it is acknowledged: most segments in flight, whether the window was in the way
@@ -353,55 +348,68 @@ pub(crate) struct Tcb {
     pub(crate) usage_seq: u32,
     pub(crate) most_out: u16,
     pub(crate) is_used_up: u8,
-    pub(crate) spare_usage: u8,
-    pub(crate) delivered_us: u64,
-    pub(crate) first_sent_us: u64,
-
+    /// Whether it is on the list of connections with something to flush.
+    pub(crate) on_flush: u8,
     // Time.
     pub(crate) retransmit_at: u64,
     pub(crate) delayed_ack_at: u64,
     /// When a segment that pacing holds back may leave.
     pub(crate) paced_at: u64,
-    /// Before it no segment leaves (see [`super::pace`]); 0 without pacing.
-    pub(crate) pace_at: u64,
     /// Keepalive, FIN_WAIT_2's end, or the end of a lingering close.
     pub(crate) keepalive_at: u64,
-    /// When anything came, and when data came.
-    pub(crate) last_received: u64,
-    pub(crate) last_data: u64,
-    pub(crate) last_sent: u64,
+
+    /// Before it no segment leaves (see [`super::pace`]); 0 without pacing.
+    pub(crate) pace_at: u64,
     /// When the oldest unacknowledged data was first sent or the first probe of a zero window left.
     pub(crate) stuck_since: u64,
-    pub(crate) cwnd_stamp: u64,
-    pub(crate) drs_time_us: u64,
     /// Tick of the wheel under which it is filed; [`NEVER`] = not filed.
     pub(crate) timer_tick: u64,
-
-    // What else a request and its response touch.
+    /// When anything came, and when data came; milliseconds, as all times of that unit wrapping.
+    pub(crate) last_received_ms: u32,
+    pub(crate) last_data_ms: u32,
+    pub(crate) last_sent_ms: u32,
+    /// Microseconds, wrapping.
+    pub(crate) drs_time_us: u32,
     pub(crate) in_edge: u32,
-    pub(crate) out_edge: u32,
-    /// Next in the list of connections with something to flush; and whether it is there.
-    pub(crate) flush_next: u32,
-    pub(crate) on_flush: u32,
-    pub(crate) sack_count: u32,
     pub(crate) error: i32,
-    /// What the sender is doing now: [`busy`].
-    pub(crate) busy: u32,
     /// The furthest end of any window told: what lies before it may be on its way.
     pub(crate) rcv_edge: u32,
-    pub(crate) bytes_acked: u64,
-    pub(crate) bytes_received: u64,
-    pub(crate) bytes_sent: u64,
     pub(crate) segs_in: u32,
     pub(crate) segs_out: u32,
     pub(crate) data_segs_in: u32,
+
+    pub(crate) bytes_acked: u64,
+    pub(crate) bytes_received: u64,
+    pub(crate) bytes_sent: u64,
     pub(crate) data_segs_out: u32,
+    pub(crate) out_edge: u32,
+    /// Since when the sender does what it does, microseconds, and how long it has done so in all
+    /// before that, by kind; for TCP_INFO.
+    pub(crate) busy_since_us: u64,
+    pub(crate) busy_us: [u64; 3],
     pub(crate) hop: Hop,
-    pub(crate) congestion: Congestion,
     pub(crate) options: TcpOptions,
+    pub(crate) congestion: Congestion,
 
     // Rarely: loss, duplicates, urgent data, trouble.
+    /// When a segment without data from outside the window was last answered, milliseconds; 0 =
+    /// never.
+    pub(crate) answered_ms: u32,
+    pub(crate) max_window: u32,
+    pub(crate) mss_clamp: u16,
+    pub(crate) advertised_mss: u16,
+    pub(crate) syn_retries: u8,
+    pub(crate) challenge_acks: u8,
+    pub(crate) rack_steps: u8,
+    pub(crate) rack_persist: u8,
+    pub(crate) reordering: u16,
+    /// Zero.
+    pub(crate) reserved: u16,
+    pub(crate) high_seq: u32,
+    /// Timestamp of the first retransmission of an episode, milliseconds of our clock.
+    pub(crate) retrans_stamp: u32,
     pub(crate) ooo_tail: u32,
+    pub(crate) ooo_count: u32,
     pub(crate) challenge_s: u32,
     pub(crate) tlp_high_seq: u32,
     pub(crate) undo_marker: u32,
@@ -418,9 +426,10 @@ pub(crate) struct Tcb {
     pub(crate) irs: u32,
     /// The peer's urgent byte, while [`Tcb::urgent`] is not 0.
     pub(crate) rcv_up: u32,
-    pub(crate) cwnd_used: u32,
     pub(crate) drs_seq: u32,
     pub(crate) drs_space: u32,
+    /// Next in the list of connections with something to flush.
+    pub(crate) flush_next: u32,
     pub(crate) timer_next: u32,
     pub(crate) timer_previous: u32,
     pub(crate) syn_sent_us: u32,
@@ -453,15 +462,14 @@ pub(crate) struct Tcb {
     pub(crate) is_pressed: u32,
 
     // For TCP_INFO.
-    /// Since when, microseconds, and how long in all before that, by kind.
-    pub(crate) busy_since_us: u64,
-    pub(crate) busy_us: [u64; 3],
     pub(crate) bytes_retrans: u64,
     pub(crate) total_retrans: u32,
     pub(crate) dsack_dups: u32,
     pub(crate) reord_seen: u32,
     pub(crate) rcv_ooopack: u32,
 }
+
+const _: () = assert!(offset_of!(Tcb, hop) == 6 * 64 && size_of::<Tcb>() <= 864);
 
 impl Tcb {
     /// A fresh one: every link empty, every timer off.
@@ -567,7 +575,7 @@ impl Tcb {
         }
         let [first, second, third, _] = rest;
         self.sacks = [newest, first, second, third];
-        self.sack_count = count.saturating_add(1).min(self.sacks.len()) as u32;
+        self.sack_count = count.saturating_add(1).min(self.sacks.len()) as u8;
     }
 
     /// Forgets runs that have become in order.
@@ -586,7 +594,7 @@ impl Tcb {
                 count = count.wrapping_add(1);
             }
         }
-        self.sack_count = count as u32;
+        self.sack_count = count as u8;
     }
 
     /// Keeps the times of what the sender was doing.

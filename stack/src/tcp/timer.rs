@@ -1,6 +1,6 @@
 //! What happens when a connection's timers fire (RFC 6298, RFC 8985, RFC 9293 section 3.8).
 
-use super::connection::Connection;
+use super::connection::{Connection, elapsed, millis};
 use super::options::TcpOptions;
 use super::rtt::MAX_RTO_US;
 use super::tcb::{NEVER, TcpState, flag, pending};
@@ -145,8 +145,8 @@ impl Connection<'_> {
     /// The peer has taken its window back and drops what comes, but lives: what is sent again is a
     /// probe (net/ipv4/tcp_timer.c:tcp_rtx_probe0_timed_out).
     fn is_answered(&self, now: Instant) -> bool {
-        let silent = now.0.saturating_sub(self.tcb.last_received);
-        self.tcb.options.user_timeout_ms == 0 && silent <= 2000 * u64::from(MAX_RTO_US)
+        let silent_ms = elapsed(millis(now), self.tcb.last_received_ms);
+        self.tcb.options.user_timeout_ms == 0 && silent_ms <= 2 * (MAX_RTO_US / 1000)
     }
 
     /// The probe timer: a corked segment leaves, or a closed window is asked again (RFC 9293
@@ -205,8 +205,15 @@ impl Connection<'_> {
     /// Arms the keepalive timer from the last sign of life.
     pub(crate) fn arm_keepalive(&mut self, now: Instant) {
         let idle = u64::from(self.tcb.options.keep_idle_s).saturating_mul(1_000_000_000);
-        let from = self.tcb.last_received.max(self.tcb.last_data);
-        self.tcb.keepalive_at = from.saturating_add(idle).max(now.0.saturating_add(1));
+        let wait = idle.saturating_sub(self.silent_ns(now)).max(1);
+        self.tcb.keepalive_at = now.0.saturating_add(wait);
+    }
+
+    /// How long the peer has sent nothing, to the millisecond.
+    fn silent_ns(&self, now: Instant) -> u64 {
+        let silent_ms = elapsed(millis(now), self.tcb.last_received_ms)
+            .min(elapsed(millis(now), self.tcb.last_data_ms));
+        u64::from(silent_ms).saturating_mul(1_000_000)
     }
 
     /// Keepalive (RFC 9293 section 3.8.4), or the end of FIN_WAIT_2.
@@ -232,9 +239,7 @@ impl Connection<'_> {
             return;
         }
         let idle = u64::from(self.tcb.options.keep_idle_s).saturating_mul(second);
-        let silent = now
-            .0
-            .saturating_sub(self.tcb.last_received.max(self.tcb.last_data));
+        let silent = self.silent_ns(now);
         if silent < idle {
             self.tcb.probes_out = 0;
             self.arm_keepalive(now);

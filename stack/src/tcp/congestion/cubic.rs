@@ -23,6 +23,7 @@ const GAP_MAX_US: u64 = 1_000_000;
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct Cubic {
+    hystart: Hystart,
     /// Window before the last reduction, less when converging fast.
     w_max: u64,
     /// Time from the start of the epoch to `w_max`.
@@ -39,7 +40,6 @@ pub(super) struct Cubic {
     cwnd_prior: u32,
     /// Whether an epoch was on before the last reduction.
     was_running: u32,
-    hystart: Hystart,
 }
 
 impl Cubic {

@@ -64,16 +64,16 @@ mod phase {
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Congestion {
-    /// Congestion window, segments; at least 1.
-    pub cwnd: u32,
-    /// Slow start threshold, segments; [`NO_THRESHOLD`] before the first loss.
-    pub ssthresh: u32,
     /// `cwnd` before the last reduction, for undoing it.
     pub prior_cwnd: u32,
     /// `ssthresh` before the last reduction.
     pub prior_ssthresh: u32,
     /// Part of a segment by which `cwnd` has grown already; the unit is the algorithm's.
     fraction: u32,
+    /// Congestion window, segments; at least 1.
+    pub cwnd: u32,
+    /// Slow start threshold, segments; [`NO_THRESHOLD`] before the first loss.
+    pub ssthresh: u32,
     /// Initial window, segments.
     initial_window: u16,
     /// [`CUBIC`], [`RENO`] or [`BBR`].
