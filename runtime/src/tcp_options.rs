@@ -4,12 +4,17 @@
 //! Every `setsockopt` is the kernel's to judge, on a socket of its own (the shadow); what the
 //! engine acts on is then read back into the endpoint's [`TcpOptions`].
 
+use crate::tcp_settings;
 use bypass_stack::TcpOptions;
 use bypass_stack::tcp::congestion;
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, c_int};
 
 /// Of linux/tcp.h.
 const INQ: c_int = 36;
+/// The same.
+pub const FASTOPEN_KEY: c_int = 33;
+/// The same.
+pub const FASTOPEN_NO_COOKIE: c_int = 34;
 /// `SO_RCVTIMEO_NEW` and `SO_SNDTIMEO_NEW` of asm-generic/socket.h.
 const RCVTIMEO_NEW: c_int = 66;
 const SNDTIMEO_NEW: c_int = 67;
@@ -53,7 +58,7 @@ fn timeout_ms(shadow: &impl Shadow, name: c_int) -> u32 {
 }
 
 /// Every option that is read from a shadow when it becomes accelerated.
-pub const READ: [(c_int, c_int); 27] = [
+pub const READ: [(c_int, c_int); 30] = [
     (SOL_SOCKET, libc::SO_RCVBUF),
     (SOL_SOCKET, libc::SO_SNDBUF),
     (SOL_SOCKET, libc::SO_KEEPALIVE),
@@ -81,6 +86,9 @@ pub const READ: [(c_int, c_int); 27] = [
     (IPPROTO_IP, libc::IP_TOS),
     (IPPROTO_IP, libc::IP_TTL),
     (IPPROTO_IP, libc::IP_RECVERR),
+    (IPPROTO_TCP, libc::TCP_FASTOPEN),
+    (IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT),
+    (IPPROTO_TCP, FASTOPEN_NO_COOKIE),
 ];
 
 /// Options that are followed, but not read at the start: a fresh socket's answer is the default.
@@ -124,6 +132,22 @@ pub fn read(shadow: &impl Shadow) -> TcpOptions {
     }
     options.set(TcpOptions::NONBLOCKING, shadow.is_nonblocking());
     options
+}
+
+/// The keys of a listener's Fast Open cookies, the newer first: those that were set on it, or the
+/// system's, which only root may read. How many there are; the kernel has made its own when a
+/// listener has begun.
+pub fn cookie_keys(shadow: &impl Shadow, keys: &mut [[u64; 2]; 2]) -> usize {
+    let mut bytes = [0; 32];
+    let read = shadow.option(IPPROTO_TCP, FASTOPEN_KEY, &mut bytes);
+    if read.unwrap_or(0) < 16 {
+        return tcp_settings::cookie_keys(keys);
+    }
+    let (words, _) = bytes.as_chunks::<8>();
+    for (place, word) in keys.as_flattened_mut().iter_mut().zip(words) {
+        *place = u64::from_le_bytes(*word);
+    }
+    read.unwrap_or(0) / 16
 }
 
 /// A small number out of an option that may be -1.
@@ -203,6 +227,15 @@ pub fn read_one(shadow: &impl Shadow, level: c_int, name: c_int, options: &mut T
         }
         (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT) => options.notsent_lowat = value.cast_unsigned(),
         (IPPROTO_TCP, libc::TCP_WINDOW_CLAMP) => options.window_clamp = positive,
+        (IPPROTO_TCP, libc::TCP_FASTOPEN) => {
+            options.fast_open_queue = u16::try_from(value.max(0)).unwrap_or(u16::MAX);
+        }
+        (IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT) => {
+            options.set(TcpOptions::FAST_OPEN_CONNECT, value != 0);
+        }
+        (IPPROTO_TCP, FASTOPEN_NO_COOKIE) => {
+            options.set(TcpOptions::FAST_OPEN_NO_COOKIE, value != 0);
+        }
         (IPPROTO_TCP, libc::TCP_MAXSEG) => options.max_seg = u16::try_from(value).unwrap_or(0),
         (IPPROTO_IP, libc::IP_TOS) => options.tos = small(value),
         (IPPROTO_IP, libc::IP_TTL) => options.ttl = small(value),

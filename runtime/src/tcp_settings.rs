@@ -20,7 +20,7 @@ macro_rules! setting {
 }
 
 /// Every setting of numbers that the stack follows.
-const SETTINGS: [(&str, Apply); 22] = [
+const SETTINGS: [(&str, Apply); 23] = [
     (setting!("tcp_rmem"), |to, value| to.rmem = value),
     (setting!("tcp_wmem"), |to, value| to.wmem = value),
     (setting!("tcp_syn_retries"), |to, [value, ..]| {
@@ -88,6 +88,9 @@ const SETTINGS: [(&str, Apply); 22] = [
     (setting!("tcp_probe_threshold"), |to, [value, ..]| {
         to.probe_threshold = value;
     }),
+    (setting!("tcp_fastopen"), |to, [value, ..]| {
+        to.fast_open = value;
+    }),
 ];
 
 fn byte(value: u32) -> u8 {
@@ -114,6 +117,32 @@ pub fn read(settings: &mut TcpDefaults) {
 #[must_use]
 pub fn notsent_lowat() -> Option<u32> {
     numbers(setting!("tcp_notsent_lowat")).map(|[value, ..]| value)
+}
+
+/// `net.ipv4.tcp_fastopen_key`: the keys of Fast Open cookies, the newer first; how many.
+pub fn cookie_keys(keys: &mut [[u64; 2]; 2]) -> usize {
+    let mut bytes = [0; 80];
+    text(setting!("tcp_fastopen_key"), &mut bytes).map_or(0, |text| parse_keys(text, keys))
+}
+
+/// A key is four numbers of 32 bits in hexadecimal, which the kernel keeps in its own byte order
+/// (net/ipv4/sysctl_net_ipv4.c:proc_tcp_fastopen_key).
+fn parse_keys(text: &[u8], keys: &mut [[u64; 2]; 2]) -> usize {
+    let text = std::str::from_utf8(text).unwrap_or_default();
+    let mut count = 0;
+    for (key, text) in keys.iter_mut().zip(text.trim().split(',')) {
+        let mut words = [0; 4];
+        for (word, digits) in words.iter_mut().zip(text.split('-')) {
+            match u32::from_str_radix(digits, 16) {
+                Ok(value) => *word = u64::from(value),
+                Err(_) => return count,
+            }
+        }
+        let [a, b, c, d] = words;
+        *key = [b << 32 | a, d << 32 | c];
+        count += 1;
+    }
+    count
 }
 
 /// `net.core.somaxconn`: what the kernel cuts a backlog to.
@@ -166,6 +195,18 @@ mod tests {
         );
         assert_eq!(parse(b"4294967295\n"), Some([u32::MAX, 0, 0]));
         assert_eq!(parse(b"-1\n"), None);
+    }
+
+    #[test]
+    fn cookie_keys_are_one_or_two() {
+        let mut keys = [[0; 2]; 2];
+        let text = b"00000001-00000002-00000003-80000000\n";
+        assert_eq!(parse_keys(text, &mut keys), 1);
+        assert_eq!(keys[0], [2 << 32 | 1, 1 << 63 | 3]);
+        let text = b"1-2-3-4,a1a1a1a1-b2b2b2b2-c3c3c3c3-d4d4d4d4\n";
+        assert_eq!(parse_keys(text, &mut keys), 2);
+        assert_eq!(keys[1], [0xb2b2_b2b2_a1a1_a1a1, 0xd4d4_d4d4_c3c3_c3c3]);
+        assert_eq!(parse_keys(b"\n", &mut keys), 0);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use core::fmt;
 
 /// Places for counters, and for drop reasons, in the image.
-pub(crate) const COUNTER_SLOTS: usize = 64;
+pub(crate) const COUNTER_SLOTS: usize = 72;
 
 macro_rules! table {
     ($(#[$meta:meta])* $type:ident { $($variant:ident $name:literal $sentence:literal,)* }) => {
@@ -111,6 +111,9 @@ table! {
         TcpMtuProbes "tcp-mtu-probes" "Segments sent to learn whether the path takes one so long.",
         TcpMtuProbesLost "tcp-mtu-probes-lost" "Such segments that were lost.",
         TcpPressed "tcp-pressed" "Times a listener, or all listeners of the stack together, had so many half-open connections that new ones went to the kernel, which has SYN cookies.",
+        TcpFastOpens "tcp-fast-opens" "Connections that a SYN with data or a cookie has made at once (TCP Fast Open).",
+        TcpFastOpensRefused "tcp-fast-opens-refused" "SYNs whose Fast Open cookie was wrong.",
+        TcpFastOpensFull "tcp-fast-opens-full" "SYNs for Fast Open that became ordinary, because as many as TCP_FASTOPEN allows waited for the end of their handshake.",
     }
 }
 

@@ -143,5 +143,5 @@ macro_rules! topics {
 }
 
 topics! {
-    handshake listener close receive send timers recovery attacks ecn info urgent
+    fast_open handshake listener close receive send timers recovery attacks ecn info urgent
 }

@@ -23,10 +23,12 @@ const BEGIN: &str = "<!-- cargo xtask packetdrill: begin -->\n";
 const END: &str = "<!-- cargo xtask packetdrill: end -->\n";
 /// Seconds that a script may take; its clock is virtual.
 const LIMIT: &str = "20";
-/// The namespace of a script: the addresses that its arguments name.
+/// The namespace of a script: the addresses that its arguments name, ours or its own.
 const NAMESPACE: &str = "ip link set lo up && ip tuntap add tun0 mode tun \
-    && ip addr add 192.168.0.1/16 dev tun0 && ip link set tun0 up \
-    && ip route add 192.0.2.0/24 via 192.168.0.2 dev tun0 onlink && exec \"$@\"";
+    && ip addr add 192.168.0.1/16 dev tun0 && ip addr add 192.168.0.2/16 dev tun0 \
+    && ip addr add 192.168.0.3/16 dev tun0 && ip link set tun0 up \
+    && ip route add 192.0.2.0/24 via 192.168.0.9 dev tun0 onlink \
+    && ip route add 10.248.0.0/16 via 192.168.0.9 dev tun0 onlink && exec \"$@\"";
 /// packetdrill's arguments, as its own runner has them for IPv4.
 const ARGUMENTS: [&str; 15] = [
     "--ip_version=ipv4",
@@ -128,6 +130,16 @@ fn one(program: &Path, library: &Path, script: &Path) -> Result<Option<String>> 
     preload.push(library);
     let mut so = std::ffi::OsString::from("--so_filename=");
     so.push(library);
+    // Ours would go before those of the script.
+    let text = fs::read_to_string(script)?;
+    let is_own = |argument: &str| {
+        let name = argument.split_once('=').map_or(argument, |(name, _)| name);
+        text.lines().any(|line| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with('='))
+        })
+    };
+    let arguments = ARGUMENTS.into_iter().filter(|argument| !is_own(argument));
     let output = Command::new("unshare")
         .args([
             "--net", "sh", "-c", NAMESPACE, "sh", "timeout", LIMIT, "env",
@@ -135,7 +147,7 @@ fn one(program: &Path, library: &Path, script: &Path) -> Result<Option<String>> 
         .arg(preload)
         .arg(program)
         .arg(so)
-        .args(ARGUMENTS)
+        .args(arguments)
         .arg(script)
         .current_dir(script.parent().unwrap_or(script))
         .stdin(Stdio::null())

@@ -4,7 +4,7 @@
 
 use std::ffi::{c_int, c_ulong};
 
-use bypass_stack::TcpOptions;
+use bypass_stack::{TcpOptions, TcpState};
 use libc::size_t;
 use rustix::io::Errno;
 
@@ -93,6 +93,8 @@ unsafe fn stream(fd: c_int, request: c_ulong, argument: size_t) -> Option<Answer
     }
     let value = match request {
         // Up to the mark, even when the reader is there (net/ipv4/tcp.c:tcp_inq).
+        // What Fast Open has brought is not told before the handshake is over (tcp_inq).
+        libc::FIONREAD if status.state == TcpState::SynReceived => 0,
         libc::FIONREAD if at_mark && !inline => 0,
         libc::FIONREAD => status.readable,
         libc::TIOCOUTQ => status.unacked,

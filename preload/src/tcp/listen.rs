@@ -101,6 +101,9 @@ fn try_begin(fd: c_int, backlog: u32, only: u32, anew: bool) -> Result<EndpointI
         let opened = locked.stack().tcp_listen(&open, backlog);
         opened.map_err(decide::not_opened)?
     };
+    if open.options.fast_open_queue > 0 {
+        options::follow_cookie_keys(fd, endpoint);
+    }
     // A blocking accept must be able to ask the kernel without falling asleep there; what the
     // program wants is in the endpoint's options.
     set_nonblocking(fd, true);

@@ -13,7 +13,9 @@
 
 use std::ffi::{c_int, c_void};
 
-use bypass_runtime::tcp_options::{self, NAME_BYTES, RARE, READ, Shadow, number, usual_name};
+use bypass_runtime::tcp_options::{
+    self, FASTOPEN_KEY, FASTOPEN_NO_COOKIE, NAME_BYTES, RARE, READ, Shadow, number, usual_name,
+};
 use bypass_stack::tcp::congestion;
 use bypass_stack::{EndpointId, Family, TcpOptions, TcpState};
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, socklen_t};
@@ -25,9 +27,6 @@ use crate::address::is_nowhere;
 use crate::errno::{Answer, from_c};
 use crate::fdtable::{self, Entry};
 use crate::{shadow, symbols};
-
-/// Of linux/tcp.h.
-const FASTOPEN_NO_COOKIE: c_int = 34;
 
 /// What a fresh socket answers for its buffers: (SO_RCVBUF, SO_SNDBUF).
 static FRESH: Lazy<(c_int, c_int)> = Lazy::new(|| {
@@ -76,6 +75,17 @@ pub fn of_shadow(fd: c_int) -> TcpOptions {
 /// Reads one option from the shadow.
 pub(super) fn read_one(fd: c_int, level: c_int, name: c_int, options: &mut TcpOptions) {
     tcp_options::read_one(&ShadowOf(fd), level, name, options);
+}
+
+/// Gives a listener the keys of its Fast Open cookies, which are the kernel's where those can be
+/// read: then each takes the other's cookies.
+pub(super) fn follow_cookie_keys(fd: c_int, listener: EndpointId) {
+    let mut keys = [[0; 2]; 2];
+    let count = tcp_options::cookie_keys(&ShadowOf(fd), &mut keys);
+    with_stack(|_, locked, _| {
+        // What has no listener has no cookies.
+        let _ = locked.stack().tcp_set_cookie_keys(listener, &keys[..count]);
+    });
 }
 
 /// What only a socket without a connection or a port takes
@@ -144,6 +154,9 @@ pub unsafe fn set(
         super::inherited::note(fd, endpoint);
     }
     let (level, name) = usual_name(level, name);
+    if level == IPPROTO_TCP && matches!(name, FASTOPEN_KEY | libc::TCP_FASTOPEN) {
+        follow_cookie_keys(fd, endpoint);
+    }
     if READ.contains(&(level, name)) || RARE.contains(&(level, name)) {
         change(endpoint, |options| read_one(fd, level, name, options));
     }

@@ -57,11 +57,20 @@ pub struct TcpDefaults {
     pub probe_interval_s: u32,
     /// tcp_probe_threshold, bytes: a search ends when it is so near.
     pub probe_threshold: u32,
-    /// Zero.
-    pub spare: u32,
+    /// tcp_fastopen: bits of [`TcpDefaults::FAST_OPEN_SERVER`] and the others.
+    pub fast_open: u32,
 }
 
 impl TcpDefaults {
+    /// Connections of ours may send data in the SYN (bits of [`TcpDefaults::fast_open`]).
+    pub const FAST_OPEN_CLIENT: u32 = 1;
+    /// Listeners may take data of a SYN.
+    pub const FAST_OPEN_SERVER: u32 = 2;
+    /// A client needs no cookie.
+    pub const FAST_OPEN_CLIENT_NO_COOKIE: u32 = 4;
+    /// A listener asks for none.
+    pub const FAST_OPEN_SERVER_NO_COOKIE: u32 = 0x200;
+
     /// Linux 6.12's defaults on a host with some gigabytes of memory.
     #[must_use]
     pub const fn new() -> Self {
@@ -91,7 +100,7 @@ impl TcpDefaults {
             mtu_probe_floor: 48,
             probe_interval_s: 600,
             probe_threshold: 8,
-            spare: 0,
+            fast_open: 1,
         }
     }
 }

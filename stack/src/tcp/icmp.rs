@@ -9,7 +9,7 @@ use super::input::errno;
 use super::mini;
 use super::options::TcpOptions;
 use super::seq::{after, before};
-use super::tcb::{TcpState, pending};
+use super::tcb::{TcpState, flag, pending};
 use crate::counters::Counter;
 use crate::stack::Stack;
 use crate::types::{EndpointId, Instant, Memory};
@@ -95,7 +95,12 @@ impl Connection<'_> {
     /// Whether a segment with this number may be in the network: else a message that quotes it is
     /// counted and not believed (RFC 5927 section 4.1).
     pub(super) fn believes(&mut self, quoted: Option<u32>) -> bool {
-        let (una, nxt) = (self.tcb.snd_una, self.tcb.snd_nxt);
+        let nxt = self.tcb.snd_nxt;
+        let una = if self.tcb.is_early() {
+            self.tcb.iss
+        } else {
+            self.tcb.snd_una
+        };
         let believed = quoted.is_none_or(|seq| !before(seq, una) && !after(seq, nxt));
         self.pool.count(if believed {
             Counter::TcpIcmpErrors
@@ -113,8 +118,10 @@ impl Connection<'_> {
         if no_route && quoted == Some(self.tcb.snd_una) {
             self.revert_backoff(now);
         }
+        // Fast Open: what the program has accepted is a connection.
+        let is_accepted = self.tcb.is_early() && !self.tcb.has(flag::ACCEPTABLE);
         match state {
-            TcpState::SynSent | TcpState::SynReceived => self.finish(error),
+            TcpState::SynSent | TcpState::SynReceived if !is_accepted => self.finish(error),
             _ if self.tcb.options.has(TcpOptions::RECVERR) => {
                 self.tcb.error = error;
                 self.readable_edge();

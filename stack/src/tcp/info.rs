@@ -2,7 +2,7 @@
 
 use super::connection::{elapsed, micros, millis};
 use super::seq::distance;
-use super::tcb::{TcpState, flag};
+use super::tcb::{TcpState, fast, flag};
 use crate::stack::Stack;
 use crate::types::{EndpointId, Instant, Stale};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -85,6 +85,7 @@ const OPT_TIMESTAMPS: u8 = 1;
 const OPT_SACK: u8 = 2;
 const OPT_WSCALE: u8 = 4;
 const OPT_ECN: u8 = 8;
+const OPT_SYN_DATA: u8 = 32;
 
 impl Stack<'_> {
     /// TCP_INFO of a connection or listener.
@@ -113,6 +114,9 @@ impl Stack<'_> {
             if tcb.has(bit) {
                 info.options |= option;
             }
+        }
+        if tcb.is_fast(fast::DATA_TAKEN) {
+            info.options |= OPT_SYN_DATA;
         }
         info.wscale = tcb.snd_wscale & 15 | tcb.rcv_wscale << 4;
         info.rate_flags = u8::from(tcb.app_limited != 0);

@@ -2,7 +2,7 @@
 //! 7323).
 
 use super::connection::{Connection, elapsed, may_answer, micros, millis, timestamps};
-use super::listen::initial_window;
+use super::listen::{Taken, initial_window};
 use super::mini;
 use super::receive::Payload;
 use super::seq::{after, before};
@@ -11,7 +11,7 @@ use crate::counters::{Counter, DropReason};
 use crate::cplane::NextHop;
 use crate::stack::{FrameOutcome, RxFrame, Stack};
 use crate::types::{EndpointId, Instant, IpAddress, Memory, QUEUE_PAIR_HAIRPIN, SocketAddress};
-use crate::wire::tcp::{self, Segment, flags};
+use crate::wire::tcp::{self, FastOpen, Segment, flags};
 
 /// Linux's errno values that connections end with.
 pub(crate) mod errno {
@@ -78,6 +78,16 @@ impl Arrived<'_> {
     }
 }
 
+/// Who takes a segment that has no connection yet.
+enum Taker {
+    /// Nobody keeps it.
+    Nobody,
+    /// A request became a connection, and the segment is its.
+    Connection(u32),
+    /// A connection that has begun with it, and keeps it.
+    FastOpen(u32),
+}
+
 impl Stack<'_> {
     /// Takes a TCP frame: its connection, request, listener or time wait, or the answer that there
     /// is none. The chunk is kept only by a connection that has queued its data.
@@ -108,8 +118,9 @@ impl Stack<'_> {
         let mut index = self.find_connection(&arrived.local(), &arrived.remote());
         if index.is_none() {
             match self.without_connection(memory, &arrived, now)? {
-                Some(child) => index = Some(child),
-                None => return Ok(self.handled(frame.chunk.0)),
+                Taker::Connection(child) => index = Some(child),
+                Taker::FastOpen(child) => return Ok(self.delivered(child)),
+                Taker::Nobody => return Ok(self.handled(frame.chunk.0)),
             }
         }
         let Some(index) = index else {
@@ -118,8 +129,12 @@ impl Stack<'_> {
         let Some(mut connection) = self.connection(index) else {
             return Err(DropReason::Corrupt);
         };
+        let is_early = connection.tcb.is_early();
         let taken = connection.input(memory, &arrived, now);
         let generation = connection.endpoint.generation;
+        if is_early && !connection.tcb.is_early() {
+            self.fast_open_ended(index, now);
+        }
         self.settle_at(index, now);
         if taken? {
             Ok(FrameOutcome::Delivered(EndpointId { index, generation }))
@@ -152,23 +167,31 @@ impl Stack<'_> {
         FrameOutcome::Handled
     }
 
-    /// A segment without a connection. `Some`: a request became one, and the segment is its.
+    /// A connection that has just begun has kept the frame.
+    fn delivered(&self, index: u32) -> FrameOutcome {
+        let endpoint = self.endpoints.get(index as usize);
+        let generation = endpoint.map_or(0, |endpoint| endpoint.generation);
+        FrameOutcome::Delivered(EndpointId { index, generation })
+    }
+
+    /// A segment without a connection.
     fn without_connection(
         &mut self,
         memory: &mut impl Memory,
         arrived: &Arrived<'_>,
         now: Instant,
-    ) -> Result<Option<u32>, DropReason> {
+    ) -> Result<Taker, DropReason> {
         if let Some(index) = self.find_mini(&arrived.local(), &arrived.remote()) {
             match self.minis.get(index as usize).map(|mini| mini.kind) {
                 Some(mini::kind::REQUEST) => {
-                    return self.take_request_segment(memory, index, arrived, now);
+                    let child = self.take_request_segment(memory, index, arrived, now)?;
+                    return Ok(child.map_or(Taker::Nobody, Taker::Connection));
                 }
                 Some(mini::kind::LEFT) => return Err(DropReason::TcpLeft),
                 _ => {}
             }
             if !self.take_time_wait_segment(memory, index, arrived, now)? {
-                return Ok(None);
+                return Ok(Taker::Nobody);
             }
         }
         let bits = arrived.segment.flags;
@@ -181,8 +204,10 @@ impl Stack<'_> {
                 if bits & flags::FIN != 0 {
                     return Err(DropReason::TcpFlags);
                 }
-                self.take_syn(memory, listener, arrived, now)?;
-                Ok(None)
+                match self.take_syn(memory, listener, arrived, now)? {
+                    Taken::FastOpen(child, true) => Ok(Taker::FastOpen(child)),
+                    Taken::FastOpen(_, false) | Taken::Request => Ok(Taker::Nobody),
+                }
             }
             Some(_) if bits & flags::ACK == 0 => Err(DropReason::TcpFlags),
             _ => {
@@ -250,6 +275,9 @@ impl Connection<'_> {
             }
             _ => {}
         }
+        if self.tcb.is_early() && !self.look_at_handshake(memory, segment, now)? {
+            return Ok(false);
+        }
         if !self.is_expected(segment, now) && !self.is_acceptable(segment, now)? {
             return Ok(false);
         }
@@ -268,6 +296,9 @@ impl Connection<'_> {
         }
         if !self.take_ack(memory, segment, now) {
             return Err(DropReason::TcpAck);
+        }
+        if self.tcb.is_early() {
+            self.end_handshake(memory, segment.ack, now);
         }
         self.after_ack(memory, now);
         let kept = self.take_payload(memory, arrived, now);
@@ -327,6 +358,7 @@ impl Connection<'_> {
             if self.tcb.state() == TcpState::SynReceived
                 && segment.flags & flags::ACK != 0
                 && segment.seq.wrapping_add(1) == self.tcb.rcv_nxt
+                && !self.tcb.is_early()
             {
                 // The other half of a simultaneous open.
                 return Ok(true);
@@ -586,12 +618,18 @@ impl Connection<'_> {
     fn crossed(&mut self, memory: &mut impl Memory, now: Instant) {
         self.tcb.state = TcpState::SynReceived as u8;
         self.pool.count(Counter::TcpSimultaneousOpens);
-        self.send_syn(memory, now);
+        self.send_syn(memory, None, now);
     }
 
-    /// Sends our SYN, or SYN-ACK when the peer's has come.
-    pub(crate) fn send_syn(&mut self, memory: &mut impl Memory, now: Instant) {
-        let answer = self.tcb.state() == TcpState::SynReceived;
+    /// Sends our SYN, or SYN-ACK when the peer's has come, with a Fast Open option behind the
+    /// others.
+    pub(crate) fn send_syn(
+        &mut self,
+        memory: &mut impl Memory,
+        fast_open: Option<&FastOpen>,
+        now: Instant,
+    ) {
+        let answer = self.tcb.state() != TcpState::SynSent;
         let options = tcp::Options {
             mss: Some(self.tcb.advertised_mss),
             window_scale: self.tcb.has(flag::SCALING).then_some(self.tcb.rcv_wscale),
@@ -616,7 +654,7 @@ impl Connection<'_> {
         self.tcb.rcv_wnd = window.max(told);
         self.tcb.syn_sent_us = micros(now) as u32;
         let iss = self.tcb.iss;
-        self.send_bare(memory, iss, bits, options);
+        self.send_bare_with(memory, iss, bits, options, fast_open);
     }
 
     /// What the acknowledgement of everything, or of our FIN, changes.

@@ -2,6 +2,7 @@
 //! section 3.10.7.2, RFC 4987; backlog as Linux counts it).
 
 use super::connection::{elapsed, may_answer, micros, millis, timestamps};
+use super::fast_open::Verdict;
 use super::input::{Arrived, bounded_mss};
 use super::mini::{Mini, kind};
 use super::pool::Pool;
@@ -15,14 +16,24 @@ use crate::image::{NONE, UdpOptions};
 use crate::stack::Stack;
 use crate::tcp::options::TcpOptions;
 use crate::types::{Family, Instant, Memory, SocketAddress};
-use crate::wire::tcp::{self, Segment, flags};
+use crate::wire::tcp::{self, FastOpen, Segment, flags};
+use zerocopy::FromZeros;
 
 /// How long an unconfirmed request waits before its SYN-ACK goes out again (RFC 6298: 1 s).
-const SYNACK_NS: u64 = 1_000_000_000;
+pub(super) const SYNACK_NS: u64 = 1_000_000_000;
 /// A TIME_WAIT lasts this long (Linux: TCP_TIMEWAIT_LEN).
 pub(crate) const TIME_WAIT_NS: u64 = 60_000_000_000;
 /// The window scale that the greatest receive buffer asks for is at most this (RFC 7323).
 const MAX_SCALE: u8 = 14;
+
+/// What a SYN has become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// A request.
+    Request,
+    /// A connection by Fast Open; whether it keeps the frame's chunk.
+    FastOpen(u32, bool),
+}
 
 /// The scale for a receive buffer that may grow to `most` bytes.
 pub(crate) fn window_scale(most: u32) -> u8 {
@@ -129,27 +140,34 @@ impl Stack<'_> {
     }
 
     /// A SYN for a listener.
-    pub(crate) fn take_syn(
+    pub(super) fn take_syn(
         &mut self,
         memory: &mut impl Memory,
         listener: u32,
         arrived: &Arrived<'_>,
         now: Instant,
-    ) -> Result<(), DropReason> {
-        let segment = arrived.segment;
-        let defaults = self.head.tcp_defaults;
-        let Some((generation, tcb)) = self
-            .endpoints
-            .get(listener as usize)
-            .map(|endpoint| endpoint.generation)
-            .zip(self.tcbs.get(listener as usize))
-        else {
+    ) -> Result<Taken, DropReason> {
+        let Some(tcb) = self.tcbs.get(listener as usize) else {
             return Err(DropReason::NoEndpoint);
         };
-        let options = tcb.options;
         let is_overrun = tcb.accept_count > tcb.backlog;
         let (local, remote) = (arrived.local(), arrived.remote());
         let admitted = !is_overrun && self.admits(listener);
+        let mut option = None;
+        if admitted {
+            match self.judge_syn(memory, listener, arrived, now) {
+                Verdict::Request(told) => option = told,
+                Verdict::Connection(told) => {
+                    let request = self.request_of(listener, arrived, now);
+                    let opened =
+                        request.and_then(|it| self.open_fast(memory, &it, arrived, told, now));
+                    if let Some((child, kept)) = opened {
+                        return Ok(Taken::FastOpen(child, kept));
+                    }
+                    option = told;
+                }
+            }
+        }
         let added = admitted.then(|| self.add_mini(kind::REQUEST, local, remote, now));
         let Some(index) = added.flatten() else {
             if admitted {
@@ -160,7 +178,36 @@ impl Stack<'_> {
             self.count(Counter::TcpListenOverflows);
             return Err(DropReason::TcpBacklog);
         };
-        let negotiated = negotiate(segment, &defaults);
+        let Some(request) = self.request_of(listener, arrived, now) else {
+            return Err(DropReason::NoEndpoint);
+        };
+        self.request_began(listener);
+        if let Some(mini) = self.minis.get_mut(index as usize) {
+            *mini = Mini {
+                next: mini.next,
+                previous: mini.previous,
+                bucket: mini.bucket,
+                timer_next: mini.timer_next,
+                timer_previous: mini.timer_previous,
+                timer_tick: mini.timer_tick,
+                ..request
+            };
+        }
+        self.count(Counter::TcpPassiveOpens);
+        self.flow_begins(local, remote);
+        self.send_synack(memory, index, option.as_ref(), now);
+        self.arm(index | MINI, now.0.saturating_add(SYNACK_NS), now);
+        Ok(Taken::Request)
+    }
+
+    /// What is remembered of a SYN.
+    fn request_of(&self, listener: u32, arrived: &Arrived<'_>, now: Instant) -> Option<Mini> {
+        let segment = arrived.segment;
+        let defaults = &self.head.tcp_defaults;
+        let generation = self.endpoints.get(listener as usize)?.generation;
+        let options = &self.tcbs.get(listener as usize)?.options;
+        let (local, remote) = (arrived.local(), arrived.remote());
+        let negotiated = negotiate(segment, defaults);
         let mtu = arrived.own.mtu;
         let header = if local.ip.is_v4() { 40 } else { 60 };
         let by_path = mtu.saturating_sub(header);
@@ -168,40 +215,46 @@ impl Stack<'_> {
         let advertised = bounded_mss(Some(by_path), is_v4, options.max_seg);
         let capacity = options.rcvbuf_bytes / 2;
         let (key, clock_key) = (self.secret_key(), self.timestamp_key());
-        self.request_began(listener);
-        if let Some(mini) = self.minis.get_mut(index as usize) {
-            mini.negotiated = negotiated as u8;
-            mini.listener = listener;
-            mini.listener_generation = generation;
-            mini.hop = arrived.hop();
-            mini.rcv_nxt = segment.seq.wrapping_add(1);
-            mini.snd_nxt = super::secret::isn(&key, local, remote, now.0).wrapping_add(1);
-            mini.ts_offset = super::secret::timestamp_offset(&clock_key, local, remote);
-            mini.rcv_wnd = initial_window(capacity, advertised);
-            if negotiated & flag::SCALING != 0 {
-                let most = if options.has(TcpOptions::RCVBUF_LOCKED) {
-                    options.rcvbuf_bytes
-                } else {
-                    defaults.rmem[2].max(options.rcvbuf_bytes)
-                };
-                mini.rcv_wscale = window_scale(most);
-                mini.snd_wscale = segment.options.window_scale.unwrap_or(0).min(MAX_SCALE);
-            }
-            mini.peer_mss = bounded_mss(segment.options.mss, is_v4, options.max_seg);
-            mini.ts_recent = segment.options.timestamps.map_or(0, |value| value.value);
-            mini.ts_recent_ms = millis(now);
-            mini.deadline = now.0.saturating_add(SYNACK_NS);
-            mini.tos = options.tos;
+        let mut mini = Mini::new_zeroed();
+        mini.kind = kind::REQUEST;
+        mini.local_ip = local.ip;
+        mini.local_port = local.port;
+        mini.remote_ip = remote.ip;
+        mini.remote_port = remote.port;
+        mini.negotiated = negotiated as u8;
+        mini.listener = listener;
+        mini.listener_generation = generation;
+        mini.hop = arrived.hop();
+        mini.rcv_nxt = segment.seq.wrapping_add(1);
+        mini.snd_nxt = super::secret::isn(&key, local, remote, now.0).wrapping_add(1);
+        mini.ts_offset = super::secret::timestamp_offset(&clock_key, local, remote);
+        mini.rcv_wnd = initial_window(capacity, advertised);
+        if negotiated & flag::SCALING != 0 {
+            let most = if options.has(TcpOptions::RCVBUF_LOCKED) {
+                options.rcvbuf_bytes
+            } else {
+                defaults.rmem[2].max(options.rcvbuf_bytes)
+            };
+            mini.rcv_wscale = window_scale(most);
+            mini.snd_wscale = segment.options.window_scale.unwrap_or(0).min(MAX_SCALE);
         }
-        self.count(Counter::TcpPassiveOpens);
-        self.flow_begins(local, remote);
-        self.send_synack(memory, index, now);
-        self.arm(index | MINI, now.0.saturating_add(SYNACK_NS), now);
-        Ok(())
+        mini.peer_mss = bounded_mss(segment.options.mss, is_v4, options.max_seg);
+        mini.ts_recent = segment.options.timestamps.map_or(0, |value| value.value);
+        mini.ts_recent_ms = millis(now);
+        mini.deadline = now.0.saturating_add(SYNACK_NS);
+        mini.born = now.0;
+        mini.tos = options.tos;
+        Some(mini)
     }
 
-    /// Sends the SYN-ACK of a request.
-    fn send_synack(&mut self, memory: &mut impl Memory, index: u32, now: Instant) {
+    /// Sends the SYN-ACK of a request, with a Fast Open option behind the others.
+    fn send_synack(
+        &mut self,
+        memory: &mut impl Memory,
+        index: u32,
+        fast_open: Option<&FastOpen>,
+        now: Instant,
+    ) {
         let Some(&mini) = self.minis.get(index as usize) else {
             return;
         };
@@ -228,7 +281,9 @@ impl Stack<'_> {
         let mut headers = self.mini_headers(&mini, flags::SYN | flags::ACK | ece, options);
         headers.seq = mini.snd_nxt.wrapping_sub(1);
         headers.window = mini.rcv_wnd.min(65_535) as u16;
-        self.pool().send_bare(memory, mini.hop.queue_pair, &headers);
+        let queue_pair = mini.hop.queue_pair;
+        self.pool()
+            .send_bare_with(memory, queue_pair, &headers, fast_open);
         if let Some(mini) = self.minis.get_mut(index as usize) {
             mini.synack_us = micros(now) as u32;
         }
@@ -308,7 +363,7 @@ impl Stack<'_> {
             if let Some(mini) = self.minis.get_mut(index as usize)
                 && may_answer(&mut mini.answered_ms, segment, now)
             {
-                self.send_synack(memory, index, now);
+                self.send_synack(memory, index, None, now);
             }
             return Ok(None);
         }
@@ -382,13 +437,20 @@ impl Stack<'_> {
             self.count(Counter::TcpListenOverflows);
             return Err(DropReason::TcpBacklog);
         };
+        if mini.retransmits == 0
+            && let Some(connection) = self.connection(child)
+        {
+            let now_us = micros(now);
+            let rtt = elapsed(now_us as u32, mini.synack_us);
+            connection.tcb.sample_rtt(rtt, millis(now));
+        }
         self.remove_mini(index);
         self.queue_for_accept(mini.listener, child);
         Ok(Some(child))
     }
 
-    /// Makes the endpoint and control block of a confirmed request.
-    fn passive_child(
+    /// Makes the endpoint and control block of a request's connection.
+    pub(super) fn passive_child(
         &mut self,
         mini: &Mini,
         listener: &super::tcb::Tcb,
@@ -431,21 +493,14 @@ impl Stack<'_> {
         tcb.ts_offset = mini.ts_offset;
         tcb.mss_clamp = mini.peer_mss;
         let snd_nxt = mini.snd_nxt;
-        let retransmitted = mini.retransmits > 0;
-        let synack_us = mini.synack_us;
         self.link_endpoint(child);
         let mut connection = self.connection(child)?;
         connection.start(snd_nxt, now);
         connection.after_syn_losses(u32::from(mini.retransmits));
-        if !retransmitted {
-            let now_us = micros(now);
-            let rtt = elapsed(now_us as u32, synack_us);
-            connection.tcb.sample_rtt(rtt, millis(now));
-        }
         Some(child)
     }
 
-    fn queue_for_accept(&mut self, listener: u32, child: u32) {
+    pub(super) fn queue_for_accept(&mut self, listener: u32, child: u32) {
         let Some(tcb) = self.tcbs.get_mut(listener as usize) else {
             return;
         };
@@ -572,7 +627,7 @@ impl Stack<'_> {
         }
         if !waits {
             self.count(Counter::TcpRetransmits);
-            self.send_synack(memory, index, now);
+            self.send_synack(memory, index, None, now);
         }
         self.arm(index | MINI, deadline, now);
     }

@@ -21,6 +21,7 @@ mod connection;
 pub(crate) mod defaults;
 pub(crate) mod ended;
 mod expected;
+mod fast_open;
 pub(crate) mod flow;
 pub mod handover;
 mod icmp;

@@ -38,7 +38,10 @@ pub struct TcpOptions {
     /// TCP_CONGESTION by number: 0 cubic, 1 reno, 2 bbr.
     pub congestion: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: u8,
+    /// TCP_FASTOPEN: connections of a listener that may wait for the end of their handshake, 0 =
+    /// off.
+    pub fast_open_queue: u16,
     // What every segment asks is last, beside the congestion state that follows in a connection.
     /// SO_MAX_PACING_RATE in bytes a second; [`TcpOptions::UNPACED`] = none.
     pub max_pacing_rate: u64,
@@ -89,6 +92,10 @@ impl TcpOptions {
     pub const RESTING: u32 = 2048;
     /// TCP_INQ. Not used by the stack.
     pub const INQ: u32 = 4096;
+    /// TCP_FASTOPEN_NO_COOKIE.
+    pub const FAST_OPEN_NO_COOKIE: u32 = 8192;
+    /// TCP_FASTOPEN_CONNECT.
+    pub const FAST_OPEN_CONNECT: u32 = 1 << 14;
 
     /// No SO_MAX_PACING_RATE.
     pub const UNPACED: u64 = u64::MAX;
@@ -121,7 +128,8 @@ impl TcpOptions {
             ttl: 0,
             traffic_class: 0,
             hop_limit: 0,
-            reserved: [0; 3],
+            reserved: 0,
+            fast_open_queue: 0,
             shim_words: [0; 4],
         }
     }

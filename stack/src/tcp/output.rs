@@ -9,7 +9,7 @@ use super::tcb::{NEVER, Range, TcpState, flag, pending, search};
 use crate::counters::Counter;
 use crate::image::{NONE, chunk_state};
 use crate::types::{ChunkId, Instant, Memory};
-use crate::wire::tcp::{self, flags};
+use crate::wire::tcp::{self, FastOpen, flags};
 use crate::wire::{ethernet, tcp::Headers};
 
 /// Place of the payload in a chunk that we send: room for every header with every option.
@@ -200,19 +200,33 @@ impl Connection<'_> {
         bits: u16,
         options: tcp::Options,
     ) -> bool {
+        self.send_bare_with(memory, seq, bits, options, None)
+    }
+
+    /// The same with a Fast Open option behind the others.
+    #[inline(always)]
+    pub(super) fn send_bare_with(
+        &mut self,
+        memory: &mut impl Memory,
+        seq: u32,
+        bits: u16,
+        options: tcp::Options,
+        fast_open: Option<&FastOpen>,
+    ) -> bool {
         let window = if bits & flags::RST != 0 {
             0
         } else if bits & flags::SYN != 0 {
             // The window of a SYN is not scaled (RFC 7323 section 2.2).
-            self.tcb.rcv_wup = self.tcb.rcv_nxt;
+            self.tcb.tell_window(self.tcb.rcv_wnd);
             self.tcb.rcv_wnd.min(u32::from(u16::MAX)) as u16
         } else {
             self.select_window()
         };
         let headers = self.headers(seq, bits, window, options);
+        let queue_pair = self.tcb.hop.queue_pair;
         if !self
             .pool
-            .send_bare(memory, self.tcb.hop.queue_pair, &headers)
+            .send_bare_with(memory, queue_pair, &headers, fast_open)
         {
             return false;
         }
@@ -508,6 +522,7 @@ impl Connection<'_> {
         if !matches!(
             self.tcb.state(),
             TcpState::Established
+                | TcpState::SynReceived
                 | TcpState::CloseWait
                 | TcpState::FinWait1
                 | TcpState::Closing

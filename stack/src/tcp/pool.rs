@@ -5,7 +5,7 @@ use super::output::PAYLOAD_AT;
 use crate::counters::Counter;
 use crate::image::{ChunkSlot, Head, NONE, ReadyLink, chunk_state};
 use crate::types::{ChunkId, Memory};
-use crate::wire::tcp;
+use crate::wire::tcp::{self, FastOpen};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// What a chunk is on a connection's send, receive or out-of-order queue.
@@ -99,6 +99,17 @@ pub(crate) fn send_room(head: &Head, chunks: usize, held: u32) -> u32 {
         .min(share(chunks).saturating_sub(held))
         .max(least)
         .min(most)
+}
+
+/// Puts bytes at the end of a frame.
+pub(super) fn put_behind(frame: &mut [u8], bytes: Option<&[u8]>) {
+    let Some(bytes) = bytes else {
+        return;
+    };
+    let start = frame.len().saturating_sub(bytes.len());
+    for (place, byte) in frame.iter_mut().skip(start).zip(bytes) {
+        *place = *byte;
+    }
 }
 
 impl Pool<'_> {
@@ -252,17 +263,33 @@ impl Pool<'_> {
         queue_pair: u8,
         headers: &tcp::Headers,
     ) -> bool {
+        self.send_bare_with(memory, queue_pair, headers, None)
+    }
+
+    /// The same with a Fast Open option behind the others.
+    #[inline]
+    pub(crate) fn send_bare_with(
+        &mut self,
+        memory: &mut impl Memory,
+        queue_pair: u8,
+        headers: &tcp::Headers,
+        option: Option<&FastOpen>,
+    ) -> bool {
         let Some(chunk) = self.take(chunk_state::SENDING) else {
             return false;
         };
+        let mut bytes = [0; FastOpen::MOST];
+        let more = option.map_or(0, |option| option.write(&mut bytes));
         let all = tcp::headers_len(headers.destination.is_v4(), &headers.options);
+        let all = all.saturating_add(more);
         let end = usize::from(PAYLOAD_AT);
         let start = end.saturating_sub(all);
         let Some(frame) = memory.chunk_mut(chunk).get_mut(start..end) else {
             self.free(chunk.0);
             return false;
         };
-        tcp::emit(frame, headers);
+        put_behind(frame, bytes.get(..more));
+        tcp::emit_with(frame, headers, more);
         if let Some(slot) = self.chunks.get_mut(chunk.0 as usize) {
             slot.offset = start as u16;
             slot.len = all as u16;

@@ -441,7 +441,7 @@ impl Connection<'_> {
     #[inline(always)]
     pub(crate) fn arm_retransmit(&mut self, now: Instant, advanced: bool) {
         if self.tcb.packets_out == 0 {
-            if self.tcb.pending != pending::PROBE {
+            if !matches!(self.tcb.pending, pending::PROBE | pending::SYN_ACK) {
                 self.tcb.pending = pending::NONE;
                 self.tcb.retransmit_at = NEVER;
             }
@@ -451,7 +451,7 @@ impl Connection<'_> {
             self.arm_tail_probe(now, advanced);
         } else if matches!(self.tcb.pending, pending::TLP | pending::REORDER) {
             self.arm_rest_of_rto(now);
-        } else {
+        } else if self.tcb.pending != pending::SYN_ACK {
             self.arm_rto(now);
         }
     }

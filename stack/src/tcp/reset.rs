@@ -125,6 +125,7 @@ impl Stack<'_> {
             let state = tcb.state();
             let options = tcb.options;
             let (backlog, edges) = (tcb.backlog, (tcb.in_edge, tcb.out_edge));
+            let keys = (tcb.sacks, tcb.sack_count);
             tcb.flush_next = NONE;
             tcb.on_flush = 0;
             tcb.reset(options);
@@ -136,6 +137,8 @@ impl Stack<'_> {
             tcb.out_edge = edges.1.wrapping_add(1);
             if state == TcpState::Listen {
                 tcb.state = TcpState::Listen as u8;
+                // Those of its cookies.
+                (tcb.sacks, tcb.sack_count) = keys;
             } else {
                 tcb.set(flag::SEND_SHUT | flag::RECEIVE_SHUT | flag::RESET);
                 tcb.error = errno::ECONNRESET;

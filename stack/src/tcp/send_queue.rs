@@ -26,7 +26,7 @@ impl Connection<'_> {
             return Err(TcpError::Errno(errno::EPIPE));
         }
         match self.tcb.state() {
-            TcpState::Established | TcpState::CloseWait => Ok(()),
+            _ if self.tcb.may_carry_data() => Ok(()),
             TcpState::SynSent | TcpState::SynReceived => {
                 self.tcb.set(flag::NO_SPACE);
                 Err(TcpError::WouldBlock)
@@ -192,6 +192,10 @@ impl Connection<'_> {
         self.tcb.clear(flag::FIN_DUE);
         let next = match self.tcb.state() {
             TcpState::Established => TcpState::FinWait1,
+            // After close (net/ipv4/tcp.c:tcp_close_state).
+            TcpState::SynReceived if self.tcb.is_early() && self.tcb.has(flag::ORPHAN) => {
+                TcpState::FinWait1
+            }
             TcpState::SynReceived => {
                 // Once the handshake is over (RFC 9293 section 3.10.4).
                 self.tcb.set(flag::SEND_SHUT);

@@ -1,7 +1,7 @@
 //! After a step: owed ACKs, tables, timers, time wait and the end of an endpoint.
 
 use super::mini;
-use super::tcb::{NEVER, TcpState, flag};
+use super::tcb::{NEVER, TcpState, fast, flag};
 use super::wheel::MINI;
 use crate::counters::Counter;
 use crate::image::{NONE, kind};
@@ -95,6 +95,7 @@ impl Stack<'_> {
         tcb.note_busy(now);
         let closed = tcb.state() == TcpState::Closed;
         let orphan = tcb.has(flag::ORPHAN);
+        let tcb_is_counted = closed && tcb.is_fast(fast::COUNTED);
         if tcb.has(flag::ACK_NOW | flag::OUTPUT_DUE) && !closed {
             self.push_flush(index);
         }
@@ -102,6 +103,9 @@ impl Stack<'_> {
             self.arm(index, deadline, now);
         }
         if closed {
+            if tcb_is_counted {
+                self.fast_open_ended(index, now);
+            }
             self.leave_tables(index);
             if orphan {
                 self.end_tcp(index);

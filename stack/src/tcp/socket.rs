@@ -318,7 +318,7 @@ impl Stack<'_> {
         self.flow_begins(local, remote);
         self.count(Counter::TcpActiveOpens);
         if let Some(mut connection) = self.connection(index) {
-            connection.send_syn(memory, now);
+            connection.send_syn(memory, None, now);
             connection.arm_rto(now);
         }
         self.settle(index, now);
@@ -855,7 +855,8 @@ impl Stack<'_> {
             if tcb.has(flag::RECEIVE_SHUT) {
                 events |= event::IN | event::RDNORM | event::RDHUP;
             }
-            if !matches!(state, TcpState::SynSent | TcpState::SynReceived) {
+            let is_being_made = matches!(state, TcpState::SynSent | TcpState::SynReceived);
+            if !is_being_made || tcb.is_early() {
                 let urgent = u32::from(tcb.skips_urgent());
                 let waiting = tcb.rx_bytes.saturating_sub(urgent);
                 // A reader that waits for more than the window takes is told when that is full

@@ -96,6 +96,18 @@ pub(crate) mod pending {
     pub(crate) const REORDER: u8 = 3;
     /// Zero-window probe.
     pub(crate) const PROBE: u8 = 4;
+    /// The SYN-ACK of a connection that Fast Open has made.
+    pub(crate) const SYN_ACK: u8 = 5;
+}
+
+/// Bits of [`Tcb::fast_open`] (RFC 7413).
+pub(crate) mod fast {
+    /// A listener has made the connection of a SYN, and its SYN-ACK is not acknowledged.
+    pub(crate) const PENDING: u8 = 1;
+    /// The listener counts it among those.
+    pub(crate) const COUNTED: u8 = 2;
+    /// Data of the SYN was taken: ours by the peer, or the peer's by us.
+    pub(crate) const DATA_TAKEN: u8 = 4;
 }
 
 /// What the search for the path's MTU is at ([`super::mtu_search`]).
@@ -403,8 +415,10 @@ pub(crate) struct Tcb {
     pub(crate) rack_steps: u8,
     pub(crate) rack_persist: u8,
     pub(crate) reordering: u16,
+    /// What Fast Open is at: bits of [`fast`].
+    pub(crate) fast_open: u8,
     /// Zero.
-    pub(crate) reserved: u16,
+    pub(crate) reserved: u8,
     pub(crate) high_seq: u32,
     /// Timestamp of the first retransmission of an episode, milliseconds of our clock.
     pub(crate) retrans_stamp: u32,
@@ -516,7 +530,24 @@ impl Tcb {
 
     /// Whether the program may write, as far as the state goes.
     pub(crate) fn may_carry_data(&self) -> bool {
-        matches!(self.state(), TcpState::Established | TcpState::CloseWait)
+        match self.state() {
+            TcpState::Established | TcpState::CloseWait => true,
+            TcpState::SynReceived => self.is_early(),
+            _ => false,
+        }
+    }
+
+    /// Whether Fast Open has made the connection and its handshake is not over. (The state is asked
+    /// first: no other segment looks at what is rarely used.)
+    #[inline]
+    pub(crate) fn is_early(&self) -> bool {
+        let may_be = matches!(self.state(), TcpState::SynReceived | TcpState::FinWait1);
+        may_be && self.is_fast(fast::PENDING)
+    }
+
+    /// Whether any of these bits of [`fast`] is set.
+    pub(crate) fn is_fast(&self, bits: u8) -> bool {
+        self.fast_open & bits != 0
     }
 
     /// Whether data may come, as far as the state goes.

@@ -56,6 +56,7 @@ impl Connection<'_> {
 
     fn fire_retransmit(&mut self, memory: &mut impl Memory, what: u8, now: Instant) {
         match (self.tcb.state(), what) {
+            (_, pending::SYN_ACK) => self.fire_syn_ack(memory, now),
             (TcpState::SynSent | TcpState::SynReceived, _) => self.fire_syn(memory, now),
             (_, pending::PROBE) => self.fire_probe(memory, now),
             (_, pending::TLP) => self.fire_tail_probe(memory, now),
@@ -98,7 +99,7 @@ impl Connection<'_> {
             // Perhaps something on the path drops SYNs with ECN bits (RFC 3168 section 6.1.1.1).
             self.tcb.clear(flag::ECN);
         }
-        self.send_syn(memory, now);
+        self.send_syn(memory, None, now);
         self.arm_rto(now);
     }
 

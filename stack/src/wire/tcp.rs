@@ -5,9 +5,11 @@
 //! 5 words or more that lies inside the packet, a right checksum. The four reserved bits are
 //! ignored; which flags go together is the engine's business.
 
+mod fast_open;
 mod options;
 mod plain;
 
+pub use fast_open::FastOpen;
 pub use options::{Options, SackBlock, Timestamps, options_len};
 pub(crate) use plain::{Fields, PLAIN, Plain};
 
@@ -210,6 +212,20 @@ pub fn headers_len(is_v4: bool, options: &Options) -> usize {
         .wrapping_add(options_len(options))
 }
 
+/// The options of the segment that [`parse`] has found in this frame.
+#[must_use]
+pub fn options_of<'a>(frame: &'a [u8], segment: &Segment) -> &'a [u8] {
+    let outer = if segment.destination.is_v4() {
+        OUTER_V4
+    } else {
+        OUTER_V6
+    };
+    let start = outer.wrapping_add(HEADER);
+    frame
+        .get(start..usize::from(segment.payload_offset))
+        .unwrap_or(&[])
+}
+
 /// Finds the TCP segment of a frame that the interface with this MAC address received. An all
 /// zero MAC address is not compared. `partial` accepts checksums that cover only the pseudo-header
 /// (a veth peer leaves the rest to the NIC that never comes).
@@ -371,19 +387,26 @@ fn segment(
 /// headers is left alone.
 #[inline]
 pub fn emit(frame: &mut [u8], headers: &Headers) {
+    emit_with(frame, headers, 0);
+}
+
+/// The same, when the first `more` bytes behind the headers are options as well, which are in
+/// place.
+#[inline(always)]
+pub fn emit_with(frame: &mut [u8], headers: &Headers, more: usize) {
     let options_len = options_len(&headers.options);
     if headers.source.is_v4() {
         if let Some((outer, segment)) = frame.split_first_chunk_mut::<OUTER_V4>()
             && let Some(parts) = Parts::of(segment, options_len)
         {
             let pseudo = emit_v4(transmute_mut!(outer), headers, parts.len);
-            emit_segment(parts, headers, pseudo);
+            emit_segment(parts, headers, (pseudo, more));
         }
     } else if let Some((outer, segment)) = frame.split_first_chunk_mut::<OUTER_V6>()
         && let Some(parts) = Parts::of(segment, options_len)
     {
         let pseudo = emit_v6(transmute_mut!(outer), headers, parts.len);
-        emit_segment(parts, headers, pseudo);
+        emit_segment(parts, headers, (pseudo, more));
     }
 }
 
@@ -457,11 +480,12 @@ fn emit_v6(outer: &mut OuterV6, headers: &Headers, len: u16) -> Sum {
         .bytes(&headers.destination.0)
 }
 
-/// Writes the TCP header and its options in front of the payload. `pseudo` is the sum of the two
-/// addresses.
+/// Writes the TCP header and its options in front of the payload, whose first `more` bytes are
+/// options too. `pseudo` is the sum of the two addresses.
 #[inline]
-fn emit_segment(parts: Parts<'_>, headers: &Headers, pseudo: Sum) {
-    let words = (HEADER.wrapping_add(parts.options.len()) / 4) as u16;
+fn emit_segment(parts: Parts<'_>, headers: &Headers, (pseudo, more): (Sum, usize)) {
+    let options = parts.options.len().wrapping_add(more);
+    let words = (HEADER.wrapping_add(options) / 4) as u16;
     let offset_and_flags = words << 12 | headers.flags & flags::ALL;
     // The sum is taken from registers: the bytes just written would have to be waited for.
     let sum = options::emit(parts.options, &headers.options, pseudo)

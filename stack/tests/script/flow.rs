@@ -1,9 +1,9 @@
 //! One peer port of a script: its numbers, what we have sent to it and what it sends.
 
-use super::segment::{Base, Described, Expected, option_bytes};
+use super::segment::{Base, Cookie, Described, Expected, option_bytes};
 use crate::common::{MAC, PEER_MAC, TcpFields, at, fix_ipv4, tcp_frame};
 use bypass_stack::SocketAddress;
-use bypass_stack::wire::tcp::{self, Segment, flags};
+use bypass_stack::wire::tcp::{self, FastOpen, Segment, flags};
 
 /// The peer's initial sequence number: it wraps after a kibibyte.
 const PEER_ISN: u32 = 0xffff_fbff;
@@ -28,6 +28,7 @@ pub struct Sent {
     pub at: u64,
     pub flow: u16,
     pub segment: Segment,
+    pub fast_open: Option<FastOpen>,
     payload: Vec<u8>,
 }
 
@@ -59,6 +60,7 @@ impl Sent {
             at,
             flow: segment.destination_port - 40_000,
             payload: frame[start..start + usize::from(segment.payload_len)].to_vec(),
+            fast_open: FastOpen::find(tcp::options_of(frame, &segment)),
             segment,
         }
     }
@@ -71,6 +73,14 @@ impl Sent {
             .enumerate()
             .all(|(nth, byte)| *byte == our_byte(first.wrapping_add(nth as u32)))
     }
+}
+
+/// A line's segment with the cookie that it means.
+pub fn with_cookie(mut said: Described, known: &[u8]) -> Described {
+    if said.fast_open == Some(Expected::Value(Cookie::Known)) {
+        said.fast_open = Some(Expected::Value(Cookie::Bytes(known.to_vec())));
+    }
+    said
 }
 
 impl Flow {
@@ -146,7 +156,7 @@ impl Flow {
         }
         let options = option_bytes(said, &self.base, timestamps);
         let payload: Vec<u8> = (0..u32::from(len))
-            .map(|nth| peer_byte(seq.wrapping_add(nth)))
+            .map(|nth| peer_byte(seq.wrapping_add(u32::from(is_syn)).wrapping_add(nth)))
             .collect();
         let fields = TcpFields {
             seq: self.base.peers.wrapping_add(seq),

@@ -1,7 +1,7 @@
 //! Runs a script: a stack, a clock that only the script moves, and the peers that it plays.
 
-use super::flow::{Flow, Sent, local, remote};
-use super::segment::{Described, compare, show};
+use super::flow::{Flow, Sent, local, remote, with_cookie};
+use super::segment::{Described, compare, compare_cookie, show};
 use super::sockets::Sockets;
 use super::source::{Source, place};
 use super::words::{Outcome, Words, comparison, fit, holds, number, span};
@@ -27,6 +27,8 @@ pub struct Machine {
     pub sockets: Sockets,
     flows: BTreeMap<u16, Flow>,
     sent: VecDeque<Sent>,
+    /// The last Fast Open cookie that we have sent.
+    cookie: Vec<u8>,
     late: u64,
     nic_stopped: bool,
     flow_balance: i64,
@@ -91,6 +93,7 @@ impl Machine {
             late: LATE,
             nic_stopped: false,
             flow_balance: 0,
+            cookie: Vec::new(),
         }
     }
 
@@ -281,6 +284,7 @@ impl Machine {
             "rfc1337" => defaults.rfc1337 = value as u8,
             "abort-on-overflow" => defaults.abort_on_overflow = value as u8,
             "max-syn-backlog" => defaults.max_syn_backlog = value as u32,
+            "fastopen" => defaults.fast_open = value as u32,
             "syncookies" => defaults.syncookies = value as u8,
             "challenge-acks" => defaults.challenge_acks = value as u32,
             "mtu-probing" => defaults.mtu_probing = value as u8,
@@ -355,7 +359,11 @@ impl Machine {
             ));
         }
         let mss = self.mss_of_mtu();
+        if let Some(option) = &sent.fast_open {
+            self.cookie = option.cookie().to_vec();
+        }
         compare(&sent.segment, &wanted, &base, mss)
+            .and_then(|()| compare_cookie(sent.fast_open.as_ref(), &wanted))
             .map_err(|wrong| format!("{wrong} differ in: {found}"))?;
         if sent.bytes_are_ours(&base) {
             Ok(())
@@ -366,7 +374,7 @@ impl Machine {
 
     /// The peer sends a segment.
     fn inject(&mut self, number: u16, words: &mut Words<'_>) -> Outcome<()> {
-        let said = Described::parse(words)?;
+        let said = with_cookie(Described::parse(words)?, &self.cookie);
         let (remote, local) = (self.remote(number), self.local());
         let frame = self.flow(number).injected(&said, remote, local);
         self.deliver(&frame, said.batch);

@@ -1,7 +1,7 @@
 //! A segment as a line of a script says it, and as text for messages.
 
 use super::words::{Outcome, Words, fit};
-use bypass_stack::wire::tcp::{Options, SackBlock, Segment, Timestamps, flags};
+use bypass_stack::wire::tcp::{FastOpen, Options, SackBlock, Segment, Timestamps, flags};
 
 /// The flags by name, in the order in which they are printed.
 const FLAGS: [(&str, u16); 9] = [
@@ -34,6 +34,7 @@ pub struct Described {
     pub timestamps: Option<Expected<(Option<u32>, Option<u32>)>>,
     pub sack: Vec<(u32, u32)>,
     pub ecn: Option<u8>,
+    pub fast_open: Option<Expected<Cookie>>,
     /// Further frames belong to the same batch.
     pub batch: bool,
 }
@@ -43,6 +44,41 @@ pub struct Described {
 pub enum Mss {
     Bytes(u16),
     OfMtu,
+}
+
+/// A Fast Open option.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cookie {
+    /// These bytes; none is a request.
+    Bytes(Vec<u8>),
+    /// Any cookie.
+    Any,
+    /// The last one that we have sent.
+    Known,
+}
+
+impl Cookie {
+    fn parse(words: &mut Words<'_>) -> Self {
+        let word = words.peek().unwrap_or_default();
+        let known = match word {
+            "*" => Self::Any,
+            "known" => Self::Known,
+            _ => {
+                let digits = word.as_bytes().chunks_exact(2);
+                let bytes = digits.map(|two| {
+                    let two = std::str::from_utf8(two).unwrap_or_default();
+                    u8::from_str_radix(two, 16)
+                });
+                let bytes: Result<Vec<u8>, _> = bytes.collect();
+                match bytes {
+                    Ok(bytes) if bytes.len() >= 4 => Self::Bytes(bytes),
+                    _ => return Self::Bytes(Vec::new()),
+                }
+            }
+        };
+        words.next();
+        known
+    }
 }
 
 /// An option that must be absent, or have a value.
@@ -114,6 +150,8 @@ impl Described {
             "ect1" => self.ecn = Some(1),
             "ce" => self.ecn = Some(3),
             "notect" => self.ecn = Some(0),
+            "fo" => self.fast_open = Some(Expected::Value(Cookie::parse(words))),
+            "nofo" => self.fast_open = Some(Expected::Absent),
             "batch" => self.batch = true,
             _ => return Err(format!("unknown word: {word}")),
         }
@@ -170,6 +208,21 @@ pub fn compare(found: &Segment, wanted: &Described, base: &Base, mss_of_mtu: u16
         Ok(())
     } else {
         Err(wrong.join(", "))
+    }
+}
+
+/// What the Fast Open option of a segment of ours must be.
+pub fn compare_cookie(found: Option<&FastOpen>, wanted: &Described) -> Outcome<()> {
+    let same = match (&wanted.fast_open, found.map(FastOpen::cookie)) {
+        (None, _) | (Some(Expected::Absent), None) => true,
+        (Some(Expected::Value(Cookie::Bytes(wanted))), Some(found)) => found == wanted,
+        (Some(Expected::Value(Cookie::Any)), Some(found)) => !found.is_empty(),
+        _ => false,
+    };
+    if same {
+        Ok(())
+    } else {
+        Err(format!("fo {found:?}"))
     }
 }
 
@@ -287,6 +340,10 @@ pub fn option_bytes(said: &Described, base: &Base, timestamps: Option<(u32, u32)
             bytes.extend(block.left.to_be_bytes());
             bytes.extend(block.right.to_be_bytes());
         }
+    }
+    if let Some(Expected::Value(Cookie::Bytes(cookie))) = &said.fast_open {
+        bytes.extend([34, 2 + cookie.len() as u8]);
+        bytes.extend(cookie);
     }
     while bytes.len() % 4 != 0 {
         bytes.push(1);

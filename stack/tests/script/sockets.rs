@@ -505,6 +505,7 @@ fn set_option(options: &mut TcpOptions, word: &str) -> Outcome<()> {
         "defer-accept" => options.defer_accept_s = value as u32,
         "linger2" => options.linger2_s = if text == "max" { -1 } else { value as i32 },
         "maxseg" => options.max_seg = value as u16,
+        "fastopen" => options.fast_open_queue = value as u16,
         "syncnt" => options.syn_count = value as u8,
         "max-pacing-rate" => options.max_pacing_rate = value,
         "user-timeout-ms" => options.user_timeout_ms = value as u32,

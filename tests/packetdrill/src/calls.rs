@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 
-use bypass_runtime::tcp_options::{RARE, READ, number, usual_name};
+use bypass_runtime::tcp_options::{FASTOPEN_KEY, RARE, READ, number, usual_name};
 use bypass_runtime::tcp_settings;
 use bypass_stack::cplane::neighbour_state;
 use bypass_stack::tcp::congestion;
@@ -78,6 +78,9 @@ pub fn listen(fd: c_int, backlog: c_int) -> Answer {
         let open = open(world, fd, local)?;
         let id = world.with(|stack, _, _| stack.tcp_listen(&open, backlog));
         let id = id.map_err(refused)?;
+        let _ = world
+            .stack()
+            .tcp_set_cookie_keys(id, &kernel::cookie_keys(fd));
         world.sockets.insert(fd, Socket::Listener(id));
         Ok(0)
     })
@@ -320,6 +323,10 @@ pub fn option_set(fd: c_int, (level, name): (c_int, c_int)) {
         return;
     };
     let (level, name) = usual_name(level, name);
+    if (level, name) == (IPPROTO_TCP, FASTOPEN_KEY) {
+        let keys = kernel::cookie_keys(fd);
+        with(|world| world.stack().tcp_set_cookie_keys(id, &keys));
+    }
     if !READ.contains(&(level, name)) && !RARE.contains(&(level, name)) {
         return;
     }
@@ -387,6 +394,7 @@ pub fn queued(fd: c_int, request: u64) -> Option<Result<c_int, i32>> {
     };
     let status = with(|world| world.stack().tcp_status(id))?.ok()?;
     let value = match request {
+        libc::FIONREAD if status.state == TcpState::SynReceived => 0,
         libc::FIONREAD => status.readable,
         libc::TIOCOUTQ => status.unacked,
         _ => status.unsent,

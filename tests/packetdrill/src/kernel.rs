@@ -123,6 +123,14 @@ pub fn options(fd: c_int) -> TcpOptions {
     read(&Asked(fd))
 }
 
+/// The keys of its Fast Open cookies.
+#[must_use]
+pub fn cookie_keys(fd: c_int) -> Vec<[u64; 2]> {
+    let mut keys = [[0; 2]; 2];
+    let count = bypass_runtime::tcp_options::cookie_keys(&Asked(fd), &mut keys);
+    keys.into_iter().take(count).collect()
+}
+
 /// One option that has changed.
 pub fn follow(fd: c_int, level: c_int, name: c_int, options: &mut TcpOptions) {
     bypass_runtime::tcp_options::read_one(&Asked(fd), level, name, options);

@@ -6,9 +6,9 @@ mod packet;
 mod sockets;
 mod system;
 
-use super::flow::{Flow, Sent, local, remote};
+use super::flow::{Flow, Sent, local, remote, with_cookie};
 use super::machine::flow_number;
-use super::segment::{Described, compare, show};
+use super::segment::{Described, compare, compare_cookie, show};
 use super::source::{Source, place};
 use super::words::{Outcome, Words, fit, number, span};
 use bypass_stack::SocketAddress;
@@ -34,6 +34,8 @@ struct Kernel {
     sockets: Sockets,
     flows: BTreeMap<u16, Flow>,
     sent: VecDeque<Sent>,
+    /// The last Fast Open cookie that we have sent.
+    cookie: Vec<u8>,
 }
 
 /// The settings that scripts take for granted, and what makes a kernel's run independent of the
@@ -117,6 +119,7 @@ impl Kernel {
             sockets: Sockets::default(),
             flows: BTreeMap::new(),
             sent: VecDeque::new(),
+            cookie: Vec::new(),
         })
     }
 
@@ -270,7 +273,11 @@ impl Kernel {
         if wanted.window.is_some_and(|window| window != 0) && sent.segment.window != 0 {
             sent.segment.window = wanted.window.unwrap_or(0);
         }
+        if let Some(option) = &sent.fast_open {
+            self.cookie = option.cookie().to_vec();
+        }
         compare(&sent.segment, &wanted, &base, mss)
+            .and_then(|()| compare_cookie(sent.fast_open.as_ref(), &wanted))
             .map_err(|wrong| format!("{wrong} differ in: {found}"))?;
         if sent.bytes_are_ours(&base) {
             Ok(())
@@ -281,7 +288,7 @@ impl Kernel {
 
     /// The peer sends a segment.
     fn inject(&mut self, number: u16, words: &mut Words<'_>) -> Outcome<()> {
-        let said = Described::parse(words)?;
+        let said = with_cookie(Described::parse(words)?, &self.cookie);
         let (remote, local) = (self.remote(number), self.local());
         let frame = self.flow(number).injected(&said, remote, local);
         self.write(packet::packet_of(&frame))

@@ -517,6 +517,7 @@ fn set_option(fd: &OwnedFd, word: &str) -> Outcome<()> {
         "defer-accept" => (tcp, libc::TCP_DEFER_ACCEPT),
         "linger2" => (tcp, libc::TCP_LINGER2),
         "maxseg" => (tcp, libc::TCP_MAXSEG),
+        "fastopen" => (tcp, libc::TCP_FASTOPEN),
         "syncnt" => (tcp, libc::TCP_SYNCNT),
         "user-timeout-ms" => (tcp, libc::TCP_USER_TIMEOUT),
         _ => return Err(format!("no such option: {name}")),
