@@ -166,6 +166,8 @@ tests! {
     links::link_with_delay: Any,
     links::link_with_loss: Any,
     links::link_with_everything: Any,
+    links::link_with_iperf3: Any,
+    links::link_with_replicas: Any,
     links::link_to_a_sleeper: Any,
     web::nginx_proxy: Segments,
     web::nginx_upload: Segments,

@@ -1,4 +1,4 @@
-//! Streams over bad links: both directions, every byte compared by the scenes of [`streams`].
+//! Streams over bad links: every byte compared by the scenes of [`streams`] and [`stores`].
 //!
 //! The links are emulated between two TAP devices (`bypass_tests::emulated_link`), from a fixed
 //! seed; which frames it meets depends on when the programs send.
@@ -9,7 +9,7 @@ use bypass_tests::paths;
 use bypass_tests::testbed::{Options, Side, Testbed};
 
 use super::harness::{Carried, Scene, proven};
-use super::streams;
+use super::{stores, streams};
 
 /// 100 Mbit/s, a round trip of 4 ms, and a queue of 200 frames.
 const LINK: Faults = Faults {
@@ -22,6 +22,16 @@ const LINK: Faults = Faults {
     bits_per_second: 100_000_000,
     longest: 0,
     in_flight: 240,
+};
+
+/// The same with frames lost, doubled, overtaken, damaged and late.
+const EVERYTHING: Faults = Faults {
+    loss: 5,
+    duplicate: 10,
+    reorder: 20,
+    corrupt: 5,
+    jitter_ns: 300_000,
+    ..LINK
 };
 
 /// A scene of the same column whose two sides have a link with these faults between them.
@@ -55,15 +65,24 @@ pub(crate) fn link_with_loss(scene: &Scene) -> Result<()> {
 }
 
 pub(crate) fn link_with_everything(scene: &Scene) -> Result<()> {
-    let faults = Faults {
-        loss: 5,
-        duplicate: 10,
-        reorder: 20,
-        corrupt: 5,
-        jitter_ns: 300_000,
-        ..LINK
-    };
-    over(scene, faults)
+    over(scene, EVERYTHING)
+}
+
+/// iperf3 to the program under test, from it, and both ways at once.
+pub(crate) fn link_with_iperf3(scene: &Scene) -> Result<()> {
+    let bad = linked(scene, EVERYTHING)?;
+    proven(&bad, Carried::Segments, |bad| {
+        for direction in [&[][..], &["-R"], &["--bidir"]] {
+            streams::iperf3(bad, direction, streams::SLOW)?;
+        }
+        Ok(())
+    })
+}
+
+/// redis replicates in both directions, and both have the same data after each.
+pub(crate) fn link_with_replicas(scene: &Scene) -> Result<()> {
+    let bad = linked(scene, EVERYTHING)?;
+    proven(&bad, Carried::Segments, stores::both_replicate)
 }
 
 /// A program that wrote and makes no call any more: all of it arrives, though segments and

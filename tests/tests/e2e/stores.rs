@@ -10,6 +10,9 @@ use bypass_tests::testbed::Side;
 use super::harness::Scene;
 use super::streams::{client, noise, started, subject};
 
+/// Longest time for half of a replication without anything in its way.
+const USUAL: Duration = Duration::from_secs(20);
+
 /// Arguments of a redis server in a folder of its own.
 fn redis_arguments(scene: &Scene, program: &mut Program<'_>, side: Side) -> Result<()> {
     let folder = scene.bed.folder().join(format!("redis-{side:?}"));
@@ -143,15 +146,21 @@ for round in range(3):
     Ok(())
 }
 
-/// Fills one server, lets the other follow it, and compares what both have in the end.
-fn replicate(scene: &Scene, master: &str, replica: &str) -> Result<()> {
-    let value = noise(scene, "value", 2 << 20)?;
+/// Fills one server with some megabytes, lets the other follow it, and compares what both have in
+/// the end. Either half takes `patience` at most.
+fn replicate(
+    scene: &Scene,
+    (master, replica): (&str, &str),
+    megabytes: usize,
+    patience: Duration,
+) -> Result<()> {
+    let value = noise(scene, "value", megabytes << 20)?;
     let mut set = scene.bed.program(Side::Client, "redis-cli");
     set.args(["-h", master, "-x", "set", "large"]).input(value);
     set.run()?.check()?;
     ask(scene, master, &["debug", "populate", "20000", "a", "50"])?;
     ask(scene, replica, &["replicaof", master, "6379"])?;
-    wait_until("the replica's link", Duration::from_secs(20), || {
+    wait_until("the replica's link", patience, || {
         ask(scene, replica, &["info", "replication"])
             .is_ok_and(|text| text.contains("master_link_status:up"))
     })?;
@@ -165,16 +174,32 @@ fn replicate(scene: &Scene, master: &str, replica: &str) -> Result<()> {
     if wanted.len() != 40 || wanted.starts_with("0000") {
         return Err(format!("the master's digest is {wanted}").into());
     }
-    wait_until("the same data", Duration::from_secs(20), || {
+    wait_until("the same data", patience, || {
         ask(scene, replica, &["debug", "digest"]).is_ok_and(|got| got == wanted)
     })
+}
+
+/// Either side is the other's replica in turn, with a snapshot of 16 MiB.
+pub(crate) fn both_replicate(scene: &Scene) -> Result<()> {
+    const MEGABYTES: usize = 16;
+    const PATIENCE: Duration = Duration::from_secs(50);
+    let (host, peer) = (scene.host(), scene.peer());
+    let (ours, other) = (redis(scene)?, kernel_redis(scene)?);
+    replicate(scene, (&host, &peer), MEGABYTES, PATIENCE)?;
+    ask(scene, &peer, &["replicaof", "no", "one"])?;
+    ask(scene, &peer, &["flushall"])?;
+    ask(scene, &host, &["flushall"])?;
+    replicate(scene, (&peer, &host), MEGABYTES, PATIENCE)?;
+    other.stop()?;
+    ours.stop()?;
+    Ok(())
 }
 
 /// The program under test is the master.
 pub(crate) fn redis_master(scene: &Scene) -> Result<()> {
     let master = redis(scene)?;
     let replica = kernel_redis(scene)?;
-    replicate(scene, &scene.host(), &scene.peer())?;
+    replicate(scene, (&scene.host(), &scene.peer()), 2, USUAL)?;
     replica.stop()?;
     master.stop()?;
     Ok(())
@@ -184,7 +209,7 @@ pub(crate) fn redis_master(scene: &Scene) -> Result<()> {
 pub(crate) fn redis_replica(scene: &Scene) -> Result<()> {
     let replica = redis(scene)?;
     let master = kernel_redis(scene)?;
-    replicate(scene, &scene.peer(), &scene.host())?;
+    replicate(scene, (&scene.peer(), &scene.host()), 2, USUAL)?;
     replica.stop()?;
     master.stop()?;
     Ok(())

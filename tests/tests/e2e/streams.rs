@@ -427,7 +427,13 @@ pub(crate) fn unknown_neighbour(scene: &Scene) -> Result<()> {
     curl_client(scene)
 }
 
-fn iperf3(scene: &Scene, arguments: &[&str]) -> Result<()> {
+/// Bytes that iperf3 carries at least in its second.
+const QUICK: f64 = 10e6;
+/// The same on a bad link, or for the slower of two directions on a busy machine.
+pub(crate) const SLOW: f64 = 0.5e6;
+
+/// One second of iperf3 on the kernel with these arguments; every sum has `least` bytes.
+pub(crate) fn iperf3(scene: &Scene, arguments: &[&str], least: f64) -> Result<()> {
     let host = scene.host();
     let mut server = subject(scene, Side::Server, "iperf3");
     server.args(["-s", "-B", &host]);
@@ -437,14 +443,13 @@ fn iperf3(scene: &Scene, arguments: &[&str]) -> Result<()> {
     let run = client(scene, "iperf3", &all)?;
     let report: serde_json::Value = serde_json::from_str(&run.stdout)?;
     server.stop()?;
-    // With --bidir both directions have a sum. The slower one may be slow on a busy machine.
+    // With --bidir both directions have a sum.
     let both = arguments.contains(&"--bidir");
     let sums: &[&str] = if both {
         &["sum_received", "sum_received_bidir_reverse"]
     } else {
         &["sum_received"]
     };
-    let least = if both { 0.5e6 } else { 10e6 };
     let bytes = |sum: &&str| report["end"][*sum]["bytes"].as_f64().unwrap_or(0.0);
     if sums.iter().all(|sum| bytes(sum) > least) {
         Ok(())
@@ -454,19 +459,19 @@ fn iperf3(scene: &Scene, arguments: &[&str]) -> Result<()> {
 }
 
 pub(crate) fn iperf3_stream_in(scene: &Scene) -> Result<()> {
-    iperf3(scene, &[])
+    iperf3(scene, &[], QUICK)
 }
 
 pub(crate) fn iperf3_stream_out(scene: &Scene) -> Result<()> {
-    iperf3(scene, &["-R"])
+    iperf3(scene, &["-R"], QUICK)
 }
 
 pub(crate) fn iperf3_both_ways(scene: &Scene) -> Result<()> {
-    iperf3(scene, &["--bidir"])
+    iperf3(scene, &["--bidir"], SLOW)
 }
 
 pub(crate) fn iperf3_four_streams(scene: &Scene) -> Result<()> {
-    iperf3(scene, &["-P", "4"])
+    iperf3(scene, &["-P", "4"], QUICK)
 }
 
 /// A port whose listener was closed is free at once, for the same program and for the next one.
