@@ -124,9 +124,16 @@ impl Machine<'_> {
             options.set(TcpOptions::KEEPALIVE, true);
             options.keep_idle_s = 1 + u32::from(self.byte());
         }
-        if self.byte().is_multiple_of(4) {
+        let rare = self.byte();
+        if rare.is_multiple_of(4) {
             options.rcvbuf_bytes = 2304;
             options.set(TcpOptions::RCVBUF_LOCKED, true);
+        }
+        if rare & 64 != 0 {
+            // A SYN with data makes a connection at once; it needs no cookie, which nobody guesses.
+            let bits = TcpDefaults::FAST_OPEN_SERVER | TcpDefaults::FAST_OPEN_SERVER_NO_COOKIE;
+            self.rig.stack().tcp_defaults_mut().fast_open = bits;
+            options.fast_open_queue = 2;
         }
         TcpOpen {
             family: if self.is_v4 { Family::V4 } else { Family::V6 },
