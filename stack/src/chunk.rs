@@ -130,10 +130,11 @@ impl Stack<'_> {
     /// is still in an RX ring is received once more. Its chunks are marked as received meanwhile,
     /// so that each is met once.
     fn keep_queue(&mut self, index: u32) {
+        let is_held = self.holders_of(index) != [0, 0];
         let Some(endpoint) = self.endpoints.get_mut(index as usize) else {
             return;
         };
-        let is_held = endpoint.kind == kind::UDP && endpoint.holders != [0, 0];
+        let is_held = endpoint.kind == kind::UDP && is_held;
         let mut next = if is_held { endpoint.queue_head } else { NONE };
         (endpoint.queue_head, endpoint.queue_tail) = (NONE, NONE);
         (endpoint.queued, endpoint.queued_bytes) = (0, 0);
@@ -184,13 +185,14 @@ impl Stack<'_> {
         self.head.live_endpoints = 0;
         self.head.connected_endpoints = 0;
         for index in (0..self.endpoints.len() as u32).rev() {
+            let is_held = self.holders_of(index) != [0, 0];
             let Some(endpoint) = self.endpoints.get_mut(index as usize) else {
                 return;
             };
             endpoint.table = table::NONE;
             endpoint.next = NONE;
             endpoint.previous = NONE;
-            if endpoint.is_live() && endpoint.holders != [0, 0] {
+            if endpoint.is_live() && is_held {
                 self.head.live_endpoints = self.head.live_endpoints.saturating_add(1);
                 if self.keeps_its_place(index) {
                     self.link_endpoint(index);
@@ -202,6 +204,7 @@ impl Stack<'_> {
                 endpoint.kind = kind::FREE;
                 endpoint.next = self.head.free_endpoint;
                 self.head.free_endpoint = index;
+                self.clear_holders(index);
             }
         }
     }

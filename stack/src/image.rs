@@ -7,6 +7,7 @@
 //!          flows     buckets: chains of connected endpoints by (remote, local port)
 //!          endpoints one `Endpoint` each
 //!          chunks    one `ChunkSlot` each
+//!          held      a bit per process and endpoint: who has a descriptor of it
 //!          ready     one `ReadyLink` per endpoint: the watchers' ready lists
 //!          tcbs      one `Tcb` per endpoint: the control blocks of connections and listeners
 //!          minis     one `Mini` per endpoint: requests and time waits
@@ -20,6 +21,7 @@
 //! these types or of the counter tables; a view with another version is refused.
 
 use crate::counters::COUNTER_SLOTS;
+use crate::holders;
 use crate::tcp::TcpDefaults;
 use crate::tcp::ended::EndedFilters;
 use crate::tcp::flow::FlowChanges;
@@ -35,7 +37,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of an image: "bypassim" in memory.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"bypassim");
 /// Version of the layout that this build reads and writes.
-pub const LAYOUT_VERSION: u32 = 16;
+pub const LAYOUT_VERSION: u32 = 17;
 /// Link value: nothing.
 pub(crate) const NONE: u32 = u32::MAX;
 /// `ReadyLink::next` of an endpoint that is on no ready list.
@@ -263,7 +265,7 @@ impl Default for UdpOptions {
     }
 }
 
-/// One endpoint: three cache lines. The first is all that demux reads.
+/// One endpoint. The first cache line is all that demux reads.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(crate) struct Endpoint {
@@ -298,7 +300,6 @@ pub(crate) struct Endpoint {
     pub(crate) watcher: u32,
 
     pub(crate) options: UdpOptions,
-    pub(crate) holders: [u64; 2],
     pub(crate) shadow_cookie: u64,
 }
 
@@ -377,7 +378,7 @@ pub(crate) struct WaiterSlot {
 }
 
 /// Words that fill the head up to a whole cache line.
-const TAIL: usize = 4;
+const TAIL: usize = 2;
 
 /// The head of the image.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -407,6 +408,8 @@ pub(crate) struct Head {
     /// The stack as a whole has few places left for requests: 0 or 1.
     pub(crate) is_crowded: u32,
     pub(crate) spare: u32,
+    /// The process slots in use.
+    pub(crate) live_processes: [u64; 2],
     /// Key of timestamp offsets; 0 = as for everything else.
     pub(crate) timestamp_seed: u64,
     /// The latest time that any caller has told.
@@ -443,7 +446,7 @@ pub(crate) struct Head {
 }
 
 const _: () = {
-    assert!(size_of::<Endpoint>() == 192);
+    assert!(size_of::<Endpoint>() == 176);
     assert!(size_of::<ChunkSlot>() == 64);
     assert!(size_of::<QueuePairInfo>() == 72);
     assert!(size_of::<UdpOptions>() == 40);
@@ -456,6 +459,7 @@ struct Sizes {
     buckets: usize,
     endpoints: usize,
     chunks: usize,
+    held: usize,
     ready: usize,
     tcbs: usize,
     minis: usize,
@@ -474,6 +478,7 @@ impl Sizes {
         let buckets = count.saturating_mul(size_of::<u32>());
         let endpoints = (caps.endpoints as usize).saturating_mul(size_of::<Endpoint>());
         let chunks = (caps.chunks as usize).saturating_mul(size_of::<ChunkSlot>());
+        let held = holders::words(caps.endpoints as usize).saturating_mul(size_of::<u64>());
         let ready = (caps.endpoints as usize).saturating_mul(size_of::<ReadyLink>());
         let tcbs = (caps.endpoints as usize).saturating_mul(size_of::<Tcb>());
         let minis = (caps.endpoints as usize).saturating_mul(size_of::<Mini>());
@@ -484,6 +489,7 @@ impl Sizes {
             buckets,
             endpoints,
             chunks,
+            held,
             ready,
             tcbs,
             minis,
@@ -498,6 +504,7 @@ impl Sizes {
             buckets,
             endpoints,
             chunks,
+            held,
             ready,
             tcbs,
             minis,
@@ -536,6 +543,7 @@ pub(crate) struct Slabs<'a> {
     pub(crate) flows: &'a mut [u32],
     pub(crate) endpoints: &'a mut [Endpoint],
     pub(crate) chunks: &'a mut [ChunkSlot],
+    pub(crate) held: &'a mut [u64],
     pub(crate) ready: &'a mut [ReadyLink],
     pub(crate) tcbs: &'a mut [Tcb],
     pub(crate) minis: &'a mut [Mini],
@@ -551,6 +559,7 @@ pub(crate) struct SlabsRef<'a> {
     pub(crate) flows: &'a [u32],
     pub(crate) endpoints: &'a [Endpoint],
     pub(crate) chunks: &'a [ChunkSlot],
+    pub(crate) held: &'a [u64],
     pub(crate) ready: &'a [ReadyLink],
     pub(crate) tcbs: &'a [Tcb],
     pub(crate) minis: &'a [Mini],
@@ -576,6 +585,9 @@ pub(crate) fn split<'a>(bytes: &'a mut [u8], caps: &Capacities) -> Result<Slabs<
     let (chunks, rest) = rest
         .split_at_mut_checked(sizes.chunks)
         .ok_or(LayoutError::Size)?;
+    let (held, rest) = rest
+        .split_at_mut_checked(sizes.held)
+        .ok_or(LayoutError::Size)?;
     let (ready, rest) = rest
         .split_at_mut_checked(sizes.ready)
         .ok_or(LayoutError::Size)?;
@@ -597,6 +609,7 @@ pub(crate) fn split<'a>(bytes: &'a mut [u8], caps: &Capacities) -> Result<Slabs<
         flows: <[u32]>::mut_from_bytes(flows).map_err(|_| LayoutError::Alignment)?,
         endpoints: <[Endpoint]>::mut_from_bytes(endpoints).map_err(|_| LayoutError::Alignment)?,
         chunks: <[ChunkSlot]>::mut_from_bytes(chunks).map_err(|_| LayoutError::Alignment)?,
+        held: <[u64]>::mut_from_bytes(held).map_err(|_| LayoutError::Alignment)?,
         ready: <[ReadyLink]>::mut_from_bytes(ready).map_err(|_| LayoutError::Alignment)?,
         tcbs: <[Tcb]>::mut_from_bytes(tcbs).map_err(|_| LayoutError::Alignment)?,
         minis: <[Mini]>::mut_from_bytes(minis).map_err(|_| LayoutError::Alignment)?,
@@ -627,6 +640,7 @@ pub(crate) fn split_ref<'a>(
     let (chunks, rest) = rest
         .split_at_checked(sizes.chunks)
         .ok_or(LayoutError::Size)?;
+    let (held, rest) = rest.split_at_checked(sizes.held).ok_or(LayoutError::Size)?;
     let (ready, rest) = rest
         .split_at_checked(sizes.ready)
         .ok_or(LayoutError::Size)?;
@@ -646,6 +660,7 @@ pub(crate) fn split_ref<'a>(
         flows: <[u32]>::ref_from_bytes(flows).map_err(|_| LayoutError::Alignment)?,
         endpoints: <[Endpoint]>::ref_from_bytes(endpoints).map_err(|_| LayoutError::Alignment)?,
         chunks: <[ChunkSlot]>::ref_from_bytes(chunks).map_err(|_| LayoutError::Alignment)?,
+        held: <[u64]>::ref_from_bytes(held).map_err(|_| LayoutError::Alignment)?,
         ready: <[ReadyLink]>::ref_from_bytes(ready).map_err(|_| LayoutError::Alignment)?,
         tcbs: <[Tcb]>::ref_from_bytes(tcbs).map_err(|_| LayoutError::Alignment)?,
         minis: <[Mini]>::ref_from_bytes(minis).map_err(|_| LayoutError::Alignment)?,

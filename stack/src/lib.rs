@@ -38,6 +38,7 @@ pub mod cplane;
 mod demux;
 mod find;
 mod hairpin;
+mod holders;
 mod image;
 pub mod inspect;
 mod process;

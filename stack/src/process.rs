@@ -10,11 +10,13 @@
 //! inherits anything.
 
 use crate::counters::Counter;
-use crate::image::{Endpoint, UdpOptions, kind, process_state};
+use crate::image::{UdpOptions, kind, process_state};
 use crate::stack::Stack;
 use crate::tcp::TcpOptions;
 use crate::tcp::tcb::flag;
-use crate::types::{EndpointId, ProcessId, Stale, WaiterId, WatcherId, has_bit, set_bit};
+use crate::types::{
+    EndpointId, PROCESSES, ProcessId, Stale, WaiterId, WatcherId, has_bit, set_bit,
+};
 use crate::udp::OpenError;
 
 impl Stack<'_> {
@@ -36,6 +38,7 @@ impl Stack<'_> {
         slot.pid = pid;
         slot.start_time = start_time;
         slot.uid = uid;
+        set_bit(&mut self.head.live_processes, index, true);
         self.count(Counter::ProcessesAdded);
         Some(ProcessId(index))
     }
@@ -131,18 +134,13 @@ impl Stack<'_> {
             }
         }
         let mut destroyed = 0u32;
-        for index in 0..self.endpoints.len() as u32 {
-            let Some(endpoint) = self.endpoints.get(index as usize) else {
-                break;
-            };
-            if endpoint.is_live() && has_bit(&endpoint.holders, process.0) {
-                let id = EndpointId {
-                    index,
-                    generation: endpoint.generation,
-                };
-                destroyed = destroyed.wrapping_add(u32::from(self.unhold(id, process)));
-            }
+        let mut from = 0;
+        while let Some(id) = self.next_held(process, from) {
+            destroyed = destroyed.wrapping_add(u32::from(self.unhold(id, process)));
+            from = id.index.saturating_add(1);
         }
+        self.clear_held(process);
+        set_bit(&mut self.head.live_processes, process.0, false);
         if let Some(slot) = self.head.processes.get_mut(usize::from(process.0)) {
             slot.live = 0;
             slot.pid = 0;
@@ -173,11 +171,7 @@ impl Stack<'_> {
         let (uid, live) = (slot.uid, slot.live);
         let child = self.add_process(0, 0, uid)?;
         self.rest_process(child, live & process_state::RESTS != 0);
-        for endpoint in self.endpoints.iter_mut() {
-            if endpoint.is_live() && has_bit(&endpoint.holders, parent.0) {
-                set_bit(&mut endpoint.holders, child.0, true);
-            }
-        }
+        self.copy_held(parent, child);
         Some(child)
     }
 
@@ -248,24 +242,23 @@ impl Stack<'_> {
 
     /// Makes a process a holder of the endpoint. A stale endpoint or unused slot is ignored.
     pub fn hold(&mut self, id: EndpointId, process: ProcessId) {
-        if self.is_process(process)
-            && let Ok(endpoint) = self.endpoint_mut(id)
-        {
-            set_bit(&mut endpoint.holders, process.0, true);
+        if self.is_process(process) && self.endpoint(id).is_ok() {
+            self.set_holder(id.index, process, true);
         }
     }
 
     /// Ends a process's hold. `true` if it was the last one and the endpoint is destroyed. A TCP
     /// endpoint closes instead, with the next [`Stack::flush`].
     pub fn unhold(&mut self, id: EndpointId, process: ProcessId) -> bool {
-        let Ok(endpoint) = self.endpoint_mut(id) else {
+        let Ok(endpoint) = self.endpoint(id) else {
             return false;
         };
-        set_bit(&mut endpoint.holders, process.0, false);
-        if endpoint.holders != [0, 0] {
+        let is_tcp = endpoint.kind == kind::TCP;
+        self.set_holder(id.index, process, false);
+        if self.holders_of(id.index) != [0, 0] {
             return false;
         }
-        if endpoint.kind == kind::TCP {
+        if is_tcp {
             // It closes in order, at the next flush, which has the memory for it.
             if let Some(tcb) = self.tcbs.get_mut(id.index as usize) {
                 tcb.set(flag::CLOSE_DUE);
@@ -281,7 +274,7 @@ impl Stack<'_> {
     #[must_use]
     pub fn holders(&self, id: EndpointId) -> [u64; 2] {
         self.endpoint(id)
-            .map_or([0, 0], |endpoint: &Endpoint| endpoint.holders)
+            .map_or([0, 0], |_| self.holders_of(id.index))
     }
 
     /// Frees the waiters of processes that are gone, and takes slots that are not in use out of
@@ -290,6 +283,10 @@ impl Stack<'_> {
         let mut processes = [0u64; 2];
         for (slot, index) in self.head.processes.iter().zip(0u8..) {
             set_bit(&mut processes, index, slot.live != 0);
+        }
+        self.head.live_processes = processes;
+        for process in (0..PROCESSES as u8).filter(|slot| !has_bit(&processes, *slot)) {
+            self.clear_held(ProcessId(process));
         }
         let mut waiters = [0u64; 2];
         for (slot, index) in self.head.waiters.iter_mut().zip(0u8..) {
@@ -308,7 +305,6 @@ impl Stack<'_> {
             watcher.waiters = both(watcher.waiters, waiters);
         }
         for endpoint in self.endpoints.iter_mut() {
-            endpoint.holders = both(endpoint.holders, processes);
             endpoint.waiters = both(endpoint.waiters, waiters);
         }
     }

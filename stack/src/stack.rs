@@ -70,6 +70,7 @@ pub struct Stack<'a> {
     pub(crate) flows: &'a mut [u32],
     pub(crate) endpoints: &'a mut [Endpoint],
     pub(crate) chunks: &'a mut [ChunkSlot],
+    pub(crate) held: &'a mut [u64],
     pub(crate) ready: &'a mut [ReadyLink],
     pub(crate) tcbs: &'a mut [Tcb],
     pub(crate) minis: &'a mut [Mini],
@@ -108,6 +109,7 @@ impl<'a> Stack<'a> {
         for slot in stack.chunks.iter_mut() {
             slot.zero();
         }
+        stack.held.fill(0);
         stack.ready.fill(ReadyLink {
             next: UNLISTED,
             previous: NONE,
@@ -135,6 +137,7 @@ impl<'a> Stack<'a> {
             flows: slabs.flows,
             endpoints: slabs.endpoints,
             chunks: slabs.chunks,
+            held: slabs.held,
             ready: slabs.ready,
             tcbs: slabs.tcbs,
             minis: slabs.minis,

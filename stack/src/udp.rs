@@ -14,9 +14,7 @@ use crate::counters::{Counter, DropReason};
 use crate::image::{ChunkSlot, NONE, UdpOptions, chunk_state, kind};
 use crate::receive_buffer::{self, Charge};
 use crate::stack::Stack;
-use crate::types::{
-    ChunkId, EndpointId, Family, IpAddress, ProcessId, SocketAddress, Stale, set_bit,
-};
+use crate::types::{ChunkId, EndpointId, Family, IpAddress, ProcessId, SocketAddress, Stale};
 use zerocopy::FromZeros;
 
 /// What [`Stack::udp_open`] needs.
@@ -126,8 +124,8 @@ impl Stack<'_> {
         endpoint.ifindex = open.ifindex;
         endpoint.options = open.options;
         endpoint.shadow_cookie = open.shadow_cookie;
-        set_bit(&mut endpoint.holders, open.process.0, true);
         let generation = endpoint.generation;
+        self.set_holder(index, open.process, true);
         let id = EndpointId { index, generation };
         let _ = self.udp_rebind(id, open.local, open.remote);
         Ok(id)
@@ -405,11 +403,11 @@ impl Stack<'_> {
                 _ => break,
             }
         }
+        self.clear_holders(id.index);
         let free = self.head.free_endpoint;
         if let Ok(endpoint) = self.endpoint_mut(id) {
             endpoint.generation = next_generation(id.generation);
             endpoint.kind = kind::FREE;
-            endpoint.holders = [0, 0];
             endpoint.waiters = [0, 0];
             endpoint.next = free;
             self.head.free_endpoint = id.index;

@@ -292,7 +292,27 @@ impl Image<'_> {
         }
     }
 
-    /// Holders and waiters name slots in use.
+    fn check_held(&self, processes: [u64; 2], report: &mut dyn FnMut(Problem)) {
+        let mut dead = |place, index| {
+            report(Problem {
+                kind: ProblemKind::DeadSlot,
+                place,
+                index,
+            });
+        };
+        if self.slabs.head.live_processes != processes {
+            dead("process", 0);
+        }
+        for (process, index) in self.slabs.all_held() {
+            let endpoint = self.slabs.endpoints.get(index as usize);
+            if !has_bit(&processes, process) || !endpoint.is_some_and(|endpoint| endpoint.is_live())
+            {
+                dead("held", index);
+            }
+        }
+    }
+
+    /// Waiters name slots in use; who holds something is there, and what is held.
     fn check_slots(&self, report: &mut dyn FnMut(Problem)) {
         let head = self.slabs.head;
         let mut processes = [0u64; 2];
@@ -307,15 +327,16 @@ impl Image<'_> {
             let ([a, b], [c, d]) = (part, all);
             a & !c == 0 && b & !d == 0
         };
+        self.check_held(processes, report);
         for (index, endpoint) in self.live() {
-            if endpoint.holders == [0, 0] && endpoint.kind == kind::UDP {
+            if self.slabs.holders(index) == [0, 0] && endpoint.kind == kind::UDP {
                 report(Problem {
                     kind: ProblemKind::NoHolder,
                     place: "endpoint",
                     index,
                 });
             }
-            if !inside(endpoint.holders, processes) || !inside(endpoint.waiters, waiters.0) {
+            if !inside(endpoint.waiters, waiters.0) {
                 report(Problem {
                     kind: ProblemKind::DeadSlot,
                     place: "endpoint",

@@ -212,9 +212,9 @@ impl<'a> Image<'a> {
 
     /// The live endpoints, in index order.
     pub fn endpoints(&self) -> impl Iterator<Item = EndpointView> + use<'a> {
-        let tcbs = self.slabs.tcbs;
+        let slabs = self.slabs;
         self.live()
-            .map(move |(index, endpoint)| view(index, endpoint, tcbs.get(index as usize)))
+            .map(move |(index, endpoint)| view(&slabs, index, endpoint))
     }
 
     /// The endpoint with this id, if it is live.
@@ -222,7 +222,7 @@ impl<'a> Image<'a> {
     pub fn endpoint(&self, id: EndpointId) -> Option<EndpointView> {
         let endpoint = self.slabs.endpoints.get(id.index as usize)?;
         (endpoint.is_live() && endpoint.generation == id.generation)
-            .then(|| view(id.index, endpoint, self.slabs.tcbs.get(id.index as usize)))
+            .then(|| view(&self.slabs, id.index, endpoint))
     }
 
     /// The minisockets, but for those of connections that another TCP has now.
@@ -303,7 +303,8 @@ impl<'a> Image<'a> {
 }
 
 /// An endpoint's view.
-fn view(index: u32, endpoint: &Endpoint, tcb: Option<&Tcb>) -> EndpointView {
+fn view(slabs: &SlabsRef<'_>, index: u32, endpoint: &Endpoint) -> EndpointView {
+    let tcb = slabs.tcbs.get(index as usize);
     let tcb = tcb.filter(|_| endpoint.kind == kind::TCP);
     let remote = SocketAddress::new(endpoint.remote_ip, endpoint.remote_port);
     EndpointView {
@@ -334,7 +335,7 @@ fn view(index: u32, endpoint: &Endpoint, tcb: Option<&Tcb>) -> EndpointView {
             Some(tcb) => tcb.options.has(TcpOptions::RESTING),
             None => endpoint.options.has(UdpOptions::RESTING),
         },
-        holders: endpoint.holders,
+        holders: slabs.holders(index),
         waiters: WaiterSet(endpoint.waiters),
     }
 }

@@ -293,8 +293,8 @@ impl Stack<'_> {
             connection.finish(0);
             connection.tcb.set(flag::ORPHAN);
             connection.tcb.clear(flag::CLOSE_DUE);
-            connection.endpoint.holders = [0, 0];
         }
+        self.clear_holders(id.index);
         self.port_leaves(id.index);
         self.flow_ended(local, remote);
         self.count(Counter::TcpHandedOver);

@@ -14,7 +14,6 @@ use crate::readiness::{Readiness, event};
 use crate::stack::Stack;
 use crate::types::{
     ChunkId, EndpointId, Family, Instant, IpAddress, Memory, ProcessId, SocketAddress, Stale,
-    set_bit,
 };
 use crate::udp::OpenError;
 
@@ -190,8 +189,8 @@ impl Stack<'_> {
         endpoint.local_port = open.local.port;
         endpoint.options = UdpOptions::new();
         endpoint.shadow_cookie = open.shadow_cookie;
-        set_bit(&mut endpoint.holders, open.process.0, true);
         let generation = endpoint.generation;
+        self.set_holder(index, open.process, true);
         if let Some(tcb) = self.tcbs.get_mut(index as usize) {
             tcb.reset(open.options);
         }
@@ -388,11 +387,12 @@ impl Stack<'_> {
         if endpoint.kind != kind::TCP {
             return Ok(None);
         }
-        set_bit(&mut endpoint.holders, process.0, true);
         endpoint.shadow_cookie = shadow_cookie;
+        let generation = endpoint.generation;
+        self.set_holder(child, process, true);
         Ok(Some(EndpointId {
             index: child,
-            generation: endpoint.generation,
+            generation,
         }))
     }
 
@@ -600,11 +600,11 @@ impl Stack<'_> {
         process: ProcessId,
         now: Instant,
     ) -> bool {
-        let Ok(connection) = self.tcp(id) else {
+        if self.tcp(id).is_err() {
             return false;
-        };
-        set_bit(&mut connection.endpoint.holders, process.0, false);
-        if connection.endpoint.holders != [0, 0] {
+        }
+        self.set_holder(id.index, process, false);
+        if self.holders_of(id.index) != [0, 0] {
             return false;
         }
         self.close_now(memory, id.index, now);
