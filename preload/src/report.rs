@@ -323,13 +323,18 @@ fn inherited(parents: &mut Report<'static>) -> Vec<Record> {
         .filter(|record| record.endpoint_generation == 0)
         .filter(|record| fdtable::look(record.fd).endpoint().is_none())
         .collect();
-    let ours = fdtable::entries(0, u32::MAX - 1).filter_map(|(fd, entry)| {
-        let id = entry.endpoint()?;
-        let said = parents.find(fd).copied();
-        let is_same =
-            |it: &Record| (it.endpoint_index, it.endpoint_generation) == (id.index, id.generation);
-        Some(said.filter(is_same).unwrap_or_else(|| found(fd, entry, id)))
-    });
+    let ours = fdtable::entries(0, u32::MAX - 1)
+        .filter_map(|(fd, entry)| Some((fd, entry, entry.endpoint()?)));
+    // More of them would find no room.
+    let ours = ours
+        .take(bypass_proto::report::CAPACITY)
+        .map(|(fd, entry, id)| {
+            let said = parents.find(fd).copied();
+            let is_same = |it: &Record| {
+                (it.endpoint_index, it.endpoint_generation) == (id.index, id.generation)
+            };
+            said.filter(is_same).unwrap_or_else(|| found(fd, entry, id))
+        });
     ours.chain(of_kernel).collect()
 }
 
