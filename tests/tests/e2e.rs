@@ -27,6 +27,7 @@ mod e2e {
     pub mod routers;
     pub mod rubbish;
     pub mod rules;
+    pub mod soaks;
     pub mod stores;
     pub mod storms;
     pub mod streams;
@@ -37,8 +38,8 @@ mod e2e {
 use e2e::harness::{Carried, check, check_card, check_port};
 use e2e::{
     card, clients, crowds, dpdk, endings, engines, faults, floods, groups, handover, jumbo,
-    languages, links, names, programs, reasons, reloads, rollback, routers, rubbish, rules, stores,
-    storms, streams, tool, web,
+    languages, links, names, programs, reasons, reloads, rollback, routers, rubbish, rules, soaks,
+    stores, storms, streams, tool, web,
 };
 
 macro_rules! tests {
@@ -103,6 +104,7 @@ tests! {
     endings::sockets_without_a_program: Any,
     crowds::too_many_connections: Any,
     floods::half_open: Any,
+    soaks::everything_at_once: Any,
     storms::workers_killed: Any,
     storms::daemons_killed: Any,
     streams::nginx_files: Segments,

@@ -27,8 +27,23 @@ fn set(scene: &Scene, settings: &[(&str, u64)]) -> Result<()> {
     Ok(())
 }
 
-/// 10,000 SYNs a second from addresses that nobody has.
-fn flood<'s>(scene: &'s Scene, stop: &str) -> Result<Program<'s>> {
+/// Room for [`MOST`] half-open connections, given up after 3 s and not after 7, and a way back to
+/// addresses that nobody has.
+pub(crate) fn prepare(scene: &Scene) -> Result<()> {
+    let settings = [("tcp_max_syn_backlog", MOST), ("tcp_synack_retries", 1)];
+    set(scene, &settings)?;
+    let interface = scene.bed.interface(Side::Server);
+    let route = ["route", "add", "198.19.0.0/16", "via", &scene.peer(), "dev"];
+    let route = [&route[..], &[interface]].concat();
+    scene.bed.ip(Side::Server, &route).map(drop)
+}
+
+/// So many SYNs a second to a port, from addresses that nobody has, until the file `stop` is there.
+pub(crate) fn flood<'s>(
+    scene: &'s Scene,
+    (port, rate): (u16, u32),
+    stop: &str,
+) -> Result<Program<'s>> {
     let bed = &scene.bed;
     let links = bed.ip(
         Side::Server,
@@ -39,7 +54,7 @@ fn flood<'s>(scene: &'s Scene, stop: &str) -> Result<Program<'s>> {
     let mut flood = bed.program(Side::Client, "/usr/bin/python3");
     flood.arg("-I").arg(script("syn_flood.py"));
     flood.args([bed.interface(Side::Client), mac, &scene.host()]);
-    flood.args([&PORT.to_string(), "10000", stop]);
+    flood.args([&port.to_string(), &rate.to_string(), stop]);
     Ok(flood)
 }
 
@@ -64,18 +79,11 @@ fn ask(scene: &Scene, times: u32) -> Result<f64> {
 /// The SYNs of strangers who do not exist: everybody else gets in all the time, by the kernel's
 /// listener; what is remembered is bounded; and soon after it the next connection is the stack's.
 pub(crate) fn half_open(scene: &Scene) -> Result<()> {
-    // What is half open is given up after 3 s here, and not after 7.
-    let settings = [("tcp_max_syn_backlog", MOST), ("tcp_synack_retries", 1)];
-    set(scene, &settings)?;
-    let interface = scene.bed.interface(Side::Server);
-    let route = ["route", "add", "198.19.0.0/16", "via", &scene.peer(), "dev"];
-    scene
-        .bed
-        .ip(Side::Server, &[&route[..], &[interface]].concat())?;
+    prepare(scene)?;
     let server = start_redis(scene, "0")?;
     ask(scene, 1)?;
     let stop = scene.bed.folder().join("stop");
-    let flood = flood(scene, &stop.display().to_string())?.spawn()?;
+    let flood = flood(scene, (PORT, 10_000), &stop.display().to_string())?.spawn()?;
     let counter = |name: &str| daemon::counter(&scene.bed, name);
     let pressed = || counter("pressed").unwrap_or(0);
     if scene.has_shim() {
