@@ -124,6 +124,21 @@ fn the_kernel_agrees() {
     assert!(failed.is_empty(), "\n{}\n", failed.join("\n"));
 }
 
+/// The kernel of this host does what our stack does in random scenarios; needs what
+/// `the_kernel_agrees` needs. `BYPASS_ROUNDS=n` runs so many, from `BYPASS_SEED` on. What differs
+/// is printed as a script.
+#[test]
+fn the_kernel_agrees_in_random_scenarios() {
+    let number = |name: &str| std::env::var(name).ok()?.parse().ok();
+    let first: u64 = number("BYPASS_SEED").unwrap_or(1);
+    let rounds = number("BYPASS_ROUNDS").unwrap_or(ROUNDS);
+    let found = script::differential::run(first..first + rounds);
+    assert!(found.is_empty(), "\n{}\n", found.join("\n\n"));
+}
+
+/// How many random scenarios a usual run tries.
+const ROUNDS: u64 = 2000;
+
 macro_rules! topics {
     ($($name:ident)*) => {
         $(#[test] fn $name() { topic(stringify!($name)); })*

@@ -123,6 +123,11 @@ impl Flow {
         }
     }
 
+    /// The peer's next number, and the end of what we have sent; relative.
+    pub fn ends(&self) -> (u32, u32) {
+        (self.peer_next, self.ours_end)
+    }
+
     /// The relative number of the last byte that we have sent, which is in flight if any is.
     pub fn newest(&self) -> u32 {
         self.ours_end.wrapping_sub(1)

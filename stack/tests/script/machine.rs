@@ -1,7 +1,7 @@
 //! Runs a script: a stack, a clock that only the script moves, and the peers that it plays.
 
 use super::flow::{Flow, Sent, local, remote, with_cookie};
-use super::segment::{Described, compare, compare_cookie, show};
+use super::segment::{Described, compare, compare_cookie, describe, show};
 use super::sockets::Sockets;
 use super::source::{Source, place};
 use super::words::{Outcome, Words, comparison, fit, holds, number, span};
@@ -76,7 +76,7 @@ impl Machine {
             .collect()
     }
 
-    fn new(is_v4: bool, chunks: u32) -> Self {
+    pub fn new(is_v4: bool, chunks: u32) -> Self {
         let caps = Capacities {
             endpoints: 16,
             chunks,
@@ -145,12 +145,12 @@ impl Machine {
         }
     }
 
-    fn flow(&mut self, number: u16) -> &mut Flow {
+    pub fn flow(&mut self, number: u16) -> &mut Flow {
         self.flows.entry(number).or_insert_with(Flow::new)
     }
 
     /// Lets time pass up to `until`, or to the first segment of ours.
-    fn pass(&mut self, until: u64) {
+    pub fn pass(&mut self, until: u64) {
         while self.sent.is_empty() {
             let next = self.rig.stack().next_deadline().map(|at| at.0);
             let Some(next) = next.filter(|&next| next <= until) else {
@@ -169,6 +169,13 @@ impl Machine {
         format!("{:.3}ms", (at - START) as f64 / 1e6)
     }
 
+    /// The next segment of ours that no line has expected: the flow, what it says, when it left.
+    pub fn take_sent(&mut self) -> Option<(u16, String, u64)> {
+        let sent = self.sent.pop_front()?;
+        let text = describe(&sent.segment, &self.flows[&sent.flow].base);
+        Some((sent.flow, text, sent.at))
+    }
+
     fn nothing_sent(&self) -> Outcome<()> {
         match self.sent.front() {
             None => Ok(()),
@@ -185,7 +192,7 @@ impl Machine {
     }
 
     /// Runs one line.
-    fn line(&mut self, line: &str) -> Outcome<()> {
+    pub fn line(&mut self, line: &str) -> Outcome<()> {
         let mut words = Words::of(line);
         let mut wait = None;
         if let Some(time) = words.peek().and_then(|word| word.strip_prefix('+')) {
@@ -404,7 +411,7 @@ impl Machine {
     }
 
     /// Whatever the script leaves must go away: chunks, flows, timers.
-    fn finish(&mut self, chunks: u32) -> Outcome<()> {
+    pub fn finish(&mut self, chunks: u32) -> Outcome<()> {
         self.nothing_sent()?;
         self.nic_stopped = false;
         for id in self.sockets.all() {

@@ -312,6 +312,29 @@ pub fn show(found: &Segment, base: &Base) -> String {
     words.join(" ")
 }
 
+/// A segment of ours as an expectation that says all: also what it lacks, but no TSval.
+pub fn describe(found: &Segment, base: &Base) -> String {
+    let mut text = show(found, base);
+    if let Some(Timestamps { value, echo }) = found.options.timestamps {
+        let value = value.wrapping_sub(base.timestamp);
+        text = text.replace(&format!("ts {value} {echo}"), &format!("ts * {echo}"));
+    } else {
+        text.push_str(" nots");
+    }
+    if found.flags & flags::SYN != 0 {
+        let lacks = [
+            (found.options.mss.is_none(), " nomss"),
+            (found.options.window_scale.is_none(), " nowscale"),
+            (!found.options.sack_permitted, " nosackok"),
+        ];
+        lacks
+            .iter()
+            .filter(|(lacks, _)| *lacks)
+            .for_each(|(_, word)| text.push_str(word));
+    }
+    text
+}
+
 /// The bytes of the options of an injected segment.
 pub fn option_bytes(said: &Described, base: &Base, timestamps: Option<(u32, u32)>) -> Vec<u8> {
     let mut bytes = Vec::new();

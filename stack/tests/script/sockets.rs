@@ -84,6 +84,9 @@ fn result_name(result: Result<usize, TcpError>) -> String {
     }
 }
 
+/// How an error begins that tells the result of a call; `-> ?` asks for it.
+pub const TOLD: &str = "the result is ";
+
 /// `-> WHAT` at the end of a call; without it the call must do all.
 pub fn check_result(words: &mut Words<'_>, found: &str, usual: &str) -> Outcome<()> {
     let wanted = if words.peek() == Some("->") {
@@ -95,7 +98,7 @@ pub fn check_result(words: &mut Words<'_>, found: &str, usual: &str) -> Outcome<
     if found == wanted {
         Ok(())
     } else {
-        Err(format!("the result is {found}, expected {wanted}"))
+        Err(format!("{TOLD}{found}, expected {wanted}"))
     }
 }
 
@@ -445,6 +448,37 @@ impl Machine {
             }
         }
         Ok(())
+    }
+
+    /// What a program can see of a socket, as words of `expect`.
+    pub fn observe(&mut self, name: &str) -> Outcome<String> {
+        let id = self.sockets.get(name)?.id;
+        let stale = |_| "stale".to_owned();
+        let status = self.rig.stack().tcp_status(id).map_err(stale)?;
+        let events = self.rig.stack().readiness(id).map_err(stale)?.events;
+        let mut words = vec![state_name(status.state).to_owned()];
+        for (name, bit) in EVENTS {
+            let not = if events & bit == 0 { "!" } else { "" };
+            words.push(format!("{not}{name}"));
+        }
+        if status.state == TcpState::Listen {
+            words.push(format!("accepts={}", status.accept_queue));
+            return Ok(words.join(" "));
+        }
+        let at_mark = self.rig.stack().tcp_at_mark(id) == Ok(true);
+        let skips = self.skips_urgent(id);
+        let readable = if skips { 0 } else { status.readable };
+        words.push(format!("readable={readable}"));
+        words.push(format!("unacked={}", status.unacked));
+        words.push(format!("unsent={}", status.unsent));
+        words.push(format!("atmark={}", u32::from(at_mark)));
+        Ok(words.join(" "))
+    }
+
+    /// Takes SO_ERROR: its name.
+    pub fn take_error(&mut self, name: &str) -> Outcome<String> {
+        let id = self.sockets.get(name)?.id;
+        Ok(errno_name(self.rig.stack().tcp_take_error(id)))
     }
 
     /// `edges S in=1 out=0`: edges since the last look; a bare `edges S` only looks.

@@ -28,11 +28,15 @@ struct Kernel {
     tun: File,
     is_v4: bool,
     mtu: u16,
+    /// How long to wait for a segment that is due.
+    patience: Duration,
     started: Instant,
     /// Time that has passed by the script's waits, for what it calls our timestamps.
     waited: Duration,
     sockets: Sockets,
     flows: BTreeMap<u16, Flow>,
+    /// Flow 0 of this script, counted from the first one of the namespace.
+    first_flow: u16,
     sent: VecDeque<Sent>,
     /// The last Fast Open cookie that we have sent.
     cookie: Vec<u8>,
@@ -61,6 +65,35 @@ pub fn run(path: &Path, is_v4: bool) -> Outcome<()> {
         let thread = scope.spawn(|| run_here(path, &source, is_v4));
         thread.join().map_err(|_| format!("{path:?}: panic"))?
     })
+}
+
+/// A namespace in which one script after the other can be played.
+pub struct Bench(Kernel);
+
+/// Ports of the peer that one script of a bench may use.
+const FLOWS: u16 = 2;
+/// After so many scripts a bench has used up its ports.
+pub const SCRIPTS: u16 = 12_000;
+
+impl Bench {
+    /// Moves this thread into a namespace of its own, without limits on answers to what is
+    /// out of the window.
+    pub fn new(is_v4: bool) -> Outcome<Self> {
+        let mut kernel = Kernel::new(is_v4).map_err(|error| format!("no namespace: {error}"))?;
+        kernel.patience = Duration::from_millis(40);
+        set("ipv4/tcp_invalid_ratelimit", "0").map_err(|error| error.to_string())?;
+        Ok(Self(kernel))
+    }
+
+    /// Plays these lines with fresh ports; the error says which line the kernel disagrees with,
+    /// and how.
+    pub fn play(&mut self, lines: &[String]) -> Result<(), (usize, String)> {
+        self.0.restart();
+        for (nth, line) in lines.iter().enumerate() {
+            self.0.line(line).map_err(|error| (nth, error))?;
+        }
+        self.0.nothing_sent().map_err(|error| (lines.len(), error))
+    }
 }
 
 /// The same, in the namespace that this thread makes.
@@ -114,13 +147,27 @@ impl Kernel {
             tun,
             is_v4,
             mtu: 1500,
+            patience: PATIENCE,
             started: Instant::now(),
             waited: Duration::ZERO,
             sockets: Sockets::default(),
             flows: BTreeMap::new(),
+            first_flow: 0,
             sent: VecDeque::new(),
             cookie: Vec::new(),
         })
+    }
+
+    /// Forgets a script: its sockets are aborted, and the next one has ports of its own.
+    fn restart(&mut self) {
+        self.sockets.abort();
+        self.collect();
+        self.sent.clear();
+        self.flows.clear();
+        self.first_flow += FLOWS;
+        self.cookie.clear();
+        self.started = Instant::now();
+        self.waited = Duration::ZERO;
     }
 
     fn local(&self) -> SocketAddress {
@@ -128,7 +175,7 @@ impl Kernel {
     }
 
     fn remote(&self, flow: u16) -> SocketAddress {
-        remote(flow, self.is_v4)
+        remote(self.first_flow + flow, self.is_v4)
     }
 
     fn flow(&mut self, number: u16) -> &mut Flow {
@@ -151,7 +198,12 @@ impl Kernel {
             let Some(frame) = packet::frame_of(&bytes[..len]) else {
                 continue;
             };
-            let sent = Sent::of(&frame, self.now());
+            let mut sent = Sent::of(&frame, self.now());
+            // What an earlier script has left may still send.
+            let Some(flow) = sent.flow.checked_sub(self.first_flow) else {
+                continue;
+            };
+            sent.flow = flow;
             let clock = self.waited.as_millis() as u32;
             self.flow(sent.flow).note_sent(&sent.segment, clock);
             self.sent.push_back(sent);
@@ -253,7 +305,7 @@ impl Kernel {
     fn expect_segment(&mut self, flow: u16, wait: Duration, words: &mut Words<'_>) -> Outcome<()> {
         let wanted = normal(Described::parse(words)?);
         let began = Instant::now();
-        self.wait_for_segment(began + wait + PATIENCE);
+        self.wait_for_segment(began + wait + self.patience);
         let Some(mut sent) = self.sent.pop_front() else {
             return Err("nothing was sent".to_owned());
         };

@@ -1,6 +1,6 @@
 //! The calls of a script as system calls.
 
-use super::super::flow::{local, our_byte, peer_byte, remote};
+use super::super::flow::{local, our_byte, peer_byte};
 use super::super::sockets::{CA, EVENTS, check_result, info_field};
 use super::super::words::{Outcome, Words, comparison, errno_name, fit, holds, number};
 use super::{Kernel, packet, system};
@@ -35,6 +35,15 @@ struct Socket {
 }
 
 impl Sockets {
+    /// Closes all with a reset.
+    pub fn abort(&mut self) {
+        for socket in std::mem::take(self).named.into_values() {
+            if let Some(fd) = &socket.fd {
+                let _ = sockopt::set_socket_linger(fd, Some(Duration::ZERO));
+            }
+        }
+    }
+
     fn get(&mut self, name: &str) -> Outcome<&mut Socket> {
         self.named
             .get_mut(name)
@@ -143,7 +152,7 @@ impl Kernel {
         let inline = sockopt::socket_oobinline(&fd).unwrap_or(false);
         let socket = Socket {
             fd: Some(fd),
-            remote: flow.map(|flow| remote(flow, self.is_v4)),
+            remote: flow.map(|flow| self.remote(flow)),
             flow: flow.unwrap_or(1),
             inline,
             written: 1,
@@ -190,7 +199,11 @@ impl Kernel {
             (Ok(_), "none") => Err("there is a connection".to_owned()),
             (Ok((fd, peer)), child) => {
                 let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-                self.add(child, fd, peer.map(|peer| peer.port() - 40_000));
+                self.add(
+                    child,
+                    fd,
+                    peer.map(|peer| peer.port() - self.remote(0).port),
+                );
                 Ok(())
             }
         }
