@@ -91,7 +91,7 @@ impl Recorder {
         let told = error
             .strip_prefix(TOLD)
             .and_then(|text| text.split_once(','));
-        let (result, _) = told.ok_or(error.clone())?;
+        let (result, _) = told.ok_or_else(|| error.clone())?;
         self.script.push(format!("{action} -> {result}"));
         Ok(())
     }
