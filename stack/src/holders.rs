@@ -111,6 +111,22 @@ impl Stack<'_> {
         }
     }
 
+    /// Nobody holds what does not exist: the last word of a row may have more bits than there are
+    /// endpoints. Part of a recovery.
+    pub(crate) fn clear_beyond(&mut self) {
+        let count = self.endpoints.len();
+        let mask = match count % 64 {
+            0 => return,
+            rest => u64::MAX.wrapping_shl(rest as u32),
+        };
+        for process in 0..PROCESSES as u8 {
+            let last = row(self.held, process).end.wrapping_sub(1);
+            if let Some(word) = self.held.get_mut(last) {
+                *word &= !mask;
+            }
+        }
+    }
+
     /// The process holds nothing.
     pub(crate) fn clear_held(&mut self, process: ProcessId) {
         let row = row(self.held, process.0);

@@ -288,6 +288,7 @@ impl Stack<'_> {
         for process in (0..PROCESSES as u8).filter(|slot| !has_bit(&processes, *slot)) {
             self.clear_held(ProcessId(process));
         }
+        self.clear_beyond();
         let mut waiters = [0u64; 2];
         for (slot, index) in self.head.waiters.iter_mut().zip(0u8..) {
             let process = u8::try_from(slot.process).unwrap_or(u8::MAX);
