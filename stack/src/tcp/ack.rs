@@ -88,8 +88,9 @@ impl Connection<'_> {
             return false;
         }
         if before(ack, self.tcb.snd_una) {
-            let oldest = self.tcb.snd_una.wrapping_sub(self.tcb.max_window.max(1));
-            if before(ack, oldest) {
+            // Never older than what the peer can have received (RFC 5961 section 5.2).
+            let most = u64::from(self.tcb.max_window).min(self.tcb.bytes_acked) as u32;
+            if before(ack, self.tcb.snd_una.wrapping_sub(most)) {
                 self.challenge(now);
                 return false;
             }

@@ -3,11 +3,11 @@
 //! written to before the handshake is over. With anything else the SYN is an ordinary one.
 //!
 //! ```text
-//!  SYN, cookie, data ─► child in SYN_RECEIVED ─► accept queue     SYN, request ─►
-//! request
-//!                            │ SYN-ACK of the data                                │ SYN-ACK,
-//! cookie
+//!  SYN, cookie, data ─► child in SYN_RECEIVED ─► accept queue
+//!                            │ SYN-ACK of the data
 //!                       ACK ─► ESTABLISHED
+//!  SYN, request ─► request
+//!                     │ SYN-ACK, cookie
 //! ```
 //!
 //! A cookie is SipHash of the two addresses with the listener's key, as the kernel has it: where

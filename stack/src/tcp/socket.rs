@@ -5,7 +5,6 @@ use super::input::errno;
 use super::listen::window_scale;
 use super::mini;
 use super::options::TcpOptions;
-use super::seq::distance;
 use super::tcb::{Hop, TcpState, flag};
 use crate::counters::Counter;
 use crate::cplane::NextHop;
@@ -732,7 +731,7 @@ impl Stack<'_> {
             local: SocketAddress::new(endpoint.local_ip, endpoint.local_port),
             remote: SocketAddress::new(endpoint.remote_ip, endpoint.remote_port),
             readable: tcb.readable(),
-            unacked: distance(tcb.snd_una, tcb.write_seq),
+            unacked: tcb.unacked(),
             unsent: tcb.unsent_bytes(),
             send_space: self.send_space_of(tcb),
             error: tcb.error,

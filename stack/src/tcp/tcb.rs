@@ -690,6 +690,16 @@ impl Tcb {
         self.snd_una.wrapping_add(self.snd_wnd)
     }
 
+    /// Bytes written and not acknowledged, and a FIN (net/ipv4/tcp.c:tcp_ioctl).
+    pub(crate) fn unacked(&self) -> u32 {
+        let fin = match self.state() {
+            TcpState::SynSent | TcpState::SynReceived => return 0,
+            TcpState::FinWait1 | TcpState::Closing | TcpState::LastAck => 1,
+            _ => 0,
+        };
+        seq::distance(self.snd_una, self.write_seq.wrapping_add(fin))
+    }
+
     /// Bytes written and not sent.
     pub(crate) fn unsent_bytes(&self) -> u32 {
         seq::distance(self.snd_nxt, self.write_seq)
