@@ -148,8 +148,6 @@ fn attach(control: &mut Option<Control>) -> Result<Joined, FallThrough> {
     let packets_map = Packets::map(&packets, reply.chunk_size).map_err(report::because)?;
     let cplane_map = Cplane::map(&cplane).map_err(report::because)?;
     let flows_map = Flows::map(&flows).map_err(report::because)?;
-    // Else a fork copies the page table of the whole table.
-    let _ = flows_map.leave_out_of_forks();
     let ringer = Ringer::new().map_err(report::because)?;
     let ringer = Ringer::from_fd(private::hide(ringer.into_fd()));
     let attachment = Attachment::new(image_map, packets_map, flows_map, ringer)
@@ -261,25 +259,6 @@ pub fn after_fork_in_child() {
 }
 
 impl Joined {
-    /// In a forked child, before it takes the stack's lock: maps what a fork leaves out; whether
-    /// that is there.
-    pub fn after_fork_in_child(&self) -> bool {
-        #[expect(
-            unsafe_code,
-            reason = "UNSAFETY: the other threads did not survive the fork"
-        )]
-        // SAFETY: this is the only thread of the process; whoever held the lock of the leases does
-        // not exist here, and who forks has not taken the stack's.
-        unsafe {
-            if self.leases.is_locked() {
-                self.leases.force_unlock();
-            }
-            let leases = self.leases.lock();
-            let flows = leases.0.get(SHARED - 1);
-            flows.is_some_and(|flows| self.attachment.map_flows_again(flows).is_ok())
-        }
-    }
-
     /// Maps queue pairs that the daemon has opened since we last looked.
     pub fn refresh(&self) {
         let Ok(mut locked) = self.attachment.lock() else {

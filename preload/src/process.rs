@@ -71,16 +71,16 @@ fn reserve() -> Option<ProcessId> {
 fn in_child(slot: Option<ProcessId>) {
     lock::forget_thread();
     RELATIVES.store(true, Ordering::Relaxed);
-    let joined = context::joined();
-    let has_all = joined.is_some_and(context::Joined::after_fork_in_child);
     context::after_fork_in_child();
     tcp::burst::ends();
     wait::after_fork_in_child();
     wait::epoll_set::after_fork_in_child();
     report::after_fork_in_child();
     sharing::after_fork_in_child();
-    let Some(joined) = joined else { return };
-    match slot.filter(|_| has_all) {
+    let Some(joined) = context::joined() else {
+        return;
+    };
+    match slot {
         Some(slot) => {
             context::set_process(slot);
             if let Ok(mut locked) = joined.attachment.lock() {
@@ -95,7 +95,7 @@ fn in_child(slot: Option<ProcessId>) {
                 }
             }
         }
-        // No slot or no memory left: the child's sockets are the kernel's.
+        // No slot left: the child's sockets are the kernel's.
         None => forget_all(),
     }
 }

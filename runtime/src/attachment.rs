@@ -17,7 +17,7 @@
 )]
 
 use std::cell::UnsafeCell;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -177,20 +177,6 @@ impl Attachment {
     #[must_use]
     pub fn id(&self) -> u64 {
         self.image.id()
-    }
-
-    /// In a forked child, before the lock is taken: maps the table of flows, which forks leave out
-    /// ([`Flows::leave_out_of_forks`]).
-    ///
-    /// # Errors
-    /// As [`Flows::map_again`].
-    ///
-    /// # Safety
-    /// The process has no other thread, and this one had not taken the lock when it was forked.
-    pub unsafe fn map_flows_again(&self, fd: impl AsFd) -> Result<(), Errno> {
-        // SAFETY: nobody in this process has a reference into the state.
-        let state = unsafe { &*self.state.get() };
-        state.flows.map_again(fd)
     }
 
     /// Takes the stack lock, recovering the stack when its owner died inside an update.

@@ -44,22 +44,6 @@ impl Flows {
         Ok(Self { table })
     }
 
-    /// As [`FlowTable::leave_out_of_forks`].
-    ///
-    /// # Errors
-    /// What `madvise` answers.
-    pub fn leave_out_of_forks(&self) -> Result<(), Errno> {
-        self.table.leave_out_of_forks()
-    }
-
-    /// As [`FlowTable::map_again`].
-    ///
-    /// # Errors
-    /// What `mmap` answers.
-    pub fn map_again(&self, fd: impl AsFd) -> Result<(), Errno> {
-        self.table.map_again(fd)
-    }
-
     /// Leads the segments of a connection to the stack; its place. One that is there already
     /// keeps its place and gets the new endpoint. Addresses are specific, IPv4 as v4-mapped.
     ///

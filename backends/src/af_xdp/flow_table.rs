@@ -30,7 +30,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::bpf::{self, MapShape};
 
@@ -260,41 +260,6 @@ impl FlowTable {
             bytes,
             geometry,
         })
-    }
-
-    /// From now on a fork leaves the mapping out, whose page table costs it more than all other
-    /// memory of a program: [`Self::map_again`] is for the child.
-    ///
-    /// # Errors
-    /// What `madvise` answers; the mapping is inherited then.
-    pub fn leave_out_of_forks(&self) -> Result<(), Errno> {
-        // SAFETY: the range is our own mapping; in this process nothing changes.
-        unsafe {
-            madvise(
-                self.buckets.as_ptr().cast(),
-                self.bytes,
-                Advice::LinuxDontFork,
-            )
-        }
-    }
-
-    /// In a forked child, before anything else is done with the table: maps it where the parent
-    /// has it. When that fails an empty table of its own is there.
-    ///
-    /// # Errors
-    /// What `mmap` answers.
-    pub fn map_again(&self, fd: impl AsFd) -> Result<(), Errno> {
-        let address = self.buckets.as_ptr().cast();
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::SHARED | MapFlags::FIXED;
-        // SAFETY: the range is ours, mapped or left out, and no reference into it lives in a child
-        // that has just been forked.
-        let mapped = unsafe { mmap(address, self.bytes, protection, flags, fd, 0) };
-        let Err(errno) = mapped else { return Ok(()) };
-        let flags = MapFlags::PRIVATE | MapFlags::FIXED;
-        // SAFETY: as above.
-        unsafe { rustix::mm::mmap_anonymous(address, self.bytes, protection, flags) }?;
-        Err(errno)
     }
 
     pub(super) fn geometry(&self) -> Geometry {
