@@ -139,6 +139,10 @@ fn parse_keys(text: &[u8], keys: &mut [[u64; 2]; 2]) -> usize {
             }
         }
         let [a, b, c, d] = words;
+        // A namespace that has no key yet shows zeros, which would be everybody's key.
+        if words == [0; 4] {
+            return count;
+        }
         *key = [b << 32 | a, d << 32 | c];
         count += 1;
     }

@@ -39,6 +39,7 @@ impl Stack<'_> {
         slot.start_time = start_time;
         slot.uid = uid;
         set_bit(&mut self.head.live_processes, index, true);
+        self.clear_held(ProcessId(index));
         self.count(Counter::ProcessesAdded);
         Some(ProcessId(index))
     }

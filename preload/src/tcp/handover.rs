@@ -19,7 +19,7 @@ use bypass_proto::options::Log;
 use bypass_proto::reason::FallThrough;
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::control::ControlError;
-use bypass_stack::{Counter, EndpointId, TcpState, event};
+use bypass_stack::{Counter, EndpointId, TcpState};
 use rustix::io::Errno;
 
 use super::with_stack;
@@ -90,7 +90,7 @@ fn is_made(fd: c_int, endpoint: EndpointId) -> bool {
             Some(_) => return true,
             None => return false,
         }
-        match wait::block::until(fd, endpoint, event::OUT, false, (deadline, &mut call)) {
+        match wait::block::until_made(fd, endpoint, (deadline, &mut call)) {
             Woken::TimedOut => return false,
             Woken::Ready | Woken::Interrupted => {}
         }

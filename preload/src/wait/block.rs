@@ -1,7 +1,7 @@
 //! Waiting inside a blocking call on one socket.
 
 use bypass_runtime::attachment::Locked;
-use bypass_stack::{EndpointId, Instant, event};
+use bypass_stack::{EndpointId, Instant, TcpState, event};
 use libc::{POLLIN, pollfd};
 
 use super::call::Call;
@@ -14,6 +14,21 @@ const ALWAYS: u32 = event::ERR | event::HUP;
 
 /// What ends a wait beside readiness: the time, and signals, which the call holds back.
 pub type Limits<'a> = (Option<Instant>, &'a mut Call);
+
+/// Waits until the handshake of a connection is over. One that Fast Open has made is ready for
+/// calls before that.
+pub fn until_made(fd: i32, endpoint: EndpointId, limits: Limits<'_>) -> Woken {
+    let Some(joined) = context::joined() else {
+        return Woken::Ready;
+    };
+    let ready = &mut |locked: &mut Locked<'_>| {
+        let status = locked.stack().tcp_status(endpoint);
+        status.map_or(true, |now| {
+            !matches!(now.state, TcpState::SynSent | TcpState::SynReceived)
+        })
+    };
+    alone(joined, (fd, endpoint), Vec::new(), ready, limits)
+}
 
 /// Waits until the endpoint is ready for one of `events` (bits of [`bypass_stack::event`]), or its
 /// shadow has something to receive (data, or an error).

@@ -364,6 +364,9 @@ impl Connection<'_> {
         }
         if self.tcb.state() == TcpState::SynReceived {
             self.tcb.state = TcpState::Established as u8;
+            if self.tcb.options.has(TcpOptions::KEEPALIVE) {
+                self.arm_keepalive(now);
+            }
             self.writable_edge();
             if self.tcb.has(flag::SEND_SHUT) {
                 self.send_fin(memory, now);

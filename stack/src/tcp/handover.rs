@@ -192,6 +192,8 @@ impl Stack<'_> {
             TcpState::Listen | TcpState::Closed | TcpState::TimeWait => {
                 return Err(CannotMove::NoConnection);
             }
+            // Closed before the answer to its SYN-ACK has come.
+            _ if tcb.is_early() => return Err(CannotMove::Handshake),
             _ => {}
         }
         let fin = u32::from(tcb.has(flag::FIN_RECEIVED));
