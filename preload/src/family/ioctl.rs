@@ -92,9 +92,10 @@ unsafe fn stream(fd: c_int, request: c_ulong, argument: size_t) -> Option<Answer
         return Some(Err(Errno::FAULT));
     }
     let value = match request {
-        // Up to the mark, even when the reader is there (net/ipv4/tcp.c:tcp_inq).
-        // What Fast Open has brought is not told before the handshake is over (tcp_inq).
+        // What Fast Open has brought is not told before the handshake is over
+        // (net/ipv4/tcp.c:tcp_inq).
         libc::FIONREAD if status.state == TcpState::SynReceived => 0,
+        // Up to the mark, even when the reader is there (the same).
         libc::FIONREAD if at_mark && !inline => 0,
         libc::FIONREAD => status.readable,
         libc::TIOCOUTQ => status.unacked,
