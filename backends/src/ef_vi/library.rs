@@ -32,10 +32,10 @@ pub struct Cookie {
 }
 
 impl Cookie {
-    /// Its number, as the library gave it.
+    /// Its number and kind, as the library gave them.
     #[must_use]
-    pub fn number(self) -> i32 {
-        self.id
+    pub fn words(self) -> [i32; 2] {
+        [self.id, self.kind]
     }
 }
 

@@ -20,7 +20,7 @@ use super::layout::Layout;
 use super::library::{Ciul, Cookie};
 use super::queue::{MOST_OF_ONE, Queue};
 use super::reason::CiulError;
-use crate::relay::{CardFilter, Facts, Port};
+use crate::relay::{CardFilter, Facts, InCard, Port};
 
 /// Events of one look. With room for two at least.
 const EVENTS: usize = 32;
@@ -178,13 +178,6 @@ impl EfViPort {
             queue.remove_filter(&cookie);
         }
     }
-
-    /// The filters, with the card's cookies.
-    pub fn filters(&self) -> impl Iterator<Item = (&CardFilter, Option<Cookie>)> {
-        self.filters
-            .iter()
-            .map(|(filter, cookie)| (filter, *cookie))
-    }
 }
 
 impl Port for EfViPort {
@@ -284,6 +277,20 @@ impl Port for EfViPort {
             answer = answer.and(added);
         }
         answer
+    }
+
+    fn in_card(&self) -> Vec<InCard> {
+        let Some(queue) = &self.queue else {
+            return Vec::new();
+        };
+        let there = self.filters.iter().filter_map(|(filter, cookie)| {
+            Some(InCard {
+                filter: *filter,
+                queue: queue.number(),
+                cookie: (*cookie)?.words(),
+            })
+        });
+        there.collect()
     }
 }
 

@@ -288,6 +288,11 @@ impl Queue {
         unsafe { BorrowedFd::borrow_raw(fd) }
     }
 
+    /// Its number among the card's.
+    pub(super) fn number(&self) -> u32 {
+        self.interface.raw.instance()
+    }
+
     /// MAC address and MTU.
     pub(super) fn facts(&mut self) -> Result<([u8; 6], u32), CiulError> {
         let functions = self.functions();

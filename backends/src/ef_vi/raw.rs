@@ -13,6 +13,9 @@ use std::ffi::{c_int, c_uint, c_void};
 use super::event::RawEvent;
 use super::layout::Layout;
 
+/// Offset of `vi_i`, in every known release.
+const INSTANCE: usize = 8;
+
 /// Memory of a VI, and more.
 #[derive(Debug)]
 #[repr(C, align(64))]
@@ -69,6 +72,11 @@ impl RawVi {
     /// Bytes of events that were read, wrapping: `ef_eventq_current`.
     pub(super) fn current(&self) -> c_uint {
         self.word(0)
+    }
+
+    /// Its number among the card's VIs.
+    pub(super) fn instance(&self) -> u32 {
+        self.field(INSTANCE)
     }
 
     /// Bytes of a buffer before the frame.

@@ -189,7 +189,7 @@ fn only_what_a_filter_matches_comes() {
     assert_eq!(around(&mut port, 10), []);
     port.add_filter(datagrams()).unwrap();
     port.add_filter(datagrams()).unwrap();
-    assert_eq!(port.filters().count(), 1);
+    assert_eq!(port.in_card().len(), 1);
     assert_eq!(around(&mut port, 10).len(), 10);
     port.remove_filter(&datagrams());
     assert_eq!(around(&mut port, 10), []);
@@ -328,6 +328,36 @@ fn a_dead_vi_is_made_again_with_its_filters() {
         assert_eq!((deaths, counts.filters_lost), (1, 0), "{fault}");
         drop(port);
         assert_eq!(fake.live(), 0, "{fault}");
+    }
+}
+
+#[test]
+fn the_cards_own_words_for_a_filter_are_told_and_follow_the_vi() {
+    for release in RELEASES {
+        let fake = Fake::new(&[("LAYOUT", release)]);
+        let mut port = fake.open().unwrap();
+        assert_eq!(port.in_card(), []);
+        let second = CardFilter {
+            protocol: 6,
+            ..datagrams()
+        };
+        port.add_filter(datagrams()).unwrap();
+        port.add_filter(second).unwrap();
+        let told = |port: &EfViPort| {
+            let list = port.in_card();
+            assert_eq!(list.len(), 2, "{release}");
+            assert_eq!([list[0].filter, list[1].filter], [second, datagrams()]);
+            assert_eq!(list[0].queue, list[1].queue);
+            (list[0].queue, [list[0].cookie, list[1].cookie])
+        };
+        // The stand-in numbers VIs from 16 on, and a VI's filters from 1 on; all are of kind 1.
+        assert_eq!(told(&port), (16, [[2, 1], [1, 1]]), "{release}");
+        fake.set("FAULT", "reset@1");
+        around(&mut port, 1);
+        mended(&mut port);
+        assert_eq!(told(&port), (17, [[1, 1], [2, 1]]), "{release}");
+        port.remove_filter(&datagrams());
+        assert_eq!(port.in_card().len(), 1);
     }
 }
 

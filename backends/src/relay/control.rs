@@ -12,6 +12,7 @@
 //!   daemon ─► relay   Attach { sizes }, packet memory, flow table, rings, bell
 //!                     Detach
 //!                     Steer ─► Steered (or why not): filters of a card
+//!                     List ─► Listed, a roster of the card's filters
 //!                     End
 //! ```
 
@@ -54,6 +55,10 @@ pub enum Kind {
     Steer = 6,
     /// They do, or why not.
     Steered = 7,
+    /// Which filters the card has is asked.
+    List = 8,
+    /// Those it has.
+    Listed = 9,
 }
 
 /// A message. Which fields mean something depends on the kind.
@@ -123,8 +128,10 @@ impl Message {
     /// What it is; `None` = nothing that this version knows.
     #[must_use]
     pub fn kind(&self) -> Option<Kind> {
-        use Kind::{Attach, Detach, End, Failed, Ready, Steer, Steered};
-        let kinds = [Ready, Failed, Attach, Detach, End, Steer, Steered];
+        use Kind::{Attach, Detach, End, Failed, List, Listed, Ready, Steer, Steered};
+        let kinds = [
+            Ready, Failed, Attach, Detach, End, Steer, Steered, List, Listed,
+        ];
         kinds.into_iter().find(|kind| *kind as u32 == self.kind)
     }
 

@@ -9,7 +9,9 @@ use rustix::io::Errno;
 use rustix::time::Timespec;
 
 use super::control::{Kind, Message, connect_to};
+use super::port::InCard;
 use super::rings::Pair;
+use super::roster;
 use super::steering::Filters;
 
 /// How long a relay has to answer: it looks at the daemon between two bursts.
@@ -126,10 +128,26 @@ impl Link {
     /// # Errors
     /// A sentence: the card's, or that the relay does not answer in time.
     pub fn steer(&self) -> Result<(), String> {
+        let (answer, _) = self.question(Kind::Steer, Kind::Steered)?;
+        let words = answer.text();
+        words.is_empty().then_some(()).ok_or(words)
+    }
+
+    /// The filters that the card has now.
+    ///
+    /// # Errors
+    /// A sentence: that the relay does not answer in time.
+    pub fn in_card(&self) -> Result<Vec<InCard>, String> {
+        let (_, mut fds) = self.question(Kind::List, Kind::Listed)?;
+        Ok(fds.pop().map(roster::read).unwrap_or_default())
+    }
+
+    /// Asks the relay and waits for its answer of this kind.
+    fn question(&self, what: Kind, wanted: Kind) -> Result<(Message, Vec<OwnedFd>), String> {
         let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
         let asked = Message {
             number,
-            ..Message::new(Kind::Steer)
+            ..Message::new(what)
         };
         let failed = |errno: Errno| format!("asking the relay for a filter: {errno}");
         asked.send(&self.socket, &[]).map_err(failed)?;
@@ -138,11 +156,10 @@ impl Link {
             if poll(&mut waiting, Some(&PATIENCE)).map_err(failed)? == 0 {
                 return Err("the relay does not answer".to_owned());
             }
-            let (message, _) = Message::receive(&self.socket).map_err(failed)?;
+            let (message, fds) = Message::receive(&self.socket).map_err(failed)?;
             // Answers to what was given up go by.
-            if message.kind() == Some(Kind::Steered) && message.number == number {
-                let words = message.text();
-                return words.is_empty().then_some(()).ok_or(words);
+            if message.kind() == Some(wanted) && message.number == number {
+                return Ok((message, fds));
             }
         }
     }

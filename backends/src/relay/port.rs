@@ -19,6 +19,17 @@ pub struct CardFilter {
     pub remote: Option<End>,
 }
 
+/// A filter that a card has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InCard {
+    /// What it leads.
+    pub filter: CardFilter,
+    /// Number of the card's queue that it leads to.
+    pub queue: u32,
+    /// What the card's library knows it by: a number and a kind.
+    pub cookie: [i32; 2],
+}
+
 /// What a port is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
@@ -70,6 +81,10 @@ pub trait Port: Debug {
     /// A sentence, when one of them cannot be. Those that can, are.
     fn lead(&mut self, _wanted: &BTreeSet<CardFilter>) -> Result<(), String> {
         Ok(())
+    }
+    /// The filters that the card has now: of a bifurcated port.
+    fn in_card(&self) -> Vec<InCard> {
+        Vec::new()
     }
 }
 

@@ -34,6 +34,7 @@ use super::face::Face;
 use super::memory::Memory;
 use super::port::{BURST, Facts, Port};
 use super::rings::{Rings, Slot, is_unread};
+use super::roster;
 use super::steering::{Filters, Verdict};
 use crate::af_xdp::FlowTable;
 
@@ -411,6 +412,18 @@ impl Relay {
         }
     }
 
+    /// Tells the daemon which filters the card has.
+    fn list_filters(&self, number: u32) {
+        let answer = Message {
+            number,
+            ..Message::new(Kind::Listed)
+        };
+        if let (Some(daemon), Ok(roster)) = (&self.daemon, roster::write(&self.port.in_card())) {
+            // A daemon that is gone wants no answer.
+            let _ = answer.send(daemon, &[roster.as_fd()]);
+        }
+    }
+
     /// A daemon connects: the last one counts.
     fn greet(&mut self) -> bool {
         let Some(daemon) = accept_daemon(&self.listener) else {
@@ -460,7 +473,8 @@ impl Relay {
                 }
                 Some(Kind::End) => return true,
                 Some(Kind::Steer) => self.follow_filters(message.number),
-                Some(Kind::Ready | Kind::Failed | Kind::Steered) | None => {}
+                Some(Kind::List) => self.list_filters(message.number),
+                Some(Kind::Ready | Kind::Failed | Kind::Steered | Kind::Listed) | None => {}
             },
         }
         false

@@ -12,6 +12,7 @@ use bypass_backends::ef_vi;
 use bypass_proto::policy::Backend;
 use serde_json::{Value, json};
 
+use crate::source::card::Card;
 use crate::source::pci::{Function, Machine, VFIO};
 use crate::{Failure, render};
 
@@ -99,6 +100,9 @@ fn list(machine: &Machine, json: bool) -> Result<(), Failure> {
         ("INTERFACES", "names"),
         ("DRIVER", "driver"),
         ("CARD OF", "card"),
+        ("FIRMWARE", "ef_vi.firmware"),
+        ("VARIANT", "ef_vi.firmware_variant"),
+        ("LIBRARY", "ef_vi.library"),
         ("VF OF", "physical"),
         ("VFS", "vfs"),
         ("IOMMU GROUP", "iommu_group"),
@@ -122,9 +126,15 @@ fn object(machine: &Machine, function: &Function) -> Value {
     let mut interfaces = function.interfaces.iter();
     let is_card = function.vendor.as_deref().is_some_and(ef_vi::is_vendor);
     let card = is_card.then(|| Backend::EfVi.word());
+    let parts = is_card.then(|| {
+        let interface = function.interfaces.first().map_or("", String::as_str);
+        let driver = function.driver.as_deref().unwrap_or_default();
+        Card::of(interface, driver).object()
+    });
     json!({
         "address": function.address, "interfaces": function.interfaces,
-        "vendor": function.vendor, "card": card, "driver": function.driver, "physical": function.physical,
+        "vendor": function.vendor, "card": card, "ef_vi": parts,
+        "driver": function.driver, "physical": function.physical,
         "virtuals": function.virtuals, "most_virtuals": function.most_virtuals,
         "iommu_group": function.group,
         "default_route": interfaces.any(|name| machine.has_default_route(name)),

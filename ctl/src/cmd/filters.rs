@@ -12,7 +12,8 @@ use crate::{Failure, render, source};
 /// Filters: what is led past the kernel.
 #[derive(Debug, clap::Subcommand)]
 pub enum Filters {
-    /// Every filter with its owner, backend, packets and bytes.
+    /// Every filter with its owner, backend, packets and bytes; of one in a card also the card's
+    /// queue and cookie.
     List(Json),
     /// Keep an address or a flow in the kernel, or reserve an address for some programs.
     #[command(after_help = "\
@@ -215,7 +216,7 @@ fn list(json: &Json) -> Result<(), Failure> {
             "no filters: no accelerated socket has been used yet",
         ));
     }
-    let columns = [
+    let mut columns = vec![
         ("ID", "id"),
         ("PROTO", "protocol"),
         ("LOCAL", "local"),
@@ -227,12 +228,36 @@ fn list(json: &Json) -> Result<(), Failure> {
         ("PID", "owner.pid"),
         ("PROGRAM", "owner.program"),
         ("UID", "owner.uid"),
+        ("QUEUE", "queues"),
+        ("COOKIE", "cookies"),
         ("PACKETS", "packets"),
         ("BYTES", "bytes"),
         ("STATE", "state"),
     ];
-    render::objects(&columns, list);
+    let rows: Vec<Value> = list.iter().map(row).collect();
+    if rows.iter().all(|row| row["cookies"].is_null()) {
+        columns.retain(|(_, path)| !["queues", "cookies"].contains(path));
+    }
+    render::objects(&columns, &rows);
     Ok(())
+}
+
+/// A filter with the words of the card's own filters, of which it may have several: one for each
+/// address.
+fn row(filter: &Value) -> Value {
+    let mut row = filter.clone();
+    let hardware = filter["hardware"].as_array();
+    for (column, word) in [("queues", "queue"), ("cookies", "cookie")] {
+        let mut words: Vec<String> = Vec::new();
+        for own in hardware.into_iter().flatten() {
+            let word = own[word].to_string();
+            if !words.contains(&word) {
+                words.push(word);
+            }
+        }
+        row[column] = (!words.is_empty()).then(|| words.join(" ")).into();
+    }
+    row
 }
 
 /// Has the daemon read its configuration again.
@@ -267,6 +292,24 @@ pub fn shutdown() -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cards_filters_are_in_one_row() {
+        let own = |cookie| json!({ "queue": 16, "cookie": cookie });
+        let filter = json!({ "id": 1, "hardware": [own(3), own(4)] });
+        let shown = row(&filter);
+        assert_eq!(
+            (&shown["queues"], &shown["cookies"]),
+            (&json!("16"), &json!("3 4"))
+        );
+        for none in [
+            json!({ "hardware": null }),
+            json!({ "hardware": [] }),
+            json!({}),
+        ] {
+            assert!(row(&none)["cookies"].is_null());
+        }
+    }
 
     #[test]
     fn addresses_have_their_family() {

@@ -18,7 +18,7 @@ use bypass_backends::af_xdp::{
     self, COUNTERS, FilterCounters, FilterKey, Listener, Mode, Nic, NicConfig, NicError,
     PacketMemory, Target,
 };
-use bypass_backends::relay::{Link, RelayNic};
+use bypass_backends::relay::{CardFilter, InCard, Link, RelayNic};
 use bypass_proto::policy::{Backend, DaemonPolicy};
 use bypass_runtime::packets::Packets;
 use bypass_stack::{IpAddress, SocketAddress};
@@ -236,6 +236,15 @@ impl OpenNic {
     pub(super) fn grants(&self) -> Vec<Flow> {
         let flows = self.filters().into_iter().filter_map(|key| flow(&key));
         flows.filter(|flow| flow.kind == FlowKind::Grant).collect()
+    }
+
+    /// The filters of the card itself; `None` where a program steers.
+    pub(super) fn in_card(&self) -> Option<Vec<InCard>> {
+        match &self.driver {
+            // A relay that does not answer shows in other lists.
+            Driver::Relayed { nic, link, .. } if nic.is_bifurcated => link.in_card().ok(),
+            _ => None,
+        }
     }
 
     /// Removes every entry that `is_wanted` does not want. Those of other kinds than the daemon
@@ -507,6 +516,16 @@ fn key(flow: &Flow) -> FilterKey {
         remote_port: flow.remote.port,
         protocol: u32::from(flow.protocol),
     })
+}
+
+/// What a card leads for a flow.
+pub(super) fn of_card(flow: &Flow) -> CardFilter {
+    let end = |it: &SocketAddress| (it.ip.0, it.port);
+    CardFilter {
+        protocol: flow.protocol,
+        local: end(&flow.local),
+        remote: (flow.remote != SocketAddress::UNSPECIFIED).then(|| end(&flow.remote)),
+    }
 }
 
 /// The other way; `None` for keys that the daemon does not write.

@@ -3,16 +3,16 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use bypass_backends::relay;
+use bypass_backends::relay::{self, CardFilter, End, InCard};
 use bypass_proto::control::{QueryKind, VERSION};
 use bypass_proto::policy::Backend;
 use bypass_stack::cplane::Address;
 use bypass_stack::inspect::Image;
-use bypass_stack::{EndpointId, QueuePairInfo, SocketAddress};
+use bypass_stack::{EndpointId, IpAddress, QueuePairInfo, SocketAddress};
 use serde_json::{Value, json};
 
 use super::counters::Counter;
-use super::filters::{Filter, TCP, Wish};
+use super::filters::{Filter, Flow, FlowKind, TCP, Wish};
 use super::netlink::message::LinkInfo;
 use super::nics::{self, OpenNic};
 use super::process::{self, Process};
@@ -42,6 +42,7 @@ impl Server {
 
     fn filter_list(&self, sees: impl Fn(u32) -> bool) -> Value {
         let mut list = Vec::new();
+        let cards = self.cards();
         for stack in self.stacks.iter().filter(|stack| sees(stack.uid)) {
             let bytes = stack.copy_image().unwrap_or_default();
             let image = Image::attach(&bytes).ok();
@@ -49,10 +50,10 @@ impl Server {
             let listed = |filter: &Filter| filter.uid == stack.uid && !filter.is_port;
             for id in self.filters.ids(listed) {
                 if let Some(filter) = self.filters.get(id) {
-                    self.filter_objects(&filter, image.as_ref(), &mut list);
+                    self.filter_objects(&filter, image.as_ref(), &cards, &mut list);
                 }
             }
-            self.flow_objects(stack, image.as_ref(), &mut list);
+            self.flow_objects(stack, image.as_ref(), &cards, &mut list);
         }
         for filter in self.filters.statics.iter() {
             let (action, owner) = match &filter.purpose {
@@ -70,23 +71,38 @@ impl Server {
                 "local": address(&filter.wish.local), "remote": remote(&filter.wish),
                 "interface": self.interface_name(filter.wish.ifindex), "backend": null,
                 "action": action, "role": null, "owner": owner, "packets": 0, "bytes": 0,
-                "state": "static",
+                "state": "static", "hardware": null,
             }));
         }
         list.into()
     }
 
-    fn filter_objects(&self, filter: &Filter, image: Option<&Image<'_>>, list: &mut Vec<Value>) {
+    /// The filters that cards have, by interface.
+    fn cards(&self) -> Cards {
+        let cards = self.nics.iter();
+        cards
+            .filter_map(|(ifindex, nic)| Some((ifindex, nic.in_card()?)))
+            .collect()
+    }
+
+    fn filter_objects(
+        &self,
+        filter: &Filter,
+        image: Option<&Image<'_>>,
+        cards: &Cards,
+        list: &mut Vec<Value>,
+    ) {
         let is_live = filter.is_closing()
             || image.is_some_and(|image| image.endpoint(filter.endpoint).is_some());
         let owner = self.owner(filter, image);
-        let object = |interface: Value, backend: Value, packets: u64, bytes: u64| {
+        let object = |interface: Value, backend: Value, hardware: Value, packets, bytes| {
+            let (packets, bytes): (u64, u64) = (packets, bytes);
             json!({
                 "id": filter.id, "protocol": protocol(filter.wish.protocol),
                 "local": address(&filter.wish.local), "remote": remote(&filter.wish),
                 "interface": interface, "backend": backend, "action": "steer",
                 "role": role(filter), "owner": owner, "packets": packets, "bytes": bytes,
-                "state": if is_live { "live" } else { "orphan" },
+                "state": if is_live { "live" } else { "orphan" }, "hardware": hardware,
             })
         };
         let mut seen = false;
@@ -108,20 +124,28 @@ impl Server {
             }
             seen = true;
             let backend = nic.backend().word().into();
+            let flows: Vec<Flow> = mine().map(|entry| entry.flow).collect();
             list.push(object(
                 self.interface_name(ifindex),
                 backend,
+                hardware(cards, ifindex, &flows),
                 packets,
                 bytes,
             ));
         }
         if !seen {
-            list.push(object(Value::Null, Value::Null, 0, 0));
+            list.push(object(Value::Null, Value::Null, Value::Null, 0, 0));
         }
     }
 
     /// The TCP flows of a stack, each with the filter that grants it. Others do nothing.
-    fn flow_objects(&self, stack: &StackEntry, image: Option<&Image<'_>>, list: &mut Vec<Value>) {
+    fn flow_objects(
+        &self,
+        stack: &StackEntry,
+        image: Option<&Image<'_>>,
+        cards: &Cards,
+        list: &mut Vec<Value>,
+    ) {
         let mut grants = HashMap::new();
         for id in self.filters.ids(|filter| filter.uid == stack.uid) {
             if let Some(filter) = self
@@ -146,6 +170,7 @@ impl Server {
                 "action": "steer", "role": "flow",
                 "owner": self.owner_of(flow.endpoint, filter, image),
                 "packets": flow.packets, "bytes": flow.bytes, "state": "live",
+                "hardware": hardware(cards, *ifindex, &[grant(flow.local)]),
             }));
         }
     }
@@ -346,6 +371,37 @@ impl Server {
             .link(ifindex)
             .map(|link| link.name.as_str())
             .into()
+    }
+}
+
+/// Filters of cards, by interface.
+type Cards = HashMap<u32, Vec<InCard>>;
+
+/// The card's filters for these flows, in the card's own words; null where no card filters.
+fn hardware(cards: &Cards, ifindex: u32, flows: &[Flow]) -> Value {
+    let Some(there) = cards.get(&ifindex) else {
+        return Value::Null;
+    };
+    let wanted: Vec<CardFilter> = flows.iter().map(nics::of_card).collect();
+    let mine = there.iter().filter(|it| wanted.contains(&it.filter));
+    let end = |(ip, port): End| SocketAddress::new(IpAddress(ip), port).to_string();
+    mine.map(|it| {
+        let [number, kind] = it.cookie;
+        json!({
+            "local": end(it.filter.local), "remote": it.filter.remote.map(end),
+            "queue": it.queue, "cookie": number, "cookie_type": kind,
+        })
+    })
+    .collect()
+}
+
+/// The flow that grants a stack the connections of an address.
+fn grant(local: SocketAddress) -> Flow {
+    Flow {
+        local,
+        remote: SocketAddress::UNSPECIFIED,
+        protocol: TCP,
+        kind: FlowKind::Grant,
     }
 }
 

@@ -6,6 +6,8 @@
 //! time; it is believed only as far as it is checked.
 
 mod ask;
+pub mod card;
+pub mod ethtool;
 mod memfd;
 pub mod pci;
 mod process;

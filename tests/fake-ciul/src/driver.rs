@@ -9,7 +9,7 @@ use std::alloc::{Layout as Pages, alloc_zeroed, dealloc};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::config;
@@ -18,6 +18,8 @@ use crate::nic::{self, Nic};
 use crate::vi::{self, RX_EVENT_MERGE, Vi};
 use crate::wire;
 
+/// Number of the last VI: those of programs begin at 16.
+static LAST_VI: AtomicU32 = AtomicU32::new(15);
 /// What was made and not freed: handles, domains, VIs, registrations, filters.
 static LIVE: AtomicI64 = AtomicI64::new(0);
 const RING: usize = 4096;
@@ -249,6 +251,9 @@ pub unsafe extern "C" fn ef_vi_alloc_from_pd(
             vi::ef_vi_init_txq(this, txq, txd, tx_ids);
             vi::ef_vi_add_queue(this, this);
         }
+        let number = LAST_VI.fetch_add(1, Ordering::Relaxed) + 1;
+        // `vi_resource_id` and `vi_i`, at the same place in all releases.
+        Vi::at(this).set(4, [number + 0x100, number]);
         nic::insert(
             Vi::at(this),
             Nic::new(wire, bell, name.to_string_lossy().into_owned()),

@@ -35,6 +35,14 @@ pub(crate) fn shown(scene: &Scene) -> Result<()> {
                 return Err(format!("{list:?}: {found:?}").into());
             }
         }
+        // The stand-in numbers its queues from 16 on, and the filters of each from 1 on.
+        let filters = daemon::list(&scene.bed, &["filters", "list"])?;
+        let listed = &filters.first().ok_or("no filter")?;
+        let own = &listed["hardware"][0];
+        let is_said = own["queue"] == 16 && own["cookie"] == 1 && own["cookie_type"] == 1;
+        if !is_said || own["local"] != listed["local"] || listed["packets"].as_u64() < Some(500) {
+            return Err(format!("not the card's words: {listed}").into());
+        }
         wait_until("the port has counted", Duration::from_secs(20), || {
             let stats = daemon::list(&scene.bed, &["stats"]).unwrap_or_default();
             let value = |name: &str| {

@@ -3,10 +3,11 @@
 use bypass_backends::af_xdp::{self, Interface};
 use bypass_proto::policy::Backend;
 
-use super::facts::{self, Offload};
+use super::facts;
 use super::netlink::{self, Link};
 use super::{Findings, card};
 use crate::source;
+use crate::source::ethtool::{self, Offload};
 
 /// Most MTU: a frame with its headers and the headroom of 256 bytes must fit a chunk of 4096.
 const LARGEST_MTU: u32 = 3822;
@@ -168,13 +169,13 @@ fn mtu(link: &Link, findings: &mut Findings) {
 }
 
 fn offloads(name: &str, findings: &mut Findings) {
-    let flags = facts::offload(name, Offload::Flags);
+    let flags = ethtool::offload(name, Offload::Flags);
     let lro = flags.map(|flags| flags & LRO);
     let told = [
-        ("RX checksum", facts::offload(name, Offload::RxChecksum)),
-        ("TX checksum", facts::offload(name, Offload::TxChecksum)),
-        ("TSO", facts::offload(name, Offload::SegmentationTcp)),
-        ("GRO", facts::offload(name, Offload::Gro)),
+        ("RX checksum", ethtool::offload(name, Offload::RxChecksum)),
+        ("TX checksum", ethtool::offload(name, Offload::TxChecksum)),
+        ("TSO", ethtool::offload(name, Offload::SegmentationTcp)),
+        ("GRO", ethtool::offload(name, Offload::Gro)),
         ("LRO", lro),
     ];
     let text: Vec<String> = told
