@@ -35,7 +35,7 @@ mod e2e {
     pub mod web;
 }
 
-use e2e::harness::{Carried, check, check_card, check_port};
+use e2e::harness::{Carried, check, check_card, check_late, check_port};
 use e2e::{
     card, clients, crowds, dpdk, endings, engines, faults, floods, groups, handover, jumbo,
     languages, links, names, programs, reasons, reloads, rollback, routers, rubbish, rules, soaks,
@@ -252,7 +252,21 @@ mod ef_vi_card {
         rollback::new_connections: Any,
         rollback::in_turns: Any,
         card::shown: Bypass,
+        card::bursts: Bypass,
         card::relay_killed: Any,
+    }
+}
+
+/// The same, where completions come late and in bundles.
+mod ef_vi_late {
+    use super::{Carried, card, check_late, programs, streams};
+
+    tests! {
+        check_late:
+        programs::udp_echo: Bypass,
+        streams::redis: Segments,
+        streams::nginx_files: Segments,
+        card::bursts: Bypass,
     }
 }
 

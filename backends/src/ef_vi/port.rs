@@ -223,6 +223,11 @@ impl Port for EfViPort {
         unsafe { queue.send(bytes, length) }
     }
 
+    fn room(&self) -> usize {
+        // A dead card's frames are lost.
+        self.queue.as_ref().map_or(usize::MAX, Queue::room)
+    }
+
     fn flush(&mut self) -> u32 {
         if let Some(queue) = &mut self.queue {
             queue.flush();

@@ -370,6 +370,11 @@ impl Queue {
         }
     }
 
+    /// How many frames there are buffers for. (As many as the ring has descriptors.)
+    pub(super) fn room(&self) -> usize {
+        self.free_tx.len()
+    }
+
     /// Takes a copy of a frame for sending; whether there was room.
     ///
     /// # Safety

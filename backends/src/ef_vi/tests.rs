@@ -436,6 +436,48 @@ fn a_full_ring_takes_no_more_and_loses_nothing() {
     assert_eq!(numbers, sent);
 }
 
+/// What a port with nothing on its way takes at once: as many frames as it has buffers for.
+fn room(port: &mut EfViPort) -> usize {
+    (0..600)
+        .filter(|number| send(port, &frame(OURS.1, *number)))
+        .count()
+}
+
+#[test]
+fn completions_may_be_late_and_in_bundles() {
+    for release in RELEASES {
+        for way in ["late", "late,merge", "late,ref", "late,prefix0"] {
+            let fake = Fake::new(&[("LAYOUT", release), ("FAULT", way)]);
+            let mut port = fake.open().unwrap();
+            port.add_filter(datagrams()).unwrap();
+            let got = around(&mut port, 3000);
+            assert_eq!(got, (0..3000).collect::<Vec<_>>(), "{release} {way}");
+            assert!(port.counts().sent < 3000, "{release} {way}: not late");
+            for _ in 0..100 * 24 {
+                port.receive(&mut |_| ());
+            }
+            // Each buffer is back, once.
+            assert_eq!(port.counts().sent, 3000, "{release} {way}");
+            assert_eq!(room(&mut port), 511, "{release} {way}");
+            drop(port);
+            assert_eq!(fake.live(), 0, "{release} {way}");
+        }
+    }
+}
+
+/// What a VI that dies has not told of, the next one does not wait for.
+#[test]
+fn a_vi_may_die_with_completions_on_their_way() {
+    for fault in ["late,reset@300", "late,txerr@300"] {
+        let fake = Fake::new(&[("FAULT", fault)]);
+        let mut port = fake.open().unwrap();
+        port.add_filter(datagrams()).unwrap();
+        around(&mut port, 320);
+        mended(&mut port);
+        assert_eq!(room(&mut port), 511, "{fault}");
+    }
+}
+
 #[test]
 fn frames_of_no_use_are_counted_and_their_buffers_posted_again() {
     for way in ["discard@5", "discard"] {

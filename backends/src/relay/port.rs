@@ -50,6 +50,11 @@ pub trait Port: Debug {
     fn facts(&self) -> Facts;
     /// Calls `each` with the frames of one burst, at most [`BURST`]; how many there were.
     fn receive(&mut self, each: &mut dyn FnMut(&[u8])) -> usize;
+    /// How many frames [`Self::send`] has room for now, as far as it knows: the rest waits with
+    /// whoever sends it. Room comes with [`Self::receive`].
+    fn room(&self) -> usize {
+        usize::MAX
+    }
     /// Takes a copy of a frame for sending, with the next [`Self::flush`]; whether there was room.
     ///
     /// # Safety

@@ -281,7 +281,8 @@ impl Relay {
         let Some(stack) = &mut self.stack else {
             return 0;
         };
-        let most = BURST.min(stack.rings.completion.free() as usize);
+        let free = stack.rings.completion.free() as usize;
+        let most = BURST.min(free).min(self.port.room());
         let mut done = [0; BURST];
         let mut count = 0;
         let (port, memory) = (&mut self.port, &stack.memory);

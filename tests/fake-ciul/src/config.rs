@@ -29,6 +29,8 @@ pub(crate) struct Config {
     pub(crate) filters: usize,
     pub(crate) merges: bool,
     pub(crate) lends: bool,
+    /// Completions come late and in bundles.
+    pub(crate) is_late: bool,
     pub(crate) prefix: usize,
 }
 
@@ -44,6 +46,7 @@ impl Config {
             filters: 1024,
             merges: false,
             lends: false,
+            is_late: false,
             prefix: 14,
         };
         for name in NAMES {
@@ -70,11 +73,13 @@ impl Config {
     fn set_faults(&mut self, value: &str) {
         self.faults.clear();
         (self.merges, self.lends, self.prefix) = (false, false, 14);
+        self.is_late = false;
         for word in value.split(',').filter(|word| !word.is_empty()) {
             match word {
                 "merge" => self.merges = true,
                 "ref" => (self.lends, self.prefix) = (true, 0),
                 "prefix0" => self.prefix = 0,
+                "late" => self.is_late = true,
                 _ => self.faults.push(fault(word)),
             }
         }

@@ -17,8 +17,12 @@ use crate::filter::Key;
 use crate::vi::{RX_DOORBELL, RX_EVENT_MERGE, TX_DOORBELL, Vi, ef_event};
 use crate::wire::Wire;
 
-/// Frames of one turn, and of one completion, at most.
+/// Frames of one turn, and of one completion that is in time, at most.
 const TURN: usize = 32;
+/// Most frames of one completion.
+const BUNDLE: u32 = 64;
+/// Most turns between two completions that are late.
+const LATE_TURNS: u32 = 24;
 const FRAME: usize = 65_536;
 const EMPTY: u64 = u64::MAX;
 
@@ -33,6 +37,7 @@ pub(crate) struct Nic {
     rx_read: u32,
     tx_read: u32,
     evq_write: u32,
+    late: Late,
     specials: Vec<ef_event>,
     is_dead: bool,
     is_tx_stopped: bool,
@@ -41,6 +46,29 @@ pub(crate) struct Nic {
     lent: HashMap<u32, Box<[u8]>>,
     last_lent: u32,
     frame: Vec<u8>,
+}
+
+/// Completions that come late and in bundles, out of step with what is sent and received: as
+/// drawn, always in the same way.
+#[derive(Default)]
+struct Late {
+    /// Descriptor whose completion is the next to be told.
+    told: u32,
+    /// Turns until that.
+    turns: u32,
+    drawn: u32,
+}
+
+impl Late {
+    /// A number from 1 to `most`.
+    fn draw(&mut self, most: u32) -> u32 {
+        // Numerical Recipes' linear congruential generator; its low bits are poor.
+        self.drawn = self
+            .drawn
+            .wrapping_mul(1_664_525)
+            .wrapping_add(1_013_904_223);
+        1 + (self.drawn >> 8) % most
+    }
 }
 
 static NICS: OnceLock<Mutex<HashMap<usize, Nic>>> = OnceLock::new();
@@ -79,6 +107,7 @@ impl Nic {
             rx_read: 0,
             tx_read: 0,
             evq_write: 0,
+            late: Late::default(),
             specials: Vec::new(),
             is_dead: false,
             is_tx_stopped: false,
@@ -132,7 +161,9 @@ impl Nic {
     /// The descriptor becomes readable with the next event, or now.
     pub(crate) fn prime(&mut self, vi: Vi) {
         self.is_primed = true;
-        let is_now = vi.has_event() || !self.specials.is_empty() || self.wire.has_frames();
+        let is_untold = config::get().is_late && self.late.told != self.tx_read;
+        let has_more = self.wire.has_frames() || is_untold;
+        let is_now = vi.has_event() || !self.specials.is_empty() || has_more;
         self.bell.arm(self.wire.fd(), is_now);
     }
 
@@ -141,6 +172,9 @@ impl Nic {
         let before = self.evq_write;
         self.transmit(vi);
         self.receive(vi);
+        if config::get().is_late {
+            self.tell_late(vi);
+        }
         let count = self.specials.len().min(most);
         let specials: Vec<ef_event> = self.specials.drain(..count).collect();
         if self.is_primed && (before != self.evq_write || count > 0) {
@@ -188,8 +222,28 @@ impl Nic {
                     return;
                 }
             }
-            self.raise(vi, 2 << 60 | u64::from(last));
+            if !config::get().is_late {
+                self.raise(vi, 2 << 60 | u64::from(last));
+            }
         }
+    }
+
+    /// Tells of some of the frames that were sent, when it is time.
+    fn tell_late(&mut self, vi: Vi) {
+        let mask = vi.get::<u32>(vi.layout.txq);
+        let sent = self.tx_read.wrapping_sub(self.late.told) & mask;
+        if sent == 0 || self.is_dead || !self.has_room(vi) {
+            return;
+        }
+        if self.late.turns > 0 {
+            self.late.turns -= 1;
+            return;
+        }
+        self.late.turns = self.late.draw(LATE_TURNS);
+        let count = self.late.draw(BUNDLE).min(sent);
+        self.late.told = self.late.told.wrapping_add(count) & mask;
+        let last = self.late.told.wrapping_sub(1) & mask;
+        self.raise(vi, 2 << 60 | u64::from(last));
     }
 
     fn send(&mut self, vi: Vi, at: u32) {

@@ -7,13 +7,16 @@
 use std::fs;
 use std::time::Duration;
 
+use bypass_tests::counters::wait_for_udp_port;
 use bypass_tests::program::wait_until;
 use bypass_tests::testbed::Side;
 use bypass_tests::{Result, ciul, daemon, paths};
+use serde_json::Value;
 
 use super::dpdk::{echo, kill, the_only};
-use super::harness::Scene;
+use super::harness::{Scene, script};
 use super::programs::ping_pong;
+use super::streams::{client, subject};
 
 const PORT: u16 = 7007;
 
@@ -73,6 +76,57 @@ pub(crate) fn relay_killed(scene: &Scene) -> Result<()> {
     }
     ping_pong(scene, &scene.host(), PORT, 2000)?;
     server.stop()?.check()?;
+    Ok(())
+}
+
+/// Frames that the veth between the sides has dropped.
+fn wire_drops(scene: &Scene) -> Result<u64> {
+    let mut dropped = 0;
+    for side in [Side::Server, Side::Client] {
+        let name = scene.bed.interface(side);
+        let text = scene
+            .bed
+            .ip(side, &["-s", "-j", "link", "show", "dev", name])?;
+        let json: Value = serde_json::from_str(&text)?;
+        let count = json[0]["stats64"]["tx"]["dropped"].as_u64();
+        dropped += count.ok_or("no count of drops")?;
+    }
+    Ok(dropped)
+}
+
+/// A program sends more at once than the card has room for: each datagram leaves once, in its
+/// order, and every chunk comes back.
+pub(crate) fn bursts(scene: &Scene) -> Result<()> {
+    let (script, host) = (script("bursts.py").display().to_string(), scene.host());
+    let port = PORT.to_string();
+    let mut server = subject(scene, Side::Server, "python3");
+    let server = server.args([&script, &host, &port]).spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Server, PORT)
+        .map_err(|error| format!("{error}\n{}{}", server.stdout(), server.stderr()))?;
+    let ask = |rounds, count| client(scene, "python3", &[&script, &host, &port, rounds, count]);
+    // The kernel's queue behind the veth, which all namespaces share, may be full.
+    let before = wire_drops(scene)?;
+    let missing = ask("40", "900")?.json()?["missing"].as_u64();
+    let dropped = wire_drops(scene)? - before;
+    if missing.is_none_or(|missing| missing > dropped) {
+        return Err(format!("{missing:?} are missing, of which the wire has {dropped}").into());
+    }
+    if scene.has_shim() {
+        let mut last = Value::Null;
+        let quiet = wait_until("every chunk is back", Duration::from_secs(20), || {
+            // Chunks that were sent from come back with the next datagram.
+            let asked = ask("1", "1").and_then(|run| run.json());
+            let is_answered = asked.is_ok_and(|answer| answer["missing"] == 0);
+            let mut images = daemon::list(&scene.bed, &["dump"]).unwrap_or_default();
+            last = images.pop().unwrap_or_default();
+            let number = |name: &str| last[name].as_u64().unwrap_or(u64::MAX);
+            let idle = number("chunks_free").saturating_add(number("chunks_posted"));
+            let is_sound = last["problems"].as_array().is_some_and(Vec::is_empty);
+            is_answered && is_sound && idle.saturating_add(1) >= number("chunks")
+        });
+        quiet.map_err(|error| format!("{error}: {last}"))?;
+    }
+    server.kill();
     Ok(())
 }
 

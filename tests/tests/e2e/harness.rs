@@ -73,11 +73,25 @@ pub(crate) fn check_port(column: Column, carried: Carried, body: fn(&Scene) -> R
 /// Runs a test with the server's interface as a card by ef_vi: its queue is the one of libciul's
 /// stand-in, no card.
 pub(crate) fn check_card(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) {
+    check_faults("", column, carried, body);
+}
+
+/// The same, where completions come late and in bundles.
+pub(crate) fn check_late(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) {
+    check_faults("late", column, carried, body);
+}
+
+fn check_faults(
+    faults: &'static str,
+    column: Column,
+    carried: Carried,
+    body: fn(&Scene) -> Result<()>,
+) {
     if !Column::available().contains(&column) {
         return;
     }
     let options = Options {
-        card: Some(""),
+        card: Some(faults),
         ..Options::default()
     };
     let run = || {
@@ -91,7 +105,7 @@ pub(crate) fn check_card(column: Column, carried: Carried, body: fn(&Scene) -> R
         )
     };
     if let Err(error) = run() {
-        panic!("{}, ef_vi's stand-in: {error}", column.name());
+        panic!("{}, ef_vi's stand-in ({faults}): {error}", column.name());
     }
 }
 
