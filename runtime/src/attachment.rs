@@ -422,6 +422,26 @@ impl Locked<'_> {
         frames
     }
 
+    /// Sends what is to be sent, before the lock is given back: for one who keeps it for long. Of
+    /// what finds no room the rest leaves when it is given back.
+    pub fn send(&mut self) {
+        let mut bells = [-1; MAX_QUEUE_PAIRS];
+        for _ in 0..SENDING_ROUNDS {
+            let (moved, left) = self.transmit();
+            let ringing = self.bells(&mut bells);
+            ring(bells.get(..ringing).unwrap_or_default());
+            if !(moved && left) {
+                return;
+            }
+        }
+    }
+
+    /// Whether somebody sleeps until the lock is free.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        lock::is_awaited(self.attachment.image.lock_word())
+    }
+
     /// Takes back chunks that the NICs have sent.
     pub fn reclaim(&mut self) {
         let State {
@@ -533,13 +553,7 @@ impl Locked<'_> {
         self.attachment.image.set_due(timer);
         self.attachment.held.store(false, Ordering::Relaxed);
         lock::unlock(self.attachment.image.lock_word());
-        for &fd in bells.iter().take(ringing).filter(|&&fd| fd >= 0) {
-            // SAFETY: the descriptor belongs to a queue pair of this attachment, which stays
-            // installed while threads use it; were it closed, the call would fail with EBADF.
-            let xsk = unsafe { BorrowedFd::borrow_raw(fd) };
-            // What the driver could not take stays in the ring and goes with the next burst.
-            let _ = bypass_backends::af_xdp::ring_doorbell(xsk);
-        }
+        ring(bells.get(..ringing).unwrap_or_default());
         if !sleepers.is_empty() {
             for waiter in sleepers.iter() {
                 self.attachment.wake(waiter);
@@ -569,6 +583,17 @@ impl Drop for Locked<'_> {
             }
         }
         self.give_back();
+    }
+}
+
+/// Tells the drivers of these queues of frames in their TX rings.
+fn ring(bells: &[RawFd]) {
+    for &fd in bells.iter().filter(|&&fd| fd >= 0) {
+        // SAFETY: the descriptor belongs to a queue pair of this attachment, which stays
+        // installed while threads use it; were it closed, the call would fail with EBADF.
+        let xsk = unsafe { BorrowedFd::borrow_raw(fd) };
+        // What the driver could not take stays in the ring and goes with the next burst.
+        let _ = bypass_backends::af_xdp::ring_doorbell(xsk);
     }
 }
 

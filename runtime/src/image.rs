@@ -75,6 +75,16 @@ fn boot_seed() -> u64 {
     }
 }
 
+/// A copy of the head of the stack in an image memfd: of what does not grow with its capacities.
+///
+/// # Errors
+/// `EINVAL` for a file that is too short, or what the kernel answers.
+pub fn copy_head(image: impl AsFd) -> Result<Vec<u8>, Errno> {
+    let mut head = vec![0; HEAD_BYTES];
+    read_at(&image, &mut head, STACK_OFFSET)?;
+    Ok(head)
+}
+
 /// A copy of the stack in an image memfd, whoever has made that: no more than its head says there
 /// is, or the head alone if that says nonsense. Holes, which cost their maker nothing, are not
 /// read.
@@ -84,8 +94,7 @@ fn boot_seed() -> u64 {
 /// kernel answers.
 pub fn copy_stack(image: impl AsFd) -> Result<Vec<u8>, Errno> {
     const LARGEST: usize = 1 << 30;
-    let mut head = vec![0; HEAD_BYTES];
-    read_at(&image, &mut head, STACK_OFFSET)?;
+    let head = copy_head(&image)?;
     let Ok(stated) = stated_bytes(&head) else {
         return Ok(head);
     };

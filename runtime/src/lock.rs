@@ -213,6 +213,12 @@ pub fn unlock(word: &AtomicU32) {
     }
 }
 
+/// Whether somebody sleeps until the lock is free, as far as its owner can tell.
+#[must_use]
+pub fn is_awaited(word: &AtomicU32) -> bool {
+    word.load(Ordering::Relaxed) & WAITERS != 0
+}
+
 /// Whether the thread runs (a zombie does not).
 fn thread_lives(thread: u32) -> bool {
     let Some(pid) = rustix::process::Pid::from_raw(thread.cast_signed()) else {
@@ -329,10 +335,11 @@ mod tests {
         let waiter = std::thread::spawn(move || {
             lock_within(&other, Duration::from_secs(10), Owners::Visible)
         });
-        while word.load(Ordering::Relaxed) & WAITERS == 0 {
+        while !is_awaited(&word) {
             std::thread::yield_now();
         }
         unlock(&word);
+        assert!(word.load(Ordering::Relaxed) == 0 || is_awaited(&word));
         assert_eq!(waiter.join().expect("thread"), Ok(Taken::Clean));
     }
 }

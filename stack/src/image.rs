@@ -686,7 +686,8 @@ pub fn stated_bytes(beginning: &[u8]) -> Result<usize, LayoutError> {
     stated(beginning).map(|caps| image_bytes(&caps))
 }
 
-fn stated(bytes: &[u8]) -> Result<Capacities, LayoutError> {
+/// The head of an image, if it says that it is one of this version.
+pub(crate) fn stated_head(bytes: &[u8]) -> Result<&Head, LayoutError> {
     let (head, _) = bytes
         .split_at_checked(size_of::<Head>())
         .ok_or(LayoutError::Size)?;
@@ -697,6 +698,11 @@ fn stated(bytes: &[u8]) -> Result<Capacities, LayoutError> {
     if head.version != LAYOUT_VERSION {
         return Err(LayoutError::Version);
     }
+    Ok(head)
+}
+
+fn stated(bytes: &[u8]) -> Result<Capacities, LayoutError> {
+    let head = stated_head(bytes)?;
     let caps = Capacities {
         endpoints: head.endpoint_capacity,
         chunks: head.chunk_capacity,

@@ -67,7 +67,28 @@ fn process_slots_are_128_and_come_back() {
         (seen.pid, seen.start_time, seen.uid, seen.generation),
         (7, 7, 7, 2)
     );
+    let head = &rig.words.as_bytes()[..HEAD_BYTES];
+    let by_head: Vec<_> = inspect::processes(head).unwrap().collect();
+    assert_eq!(by_head, image.processes().collect::<Vec<_>>());
+    assert!(inspect::processes(&head[1..]).is_err());
     rig.check();
+}
+
+#[test]
+fn a_stack_is_seen_without_a_copy() {
+    let mut rig = Rig::new(CAPS);
+    let id = rig.open(at(LOCAL), None);
+    rig.frame(&datagram(at(REMOTE), at(LOCAL), b"x"));
+    let copy = rig.words.clone();
+    let copied = Image::attach(copy.as_bytes()).unwrap();
+    let stack = rig.stack();
+    let seen = stack.inspect();
+    assert_eq!(seen.capacities(), copied.capacities());
+    assert_eq!(
+        seen.endpoints().collect::<Vec<_>>(),
+        copied.endpoints().collect::<Vec<_>>()
+    );
+    assert_eq!(seen.queued(id).count(), 1);
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! The options of a connection that becomes the kernel's: what the endpoint has and its shadow may
 //! not have, because it came with the listener or was set without a system call.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 use bypass_stack::TcpOptions;
 use bypass_stack::tcp::congestion;
@@ -112,10 +115,14 @@ fn put(socket: &OwnedFd, name: Name, value: u32) {
     let _ = own::set(socket, name, &value.to_ne_bytes());
 }
 
-/// net.ipv4.tcp_notsent_lowat.
+/// net.ipv4.tcp_notsent_lowat. (Opening the file takes longer than half of a handover; so it stays
+/// open, and is of the namespace that the daemon serves.)
 fn usual_lowat() -> u32 {
-    let text = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_notsent_lowat");
-    text.ok()
-        .and_then(|text| text.trim().parse().ok())
+    static FILE: OnceLock<Option<File>> = OnceLock::new();
+    let file = FILE.get_or_init(|| File::open("/proc/sys/net/ipv4/tcp_notsent_lowat").ok());
+    let mut digits = [0; 16];
+    let read = file.as_ref().and_then(|it| it.read_at(&mut digits, 0).ok());
+    let text = read.and_then(|read| std::str::from_utf8(digits.get(..read)?).ok());
+    text.and_then(|text| text.trim().parse().ok())
         .unwrap_or(u32::MAX)
 }

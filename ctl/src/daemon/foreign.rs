@@ -72,6 +72,11 @@ impl Foreign {
         // SAFETY: `this` is neither used again nor dropped.
         unsafe { ManuallyDrop::take(&mut this.0) }
     }
+
+    /// Leaves the close to others without a look at what it is: a connection.
+    pub(super) fn close_later(self) {
+        CLOSER.close((self.into_inner(), None));
+    }
 }
 
 impl From<OwnedFd> for Foreign {

@@ -4,8 +4,10 @@
 //! writes into it what it has done to a socket, so that `bypassctl explain` tells of it before the
 //! program itself has noticed.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use bypass_proto::reason::FallThrough;
 use bypass_proto::report::{CAPACITY, Header, NAME, PROBE, Record, ReportView, State};
@@ -25,21 +27,33 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// The report of a process; `None` when it has none.
-    pub(super) fn of(pid: u32, start_time: u64) -> Option<Self> {
-        let wanted = format!("/memfd:{NAME} (deleted)");
-        let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
-        let is_one = |path: &std::path::Path| {
-            fs::read_link(path).is_ok_and(|target| target.as_os_str() == wanted.as_str())
+    /// The report of a process; `None` when it has none. `place`: which descriptor it was when it
+    /// was last found, which spares a look at all others.
+    pub(super) fn of(pid: u32, start_time: u64, place: &Cell<Option<u32>>) -> Option<Self> {
+        let folder = format!("/proc/{pid}/fd");
+        let all = std::iter::once_with(|| fs::read_dir(&folder));
+        let all = all.flatten().flatten().flatten();
+        let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let find = |number: u32| {
+            let report = Self::at(&folder, number, start_time)?;
+            Some((number, report))
         };
-        let paths = entries.map(|entry| entry.path());
-        // A forked child may have its parent's beside its own.
-        paths.filter(|path| is_one(path)).find_map(|path| {
-            let report = Self {
-                file: reopen(&path, OFlags::RDWR)?,
-            };
-            (report.view()?.header.start_time == start_time).then_some(report)
-        })
+        let (number, report) = place.take().into_iter().chain(numbers).find_map(find)?;
+        place.set(Some(number));
+        Some(report)
+    }
+
+    /// The report behind a descriptor. (A forked child may have its parent's beside its own.)
+    fn at(folder: &str, number: u32, start_time: u64) -> Option<Self> {
+        let path = Path::new(folder).join(number.to_string());
+        let wanted = format!("/memfd:{NAME} (deleted)");
+        if fs::read_link(&path).ok()?.as_os_str() != wanted.as_str() {
+            return None;
+        }
+        let report = Self {
+            file: reopen(&path, OFlags::RDWR)?,
+        };
+        (report.view()?.header.start_time == start_time).then_some(report)
     }
 
     /// A copy of it.
@@ -79,5 +93,37 @@ impl Report {
             self.file.read_exact_at(record.as_mut_bytes(), at).ok()?;
             (record.state().is_some() && record.fd == fd).then_some((at, record))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use bypass_proto::report::{MAGIC, VERSION};
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+    use crate::daemon::process;
+
+    #[test]
+    fn a_report_is_found_where_it_was_and_where_it_is_not_any_more() {
+        let pid = std::process::id();
+        let (start_time, _) = process::start_time(pid).expect("a start time");
+        let report = File::from(memfd_create(NAME, MemfdFlags::CLOEXEC).expect("memfd"));
+        let mut header = Header::new_zeroed();
+        (header.magic, header.version) = (MAGIC, VERSION);
+        header.start_time = start_time;
+        report.write_all_at(header.as_bytes(), 0).expect("header");
+        let number = report.as_raw_fd().cast_unsigned();
+        let other = File::open("/dev/null").expect("a file");
+        for place in [None, Some(number), Some(other.as_raw_fd().cast_unsigned())] {
+            let place = Cell::new(place);
+            assert!(Report::of(pid, start_time, &place).is_some());
+            assert_eq!(place.get(), Some(number));
+            // Another process had the pid then.
+            assert!(Report::of(pid, start_time + 1, &place).is_none());
+            assert_eq!(place.get(), None);
+        }
     }
 }

@@ -10,15 +10,19 @@
 //! forked children inherit, those of a port by a static filter.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use bypass_proto::control::{Refusal, Request};
 use bypass_proto::reason::FallThrough;
+use bypass_runtime::attachment::Locked;
+use bypass_runtime::clock;
 use bypass_stack::inspect::{EndpointView, Image};
 use bypass_stack::{EndpointId, ProcessId, SocketAddress, TcpState};
 use rustix::io::Errno;
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use serde_json::{Value, json};
 
+use super::counters::Counter;
 use super::filters::{TCP, Wish};
 use super::foreign::Foreign;
 use super::process;
@@ -26,10 +30,16 @@ use super::proof::UDP;
 use super::report::Report;
 use super::requests::Refused;
 use super::server::Server;
+use super::stacks::StackEntry;
 use super::statics::{Purpose, StaticFilter};
 
 /// Connections that one request moves, so that others are served between two.
 const MOST_MOVED: u32 = 256;
+/// For how long the stack's lock is kept while connections move: so long their peers wait.
+const SLICE: Duration = Duration::from_micros(500);
+/// For how long the programs have the stack to themselves then, if they have waited for it: a lock
+/// that is taken again at once is ours before any of them has woken.
+const WAY: Duration = Duration::from_micros(100);
 /// Generations of processes that are looked through for an ancestor.
 const DEPTH: u32 = 32;
 
@@ -105,6 +115,7 @@ impl Server {
         for uid in self.users() {
             let members = self.members(uid, whom, true);
             done.processes += members.iter().filter(|it| it.is_meant).count() as u32;
+            let mut connections = Vec::new();
             for endpoint in self.meant(uid, whom, &members) {
                 match endpoint.tcp {
                     None | Some(TcpState::Listen) => {
@@ -120,20 +131,58 @@ impl Server {
                     }
                     // It has ended, or has not begun.
                     Some(TcpState::Closed) => {}
-                    Some(_) => {
-                        let is_moved = done.connections < MOST_MOVED
-                            && self.move_out(uid, endpoint.id, &members).is_ok();
-                        if is_moved {
-                            tell(&members, endpoint.id, Some(FallThrough::Rollback));
-                            done.connections += 1;
-                        } else {
-                            done.left += 1;
-                        }
-                    }
+                    Some(_) => connections.push(endpoint.id),
                 }
             }
+            let now = connections
+                .iter()
+                .take((MOST_MOVED - done.connections) as usize);
+            let moved = self.move_all(uid, now.copied(), &members);
+            done.connections += moved;
+            done.left += connections.len() as u32 - moved;
         }
         done
+    }
+
+    /// Hands connections over, a few under one lock, and lets the programs have it between; how
+    /// many.
+    fn move_all(
+        &mut self,
+        uid: u32,
+        endpoints: impl Iterator<Item = EndpointId>,
+        members: &[Member],
+    ) -> u32 {
+        let mut endpoints = endpoints.peekable();
+        let mut count = 0;
+        while endpoints.peek().is_some() {
+            let stack = self.stacks.get(uid);
+            let Some(Ok(mut locked)) = stack.map(StackEntry::lock_for_program) else {
+                break;
+            };
+            let end = Instant::now() + SLICE;
+            locked.pump(clock::now());
+            let mut moved = Vec::new();
+            while let Some(endpoint) = endpoints.next() {
+                let socket = self.move_out(&mut locked, uid, endpoint, members);
+                moved.extend(socket.ok().map(|socket| (endpoint, socket)));
+                if Instant::now() >= end {
+                    break;
+                }
+            }
+            let is_awaited = locked.is_awaited();
+            drop(locked);
+            count += moved.len() as u32;
+            self.counters
+                .add_many(Counter::ConnectionsMoved, moved.len() as u64);
+            for (endpoint, socket) in moved {
+                socket.close_later();
+                tell(members, endpoint, Some(FallThrough::Rollback));
+            }
+            if is_awaited {
+                std::thread::sleep(WAY);
+            }
+        }
+        count
     }
 
     /// Lets programs have new accelerated sockets again, and steers to those that rest.
@@ -169,7 +218,7 @@ impl Server {
         let watched = self.watch.iter().filter(|(_, it)| it.uid == uid);
         let members: Vec<Member> = watched
             .map(|(_, it)| {
-                let report = Report::of(it.pid, it.start_time);
+                let report = Report::of(it.pid, it.start_time, &it.report);
                 let view = report.as_ref().and_then(Report::view);
                 let records = view.map_or_else(Vec::new, |view| view.records);
                 let claims = records.iter().filter(|it| it.endpoint_generation != 0);
@@ -205,17 +254,21 @@ impl Server {
 
     /// The endpoints that are meant, as they are now.
     fn meant(&self, uid: u32, whom: Whom, members: &[Member]) -> Vec<EndpointView> {
-        let stack = self.stacks.get(uid);
-        let bytes = stack.and_then(|stack| stack.copy_image().ok());
-        let bytes = bytes.unwrap_or_default();
-        let Ok(image) = Image::attach(&bytes) else {
+        let Some(stack) = self.stacks.get(uid) else {
             return Vec::new();
         };
-        let held = |endpoint: &EndpointView| endpoint.holders != [0, 0];
-        let endpoints = image.endpoints().filter(held);
-        endpoints
-            .filter(|endpoint| whom.means(endpoint, members))
-            .collect()
+        let pick = |image: Image<'_>| {
+            let held = |endpoint: &EndpointView| endpoint.holders != [0, 0];
+            let endpoints = image.endpoints().filter(held);
+            endpoints
+                .filter(|endpoint| whom.means(endpoint, members))
+                .collect()
+        };
+        if let Ok(mut locked) = stack.lock_for_program() {
+            return pick(locked.stack().inspect());
+        }
+        let bytes = stack.copy_image().unwrap_or_default();
+        Image::attach(&bytes).map_or_else(|_| Vec::new(), pick)
     }
 
     /// Whether the endpoint rests from now on, or does not any more.
@@ -238,18 +291,19 @@ impl Server {
 
     /// Hands a connection over, with the shadow of any process that has it.
     fn move_out(
-        &mut self,
+        &self,
+        locked: &mut Locked<'_>,
         uid: u32,
         endpoint: EndpointId,
         members: &[Member],
-    ) -> Result<(), Refused> {
+    ) -> Result<Foreign, Refused> {
         let mut refused = Refusal::Malformed.into();
         for member in members {
             let claims = member.claims.iter().filter(|(_, it)| *it == endpoint);
             for &(fd, _) in claims {
                 let shadow = || member.shadow(fd, endpoint);
-                match self.transfer(uid, endpoint, shadow) {
-                    Ok(()) => return Ok(()),
+                match self.transfer_of(locked, uid, endpoint, shadow) {
+                    Ok(socket) => return Ok(socket),
                     Err(why) => refused = why,
                 }
             }

@@ -21,7 +21,7 @@ use bypass_proto::policy::{Backend, DaemonPolicy};
 use bypass_runtime::attachment::{AttachError, Attachment, Locked};
 use bypass_runtime::clock;
 use bypass_runtime::flows::Flows;
-use bypass_runtime::image::{Image, ImageError, copy_stack};
+use bypass_runtime::image::{Image, ImageError, copy_head, copy_stack};
 use bypass_runtime::lock::Owners;
 use bypass_runtime::packets::Packets;
 use bypass_runtime::queues;
@@ -548,6 +548,14 @@ impl StackEntry {
     /// What `pread` answers.
     pub(super) fn copy_image(&self) -> Result<Vec<u8>, Errno> {
         copy_stack(&self.image)
+    }
+
+    /// A copy of the image's head.
+    ///
+    /// # Errors
+    /// As [`Self::copy_image`].
+    pub(super) fn copy_head(&self) -> Result<Vec<u8>, Errno> {
+        copy_head(&self.image)
     }
 
     /// The queue pairs by index; `None` = closed.

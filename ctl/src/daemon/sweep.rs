@@ -163,13 +163,13 @@ impl Server {
         };
         let inode = stack.inode;
         let is_foreign = stack.has_foreign_pids;
-        let Ok(bytes) = stack.copy_image() else {
+        let Ok(head) = stack.copy_head() else {
             return;
         };
-        let Ok(image) = Image::attach(&bytes) else {
+        let Ok(processes) = bypass_stack::inspect::processes(&head) else {
             return;
         };
-        for known in image.processes() {
+        for known in processes {
             if self.watch.of_slot(uid, known.id).is_some()
                 || self.chores.slots.contains(&(uid, known.id))
             {

@@ -47,10 +47,27 @@ impl Server {
         shadow: impl FnOnce() -> Result<Foreign, Refused>,
     ) -> Result<(), Refused> {
         let stack = self.stacks.get(uid).ok_or(Refusal::Malformed)?;
+        let mut locked = stack.lock_for_program()?;
+        locked.pump(clock::now());
+        let socket = self.transfer_of(&mut locked, uid, endpoint, shadow)?;
+        drop(locked);
+        socket.close_later();
+        self.counters.add(Counter::ConnectionsMoved);
+        Ok(())
+    }
+
+    /// The same for one who has the stack's lock, has just pumped, and counts what has moved: the
+    /// socket, to be closed when the lock is given back.
+    pub(super) fn transfer_of(
+        &self,
+        locked: &mut Locked<'_>,
+        uid: u32,
+        endpoint: EndpointId,
+        shadow: impl FnOnce() -> Result<Foreign, Refused>,
+    ) -> Result<Foreign, Refused> {
         // What waits to be sent leaves first: the peer throws late segments with old timestamps
         // away.
-        stack.lock_for_program()?.pump(clock::now());
-        let mut locked = stack.lock_for_program()?;
+        locked.send();
         let now = clock::now();
         let record = locked.stack().tcp_record(endpoint, now)?;
         // What an image says is not believed: the address is one whose flows were granted.
@@ -66,8 +83,8 @@ impl Server {
                 .stack()
                 .tcp_options(endpoint)
                 .map_err(|_| Errno::NOTCONN)?,
-            written: bytes(&mut locked, endpoint, Part::Written),
-            unread: bytes(&mut locked, endpoint, Part::Unread),
+            written: bytes(locked, endpoint, Part::Written),
+            unread: bytes(locked, endpoint, Part::Unread),
         };
         let mut outlets = Outlets::default();
         let flows = locked.flows();
@@ -75,12 +92,10 @@ impl Server {
             flows.remove(record.local(), record.remote());
         })?;
         locked.stack().tcp_leave(endpoint, now)?;
-        for frame in frames_left(&mut locked, now) {
+        for frame in frames_left(locked, now) {
             let _ = outlets.send(record.local_ip, &frame);
         }
-        drop(locked);
-        self.counters.add(Counter::ConnectionsMoved);
-        Ok(())
+        Ok(shadow)
     }
 
     /// A TCP socket of this namespace that is neither connected nor listens.

@@ -3,6 +3,7 @@
 //! A process that ends makes its pidfd readable, in the same moment for a `kill -9` as for an
 //! exit. What it held is then given back by the server.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -24,6 +25,8 @@ pub(super) struct Watched {
     pub uid: u32,
     /// Slot in the stack.
     pub slot: ProcessId,
+    /// Descriptor that its report was when it was last found.
+    pub report: Cell<Option<u32>>,
 }
 
 impl AsFd for Watched {
@@ -129,6 +132,7 @@ pub(super) fn open(
             start_time,
             uid,
             slot,
+            report: Cell::new(None),
         }),
         _ => Err(Errno::SRCH),
     }

@@ -115,37 +115,47 @@ pub fn is_news(locked: &mut Locked<'_>) -> bool {
     left != SEEN.load(Ordering::Relaxed)
 }
 
-/// Finds the descriptors of this process whose connections have left the stack.
+/// Finds the descriptors of this process whose connections have left the stack: by one look at the
+/// table, however many have.
 #[cold]
 pub fn follow() {
     let mut gone = Vec::new();
     with_stack(|_, locked, _| {
         let left = locked.stack().counters().get(Counter::TcpHandedOver);
         SEEN.store(left, Ordering::Relaxed);
-        for (_, entry) in fdtable::entries(0, u32::MAX - 1) {
+        for (fd, entry) in fdtable::entries(0, u32::MAX - 1) {
             if let Entry::Tcp(endpoint) = entry
                 && !locked.stack().is_live(endpoint)
             {
-                gone.push(endpoint);
+                gone.push((fd, endpoint));
             }
         }
     });
-    for endpoint in gone {
-        settle(endpoint, FallThrough::Passed);
+    gone.sort_unstable_by_key(|(_, endpoint)| (endpoint.index, endpoint.generation));
+    for of_one in gone.chunk_by(|(_, one), (_, other)| one == other) {
+        if let Some((_, endpoint)) = of_one.first() {
+            let numbers = of_one.iter().map(|(fd, _)| *fd);
+            release(*endpoint, numbers, FallThrough::Passed);
+        }
     }
 }
 
 /// The endpoint is gone and its descriptors are the kernel's, in epoll sets too.
 fn settle(endpoint: EndpointId, why: FallThrough) {
+    let all = fdtable::entries(0, u32::MAX - 1);
+    let its = all.filter(|(_, entry)| *entry == Entry::Tcp(endpoint));
+    release(endpoint, its.map(|(fd, _)| fd), why);
+}
+
+/// Gives these descriptors of an endpoint that is gone, and its members of epoll sets, to the
+/// kernel.
+fn release(endpoint: EndpointId, numbers: impl Iterator<Item = c_int>, why: FallThrough) {
     epoll_set::handed_over(endpoint);
-    let mut numbers = Vec::new();
-    for (fd, entry) in fdtable::entries(0, u32::MAX - 1) {
-        if entry == Entry::Tcp(endpoint) && fdtable::replace(fd, entry, Entry::Other) {
-            numbers.push(fd);
-        }
-    }
-    sharing::ended(Entry::Tcp(endpoint));
-    for fd in numbers {
+    let entry = Entry::Tcp(endpoint);
+    let replaced = numbers.filter(|fd| fdtable::replace(*fd, entry, Entry::Other));
+    let replaced: Vec<c_int> = replaced.collect();
+    sharing::ended(entry);
+    for fd in replaced {
         report::left(fd, why);
     }
 }

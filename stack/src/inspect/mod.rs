@@ -12,9 +12,10 @@ pub use check::{Problem, ProblemKind};
 
 use crate::counters::{Counter, Counters, DropReason};
 use crate::image::{
-    Capacities, Endpoint, LayoutError, NONE, QueuePairInfo, SlabsRef, UdpOptions, chunk_state,
-    kind, split_ref, stated_capacities,
+    Capacities, Endpoint, Head, LayoutError, NONE, QueuePairInfo, SlabsRef, UdpOptions,
+    chunk_state, kind, split_ref, stated_capacities, stated_head,
 };
+use crate::stack::Stack;
 use crate::tcp::mini;
 use crate::tcp::seq::distance;
 use crate::tcp::tcb::Tcb;
@@ -243,16 +244,7 @@ impl<'a> Image<'a> {
 
     /// The processes, in slot order.
     pub fn processes(&self) -> impl Iterator<Item = ProcessView> + use<'a> {
-        let slots = self.slabs.head.processes.iter().zip(0u8..);
-        slots
-            .filter(|(slot, _)| slot.live != 0)
-            .map(|(slot, index)| ProcessView {
-                id: ProcessId(index),
-                pid: slot.pid,
-                start_time: slot.start_time,
-                uid: slot.uid,
-                generation: slot.generation,
-            })
+        views(self.slabs.head)
     }
 
     /// The waiters in use, with their process.
@@ -299,6 +291,51 @@ impl<'a> Image<'a> {
         (0u32..)
             .zip(self.slabs.endpoints)
             .filter(|(_, endpoint)| endpoint.is_live())
+    }
+}
+
+/// The processes of a stack, in slot order, by a copy of the image's first [`HEAD_BYTES`].
+///
+/// # Errors
+/// When it is not the beginning of an image.
+///
+/// [`HEAD_BYTES`]: crate::HEAD_BYTES
+pub fn processes(head: &[u8]) -> Result<impl Iterator<Item = ProcessView>, LayoutError> {
+    stated_head(head).map(views)
+}
+
+fn views(head: &Head) -> impl Iterator<Item = ProcessView> {
+    let slots = head.processes.iter().zip(0u8..);
+    slots
+        .filter(|(slot, _)| slot.live != 0)
+        .map(|(slot, index)| ProcessView {
+            id: ProcessId(index),
+            pid: slot.pid,
+            start_time: slot.start_time,
+            uid: slot.uid,
+            generation: slot.generation,
+        })
+}
+
+impl Stack<'_> {
+    /// The same view of a stack whose lock is held, without a copy: nothing changes meanwhile.
+    #[must_use]
+    pub fn inspect(&self) -> Image<'_> {
+        Image {
+            slabs: SlabsRef {
+                head: self.head,
+                ports: self.ports,
+                flows: self.flows,
+                endpoints: self.endpoints,
+                chunks: self.chunks,
+                held: self.held,
+                ready: self.ready,
+                tcbs: self.tcbs,
+                minis: self.minis,
+                segments: self.segments,
+            },
+            caps: self.capacities(),
+        }
     }
 }
 
