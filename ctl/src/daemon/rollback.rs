@@ -162,7 +162,7 @@ impl Server {
             let end = Instant::now() + SLICE;
             locked.pump(clock::now());
             let mut moved = Vec::new();
-            while let Some(endpoint) = endpoints.next() {
+            for endpoint in endpoints.by_ref() {
                 let socket = self.move_out(&mut locked, uid, endpoint, members);
                 moved.extend(socket.ok().map(|socket| (endpoint, socket)));
                 if Instant::now() >= end {
