@@ -20,7 +20,7 @@ macro_rules! setting {
 }
 
 /// Every setting of numbers that the stack follows.
-const SETTINGS: [(&str, Apply); 23] = [
+const SETTINGS: [(&str, Apply); 24] = [
     (setting!("tcp_rmem"), |to, value| to.rmem = value),
     (setting!("tcp_wmem"), |to, value| to.wmem = value),
     (setting!("tcp_syn_retries"), |to, [value, ..]| {
@@ -90,6 +90,9 @@ const SETTINGS: [(&str, Apply); 23] = [
     }),
     (setting!("tcp_fastopen"), |to, [value, ..]| {
         to.fast_open = value;
+    }),
+    (setting!("tcp_invalid_ratelimit"), |to, [value, ..]| {
+        to.invalid_ratelimit_ms = u16::try_from(value).unwrap_or(u16::MAX);
     }),
 ];
 

@@ -256,6 +256,8 @@ fn take(
     }
     if copied > 0 && !peek {
         locked.stack().tcp_consume(endpoint, copied, now).ok()?;
+    } else if scatter.left() > 0 && !peek {
+        locked.stack().tcp_pass_urgent(endpoint, now).ok()?;
     }
     let status = locked.stack().tcp_input(endpoint).ok()?;
     // The pending error is told once, and only when there is nothing else to tell: neither bytes

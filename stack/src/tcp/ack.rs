@@ -52,17 +52,23 @@ pub(crate) struct Told {
 }
 
 impl Tcb {
+    /// Whether a segment's window is news (net/ipv4/tcp_input.c:tcp_may_update_window).
+    #[inline]
+    pub(super) fn tells_window(&self, seq: u32, ack: u32, window: u16) -> bool {
+        let window = u32::from(window) << u32::from(self.snd_wscale.min(14));
+        after(ack, self.snd_una)
+            || after(seq, self.snd_wl1)
+            || seq == self.snd_wl1 && (window > self.snd_wnd || window == 0)
+    }
+
     /// The peer's window (RFC 9293: the newer segment by (seq, ack) counts); whether it changed.
     /// `snd_una` is still what it was before the segment.
     #[inline]
     pub(super) fn take_window(&mut self, seq: u32, ack: u32, window: u16) -> bool {
-        let window = u32::from(window) << u32::from(self.snd_wscale.min(14));
-        let newer = after(ack, self.snd_una)
-            || after(seq, self.snd_wl1)
-            || seq == self.snd_wl1 && (window > self.snd_wnd || window == 0);
-        if !newer {
+        if !self.tells_window(seq, ack, window) {
             return false;
         }
+        let window = u32::from(window) << u32::from(self.snd_wscale.min(14));
         self.snd_wl1 = seq;
         if window == self.snd_wnd {
             return false;
@@ -94,7 +100,6 @@ impl Connection<'_> {
                 self.challenge(now);
                 return false;
             }
-            self.take_timestamp(segment, now);
             if segment.options.sack_count > 0 {
                 let in_flight = self.tcb.in_flight();
                 let mut told = Told::default();
@@ -128,6 +133,7 @@ impl Connection<'_> {
             self.take_cumulative(ack, &mut told, now);
         }
         self.tcb.probes_out = 0;
+        self.tcb.soft_error = 0;
         self.tcb.last_received_ms = millis(now);
         if self.tcb.packets_out == 0 && told.acked == 0 {
             self.after_probe_answer(now);

@@ -26,17 +26,19 @@ pub(crate) fn millis(now: Instant) -> u32 {
     (now.0 / 1_000_000) as u32
 }
 
-/// Segments without data from outside the window are answered not more often than this, or two ends
-/// that disagree would talk for ever (tcp_invalid_ratelimit).
-const ANSWER_MS: u32 = 500;
-
-/// Whether such a segment may be answered now, with the time of the last such answer.
-pub(crate) fn may_answer(answered_ms: &mut u32, segment: &Segment, now: Instant) -> bool {
+/// Whether a segment from outside the window may be answered now, with the time of the last such
+/// answer and the least time between two (`TcpDefaults::invalid_ratelimit_ms`).
+pub(crate) fn may_answer(
+    answered_ms: &mut u32,
+    least_ms: u16,
+    segment: &Segment,
+    now: Instant,
+) -> bool {
     if segment.payload_len > 0 && segment.flags & flags::SYN == 0 {
         return true;
     }
     let now = millis(now).max(1);
-    if *answered_ms != 0 && now.wrapping_sub(*answered_ms) < ANSWER_MS {
+    if *answered_ms != 0 && now.wrapping_sub(*answered_ms) < u32::from(least_ms) {
         return false;
     }
     *answered_ms = now;

@@ -48,7 +48,10 @@ pub struct TcpDefaults {
     /// tcp_max_syn_backlog.
     pub max_syn_backlog: u32,
     /// tcp_challenge_ack_limit per connection and second.
-    pub challenge_acks: u32,
+    pub challenge_acks: u16,
+    /// tcp_invalid_ratelimit, milliseconds: segments without data from outside the window are
+    /// answered not more often, or two ends that disagree would talk for ever; 0 = always.
+    pub invalid_ratelimit_ms: u16,
     /// tcp_base_mss, bytes: the payload with which a search for the path's MTU begins.
     pub base_mss: u32,
     /// tcp_mtu_probe_floor, bytes: the least payload to which a search goes down.
@@ -96,6 +99,7 @@ impl TcpDefaults {
             fin_timeout_s: 60,
             max_syn_backlog: 4096,
             challenge_acks: 2,
+            invalid_ratelimit_ms: 500,
             base_mss: 1024,
             mtu_probe_floor: 48,
             probe_interval_s: 600,

@@ -328,7 +328,8 @@ impl Connection<'_> {
     ) -> Result<bool, DropReason> {
         let kind = segment.flags & (flags::SYN | flags::ACK | flags::RST);
         if kind == flags::SYN && segment.seq == self.tcb.irs {
-            if may_answer(&mut self.tcb.answered_ms, segment, now) {
+            let least_ms = self.pool.head.tcp_defaults.invalid_ratelimit_ms;
+            if may_answer(&mut self.tcb.answered_ms, least_ms, segment, now) {
                 self.send_syn(memory, None, now);
             }
             return Ok(false);

@@ -273,10 +273,18 @@ impl Connection<'_> {
             TcpState::Closed | TcpState::Listen | TcpState::TimeWait => {
                 return Err(DropReason::NoEndpoint);
             }
+            TcpState::FinWait2 if self.is_waiting_orphan() => {
+                self.input_orphan(memory, arrived, now)?;
+                return Ok(false);
+            }
             _ => {}
         }
         if self.tcb.is_early() && !self.look_at_handshake(memory, segment, now)? {
             return Ok(false);
+        }
+        if segment.flags & (flags::ACK | flags::RST | flags::SYN) == 0 {
+            // Not even answered, wherever it lies (net/ipv4/tcp_input.c:tcp_rcv_established).
+            return Err(DropReason::TcpFlags);
         }
         if !self.is_expected(segment, now) && !self.is_acceptable(segment, now)? {
             return Ok(false);
@@ -324,7 +332,9 @@ impl Connection<'_> {
         let is_reset = segment.flags & flags::RST != 0;
         if self.is_old_timestamp(segment, now) && !is_reset && !self.is_overtaken_ack(segment) {
             let overtaken = length(segment) == 0 && before(segment.seq, self.tcb.rcv_nxt);
-            if !overtaken {
+            if segment.flags & flags::SYN != 0 {
+                self.challenge(now);
+            } else if !overtaken {
                 self.answer_unacceptable(segment, now);
             }
             return Err(DropReason::TcpOldTimestamp);
@@ -375,7 +385,8 @@ impl Connection<'_> {
         let highest = told
             .map(|range| range.right)
             .reduce(|a, b| if after(b, a) { b } else { a });
-        seq == self.tcb.rcv_nxt || self.tcb.ooo_count > 0 && highest == Some(seq)
+        let by_range = self.tcb.has(flag::SACK) && self.tcb.ooo_count > 0 && highest == Some(seq);
+        seq == self.tcb.rcv_nxt || by_range
     }
 
     /// Some peers reset behind their FIN with the FIN's own number
@@ -391,19 +402,20 @@ impl Connection<'_> {
     /// Tells the sender of an unacceptable segment where we stand, within reason, and what of its
     /// data has come before (RFC 2883 section 4, net/ipv4/tcp_input.c:tcp_send_dupack).
     fn answer_unacceptable(&mut self, segment: &Segment, now: Instant) {
-        let end = segment.seq.wrapping_add(u32::from(segment.payload_len));
-        if segment.payload_len > 0 && before(segment.seq, self.tcb.rcv_nxt) {
+        let end = segment.seq.wrapping_add(length(segment));
+        if segment.seq != end && before(segment.seq, self.tcb.rcv_nxt) {
             let known = super::seq::earlier(end, self.tcb.rcv_nxt);
             self.note_duplicate(segment.seq, known);
             self.quick_ack_mode();
         }
-        if may_answer(&mut self.tcb.answered_ms, segment, now) {
+        let least_ms = self.pool.head.tcp_defaults.invalid_ratelimit_ms;
+        if may_answer(&mut self.tcb.answered_ms, least_ms, segment, now) {
             self.tcb.set(flag::ACK_NOW);
         }
     }
 
     /// Protection against wrapped sequence numbers (RFC 7323 section 5.3).
-    fn is_old_timestamp(&self, segment: &Segment, now: Instant) -> bool {
+    pub(super) fn is_old_timestamp(&self, segment: &Segment, now: Instant) -> bool {
         let Some(timestamps) = segment.options.timestamps else {
             return false;
         };
@@ -425,8 +437,9 @@ impl Connection<'_> {
             && length(segment) == 0
             && segment.seq == self.tcb.rcv_nxt
             && segment.ack == self.tcb.snd_una
-            && u32::from(segment.window) << u32::from(self.tcb.snd_wscale.min(14))
-                <= self.tcb.snd_wnd
+            && !self
+                .tcb
+                .tells_window(segment.seq, segment.ack, segment.window)
             && age_ms <= (self.tcb.rto_us / 1000).saturating_mul(12) / 10
     }
 
@@ -470,7 +483,7 @@ impl Connection<'_> {
             self.tcb.challenge_acks = 0;
         }
         let budget = self.pool.head.tcp_defaults.challenge_acks.max(1);
-        if u32::from(self.tcb.challenge_acks) < budget {
+        if u16::from(self.tcb.challenge_acks) < budget {
             self.tcb.challenge_acks = self.tcb.challenge_acks.saturating_add(1);
             self.tcb.set(flag::ACK_NOW);
             self.pool.count(Counter::TcpChallengeAcks);
@@ -692,6 +705,7 @@ impl Connection<'_> {
 
     /// FIN_WAIT_2 without a program does not last for ever; with a negative TCP_LINGER2 not at all.
     pub(crate) fn limit_fin_wait(&mut self, now: Instant) {
+        self.drop_out_of_order();
         if self.tcb.options.linger2_s < 0 {
             self.finish(0);
             return;
@@ -711,34 +725,39 @@ impl Connection<'_> {
     ) -> Result<bool, DropReason> {
         let segment = arrived.segment;
         let fin = segment.flags & flags::FIN != 0;
+        if self.tcb.state().is_synchronised() && self.tcb.state() != TcpState::TimeWait {
+            self.take_urgent(memory, arrived, now);
+        }
         if segment.payload_len == 0 && !fin {
             return Ok(false);
         }
         match self.tcb.state() {
             TcpState::Established | TcpState::FinWait1 | TcpState::FinWait2 => {}
-            // The peer has said that it is done: what comes again is told so, what would be new is
-            // ignored (RFC 9293 section 3.10.7.4 step seven).
-            _ => {
-                if before(segment.seq, self.tcb.rcv_nxt) {
-                    self.tcb.set(flag::ACK_NOW);
-                }
-                return Ok(false);
-            }
+            TcpState::CloseWait | TcpState::Closing | TcpState::LastAck
+                if before(segment.seq, self.tcb.rcv_nxt) => {}
+            // The peer has said that it is done: what would be new is ignored (RFC 9293 section
+            // 3.10.7.4 step seven).
+            _ => return Ok(false),
         }
         let end = segment.seq.wrapping_add(u32::from(segment.payload_len));
         if self.tcb.state() != TcpState::Established
             && self.tcb.has(flag::RECEIVE_SHUT)
-            && segment.payload_len > 0
             && after(end, self.tcb.rcv_nxt)
         {
             // Both sides are shut: nobody will read this (RFC 2525 section 2.17, Linux:
-            // TCPAbortOnData).
+            // TCPAbortOnData). Or the peer goes on behind its FIN.
             self.send_bare(memory, segment.ack, flags::RST, tcp::Options::default());
             self.pool.count(Counter::TcpResetsSent);
-            self.finish(errno::ECONNRESET);
+            self.finish(match self.tcb.state() {
+                TcpState::CloseWait => errno::EPIPE,
+                _ => errno::ECONNRESET,
+            });
             return Ok(false);
         }
-        self.take_urgent(memory, arrived, now);
+        if self.is_waiting_orphan() && !fin {
+            // It has only just become one: its FIN was acknowledged.
+            return Ok(false);
+        }
         let payload = Payload {
             chunk: arrived.chunk,
             offset: arrived.offset,

@@ -4,7 +4,7 @@
 use super::connection::{elapsed, may_answer, micros, millis, timestamps};
 use super::fast_open::Verdict;
 use super::input::{Arrived, bounded_mss};
-use super::mini::{Mini, kind};
+use super::mini::{Mini, is_in_window, kind};
 use super::pool::Pool;
 use super::reset::Reset;
 use super::seq::{after, before};
@@ -318,10 +318,11 @@ impl Stack<'_> {
         segment: &Segment,
         now: Instant,
     ) {
+        let least_ms = self.head.tcp_defaults.invalid_ratelimit_ms;
         let Some(mini) = self.minis.get_mut(index as usize) else {
             return;
         };
-        if !may_answer(&mut mini.answered_ms, segment, now) {
+        if !may_answer(&mut mini.answered_ms, least_ms, segment, now) {
             return;
         }
         let mini = *mini;
@@ -350,32 +351,40 @@ impl Stack<'_> {
             return Err(DropReason::Corrupt);
         };
         let segment = arrived.segment;
-        if mini.has(flag::TIMESTAMPS)
-            && let Some(timestamps) = segment.options.timestamps
-            && before(timestamps.value, mini.ts_recent)
-            && segment.flags & flags::RST == 0
-        {
-            self.answer_by_mini(memory, index, segment, now);
-            return Err(DropReason::TcpOldTimestamp);
-        }
-        let is_syn = segment.flags & (flags::SYN | flags::ACK | flags::RST) == flags::SYN;
-        if is_syn && segment.seq.wrapping_add(1) == mini.rcv_nxt {
+        let is_old = mini.has(flag::TIMESTAMPS)
+            && segment
+                .options
+                .timestamps
+                .is_some_and(|told| before(told.value, mini.ts_recent));
+        let bits = segment.flags & (flags::SYN | flags::ACK | flags::RST);
+        let is_again = segment.seq.wrapping_add(1) == mini.rcv_nxt;
+        if bits == flags::SYN && is_again && !is_old {
+            let least_ms = self.head.tcp_defaults.invalid_ratelimit_ms;
             if let Some(mini) = self.minis.get_mut(index as usize)
-                && may_answer(&mut mini.answered_ms, segment, now)
+                && may_answer(&mut mini.answered_ms, least_ms, segment, now)
             {
                 self.send_synack(memory, index, None, now);
             }
             return Ok(None);
         }
-        let limit = mini.rcv_nxt.wrapping_add(mini.rcv_wnd);
-        if before(segment.seq, mini.rcv_nxt) || after(segment.seq, limit) {
-            if segment.flags & flags::RST == 0 {
+        // Linux looks at the number before anything else: who answers another SYN-ACK is told so.
+        if bits & (flags::ACK | flags::RST) == flags::ACK && segment.ack != mini.snd_nxt {
+            self.reset_reply(memory, arrived);
+            return Err(DropReason::TcpAck);
+        }
+        if is_old || !is_in_window(segment, mini.rcv_nxt, mini.rcv_wnd) {
+            if bits & flags::RST == 0 {
                 self.answer_by_mini(memory, index, segment, now);
             }
-            return Err(DropReason::TcpWindow);
+            return Err(if is_old {
+                DropReason::TcpOldTimestamp
+            } else {
+                DropReason::TcpWindow
+            });
         }
-        if segment.flags & (flags::RST | flags::SYN) != 0 {
-            if segment.flags & flags::RST != 0 && segment.seq != mini.rcv_nxt {
+        let bits = if is_again { bits & !flags::SYN } else { bits };
+        if bits & (flags::RST | flags::SYN) != 0 {
+            if bits & flags::RST != 0 && segment.seq != mini.rcv_nxt {
                 // Perhaps blind (RFC 5961 section 3.2).
                 self.answer_by_mini(memory, index, segment, now);
                 return Err(DropReason::TcpWindow);
@@ -386,12 +395,8 @@ impl Stack<'_> {
             self.flow_ended(mini.local(), mini.remote());
             return Ok(None);
         }
-        if segment.flags & flags::ACK == 0 {
+        if bits & flags::ACK == 0 {
             return Err(DropReason::TcpFlags);
-        }
-        if segment.ack != mini.snd_nxt {
-            self.reset_reply(memory, arrived);
-            return Err(DropReason::TcpAck);
         }
         self.confirm(memory, index, &mini, arrived, now)
     }
@@ -665,24 +670,9 @@ impl Stack<'_> {
 
     /// Answers a segment that belongs to nothing (RFC 9293 section 3.10.7.1).
     pub(crate) fn reset_reply(&mut self, memory: &mut impl Memory, arrived: &Arrived<'_>) {
-        let segment = arrived.segment;
-        if segment.flags & flags::RST != 0 {
-            return;
+        if arrived.segment.flags & flags::RST == 0 {
+            self.send_reset(memory, &Reset::answering(arrived));
         }
-        let length = super::input::length(segment);
-        let (seq, ack) = if segment.flags & flags::ACK != 0 {
-            (segment.ack, None)
-        } else {
-            (0, Some(segment.seq.wrapping_add(length)))
-        };
-        let reset = Reset {
-            local: arrived.local(),
-            remote: arrived.remote(),
-            hop: arrived.hop(),
-            seq,
-            ack,
-        };
-        self.send_reset(memory, &reset);
     }
 }
 

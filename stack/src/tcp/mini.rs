@@ -5,6 +5,8 @@
 //!
 //! They are found by their whole 4-tuple through one hash table, after the connections.
 
+use super::input::length;
+use super::seq::{after, before};
 use super::tcb::{Hop, NEVER};
 use super::wheel::MINI;
 use crate::counters::Counter;
@@ -12,6 +14,7 @@ use crate::demux::flow_hash;
 use crate::image::NONE;
 use crate::stack::Stack;
 use crate::types::{Instant, IpAddress, SocketAddress};
+use crate::wire::tcp::Segment;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// Kinds of [`Mini`].
@@ -79,6 +82,16 @@ impl Mini {
     pub(crate) fn has(&self, flag: u32) -> bool {
         u32::from(self.negotiated) & flag != 0
     }
+}
+
+/// Whether a segment has something of the window that begins there
+/// (net/ipv4/tcp_minisocks.c:tcp_in_window).
+pub(super) fn is_in_window(segment: &Segment, next: u32, window: u32) -> bool {
+    let end = segment.seq.wrapping_add(length(segment));
+    let limit = next.wrapping_add(window);
+    segment.seq == next
+        || after(end, next) && before(segment.seq, limit)
+        || segment.seq == limit && end == limit
 }
 
 impl Stack<'_> {

@@ -31,6 +31,7 @@ mod listen;
 pub(crate) mod mini;
 mod mtu_search;
 pub(crate) mod options;
+mod orphan;
 mod output;
 mod pace;
 mod path_mtu;

@@ -58,6 +58,33 @@ impl Connection<'_> {
             .max(48)
     }
 
+    /// Largest payload of a new segment now: ranges that came out of order ride on data, too
+    /// (net/ipv4/tcp_output.c:tcp_current_mss).
+    #[inline]
+    pub(super) fn new_segment(&self) -> u16 {
+        if self.tcb.ooo_head == NONE && !self.tcb.has(flag::DSACK) {
+            self.tcb.mss
+        } else {
+            self.tcb.mss.saturating_sub(self.sack_len()).max(1)
+        }
+    }
+
+    /// Bytes that SACK blocks take in a segment now.
+    #[cold]
+    fn sack_len(&self) -> u16 {
+        let most = if self.tcb.has(flag::TIMESTAMPS) { 3 } else { 4 };
+        let told = self.tcb.sacks.iter().take(self.tcb.sack_count as usize);
+        let fresh = told.filter(|range| after(range.left, self.tcb.rcv_nxt));
+        let count = fresh
+            .count()
+            .saturating_add(usize::from(self.tcb.has(flag::DSACK)));
+        match count.min(most) {
+            0 => 0,
+            _ if !self.tcb.has(flag::SACK) => 0,
+            count => (count as u16).saturating_mul(8).saturating_add(4),
+        }
+    }
+
     /// The options of a segment of an established connection.
     fn options_now(&mut self, now: Instant, with_sack: bool) -> tcp::Options {
         let on = self.tcb.has(flag::TIMESTAMPS);
@@ -213,7 +240,7 @@ impl Connection<'_> {
         options: tcp::Options,
         fast_open: Option<&FastOpen>,
     ) -> bool {
-        let window = if bits & flags::RST != 0 {
+        let window = if bits & (flags::RST | flags::ACK) == flags::RST {
             0
         } else if bits & flags::SYN != 0 {
             // The window of a SYN is not scaled (RFC 7323 section 2.2).
@@ -277,10 +304,18 @@ impl Connection<'_> {
         sent
     }
 
+    /// Whether an abort tells the peer: not when both directions have ended, unless something was
+    /// not sent (net/ipv4/tcp.c:tcp_disconnect).
+    pub(crate) fn is_reset_by_abort(&self) -> bool {
+        match self.tcb.state() {
+            TcpState::Closing | TcpState::LastAck => self.tcb.unsent_bytes() > 0,
+            state => state.is_synchronised(),
+        }
+    }
+
     /// Resets the connection at the peer.
     pub(crate) fn send_reset(&mut self, memory: &mut impl Memory, now: Instant) {
-        let mut options = self.options_now(now, false);
-        options.sack_count = 0;
+        let options = self.options_now(now, true);
         let seq = self.ack_seq();
         self.send_bare(memory, seq, flags::RST | flags::ACK, options);
         self.pool.count(Counter::TcpResetsSent);
@@ -458,7 +493,7 @@ impl Connection<'_> {
         self.tcb.bytes_sent = self.tcb.bytes_sent.wrapping_add(u64::from(len));
         if len > 0 {
             // An answer soon after a question: ACKs may wait for answers (Linux: ping-pong mode).
-            let asked = self.tcb.data_segs_in > 0;
+            let asked = self.tcb.bytes_received > 0;
             if asked && elapsed(millis(now), self.tcb.last_data_ms) < PINGPONG_MS {
                 self.tcb.set(flag::PINGPONG);
             }
@@ -495,7 +530,7 @@ impl Connection<'_> {
     /// Whether Nagle, cork or MSG_MORE hold this last, not full segment back.
     fn is_held(&self, len: u16) -> bool {
         let urgent = after(self.tcb.snd_up, self.tcb.snd_una);
-        if len >= self.tcb.mss || urgent || self.tcb.has(flag::FIN_QUEUED) {
+        if len >= self.new_segment() || urgent || self.tcb.has(flag::FIN_QUEUED) {
             return false;
         }
         if self.tcb.options.has(TcpOptions::CORK) || self.tcb.has(flag::MORE) {
@@ -690,7 +725,7 @@ impl Connection<'_> {
         self.tcb.packets_out = self.tcb.packets_out.saturating_add(1);
         self.tcb.unsent = segment.next;
         self.tcb.snd_nxt = segment.end();
-        if segment.len < self.tcb.mss {
+        if segment.len < self.new_segment() {
             self.tcb.snd_sml = segment.end();
         }
     }

@@ -38,6 +38,11 @@ impl Payload {
     fn end(&self) -> u32 {
         self.seq.wrapping_add(u32::from(self.len))
     }
+
+    /// The same with the FIN.
+    fn last(&self) -> u32 {
+        self.end().wrapping_add(u32::from(self.fin))
+    }
 }
 
 impl Connection<'_> {
@@ -89,10 +94,10 @@ impl Connection<'_> {
         mut payload: Payload,
         now: Instant,
     ) -> Result<bool, DropReason> {
-        let end = payload.end().wrapping_add(u32::from(payload.fin));
+        let end = payload.last();
         if !after(end, self.tcb.rcv_nxt) {
             // All of it is known: tell so (RFC 2883 section 4).
-            self.note_duplicate(payload.seq, payload.end());
+            self.note_duplicate(payload.seq, end);
             self.quick_ack_mode();
             self.tcb.set(flag::ACK_NOW);
             return Err(DropReason::TcpDuplicate);
@@ -101,7 +106,6 @@ impl Connection<'_> {
         if before(payload.seq, self.tcb.rcv_nxt) {
             let known = distance(payload.seq, self.tcb.rcv_nxt);
             self.note_duplicate(payload.seq, self.tcb.rcv_nxt);
-            self.tcb.set(flag::ACK_NOW);
             payload.offset = payload.offset.wrapping_add(known as u16);
             payload.len = payload.len.saturating_sub(known.min(0xffff) as u16);
             payload.seq = self.tcb.rcv_nxt;
@@ -349,9 +353,9 @@ impl Connection<'_> {
             self.tcb.ooo_bytes = self.tcb.ooo_bytes.saturating_sub(u32::from(slot.len));
             let known = distance(slot.seq, self.tcb.rcv_nxt).min(u32::from(slot.len)) as u16;
             let fresh = slot.len.saturating_sub(known);
-            if known > 0 {
-                self.note_duplicate(slot.seq, slot.seq.wrapping_add(u32::from(known)));
-            }
+            self.note_duplicate(slot.seq, earlier(slot.end(), self.tcb.rcv_nxt));
+            // Who has sent data behind it has not meant it.
+            let is_fin = slot.has(mark::FIN) && after(slot.end(), self.tcb.rcv_nxt);
             if fresh == 0 {
                 self.release_received(chunk);
             } else {
@@ -359,7 +363,7 @@ impl Connection<'_> {
             }
             self.tcb.rcv_nxt = self.tcb.rcv_nxt.wrapping_add(u32::from(fresh));
             self.tcb.bytes_received = self.tcb.bytes_received.wrapping_add(u64::from(fresh));
-            if slot.has(mark::FIN) {
+            if is_fin {
                 self.drop_out_of_order();
                 return true;
             }
@@ -409,7 +413,14 @@ impl Connection<'_> {
             && before(payload.seq, previous.end())
         {
             let known = distance(payload.seq, previous.end());
-            self.note_duplicate(payload.seq, earlier(payload.end(), previous.end()));
+            let end = payload.last();
+            self.note_duplicate(payload.seq, earlier(end, previous.end()));
+            if !after(end, previous.end()) {
+                self.tcb.note_range(Range {
+                    left: payload.seq,
+                    right: end,
+                });
+            }
             if known >= u32::from(payload.len) {
                 return false;
             }
@@ -421,13 +432,15 @@ impl Connection<'_> {
             let Some(&next) = self.segment(behind) else {
                 break;
             };
-            if !after(payload.end(), next.seq) {
+            let end = payload.last();
+            if !after(end, next.seq) {
                 break;
             }
-            if before(payload.end(), next.end()) {
-                payload.len = distance(payload.seq, next.seq).min(0xffff) as u16;
+            if before(end, next.end()) {
+                self.note_duplicate(next.seq, end);
+                let rest = distance(payload.seq, next.seq).min(u32::from(payload.len));
+                payload.len = rest as u16;
                 payload.fin = false;
-                self.note_duplicate(next.seq, payload.end());
                 break;
             }
             // The new one covers the old one.
@@ -450,10 +463,9 @@ impl Connection<'_> {
         self.link_out_of_order(before_it, payload.chunk);
         self.tcb.ooo_count = self.tcb.ooo_count.saturating_add(1);
         self.tcb.ooo_bytes = self.tcb.ooo_bytes.saturating_add(u32::from(payload.len));
-        let fin = u32::from(payload.fin);
         self.tcb.note_range(Range {
             left: payload.seq,
-            right: payload.end().wrapping_add(fin),
+            right: payload.last(),
         });
         true
     }
@@ -519,6 +531,8 @@ impl Connection<'_> {
         match self.tcb.state() {
             TcpState::Established | TcpState::SynReceived => {
                 self.tcb.state = TcpState::CloseWait as u8;
+                // No duplicate is told any more (net/ipv4/tcp_input.c:tcp_fin).
+                self.tcb.clear(flag::DSACK);
             }
             TcpState::FinWait1 => self.tcb.state = TcpState::Closing as u8,
             TcpState::FinWait2 => {

@@ -1,8 +1,9 @@
 //! The TCP parts of an image as they are at first, and after the lock's owner has died inside an
 //! update: connections whose books cannot be trusted are reset, at both ends.
 
-use super::input::errno;
+use super::input::{Arrived, errno, length};
 use super::mini::{self, Mini};
+use super::pool::Pool;
 use super::tcb::{Hop, NEVER, Tcb, TcpState, flag};
 use crate::counters::Counter;
 use crate::image::{Endpoint, NONE, kind};
@@ -19,6 +20,25 @@ pub(crate) struct Reset {
     pub(crate) seq: u32,
     /// `None`: it acknowledges nothing.
     pub(crate) ack: Option<u32>,
+}
+
+impl Reset {
+    /// To the sender of a segment that belongs to nothing (RFC 9293 section 3.10.7.1).
+    pub(crate) fn answering(arrived: &Arrived<'_>) -> Self {
+        let segment = arrived.segment;
+        let (seq, ack) = if segment.flags & flags::ACK != 0 {
+            (segment.ack, None)
+        } else {
+            (0, Some(segment.seq.wrapping_add(length(segment))))
+        };
+        Self {
+            local: arrived.local(),
+            remote: arrived.remote(),
+            hop: arrived.hop(),
+            seq,
+            ack,
+        }
+    }
 }
 
 /// What a recovery sends a peer is taken at once when the peer has all that was sent, else it asks
@@ -49,7 +69,7 @@ impl Reset {
     }
 }
 
-impl Stack<'_> {
+impl Pool<'_> {
     /// Sends a reset, if there is memory for it.
     pub(crate) fn send_reset(&mut self, memory: &mut impl Memory, reset: &Reset) {
         let headers = tcp::Headers {
@@ -70,8 +90,14 @@ impl Stack<'_> {
             options: tcp::Options::default(),
         };
         self.count(Counter::TcpResetsSent);
-        self.pool()
-            .send_bare(memory, reset.hop.queue_pair, &headers);
+        self.send_bare(memory, reset.hop.queue_pair, &headers);
+    }
+}
+
+impl Stack<'_> {
+    /// Sends a reset, if there is memory for it.
+    pub(crate) fn send_reset(&mut self, memory: &mut impl Memory, reset: &Reset) {
+        self.pool().send_reset(memory, reset);
     }
 
     /// Resets every connection at its peer, which may wait for an answer and would never hear that

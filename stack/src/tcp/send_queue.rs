@@ -77,7 +77,7 @@ impl Connection<'_> {
         }
         let mut done = 0usize;
         while done < len && self.tcb.unsent_bytes() < lowat {
-            let step = usize::from(self.tcb.mss.max(1)).min(len.saturating_sub(done));
+            let step = usize::from(self.new_segment().max(1)).min(len.saturating_sub(done));
             let taken = self.append(memory, step, fill);
             if taken == 0 {
                 break;
@@ -100,7 +100,7 @@ impl Connection<'_> {
     ) -> usize {
         let mut done = 0usize;
         let room = memory.chunk_size().saturating_sub(usize::from(PAYLOAD_AT));
-        let goal = usize::from(self.tcb.mss.max(1)).min(room);
+        let goal = usize::from(self.new_segment().max(1)).min(room);
         while done < len {
             let left = len.saturating_sub(done);
             let (chunk, have) = match self.open_tail(goal) {

@@ -574,16 +574,19 @@ impl Stack<'_> {
         if state == TcpState::Closed {
             return Err(TcpError::Errno(errno::ENOTCONN));
         }
+        if state == TcpState::SynSent {
+            // Whatever is shut down (net/ipv4/af_inet.c:inet_shutdown), and then nothing is.
+            connection.finish(errno::ECONNRESET);
+            connection.tcb.clear(flag::SEND_SHUT | flag::RECEIVE_SHUT);
+            self.settle(id.index, now);
+            return Ok(());
+        }
         if how != Shutdown::Write {
             connection.tcb.set(flag::RECEIVE_SHUT);
             connection.readable_edge();
         }
         if how != Shutdown::Read {
-            if state == TcpState::SynSent {
-                connection.finish(0);
-            } else {
-                connection.send_fin(memory, now);
-            }
+            connection.send_fin(memory, now);
             connection.writable_edge();
         }
         self.settle(id.index, now);
@@ -625,9 +628,12 @@ impl Stack<'_> {
             _ => {
                 let options = &connection.tcb.options;
                 let abort = options.has(TcpOptions::LINGER) && options.linger_s == 0;
-                if abort || connection.tcb.rx_bytes > 0 {
+                let is_unread = connection.tcb.rx_bytes > 0;
+                if abort || is_unread {
                     connection.output_due(memory, now);
-                    connection.send_reset(memory, now);
+                    if is_unread || connection.is_reset_by_abort() {
+                        connection.send_reset(memory, now);
+                    }
                     connection.finish(0);
                 } else {
                     connection.tcb.set(flag::RECEIVE_SHUT);
@@ -653,7 +659,7 @@ impl Stack<'_> {
                 return;
             }
             connection.output_due(memory, now);
-            if connection.tcb.state().is_synchronised() {
+            if connection.is_reset_by_abort() {
                 connection.send_reset(memory, now);
             }
             connection.finish(errno::ECONNRESET);
@@ -800,8 +806,7 @@ impl Stack<'_> {
             if connection.tcb.congestion.algorithm != algorithm {
                 connection.tcb.congestion.set_algorithm(algorithm);
             }
-            let corked = connection.tcb.options.has(TcpOptions::CORK);
-            connection.output(memory, now, !corked);
+            connection.output(memory, now, false);
             // A larger buffer, or a higher mark of what may be unsent, is room.
             if connection.tcb.has(flag::NO_SPACE) && connection.tcb.may_carry_data() {
                 connection.look_for_room(now);

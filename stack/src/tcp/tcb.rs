@@ -692,17 +692,17 @@ impl Tcb {
 
     /// Bytes written and not acknowledged, and a FIN (net/ipv4/tcp.c:tcp_ioctl).
     pub(crate) fn unacked(&self) -> u32 {
-        let fin = match self.state() {
-            TcpState::SynSent | TcpState::SynReceived => return 0,
-            TcpState::FinWait1 | TcpState::Closing | TcpState::LastAck => 1,
-            _ => 0,
-        };
+        if matches!(self.state(), TcpState::SynSent | TcpState::SynReceived) {
+            return 0;
+        }
+        let fin = u32::from(self.has(flag::FIN_QUEUED));
         seq::distance(self.snd_una, self.write_seq.wrapping_add(fin))
     }
 
-    /// Bytes written and not sent.
+    /// Bytes written and not sent, and a FIN.
     pub(crate) fn unsent_bytes(&self) -> u32 {
-        seq::distance(self.snd_nxt, self.write_seq)
+        let fin = u32::from(self.has(flag::FIN_QUEUED));
+        seq::distance(self.snd_nxt, self.write_seq.wrapping_add(fin))
     }
 
     /// The earliest of its deadlines.

@@ -54,11 +54,10 @@ impl Connection<'_> {
         now: Instant,
     ) {
         let segment = arrived.segment;
-        if segment.flags & flags::URG != 0 && segment.urgent != 0 {
-            let up = segment
-                .seq
-                .wrapping_add(u32::from(segment.urgent))
-                .wrapping_sub(1);
+        if segment.flags & flags::URG != 0 {
+            // 0 is taken for 1, as Linux does.
+            let behind = u32::from(segment.urgent).max(1);
+            let up = segment.seq.wrapping_add(behind).wrapping_sub(1);
             let old = self.tcb.urgent != 0 && !after(up, self.tcb.rcv_up);
             if !before(up, self.tcb.copied_seq) && !before(up, self.tcb.rcv_nxt) && !old {
                 if self.tcb.skips_urgent() {
@@ -105,6 +104,20 @@ impl Stack<'_> {
             }
             _ => Err(TcpError::Errno(errno::EINVAL)),
         }
+    }
+
+    /// A read has found no byte: it passes an urgent one that is no part of the stream and stands
+    /// in its way (net/ipv4/tcp.c:tcp_recvmsg_locked).
+    ///
+    /// # Errors
+    /// [`Stale`].
+    pub fn tcp_pass_urgent(&mut self, id: EndpointId, now: Instant) -> Result<(), Stale> {
+        let connection = self.tcp(id)?;
+        if connection.tcb.skips_urgent() {
+            connection.tcb.urgent = 0;
+            self.tcp_consume(id, 1, now)?;
+        }
+        Ok(())
     }
 
     /// SIOCATMARK: whether the next byte of the stream is the urgent one.

@@ -13,6 +13,8 @@ const PEER_ISN: u32 = 0xffff_fbff;
 pub struct Flow {
     pub base: Base,
     has_base: bool,
+    /// Numbers count from the last SYN of ours, not from the first.
+    each_syn: bool,
     /// The peer's next sequence number, and the end of what we have sent; relative.
     peer_next: u32,
     ours_end: u32,
@@ -84,7 +86,7 @@ pub fn with_cookie(mut said: Described, known: &[u8]) -> Described {
 }
 
 impl Flow {
-    pub fn new() -> Self {
+    pub fn new(each_syn: bool) -> Self {
         Self {
             base: Base {
                 ours: 0,
@@ -92,6 +94,7 @@ impl Flow {
                 timestamp: 0,
             },
             has_base: false,
+            each_syn,
             peer_next: 0,
             ours_end: 0,
             last_value: None,
@@ -102,9 +105,11 @@ impl Flow {
     /// Learns the zero points from our SYN, and the end of what we have sent; `clock` is the time
     /// of the script in milliseconds.
     pub fn note_sent(&mut self, segment: &Segment, clock: u32) {
-        if segment.flags & flags::SYN != 0 && segment.flags & flags::RST == 0 && !self.has_base {
+        let is_syn = segment.flags & flags::SYN != 0 && segment.flags & flags::RST == 0;
+        if is_syn && (!self.has_base || self.each_syn && self.base.ours != segment.seq) {
             self.base.ours = segment.seq;
             self.has_base = true;
+            self.ours_end = 0;
         }
         if let Some(timestamps) = segment.options.timestamps {
             if self.last_value.is_none() {

@@ -6,6 +6,7 @@ use super::sockets::Sockets;
 use super::source::{Source, place};
 use super::words::{Outcome, Words, comparison, fit, holds, number, span};
 use crate::common::{Rig, problems};
+use bypass_stack::wire::icmp::{IcmpError, Trouble};
 use bypass_stack::*;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -25,6 +26,8 @@ pub struct Machine {
     pub is_v4: bool,
     pub mtu: u16,
     pub sockets: Sockets,
+    /// Numbers count from the last SYN of ours.
+    pub each_syn: bool,
     flows: BTreeMap<u16, Flow>,
     sent: VecDeque<Sent>,
     /// The last Fast Open cookie that we have sent.
@@ -88,6 +91,7 @@ impl Machine {
             is_v4,
             mtu: 1500,
             sockets: Sockets::default(),
+            each_syn: false,
             flows: BTreeMap::new(),
             sent: VecDeque::new(),
             late: LATE,
@@ -146,7 +150,10 @@ impl Machine {
     }
 
     pub fn flow(&mut self, number: u16) -> &mut Flow {
-        self.flows.entry(number).or_insert_with(Flow::new)
+        let each_syn = self.each_syn;
+        self.flows
+            .entry(number)
+            .or_insert_with(|| Flow::new(each_syn))
     }
 
     /// Lets time pass up to `until`, or to the first segment of ours.
@@ -293,7 +300,8 @@ impl Machine {
             "max-syn-backlog" => defaults.max_syn_backlog = value as u32,
             "fastopen" => defaults.fast_open = value as u32,
             "syncookies" => defaults.syncookies = value as u8,
-            "challenge-acks" => defaults.challenge_acks = value as u32,
+            "invalid-ratelimit" => defaults.invalid_ratelimit_ms = value as u16,
+            "challenge-acks" => defaults.challenge_acks = value as u16,
             "mtu-probing" => defaults.mtu_probing = value as u8,
             "base-mss" => defaults.base_mss = value as u32,
             "mtu-probe-floor" => defaults.mtu_probe_floor = value as u32,
@@ -326,6 +334,18 @@ impl Machine {
             }
         }
         Ok(())
+    }
+
+    /// An ICMP error about a segment of ours on flow 1 with this relative number.
+    pub fn icmp(&mut self, seq: u32, trouble: Trouble) {
+        let error = IcmpError {
+            local: self.local(),
+            remote: self.remote(1),
+            protocol: 6,
+            seq: self.our_seq(seq),
+            trouble,
+        };
+        self.with(|stack, packets, now| stack.tcp_icmp(packets, &error, now));
     }
 
     /// A sequence number of ours on flow 1 as it is on the wire.

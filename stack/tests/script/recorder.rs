@@ -34,7 +34,10 @@ impl Recorder {
     pub fn new(is_v4: bool) -> Self {
         let mut machine = Machine::new(is_v4, CHUNKS);
         // As the bench of the kernel: no limit on the answers to what is out of the window.
-        machine.rig.stack().tcp_defaults_mut().challenge_acks = 255;
+        machine.each_syn = true;
+        let mut stack = machine.rig.stack();
+        stack.tcp_defaults_mut().challenge_acks = 255;
+        stack.tcp_defaults_mut().invalid_ratelimit_ms = 0;
         Self {
             machine,
             script: Vec::new(),
@@ -56,6 +59,12 @@ impl Recorder {
         match verb {
             wait if wait.starts_with('+') => self.wait(span(&wait[1..])?),
             "connect" | "send" | "recv" | "shutdown" => self.told(action)?,
+            "abort" => {
+                // As the bench does it.
+                self.machine.line(&format!("option {name} linger=0"))?;
+                self.machine.line(&format!("close {name}"))?;
+                self.script.push(action.to_owned());
+            }
             "accept" => self.accept(name, words.want("socket")?)?,
             "error" => {
                 let found = self.machine.take_error(name)?;

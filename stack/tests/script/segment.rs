@@ -23,6 +23,8 @@ pub struct Described {
     /// `PSH` was named, or `!PSH` was.
     pub push: Option<bool>,
     pub seq: Option<u32>,
+    /// The number is 0 on the wire: a reset that belongs to nothing.
+    pub no_seq: bool,
     pub len: Option<u16>,
     pub ack: Option<u32>,
     pub window: Option<u16>,
@@ -123,6 +125,10 @@ impl Described {
     fn take_word(&mut self, word: &str, words: &mut Words<'_>) -> Outcome<()> {
         match word {
             "!PSH" => self.push = Some(false),
+            "seq" if words.peek() == Some("none") => {
+                words.next();
+                self.no_seq = true;
+            }
             "seq" => self.seq = Some(fit(words.want("number")?)?),
             "len" => self.len = Some(fit(words.want("length")?)?),
             "ack" => self.ack = Some(fit(words.want("number")?)?),
@@ -194,7 +200,8 @@ pub fn compare(found: &Segment, wanted: &Described, base: &Base, mss_of_mtu: u16
     let pushed = found.flags & flags::PSH != 0;
     check("PSH", wanted.push.is_none_or(|push| push == pushed));
     let seq = found.seq.wrapping_sub(base.ours);
-    check("seq", wanted.seq.is_none_or(|wanted| wanted == seq));
+    let same = wanted.seq.is_none_or(|wanted| wanted == seq);
+    check("seq", same && (!wanted.no_seq || found.seq == 0));
     check("len", found.payload_len == wanted.len.unwrap_or(0));
     let ack = found.ack.wrapping_sub(base.peers);
     check("ack", wanted.ack.is_none_or(|wanted| wanted == ack));
@@ -280,7 +287,11 @@ pub fn show(found: &Segment, base: &Base) -> String {
         .filter(|(_, bit)| found.flags & bit != 0)
         .map(|(name, _)| (*name).to_owned())
         .collect();
-    words.push(format!("seq {}", found.seq.wrapping_sub(base.ours)));
+    if found.flags & flags::RST != 0 && found.seq == 0 {
+        words.push("seq none".to_owned());
+    } else {
+        words.push(format!("seq {}", found.seq.wrapping_sub(base.ours)));
+    }
     if found.payload_len > 0 {
         words.push(format!("len {}", found.payload_len));
     }

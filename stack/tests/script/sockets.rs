@@ -5,6 +5,7 @@ use super::machine::Machine;
 use super::words::{Outcome, Words, comparison, errno, errno_name, fit, holds, number};
 use crate::common::via;
 use bypass_stack::tcp::congestion;
+use bypass_stack::wire::icmp::Trouble;
 use bypass_stack::*;
 use std::collections::BTreeMap;
 
@@ -135,12 +136,16 @@ impl Machine {
                 let id = self.sockets.get(name)?.id;
                 let wanted = words.want("errno")?;
                 let error = errno(wanted).ok_or_else(|| format!("unknown errno: {wanted}"))?;
-                let quoted = match words.next() {
-                    Some(seq) => Some(self.our_seq(fit(seq)?)),
-                    None => None,
-                };
-                let what = (error, wanted == "EHOSTUNREACH");
-                self.with(|stack, _, now| stack.tcp_unreachable(id, what, quoted, now));
+                let no_route = wanted == "EHOSTUNREACH";
+                match words.next() {
+                    Some(seq) => {
+                        let errno = error;
+                        self.icmp(fit(seq)?, Trouble::Unreachable { errno, no_route });
+                    }
+                    None => self.with(|stack, _, now| {
+                        stack.tcp_unreachable(id, (error, no_route), None, now);
+                    }),
+                }
                 Ok(())
             }
             "option" => self.option(name, words),
@@ -269,11 +274,14 @@ impl Machine {
                     assert_eq!(stack.tcp_behind(socket.id, &span, got.len())?, walked);
                 }
             }
-            if !got.is_empty() || most == 0 {
+            let status = stack.tcp_status(socket.id)?;
+            if !got.is_empty() || most == 0 && status.readable > 0 {
                 stack.tcp_consume(socket.id, got.len(), now)?;
                 return Ok(got.len());
             }
-            let status = stack.tcp_status(socket.id)?;
+            if most > 0 {
+                stack.tcp_pass_urgent(socket.id, now)?;
+            }
             if status.peer_fin {
                 return Ok(0);
             }
@@ -290,11 +298,7 @@ impl Machine {
         if !right {
             return Err("wrong bytes".to_owned());
         }
-        if let Ok(count) = result
-            && count > 0
-        {
-            self.sockets.get(name)?.read = socket.read + count as u32;
-        }
+        self.sockets.get(name)?.read = socket.read + result.unwrap_or(0) as u32;
         check_result(words, &result_name(result), &most.to_string())
     }
 
@@ -402,7 +406,7 @@ impl Machine {
         let (name, sign, value) = comparison(word)?;
         let found = match name {
             "error" => {
-                let found = errno_name(self.rig.stack().tcp_take_error(id));
+                let found = errno_name(self.rig.stack().tcp_socket_error(id));
                 return if found == value {
                     Ok(())
                 } else {
@@ -478,7 +482,7 @@ impl Machine {
     /// Takes SO_ERROR: its name.
     pub fn take_error(&mut self, name: &str) -> Outcome<String> {
         let id = self.sockets.get(name)?.id;
-        Ok(errno_name(self.rig.stack().tcp_take_error(id)))
+        Ok(errno_name(self.rig.stack().tcp_socket_error(id)))
     }
 
     /// `edges S in=1 out=0`: edges since the last look; a bare `edges S` only looks.

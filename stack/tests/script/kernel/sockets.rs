@@ -3,7 +3,7 @@
 use super::super::flow::{local, our_byte, peer_byte};
 use super::super::sockets::{CA, EVENTS, check_result, info_field};
 use super::super::words::{Outcome, Words, comparison, errno_name, fit, holds, number};
-use super::{Kernel, packet, system};
+use super::{Kernel, PATIENCE, packet, system};
 use crate::common::{TcpFields, tcp_frame};
 use bypass_stack::{SocketAddress, TcpInfo};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,7 +12,7 @@ use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, Socket
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use zerocopy::{FromZeros, IntoBytes};
 
 /// The sockets of a script by name.
@@ -144,7 +144,14 @@ impl Kernel {
         for word in std::mem::take(&mut self.sockets.options) {
             set_option(&fd, &word)?;
         }
-        net::bind(&fd, &system_address(local(self.is_v4))).map_err(failed("bind"))?;
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match net::bind(&fd, &system_address(local(self.is_v4))) {
+                // A process that some other test has just forked still holds what was closed.
+                Err(Errno::ADDRINUSE) if Instant::now() < until => std::thread::yield_now(),
+                result => break result.map_err(failed("bind"))?,
+            }
+        }
         Ok(fd)
     }
 
