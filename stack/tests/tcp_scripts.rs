@@ -133,8 +133,12 @@ fn the_kernel_agrees_in_random_scenarios() {
     let number = |name: &str| std::env::var(name).ok()?.parse().ok();
     let first: u64 = number("BYPASS_SEED").unwrap_or(1);
     let rounds = number("BYPASS_ROUNDS").unwrap_or(ROUNDS);
-    let found = script::differential::run(first..first + rounds);
-    assert!(found.is_empty(), "\n{}\n", found.join("\n\n"));
+    let report = script::differential::run(first..first + rounds);
+    println!(
+        "{} of {rounds} agree; known: {:?}",
+        report.agreed, report.known
+    );
+    assert!(report.found.is_empty(), "\n{}\n", report.found.join("\n\n"));
 }
 
 /// How many random scenarios a usual run tries.

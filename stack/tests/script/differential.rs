@@ -3,56 +3,91 @@
 //! difference is cut down to the actions that it needs.
 
 use super::kernel::{Bench, SCRIPTS};
+use super::known;
 use super::recorder::{Recorder, record};
 use super::words::Outcome;
 use crate::common::Random;
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Namespaces at work, half of them for each family.
-const BENCHES: u64 = 8;
+const BENCHES: u64 = 24;
 
 /// How often the kernel may disagree by chance: its timers run in real time, and on a machine that
 /// stands still for a moment they come before the next line.
 const TRIES: usize = 6;
 
-/// Runs these scenarios; what differs, as scripts of as few lines as can be.
-pub fn run(seeds: std::ops::Range<u64>) -> Vec<String> {
-    let next = AtomicU64::new(0);
-    let found = Mutex::new(Vec::new());
-    while next.load(Ordering::Relaxed) < seeds.end - seeds.start {
+/// What came of some scenarios.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Those in which the kernel does all that our stack does.
+    pub agreed: u64,
+    /// Those that end with a known difference, by its name.
+    pub known: BTreeMap<&'static str, u64>,
+    /// What differs otherwise, as scripts of as few lines as can be.
+    pub found: Vec<String>,
+}
+
+/// How one scenario ended.
+enum End {
+    Agreed,
+    Known(&'static str),
+    Found(String),
+}
+
+impl Report {
+    fn add(&mut self, end: End) {
+        match end {
+            End::Agreed => self.agreed += 1,
+            End::Known(name) => *self.known.entry(name).or_default() += 1,
+            End::Found(script) => self.found.push(script),
+        }
+    }
+}
+
+/// Runs these scenarios.
+pub fn run(seeds: std::ops::Range<u64>) -> Report {
+    // Even ones are of IPv4, odd ones of IPv6.
+    let next = [0, 1].map(|family| AtomicU64::new(seeds.start + (seeds.start + family) % 2));
+    let report = Mutex::new(Report::default());
+    while next
+        .iter()
+        .any(|next| next.load(Ordering::Relaxed) < seeds.end)
+    {
         std::thread::scope(|scope| {
             for nth in 0..BENCHES {
-                let (next, found, seeds) = (&next, &found, &seeds);
+                let (next, report, seeds) = (&next, &report, &seeds);
                 scope.spawn(move || {
                     let is_v4 = nth % 2 == 0;
                     let mut bench = Bench::new(is_v4).expect("a namespace");
                     for _ in 0..SCRIPTS / 4 {
-                        let seed = seeds.start + next.fetch_add(1, Ordering::Relaxed);
+                        let seed = next[(nth % 2) as usize].fetch_add(2, Ordering::Relaxed);
                         if seed >= seeds.end {
                             return;
                         }
-                        found
-                            .lock()
-                            .unwrap()
-                            .extend(scenario(&mut bench, seed, is_v4));
+                        let end = scenario(&mut bench, seed, is_v4);
+                        report.lock().unwrap().add(end);
                     }
                 });
             }
         });
     }
-    found.into_inner().unwrap()
+    report.into_inner().unwrap()
 }
 
-/// One scenario: the difference, if there is one.
-fn scenario(bench: &mut Bench, seed: u64, is_v4: bool) -> Option<String> {
+/// One scenario; a difference is cut down.
+fn scenario(bench: &mut Bench, seed: u64, is_v4: bool) -> End {
     let family = if is_v4 { 4 } else { 6 };
-    let fault = |error: String| Some(format!("# seed {seed}\nfamily {family}\n# {error}"));
+    let fault = |error: String| End::Found(format!("# seed {seed}\nfamily {family}\n# {error}"));
     let (mut actions, script) = match generate(seed, is_v4) {
         Ok(made) => made,
         Err(error) => return fault(error),
     };
-    let mut last = difference(bench, &script, TRIES)?;
+    let mut last = match difference(bench, &script, TRIES) {
+        End::Found(difference) => difference,
+        end => return end,
+    };
     let mut nth = actions.len();
     while nth > 0 {
         nth -= 1;
@@ -61,7 +96,7 @@ fn scenario(bench: &mut Bench, seed: u64, is_v4: bool) -> Option<String> {
         let Ok(script) = record(&fewer, is_v4) else {
             continue;
         };
-        if let Some(found) = difference(bench, &script, 2) {
+        if let End::Found(found) = difference(bench, &script, 2) {
             (actions, last) = (fewer, found);
             nth = nth.min(actions.len());
         }
@@ -70,18 +105,26 @@ fn scenario(bench: &mut Bench, seed: u64, is_v4: bool) -> Option<String> {
 }
 
 /// The script up to the line that the kernel disagrees with, if it does every time.
-fn difference(bench: &mut Bench, script: &[String], tries: usize) -> Option<String> {
+fn difference(bench: &mut Bench, script: &[String], tries: usize) -> End {
     let mut found = None;
     for _ in 0..tries {
-        found = Some(bench.play(script).err()?);
+        match bench.play(script) {
+            Ok(()) => return End::Agreed,
+            Err(difference) => found = Some(difference),
+        }
     }
-    let (nth, error) = found?;
+    let Some((nth, error)) = found else {
+        return End::Agreed;
+    };
+    if let Some(name) = known::kind(script, nth, &error) {
+        return End::Known(name);
+    }
     let end = script.len().min(nth + 1);
     let lines = script[..end].iter().enumerate();
     // What program and kernel agree about before is not needed to see it.
     let kept = lines.filter(|(at, line)| *at == nth || !line.starts_with("expect "));
     let kept: Vec<_> = kept.map(|(_, line)| line.as_str()).collect();
-    Some(format!("kernel: {error}\n{}", kept.join("\n")))
+    End::Found(format!("kernel: {error}\n{}", kept.join("\n")))
 }
 
 /// What a seed stands for: actions, and the script of what our stack does with them.
@@ -200,8 +243,7 @@ impl Scenario {
         match self.random.below(20) {
             0..6 => {
                 let len = self.pick(&["1", "100", "1000", "1448", "3000", "0"]);
-                let how = self.pick(&["", "", "", " more"]);
-                format!("send S {len}{how}")
+                format!("send S {len}")
             }
             6..12 => format!("recv S {}", self.pick(&["1", "100", "1000", "5000", "0"])),
             12..15 => format!("shutdown S {}", self.pick(&["wr", "rd", "rdwr"])),
@@ -210,7 +252,8 @@ impl Scenario {
             17 => "error S".to_owned(),
             18 => {
                 let error = self.pick(&["EHOSTUNREACH", "EPROTO", "ECONNREFUSED"]);
-                format!("unreachable S {error}")
+                let (_, end) = self.recorder.machine.flow(1).ends();
+                format!("unreachable S {error} {}", end.wrapping_sub(1))
             }
             _ => format!("option S {}", self.option()),
         }

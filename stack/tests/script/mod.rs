@@ -4,6 +4,7 @@
 pub mod differential;
 mod flow;
 pub mod kernel;
+mod known;
 mod machine;
 mod recorder;
 mod segment;
