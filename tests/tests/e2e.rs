@@ -224,6 +224,7 @@ tests! {
     jumbo::mtu_beyond_chunks: Any,
     groups::group_comes_and_goes: Bypass,
     groups::group_on_any_address: Bypass,
+    card::vlan: Bypass,
     card::without_library: Any,
     card::unknown_layout: Any,
     dpdk::no_plugin: Any,

@@ -21,7 +21,7 @@ mod bpf;
 mod error;
 mod flow_table;
 mod netdev;
-mod netlink;
+pub(crate) mod netlink;
 mod nic;
 mod program;
 mod queue_pair;

@@ -1,6 +1,6 @@
-//! What netlink knows about XDP on an interface: the program that is attached (rtnetlink, nested
-//! attribute IFLA_XDP of RTM_GETLINK) and what the driver can do (generic netlink, family
-//! `netdev`, kernel 6.3 and newer).
+//! What netlink knows of an interface: the XDP program that is attached and the VLAN that it is
+//! (rtnetlink, nested attributes IFLA_XDP and IFLA_LINKINFO of RTM_GETLINK), and what its driver
+//! can do with XDP (generic netlink, family `netdev`, kernel 6.3 and newer).
 //!
 //! One request, one answer, each on a socket of its own; linux/if_link.h and linux/netdev.h have
 //! the numbers.
@@ -23,6 +23,13 @@ const ANSWER: usize = 32 * 1024;
 const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
 const RTM_GETLINK: u16 = 18;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_VLAN_ID: u16 = 1;
+const IFLA_VLAN_PROTOCOL: u16 = 5;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_ATTACHED: u16 = 2;
 const GENL_ID_CTRL: u16 = 16;
@@ -91,6 +98,45 @@ pub(super) fn attached_of(message: &[u8]) -> Attached {
         Some(2) => Attached::Generic,
         Some(_) => Attached::Other,
     }
+}
+
+/// What a VLAN interface is: an interface and a tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VlanLink {
+    /// Index of the interface below.
+    pub(crate) below: u32,
+    /// VLAN id, 1 to 4094; 0 = priority only.
+    pub(crate) id: u16,
+    /// Ethernet type of the tag: 0x8100, or 0x88a8 of 802.1ad.
+    pub(crate) tag: u16,
+    /// Its own MTU in bytes.
+    pub(crate) mtu: u32,
+}
+
+/// Asks what a VLAN interface is; `None` when it is no such interface.
+///
+/// # Errors
+/// `ENODEV` when there is no such interface; `EBADMSG` for an answer that is none.
+pub(crate) fn vlan(ifindex: u32) -> Result<Option<VlanLink>, Errno> {
+    let mut link = [0; LINK];
+    link[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+    let answer = ask(None, RTM_GETLINK, &link)?;
+    Ok(vlan_of(payload(&answer)?))
+}
+
+pub(super) fn vlan_of(message: &[u8]) -> Option<VlanLink> {
+    let attributes = message.get(LINK..)?;
+    let info = find(attributes, IFLA_LINKINFO)?;
+    if !find(info, IFLA_INFO_KIND)?.starts_with(b"vlan\0") {
+        return None;
+    }
+    let data = find(info, IFLA_INFO_DATA)?;
+    Some(VlanLink {
+        below: word(find(attributes, IFLA_LINK)?, 0)?,
+        id: half(find(data, IFLA_VLAN_ID)?, 0)?,
+        tag: u16::from_be(half(find(data, IFLA_VLAN_PROTOCOL)?, 0)?),
+        mtu: word(find(attributes, IFLA_MTU)?, 0)?,
+    })
 }
 
 /// Asks what the driver of an interface can do.
@@ -206,6 +252,42 @@ mod tests {
             Err(errno) => assert_eq!(errno, Errno::NOENT),
         }
         assert!(xdp_features(NOBODY).is_err());
+    }
+
+    #[test]
+    fn a_vlan_is_an_interface_and_a_tag() {
+        assert_eq!(vlan(1), Ok(None));
+        assert_eq!(vlan(NOBODY), Err(Errno::NODEV));
+        let message = |name: &[u8]| {
+            let data = [
+                attribute(IFLA_VLAN_ID, &7_u16.to_ne_bytes()),
+                attribute(IFLA_VLAN_PROTOCOL, &0x8100_u16.to_be_bytes()),
+            ];
+            let info = [
+                attribute(IFLA_INFO_KIND, name),
+                attribute(IFLA_INFO_DATA, &data.concat()),
+            ];
+            let link = [
+                vec![0; LINK],
+                attribute(IFLA_MTU, &1400_u32.to_ne_bytes()),
+                attribute(IFLA_LINK, &5_u32.to_ne_bytes()),
+                attribute(IFLA_LINKINFO, &info.concat()),
+            ];
+            link.concat()
+        };
+        let (below, id, tag, mtu) = (5, 7, 0x8100, 1400);
+        let seven = VlanLink {
+            below,
+            id,
+            tag,
+            mtu,
+        };
+        assert_eq!(vlan_of(&message(b"vlan\0")), Some(seven));
+        assert_eq!(vlan_of(&message(b"vxlan\0")), None);
+        let whole = message(b"vlan\0");
+        for length in 0..whole.len() {
+            assert_eq!(vlan_of(&whole[..length]), None, "{length}");
+        }
     }
 
     proptest! {

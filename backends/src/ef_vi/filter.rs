@@ -20,11 +20,15 @@ fn port(port: u16) -> c_int {
     port.to_be().into()
 }
 
-/// The library's specification of a filter.
+/// The library's specification of a filter, of frames with the tag of a VLAN if there is one.
 ///
 /// # Errors
 /// errno.
-pub(super) fn specify(filter: &CardFilter, functions: &Functions) -> Result<Specification, i32> {
+pub(super) fn specify(
+    filter: &CardFilter,
+    vlan: Option<u16>,
+    functions: &Functions,
+) -> Result<Specification, i32> {
     let mut made = Specification([0; 56]);
     let spec = &raw mut made;
     // SAFETY: writes a specification, which has this size in all releases.
@@ -55,6 +59,11 @@ pub(super) fn specify(filter: &CardFilter, functions: &Functions) -> Result<Spec
             // Two families.
             _ => -22,
         }
+    };
+    let answer = match (answer, vlan) {
+        // SAFETY: an initialised specification.
+        (0, Some(id)) => unsafe { (functions.ef_filter_spec_set_vlan)(spec, id.into()) },
+        _ => answer,
     };
     match answer {
         0 => Ok(made),

@@ -99,6 +99,7 @@ functions! {
     ef_filter_spec_set_ip6_full(
         *mut Specification, c_int, *const [u8; 16], c_int, *const [u8; 16], c_int
     ) -> c_int;
+    ef_filter_spec_set_vlan(*mut Specification, c_int) -> c_int;
     ef_vi_filter_add(*mut c_void, c_int, *const Specification, *mut Cookie) -> c_int;
     ef_vi_filter_del(*mut c_void, c_int, *const Cookie) -> c_int;
     ef_vi_version_str() -> *const c_char;

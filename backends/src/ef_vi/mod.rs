@@ -10,8 +10,8 @@
 //!
 //! The interface stays the kernel's: what no filter of ours matches never comes here.
 //!
-//! What is absent: queue pairs of programs (docs/adr/0020-ef-vi.md), timestamps, VLAN filters, VI
-//! sets, checksums by the card.
+//! What is absent: queue pairs of programs (docs/adr/0020-ef-vi.md), timestamps, VI sets, checksums
+//! by the card.
 
 mod calibrate;
 mod card;
@@ -27,6 +27,7 @@ mod raw;
 mod reason;
 #[cfg(test)]
 mod tests;
+mod vlan;
 
 pub use card::{check as check_card, is_vendor};
 pub use library::{Ciul, Cookie, LIBRARY};

@@ -20,6 +20,7 @@ use super::layout::Layout;
 use super::library::{Ciul, Cookie};
 use super::queue::{MOST_OF_ONE, Queue};
 use super::reason::CiulError;
+use super::vlan::{self, Vlan};
 use crate::relay::{CardFilter, Facts, InCard, Port};
 
 /// Events of one look. With room for two at least.
@@ -40,6 +41,8 @@ pub struct Counts {
     pub no_buffer: u64,
     /// Frames longer than a buffer.
     pub too_long: u64,
+    /// Frames without the VLAN's tag.
+    pub other_vlan: u64,
     /// VIs made again, and why: resets, lost events, stopped transmit queues.
     pub resets: u64,
     /// The same for lost events.
@@ -55,7 +58,9 @@ pub struct Counts {
 pub struct EfViPort {
     ciul: Arc<Ciul>,
     layout: Layout,
+    /// The card's interface.
     interface: String,
+    vlan: Option<u16>,
     queue: Option<Queue>,
     /// With the card's cookie, while it has the filter.
     filters: BTreeMap<CardFilter, Option<Cookie>>,
@@ -65,6 +70,8 @@ pub struct EfViPort {
     epoch: u64,
     counts: Counts,
     events: Box<[RawEvent; EVENTS]>,
+    /// A frame whose tag is off.
+    room: Vec<u8>,
 }
 
 /// What a library is: its release, and which layout it has. Nothing is opened.
@@ -86,6 +93,8 @@ impl EfViPort {
     ///
     /// # Errors
     /// A sentence: what is absent, or does not fit.
+    ///
+    /// A VLAN interface on a card is a port with the card's frames of that VLAN.
     pub fn open(library: &Path, interface: &str) -> Result<Self, String> {
         Self::with(Ciul::load(library)?, interface)
     }
@@ -95,15 +104,30 @@ impl EfViPort {
     /// # Errors
     /// The same.
     pub fn with(ciul: Ciul, interface: &str) -> Result<Self, String> {
+        match Vlan::of(interface)? {
+            Some(vlan) => Self::of_card(ciul, &vlan.card, Some((vlan.id, vlan.mtu))),
+            None => Self::of_card(ciul, interface, None),
+        }
+    }
+
+    /// Takes a queue of a card, or of a VLAN with an id and an MTU there.
+    pub(super) fn of_card(
+        ciul: Ciul,
+        interface: &str,
+        vlan: Option<(u16, u32)>,
+    ) -> Result<Self, String> {
         let layout = calibrate::layout(&ciul)?;
         if !ciul.is_stand_in {
             card::check(interface)?;
         }
         let ciul = Arc::new(ciul);
         let told = |error: CiulError| told(&ciul, &error);
-        let mut queue = Queue::open(&ciul, layout, interface).map_err(told)?;
+        let id = vlan.map(|(id, _)| id);
+        let mut queue = Queue::open(&ciul, layout, interface, id).map_err(told)?;
         let (mac, mtu) = queue.facts().map_err(told)?;
-        if mtu + 14 > queue.longest() {
+        let mtu = vlan.map_or(mtu, |(_, own)| own.min(mtu));
+        let tag = vlan.map_or(0, |_| vlan::BYTES as u32);
+        if mtu.saturating_add(14 + tag) > queue.longest() {
             return Err(format!(
                 "an MTU of {mtu} bytes is more than a buffer of the card takes ({} with headers)",
                 queue.longest()
@@ -113,6 +137,7 @@ impl EfViPort {
         Ok(Self {
             layout,
             interface: interface.to_owned(),
+            vlan: id,
             queue: Some(queue),
             filters: BTreeMap::new(),
             retry: Instant::now(),
@@ -126,6 +151,7 @@ impl EfViPort {
             epoch: 1,
             counts: Counts::default(),
             events: Box::new([RawEvent::NONE; EVENTS]),
+            room: Vec::new(),
             ciul,
         })
     }
@@ -142,7 +168,7 @@ impl EfViPort {
             return;
         }
         self.retry = Instant::now() + RETRY;
-        let Ok(mut queue) = Queue::open(&self.ciul, self.layout, &self.interface) else {
+        let Ok(mut queue) = Queue::open(&self.ciul, self.layout, &self.interface, self.vlan) else {
             return;
         };
         for (filter, cookie) in &mut self.filters {
@@ -180,12 +206,9 @@ impl EfViPort {
     }
 }
 
-impl Port for EfViPort {
-    fn facts(&self) -> Facts {
-        self.facts.clone()
-    }
-
-    fn receive(&mut self, each: &mut dyn FnMut(&[u8])) -> usize {
+impl EfViPort {
+    /// One look at the events; frames as they are on the wire.
+    fn receive_as_is(&mut self, each: &mut dyn FnMut(&[u8])) -> usize {
         self.mend();
         let Self { queue, counts, .. } = self;
         let Some(alive) = queue else { return 0 };
@@ -208,6 +231,27 @@ impl Port for EfViPort {
             self.retry = Instant::now();
         }
         (counts.received - before) as usize
+    }
+}
+
+impl Port for EfViPort {
+    fn facts(&self) -> Facts {
+        self.facts.clone()
+    }
+
+    fn receive(&mut self, each: &mut dyn FnMut(&[u8])) -> usize {
+        let Some(id) = self.vlan else {
+            return self.receive_as_is(each);
+        };
+        let mut room = std::mem::take(&mut self.room);
+        let mut others = 0;
+        let count = self.receive_as_is(&mut |frame| match vlan::untag(frame, id, &mut room) {
+            Some(frame) => each(frame),
+            None => others += 1,
+        });
+        self.room = room;
+        self.counts.other_vlan += others;
+        count
     }
 
     #[expect(
@@ -242,6 +286,7 @@ impl Port for EfViPort {
             ("sent", counts.sent),
             ("no-buffer", counts.no_buffer),
             ("too-long", counts.too_long),
+            ("other-vlan", counts.other_vlan),
             ("resets", counts.resets),
             ("overflows", counts.overflows),
             ("tx-errors", counts.tx_errors),

@@ -24,6 +24,7 @@ use super::layout::Layout;
 use super::library::{Ciul, Cookie, Functions, RawRegistration};
 use super::raw::RawVi;
 use super::reason::CiulError;
+use super::vlan;
 use crate::relay::CardFilter;
 
 /// Entries of each ring.
@@ -228,6 +229,8 @@ pub(super) struct Queue {
     /// Bytes of a receive buffer before the frame, and of the longest frame.
     prefix: u32,
     longest: u32,
+    /// VLAN of all frames.
+    vlan: Option<u16>,
     /// Whether the card sends only what is written into it.
     cuts_through: bool,
     /// Buffers in the RX ring of which the card was not told yet.
@@ -239,7 +242,8 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Makes a queue pair of an interface, with its RX ring filled. Nothing is led to it yet.
+    /// Makes a queue pair of an interface, or of a VLAN there, with its RX ring filled. Nothing is
+    /// led to it yet.
     ///
     /// # Errors
     /// Which call has failed.
@@ -247,6 +251,7 @@ impl Queue {
         ciul: &Arc<Ciul>,
         layout: Layout,
         interface: &str,
+        vlan: Option<u16>,
     ) -> Result<Self, CiulError> {
         let mut domain = Domain::of(Handle::open(ciul)?, interface)?;
         let interface = Interface::of(&mut domain, layout)?;
@@ -257,6 +262,7 @@ impl Queue {
             prefix,
             longest: interface.raw.buffer().saturating_sub(prefix),
             cuts_through: [EFCT, EF10CT].contains(&interface.raw.architecture()),
+            vlan,
             interface,
             registration,
             memory,
@@ -380,24 +386,32 @@ impl Queue {
     /// # Safety
     /// - The bytes are mapped. They may change meanwhile: then it is the frame that changes.
     pub(super) unsafe fn send(&mut self, bytes: *const u8, length: u32) -> bool {
-        if length as usize > BUFFER {
+        let tag = if self.vlan.is_some() { vlan::BYTES } else { 0 };
+        let whole = length as usize + tag;
+        if whole > BUFFER || tag > 0 && (length as usize) < vlan::ADDRESSES {
             return true;
         }
         let Some(id) = self.free_tx.pop() else {
             return false;
         };
         let to = self.memory.buffer(id);
-        // SAFETY: as many bytes are there by the caller's word, and in the buffer, which is ours.
-        unsafe { std::ptr::copy_nonoverlapping(bytes, to, length as usize) };
+        // SAFETY: as many bytes are there by the caller's word, and with a tag in the buffer, which
+        // is ours.
+        unsafe {
+            match self.vlan {
+                None => std::ptr::copy_nonoverlapping(bytes, to, length as usize),
+                Some(id) => vlan::copy_tagged(bytes, length as usize, id, to),
+            }
+        }
         let init = self.functions().ef_vi_transmit_init;
         let address = self.registration.address(id);
         let raw = &mut self.interface.raw;
         let taken = if self.cuts_through {
             // SAFETY: the buffer, registered at this address.
-            unsafe { raw.cut_through(to, length as usize, address, id) }
+            unsafe { raw.cut_through(to, whole, address, id) }
         } else {
             // SAFETY: a VI, and an address of registered memory.
-            unsafe { init(raw.pointer(), address, length as c_int, id as c_int) == 0 }
+            unsafe { init(raw.pointer(), address, whole as c_int, id as c_int) == 0 }
         };
         if taken {
             self.queued += u32::from(!self.cuts_through);
@@ -478,7 +492,7 @@ impl Queue {
                 errno: Errno::from_raw_os_error(errno),
             }
         };
-        let made = specify(filter, &functions);
+        let made = specify(filter, self.vlan, &functions);
         let specification = made.map_err(failed("ef_filter_spec_set"))?;
         let mut cookie = Cookie::default();
         let (vi, fd, spec) = (self.vi(), self.domain.handle.fd, &raw const specification);

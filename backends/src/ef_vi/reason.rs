@@ -42,9 +42,10 @@ impl CiulError {
                 "the card has no room for another filter"
             }
             ("ef_vi_filter_add", Errno::EXIST) => "another queue of the card has this filter",
-            ("ef_vi_filter_add", Errno::PROTONOSUPPORT | Errno::OPNOTSUPP) => {
-                "the card, or its firmware, has no such filters"
-            }
+            (
+                "ef_vi_filter_add" | "ef_filter_spec_set",
+                Errno::PROTONOSUPPORT | Errno::OPNOTSUPP,
+            ) => "the card, or its firmware, has no such filters",
             (_, Errno::PERM | Errno::ACCESS) => "no permission",
             _ => return None,
         })

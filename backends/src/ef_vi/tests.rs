@@ -65,6 +65,11 @@ impl Fake {
     fn open(&self) -> Result<EfViPort, String> {
         EfViPort::with(self.ciul(), "eth9")
     }
+
+    /// A VLAN of the card.
+    fn open_vlan(&self, id: u16) -> Result<EfViPort, String> {
+        EfViPort::of_card(self.ciul(), "eth9", Some((id, 1400)))
+    }
 }
 
 impl Drop for Fake {
@@ -361,10 +366,47 @@ fn the_cards_own_words_for_a_filter_are_told_and_follow_the_vi() {
     }
 }
 
+#[test]
+fn a_vlan_has_its_frames_only_and_they_have_no_tag_here() {
+    for release in RELEASES {
+        for way in ["", "merge", "ref", "prefix0"] {
+            let fake = Fake::new(&[("LAYOUT", release), ("FAULT", way)]);
+            let mut port = fake.open_vlan(7).unwrap();
+            assert_eq!(port.facts().mtu, 1400);
+            port.add_filter(datagrams()).unwrap();
+            let got = around(&mut port, 1000);
+            assert_eq!(got, (0..1000).collect::<Vec<_>>(), "{release} {way}");
+            drop(port);
+            assert_eq!(fake.live(), 0, "{release} {way}");
+        }
+    }
+    let ends = |ids: [Option<u16>; 2]| {
+        let name = format!("pair:{}-vlan-{ids:?}", std::process::id());
+        let fakes = [(); 2].map(|()| Fake::new(&[("WIRE", &name)]));
+        let [mut one, mut other] = [0, 1].map(|at: usize| match ids[at] {
+            Some(id) => fakes[at].open_vlan(id).unwrap(),
+            None => fakes[at].open().unwrap(),
+        });
+        one.add_filter(datagrams()).unwrap();
+        assert!(send(&mut other, &frame(OURS.1, 1)));
+        other.flush();
+        one.receive(&mut |bytes| assert_eq!(bytes, frame(OURS.1, 1)))
+    };
+    assert_eq!([ends([Some(7), Some(7)]), ends([None, None])], [1, 1]);
+    for apart in [[Some(7), Some(8)], [Some(7), None], [None, Some(7)]] {
+        assert_eq!(ends(apart), 0, "{apart:?}");
+    }
+    let fake = Fake::new(&[("FAULT", "vlan:EPROTONOSUPPORT")]);
+    let mut port = fake.open_vlan(7).unwrap();
+    let why = port.add_filter(datagrams()).unwrap_err();
+    assert!(why.contains("no such filters"), "{why}");
+}
+
 /// Opens a port, sends frames around, loses the VI, and takes the filter away; whatever fails in
 /// it. `None` when the port could not be opened.
-fn a_life(fake: &Fake) -> Option<EfViPort> {
-    let mut port = fake.open().ok()?;
+fn a_life(fake: &Fake, vlan: Option<u16>) -> Option<EfViPort> {
+    let port = vlan.map_or_else(|| fake.open(), |id| fake.open_vlan(id));
+    let mut port = port.ok()?;
     let is_led = port.add_filter(datagrams()).is_ok();
     for number in 0..100 {
         let _ = send(&mut port, &frame(OURS.1, number));
@@ -384,7 +426,7 @@ fn a_life(fake: &Fake) -> Option<EfViPort> {
 #[test]
 fn any_call_may_fail_at_any_time() {
     // The calibration posts and sends too: those after it are meant.
-    const CALLS: [(&str, u32, &[&str]); 10] = [
+    const CALLS: [(&str, u32, &[&str]); 11] = [
         ("open", 1, &["ENOENT", "ENODEV", "EACCES", "ENOMEM"]),
         ("pd", 1, &["ENODEV", "ENOENT", "EPERM", "ENOMEM", "ELIBACC"]),
         (
@@ -395,6 +437,7 @@ fn any_call_may_fail_at_any_time() {
         ("memreg", 1, &["ENOSPC", "EBUSY", "ENOMEM", "EINVAL"]),
         ("mac", 1, &["ENODEV"]),
         ("filter", 1, &["EBUSY", "EEXIST", "ENOSPC", "EPERM"]),
+        ("vlan", 1, &["EPROTONOSUPPORT", "EINVAL"]),
         ("unfilter", 1, &["ENOENT", "EINVAL"]),
         ("prime", 1, &["EINVAL", "EBUSY"]),
         ("receive", 10, &["EAGAIN"]),
@@ -410,7 +453,7 @@ fn any_call_may_fail_at_any_time() {
         {
             let what = format!("reset@50,{call}:{errno}@{}", first + nth);
             fake.set("FAULT", &what);
-            let port = a_life(&fake);
+            let port = a_life(&fake, (call == "vlan").then_some(7));
             assert_eq!(port.is_none(), needed && nth == 0, "{what}");
             if let Some(mut port) = port {
                 fake.set("FAULT", "");

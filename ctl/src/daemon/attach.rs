@@ -115,9 +115,10 @@ impl Server {
         }
         let policy = &self.config.policy.daemon;
         let fit = || {
-            self.mirror
-                .links()
-                .filter(|link| nics::unfit(link, policy).is_none())
+            self.mirror.links().filter(|link| {
+                let is_port = self.devices.port(link.ifindex).is_some();
+                nics::unfit(link, is_port, policy).is_none()
+            })
         };
         let chunk_size = stacks::chunk_size(fit());
         let queues = fit().map(|link| link.rx_queues.clamp(1, 32)).sum();

@@ -550,8 +550,9 @@ fn flow(key: &FilterKey) -> Option<Flow> {
     }
 }
 
-/// Why an interface gets no backend whatever the stack; `None` = it may be tried.
-pub(super) fn unfit(link: &LinkInfo, policy: &DaemonPolicy) -> Option<String> {
+/// Why an interface gets no backend whatever the stack; `None` = it may be tried. `is_port` = it is
+/// that of an open device.
+pub(super) fn unfit(link: &LinkInfo, is_port: bool, policy: &DaemonPolicy) -> Option<String> {
     const ETHERNET: u16 = 1;
     if link.is_loopback() {
         return Some("loopback traffic stays in the kernel".to_owned());
@@ -559,7 +560,8 @@ pub(super) fn unfit(link: &LinkInfo, policy: &DaemonPolicy) -> Option<String> {
     if link.device_type != ETHERNET {
         return Some("it is not an Ethernet interface".to_owned());
     }
-    if UNFIT_KINDS.contains(&link.kind.as_str()) {
+    let is_vlan_of_card = is_port && link.kind == "vlan";
+    if UNFIT_KINDS.contains(&link.kind.as_str()) && !is_vlan_of_card {
         return Some(format!("interfaces of kind {} are not served", link.kind));
     }
     if link.master != 0 {
@@ -593,4 +595,24 @@ pub(super) fn too_big(link: &LinkInfo, chunk_size: u32) -> Option<String> {
             link.mtu
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vlan_is_served_where_it_is_a_cards() {
+        let policy = DaemonPolicy::default();
+        let link = |kind: &str| LinkInfo {
+            name: "eth1.7".to_owned(),
+            kind: kind.to_owned(),
+            device_type: 1,
+            ..LinkInfo::default()
+        };
+        assert!(unfit(&link("vlan"), false, &policy).is_some());
+        assert_eq!(unfit(&link("vlan"), true, &policy), None);
+        assert!(unfit(&link("bond"), true, &policy).is_some());
+        assert_eq!(unfit(&link("veth"), false, &policy), None);
+    }
 }

@@ -334,7 +334,8 @@ impl Server {
     /// Why an interface that is not open could not serve a socket now.
     fn why_not(&self, link: &LinkInfo) -> Option<String> {
         const LARGEST_CHUNK: u32 = 4096;
-        nics::unfit(link, &self.config.policy.daemon)
+        let is_port = self.devices.port(link.ifindex).is_some();
+        nics::unfit(link, is_port, &self.config.policy.daemon)
             .or_else(|| self.devices.unfit(&link.name))
             .or_else(|| (!link.is_up()).then(|| "it is down".to_owned()))
             .or_else(|| nics::too_big(link, LARGEST_CHUNK))

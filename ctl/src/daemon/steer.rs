@@ -221,7 +221,8 @@ impl Server {
             // An MTU that rises later is no matter: larger frames pass to the kernel.
             let is_too_big =
                 || self.nics.get(ifindex).is_none() && nics::too_big(link, chunk_size).is_some();
-            let is_unfit = nics::unfit(link, policy).is_some()
+            let is_unfit = nics::unfit(link, self.devices.port(ifindex).is_some(), policy)
+                .is_some()
                 || self.devices.unfit(&link.name).is_some()
                 || is_too_big();
             if is_unfit {

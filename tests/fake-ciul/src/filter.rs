@@ -7,8 +7,10 @@
 
 use std::ffi::{c_int, c_uint};
 
+use crate::config;
+
 /// What a filter matches: an address and port of ours, and of the other end or all zero.
-/// IPv4 addresses are mapped ones. Bytes as in the frame.
+/// IPv4 addresses are mapped ones. Bytes as in the frame, tag apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub(crate) struct Key {
@@ -16,13 +18,19 @@ pub(crate) struct Key {
     pub(crate) local: [u8; 16],
     pub(crate) remote_port: [u8; 2],
     pub(crate) local_port: [u8; 2],
-    pub(crate) protocol: u32,
+    pub(crate) protocol: u16,
+    /// VLAN id; 0 = no tag.
+    pub(crate) vlan: u16,
 }
 
 impl Key {
     /// What a frame is, if it is a whole TCP segment or UDP datagram without IP options.
     pub(crate) fn of(frame: &[u8]) -> Option<Self> {
         let mut key = Self::default();
+        if let Some([0x81, 0, high, low]) = frame.get(12..16) {
+            key.vlan = u16::from_be_bytes([*high, *low]) & 0xfff;
+        }
+        let frame = frame.get(if key.vlan == 0 { 0 } else { 4 }..)?;
         let ports = match frame.get(12..14)? {
             [8, 0] => {
                 let header = frame.get(14..34)?;
@@ -102,7 +110,8 @@ impl ef_filter_spec {
             local: local.0,
             remote_port: bytes(remote.1),
             local_port: bytes(local.1),
-            protocol: protocol as u32,
+            protocol: protocol as u16,
+            vlan: self.key.vlan,
         };
         0
     }
@@ -124,6 +133,16 @@ pub unsafe extern "C" fn ef_filter_spec_init(spec: *mut ef_filter_spec, flags: c
     };
     // SAFETY: the caller's place.
     unsafe { spec.write(empty) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_filter_spec_set_vlan(spec: *mut ef_filter_spec, id: c_int) -> c_int {
+    if let Err(errno) = config::check("vlan") {
+        return -errno;
+    }
+    // SAFETY: the caller's specification.
+    unsafe { (*spec).key.vlan = id as u16 };
+    0
 }
 
 #[unsafe(no_mangle)]

@@ -4,7 +4,7 @@
 //! attached by a link, so that it goes with the process, as filters of a card do.
 //!
 //! ```text
-//!   key = (remote, local, ports, protocol) of the frame;  in the map? ─► drop
+//!   key = (remote, local, ports, protocol, VLAN);         in the map? ─► drop
 //!   the same with remote zero;                            in the map? ─► drop
 //!   everything else                                                   ─► the kernel
 //! ```
@@ -232,6 +232,14 @@ fn program(map: i32) -> Vec<u64> {
     asm.jump(0x15, 7, 6, "known");
     asm.jump(0x55, 7, 17, "pass");
     asm.label("known");
+    // The kernel has taken the tag off: __sk_buff's vlan_present and vlan_tci.
+    asm.put(op(0x61, 0, 6, 20, 0));
+    asm.jump(0x15, 0, 0, "untagged");
+    asm.put(op(0x61, 0, 6, 24, 0));
+    asm.put(op(0x57, 0, 0, 0, 0xfff));
+    asm.put(op(0x67, 0, 0, 0, 16));
+    asm.put(op(0x4f, 7, 0, 0, 0));
+    asm.label("untagged");
     asm.put(op(0x63, 10, 7, KEY + 36, 0));
     for (from, to) in [(0, 32), (2, 34)] {
         asm.put(op(0x48, 0, 8, 0, from));

@@ -258,6 +258,7 @@ impl Packet {
         let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | SOCKET, 0) };
         let socket = owned(raw)?;
         option(&socket, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
+        option(&socket, libc::SOL_PACKET, libc::PACKET_AUXDATA, 1)?;
         option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 8 << 20)?;
         // SAFETY: zero is valid for integers.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
@@ -282,13 +283,55 @@ fn option(socket: &OwnedFd, level: i32, name: i32, value: i32) -> Result<(), i32
     }
 }
 
+/// Bytes of both addresses, and of a tag behind them.
+const ADDRESSES: usize = 12;
+const TAG: usize = 4;
+
+/// Receives a frame with its tag, which the kernel tells apart from it.
+fn receive_tagged(fd: &OwnedFd, into: &mut [u8]) -> Option<usize> {
+    let mut vector = libc::iovec {
+        iov_base: into.as_mut_ptr().cast(),
+        iov_len: into.len().checked_sub(TAG)?,
+    };
+    let mut control = [0_u64; 8];
+    // SAFETY: zero is valid for a msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut vector;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    // SAFETY: a frame's room, and that of what belongs to it.
+    let got = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, 0) };
+    let got = usize::try_from(got).ok().filter(|got| *got > 0)?;
+    // SAFETY: filled by the kernel.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    // SAFETY: inside of `control`, or null.
+    let kind = unsafe { header.as_ref() }.map(|it| (it.cmsg_level, it.cmsg_type));
+    if kind != Some((libc::SOL_PACKET, libc::PACKET_AUXDATA)) || got < ADDRESSES {
+        return Some(got);
+    }
+    // SAFETY: of this type the data are a tpacket_auxdata.
+    let auxiliary = unsafe {
+        libc::CMSG_DATA(header)
+            .cast::<libc::tpacket_auxdata>()
+            .read_unaligned()
+    };
+    if auxiliary.tp_status & libc::TP_STATUS_VLAN_VALID == 0 {
+        return Some(got);
+    }
+    into.copy_within(ADDRESSES..got, ADDRESSES + TAG);
+    into[ADDRESSES..ADDRESSES + 2].copy_from_slice(&auxiliary.tp_vlan_tpid.to_be_bytes());
+    into[ADDRESSES + 2..ADDRESSES + TAG].copy_from_slice(&auxiliary.tp_vlan_tci.to_be_bytes());
+    Some(got + TAG)
+}
+
 impl Wire for Packet {
     fn send(&mut self, frame: &[u8]) {
         write(&self.socket, frame);
     }
 
     fn receive(&mut self, into: &mut [u8]) -> Option<usize> {
-        read(&self.socket, into)
+        receive_tagged(&self.socket, into)
     }
 
     fn fd(&self) -> Option<RawFd> {

@@ -15,8 +15,8 @@ use serde_json::Value;
 
 use super::dpdk::{echo, kill, the_only};
 use super::harness::{Scene, script};
-use super::programs::ping_pong;
-use super::streams::{client, subject};
+use super::programs::{ping_pong, start_example};
+use super::streams::{client, started, subject};
 
 const PORT: u16 = 7007;
 
@@ -127,6 +127,103 @@ pub(crate) fn bursts(scene: &Scene) -> Result<()> {
         quiet.map_err(|error| format!("{error}: {last}"))?;
     }
     server.kill();
+    Ok(())
+}
+
+/// Whether the kernel has VLAN interfaces at all (CONFIG_VLAN_8021Q).
+fn has_vlans(scene: &Scene) -> bool {
+    let (card, side) = (scene.bed.interface(Side::Client), Side::Client);
+    let add = [
+        "link", "add", "link", card, "name", "probe.9", "type", "vlan", "id", "9",
+    ];
+    let made = scene.bed.ip(side, &add);
+    made.is_ok() && scene.bed.ip(side, &["link", "del", "probe.9"]).is_ok()
+}
+
+/// Gives each side an interface of this VLAN with an address of its own; the server's is a card's.
+/// No NIC leaves checksums to its peer: the other end must make them.
+fn make_vlan(scene: &Scene, id: &str) -> Result<String> {
+    let bed = &scene.bed;
+    for (side, address) in [
+        (Side::Server, "198.18.9.1/24"),
+        (Side::Client, "198.18.9.2/24"),
+    ] {
+        let card = bed.interface(side);
+        let name = format!("{card}.{id}");
+        let add = ["link", "add", "link", card, "name", &name];
+        bed.ip(side, &[&add[..], &["type", "vlan", "id", id]].concat())?;
+        bed.ip(side, &["addr", "add", address, "dev", &name])?;
+        bed.ip(side, &["link", "set", &name, "up"])?;
+    }
+    let card = bed.interface(Side::Client);
+    for name in [card, &format!("{card}.{id}")] {
+        let mut offloads = bed.program(Side::Client, "ethtool");
+        offloads.args(["-K", name, "tx", "off"]).run()?.check()?;
+    }
+    Ok(format!("{}.{id}", bed.interface(Side::Server)))
+}
+
+/// Starts a daemon that drives an interface as a card, and waits until it does.
+fn serve_card(scene: &Scene, name: &str) -> Result<()> {
+    let bed = &scene.bed;
+    let library = ciul::stand_in()?.display().to_string();
+    let device = format!("name = {name:?}\nbackend = \"ef_vi\"\nlibrary = {library:?}\n");
+    fs::write(bed.device_file(), format!("[[device]]\n{device}"))?;
+    let mut started = bed.program(Side::Server, paths::bypassctl());
+    started.env("FAKE_CIUL_WIRE", "packet");
+    started.args(["daemon", "--config"]).arg(bed.device_file());
+    started.run()?.check()?;
+    wait_until("the card is open", Duration::from_secs(20), || {
+        let run = daemon::bypassctl(bed, &["doctor", name]);
+        run.is_ok_and(|run| run.stdout.contains("a card that ef_vi serves"))
+    })
+}
+
+/// A VLAN interface on a card: the card's filters know the VLAN, frames have its tag on the wire,
+/// and nothing of the interface below is led away.
+pub(crate) fn vlan(scene: &Scene) -> Result<()> {
+    let (bed, host) = (&scene.bed, "198.18.9.1");
+    if !has_vlans(scene) {
+        println!("skipped: this kernel has no VLAN interfaces (CONFIG_VLAN_8021Q)");
+        return Ok(());
+    }
+    let name = make_vlan(scene, "7")?;
+    if scene.has_shim() {
+        serve_card(scene, &name)?;
+    }
+    let datagrams = start_example(scene, "udpecho", PORT, &["--bind", host])?;
+    let mut streams = subject(
+        scene,
+        Side::Server,
+        &paths::example("tcpecho")?.to_string_lossy(),
+    );
+    streams.args(["--port", "7008", "--bind", host]);
+    let streams = started(scene, &streams, 7008)?;
+    ping_pong(scene, host, PORT, 2000)?;
+    let exchanges = ["--port", "7008", "--count", "500", "--size", "5000", host];
+    client(
+        scene,
+        &paths::example("tcprr")?.to_string_lossy(),
+        &exchanges,
+    )?;
+    if scene.has_shim() {
+        let filters = daemon::list(bed, &["filters", "list"])?;
+        for (protocol, least) in [("udp", 2000), ("tcp", 500)] {
+            let mut mine = filters.iter().filter(|it| it["protocol"] == protocol);
+            let is_led = |it: &Value| {
+                let is_ours = it["interface"] == *name && it["backend"] == "ef_vi";
+                is_ours && it["packets"].as_u64() >= Some(least)
+            };
+            if !mine.any(is_led) {
+                return Err(format!("{protocol} is not led by the VLAN: {filters:?}").into());
+            }
+        }
+    }
+    streams.kill();
+    datagrams.stop()?.check()?;
+    if scene.has_shim() {
+        daemon::bypassctl(bed, &["shutdown"])?.check()?;
+    }
     Ok(())
 }
 
