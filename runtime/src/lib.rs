@@ -15,6 +15,7 @@ pub mod attachment;
 pub mod clock;
 pub mod control;
 pub mod cplane;
+pub mod error_queue;
 pub mod flows;
 pub mod image;
 pub mod lock;

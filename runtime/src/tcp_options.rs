@@ -7,6 +7,7 @@
 use crate::tcp_settings;
 use bypass_stack::TcpOptions;
 use bypass_stack::tcp::congestion;
+use bypass_stack::tcp::notices::{OPT_ID, OPT_ID_TCP};
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, c_int};
 
 /// Of linux/tcp.h.
@@ -91,8 +92,13 @@ pub const READ: [(c_int, c_int); 30] = [
     (IPPROTO_TCP, FASTOPEN_NO_COOKIE),
 ];
 
-/// Options that are followed, but not read at the start: a fresh socket's answer is the default.
-pub const RARE: [(c_int, c_int); 4] = [
+/// Options that few sockets have. A connect reads them only where something was set that it does
+/// not follow.
+pub const RARE: [(c_int, c_int); 8] = [
+    (SOL_SOCKET, libc::SO_ZEROCOPY),
+    (SOL_SOCKET, libc::SO_TIMESTAMP),
+    (SOL_SOCKET, libc::SO_TIMESTAMPNS),
+    (SOL_SOCKET, libc::SO_TIMESTAMPING),
     (IPPROTO_TCP, libc::TCP_MAXSEG),
     (IPPROTO_IPV6, libc::IPV6_TCLASS),
     (IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
@@ -104,6 +110,9 @@ pub fn read(shadow: &impl Shadow) -> TcpOptions {
     let mut options = TcpOptions::new();
     for (level, name) in READ {
         read_one(shadow, level, name, &mut options);
+    }
+    for name in [libc::SO_ZEROCOPY, libc::SO_TIMESTAMP, libc::SO_TIMESTAMPING] {
+        read_one(shadow, SOL_SOCKET, name, &mut options);
     }
     if int(shadow, SOL_SOCKET, libc::SO_DOMAIN) == Some(libc::AF_INET6) {
         for name in [
@@ -174,6 +183,13 @@ pub fn read_one(shadow: &impl Shadow, level: c_int, name: c_int, options: &mut T
             options.sndtimeo_ms = timeout_ms(shadow, name);
             return;
         }
+        (SOL_SOCKET, libc::SO_TIMESTAMP | libc::SO_TIMESTAMPNS) => {
+            let on = |name| int(shadow, level, name).unwrap_or(0) != 0;
+            let exact = on(libc::SO_TIMESTAMPNS);
+            options.set(TcpOptions::TIMESTAMPNS, exact);
+            options.set(TcpOptions::TIMESTAMP, exact || on(libc::SO_TIMESTAMP));
+            return;
+        }
         (SOL_SOCKET, libc::SO_MAX_PACING_RATE) => {
             let mut bytes = [0; size_of::<u64>()];
             let rate = shadow.option(level, name, &mut bytes);
@@ -211,6 +227,8 @@ pub fn read_one(shadow: &impl Shadow, level: c_int, name: c_int, options: &mut T
         (SOL_SOCKET, libc::SO_REUSEPORT) => options.set(TcpOptions::REUSE_PORT, value != 0),
         (SOL_SOCKET, libc::SO_REUSEADDR) => options.set(TcpOptions::REUSE_ADDR, value != 0),
         (SOL_SOCKET, libc::SO_RCVLOWAT) => set_lowat(options, positive),
+        (SOL_SOCKET, libc::SO_ZEROCOPY) => options.set(TcpOptions::ZEROCOPY, value != 0),
+        (SOL_SOCKET, libc::SO_TIMESTAMPING) => options.timestamping = value.cast_unsigned(),
         (IPPROTO_TCP, INQ) => options.set(TcpOptions::INQ, value != 0),
         (IPPROTO_TCP, libc::TCP_NODELAY) => options.set(TcpOptions::NODELAY, value != 0),
         (IPPROTO_TCP, libc::TCP_CORK) => options.set(TcpOptions::CORK, value != 0),
@@ -246,6 +264,15 @@ pub fn read_one(shadow: &impl Shadow, level: c_int, name: c_int, options: &mut T
         (IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS) => options.hop_limit = small(value),
         _ => {}
     }
+}
+
+/// SO_TIMESTAMPING as it can be set on the shadow of a connection, which has none itself: the
+/// shadow judges all flags but those of the numbers that notices have. `None`: the kernel refuses
+/// the flags (net/core/sock.c:sock_set_timestamping).
+#[must_use]
+pub fn timestamping_of_shadow(flags: u32) -> Option<u32> {
+    let of_numbers = OPT_ID | OPT_ID_TCP;
+    (flags & of_numbers != OPT_ID_TCP).then_some(flags & !of_numbers)
 }
 
 /// SO_RCVLOWAT: no more than a buffer that was set takes, and any other buffer grows with it
@@ -286,6 +313,11 @@ pub fn number(level: c_int, name: c_int, options: &TcpOptions) -> Option<c_int> 
         (SOL_SOCKET, libc::SO_REUSEPORT) => flag(TcpOptions::REUSE_PORT),
         (SOL_SOCKET, libc::SO_REUSEADDR) => flag(TcpOptions::REUSE_ADDR),
         (SOL_SOCKET, libc::SO_RCVLOWAT) => options.rcvlowat as c_int,
+        (SOL_SOCKET, libc::SO_ZEROCOPY) => flag(TcpOptions::ZEROCOPY),
+        (SOL_SOCKET, libc::SO_TIMESTAMPNS) => flag(TcpOptions::TIMESTAMPNS),
+        (SOL_SOCKET, libc::SO_TIMESTAMP) => {
+            flag(TcpOptions::TIMESTAMP) & !flag(TcpOptions::TIMESTAMPNS)
+        }
         (IPPROTO_TCP, libc::TCP_NODELAY) => flag(TcpOptions::NODELAY),
         (IPPROTO_TCP, libc::TCP_CORK) => flag(TcpOptions::CORK),
         (IPPROTO_TCP, libc::TCP_QUICKACK) => 1,

@@ -13,6 +13,7 @@
 //!          minis     one `Mini` per endpoint: requests and time waits
 //!          mini buckets   chains of minisockets by 4-tuple
 //!          segments  one `SegmentSlot` per chunk: what it is on a connection's queue
+//!          notice queues, notices   as many as endpoints: what error queues tell of sends
 //! ```
 //!
 //! Rules: no pointer, no `usize`, links are `u32` slab indices with [`NONE`], every type accepts
@@ -26,6 +27,7 @@ use crate::tcp::TcpDefaults;
 use crate::tcp::ended::EndedFilters;
 use crate::tcp::flow::FlowChanges;
 use crate::tcp::mini::Mini;
+use crate::tcp::notices::{NoticeQueue, NoticeSlot, Places};
 use crate::tcp::pool::SegmentSlot;
 use crate::tcp::ports::LocalPorts;
 use crate::tcp::tcb::Tcb;
@@ -48,6 +50,8 @@ pub const MIN_CHUNK_SIZE: u32 = 256;
 pub const MAX_CHUNK_SIZE: u32 = 32768;
 /// Most endpoints or chunks of one image; keeps every size far from overflow on any host.
 const MAX_SLAB: u32 = 1 << 22;
+/// Fewest notices that there is room for.
+const LEAST_NOTICES: usize = 256;
 /// Image sizes are multiples of the page size.
 const PAGE: usize = 4096;
 /// Alignment that the bytes of an image need.
@@ -377,9 +381,6 @@ pub(crate) struct WaiterSlot {
     pub(crate) process: u32,
 }
 
-/// Words that fill the head up to a whole cache line.
-const TAIL: usize = 2;
-
 /// The head of the image.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -442,7 +443,8 @@ pub(crate) struct Head {
     pub(crate) local_ports: LocalPorts,
     /// Listeners that are pressed, by the bit of their port in `pressed`.
     pub(crate) pressed_listeners: [u32; 64],
-    pub(crate) tail: [u64; TAIL],
+    pub(crate) notice_queues: Places,
+    pub(crate) notices: Places,
 }
 
 const _: () = {
@@ -464,6 +466,8 @@ struct Sizes {
     tcbs: usize,
     minis: usize,
     segments: usize,
+    notice_queues: usize,
+    notices: usize,
     total: usize,
 }
 
@@ -483,6 +487,9 @@ impl Sizes {
         let tcbs = (caps.endpoints as usize).saturating_mul(size_of::<Tcb>());
         let minis = (caps.endpoints as usize).saturating_mul(size_of::<Mini>());
         let segments = (caps.chunks as usize).saturating_mul(size_of::<SegmentSlot>());
+        let notice_queues = (caps.endpoints as usize).saturating_mul(size_of::<NoticeQueue>());
+        let count = (caps.endpoints as usize).max(LEAST_NOTICES);
+        let notices = count.saturating_mul(size_of::<NoticeSlot>());
         let total = [
             size_of::<Head>(),
             buckets,
@@ -495,6 +502,8 @@ impl Sizes {
             minis,
             buckets,
             segments,
+            notice_queues,
+            notices,
         ]
         .into_iter()
         .fold(0usize, usize::saturating_add)
@@ -509,6 +518,8 @@ impl Sizes {
             tcbs,
             minis,
             segments,
+            notice_queues,
+            notices,
             total,
         }
     }
@@ -549,6 +560,8 @@ pub(crate) struct Slabs<'a> {
     pub(crate) minis: &'a mut [Mini],
     pub(crate) mini_buckets: &'a mut [u32],
     pub(crate) segments: &'a mut [SegmentSlot],
+    pub(crate) notice_queues: &'a mut [NoticeQueue],
+    pub(crate) notices: &'a mut [NoticeSlot],
 }
 
 /// The slabs of an image, to read.
@@ -600,8 +613,14 @@ pub(crate) fn split<'a>(bytes: &'a mut [u8], caps: &Capacities) -> Result<Slabs<
     let (mini_buckets, rest) = rest
         .split_at_mut_checked(sizes.buckets)
         .ok_or(LayoutError::Size)?;
-    let (segments, _) = rest
+    let (segments, rest) = rest
         .split_at_mut_checked(sizes.segments)
+        .ok_or(LayoutError::Size)?;
+    let (notice_queues, rest) = rest
+        .split_at_mut_checked(sizes.notice_queues)
+        .ok_or(LayoutError::Size)?;
+    let (notices, _) = rest
+        .split_at_mut_checked(sizes.notices)
         .ok_or(LayoutError::Size)?;
     Ok(Slabs {
         head: Head::mut_from_bytes(head).map_err(|_| LayoutError::Alignment)?,
@@ -615,6 +634,9 @@ pub(crate) fn split<'a>(bytes: &'a mut [u8], caps: &Capacities) -> Result<Slabs<
         minis: <[Mini]>::mut_from_bytes(minis).map_err(|_| LayoutError::Alignment)?,
         mini_buckets: <[u32]>::mut_from_bytes(mini_buckets).map_err(|_| LayoutError::Alignment)?,
         segments: <[SegmentSlot]>::mut_from_bytes(segments).map_err(|_| LayoutError::Alignment)?,
+        notice_queues: <[NoticeQueue]>::mut_from_bytes(notice_queues)
+            .map_err(|_| LayoutError::Alignment)?,
+        notices: <[NoticeSlot]>::mut_from_bytes(notices).map_err(|_| LayoutError::Alignment)?,
     })
 }
 

@@ -64,8 +64,9 @@ pub use readiness::{Readiness, event};
 pub use send::SendError;
 pub use stack::{FrameOutcome, RxFrame, Stack, Transmit};
 pub use tcp::{
-    CannotMove, Cargo, ConnectionRecord, Ended, FlowChange, NoPort, Part, PortView, Shutdown, Span,
-    TcpDefaults, TcpError, TcpInfo, TcpInput, TcpOpen, TcpOptions, TcpState, TcpStatus,
+    CannotMove, Cargo, ConnectionRecord, Ended, FlowChange, NoPort, Notice, NoticeKind, Part,
+    PortView, Shutdown, Span, TcpDefaults, TcpError, TcpInfo, TcpInput, TcpOpen, TcpOptions,
+    TcpState, TcpStatus,
 };
 pub use types::{
     ChunkId, Duration, EndpointId, Family, Instant, IpAddress, Memory, PROCESSES, ProcessId,

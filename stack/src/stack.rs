@@ -13,6 +13,7 @@ use crate::image::{
 use crate::receive_buffer::Charge;
 use crate::tcp::TcpDefaults;
 use crate::tcp::mini::Mini;
+use crate::tcp::notices::{NoticeQueue, NoticeSlot};
 use crate::tcp::pool::SegmentSlot;
 use crate::tcp::tcb::Tcb;
 use crate::types::{
@@ -76,6 +77,8 @@ pub struct Stack<'a> {
     pub(crate) minis: &'a mut [Mini],
     pub(crate) mini_buckets: &'a mut [u32],
     pub(crate) segments: &'a mut [SegmentSlot],
+    pub(crate) notice_queues: &'a mut [NoticeQueue],
+    pub(crate) notices: &'a mut [NoticeSlot],
     caps: Capacities,
     /// A look-up met a chain longer than the slab; the next frame rebuilds the tables.
     pub(crate) chain_broken: Cell<bool>,
@@ -143,6 +146,8 @@ impl<'a> Stack<'a> {
             minis: slabs.minis,
             mini_buckets: slabs.mini_buckets,
             segments: slabs.segments,
+            notice_queues: slabs.notice_queues,
+            notices: slabs.notices,
             caps,
             chain_broken: Cell::new(false),
         })
@@ -174,8 +179,10 @@ impl Stack<'_> {
         frame: RxFrame,
         now: Instant,
     ) -> FrameOutcome {
-        match self.chunks.get(frame.chunk.0 as usize) {
-            Some(slot) if slot.state == chunk_state::POSTED => {}
+        match self.chunks.get_mut(frame.chunk.0 as usize) {
+            Some(slot) if slot.state == chunk_state::POSTED => {
+                slot.timestamp_ns = frame.timestamp_ns;
+            }
             _ => {
                 self.count_drop(DropReason::BadChunk);
                 return FrameOutcome::Dropped(DropReason::BadChunk);

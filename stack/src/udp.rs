@@ -395,6 +395,7 @@ impl Stack<'_> {
         }
         self.unlink_endpoint(id.index);
         self.end_watch(id.index);
+        self.drop_notices(id.index);
         for _ in 0..self.chunks.len() {
             match self.endpoint(id) {
                 Ok(endpoint) if endpoint.queue_head != NONE => {

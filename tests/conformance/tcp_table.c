@@ -141,28 +141,3 @@ CASE(tcp_table_listener, ACCELERATED)
     close(one);
     line("%s", peer("dialled"));
 }
-
-/* Zero copy is the kernel's: a socket that asks for it in time is served by the kernel. */
-CASE(tcp_zerocopy, KERNEL)
-{
-    int fd = socket(AF_INET, SOCK_STREAM, 0), on = 1;
-    value("SO_ZEROCOPY", setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof on));
-    connect_to(fd, peer4, T_ECHO);
-    value("MSG_ZEROCOPY", send(fd, "still", 5, MSG_ZEROCOPY));
-    receive(fd, 0);
-    wait_for(fd, 0, 3000);
-    char ancillary[128];
-    struct msghdr message = {.msg_control = ancillary, .msg_controllen = sizeof ancillary};
-    value("MSG_ERRQUEUE", recvmsg(fd, &message, MSG_ERRQUEUE));
-    close(fd);
-    fd = listener(host4, 6261, 5);
-    value("SO_ZEROCOPY", setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof on));
-    line("%s", peer("dial %s 6261 s5 w", host4));
-    int one = accept(fd, NULL, NULL);
-    done("accept", one);
-    receive(one, 0);
-    value("getsockopt", getsockopt(one, SOL_SOCKET, SO_ZEROCOPY, &on, &(socklen_t){sizeof on}));
-    line("  %d", on);
-    close(one);
-    line("%s", peer("dialled"));
-}

@@ -24,7 +24,10 @@ const LINGER: Name = (SOL_SOCKET, 13);
 const RCVLOWAT: Name = (SOL_SOCKET, SO_RCVLOWAT);
 const RCVTIMEO: Name = (SOL_SOCKET, 20);
 const SNDTIMEO: Name = (SOL_SOCKET, 21);
+const TIMESTAMP: Name = (SOL_SOCKET, 29);
+const TIMESTAMPNS: Name = (SOL_SOCKET, 35);
 const MAX_PACING_RATE: Name = (SOL_SOCKET, 47);
+const ZEROCOPY: Name = (SOL_SOCKET, 60);
 // linux/tcp.h.
 const NODELAY: Name = (IPPROTO_TCP, 1);
 const CORK: Name = (IPPROTO_TCP, 3);
@@ -52,9 +55,17 @@ pub(super) fn dress(socket: &OwnedFd, options: &TcpOptions) {
         (CORK, flag(TcpOptions::CORK)),
         (KEEPALIVE, flag(TcpOptions::KEEPALIVE)),
         (OOBINLINE, flag(TcpOptions::OOBINLINE)),
+        (ZEROCOPY, flag(TcpOptions::ZEROCOPY)),
     ] {
         put(socket, name, value);
     }
+    // Each takes the other's place.
+    let timestamp = if options.has(TcpOptions::TIMESTAMPNS) {
+        TIMESTAMPNS
+    } else {
+        TIMESTAMP
+    };
+    put(socket, timestamp, flag(TcpOptions::TIMESTAMP));
     for (name, value, usual) in [
         (KEEPIDLE, options.keep_idle_s, fresh.keep_idle_s),
         (KEEPINTVL, options.keep_interval_s, fresh.keep_interval_s),

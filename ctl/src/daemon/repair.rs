@@ -41,6 +41,7 @@ const REUSEADDR: Name = (SOL_SOCKET, 2);
 const REUSEPORT: Name = (SOL_SOCKET, 15);
 const SNDBUFFORCE: Name = (SOL_SOCKET, 32);
 const RCVBUFFORCE: Name = (SOL_SOCKET, 33);
+const TIMESTAMPING: Name = (SOL_SOCKET, 37);
 const BUF_LOCK: Name = (SOL_SOCKET, 72);
 /// Bits of SO_BUF_LOCK.
 const SNDBUF_LOCK: u32 = 1;
@@ -324,6 +325,8 @@ fn finish(socket: &OwnedFd, parcel: &Parcel, unsent: &[u8]) {
         let _ = shutdown(socket, Shutdown::Read);
     }
     let _ = put(socket, MAXSEG, u32::from(options.max_seg));
+    // What counts bytes needs a connection.
+    let _ = put(socket, TIMESTAMPING, options.timestamping);
     // Repair mode has taken them.
     for (name, bit) in [
         (REUSEADDR, TcpOptions::REUSE_ADDR),

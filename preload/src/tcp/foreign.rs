@@ -45,13 +45,9 @@ enum When {
 }
 use When::{Always, NotNegative, NotZero};
 
-/// Completions and timestamps, signed or delayed segments, what stands in IP headers, sockets put
-/// together by hand, foreign addresses, routes by mark, programs that filter or choose.
-const OPTIONS: [(c_int, c_int, When); 31] = [
-    (SOL_SOCKET, libc::SO_ZEROCOPY, NotZero),
-    (SOL_SOCKET, libc::SO_TIMESTAMP, NotZero),
-    (SOL_SOCKET, libc::SO_TIMESTAMPNS, NotZero),
-    (SOL_SOCKET, libc::SO_TIMESTAMPING, NotZero),
+/// Time stamps by their newer names, signed or delayed segments, what stands in IP headers, sockets
+/// put together by hand, foreign addresses, routes by mark, programs that filter or choose.
+const OPTIONS: [(c_int, c_int, When); 27] = [
     (SOL_SOCKET, TIMESTAMP_NEW, NotZero),
     (SOL_SOCKET, TIMESTAMPNS_NEW, NotZero),
     (SOL_SOCKET, TIMESTAMPING_NEW, NotZero),

@@ -19,6 +19,7 @@ pub mod info;
 pub mod inherited;
 pub mod listen;
 pub mod name;
+pub mod notices;
 pub mod options;
 pub mod ports;
 pub mod receive;

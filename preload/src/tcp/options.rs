@@ -22,7 +22,7 @@ use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, socklen_t};
 use once_cell::sync::Lazy;
 use rustix::io::Errno;
 
-use super::with_stack;
+use super::{notices, with_stack};
 use crate::address::is_nowhere;
 use crate::errno::{Answer, from_c};
 use crate::fdtable::{self, Entry};
@@ -69,12 +69,15 @@ impl Shadow for ShadowOf {
 
 /// Reads everything that the stack or the shim acts on.
 pub fn of_shadow(fd: c_int) -> TcpOptions {
-    tcp_options::read(&ShadowOf(fd))
+    let options = tcp_options::read(&ShadowOf(fd));
+    notices::note(&options);
+    options
 }
 
 /// Reads one option from the shadow.
 pub(super) fn read_one(fd: c_int, level: c_int, name: c_int, options: &mut TcpOptions) {
     tcp_options::read_one(&ShadowOf(fd), level, name, options);
+    notices::note(options);
 }
 
 /// Gives a listener the keys of its Fast Open cookies, which are the kernel's where those can be
@@ -145,8 +148,14 @@ pub unsafe fn set(
         }
         return Ok(0);
     }
-    if matches!(fdtable::get(fd), Entry::Tcp(_)) && is_too_late(fd, level, name) {
-        return Err(Errno::INVAL);
+    if matches!(fdtable::get(fd), Entry::Tcp(_)) {
+        if is_too_late(fd, level, name) {
+            return Err(Errno::INVAL);
+        }
+        if (level, name) == (SOL_SOCKET, libc::SO_TIMESTAMPING) {
+            // SAFETY: the caller's promise.
+            return unsafe { notices::set_timestamping(fd, endpoint, value, len) };
+        }
     }
     // SAFETY: the caller's promise.
     from_c(unsafe { symbols::setsockopt::original()(fd, level, name, value, len) } as isize)?;
@@ -294,6 +303,11 @@ pub unsafe fn get(
             bytes[8..].copy_from_slice(&(ms % 1000 * 1000).to_ne_bytes());
             // SAFETY: the caller's promise.
             Some(unsafe { room.put(&bytes) })
+        }
+        (SOL_SOCKET, libc::SO_TIMESTAMPING) if is_connection => {
+            // struct so_timestamping: the flags, no hardware clock.
+            // SAFETY: the caller's promise.
+            Some(unsafe { room.put(&pair(options.timestamping.cast_signed(), 0)) })
         }
         (IPPROTO_TCP, libc::TCP_CONGESTION) => {
             let mut bytes = [0_u8; NAME_BYTES];

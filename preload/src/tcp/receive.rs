@@ -11,10 +11,12 @@
 use std::ffi::c_int;
 
 use bypass_runtime::attachment::Locked;
+use bypass_runtime::error_queue::stamps_arrivals;
 use bypass_stack::{EndpointId, Memory, TcpInput, TcpOptions, TcpState};
 use libc::{MSG_DONTWAIT, MSG_ERRQUEUE, MSG_OOB, MSG_PEEK, MSG_TRUNC, MSG_WAITALL, iovec, msghdr};
 use rustix::io::Errno;
 
+use super::notices::{self, Arrival};
 use super::{with_next, with_stack};
 use crate::address::{is_nowhere, is_unreachable};
 use crate::errno::{Answer, from_c};
@@ -110,7 +112,8 @@ const MOST: usize = 0x7fff_f000;
 /// `message` describes buffers that the caller may write.
 pub unsafe fn one(endpoint: EndpointId, fd: c_int, message: &mut msghdr, flags: c_int) -> Answer {
     if flags & MSG_ERRQUEUE != 0 {
-        return Err(Errno::AGAIN);
+        // SAFETY: the caller's promise.
+        return unsafe { notices::receive(endpoint, message, flags) };
     }
     // A peek counts what it would discard, but looks at nothing (tcp(7): MSG_TRUNC).
     let discard = flags & (MSG_TRUNC | MSG_PEEK) == MSG_TRUNC;
@@ -119,11 +122,11 @@ pub unsafe fn one(endpoint: EndpointId, fd: c_int, message: &mut msghdr, flags: 
     if flags & MSG_OOB != 0 {
         return super::urgent::receive(endpoint, message, &mut scatter, flags);
     }
-    let mut inq = None;
-    let answer = stream(endpoint, fd, &mut scatter, flags, &mut inq);
+    let mut beside = (None, None);
+    let answer = stream(endpoint, fd, &mut scatter, flags, &mut beside);
     if answer.is_ok() {
         // SAFETY: the caller's promise.
-        unsafe { super::control::received(message, inq, flags) };
+        unsafe { super::control::received(message, beside, flags) };
     }
     answer
 }
@@ -134,13 +137,27 @@ struct Look {
     status: TcpInput,
     options: TcpOptions,
     error: i32,
+    /// When the last whole stretch of what was copied has come, nanoseconds since 1970; 0 = none,
+    /// or nobody asks.
+    arrival: u64,
 }
+
+/// What a receive tells beside the bytes.
+type Beside = (Option<Arrival>, Option<u32>);
 
 impl Look {
     /// What TCP_INQ tells: bytes that wait, and one for the FIN, so that the end is read too.
     fn inq(&self) -> Option<u32> {
         let told = self.options.has(TcpOptions::INQ);
         told.then(|| self.status.readable + u32::from(self.status.peer_fin))
+    }
+
+    fn arrival(&self) -> Option<Arrival> {
+        let asked = self.arrival != 0 && stamps_arrivals(&self.options);
+        asked.then_some(Arrival {
+            at_ns: self.arrival,
+            options: self.options,
+        })
     }
 }
 
@@ -149,7 +166,7 @@ fn stream(
     fd: c_int,
     scatter: &mut Scatter<'_>,
     flags: c_int,
-    inq: &mut Option<u32>,
+    beside: &mut Beside,
 ) -> Answer {
     let peek = flags & MSG_PEEK != 0;
     let wanted = scatter.left();
@@ -169,7 +186,8 @@ fn stream(
         };
         super::refresh(joined, generation);
         total += look.copied;
-        *inq = look.inq();
+        beside.1 = look.inq();
+        beside.0 = look.arrival().or(beside.0);
         let least = if flags & MSG_WAITALL != 0 {
             wanted
         } else {
@@ -236,7 +254,8 @@ fn take(
     if locked.stack().tcp_readable(endpoint).ok()? <= skip {
         locked.pump(now);
     }
-    let mut copied = 0;
+    let asked = notices::are_asked();
+    let (mut copied, mut arrival) = (0, 0);
     let mut next = locked.stack().tcp_front(endpoint, skip).ok()?;
     while scatter.left() > 0
         && let Some(span) = next
@@ -250,8 +269,12 @@ fn take(
         if bytes.is_empty() {
             break;
         }
-        copied += scatter.put(bytes);
+        let (len, put) = (bytes.len(), scatter.put(bytes));
+        copied += put;
         let stack = locked.stack();
+        if asked && put == len {
+            arrival = stack.tcp_arrival(&span);
+        }
         next = stack.tcp_behind(endpoint, &span, skip + copied).ok()?;
     }
     if copied > 0 && !peek {
@@ -275,6 +298,7 @@ fn take(
         status,
         options,
         error,
+        arrival,
     })
 }
 
@@ -304,7 +328,7 @@ pub fn into_pipe(fd: c_int, endpoint: EndpointId, pipe: c_int, len: usize, flags
         left: wanted,
         discard: false,
     };
-    let got = stream(endpoint, fd, &mut scatter, MSG_PEEK, &mut None)? as usize;
+    let got = stream(endpoint, fd, &mut scatter, MSG_PEEK, &mut (None, None))? as usize;
     if got == 0 {
         return Ok(0);
     }

@@ -12,9 +12,10 @@ use std::ffi::c_int;
 use std::mem::MaybeUninit;
 
 use bypass_stack::{EndpointId, TcpError, TcpOptions, event};
-use libc::{MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_OOB, iovec, msghdr, off_t, size_t};
+use libc::{MSG_DONTWAIT, MSG_EOR, MSG_MORE, MSG_NOSIGNAL, MSG_OOB, iovec, msghdr, off_t, size_t};
 use rustix::io::Errno;
 
+use super::notices::Sending;
 use super::{burst, with_stack};
 use crate::address::{is_nowhere, is_unreachable};
 use crate::errno::{Answer, from_c};
@@ -55,9 +56,10 @@ pub unsafe fn one(fd: c_int, endpoint: EndpointId, message: &msghdr, flags: c_in
     if vectors.iter().any(is_unreachable) {
         return Err(Errno::FAULT);
     }
+    let mut stamps = None;
     if message.msg_controllen != 0 {
         // SAFETY: the caller's promise.
-        unsafe { super::control::judge(message) }?;
+        stamps = unsafe { super::control::judge(message) }?;
     }
     if flags & MSG_FASTOPEN != 0 {
         return Err(Errno::ISCONN);
@@ -67,7 +69,9 @@ pub unsafe fn one(fd: c_int, endpoint: EndpointId, message: &msghdr, flags: c_in
         .fold(0_usize, |sum, vector| sum.saturating_add(vector.iov_len))
         .min(MOST);
     let mut gather = Gather::new(vectors);
-    stream(fd, endpoint, total, flags, &mut |to| gather.copy(to))
+    told((fd, endpoint), total, flags, stamps, &mut |to| {
+        gather.copy(to);
+    })
 }
 
 /// Sends `total` bytes that `fill` gives.
@@ -75,6 +79,36 @@ pub unsafe fn one(fd: c_int, endpoint: EndpointId, message: &msghdr, flags: c_in
 /// # Errors
 /// As the kernel's.
 pub fn stream(
+    fd: c_int,
+    endpoint: EndpointId,
+    total: usize,
+    flags: c_int,
+    fill: &mut dyn FnMut(&mut [u8]),
+) -> Answer {
+    told((fd, endpoint), total, flags, None, fill)
+}
+
+/// The same, and the error queue tells of it what the socket asks for, or `stamps`.
+fn told(
+    (fd, endpoint): (c_int, EndpointId),
+    total: usize,
+    flags: c_int,
+    stamps: Option<u32>,
+    fill: &mut dyn FnMut(&mut [u8]),
+) -> Answer {
+    let sending = if total > 0 {
+        Sending::begins(endpoint, flags, stamps)?
+    } else {
+        Sending::default()
+    };
+    let answer = bytes(fd, endpoint, total, flags, fill);
+    if answer.is_ok_and(|sent| sent > 0) {
+        sending.ends(endpoint);
+    }
+    answer
+}
+
+fn bytes(
     fd: c_int,
     endpoint: EndpointId,
     total: usize,
@@ -113,6 +147,9 @@ pub fn stream(
                 }
             }
             let all = sent == Ok(total - done);
+            if all && flags & MSG_EOR != 0 {
+                let _ = locked.stack().tcp_end_record(endpoint);
+            }
             let options = if all {
                 None
             } else {

@@ -9,9 +9,6 @@ use super::{Interest, Target, Woken, wait};
 use crate::context::{self, Joined};
 use crate::fdtable;
 
-/// Ends every wait.
-const ALWAYS: u32 = event::ERR | event::HUP;
-
 /// What ends a wait beside readiness: the time, and signals, which the call holds back.
 pub type Limits<'a> = (Option<Instant>, &'a mut Call);
 
@@ -52,10 +49,12 @@ pub fn until(
         });
     }
     let ready = &mut |locked: &mut Locked<'_>| {
-        locked
-            .stack()
+        let stack = locked.stack();
+        let ready = stack
             .readiness(endpoint)
-            .map_or(true, |now| now.events & (events | ALWAYS) != 0)
+            .map_or(true, |now| now.events & (events | event::HUP) != 0);
+        // What waits in an error queue is no error of the call's.
+        ready || stack.tcp_status(endpoint).is_ok_and(|it| it.error != 0)
     };
     alone(joined, (fd, endpoint), fds, ready, limits)
 }

@@ -63,6 +63,11 @@ impl Connection<'_> {
             count,
         );
         let moved = count as u16;
+        let came = self.pool.chunks.get(slot.next as usize);
+        let came = came.map_or(0, |slot| slot.timestamp_ns);
+        if let Some(slot) = self.pool.chunks.get_mut(chunk as usize) {
+            slot.timestamp_ns = came;
+        }
         let empty = moved == next.len;
         if let Some(slot) = self.segment_mut(chunk) {
             slot.len = slot.len.saturating_add(moved);

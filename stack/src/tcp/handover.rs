@@ -464,6 +464,9 @@ impl Connection<'_> {
             let Some(chunk) = self.pool.take(chunk_state::POSTED) else {
                 return false;
             };
+            if let Some(slot) = self.pool.chunks.get_mut(chunk.0 as usize) {
+                slot.timestamp_ns = 0;
+            }
             if let Some(to) = memory.chunk_mut(chunk).get_mut(..piece.len()) {
                 to.copy_from_slice(piece);
             }

@@ -159,8 +159,8 @@ impl Connection<'_> {
             };
             let end = usize::from(slot.offset).saturating_add(usize::from(slot.len));
             let missing = size.saturating_sub(slot.len);
-            if missing == 0 {
-                return true;
+            if missing == 0 || slot.has(mark::END) {
+                return missing == 0;
             }
             let fits = usize::from(slot.offset).saturating_add(usize::from(size));
             let next = self.segment(slot.next).copied();
@@ -168,7 +168,7 @@ impl Connection<'_> {
                 return false;
             };
             let take = missing.min(from.len);
-            if take == from.len && from.has(mark::FIN) {
+            if take == from.len && from.has(mark::FIN | mark::END) {
                 return false;
             }
             copy_between(

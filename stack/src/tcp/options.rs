@@ -27,8 +27,10 @@ pub struct TcpOptions {
     pub defer_accept_s: u32,
     /// TCP_LINGER2 in seconds; 0 = the default, negative = FIN_WAIT_2 is skipped.
     pub linger2_s: i32,
-    /// Room for the shim.
-    pub shim_words: [u32; 4],
+    /// SO_TIMESTAMPING: its flags.
+    pub timestamping: u32,
+    /// Zero.
+    pub spare: u32,
     /// TCP_MAXSEG as set, 0 = none.
     pub max_seg: u16,
     /// TCP_KEEPCNT.
@@ -96,6 +98,14 @@ impl TcpOptions {
     pub const FAST_OPEN_NO_COOKIE: u32 = 8192;
     /// TCP_FASTOPEN_CONNECT.
     pub const FAST_OPEN_CONNECT: u32 = 1 << 14;
+    /// SO_ZEROCOPY. Not used by the stack.
+    pub const ZEROCOPY: u32 = 1 << 15;
+    /// SO_TIMESTAMP or SO_TIMESTAMPNS. Not used by the stack.
+    pub const TIMESTAMP: u32 = 1 << 16;
+    /// SO_TIMESTAMPNS. Not used by the stack.
+    pub const TIMESTAMPNS: u32 = 1 << 17;
+    /// No option: a send awaits notices ([`super::notices`]).
+    pub(crate) const AWAITS: u32 = 1 << 18;
 
     /// No SO_MAX_PACING_RATE.
     pub const UNPACED: u64 = u64::MAX;
@@ -130,7 +140,8 @@ impl TcpOptions {
             hop_limit: 0,
             reserved: 0,
             fast_open_queue: 0,
-            shim_words: [0; 4],
+            timestamping: 0,
+            spare: 0,
         }
     }
 

@@ -704,7 +704,7 @@ impl Connection<'_> {
     }
 
     /// Cuts the first unsent segment where the peer's window ends, so that it fits whatever the
-    /// part is worth: for a probe (net/ipv4/tcp_output.c:tcp_write_wakeup).
+    /// part is worth, and pushes it: for a probe (net/ipv4/tcp_output.c:tcp_write_wakeup).
     pub(super) fn cut_at_window(&mut self, memory: &mut impl Memory) {
         let chunk = self.tcb.unsent;
         if let Some(segment) = self.segment(chunk) {
@@ -713,6 +713,9 @@ impl Connection<'_> {
             if room < whole {
                 self.split(memory, chunk, room as u16);
             }
+        }
+        if let Some(slot) = self.segment_mut(chunk) {
+            slot.marks |= mark::PUSH;
         }
     }
 
@@ -758,7 +761,7 @@ impl Connection<'_> {
         }
         if let Some(slot) = self.segment_mut(chunk) {
             slot.len = len;
-            slot.marks &= !(mark::FIN | mark::PUSH);
+            slot.marks &= !(mark::FIN | mark::PUSH | mark::END);
             slot.next = fresh.0;
         }
         if self.tcb.queue_tail == chunk {

@@ -52,6 +52,8 @@ pub(crate) mod mark {
     pub(crate) const EVER_RETRANSMITTED: u8 = 32;
     /// The sender had nothing more to send when this left.
     pub(crate) const APP_LIMITED: u8 = 64;
+    /// Ends a record (MSG_EOR): nothing is put behind it.
+    pub(crate) const END: u8 = 128;
 }
 
 impl SegmentSlot {

@@ -3,6 +3,7 @@
 
 use super::input::{Arrived, errno, length};
 use super::mini::{self, Mini};
+use super::notices::Places;
 use super::pool::Pool;
 use super::tcb::{Hop, NEVER, Tcb, TcpState, flag};
 use crate::counters::Counter;
@@ -124,6 +125,8 @@ impl Stack<'_> {
         self.head.flush_head = NONE;
         self.head.flow_changes.zero();
         self.head.ended.zero();
+        self.head.notice_queues = Places::NEW;
+        self.head.notices = Places::NEW;
         self.rebuild_ports();
         self.mini_buckets.fill(NONE);
         self.head.live_minis = 0;

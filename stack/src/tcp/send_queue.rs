@@ -142,6 +142,14 @@ impl Connection<'_> {
         done
     }
 
+    /// Marks the last segment of the queue, or takes the mark from it.
+    pub(super) fn mark_tail(&mut self, mark: u8, on: bool) {
+        let tail = self.tcb.queue_tail;
+        if let Some(slot) = self.segment_mut(tail) {
+            slot.marks = slot.marks & !mark | if on { mark } else { 0 };
+        }
+    }
+
     /// The last segment, if it is unsent and has room, with the bytes it has.
     #[inline]
     fn open_tail(&self, goal: usize) -> Option<(u32, usize)> {
@@ -152,7 +160,7 @@ impl Connection<'_> {
         let slot = self.segment(tail)?;
         let free = slot.offset == PAYLOAD_AT
             && usize::from(slot.len) < goal
-            && !slot.has(mark::FIN)
+            && !slot.has(mark::FIN | mark::END)
             && self
                 .pool
                 .chunks

@@ -1,6 +1,7 @@
 //! After a step: owed ACKs, tables, timers, time wait and the end of an endpoint.
 
 use super::mini;
+use super::options::TcpOptions;
 use super::tcb::{NEVER, TcpState, fast, flag};
 use super::wheel::MINI;
 use crate::counters::Counter;
@@ -78,6 +79,12 @@ impl Stack<'_> {
     /// The same at a time that is not before the last one.
     #[inline(always)]
     pub(crate) fn settle_at(&mut self, index: u32, now: Instant) {
+        let Some(tcb) = self.tcbs.get(index as usize) else {
+            return;
+        };
+        if tcb.options.has(TcpOptions::AWAITS) {
+            self.settle_notices(index, now);
+        }
         let Some(tcb) = self.tcbs.get(index as usize) else {
             return;
         };

@@ -5,6 +5,7 @@ use super::input::errno;
 use super::listen::window_scale;
 use super::mini;
 use super::options::TcpOptions;
+use super::pool::mark;
 use super::tcb::{Hop, TcpState, flag};
 use crate::counters::Counter;
 use crate::cplane::NextHop;
@@ -479,6 +480,9 @@ impl Stack<'_> {
         }
         if ending == Ending::More {
             connection.tcb.set(flag::MORE);
+            if taken == len {
+                connection.mark_tail(mark::PUSH, false);
+            }
         } else {
             connection.tcb.clear(flag::MORE);
         }
@@ -492,6 +496,16 @@ impl Stack<'_> {
         }
         self.settle_at(id.index, now);
         Ok(taken)
+    }
+
+    /// The bytes written last end a record (MSG_EOR): what is written later shares no segment with
+    /// them (include/net/tcp.h:tcp_skb_can_collapse_to).
+    ///
+    /// # Errors
+    /// [`Stale`].
+    pub fn tcp_end_record(&mut self, id: EndpointId) -> Result<(), Stale> {
+        self.tcp(id)?.mark_tail(mark::END, true);
+        Ok(())
     }
 
     /// A caller that writes only as much as there is room for has found none: the next room is an
@@ -536,6 +550,13 @@ impl Stack<'_> {
         skip: usize,
     ) -> Result<Option<Span>, Stale> {
         Ok(self.tcp(id)?.behind(last.chunk.0, skip))
+    }
+
+    /// When the bytes have come, nanoseconds since 1970; 0 = not known.
+    #[must_use]
+    pub fn tcp_arrival(&self, span: &Span) -> u64 {
+        let slot = self.chunks.get(span.chunk.0 as usize);
+        slot.map_or(0, |slot| slot.timestamp_ns)
     }
 
     /// The program has read `bytes`: their chunks are free, the window may open.
@@ -876,7 +897,7 @@ impl Stack<'_> {
                     events |= event::PRI;
                 }
             }
-            if tcb.error != 0 {
+            if tcb.error != 0 || self.has_notices(index) {
                 events |= event::ERR;
             }
         }

@@ -481,6 +481,11 @@ pub(crate) struct Tcb {
     pub(crate) dsack_dups: u32,
     pub(crate) reord_seen: u32,
     pub(crate) rcv_ooopack: u32,
+
+    /// The place of its error queue, plus one; 0 = it has none ([`super::notices`]).
+    pub(crate) notices: u32,
+    /// Zero.
+    pub(crate) spare: u32,
 }
 
 const _: () = assert!(offset_of!(Tcb, hop) == 6 * 64 && size_of::<Tcb>() <= 864);
@@ -522,6 +527,7 @@ impl Tcb {
         self.reordering = 3;
         self.rack_steps = 1;
         self.options = options;
+        self.options.set(TcpOptions::AWAITS, false);
     }
 
     pub(crate) fn state(&self) -> TcpState {

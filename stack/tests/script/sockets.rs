@@ -223,16 +223,14 @@ impl Machine {
 
     fn send(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
         let len: usize = fit(words.want("length")?)?;
-        let mut more = false;
-        if words.peek() == Some("more") {
-            words.next();
-            more = true;
-        }
+        let [more, ends, urgent] = ["more", "eor", "oob"].map(|word| {
+            let found = words.peek() == Some(word);
+            if found {
+                words.next();
+            }
+            found
+        });
         let socket = *self.sockets.get(name)?;
-        let urgent = words.peek() == Some("oob");
-        if urgent {
-            words.next();
-        }
         let mut at = socket.written;
         let result = self.with(|stack, packets, now| {
             let fill = &mut |piece: &mut [u8]| {
@@ -241,11 +239,15 @@ impl Machine {
                     at = at.wrapping_add(1);
                 }
             };
-            if urgent {
+            let sent = if urgent {
                 stack.tcp_send_urgent(packets, socket.id, len, fill, now)
             } else {
                 stack.tcp_send(packets, socket.id, len, more, fill, now)
+            };
+            if ends && sent == Ok(len) {
+                stack.tcp_end_record(socket.id)?;
             }
+            sent
         });
         if let Ok(count) = result {
             self.sockets.get(name)?.written += count as u32;

@@ -2,7 +2,9 @@
 
 use std::ffi::c_int;
 
-use bypass_runtime::tcp_options::{FASTOPEN_KEY, RARE, READ, number, usual_name};
+use bypass_runtime::tcp_options::{
+    FASTOPEN_KEY, RARE, READ, number, timestamping_of_shadow, usual_name,
+};
 use bypass_runtime::tcp_settings;
 use bypass_stack::cplane::neighbour_state;
 use bypass_stack::tcp::congestion;
@@ -343,6 +345,19 @@ pub fn option_set(fd: c_int, (level, name): (c_int, c_int)) {
             }
         });
     });
+}
+
+/// SO_TIMESTAMPING of a connection; `None`: the kernel's socket is all there is.
+#[must_use]
+pub fn set_timestamping(fd: c_int, flags: u32) -> Option<Answer> {
+    let Socket::Connection { id, .. } = of(fd)? else {
+        return None;
+    };
+    if timestamping_of_shadow(flags).is_none() {
+        return Some(Err(libc::EINVAL));
+    }
+    with(|world| world.stack().tcp_set_timestamping(id, flags))?.ok()?;
+    Some(Ok(0))
 }
 
 /// An option's value where the engine knows better than the kernel's socket.

@@ -317,6 +317,16 @@ unsafe extern "C" fn recvfrom(
 unsafe extern "C" fn recvmsg(_: Data, fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
     // SAFETY: the caller's message.
     let message = unsafe { &mut *message };
+    if flags & libc::MSG_ERRQUEUE != 0 {
+        let told = transfer::notice(fd).map(|told| {
+            message.msg_namelen = 0;
+            message.msg_flags = told.flags;
+            // SAFETY: as above.
+            unsafe { put(message, &told.messages) };
+            0
+        });
+        return to_c(told);
+    }
     // SAFETY: as above.
     let received = unsafe { vectors(message.msg_iov, message.msg_iovlen) }
         // SAFETY: as above.
@@ -331,24 +341,35 @@ unsafe extern "C" fn recvmsg(_: Data, fd: c_int, message: *mut msghdr, flags: c_
     to_c(answer)
 }
 
-/// Writes TCP_INQ's control message, if there is one and room for it.
+/// Writes TCP_INQ's control message, if there is one.
 unsafe fn tell_inq(message: &mut msghdr, inq: Option<u32>) {
     /// `TCP_CM_INQ` of linux/tcp.h.
     const INQ: c_int = 36;
-    // SAFETY: plain numbers.
-    let (space, len) = unsafe { (libc::CMSG_SPACE(4), libc::CMSG_LEN(4)) };
+    let told = inq.map(|inq| (libc::IPPROTO_TCP, INQ, inq.to_ne_bytes().to_vec()));
+    // SAFETY: the caller's promise.
+    unsafe { put(message, told.as_slice()) };
+}
+
+/// Writes control messages, those that there is room for.
+unsafe fn put(message: &mut msghdr, messages: &[(c_int, c_int, Vec<u8>)]) {
     let room = std::mem::replace(&mut message.msg_controllen, 0);
-    let Some(inq) = inq.filter(|_| room >= space as usize) else {
-        return;
-    };
-    message.msg_controllen = space as usize;
-    // SAFETY: the control buffer has room for one message.
-    unsafe {
-        let header = libc::CMSG_FIRSTHDR(message);
-        (*header).cmsg_level = libc::IPPROTO_TCP;
-        (*header).cmsg_type = INQ;
-        (*header).cmsg_len = len as usize;
-        libc::CMSG_DATA(header).cast::<u32>().write_unaligned(inq);
+    for (level, kind, data) in messages {
+        let len = data.len() as c_uint;
+        // SAFETY: plain numbers.
+        let (space, len) = unsafe { (libc::CMSG_SPACE(len), libc::CMSG_LEN(len)) };
+        let at = message.msg_controllen;
+        if at + space as usize > room {
+            return;
+        }
+        message.msg_controllen += space as usize;
+        // SAFETY: the control buffer has room for it, at a place as aligned as its beginning.
+        unsafe {
+            let header = message.msg_control.byte_add(at).cast::<libc::cmsghdr>();
+            (*header).cmsg_level = *level;
+            (*header).cmsg_type = *kind;
+            (*header).cmsg_len = len as usize;
+            libc::CMSG_DATA(header).copy_from(data.as_ptr(), data.len());
+        }
     }
 }
 
@@ -490,6 +511,13 @@ unsafe extern "C" fn setsockopt(
     value: *const c_void,
     len: socklen_t,
 ) -> c_int {
+    if (level, name) == (libc::SOL_SOCKET, libc::SO_TIMESTAMPING) && len == 4 {
+        // SAFETY: the caller's value.
+        let flags = unsafe { value.cast::<u32>().read_unaligned() };
+        if let Some(answer) = calls::set_timestamping(fd, flags) {
+            return to_int(answer);
+        }
+    }
     // SAFETY: the caller's value.
     let result = unsafe { libc::setsockopt(fd, level, name, value, len) };
     if result == 0 {

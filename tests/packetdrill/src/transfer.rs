@@ -2,8 +2,9 @@
 
 use std::ffi::c_int;
 
-use bypass_stack::{EndpointId, Instant, TcpError, TcpOptions, TcpState};
-use libc::{MSG_DONTWAIT, MSG_ERRQUEUE, MSG_MORE, MSG_OOB, MSG_PEEK, MSG_WAITALL};
+use bypass_runtime::error_queue::{TX_RECORD, is_cut, put_notice};
+use bypass_stack::{EndpointId, Instant, NoticeKind, TcpError, TcpOptions, TcpState};
+use libc::{MSG_DONTWAIT, MSG_EOR, MSG_MORE, MSG_OOB, MSG_PEEK, MSG_WAITALL, MSG_ZEROCOPY};
 
 use crate::calls;
 use crate::kernel::{self, Answer};
@@ -44,9 +45,6 @@ fn options_of(id: EndpointId) -> TcpOptions {
 /// # Errors
 /// As recv(2).
 pub fn receive(fd: c_int, most: usize, flags: c_int) -> Result<Received, i32> {
-    if flags & MSG_ERRQUEUE != 0 {
-        return Err(libc::EAGAIN);
-    }
     let id = connection(fd)?;
     let peek = flags & MSG_PEEK != 0;
     if flags & MSG_OOB != 0 {
@@ -101,6 +99,51 @@ pub fn receive(fd: c_int, most: usize, flags: c_int) -> Result<Received, i32> {
     }
 }
 
+/// A notice of the error queue, as recvmsg shows it.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// `msg_flags`.
+    pub flags: c_int,
+    /// Control messages: level, type, data.
+    pub messages: Vec<(c_int, c_int, Vec<u8>)>,
+}
+
+/// Takes a notice off the error queue.
+///
+/// # Errors
+/// `EAGAIN`: there is none.
+pub fn notice(fd: c_int) -> Result<Told, i32> {
+    let id = connection(fd).map_err(|_| libc::EAGAIN)?;
+    let found = with(|world| {
+        let now = world.now;
+        let mut stack = world.stack();
+        let options = *stack.tcp_options(id).ok()?;
+        let family = stack.tcp_status(id).ok()?.family;
+        let notice = stack.tcp_take_notice(id).ok()??;
+        Some((notice, (options, family), now))
+    });
+    let (notice, (options, family), now) = found.flatten().ok_or(libc::EAGAIN)?;
+    // The wall clock is the script's.
+    let is_stamp = notice.kind != NoticeKind::Copied;
+    let at_ns = if is_stamp { notice.at.0 } else { now };
+    let mut told = Told {
+        flags: libc::MSG_ERRQUEUE,
+        messages: Vec::new(),
+    };
+    if is_cut(&notice) {
+        told.flags |= libc::MSG_TRUNC;
+    }
+    put_notice(
+        &notice,
+        (&options, family),
+        at_ns,
+        &mut |level, kind, bytes| {
+            told.messages.push((level, kind, bytes.to_vec()));
+        },
+    );
+    Ok(told)
+}
+
 /// Copies what is there.
 fn take(world: &mut World, id: EndpointId, most: usize, peek: bool, into: &mut Received) {
     if peek {
@@ -150,12 +193,27 @@ pub fn send(fd: c_int, bytes: &[u8], flags: c_int) -> Answer {
             }
         }
     });
+    if done > 0 {
+        tell(id, &options, flags);
+    }
     match ended {
         _ if done > 0 => Ok(done as isize),
         Some(Ok(())) => Ok(0),
         Some(Err(errno)) => Err(errno),
         None => Err(libc::EAGAIN),
     }
+}
+
+/// What the error queue is to tell of a send that is over.
+fn tell(id: EndpointId, options: &TcpOptions, flags: c_int) {
+    with(|world| {
+        world.with(|stack, _, now| {
+            if flags & MSG_ZEROCOPY != 0 && options.has(TcpOptions::ZEROCOPY) {
+                let _ = stack.tcp_copied(id, now);
+            }
+            let _ = stack.tcp_await(id, options.timestamping & TX_RECORD, now);
+        });
+    });
 }
 
 fn once(world: &mut World, id: EndpointId, rest: &[u8], flags: c_int) -> Result<usize, TcpError> {
@@ -168,10 +226,14 @@ fn once(world: &mut World, id: EndpointId, rest: &[u8], flags: c_int) -> Result<
     };
     let more = flags & MSG_MORE != 0;
     world.with(|stack, packets, now: Instant| {
-        if flags & MSG_OOB != 0 {
+        let sent = if flags & MSG_OOB != 0 {
             stack.tcp_send_urgent(packets, id, len, fill, now)
         } else {
             stack.tcp_send(packets, id, len, more, fill, now)
+        };
+        if sent == Ok(len) && flags & MSG_EOR != 0 {
+            let _ = stack.tcp_end_record(id);
         }
+        sent
     })
 }

@@ -219,7 +219,11 @@ impl Kernel {
     fn send(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
         let len: usize = fit(words.want("length")?)?;
         let mut flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        for (word, flag) in [("more", SendFlags::MORE), ("oob", SendFlags::OOB)] {
+        for (word, flag) in [
+            ("more", SendFlags::MORE),
+            ("eor", SendFlags::EOR),
+            ("oob", SendFlags::OOB),
+        ] {
             if words.peek() == Some(word) {
                 words.next();
                 flags |= flag;
