@@ -240,10 +240,14 @@ pub fn read_one(shadow: &impl Shadow, level: c_int, name: c_int, options: &mut T
         (IPPROTO_TCP, libc::TCP_DEFER_ACCEPT) => options.defer_accept_s = positive,
         (IPPROTO_TCP, libc::TCP_USER_TIMEOUT) => options.user_timeout_ms = positive,
         // 0 = the system's.
-        (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT) if value == 0 => {
-            options.notsent_lowat = shadow.notsent_lowat();
+        (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT) => {
+            options.set(TcpOptions::NOTSENT_LOWAT_SET, value != 0);
+            options.notsent_lowat = if value == 0 {
+                shadow.notsent_lowat()
+            } else {
+                value.cast_unsigned()
+            };
         }
-        (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT) => options.notsent_lowat = value.cast_unsigned(),
         (IPPROTO_TCP, libc::TCP_WINDOW_CLAMP) => options.window_clamp = positive,
         (IPPROTO_TCP, libc::TCP_FASTOPEN) => {
             options.fast_open_queue = u16::try_from(value.max(0)).unwrap_or(u16::MAX);
@@ -320,16 +324,16 @@ pub fn number(level: c_int, name: c_int, options: &TcpOptions) -> Option<c_int> 
         }
         (IPPROTO_TCP, libc::TCP_NODELAY) => flag(TcpOptions::NODELAY),
         (IPPROTO_TCP, libc::TCP_CORK) => flag(TcpOptions::CORK),
-        (IPPROTO_TCP, libc::TCP_QUICKACK) => 1,
         (IPPROTO_TCP, libc::TCP_KEEPIDLE) => options.keep_idle_s as c_int,
         (IPPROTO_TCP, libc::TCP_KEEPINTVL) => options.keep_interval_s as c_int,
         (IPPROTO_TCP, libc::TCP_KEEPCNT) => c_int::from(options.keep_count),
         (IPPROTO_TCP, libc::TCP_SYNCNT) if options.syn_count != 0 => c_int::from(options.syn_count),
         (IPPROTO_TCP, libc::TCP_LINGER2) if options.linger2_s != 0 => options.linger2_s,
         (IPPROTO_TCP, libc::TCP_USER_TIMEOUT) => options.user_timeout_ms as c_int,
-        (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT) if options.notsent_lowat != u32::MAX => {
+        (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT) if options.has(TcpOptions::NOTSENT_LOWAT_SET) => {
             options.notsent_lowat as c_int
         }
+        (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT) => 0,
         (IPPROTO_TCP, libc::TCP_WINDOW_CLAMP) => options.window_clamp as c_int,
         (IPPROTO_IP, libc::IP_TOS) => c_int::from(options.tos),
         (IPPROTO_IP, libc::IP_TTL) if options.ttl != 0 => c_int::from(options.ttl),

@@ -1,10 +1,7 @@
 //! The options of a connection that becomes the kernel's: what the endpoint has and its shadow may
 //! not have, because it came with the listener or was set without a system call.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
-use std::sync::OnceLock;
 
 use bypass_stack::TcpOptions;
 use bypass_stack::tcp::congestion;
@@ -72,7 +69,6 @@ pub(super) fn dress(socket: &OwnedFd, options: &TcpOptions) {
         (KEEPCNT, options.keep_count.into(), fresh.keep_count.into()),
         (SYNCNT, options.syn_count.into(), 0),
         (USER_TIMEOUT, options.user_timeout_ms, 0),
-        (NOTSENT_LOWAT, options.notsent_lowat, usual_lowat()),
         (WINDOW_CLAMP, options.window_clamp, 0),
         (LINGER2, options.linger2_s.cast_unsigned(), 0),
         (RCVLOWAT, options.rcvlowat, 1),
@@ -84,6 +80,9 @@ pub(super) fn dress(socket: &OwnedFd, options: &TcpOptions) {
         if value != usual {
             put(socket, name, value);
         }
+    }
+    if options.has(TcpOptions::NOTSENT_LOWAT_SET) {
+        put(socket, NOTSENT_LOWAT, options.notsent_lowat);
     }
     // The kernel doubles what is set.
     if options.has(TcpOptions::RCVBUF_LOCKED) {
@@ -124,16 +123,4 @@ fn dress_structures(socket: &OwnedFd, options: &TcpOptions) {
 
 fn put(socket: &OwnedFd, name: Name, value: u32) {
     let _ = own::set(socket, name, &value.to_ne_bytes());
-}
-
-/// net.ipv4.tcp_notsent_lowat. (Opening the file takes longer than half of a handover; so it stays
-/// open, and is of the namespace that the daemon serves.)
-fn usual_lowat() -> u32 {
-    static FILE: OnceLock<Option<File>> = OnceLock::new();
-    let file = FILE.get_or_init(|| File::open("/proc/sys/net/ipv4/tcp_notsent_lowat").ok());
-    let mut digits = [0; 16];
-    let read = file.as_ref().and_then(|it| it.read_at(&mut digits, 0).ok());
-    let text = read.and_then(|read| std::str::from_utf8(digits.get(..read)?).ok());
-    text.and_then(|text| text.trim().parse().ok())
-        .unwrap_or(u32::MAX)
 }

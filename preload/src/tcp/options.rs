@@ -130,12 +130,12 @@ pub unsafe fn set(
             return Err(Errno::FAULT);
         }
         // SAFETY: the caller's promise.
-        let on = unsafe { value.cast::<c_int>().read_unaligned() } != 0;
+        let value = unsafe { value.cast::<c_int>().read_unaligned() };
+        let on = value != 0;
         let bit = match name {
             libc::TCP_NODELAY => TcpOptions::NODELAY,
             libc::TCP_CORK => TcpOptions::CORK,
-            // Acknowledging at once is no promise (tcp(7): not permanent).
-            _ => return Ok(0),
+            _ => return set_quick_ack(endpoint, value),
         };
         if !change(endpoint, |options| options.set(bit, on)) {
             return Err(Errno::STALE);
@@ -170,6 +170,15 @@ pub unsafe fn set(
         change(endpoint, |options| read_one(fd, level, name, options));
     }
     Ok(0)
+}
+
+/// setsockopt(TCP_QUICKACK) on a connection or listener.
+fn set_quick_ack(endpoint: EndpointId, value: c_int) -> Answer {
+    let set = with_stack(|_, locked, now| locked.stack().tcp_set_quick_ack(endpoint, value, now));
+    match set {
+        Some(Err(_)) => Err(Errno::STALE),
+        _ => Ok(0),
+    }
 }
 
 /// Changes the options of the endpoint and lets the stack act on it; `false`: it is gone.
@@ -315,6 +324,12 @@ pub unsafe fn get(
             bytes[..known.len()].copy_from_slice(known.as_bytes());
             // SAFETY: the caller's promise.
             Some(unsafe { room.put(&bytes) })
+        }
+        (IPPROTO_TCP, libc::TCP_QUICKACK) => {
+            let quick = with_stack(|_, locked, _| locked.stack().tcp_quick_ack(endpoint));
+            let quick = c_int::from(quick?.ok()?);
+            // SAFETY: the caller's promise.
+            Some(unsafe { room.put(&quick.to_ne_bytes()) })
         }
         (IPPROTO_TCP, libc::TCP_MAXSEG) if status.state != TcpState::Listen => {
             let info = with_stack(|_, locked, now| locked.stack().tcp_info(endpoint, now));

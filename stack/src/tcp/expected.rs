@@ -44,7 +44,6 @@ const UNUSUAL_TO_WRITE: u32 = UNUSUAL
     | flag::ECN_DEMAND_CWR
     | flag::ECN_SEND_CWR
     | flag::NO_SPACE
-    | flag::MORE
     | flag::OUTPUT_DUE
     | flag::CWND_LIMITED
     | flag::WINDOW_LIMITED;

@@ -107,6 +107,9 @@ impl TcpOptions {
     /// No option: a send awaits notices ([`super::notices`]).
     pub(crate) const AWAITS: u32 = 1 << 18;
 
+    /// TCP_NOTSENT_LOWAT was set. Not used by the stack.
+    pub const NOTSENT_LOWAT_SET: u32 = 1 << 19;
+
     /// No SO_MAX_PACING_RATE.
     pub const UNPACED: u64 = u64::MAX;
 

@@ -483,8 +483,6 @@ impl Stack<'_> {
             if taken == len {
                 connection.mark_tail(mark::PUSH, false);
             }
-        } else {
-            connection.tcb.clear(flag::MORE);
         }
         if ending == Ending::Urgent {
             connection.tcb.snd_up = connection.tcb.write_seq;
@@ -493,6 +491,7 @@ impl Stack<'_> {
             connection.tcb.set(flag::OUTPUT_DUE);
         } else {
             connection.output(memory, now, false);
+            connection.tcb.clear(flag::MORE);
         }
         self.settle_at(id.index, now);
         Ok(taken)
@@ -813,8 +812,8 @@ impl Stack<'_> {
             .ok_or(Stale)
     }
 
-    /// Acts on changed options: what NODELAY or an ended CORK lets go leaves, keepalive is armed,
-    /// another congestion control takes over.
+    /// Acts on changed options: what they hold back no more leaves, keepalive is armed, another
+    /// congestion control takes over.
     pub fn tcp_options_changed(&mut self, memory: &mut impl Memory, id: EndpointId, now: Instant) {
         let now = self.forward(now);
         if let Ok(mut connection) = self.tcp(id) {
@@ -845,6 +844,42 @@ impl Stack<'_> {
             connection.output(memory, now, true);
             self.settle(id.index, now);
         }
+    }
+
+    /// TCP_QUICKACK: acknowledgements wait for answers (0) or not, until the exchange itself says
+    /// otherwise; the one that is owed leaves. With an even number they wait again after that
+    /// (net/ipv4/tcp.c:__tcp_sock_set_quickack).
+    ///
+    /// # Errors
+    /// [`Stale`].
+    pub fn tcp_set_quick_ack(
+        &mut self,
+        id: EndpointId,
+        value: i32,
+        now: Instant,
+    ) -> Result<(), Stale> {
+        let tcb = self.tcp(id)?.tcb;
+        if value != 0 && tcb.has(flag::ACK_OWED) && tcb.state().is_synchronised() {
+            let is_read = tcb.rx_bytes == 0;
+            if is_read || tcb.unacked_bytes > u32::from(tcb.rcv_mss) {
+                tcb.set(flag::ACK_NOW);
+            }
+        }
+        if value & 1 != 0 {
+            tcb.clear(flag::PINGPONG);
+        } else {
+            tcb.set(flag::PINGPONG);
+        }
+        self.settle(id.index, now);
+        Ok(())
+    }
+
+    /// What TCP_QUICKACK answers.
+    ///
+    /// # Errors
+    /// [`Stale`].
+    pub fn tcp_quick_ack(&mut self, id: EndpointId) -> Result<bool, Stale> {
+        Ok(!self.tcp(id)?.tcb.has(flag::PINGPONG))
     }
 
     /// [`Stack::readiness`] of a TCP endpoint (net/ipv4/tcp.c:tcp_poll). Whoever is told that there

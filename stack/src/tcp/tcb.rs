@@ -184,7 +184,7 @@ pub(crate) mod flag {
     pub(crate) const CWND_LIMITED: u32 = 1 << 23;
     /// A reset has ended the connection.
     pub(crate) const RESET: u32 = 1 << 24;
-    /// The last call said that more data follows (MSG_MORE).
+    /// The call that is sending says that more data follows (MSG_MORE).
     pub(crate) const MORE: u32 = 1 << 25;
     /// The last holder died: close at the next flush.
     pub(crate) const CLOSE_DUE: u32 = 1 << 26;

@@ -360,6 +360,12 @@ impl Machine {
         }
         let id = self.sockets.get(name)?.id;
         while let Some(word) = words.next() {
+            if let Some(value) = word.strip_prefix("quickack=") {
+                let value = number(value)? as i32;
+                self.with(|stack, _, now| stack.tcp_set_quick_ack(id, value, now))
+                    .map_err(|_| "stale".to_owned())?;
+                continue;
+            }
             let mut stack = self.rig.stack();
             let options = stack.tcp_options(id).map_err(|_| "stale".to_owned())?;
             set_option(options, word)?;

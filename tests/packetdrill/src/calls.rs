@@ -329,6 +329,12 @@ pub fn option_set(fd: c_int, (level, name): (c_int, c_int)) {
         let keys = kernel::cookie_keys(fd);
         with(|world| world.stack().tcp_set_cookie_keys(id, &keys));
     }
+    if (level, name) == (IPPROTO_TCP, libc::TCP_QUICKACK) {
+        let mut value = [0; size_of::<c_int>()];
+        let _ = kernel::option(fd, level, name, &mut value);
+        let value = c_int::from_ne_bytes(value);
+        with(|world| world.with(|stack, _, now| stack.tcp_set_quick_ack(id, value, now)));
+    }
     if !READ.contains(&(level, name)) && !RARE.contains(&(level, name)) {
         return;
     }
@@ -373,6 +379,10 @@ pub fn option(fd: c_int, level: c_int, name: c_int) -> Option<Vec<u8>> {
         let status = stack.tcp_status(id).ok()?;
         let options = *stack.tcp_options(id).ok()?;
         match (level, name) {
+            (IPPROTO_TCP, libc::TCP_QUICKACK) => {
+                let quick = c_int::from(stack.tcp_quick_ack(id).ok()?);
+                Some(quick.to_ne_bytes().into())
+            }
             (SOL_SOCKET, libc::SO_ERROR) => Some(stack.tcp_socket_error(id).to_ne_bytes().into()),
             (IPPROTO_TCP, libc::TCP_INFO) if !is_listener => {
                 let mut bytes = stack.tcp_info(id, now).ok()?.as_bytes().to_vec();

@@ -517,6 +517,7 @@ fn set_option(fd: &OwnedFd, word: &str) -> Outcome<()> {
     let (level, option) = match name {
         "nodelay" => (tcp, libc::TCP_NODELAY),
         "cork" => (tcp, libc::TCP_CORK),
+        "quickack" => (tcp, libc::TCP_QUICKACK),
         "keepalive" => (socket, libc::SO_KEEPALIVE),
         "oobinline" => (socket, libc::SO_OOBINLINE),
         "recverr" => {
