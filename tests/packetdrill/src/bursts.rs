@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use bypass_stack::TcpInfo;
 use bypass_stack::wire::tcp::{self, Headers, Segment, emit, flags, headers_len};
 
 use crate::world::{MAC, PEER_MAC};
@@ -11,14 +12,20 @@ use crate::world::{MAC, PEER_MAC};
 const PIECE: usize = 1000;
 /// Bytes of an Ethernet header.
 const ETHERNET: usize = 14;
+/// Flags that only the last segment of a packet has.
+const ENDS: u16 = flags::PSH | flags::FIN;
 
 /// Joins segments that leave together.
 #[derive(Debug, Default)]
 pub struct Bursts {
     /// Segments in the last packet.
     count: u32,
+    /// The last of them ends the packet: it has PSH or FIN.
+    is_whole: bool,
     /// The newest sequence number of the last packet's flow, and that flow's peer.
     newest: Option<(u16, u32)>,
+    /// So many segments are one packet at most, by the port of the connection's peer.
+    most: Vec<(u16, u32)>,
 }
 
 /// A packet without Ethernet header.
@@ -38,11 +45,39 @@ fn least() -> u32 {
     text.trim().parse().unwrap_or(2)
 }
 
+/// A millisecond's worth of segments, more where the round trip is short, and no more than half the
+/// congestion window (net/ipv4/tcp_output.c: tcp_tso_autosize, tcp_cwnd_test).
+fn most(info: &TcpInfo, least: u32) -> u32 {
+    let half = (info.snd_cwnd / 2).max(1);
+    if info.rtt == 0 {
+        return half;
+    }
+    let near = 65_536_u64.checked_shr(info.min_rtt >> 9).unwrap_or(0);
+    let bytes = (info.pacing_rate >> 10) + near;
+    let segments = bytes / u64::from(info.snd_mss.max(1));
+    half.min(least.max(segments as u32))
+}
+
 impl Bursts {
+    /// Notes how long packets of connections may be, by their peers' ports.
+    pub fn note_sizes(&mut self, connections: impl Iterator<Item = (u16, TcpInfo)>) {
+        let least = least();
+        self.most.clear();
+        let most = connections.map(|(port, info)| (port, most(&info, least)));
+        self.most.extend(most);
+    }
+
+    /// So many segments of this flow are one packet at most.
+    fn most(&self, port: u16) -> u32 {
+        let found = self.most.iter().find(|most| most.0 == port);
+        found.map_or_else(least, |most| most.1)
+    }
+
     /// A packet that is not joined with the last one: new data or not.
     pub fn first(&mut self, packet: &[u8]) {
         self.count = 1;
         let Some(found) = parsed(packet) else { return };
+        self.is_whole = found.flags & ENDS != 0;
         let end = found.seq.wrapping_add(u32::from(found.payload_len));
         let old = self.newest.is_some_and(|(port, newest)| {
             port == found.destination_port && newest.wrapping_sub(end) < 1 << 30
@@ -69,13 +104,14 @@ impl Bursts {
             && one.tos == two.tos
             && one.options == two.options
             && (one.flags | two.flags) & !(flags::ACK | flags::PSH | flags::FIN) == 0
-            && one.flags & (flags::PSH | flags::FIN) == 0
+            && !self.is_whole
             && one.payload_len >= two.payload_len
             && two.payload_len > 0;
-        if !fits || self.count >= least() {
+        if !fits || self.count >= self.most(one.destination_port) {
             return false;
         }
         self.count += 1;
+        self.is_whole = two.flags & ENDS != 0;
         let end = two.seq.wrapping_add(u32::from(two.payload_len));
         self.newest = Some((one.destination_port, end));
         let payload = &next[next.len() - usize::from(two.payload_len)..];
@@ -118,7 +154,6 @@ pub fn pieces(frame: Vec<u8>) -> Vec<Vec<u8>> {
     };
     let start = usize::from(found.payload_offset);
     let payload = &frame[start..start + usize::from(found.payload_len)];
-    let ends = flags::FIN | flags::PSH;
     let mut seq = found.seq;
     let mut pieces = Vec::new();
     for piece in payload.chunks(PIECE) {
@@ -126,7 +161,7 @@ pub fn pieces(frame: Vec<u8>) -> Vec<Vec<u8>> {
         let kept = if is_last {
             found.flags
         } else {
-            found.flags & !ends
+            found.flags & !ENDS
         };
         let room = headers_len(found.source.is_v4(), &found.options);
         let mut segment = vec![0; room];

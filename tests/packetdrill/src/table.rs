@@ -408,6 +408,42 @@ unsafe extern "C" fn send(
     to_c(unsafe { send_vectors(fd, &raw const one, 1, flags) })
 }
 
+/// sendfile(2), which packetdrill's table has no place for either.
+///
+/// # Safety
+/// `offset` is null or the caller's to write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sendfile(
+    fd: c_int,
+    file: c_int,
+    offset: *mut off_t,
+    len: size_t,
+) -> ssize_t {
+    if calls::of(fd).is_none() {
+        // SAFETY: the caller's promise.
+        return unsafe { libc::syscall(libc::SYS_sendfile, fd, file, offset, len) as ssize_t };
+    }
+    let mut bytes = vec![0_u8; len.min(1 << 20)];
+    let to = bytes.as_mut_ptr().cast();
+    // SAFETY: `bytes` has room for so many; `offset` as the caller says.
+    let count = unsafe {
+        match offset.as_ref() {
+            Some(&from) => libc::pread(file, to, bytes.len(), from),
+            None => libc::read(file, to, bytes.len()),
+        }
+    };
+    if count <= 0 {
+        return count;
+    }
+    // SAFETY: `bytes` is readable.
+    let sent = unsafe { send(null_mut(), fd, bytes.as_ptr().cast(), count as size_t, 0) };
+    // SAFETY: the caller's promise.
+    if let Some(offset) = unsafe { offset.as_mut() } {
+        *offset += sent.max(0) as off_t;
+    }
+    sent
+}
+
 unsafe extern "C" fn sendto(
     data: Data,
     fd: c_int,

@@ -149,6 +149,11 @@ impl World {
         stack.flush(packets, now);
         while stack.take_flow_change().is_some() {}
         while stack.take_ended().is_some() {}
+        let ids = self.sockets.values().filter_map(|socket| socket.id());
+        self.bursts.note_sizes(ids.filter_map(|id| {
+            let port = stack.tcp_status(id).ok()?.remote.port;
+            Some((port, stack.tcp_info(id, now).ok()?))
+        }));
         while let Some(frame) = stack.poll_transmit(0) {
             let start = frame.offset as usize + ETHERNET;
             let end = (frame.offset + frame.len) as usize;
