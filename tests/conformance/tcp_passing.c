@@ -307,8 +307,8 @@ CASE(tcp_handover_option, MIXED)
     wait_for(one, POLLIN, 3000);
     int on = 1, is = 0;
     socklen_t length = sizeof is;
-    value("SO_ZEROCOPY", setsockopt(one, SOL_SOCKET, 60, &on, sizeof on));
-    value("SO_ZEROCOPY", getsockopt(one, SOL_SOCKET, 60, &is, &length));
+    value("IP_MINTTL", setsockopt(one, IPPROTO_IP, IP_MINTTL, &on, sizeof on));
+    value("IP_MINTTL", getsockopt(one, IPPROTO_IP, IP_MINTTL, &is, &length));
     line("is %d", is);
     receive(one, 0);
     value("write", write(one, "hello", 5));

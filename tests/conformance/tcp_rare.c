@@ -315,7 +315,7 @@ CASE(tcp_kernel_values, MIXED)
         const void *value;
         socklen_t length;
     } rows[] = {
-        {SOL_SOCKET, SO_TIMESTAMPNS, &one, 4},    {SOL_SOCKET, SO_MARK, &seven, 4},
+        {SOL_SOCKET, SO_TIMESTAMPNS_NEW, &one, 4}, {SOL_SOCKET, SO_MARK, &seven, 4},
         {IPPROTO_IP, IP_MINTTL, &seven, 4},       {IPPROTO_IP, IP_MINTTL, byte, 1},
         {IPPROTO_TCP, TCP_TX_DELAY, &thousand, 4}, {IPPROTO_IP, IP_OPTIONS, nothing, 4},
     };
@@ -333,7 +333,7 @@ CASE(tcp_kernel_values, MIXED)
     int fd = dial(peer4, T_RESET);
     value("write", write(fd, "abc", 3));
     wait_for(fd, POLLHUP, 3000);
-    value("on an ended one", set(fd, SOL_SOCKET, SO_TIMESTAMP, 1));
+    value("on an ended one", set(fd, SOL_SOCKET, SO_MARK, 7));
     fd = dial(peer4, T_ECHO);
     value("nobody's signals", fcntl(fd, F_SETOWN, 0));
     value("V6ONLY of IPv4", set(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1));

@@ -79,6 +79,7 @@ pub(crate) fn executed(scene: &Scene) -> Result<()> {
 pub(crate) fn refused(scene: &Scene) -> Result<()> {
     let script = r"
 import os, socket, subprocess, sys, time
+IP_MINTTL = 21
 c, _ = socket.create_server((sys.argv[1], 900)).accept()
 print('accepted', flush=True)
 while not os.path.exists(sys.argv[2]): time.sleep(0.01)
@@ -89,7 +90,7 @@ def tell(what, call):
     try: call(); print(what, 'done', flush=True)
     except OSError as error: print(what, error.strerror, flush=True)
 goes_on(b'before')
-tell('option:', lambda: c.setsockopt(socket.SOL_SOCKET, 60, 1))
+tell('option:', lambda: c.setsockopt(socket.IPPROTO_IP, IP_MINTTL, 1))
 goes_on(b'option')
 here, there = socket.socketpair()
 socket.send_fds(here, [b'x'], [c.fileno()])
