@@ -124,11 +124,22 @@ fn the_kernel_agrees() {
     assert!(failed.is_empty(), "\n{}\n", failed.join("\n"));
 }
 
-/// The kernel of this host does what our stack does in random scenarios; needs what
-/// `the_kernel_agrees` needs. `BYPASS_ROUNDS=n` runs so many, from `BYPASS_SEED` on. What differs
+/// The kernel of this host does what our stack does in these random scenarios; needs what
+/// `the_kernel_agrees` needs.
+#[test]
+fn the_kernel_agrees_in_some_random_scenarios() {
+    let report = script::differential::run(SOME);
+    assert!(report.found.is_empty(), "\n{}\n", report.found.join("\n\n"));
+    assert!(report.agreed >= 290, "known: {:?}", report.known);
+}
+
+/// Scenarios of every run, of which none ends with a difference that is not known.
+const SOME: std::ops::Range<u64> = 101..401;
+
+/// The same for any scenarios: `BYPASS_ROUNDS=n` runs so many, from `BYPASS_SEED` on. What differs
 /// is printed as a script.
 #[test]
-#[ignore = "finds differences that are not classified yet: run by hand"]
+#[ignore = "one in 600 ends with a difference that is not classified yet: run by hand"]
 fn the_kernel_agrees_in_random_scenarios() {
     let number = |name: &str| std::env::var(name).ok()?.parse().ok();
     let first: u64 = number("BYPASS_SEED").unwrap_or(1);

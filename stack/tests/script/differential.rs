@@ -10,6 +10,7 @@ use crate::common::Random;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// Namespaces at work, half of them for each family.
 const BENCHES: u64 = 24;
@@ -17,6 +18,8 @@ const BENCHES: u64 = 24;
 /// How often the kernel may disagree by chance: its timers run in real time, and on a machine that
 /// stands still for a moment they come before the next line.
 const TRIES: usize = 6;
+/// As long as this it may do so oftener: a loss probe is due after two ticks.
+const TRYING: Duration = Duration::from_secs(4);
 
 /// What came of some scenarios.
 #[derive(Debug, Default)]
@@ -106,19 +109,23 @@ fn scenario(bench: &mut Bench, seed: u64, is_v4: bool) -> End {
 
 /// The script up to the line that the kernel disagrees with, if it does every time.
 fn difference(bench: &mut Bench, script: &[String], tries: usize) -> End {
-    let mut found = None;
-    for _ in 0..tries {
-        match bench.play(script) {
-            Ok(()) => return End::Agreed,
-            Err(difference) => found = Some(difference),
+    let began = Instant::now();
+    let mut tried = 0;
+    let (nth, error) = loop {
+        let Err((nth, error)) = bench.play(script) else {
+            return End::Agreed;
+        };
+        tried += 1;
+        if tried < tries {
+            continue;
         }
-    }
-    let Some((nth, error)) = found else {
-        return End::Agreed;
+        if let Some(name) = known::kind(script, nth, &error) {
+            return End::Known(name);
+        }
+        if tries < TRIES || began.elapsed() > TRYING {
+            break (nth, error);
+        }
     };
-    if let Some(name) = known::kind(script, nth, &error) {
-        return End::Known(name);
-    }
     let end = script.len().min(nth + 1);
     let lines = script[..end].iter().enumerate();
     // What program and kernel agree about before is not needed to see it.
