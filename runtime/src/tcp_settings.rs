@@ -20,7 +20,7 @@ macro_rules! setting {
 }
 
 /// Every setting of numbers that the stack follows.
-const SETTINGS: [(&str, Apply); 24] = [
+const SETTINGS: [(&str, Apply); 25] = [
     (setting!("tcp_rmem"), |to, value| to.rmem = value),
     (setting!("tcp_wmem"), |to, value| to.wmem = value),
     (setting!("tcp_syn_retries"), |to, [value, ..]| {
@@ -94,6 +94,12 @@ const SETTINGS: [(&str, Apply); 24] = [
     (setting!("tcp_invalid_ratelimit"), |to, [value, ..]| {
         to.invalid_ratelimit_ms = u16::try_from(value).unwrap_or(u16::MAX);
     }),
+    (
+        setting!("tcp_fastopen_blackhole_timeout_sec"),
+        |to, [value, ..]| {
+            to.fast_open_pause_s = value;
+        },
+    ),
 ];
 
 fn byte(value: u32) -> u8 {

@@ -114,6 +114,9 @@ table! {
         TcpFastOpens "tcp-fast-opens" "Connections that a SYN with data or a cookie has made at once (TCP Fast Open).",
         TcpFastOpensRefused "tcp-fast-opens-refused" "SYNs whose Fast Open cookie was wrong.",
         TcpFastOpensFull "tcp-fast-opens-full" "SYNs for Fast Open that became ordinary, because as many as TCP_FASTOPEN allows waited for the end of their handshake.",
+        TcpFastConnects "tcp-fast-connects" "Connections whose SYN had data that the peer has taken (TCP Fast Open).",
+        TcpFastConnectsFailed "tcp-fast-connects-failed" "Connections whose SYN had data that had to be sent again, or that a path may have swallowed.",
+        TcpFastConnectsPaused "tcp-fast-connects-paused" "Times connections began to do without Fast Open, because a path seems not to carry it.",
     }
 }
 

@@ -24,6 +24,7 @@
 use crate::counters::COUNTER_SLOTS;
 use crate::holders;
 use crate::tcp::TcpDefaults;
+use crate::tcp::cookies::Cookies;
 use crate::tcp::ended::EndedFilters;
 use crate::tcp::flow::FlowChanges;
 use crate::tcp::mini::Mini;
@@ -39,7 +40,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of an image: "bypassim" in memory.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"bypassim");
 /// Version of the layout that this build reads and writes.
-pub const LAYOUT_VERSION: u32 = 18;
+pub const LAYOUT_VERSION: u32 = 19;
 /// Link value: nothing.
 pub(crate) const NONE: u32 = u32::MAX;
 /// `ReadyLink::next` of an endpoint that is on no ready list.
@@ -381,6 +382,9 @@ pub(crate) struct WaiterSlot {
     pub(crate) process: u32,
 }
 
+/// Words that fill the head up to a whole cache line.
+const TAIL: usize = 6;
+
 /// The head of the image.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -426,6 +430,7 @@ pub(crate) struct Head {
     pub(crate) watchers: [WatcherSlot; WATCHERS],
 
     pub(crate) tcp_defaults: TcpDefaults,
+    pub(crate) cookies: Cookies,
     pub(crate) flush_head: u32,
     pub(crate) free_mini: u32,
     pub(crate) live_minis: u32,
@@ -445,6 +450,7 @@ pub(crate) struct Head {
     pub(crate) pressed_listeners: [u32; 64],
     pub(crate) notice_queues: Places,
     pub(crate) notices: Places,
+    pub(crate) tail: [u64; TAIL],
 }
 
 const _: () = {

@@ -64,8 +64,8 @@ pub use readiness::{Readiness, event};
 pub use send::SendError;
 pub use stack::{FrameOutcome, RxFrame, Stack, Transmit};
 pub use tcp::{
-    CannotMove, Cargo, ConnectionRecord, Ended, FlowChange, NoPort, Notice, NoticeKind, Part,
-    PortView, Shutdown, Span, TcpDefaults, TcpError, TcpInfo, TcpInput, TcpOpen, TcpOptions,
+    CannotMove, Cargo, ConnectionRecord, Ended, FirstWrite, FlowChange, NoPort, Notice, NoticeKind,
+    Part, PortView, Shutdown, Span, TcpDefaults, TcpError, TcpInfo, TcpInput, TcpOpen, TcpOptions,
     TcpState, TcpStatus,
 };
 pub use types::{

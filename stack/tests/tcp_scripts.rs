@@ -174,5 +174,6 @@ macro_rules! topics {
 }
 
 topics! {
-    fast_open handshake listener close receive send timers recovery attacks ecn info urgent
+    fast_connect fast_open handshake listener close receive send timers recovery attacks ecn info
+    urgent
 }

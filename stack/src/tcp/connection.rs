@@ -1,7 +1,7 @@
 //! One connection being worked on: its endpoint, its control block, and the pool.
 
 use super::pool::{Pool, SegmentSlot};
-use super::tcb::{NEVER, Tcb, TcpState, flag};
+use super::tcb::{NEVER, Tcb, TcpState, fast, flag};
 use crate::image::{Endpoint, NONE};
 use crate::stack::Stack;
 use crate::types::Instant;
@@ -135,6 +135,9 @@ impl Connection<'_> {
         }
         if error != 0 {
             self.tcb.error = error;
+        }
+        if self.tcb.is_fast(fast::ASKED) {
+            self.judge_path();
         }
         self.tcb.state = TcpState::Closed as u8;
         self.tcb.set(flag::SEND_SHUT | flag::RECEIVE_SHUT);

@@ -62,6 +62,9 @@ pub struct TcpDefaults {
     pub probe_threshold: u32,
     /// tcp_fastopen: bits of [`TcpDefaults::FAST_OPEN_SERVER`] and the others.
     pub fast_open: u32,
+    /// tcp_fastopen_blackhole_timeout_sec, seconds: how long connections of ours do without Fast
+    /// Open after a path has shown that it does not carry it; 0 = they do not stop.
+    pub fast_open_pause_s: u32,
 }
 
 impl TcpDefaults {
@@ -105,6 +108,7 @@ impl TcpDefaults {
             probe_interval_s: 600,
             probe_threshold: 8,
             fast_open: 1,
+            fast_open_pause_s: 0,
         }
     }
 }

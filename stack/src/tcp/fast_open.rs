@@ -106,7 +106,7 @@ fn cookie(key: &Key, client: IpAddress, server: IpAddress) -> [u8; 8] {
 
 impl Arrived<'_> {
     /// The Fast Open option of the segment.
-    fn fast_open(&self, memory: &impl Memory) -> Option<FastOpen> {
+    pub(super) fn fast_open(&self, memory: &impl Memory) -> Option<FastOpen> {
         let start = self.offset.checked_sub(self.segment.payload_offset)?;
         let chunk = memory.chunk(crate::types::ChunkId(self.chunk));
         let frame = chunk.get(usize::from(start)..usize::from(self.offset))?;

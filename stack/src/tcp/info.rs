@@ -23,7 +23,7 @@ pub struct TcpInfo {
     pub options: u8,
     /// snd_wscale in the low four bits, rcv_wscale in the high ones.
     pub wscale: u8,
-    /// delivery_rate_app_limited in bit 0.
+    /// delivery_rate_app_limited in bit 0, fastopen_client_fail in the two bits above it.
     pub rate_flags: u8,
     pub rto: u32,
     pub ato: u32,
@@ -119,7 +119,7 @@ impl Stack<'_> {
             info.options |= OPT_SYN_DATA;
         }
         info.wscale = tcb.snd_wscale & 15 | tcb.rcv_wscale << 4;
-        info.rate_flags = u8::from(tcb.app_limited != 0);
+        info.rate_flags = u8::from(tcb.app_limited != 0) | (tcb.fast_failure() << 1) as u8;
         info.rto = tcb.backed_off_rto();
         info.ato = 40_000;
         info.snd_mss = u32::from(tcb.mss);

@@ -1,14 +1,16 @@
 //! Input: a segment meets the state of its connection (RFC 9293 section 3.10.7, RFC 5961, RFC
 //! 7323).
 
+use super::ack::Told;
 use super::connection::{Connection, elapsed, may_answer, micros, millis, timestamps};
 use super::listen::{Taken, initial_window};
 use super::mini;
 use super::receive::Payload;
-use super::seq::{after, before};
+use super::seq::{after, before, distance};
 use super::tcb::{Hop, NEVER, TcpState, flag};
 use crate::counters::{Counter, DropReason};
 use crate::cplane::NextHop;
+use crate::image::NONE;
 use crate::stack::{FrameOutcome, RxFrame, Stack};
 use crate::types::{EndpointId, Instant, IpAddress, Memory, QUEUE_PAIR_HAIRPIN, SocketAddress};
 use crate::wire::tcp::{self, FastOpen, Segment, flags};
@@ -22,6 +24,7 @@ pub(crate) mod errno {
     pub(crate) const ENOTCONN: i32 = 107;
     pub(crate) const ETIMEDOUT: i32 = 110;
     pub(crate) const ECONNREFUSED: i32 = 111;
+    pub(crate) const EINPROGRESS: i32 = 115;
 }
 
 /// Segments of a new connection's first flight (RFC 6928).
@@ -220,17 +223,20 @@ impl Stack<'_> {
 
 impl Connection<'_> {
     /// A connection begins to carry data: windows, segment size, buffers, timers.
-    pub(crate) fn start(&mut self, snd_nxt: u32, now: Instant) {
+    pub(crate) fn start(&mut self, snd_una: u32, now: Instant) {
         let tcb = &mut *self.tcb;
-        tcb.snd_una = snd_nxt;
-        tcb.snd_nxt = snd_nxt;
-        tcb.write_seq = snd_nxt;
-        tcb.snd_sml = snd_nxt;
-        tcb.snd_up = snd_nxt;
-        tcb.high_seq = snd_nxt.wrapping_sub(1);
+        // What our SYN has carried is on the queue until it is acknowledged.
+        if tcb.queue_head == NONE {
+            tcb.snd_nxt = snd_una;
+            tcb.write_seq = snd_una;
+        }
+        tcb.snd_una = snd_una;
+        tcb.snd_sml = snd_una;
+        tcb.snd_up = snd_una;
+        tcb.high_seq = snd_una.wrapping_sub(1);
         tcb.round_delivered = 0;
-        tcb.rack_end_seq = snd_nxt;
-        tcb.usage_seq = snd_nxt;
+        tcb.rack_end_seq = snd_una;
+        tcb.usage_seq = snd_una;
         tcb.rcv_mss = tcb.advertised_mss.clamp(1, 536);
         tcb.last_received_ms = millis(now);
         tcb.last_data_ms = millis(now);
@@ -266,10 +272,7 @@ impl Connection<'_> {
             self.tcb.data_segs_in = self.tcb.data_segs_in.wrapping_add(1);
         }
         match self.tcb.state() {
-            TcpState::SynSent => {
-                self.input_syn_sent(memory, arrived, now)?;
-                return Ok(false);
-            }
+            TcpState::SynSent => return self.input_syn_sent(memory, arrived, now),
             TcpState::Closed | TcpState::Listen | TcpState::TimeWait => {
                 return Err(DropReason::NoEndpoint);
             }
@@ -361,6 +364,7 @@ impl Connection<'_> {
                 self.take_reset();
                 return Ok(false);
             }
+            self.suspect_reset(now);
             self.challenge(now);
             return Err(DropReason::TcpWindow);
         }
@@ -370,7 +374,9 @@ impl Connection<'_> {
                 && segment.seq.wrapping_add(1) == self.tcb.rcv_nxt
                 && !self.tcb.is_early()
             {
-                // The other half of a simultaneous open.
+                // The other half of a simultaneous open: to a receiver the SYN once more.
+                self.note_duplicate(segment.seq, self.tcb.rcv_nxt);
+                self.tcb.set(flag::ACK_NOW);
                 return Ok(true);
             }
             self.challenge(now);
@@ -508,7 +514,7 @@ impl Connection<'_> {
         memory: &mut impl Memory,
         arrived: &Arrived<'_>,
         now: Instant,
-    ) -> Result<(), DropReason> {
+    ) -> Result<bool, DropReason> {
         let segment = arrived.segment;
         let has_ack = segment.flags & flags::ACK != 0;
         let acked =
@@ -533,7 +539,7 @@ impl Connection<'_> {
         if segment.flags & flags::RST != 0 {
             if acked {
                 self.take_reset();
-                return Ok(());
+                return Ok(false);
             }
             return Err(DropReason::TcpAck);
         }
@@ -543,11 +549,10 @@ impl Connection<'_> {
         self.take_syn_options(segment, now);
         self.tcb.hop.mac = arrived.segment.source_mac;
         if acked {
-            self.connected(memory, segment, now);
-        } else {
-            self.crossed(memory, now);
+            return Ok(self.connected(memory, arrived, now));
         }
-        Ok(())
+        self.crossed(memory, now);
+        Ok(false)
     }
 
     /// Whether a SYN-ACK echoes a timestamp that none of our SYNs had.
@@ -598,13 +603,17 @@ impl Connection<'_> {
         self.tcb.max_window = self.tcb.snd_wnd;
     }
 
-    /// The SYN-ACK has come.
-    fn connected(&mut self, memory: &mut impl Memory, segment: &Segment, now: Instant) {
+    /// The SYN-ACK has come. `true` when its chunk is kept.
+    fn connected(&mut self, memory: &mut impl Memory, arrived: &Arrived<'_>, now: Instant) -> bool {
+        let ack = arrived.segment.ack;
         let clean = self.tcb.syn_retries == 0;
         let sent_us = self.tcb.syn_sent_us;
         self.tcb.state = TcpState::Established as u8;
         self.stop_timers();
-        self.start(segment.ack, now);
+        if self.tcb.packets_out > 0 {
+            self.take_cumulative(ack, &mut Told::default(), now);
+        }
+        self.start(ack, now);
         self.after_syn_losses(u32::from(self.tcb.syn_retries));
         if clean {
             let now_us = micros(now);
@@ -612,10 +621,14 @@ impl Connection<'_> {
                 .sample_rtt(elapsed(now_us as u32, sent_us), millis(now));
         }
         // Linux counts the SYN among the bytes, in an active open.
-        self.tcb.bytes_acked = 1;
+        self.tcb.bytes_acked = u64::from(distance(self.tcb.iss, ack));
         self.tcb.clear(flag::CONNECTING);
         self.writable_edge();
+        if self.tcb.fast_open != 0 {
+            return self.connected_fast(memory, arrived, now);
+        }
         self.send_ack(memory, now);
+        false
     }
 
     /// More than one lost SYN or SYN-ACK: the path is loaded, the first window is one segment (RFC
@@ -642,6 +655,13 @@ impl Connection<'_> {
         fast_open: Option<&FastOpen>,
         now: Instant,
     ) {
+        let (bits, options) = self.begin_syn(now);
+        let iss = self.tcb.iss;
+        self.send_bare_with(memory, iss, bits, options, fast_open);
+    }
+
+    /// The control bits and options of our SYN or SYN-ACK, which leaves now.
+    pub(super) fn begin_syn(&mut self, now: Instant) -> (u16, tcp::Options) {
         let answer = self.tcb.state() != TcpState::SynSent;
         let options = tcp::Options {
             mss: Some(self.tcb.advertised_mss),
@@ -666,22 +686,23 @@ impl Connection<'_> {
         let told = if answer { self.tcb.rcv_wnd } else { 0 };
         self.tcb.rcv_wnd = window.max(told);
         self.tcb.syn_sent_us = micros(now) as u32;
-        let iss = self.tcb.iss;
-        self.send_bare_with(memory, iss, bits, options, fast_open);
+        (bits, options)
     }
 
     /// What the acknowledgement of everything, or of our FIN, changes.
     fn after_ack(&mut self, memory: &mut impl Memory, now: Instant) {
-        let all = self.tcb.snd_una == self.tcb.snd_nxt && self.tcb.unsent == crate::image::NONE;
+        let all = self.tcb.snd_una == self.tcb.snd_nxt && self.tcb.unsent == NONE;
         let fin_acked = all && self.tcb.has(flag::FIN_QUEUED);
+        let is_answered = !self.tcb.is_early() && after(self.tcb.snd_una, self.tcb.iss);
         match self.tcb.state() {
-            TcpState::SynReceived if self.tcb.snd_una == self.tcb.snd_nxt => {
+            TcpState::SynReceived if is_answered => {
                 self.tcb.state = TcpState::Established as u8;
                 self.stop_timers();
                 let una = self.tcb.snd_una;
                 self.start(una, now);
                 self.after_syn_losses(u32::from(self.tcb.syn_retries));
                 self.tcb.clear(flag::CONNECTING);
+                self.arm_retransmit(now, true);
                 self.writable_edge();
                 if self.tcb.has(flag::SEND_SHUT) {
                     self.send_fin(memory, now);

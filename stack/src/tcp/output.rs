@@ -178,7 +178,13 @@ impl Connection<'_> {
 
     /// Headers of a segment of this connection.
     #[inline]
-    fn headers(&mut self, seq: u32, bits: u16, window: u16, with: tcp::Options) -> Headers {
+    pub(super) fn headers(
+        &mut self,
+        seq: u32,
+        bits: u16,
+        window: u16,
+        with: tcp::Options,
+    ) -> Headers {
         let is_v4 = self.is_v4();
         let options = &self.tcb.options;
         let (tos, ttl) = if is_v4 {
@@ -243,9 +249,7 @@ impl Connection<'_> {
         let window = if bits & (flags::RST | flags::ACK) == flags::RST {
             0
         } else if bits & flags::SYN != 0 {
-            // The window of a SYN is not scaled (RFC 7323 section 2.2).
-            self.tcb.tell_window(self.tcb.rcv_wnd);
-            self.tcb.rcv_wnd.min(u32::from(u16::MAX)) as u16
+            self.syn_window()
         } else {
             self.select_window()
         };
@@ -262,6 +266,12 @@ impl Connection<'_> {
             self.acknowledged();
         }
         true
+    }
+
+    /// The window of a SYN, which is not scaled (RFC 7323 section 2.2).
+    pub(super) fn syn_window(&mut self) -> u16 {
+        self.tcb.tell_window(self.tcb.rcv_wnd);
+        self.tcb.rcv_wnd.min(u32::from(u16::MAX)) as u16
     }
 
     /// Sends an acknowledgement now.
@@ -354,6 +364,14 @@ impl Connection<'_> {
             self.pool.count(Counter::BadChunk);
             return false;
         };
+        self.launch(chunk, segment, start, now);
+        self.acknowledged();
+        true
+    }
+
+    /// Puts a segment whose frame begins at `start` of its chunk on the transmit list.
+    #[inline(always)]
+    pub(super) fn launch(&mut self, chunk: u32, segment: &SegmentSlot, start: u16, now: Instant) {
         if let Some(slot) = self.pool.chunks.get_mut(chunk as usize) {
             slot.offset = start;
             slot.len = segment.offset.wrapping_add(segment.len).wrapping_sub(start);
@@ -361,8 +379,6 @@ impl Connection<'_> {
         }
         self.pool.append_transmit(self.tcb.hop.queue_pair, chunk);
         self.sent(chunk, now);
-        self.acknowledged();
-        true
     }
 
     /// Whether the segment goes out in the plain form: data with timestamps, and nothing else to

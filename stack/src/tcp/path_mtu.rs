@@ -4,7 +4,7 @@
 use super::connection::Connection;
 use super::input::errno;
 use super::pool::mark;
-use super::tcb::{TcpState, ca};
+use super::tcb::{TcpState, ca, fast};
 use crate::counters::Counter;
 use crate::stack::Stack;
 use crate::types::{EndpointId, Instant, Memory, Stale};
@@ -64,6 +64,9 @@ impl Connection<'_> {
         self.pool.count(Counter::TcpPathMtu);
         self.tcb.hop.mtu = mtu;
         if state == TcpState::SynSent {
+            if self.tcb.is_fast(fast::DATA_SENT) {
+                self.repeat_syn(memory, now);
+            }
             return true;
         }
         self.tcb.mss = self.current_mss();

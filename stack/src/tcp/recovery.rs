@@ -151,7 +151,7 @@ impl Connection<'_> {
 
     /// Marks every segment in flight as lost, after a timeout. When the first one was told as
     /// received, the peer has thrown it away: what it told counts no longer (RFC 2018 section 8).
-    fn lose_all(&mut self) {
+    pub(super) fn lose_all(&mut self) {
         let mut chunk = self.tcb.queue_head;
         let reneged = self
             .segment(chunk)

@@ -8,7 +8,7 @@ use super::output::PAYLOAD_AT;
 use super::pool::mark;
 use super::seq::distance;
 use super::socket::TcpError;
-use super::tcb::{TcpState, flag, pending};
+use super::tcb::{TcpState, fast, flag, pending};
 use crate::image::{NONE, chunk_state};
 use crate::types::{ChunkId, Instant, Memory};
 
@@ -27,6 +27,9 @@ impl Connection<'_> {
         }
         match self.tcb.state() {
             _ if self.tcb.may_carry_data() => Ok(()),
+            TcpState::SynSent if self.tcb.is_fast(fast::DEFERRED) => {
+                Err(TcpError::Errno(errno::EINPROGRESS))
+            }
             TcpState::SynSent | TcpState::SynReceived => {
                 self.tcb.set(flag::NO_SPACE);
                 Err(TcpError::WouldBlock)
@@ -40,6 +43,10 @@ impl Connection<'_> {
     /// packet memory, the timer looks again.
     pub(crate) fn wait_for_room(&mut self, now: Instant) {
         self.tcb.set(flag::NO_SPACE);
+        if self.tcb.state() == TcpState::SynSent {
+            // Its end is told.
+            return;
+        }
         if self.tcb.packets_out == 0 && self.tcb.pending == pending::NONE {
             self.tcb.pending = pending::PROBE;
             self.tcb.retransmit_at = now.0.saturating_add(ROOM_NS);

@@ -6,7 +6,7 @@ use super::listen::window_scale;
 use super::mini;
 use super::options::TcpOptions;
 use super::pool::mark;
-use super::tcb::{Hop, TcpState, flag};
+use super::tcb::{Hop, TcpState, fast, flag};
 use crate::counters::Counter;
 use crate::cplane::NextHop;
 use crate::image::{NONE, UdpOptions, kind};
@@ -117,6 +117,8 @@ pub struct TcpStatus {
     pub filter: u32,
     /// Which packets it takes.
     pub family: Family,
+    /// Its SYN waits for the first write ([`Stack::tcp_send_first`]).
+    pub deferred: bool,
 }
 
 /// What a TCP endpoint looks like to who reads from it.
@@ -246,7 +248,8 @@ impl Stack<'_> {
         self.find_connection(&local, &remote).is_none() && self.find_mini(&local, &remote).is_none()
     }
 
-    /// Connects a closed endpoint from its local address: its SYN is on the transmit list.
+    /// Connects a closed endpoint from its local address: its SYN is on the transmit list, or with
+    /// TCP_FASTOPEN_CONNECT waits for the first write.
     ///
     /// # Errors
     /// [`OpenError::InUse`] when the 4-tuple is taken, also by a TIME_WAIT without timestamps;
@@ -255,6 +258,30 @@ impl Stack<'_> {
     pub fn tcp_start(
         &mut self,
         memory: &mut impl Memory,
+        id: EndpointId,
+        remote: SocketAddress,
+        via: &NextHop,
+        now: Instant,
+    ) -> Result<(), OpenError> {
+        self.prepare(id, remote, via, now)?;
+        if let Some(mut connection) = self.connection(id.index) {
+            if connection.tcb.options.has(TcpOptions::FAST_OPEN_CONNECT) {
+                connection.begin_fast_connect(memory, now);
+            } else {
+                connection.send_syn(memory, None, now);
+                connection.arm_rto(now);
+            }
+        }
+        self.settle(id.index, now);
+        Ok(())
+    }
+
+    /// A connection whose SYN is still to be sent.
+    ///
+    /// # Errors
+    /// As [`Stack::tcp_start`].
+    pub(super) fn prepare(
+        &mut self,
         id: EndpointId,
         remote: SocketAddress,
         via: &NextHop,
@@ -316,11 +343,6 @@ impl Stack<'_> {
         self.link_endpoint(index);
         self.flow_begins(local, remote);
         self.count(Counter::TcpActiveOpens);
-        if let Some(mut connection) = self.connection(index) {
-            connection.send_syn(memory, None, now);
-            connection.arm_rto(now);
-        }
-        self.settle(index, now);
         Ok(())
     }
 
@@ -767,6 +789,7 @@ impl Stack<'_> {
             accept_queue: tcb.accept_count,
             filter: endpoint.filter,
             family: Family::from_byte(endpoint.family),
+            deferred: tcb.state() == TcpState::SynSent && tcb.is_fast(fast::DEFERRED),
         })
     }
 
@@ -916,6 +939,9 @@ impl Stack<'_> {
                 events |= event::IN | event::RDNORM | event::RDHUP;
             }
             let is_being_made = matches!(state, TcpState::SynSent | TcpState::SynReceived);
+            if state == TcpState::SynSent && tcb.is_fast(fast::DEFERRED) {
+                events |= event::OUT | event::WRNORM;
+            }
             if !is_being_made || tcb.is_early() {
                 let urgent = u32::from(tcb.skips_urgent());
                 let waiting = tcb.rx_bytes.saturating_sub(urgent);

@@ -103,11 +103,32 @@ pub(crate) mod pending {
 /// Bits of [`Tcb::fast_open`] (RFC 7413).
 pub(crate) mod fast {
     /// A listener has made the connection of a SYN, and its SYN-ACK is not acknowledged.
-    pub(crate) const PENDING: u8 = 1;
+    pub(crate) const PENDING: u16 = 1;
     /// The listener counts it among those.
-    pub(crate) const COUNTED: u8 = 2;
+    pub(crate) const COUNTED: u16 = 2;
     /// Data of the SYN was taken: ours by the peer, or the peer's by us.
-    pub(crate) const DATA_TAKEN: u8 = 4;
+    pub(crate) const DATA_TAKEN: u16 = 4;
+    /// Our SYN had a cookie or the request for one.
+    pub(crate) const ASKED: u16 = 8;
+    /// In the form of the experiment.
+    pub(crate) const EXPERIMENTAL: u16 = 16;
+    /// Our SYN had data.
+    pub(crate) const DATA_SENT: u16 = 32;
+    /// The SYN waits for the first write (TCP_FASTOPEN_CONNECT).
+    pub(crate) const DEFERRED: u16 = 64;
+    /// Whoever has made the connection waits for its end, to write more at once.
+    pub(crate) const WAITED_FOR: u16 = 128;
+    /// The first after a pause of Fast Open: data from the peer ends the count of pauses.
+    pub(crate) const PROVES: u16 = 256;
+    /// Where what TCP_INFO tells of a failure begins, and how it was one (enum
+    /// tcp_fastopen_client_fail).
+    pub(crate) const FAILURE: u32 = 9;
+    /// There was no cookie.
+    pub(crate) const NO_COOKIE: u16 = 1;
+    /// The peer did not take all of the data.
+    pub(crate) const NOT_ACKNOWLEDGED: u16 = 2;
+    /// The SYN was sent again, without data.
+    pub(crate) const SYN_REPEATED: u16 = 3;
 }
 
 /// What the search for the path's MTU is at ([`super::mtu_search`]).
@@ -416,9 +437,7 @@ pub(crate) struct Tcb {
     pub(crate) rack_persist: u8,
     pub(crate) reordering: u16,
     /// What Fast Open is at: bits of [`fast`].
-    pub(crate) fast_open: u8,
-    /// Zero.
-    pub(crate) reserved: u8,
+    pub(crate) fast_open: u16,
     pub(crate) high_seq: u32,
     /// Timestamp of the first retransmission of an episode, milliseconds of our clock.
     pub(crate) retrans_stamp: u32,
@@ -552,7 +571,7 @@ impl Tcb {
     }
 
     /// Whether any of these bits of [`fast`] is set.
-    pub(crate) fn is_fast(&self, bits: u8) -> bool {
+    pub(crate) fn is_fast(&self, bits: u16) -> bool {
         self.fast_open & bits != 0
     }
 

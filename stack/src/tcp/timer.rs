@@ -22,6 +22,18 @@ impl Stack<'_> {
     }
 }
 
+/// What so many retries take when the first timeout is this long and each is twice the one before,
+/// milliseconds (RFC 1122 section 4.2.3.5 as Linux reads it: tcp_model_timeout).
+fn modelled_ms(retries: u8, first_us: u32) -> u64 {
+    let mut total_us = 0_u64;
+    let mut step = u64::from(first_us);
+    for _ in 0..=retries {
+        total_us = total_us.saturating_add(step);
+        step = step.saturating_mul(2).min(u64::from(MAX_RTO_US));
+    }
+    total_us / 1000
+}
+
 impl Connection<'_> {
     /// Does what is due.
     fn fire(&mut self, memory: &mut impl Memory, now: Instant) {
@@ -62,7 +74,9 @@ impl Connection<'_> {
             (_, pending::TLP) => self.fire_tail_probe(memory, now),
             (_, pending::REORDER) => self.fire_reorder(memory, now),
             (_, pending::RTO) if self.tcb.packets_out > 0 => {
-                if self.has_given_up(now) {
+                let is_over = self.has_given_up(now);
+                self.suspect_timeout(self.tcb.retransmits, is_over, now);
+                if is_over {
                     self.time_out();
                 } else {
                     self.suspect_mtu(now);
@@ -77,15 +91,20 @@ impl Connection<'_> {
     /// tcp_syn_linear_timeouts), then in doubling ones.
     fn fire_syn(&mut self, memory: &mut impl Memory, now: Instant) {
         let defaults = self.pool.head.tcp_defaults;
-        let most = match self.tcb.options.syn_count {
+        let doubling = match self.tcb.options.syn_count {
             0 => defaults.syn_retries,
             set => set,
-        }
-        .saturating_add(defaults.syn_linear_timeouts);
-        let late = self.tcb.options.user_timeout_ms != 0
-            && now.0.saturating_sub(self.tcb.stuck_since) / 1_000_000
-                >= u64::from(self.tcb.options.user_timeout_ms);
-        if self.tcb.syn_retries >= most || late {
+        };
+        let most = doubling.saturating_add(defaults.syn_linear_timeouts);
+        let limit_ms = match self.tcb.options.user_timeout_ms {
+            0 if self.tcb.syn_retries == 0 => u64::MAX,
+            0 => modelled_ms(doubling, super::rtt::INITIAL_RTO_US),
+            user => u64::from(user),
+        };
+        let late = now.0.saturating_sub(self.tcb.stuck_since) / 1_000_000 >= limit_ms;
+        let is_over = self.tcb.syn_retries >= most || late;
+        self.suspect_timeout(self.tcb.syn_retries, is_over, now);
+        if is_over {
             self.time_out();
             return;
         }
@@ -131,16 +150,7 @@ impl Connection<'_> {
         if user != 0 {
             return stuck_ms >= u64::from(user);
         }
-        let retries = self.retries();
-        // What the retries take when the first timeout is the least one (RFC 1122 section
-        // 4.2.3.5 as Linux reads it).
-        let mut total_us = 0_u64;
-        let mut step = u64::from(super::rtt::MIN_RTO_US);
-        for _ in 0..=retries {
-            total_us = total_us.saturating_add(step);
-            step = step.saturating_mul(2).min(u64::from(MAX_RTO_US));
-        }
-        stuck_ms >= total_us / 1000
+        stuck_ms >= modelled_ms(self.retries(), super::rtt::MIN_RTO_US)
     }
 
     /// The peer has taken its window back and drops what comes, but lives: what is sent again is a

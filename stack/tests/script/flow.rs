@@ -69,7 +69,8 @@ impl Sent {
 
     /// Whether its payload is what was written there.
     pub fn bytes_are_ours(&self, base: &Base) -> bool {
-        let first = self.segment.seq.wrapping_sub(base.ours);
+        let is_syn = self.segment.flags & flags::SYN != 0;
+        let first = self.segment.seq.wrapping_sub(base.ours) + u32::from(is_syn);
         self.payload
             .iter()
             .enumerate()

@@ -299,6 +299,7 @@ impl Machine {
             "abort-on-overflow" => defaults.abort_on_overflow = value as u8,
             "max-syn-backlog" => defaults.max_syn_backlog = value as u32,
             "fastopen" => defaults.fast_open = value as u32,
+            "fastopen-pause" => defaults.fast_open_pause_s = value as u32,
             "syncookies" => defaults.syncookies = value as u8,
             "invalid-ratelimit" => defaults.invalid_ratelimit_ms = value as u16,
             "challenge-acks" => defaults.challenge_acks = value as u16,

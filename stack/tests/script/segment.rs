@@ -37,6 +37,8 @@ pub struct Described {
     pub sack: Vec<(u32, u32)>,
     pub ecn: Option<u8>,
     pub fast_open: Option<Expected<Cookie>>,
+    /// The option is in the form of the experiment.
+    pub is_experimental: bool,
     /// Further frames belong to the same batch.
     pub batch: bool,
 }
@@ -157,6 +159,10 @@ impl Described {
             "ce" => self.ecn = Some(3),
             "notect" => self.ecn = Some(0),
             "fo" => self.fast_open = Some(Expected::Value(Cookie::parse(words))),
+            "foexp" => {
+                self.fast_open = Some(Expected::Value(Cookie::parse(words)));
+                self.is_experimental = true;
+            }
             "nofo" => self.fast_open = Some(Expected::Absent),
             "batch" => self.batch = true,
             _ => return Err(format!("unknown word: {word}")),
@@ -226,7 +232,8 @@ pub fn compare_cookie(found: Option<&FastOpen>, wanted: &Described) -> Outcome<(
         (Some(Expected::Value(Cookie::Any)), Some(found)) => !found.is_empty(),
         _ => false,
     };
-    if same {
+    let same_form = found.is_none_or(|found| found.is_experimental == wanted.is_experimental);
+    if same && (same_form || wanted.fast_open.is_none()) {
         Ok(())
     } else {
         Err(format!("fo {found:?}"))
@@ -376,7 +383,11 @@ pub fn option_bytes(said: &Described, base: &Base, timestamps: Option<(u32, u32)
         }
     }
     if let Some(Expected::Value(Cookie::Bytes(cookie))) = &said.fast_open {
-        bytes.extend([34, 2 + cookie.len() as u8]);
+        if said.is_experimental {
+            bytes.extend([254, 4 + cookie.len() as u8, 0xf9, 0x89]);
+        } else {
+            bytes.extend([34, 2 + cookie.len() as u8]);
+        }
         bytes.extend(cookie);
     }
     while bytes.len() % 4 != 0 {

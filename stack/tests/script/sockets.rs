@@ -75,6 +75,24 @@ pub const EVENTS: [(&str, u32); 6] = [
     ("PRI", event::PRI),
 ];
 
+/// Fills in what we write from this relative sequence number on.
+fn write_from(mut at: u32) -> impl FnMut(&mut [u8]) {
+    move |piece| {
+        for byte in piece {
+            *byte = our_byte(at);
+            at = at.wrapping_add(1);
+        }
+    }
+}
+
+/// What a write that makes a connection returns when its SYN took so many bytes.
+fn or_in_progress(taken: usize) -> Result<usize, TcpError> {
+    match taken {
+        0 => Err(TcpError::Errno(libc::EINPROGRESS)),
+        taken => Ok(taken),
+    }
+}
+
 /// The result of a call as a script writes it.
 fn result_name(result: Result<usize, TcpError>) -> String {
     match result {
@@ -110,6 +128,7 @@ impl Machine {
         match verb {
             "listen" => self.listen(name, words),
             "connect" => self.connect(name, words),
+            "fast" => self.send_fast(name, words),
             "accept" => self.accept(name, words),
             "send" => self.send(name, words),
             "recv" => self.receive(name, words),
@@ -203,6 +222,32 @@ impl Machine {
         }
     }
 
+    /// `fast S N [FLOW]`: sendto with MSG_FASTOPEN on a new socket.
+    fn send_fast(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
+        let len: usize = fit(words.want("length")?)?;
+        let flow = match words.peek() {
+            None | Some("->") => 1,
+            Some(_) => fit(words.want("flow")?)?,
+        };
+        let (open, remote) = (self.open(), self.remote(flow));
+        let mut hop = via("198.18.0.1:0");
+        hop.source = open.local.ip;
+        hop.mtu = self.mtu;
+        let (id, taken) = self
+            .with(|stack, packets, now| {
+                let id = stack.tcp_open(&open)?;
+                let fill = &mut write_from(1);
+                let waits = false;
+                let first = FirstWrite { len, fill, waits };
+                let taken = stack.tcp_start_with(packets, id, (remote, &hop), first, now)?;
+                Ok::<_, OpenError>((id, taken))
+            })
+            .map_err(|error| format!("{error:?}"))?;
+        self.sockets.add(name, id);
+        self.sockets.get(name)?.written += taken as u32;
+        check_result(words, &result_name(or_in_progress(taken)), &len.to_string())
+    }
+
     fn accept(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
         let id = self.sockets.get(name)?.id;
         let child = words.want("socket")?;
@@ -231,15 +276,17 @@ impl Machine {
             found
         });
         let socket = *self.sockets.get(name)?;
-        let mut at = socket.written;
         let result = self.with(|stack, packets, now| {
-            let fill = &mut |piece: &mut [u8]| {
-                for byte in piece {
-                    *byte = our_byte(at);
-                    at = at.wrapping_add(1);
-                }
-            };
-            let sent = if urgent {
+            let fill = &mut write_from(socket.written);
+            let sent = if stack
+                .tcp_status(socket.id)
+                .is_ok_and(|status| status.deferred)
+            {
+                let waits = false;
+                let first = FirstWrite { len, fill, waits };
+                let taken = stack.tcp_send_first(packets, socket.id, first, now);
+                taken.and_then(or_in_progress)
+            } else if urgent {
                 stack.tcp_send_urgent(packets, socket.id, len, fill, now)
             } else {
                 stack.tcp_send(packets, socket.id, len, more, fill, now)
@@ -552,6 +599,8 @@ fn set_option(options: &mut TcpOptions, word: &str) -> Outcome<()> {
         "linger2" => options.linger2_s = if text == "max" { -1 } else { value as i32 },
         "maxseg" => options.max_seg = value as u16,
         "fastopen" => options.fast_open_queue = value as u16,
+        "fastopen-connect" => options.set(TcpOptions::FAST_OPEN_CONNECT, on),
+        "fastopen-no-cookie" => options.set(TcpOptions::FAST_OPEN_NO_COOKIE, on),
         "syncnt" => options.syn_count = value as u8,
         "max-pacing-rate" => options.max_pacing_rate = value,
         "user-timeout-ms" => options.user_timeout_ms = value as u32,
@@ -570,6 +619,7 @@ pub fn info_field(info: &TcpInfo, name: &str) -> Option<u64> {
         "snd_wscale" => (info.wscale & 15).into(),
         "rcv_wscale" => (info.wscale >> 4).into(),
         "app_limited" => (info.rate_flags & 1).into(),
+        "fastopen_client_fail" => (info.rate_flags >> 1 & 3).into(),
         "rto" => info.rto.into(),
         "ato" => info.ato.into(),
         "snd_mss" => info.snd_mss.into(),

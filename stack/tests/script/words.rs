@@ -4,7 +4,7 @@
 pub type Outcome<T> = Result<T, String>;
 
 /// Errors that scripts name.
-const ERRNO: [(&str, i32); 10] = [
+const ERRNO: [(&str, i32); 11] = [
     ("EAGAIN", 11),
     ("EPIPE", 32),
     ("ECONNRESET", 104),
@@ -13,6 +13,7 @@ const ERRNO: [(&str, i32); 10] = [
     ("ECONNREFUSED", 111),
     ("EHOSTUNREACH", 113),
     ("EINVAL", 22),
+    ("EINPROGRESS", 115),
     ("EPROTO", 71),
     ("none", 0),
 ];

@@ -378,6 +378,10 @@ fn set_default(words: &mut Words<'_>) -> Outcome<()> {
     let (setting, text) = match name {
         "challenge-acks" => ("challenge_ack_limit".to_owned(), value.to_string()),
         "rmem-max" => ("rmem".to_owned(), format!("4096 131072 {value}")),
+        "fastopen-pause" => (
+            "fastopen_blackhole_timeout_sec".to_owned(),
+            value.to_string(),
+        ),
         "max-syn-backlog" => ("max_syn_backlog".to_owned(), value.to_string()),
         _ => (name.replace('-', "_"), value.to_string()),
     };

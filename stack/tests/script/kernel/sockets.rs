@@ -94,6 +94,7 @@ impl Kernel {
         match verb {
             "listen" => self.listen(name, words),
             "connect" => self.connect(name, words),
+            "fast" => self.send_fast(name, words),
             "accept" => self.accept(name, words),
             "send" => self.send(name, words),
             "recv" => self.receive(name, words),
@@ -194,6 +195,21 @@ impl Kernel {
         };
         self.add(name, fd, Some(flow));
         check_result(words, &result_name(result), "0")
+    }
+
+    fn send_fast(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
+        let len: usize = fit(words.want("length")?)?;
+        let flow = match words.peek() {
+            None | Some("->") => 1,
+            Some(_) => fit(words.want("flow")?)?,
+        };
+        let fd = self.open()?;
+        let bytes: Vec<u8> = (1..=len as u32).map(our_byte).collect();
+        let flags = SendFlags::from_bits_retain(libc::MSG_FASTOPEN as u32) | SendFlags::NOSIGNAL;
+        let result = net::sendto(&fd, &bytes, flags, &system_address(self.remote(flow)));
+        self.add(name, fd, Some(flow));
+        self.sockets.get(name)?.written += result.unwrap_or(0) as u32;
+        check_result(words, &result_name(result), &len.to_string())
     }
 
     fn accept(&mut self, name: &str, words: &mut Words<'_>) -> Outcome<()> {
@@ -429,6 +445,8 @@ const REAL_TIME: [&str; 15] = [
 ];
 
 const SIOCATMARK: u64 = 0x8905;
+/// `TCP_FASTOPEN_NO_COOKIE` of linux/tcp.h.
+const FASTOPEN_NO_COOKIE: i32 = 34;
 const SIOCOUTQNSD: u64 = 0x894b;
 
 fn tcp_info(fd: &OwnedFd) -> Outcome<TcpInfo> {
@@ -543,6 +561,8 @@ fn set_option(fd: &OwnedFd, word: &str) -> Outcome<()> {
         "linger2" => (tcp, libc::TCP_LINGER2),
         "maxseg" => (tcp, libc::TCP_MAXSEG),
         "fastopen" => (tcp, libc::TCP_FASTOPEN),
+        "fastopen-connect" => (tcp, libc::TCP_FASTOPEN_CONNECT),
+        "fastopen-no-cookie" => (tcp, FASTOPEN_NO_COOKIE),
         "syncnt" => (tcp, libc::TCP_SYNCNT),
         "user-timeout-ms" => (tcp, libc::TCP_USER_TIMEOUT),
         _ => return Err(format!("no such option: {name}")),
