@@ -1,5 +1,6 @@
 /*
- * The stream side of the peer: TCP servers on fixed ports, and connections on command.
+ * The stream side of the peer: TCP servers on fixed ports, which do Fast Open, and connections on
+ * command.
  *
  * 7107 echoes until EOF. Nobody is at 7108. 7109 reads until the end. 7110 reads until EOF, then
  * sends 70000 bytes. 7111 reads one byte, then resets. 7112 reads one byte, pauses 100 ms, then

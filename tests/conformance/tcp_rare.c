@@ -344,8 +344,8 @@ CASE(tcp_kernel_values, MIXED)
     receive(fd, 0);
 }
 
-/* A client's fast open without a cookie is an ordinary connect. */
-CASE(tcp_fastopen, MIXED)
+/* A client's fast open asks for a cookie first, and then has it. */
+CASE(tcp_fastopen, ACCELERATED)
 {
     struct to to = at(peer4, T_ECHO);
     int fd = socket(AF_INET, SOCK_STREAM, 0);

@@ -41,19 +41,15 @@ pub unsafe fn sendto(
         };
     }
     let entry = decide::ready(fd);
-    let (Entry::Udp(endpoint) | Entry::Tcp(endpoint)) = entry else {
+    // sendto refuses what sendmsg would cut.
+    let is_long = !address.is_null() && address_len as usize > size_of::<libc::sockaddr_storage>();
+    let is_ours = is_fast(entry, flags) || matches!(entry, Entry::Udp(_) | Entry::Tcp(_));
+    if is_long || !is_ours {
         // SAFETY: the caller's arguments.
         let sent =
             unsafe { symbols::sendto::original()(fd, buffer, len, flags, address, address_len) };
         decide::after_first_send(fd, sent);
         return sent;
-    };
-    if !address.is_null() && address_len as usize > size_of::<libc::sockaddr_storage>() {
-        // sendto refuses what sendmsg would cut.
-        // SAFETY: the caller's arguments.
-        return unsafe {
-            symbols::sendto::original()(fd, buffer, len, flags, address, address_len)
-        };
     }
     let mut vector = iovec {
         iov_base: buffer.cast_mut(),
@@ -66,7 +62,34 @@ pub unsafe fn sendto(
     message.msg_name = address.cast_mut().cast();
     message.msg_namelen = address_len;
     // SAFETY: `message` describes the caller's own buffers.
-    to_c(unsafe { one(fd, (entry, endpoint), &message, flags) })
+    to_c(unsafe { any(fd, entry, &message, flags) })
+}
+
+/// Whether the send connects a TCP socket.
+fn is_fast(entry: Entry, flags: c_int) -> bool {
+    flags & libc::MSG_FASTOPEN != 0 && entry == Entry::TcpCandidate
+}
+
+/// One send on a socket that is accelerated, or may be with this send.
+///
+/// # Safety
+/// `message` describes buffers that the caller may read.
+unsafe fn any(fd: c_int, entry: Entry, message: &msghdr, flags: c_int) -> Answer {
+    match entry {
+        Entry::Udp(endpoint) | Entry::Tcp(endpoint) => {
+            // SAFETY: the caller's promise.
+            unsafe { one(fd, (entry, endpoint), message, flags) }
+        }
+        _ => {
+            // SAFETY: the caller's promise.
+            let sent = unsafe { tcp::fast_open::connect(fd, message, flags) };
+            if let Some(answer) = sent {
+                return answer;
+            }
+            // SAFETY: the caller's promise.
+            from_c(unsafe { symbols::sendmsg::original()(fd, message, flags) })
+        }
+    }
 }
 
 /// One send on an accelerated socket.
@@ -103,17 +126,17 @@ pub unsafe fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_
         return unsafe { symbols::sendmsg::original()(fd, message, flags) };
     }
     let entry = decide::ready(fd);
-    let (Entry::Udp(endpoint) | Entry::Tcp(endpoint)) = entry else {
+    if !is_fast(entry, flags) && !matches!(entry, Entry::Udp(_) | Entry::Tcp(_)) {
         // SAFETY: the caller's arguments.
         let sent = unsafe { symbols::sendmsg::original()(fd, message, flags) };
         decide::after_first_send(fd, sent);
         return sent;
-    };
+    }
     if is_nowhere(message) {
         return to_c(Err(Errno::FAULT));
     }
     // SAFETY: the caller's message, which describes its own buffers.
-    to_c(unsafe { one(fd, (entry, endpoint), &*message, flags) })
+    to_c(unsafe { any(fd, entry, &*message, flags) })
 }
 
 pub unsafe fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {

@@ -14,8 +14,8 @@ use bypass_proto::reason::FallThrough;
 use bypass_runtime::clock;
 use bypass_stack::cplane::{self, CplaneReason, Lookup};
 use bypass_stack::{
-    EndpointId, Family, IpAddress, NextHop, OpenError, QUEUE_PAIR_HAIRPIN, SocketAddress, TcpOpen,
-    TcpOptions, TcpState, event,
+    EndpointId, Family, FirstWrite, IpAddress, NextHop, OpenError, QUEUE_PAIR_HAIRPIN,
+    SocketAddress, TcpOpen, TcpOptions, TcpState, event,
 };
 use rustix::io::Errno;
 
@@ -40,14 +40,42 @@ pub fn begin(fd: c_int, to: Given) -> Option<Answer> {
     let Given::Inet(remote) = to else {
         return None;
     };
-    report::begin();
-    match try_begin(fd, remote) {
-        // Even when the answer is there already, a socket that does not block is told of it later.
-        Ok((endpoint, true)) => {
-            set_connecting(endpoint, true);
-            Some(Err(Errno::INPROGRESS))
+    Some(match begin_with(fd, remote, None)? {
+        // Its SYN waits for the first write.
+        Ok(begun) if begun.deferred => {
+            set_connecting(begun.endpoint, true);
+            Ok(0)
         }
-        Ok((endpoint, false)) => Some(wait_for(fd, endpoint)),
+        // Even when the answer is there already, a socket that does not block is told of it later.
+        Ok(begun) if begun.nonblocking => {
+            set_connecting(begun.endpoint, true);
+            Err(Errno::INPROGRESS)
+        }
+        Ok(begun) => wait_for(fd, begun.endpoint),
+        Err(errno) => Err(errno),
+    })
+}
+
+/// A connection that has begun.
+pub(super) struct Begun {
+    pub(super) endpoint: EndpointId,
+    /// Of the socket.
+    pub(super) nonblocking: bool,
+    /// Its SYN waits for the first write.
+    pub(super) deferred: bool,
+    /// Bytes that the SYN has taken.
+    pub(super) taken: usize,
+}
+
+/// Begins a connection, whose SYN may have the first bytes. `None`: the kernel connects it.
+pub(super) fn begin_with(
+    fd: c_int,
+    remote: SocketAddress,
+    first: Option<FirstWrite<'_>>,
+) -> Option<Result<Begun, Errno>> {
+    report::begin();
+    match try_begin(fd, remote, first) {
+        Ok(begun) => Some(Ok(begun)),
         Err(Failure::Error(errno)) => Some(Err(errno)),
         Err(Failure::Kernel(reason)) => {
             // The socket is the kernel's from here on, whatever its connect answers.
@@ -109,8 +137,12 @@ fn admit(fd: c_int, remote: SocketAddress) -> Result<Caller, FallThrough> {
     }
 }
 
-/// Everything up to the SYN. Says whether the socket does not block.
-fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Failure> {
+/// Everything up to the SYN.
+fn try_begin(
+    fd: c_int,
+    remote: SocketAddress,
+    first: Option<FirstWrite<'_>>,
+) -> Result<Begun, Failure> {
     let Caller {
         family,
         bound,
@@ -156,36 +188,53 @@ fn try_begin(fd: c_int, remote: SocketAddress) -> Result<(EndpointId, bool), Fai
         |next_hop| Ok(Some(next_hop)),
     );
     let sent = match looked {
-        Ok(Some(next_hop)) => send_syn(endpoint, remote, &next_hop),
+        Ok(Some(next_hop)) => send_syn(endpoint, (remote, &next_hop), first),
         _ => Err(FallThrough::NextHop.into()),
     };
-    if let Err(failure) = sent {
-        drop_endpoint(endpoint);
-        return Err(failure);
-    }
+    let (taken, deferred) = match sent {
+        Ok(sent) => sent,
+        Err(failure) => {
+            drop_endpoint(endpoint);
+            return Err(failure);
+        }
+    };
     fdtable::set(fd, Entry::Tcp(endpoint));
     report::addresses(fd, open.local, Some(remote));
     report::accelerated(fd, endpoint);
     wait::epoll_set::activated(fd, endpoint, false);
-    Ok((endpoint, open.options.has(TcpOptions::NONBLOCKING)))
+    Ok(Begun {
+        endpoint,
+        nonblocking: open.options.has(TcpOptions::NONBLOCKING),
+        deferred,
+        taken,
+    })
 }
 
-/// The first segment leaves by this hop, whose queue must be ours.
+/// The first segment leaves by this hop, whose queue must be ours: how many bytes it has taken, and
+/// whether it waits for a write instead.
 fn send_syn(
     endpoint: EndpointId,
-    remote: SocketAddress,
-    next_hop: &NextHop,
-) -> Result<(), Failure> {
+    (remote, next_hop): (SocketAddress, &NextHop),
+    first: Option<FirstWrite<'_>>,
+) -> Result<(usize, bool), Failure> {
     let sent = with_stack(|_, locked, now| {
         let queue = next_hop.queue_pair;
         if queue != QUEUE_PAIR_HAIRPIN && !locked.has_queue(usize::from(queue)) {
             return Err(OpenError::Full);
         }
         let (stack, packets) = locked.parts();
-        stack.tcp_start(packets, endpoint, remote, next_hop, now)
+        let taken = match first {
+            Some(first) => stack.tcp_start_with(packets, endpoint, (remote, next_hop), first, now),
+            None => {
+                let started = stack.tcp_start(packets, endpoint, remote, next_hop, now);
+                started.map(|()| 0)
+            }
+        }?;
+        let status = stack.tcp_status(endpoint);
+        Ok((taken, status.is_ok_and(|status| status.deferred)))
     });
     match sent {
-        Some(Ok(())) => Ok(()),
+        Some(Ok(sent)) => Ok(sent),
         Some(Err(OpenError::InUse)) => Err(Failure::Error(Errno::ADDRNOTAVAIL)),
         _ => Err(FallThrough::Limit.into()),
     }
@@ -427,6 +476,7 @@ pub fn again(fd: c_int, endpoint: EndpointId, to: Given) -> Option<Answer> {
     }
     let connecting = options.shim_flags & flags::CONNECTING != 0;
     match status.state {
+        _ if status.deferred => Some(Err(Errno::ISCONN)),
         TcpState::SynSent | TcpState::SynReceived if options.has(TcpOptions::NONBLOCKING) => {
             Some(Err(Errno::ALREADY))
         }
@@ -456,7 +506,7 @@ pub fn dissolve(fd: c_int, endpoint: EndpointId) {
 }
 
 /// Waits until the connection is made or has failed (net/ipv4/af_inet.c:__inet_stream_connect).
-fn wait_for(fd: c_int, endpoint: EndpointId) -> Answer {
+pub(super) fn wait_for(fd: c_int, endpoint: EndpointId) -> Answer {
     let mut deadline = None;
     let mut call = Call::default();
     loop {
@@ -506,7 +556,7 @@ fn failed(fd: c_int, endpoint: EndpointId) -> Errno {
     }
 }
 
-fn set_connecting(endpoint: EndpointId, on: bool) {
+pub(super) fn set_connecting(endpoint: EndpointId, on: bool) {
     with_stack(|_, locked, _| {
         if let Ok(options) = locked.stack().tcp_options(endpoint) {
             if on {

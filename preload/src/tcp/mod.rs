@@ -12,6 +12,7 @@ pub mod close;
 pub mod connect;
 pub mod control;
 pub mod defaults;
+pub mod fast_open;
 pub mod foreign;
 pub mod handover;
 pub mod heir;

@@ -12,12 +12,15 @@ use std::ffi::c_int;
 use std::mem::MaybeUninit;
 
 use bypass_stack::{EndpointId, TcpError, TcpOptions, event};
-use libc::{MSG_DONTWAIT, MSG_EOR, MSG_MORE, MSG_NOSIGNAL, MSG_OOB, iovec, msghdr, off_t, size_t};
+use libc::{
+    MSG_DONTWAIT, MSG_EOR, MSG_FASTOPEN, MSG_MORE, MSG_NOSIGNAL, MSG_OOB, iovec, msghdr, off_t,
+    size_t,
+};
 use rustix::io::Errno;
 
 use super::notices::Sending;
-use super::{burst, with_stack};
-use crate::address::{is_nowhere, is_unreachable};
+use super::{burst, fast_open, with_stack};
+use crate::address::{self, is_nowhere, is_unreachable};
 use crate::errno::{Answer, from_c};
 use crate::symbols;
 use crate::udp::send::Gather;
@@ -37,8 +40,25 @@ const MOST: usize = 0x7fff_f000;
 /// # Safety
 /// `message` describes buffers that the caller may read.
 pub unsafe fn one(fd: c_int, endpoint: EndpointId, message: &msghdr, flags: c_int) -> Answer {
-    /// Of linux/socket.h.
-    const MSG_FASTOPEN: c_int = 0x2000_0000;
+    // SAFETY: the caller's promise.
+    let (total, mut gather, stamps) = unsafe { judged(message) }?;
+    let fill = &mut |to: &mut [u8]| gather.copy(to);
+    if flags & MSG_FASTOPEN != 0 {
+        // SAFETY: the name was judged.
+        let address = unsafe { address::read(message.msg_name.cast(), message.msg_namelen) };
+        return fast_open::on_connection(fd, endpoint, address, (total, flags), fill);
+    }
+    told((fd, endpoint), total, flags, stamps, fill)
+}
+
+/// What a message has to send: how many bytes, from where, and the time stamps it asks for.
+///
+/// # Errors
+/// As the kernel's.
+///
+/// # Safety
+/// `message` describes buffers that the caller may read.
+pub(super) unsafe fn judged(message: &msghdr) -> Result<(usize, Gather<'_>, Option<u32>), Errno> {
     if message.msg_iovlen > 1024 {
         return Err(Errno::MSGSIZE);
     }
@@ -61,17 +81,11 @@ pub unsafe fn one(fd: c_int, endpoint: EndpointId, message: &msghdr, flags: c_in
         // SAFETY: the caller's promise.
         stamps = unsafe { super::control::judge(message) }?;
     }
-    if flags & MSG_FASTOPEN != 0 {
-        return Err(Errno::ISCONN);
-    }
     let total = vectors
         .iter()
         .fold(0_usize, |sum, vector| sum.saturating_add(vector.iov_len))
         .min(MOST);
-    let mut gather = Gather::new(vectors);
-    told((fd, endpoint), total, flags, stamps, &mut |to| {
-        gather.copy(to);
-    })
+    Ok((total, Gather::new(vectors), stamps))
 }
 
 /// Sends `total` bytes that `fill` gives.
@@ -108,7 +122,8 @@ fn told(
     answer
 }
 
-fn bytes(
+/// The same without a word in the error queue.
+pub(super) fn bytes(
     fd: c_int,
     endpoint: EndpointId,
     total: usize,
@@ -165,6 +180,9 @@ fn bytes(
             Err(TcpError::WouldBlock) => {}
             Err(TcpError::Stale) => return partly(done, Errno::BADF),
             Err(TcpError::Errno(_)) if done > 0 => return Ok(done as isize),
+            Err(TcpError::Errno(libc::EINPROGRESS)) => {
+                return fast_open::first(fd, endpoint, (total, flags), fill);
+            }
             Err(TcpError::Errno(errno)) => return Err(broken(errno, flags)),
         }
         if done >= total {
