@@ -22,8 +22,8 @@ pub struct Bursts {
     count: u32,
     /// The last of them ends the packet: it has PSH or FIN.
     is_whole: bool,
-    /// The newest sequence number of the last packet's flow, and that flow's peer.
-    newest: Option<(u16, u32)>,
+    /// The ports of the last packet's flow, and the newest sequence number there.
+    newest: Option<((u16, u16), u32)>,
     /// So many segments are one packet at most, by the port of the connection's peer.
     most: Vec<(u16, u32)>,
 }
@@ -37,6 +37,10 @@ fn parsed(packet: &[u8]) -> Option<Segment> {
     };
     let frame = [&PEER_MAC[..], &MAC, &kind, packet].concat();
     tcp::parse(&frame, &PEER_MAC, false).ok()
+}
+
+fn ports_of(segment: &Segment) -> (u16, u16) {
+    (segment.source_port, segment.destination_port)
 }
 
 /// `net.ipv4.tcp_min_tso_segs`: so many segments at least are one packet.
@@ -79,14 +83,15 @@ impl Bursts {
         let Some(found) = parsed(packet) else { return };
         self.is_whole = found.flags & ENDS != 0;
         let end = found.seq.wrapping_add(u32::from(found.payload_len));
-        let old = self.newest.is_some_and(|(port, newest)| {
-            port == found.destination_port && newest.wrapping_sub(end) < 1 << 30
+        let begins = found.flags & flags::SYN != 0;
+        let old = self.newest.is_some_and(|(ports, newest)| {
+            !begins && ports == ports_of(&found) && newest.wrapping_sub(end) < 1 << 30
         });
         if old {
             // A retransmission goes alone.
             self.count = u32::MAX;
         } else {
-            self.newest = Some((found.destination_port, end));
+            self.newest = Some((ports_of(&found), end));
         }
     }
 
@@ -113,7 +118,7 @@ impl Bursts {
         self.count += 1;
         self.is_whole = two.flags & ENDS != 0;
         let end = two.seq.wrapping_add(u32::from(two.payload_len));
-        self.newest = Some((one.destination_port, end));
+        self.newest = Some((ports_of(&one), end));
         let payload = &next[next.len() - usize::from(two.payload_len)..];
         let mut frame = [&[0; ETHERNET][..], last, payload].concat();
         emit(&mut frame, &headers(&one, one.seq, two.flags | flags::PSH));

@@ -9,8 +9,8 @@ use bypass_runtime::tcp_settings;
 use bypass_stack::cplane::neighbour_state;
 use bypass_stack::tcp::congestion;
 use bypass_stack::{
-    EndpointId, Family, NextHop, OpenError, Shutdown, SocketAddress, TcpError, TcpOpen, TcpOptions,
-    TcpState,
+    EndpointId, Family, FirstWrite, NextHop, OpenError, Shutdown, SocketAddress, TcpError, TcpOpen,
+    TcpOptions, TcpState,
 };
 use libc::{IPPROTO_TCP, SOL_SOCKET};
 use zerocopy::IntoBytes;
@@ -143,6 +143,7 @@ pub fn connect(fd: c_int, remote: Option<SocketAddress>) -> Answer {
             let status = with(|world| world.stack().tcp_status(id)).and_then(Result::ok);
             let state = status.map_or(TcpState::Closed, |status| status.state);
             return match state {
+                _ if status.is_some_and(|status| status.deferred) => Err(libc::EISCONN),
                 TcpState::SynSent | TcpState::SynReceived if kernel::is_nonblocking(fd) => {
                     Err(libc::EALREADY)
                 }
@@ -156,15 +157,23 @@ pub fn connect(fd: c_int, remote: Option<SocketAddress>) -> Answer {
         }
         Some(Socket::Fresh) => {}
     }
-    let id = start(fd, remote)?;
+    let (id, _) = start(fd, remote, None)?;
+    let status = with(|world| world.stack().tcp_status(id)).and_then(Result::ok);
+    if status.is_some_and(|status| status.deferred) {
+        return Ok(0);
+    }
     if kernel::is_nonblocking(fd) {
         return Err(libc::EINPROGRESS);
     }
     connected(fd, id)
 }
 
-/// Sends the SYN.
-fn start(fd: c_int, remote: SocketAddress) -> Result<EndpointId, i32> {
+/// Sends the SYN, perhaps with the first bytes: how many of them.
+pub(crate) fn start(
+    fd: c_int,
+    remote: SocketAddress,
+    first: Option<FirstWrite<'_>>,
+) -> Result<(EndpointId, usize), i32> {
     let family = kernel::family(fd).ok_or(libc::EBADF)?;
     let (source, mtu) = kernel::way_to(remote).ok_or(libc::ENETUNREACH)?;
     let bound = kernel::local(fd).ok_or(libc::EBADF)?;
@@ -193,20 +202,33 @@ fn start(fd: c_int, remote: SocketAddress) -> Result<EndpointId, i32> {
     with(|world| {
         world.follow_settings();
         let open = open(world, fd, local)?;
-        let id =
-            world.with(|stack, packets, now| stack.tcp_connect(packets, &open, remote, &hop, now));
-        let id = id.map_err(refused)?;
+        let begun = world.with(|stack, packets, now| match first {
+            None => {
+                let id = stack.tcp_connect(packets, &open, remote, &hop, now)?;
+                Ok((id, 0))
+            }
+            Some(first) => {
+                let id = stack.tcp_open(&open)?;
+                let way = (remote, &hop);
+                let taken = stack.tcp_start_with(packets, id, way, first, now);
+                if taken.is_err() {
+                    stack.tcp_close(packets, id, open.process, now);
+                }
+                Ok((id, taken?))
+            }
+        });
+        let (id, taken) = begun.map_err(refused)?;
         let connecting = true;
         world
             .sockets
             .insert(fd, Socket::Connection { id, connecting });
-        Ok(id)
+        Ok((id, taken))
     })
     .unwrap_or(Err(libc::EBADF))
 }
 
 /// Waits for the end of a connect.
-fn connected(fd: c_int, id: EndpointId) -> Answer {
+pub(crate) fn connected(fd: c_int, id: EndpointId) -> Answer {
     let nonblocking = kernel::is_nonblocking(fd);
     let state = wait(None, |world| {
         let status = world.stack().tcp_status(id).ok();

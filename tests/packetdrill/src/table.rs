@@ -5,8 +5,11 @@
     reason = "UNSAFETY: functions that a C program calls with pointers of its own"
 )]
 
-use std::ffi::{c_char, c_int, c_long, c_longlong, c_uint, c_ulong, c_void};
-use std::ptr::null_mut;
+use std::ffi::{CStr, OsStr, c_char, c_int, c_long, c_longlong, c_uint, c_ulong, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+use std::ptr::{null, null_mut};
 use std::slice;
 
 use libc::{
@@ -373,14 +376,25 @@ unsafe fn put(message: &mut msghdr, messages: &[(c_int, c_int, Vec<u8>)]) {
     }
 }
 
-unsafe fn send_vectors(fd: c_int, from: *const iovec, count: usize, flags: c_int) -> Answer {
+unsafe fn send_vectors(
+    fd: c_int,
+    (from, count): (*const iovec, usize),
+    flags: c_int,
+    to: (*const c_void, socklen_t),
+) -> Answer {
     // SAFETY: the caller's promise.
     let vectors = unsafe { vectors(from, count) }?;
     let parts = vectors
         .iter()
         // SAFETY: the caller's buffers.
         .map(|one| unsafe { bytes(one.iov_base, one.iov_len) });
-    transfer::send(fd, &parts.collect::<Vec<_>>().concat(), flags)
+    let bytes_to_send = parts.collect::<Vec<_>>().concat();
+    if flags & libc::MSG_FASTOPEN == 0 {
+        return transfer::send(fd, &bytes_to_send, flags);
+    }
+    // SAFETY: the caller's address.
+    let remote = kernel::address_of(unsafe { bytes(to.0, to.1 as usize) });
+    transfer::send_fast(fd, &bytes_to_send, flags, remote)
 }
 
 unsafe extern "C" fn write(_: Data, fd: c_int, from: *const c_void, len: size_t) -> ssize_t {
@@ -390,22 +404,18 @@ unsafe extern "C" fn write(_: Data, fd: c_int, from: *const c_void, len: size_t)
 
 unsafe extern "C" fn writev(_: Data, fd: c_int, from: *const iovec, count: c_int) -> ssize_t {
     // SAFETY: the caller's vectors.
-    to_c(unsafe { send_vectors(fd, from, count as usize, 0) })
+    to_c(unsafe { send_vectors(fd, (from, count as usize), 0, (null(), 0)) })
 }
 
 unsafe extern "C" fn send(
-    _: Data,
+    data: Data,
     fd: c_int,
     from: *const c_void,
     len: size_t,
     flags: c_int,
 ) -> ssize_t {
-    let one = iovec {
-        iov_base: from.cast_mut(),
-        iov_len: len,
-    };
     // SAFETY: the caller's buffer.
-    to_c(unsafe { send_vectors(fd, &raw const one, 1, flags) })
+    unsafe { sendto(data, fd, from, len, flags, null(), 0) }
 }
 
 /// sendfile(2), which packetdrill's table has no place for either.
@@ -445,28 +455,29 @@ pub unsafe extern "C" fn sendfile(
 }
 
 unsafe extern "C" fn sendto(
-    data: Data,
+    _: Data,
     fd: c_int,
     from: *const c_void,
     len: size_t,
     flags: c_int,
-    _to: *const sockaddr,
-    _to_len: socklen_t,
+    to: *const sockaddr,
+    to_len: socklen_t,
 ) -> ssize_t {
-    if flags & libc::MSG_FASTOPEN != 0 {
-        // As the kernel without the client's bit of tcp_fastopen.
-        set_errno(libc::EOPNOTSUPP);
-        return -1;
-    }
-    // SAFETY: the caller's buffer.
-    unsafe { send(data, fd, from, len, flags) }
+    let one = iovec {
+        iov_base: from.cast_mut(),
+        iov_len: len,
+    };
+    // SAFETY: the caller's buffer and address.
+    to_c(unsafe { send_vectors(fd, (&raw const one, 1), flags, (to.cast(), to_len)) })
 }
 
 unsafe extern "C" fn sendmsg(_: Data, fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
     // SAFETY: the caller's message.
     let message = unsafe { &*message };
+    let vectors = (message.msg_iov.cast_const(), message.msg_iovlen);
+    let name = (message.msg_name.cast_const(), message.msg_namelen);
     // SAFETY: as above.
-    to_c(unsafe { send_vectors(fd, message.msg_iov, message.msg_iovlen, flags) })
+    to_c(unsafe { send_vectors(fd, vectors, flags, name) })
 }
 
 unsafe extern "C" fn fcntl(_: Data, fd: c_int, command: c_int, argument: size_t) -> c_int {
@@ -505,6 +516,27 @@ unsafe extern "C" fn getsockopt_of(
 ) -> c_int {
     // SAFETY: the caller's promise.
     unsafe { getsockopt(fd, level, name, value, len) }
+}
+
+/// libc's name too: a script's shell commands. One that has the kernel forget its peers means the
+/// engine as well.
+///
+/// # Safety
+/// `command` is null or a string of the caller.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn system(command: *const c_char) -> c_int {
+    if command.is_null() {
+        return 1;
+    }
+    // SAFETY: the caller's string.
+    let command = unsafe { CStr::from_ptr(command) };
+    let command = OsStr::from_bytes(command.to_bytes());
+    let text = command.to_string_lossy();
+    if text.contains("tcp_metrics flush") || text.contains("tcp_fastopen_cookies=0") {
+        turns::with(|world| world.stack().tcp_forget_peers());
+    }
+    let status = Command::new("sh").arg("-c").arg(command).status();
+    status.map_or(-1, ExitStatusExt::into_raw)
 }
 
 /// libc's name too: what packetdrill asks for its Python parts goes past the table, and comes here

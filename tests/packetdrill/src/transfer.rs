@@ -3,7 +3,10 @@
 use std::ffi::c_int;
 
 use bypass_runtime::error_queue::{TX_RECORD, is_cut, put_notice};
-use bypass_stack::{EndpointId, Instant, NoticeKind, TcpError, TcpOptions, TcpState};
+use bypass_stack::{
+    EndpointId, FirstWrite, Instant, NoticeKind, SocketAddress, TcpDefaults, TcpError, TcpOptions,
+    TcpState,
+};
 use libc::{MSG_DONTWAIT, MSG_EOR, MSG_MORE, MSG_OOB, MSG_PEEK, MSG_WAITALL, MSG_ZEROCOPY};
 
 use crate::calls;
@@ -179,6 +182,9 @@ pub fn send(fd: c_int, bytes: &[u8], flags: c_int) -> Answer {
     let options = options_of(id);
     let dont_wait = flags & MSG_DONTWAIT != 0 || kernel::is_nonblocking(fd);
     let mut done = 0;
+    if is_deferred(id) {
+        return first(fd, id, bytes, flags);
+    }
     let ended = wait(deadline(options.sndtimeo_ms), |world| {
         loop {
             match once(world, id, &bytes[done..], flags) {
@@ -216,14 +222,104 @@ fn tell(id: EndpointId, options: &TcpOptions, flags: c_int) {
     });
 }
 
+fn is_deferred(id: EndpointId) -> bool {
+    let status = with(|world| world.stack().tcp_status(id)).and_then(Result::ok);
+    status.is_some_and(|status| status.deferred)
+}
+
+/// Sends with MSG_FASTOPEN (net/ipv4/tcp.c:tcp_sendmsg_fastopen); no address is none that connects.
+///
+/// # Errors
+/// As sendto(2).
+pub fn send_fast(fd: c_int, bytes: &[u8], flags: c_int, to: Option<SocketAddress>) -> Answer {
+    let bits = with(|world| {
+        world.follow_settings();
+        world.stack().tcp_defaults().fast_open
+    });
+    let remote = to.ok_or(libc::EOPNOTSUPP)?;
+    if bits.unwrap_or(0) & TcpDefaults::FAST_OPEN_CLIENT == 0 {
+        return Err(libc::EOPNOTSUPP);
+    }
+    match calls::of(fd) {
+        None => return Err(libc::EBADF),
+        Some(Socket::Listener(_)) => return Err(libc::EISCONN),
+        Some(Socket::Connection { id, .. }) if is_deferred(id) => {
+            return first(fd, id, bytes, flags);
+        }
+        Some(Socket::Connection { id, connecting }) => {
+            let status = with(|world| world.stack().tcp_status(id)).and_then(Result::ok);
+            let state = status.map_or(TcpState::Closed, |status| status.state);
+            let is_being_made = matches!(state, TcpState::SynSent | TcpState::SynReceived);
+            if is_being_made && dont_wait(fd, flags) {
+                return Err(libc::EALREADY);
+            }
+            if !connecting {
+                return Err(libc::EISCONN);
+            }
+            calls::connected(fd, id)?;
+            return send(fd, bytes, flags);
+        }
+        Some(Socket::Fresh) => {}
+    }
+    let mut rest = bytes;
+    let fill = &mut |to: &mut [u8]| cut(&mut rest, to);
+    let first = FirstWrite {
+        len: bytes.len(),
+        fill,
+        waits: !dont_wait(fd, flags),
+    };
+    let (id, taken) = calls::start(fd, remote, Some(first))?;
+    go_on(fd, id, (bytes, taken), flags)
+}
+
+fn dont_wait(fd: c_int, flags: c_int) -> bool {
+    flags & MSG_DONTWAIT != 0 || kernel::is_nonblocking(fd)
+}
+
+/// The first bytes of `rest` go to a piece.
+fn cut(rest: &mut &[u8], to: &mut [u8]) {
+    let (piece, behind) = rest.split_at(to.len());
+    to.copy_from_slice(piece);
+    *rest = behind;
+}
+
+/// The first write on a connection whose SYN waits for it.
+fn first(fd: c_int, id: EndpointId, bytes: &[u8], flags: c_int) -> Answer {
+    let mut rest = bytes;
+    let fill = &mut |to: &mut [u8]| cut(&mut rest, to);
+    let first = FirstWrite {
+        len: bytes.len(),
+        fill,
+        waits: !dont_wait(fd, flags),
+    };
+    let taken = with(|world| {
+        world.with(|stack, packets, now| stack.tcp_send_first(packets, id, first, now))
+    });
+    let taken = taken.and_then(Result::ok).ok_or(libc::EBADF)?;
+    go_on(fd, id, (bytes, taken), flags)
+}
+
+/// The SYN has left with the first bytes.
+fn go_on(fd: c_int, id: EndpointId, (bytes, taken): (&[u8], usize), flags: c_int) -> Answer {
+    let so_far = |errno| match taken {
+        0 => Err(errno),
+        taken => Ok(taken as isize),
+    };
+    if dont_wait(fd, flags) {
+        return so_far(libc::EINPROGRESS);
+    }
+    calls::connected(fd, id)?;
+    if taken >= bytes.len() {
+        return Ok(taken as isize);
+    }
+    let sent = send(fd, &bytes[taken..], flags);
+    sent.map(|sent| sent + taken as isize).or_else(so_far)
+}
+
 fn once(world: &mut World, id: EndpointId, rest: &[u8], flags: c_int) -> Result<usize, TcpError> {
     let mut rest = rest;
     let len = rest.len();
-    let fill = &mut |to: &mut [u8]| {
-        let (piece, behind) = rest.split_at(to.len());
-        to.copy_from_slice(piece);
-        rest = behind;
-    };
+    let fill = &mut |to: &mut [u8]| cut(&mut rest, to);
     let more = flags & MSG_MORE != 0;
     world.with(|stack, packets, now: Instant| {
         let sent = if flags & MSG_OOB != 0 {
