@@ -35,7 +35,7 @@ mod e2e {
     pub mod web;
 }
 
-use e2e::harness::{Carried, check, check_card, check_late, check_port};
+use e2e::harness::{Carried, check, check_card, check_dying, check_late, check_port};
 use e2e::{
     card, clients, crowds, dpdk, endings, engines, faults, floods, groups, handover, jumbo,
     languages, links, names, programs, reasons, reloads, rollback, routers, rubbish, rules, soaks,
@@ -268,6 +268,16 @@ mod ef_vi_late {
         streams::redis: Segments,
         streams::nginx_files: Segments,
         card::bursts: Bypass,
+    }
+}
+
+/// The same, where the card dies three times.
+mod ef_vi_dying {
+    use super::{Carried, card, check_dying};
+
+    tests! {
+        check_dying:
+        card::outlived: Segments,
     }
 }
 

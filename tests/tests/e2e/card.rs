@@ -130,6 +130,38 @@ pub(crate) fn bursts(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// The card is reset, loses events and stops sending while one connection is at work: its VI is
+/// made again each time, and the connection lives on.
+pub(crate) fn outlived(scene: &Scene) -> Result<()> {
+    let host = scene.host();
+    let mut server = scene.bed.program(Side::Server, paths::example("tcpecho")?);
+    server.column(scene.column);
+    server.args(["--port", "7008", "--bind", &host]);
+    let server = started(scene, &server, 7008)?;
+    let exchange = paths::example("tcprr")?.display().to_string();
+    let how = ["--connections", "1", "--count", "3000", "--size", "3000"];
+    client(
+        scene,
+        &exchange,
+        &[&how[..], &["--port", "7008", &host]].concat(),
+    )?;
+    if scene.has_shim() {
+        let mut stats = Vec::new();
+        let deaths = wait_until("the port has counted", Duration::from_secs(20), || {
+            stats = daemon::list(&scene.bed, &["stats"]).unwrap_or_default();
+            let is = |name: &str, wanted: u64| {
+                let mut of_card = stats.iter().filter(|counter| counter["kind"] == "ef_vi");
+                of_card.any(|it| it["name"] == name && it["value"] == wanted)
+            };
+            let died = ["resets", "overflows", "tx-errors"].map(|name| is(name, 1));
+            died == [true; 3] && is("filters-lost", 0)
+        });
+        deaths.map_err(|error| format!("{error}: {stats:?}"))?;
+    }
+    server.kill();
+    Ok(())
+}
+
 /// Whether the kernel has VLAN interfaces at all (CONFIG_VLAN_8021Q).
 fn has_vlans(scene: &Scene) -> bool {
     let (card, side) = (scene.bed.interface(Side::Client), Side::Client);

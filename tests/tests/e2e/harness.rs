@@ -81,6 +81,11 @@ pub(crate) fn check_late(column: Column, carried: Carried, body: fn(&Scene) -> R
     check_faults("late", column, carried, body);
 }
 
+/// The same, where the card is reset, loses events and stops sending.
+pub(crate) fn check_dying(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) {
+    check_faults("reset@500,oflow@2000,txerr@4000", column, carried, body);
+}
+
 fn check_faults(
     faults: &'static str,
     column: Column,
