@@ -62,6 +62,9 @@ pub struct EfViPort {
     interface: String,
     vlan: Option<u16>,
     queue: Option<Queue>,
+    /// A dead VI, which keeps its filters until there is another: what they match must not reach
+    /// the kernel meanwhile, which would reset connections that it does not know.
+    dead: Option<Queue>,
     /// With the card's cookie, while it has the filter.
     filters: BTreeMap<CardFilter, Option<Cookie>>,
     retry: Instant,
@@ -139,6 +142,7 @@ impl EfViPort {
             interface: interface.to_owned(),
             vlan: id,
             queue: Some(queue),
+            dead: None,
             filters: BTreeMap::new(),
             retry: Instant::now(),
             facts: Facts {
@@ -169,12 +173,21 @@ impl EfViPort {
         }
         self.retry = Instant::now() + RETRY;
         let Ok(mut queue) = Queue::open(&self.ciul, self.layout, &self.interface, self.vlan) else {
+            // It may be the dead one's place that is missing.
+            self.dead = None;
             return;
         };
         for (filter, cookie) in &mut self.filters {
-            *cookie = queue.add_filter(filter).ok();
+            let mut added = queue.add_filter(filter);
+            if let (Err(_), Some(dead), Some(old)) = (&added, &mut self.dead, *cookie) {
+                // Cards that know a filter once only, or have no room for another.
+                dead.remove_filter(&old);
+                added = queue.add_filter(filter);
+            }
+            *cookie = added.ok();
             self.counts.filters_lost += u64::from(cookie.is_none());
         }
+        self.dead = None;
         self.queue = Some(queue);
         self.epoch += 1;
     }
@@ -210,7 +223,12 @@ impl EfViPort {
     /// One look at the events; frames as they are on the wire.
     fn receive_as_is(&mut self, each: &mut dyn FnMut(&[u8])) -> usize {
         self.mend();
-        let Self { queue, counts, .. } = self;
+        let Self {
+            queue,
+            dead,
+            counts,
+            ..
+        } = self;
         let Some(alive) = queue else { return 0 };
         let before = counts.received;
         let count = alive.poll(&mut *self.events);
@@ -227,7 +245,7 @@ impl EfViPort {
             alive.push_posted();
         } else {
             // What is left of a dead VI's events is of no use.
-            *queue = None;
+            *dead = queue.take();
             self.retry = Instant::now();
         }
         (counts.received - before) as usize
