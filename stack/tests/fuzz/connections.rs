@@ -132,9 +132,12 @@ impl Machine<'_> {
         if rare & 64 != 0 {
             // A SYN with data makes a connection at once; it needs no cookie, which nobody guesses.
             let bits = TcpDefaults::FAST_OPEN_SERVER | TcpDefaults::FAST_OPEN_SERVER_NO_COOKIE;
-            self.rig.stack().tcp_defaults_mut().fast_open = bits;
+            self.rig.stack().tcp_defaults_mut().fast_open |= bits;
             options.fast_open_queue = 2;
         }
+        self.rig.stack().tcp_defaults_mut().fast_open_pause_s = u32::from(rare & 1);
+        options.set(TcpOptions::FAST_OPEN_CONNECT, rare & 32 != 0);
+        options.set(TcpOptions::FAST_OPEN_NO_COOKIE, rare & 2 != 0);
         TcpOpen {
             family: if self.is_v4 { Family::V4 } else { Family::V6 },
             local: self.address(1, 80),
@@ -148,12 +151,24 @@ impl Machine<'_> {
     fn open(&mut self) {
         let open = self.open_of();
         let kind = self.byte();
+        let remote = self.address(2, 40_000 + u16::from(kind % 4));
+        let mut hop = via("198.18.0.1:0");
+        hop.source = open.local.ip;
         let result = if kind.is_multiple_of(3) {
             self.with(|stack, _, _| stack.tcp_listen(&open, u32::from(kind % 5)))
+        } else if kind & 64 != 0 {
+            let first = FirstWrite {
+                len: usize::from(kind) * 16,
+                fill: &mut |piece| piece.fill(9),
+                waits: kind & 128 != 0,
+            };
+            self.with(|stack, packets, now| {
+                let id = stack.tcp_open(&open)?;
+                // Where it fails it stays, not connected, until it is closed.
+                let _ = stack.tcp_start_with(packets, id, (remote, &hop), first, now);
+                Ok(id)
+            })
         } else {
-            let remote = self.address(2, 40_000 + u16::from(kind % 4));
-            let mut hop = via("198.18.0.1:0");
-            hop.source = open.local.ip;
             self.with(|stack, packets, now| stack.tcp_connect(packets, &open, remote, &hop, now))
         };
         self.sockets.extend(result.ok());
@@ -175,6 +190,10 @@ impl Machine<'_> {
             let fill = &mut |piece: &mut [u8]| piece.fill(9);
             if send && urgent {
                 let _ = stack.tcp_send_urgent(packets, id, len, fill, now);
+            } else if send && how == 2 {
+                let waits = len.is_multiple_of(80);
+                let first = FirstWrite { len, fill, waits };
+                let _ = stack.tcp_send_first(packets, id, first, now);
             } else if send && how == 1 {
                 let _ = stack.tcp_send_later(packets, id, len, fill, now);
             } else if send {
@@ -266,6 +285,10 @@ impl Machine<'_> {
         let mut options = Vec::new();
         if bits & flags::SYN != 0 {
             options.extend([2, 4, self.byte(), 180, 4, 2, 1, 1, 1, 3, 3, self.byte()]);
+            if kind & 32 != 0 {
+                // A cookie, for connections of ours to come.
+                options.extend([34, 6, 1, 2, 3, self.byte(), 1, 1]);
+            }
         }
         if kind & 8 == 0 {
             options.extend([1, 1, 8, 10]);
