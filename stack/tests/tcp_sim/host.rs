@@ -61,8 +61,10 @@ impl Host {
         info.flags = QueuePairInfo::LIVE;
         stack.bump_queue_pairs();
         *stack.tcp_defaults_mut() = plan.defaults;
-        let open = tcp_open(process, SocketAddress::new(ip, PORT));
+        let mut open = tcp_open(process, SocketAddress::new(ip, PORT));
+        open.options.fast_open_queue = 8 * u16::from(plan.fast);
         let listener = stack.tcp_listen(&open, plan.backlog).unwrap();
+        stack.tcp_set_cookie_keys(listener, &[[seed, 1]]).unwrap();
         rig.process = process;
         let mut host = Self {
             rig,

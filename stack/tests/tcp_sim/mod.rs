@@ -85,7 +85,7 @@ impl World {
             now: plan.start_ns,
             limit: plan.start_ns + 7200 * SECOND,
             wire: Wire::new(&plan),
-            monitor: Monitor::default(),
+            monitor: Monitor::new(plan.fast),
             pairs: Vec::new(),
             troubles: Vec::new(),
             trace: Trace(0xcbf2_9ce4_8422_2325),

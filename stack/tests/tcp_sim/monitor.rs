@@ -20,6 +20,8 @@ struct Direction {
     /// closed the window before it.
     told: Option<u32>,
     taken_back: bool,
+    /// The window of its SYN, bytes.
+    syn_window: u16,
     timestamp: Option<u32>,
 }
 
@@ -28,6 +30,8 @@ type Addresses = (SocketAddress, SocketAddress);
 /// The monitor.
 #[derive(Debug, Default)]
 pub struct Monitor {
+    /// SYNs may carry data, and those who get it may answer at once.
+    fast: bool,
     directions: HashMap<Addresses, Direction>,
     incarnations: HashMap<Addresses, u32>,
     /// Segments with data, and their bytes, that were sent.
@@ -91,10 +95,17 @@ fn end(segment: &Segment) -> u32 {
 }
 
 impl Monitor {
+    pub fn new(fast: bool) -> Self {
+        Self {
+            fast,
+            ..Self::default()
+        }
+    }
+
     /// A host has sent a frame: the number of the connection.
     pub fn sent(&mut self, frame: &[u8], now: u64) -> u32 {
         let segment = tcp::parse(frame, &[0; 6], false).expect("a stack sends good segments");
-        assert!(segment.payload_len == 0 || segment.flags & flags::SYN == 0);
+        assert!(segment.payload_len == 0 || segment.flags & flags::SYN == 0 || self.fast);
         let (there, back) = addresses(&segment);
         if segment.flags & flags::SYN != 0 {
             self.syn(&segment);
@@ -120,12 +131,22 @@ impl Monitor {
             self.directions.remove(&back);
             *self.incarnations.entry(there.min(back)).or_default() += 1;
         }
+        let answered = self.directions.get(&back).filter(|_| self.fast);
+        let early = answered.map(|back| {
+            let start = segment.seq.wrapping_add(1);
+            start.wrapping_add(u32::from(back.syn_window))
+        });
         let direction = Direction {
             isn: Some(segment.seq),
             scale: segment.options.window_scale,
             mss: segment.options.mss,
+            syn_window: segment.window,
             // The SYN itself, and nothing before the other side has spoken.
-            granted: self.directions.get(&there).and_then(|d| d.granted),
+            granted: self
+                .directions
+                .get(&there)
+                .and_then(|d| d.granted)
+                .or(early),
             ..Direction::default()
         };
         self.directions.insert(there, direction);
@@ -219,7 +240,7 @@ impl Monitor {
             self.directions.get(&back).cloned(),
         ) else {
             if let Some(direction) = self.directions.get_mut(&there) {
-                direction.reached = Some(segment.seq.wrapping_add(1));
+                direction.reached = Some(end(&segment).wrapping_add(1));
             }
             return;
         };

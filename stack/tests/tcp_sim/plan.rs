@@ -36,6 +36,8 @@ pub struct Plan {
     pub start_ns: u64,
     /// How far behind the last one's the clock of whoever takes frames in may be.
     pub clock_behind_ns: u64,
+    /// Programs write with their connect (TCP Fast Open).
+    pub fast: bool,
 }
 
 impl Plan {
@@ -63,6 +65,7 @@ impl Plan {
             backlog: 16,
             start_ns: SECOND,
             clock_behind_ns: 0,
+            fast: false,
         }
     }
 

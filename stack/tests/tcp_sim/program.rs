@@ -77,6 +77,8 @@ pub struct Side {
     /// Most bytes of one write and one read.
     piece: u64,
     pub options: TcpOptions,
+    /// Writes with its connect.
+    pub fast: bool,
     pub closed_at: u64,
     /// Stops reading for so long when so many bytes were read.
     pause: Option<(u64, u64)>,
@@ -133,6 +135,7 @@ impl Side {
             progress: 0,
             piece: 1 << 20,
             options,
+            fast: false,
             closed_at: 0,
             pause: None,
             process: 0,
@@ -241,6 +244,7 @@ impl Pair {
             after: None,
         };
         pair.sides[0].next_at = Some(now);
+        pair.sides[0].fast = plan.fast;
         pair
     }
 
@@ -407,7 +411,29 @@ impl Pair {
         };
         let hop = host.hop();
         let (mut stack, packets) = host.both();
-        match stack.tcp_connect(packets, &open, remote, &hop, Instant(now)) {
+        let number = self.number;
+        let result = if side.fast {
+            let mut at = 0;
+            let fill = &mut |into: &mut [u8]| {
+                for place in into {
+                    *place = byte(number, which, at);
+                    at += 1;
+                }
+            };
+            let first = FirstWrite {
+                len: side.limit().min(side.piece) as usize,
+                fill,
+                waits: false,
+            };
+            stack.tcp_open(&open).and_then(|id| {
+                let start = (remote, &hop);
+                side.sent = stack.tcp_start_with(packets, id, start, first, Instant(now))? as u64;
+                Ok(id)
+            })
+        } else {
+            stack.tcp_connect(packets, &open, remote, &hop, Instant(now))
+        };
+        match result {
             Ok(id) => {
                 side.id = Some(id);
                 side.state = State::Connecting;
