@@ -286,6 +286,7 @@ impl Connection<'_> {
         if !slot.has(mark::EVER_RETRANSMITTED) && !after(slot.end(), self.tcb.high_seq) {
             told.original = true;
         }
+        self.advance_rack(slot);
         let newer = told.newest.is_none_or(|newest| {
             let later = slot.sent_us.wrapping_sub(newest.sent_us) as i32;
             later > 0 || later == 0 && after(slot.end(), newest.end())
@@ -416,7 +417,6 @@ impl Connection<'_> {
             self.tcb.sample_rtt(rtt_us, millis(now));
         }
         self.widen_reorder_window(&newest);
-        self.advance_rack(&newest, age);
         self.sample_rate(&newest, age, now_us);
     }
 

@@ -20,17 +20,20 @@ const LONE_PROBE_US: u64 = 200_000;
 const MIN_REORDER_US: u32 = 1000;
 
 impl Connection<'_> {
-    /// RFC 8985 section 6.2 step 2: the newest segment delivered.
-    #[inline]
-    pub(crate) fn advance_rack(&mut self, newest: &SegmentSlot, age_us: u32) {
-        if newest.has(mark::EVER_RETRANSMITTED) && age_us < self.tcb.min_rtt_us {
+    /// RFC 8985 section 6.2 step 2, for every segment delivered: the newest of all, and how long
+    /// the last one took.
+    #[inline(always)]
+    pub(super) fn advance_rack(&mut self, slot: &SegmentSlot) {
+        let now_us = micros(Instant(self.pool.head.latest_ns)) as u32;
+        let age_us = elapsed(now_us, slot.sent_us);
+        if slot.has(mark::EVER_RETRANSMITTED) && age_us < self.tcb.min_rtt_us {
             // The ACK is of an earlier copy.
             return;
         }
-        let later = newest.sent_us.wrapping_sub(self.tcb.rack_sent_us) as i32;
-        if later > 0 || later == 0 && after(newest.end(), self.tcb.rack_end_seq) {
-            self.tcb.rack_sent_us = newest.sent_us;
-            self.tcb.rack_end_seq = newest.end();
+        let later = slot.sent_us.wrapping_sub(self.tcb.rack_sent_us) as i32;
+        if later > 0 || later == 0 && after(slot.end(), self.tcb.rack_end_seq) {
+            self.tcb.rack_sent_us = slot.sent_us;
+            self.tcb.rack_end_seq = slot.end();
         }
         self.tcb.rack_rtt_us = age_us;
     }
