@@ -59,7 +59,7 @@ impl Sending {
     /// # Errors
     /// `ENOBUFS`: the error queue is full.
     pub fn begins(endpoint: EndpointId, call: c_int, own: Option<u32>) -> Result<Self, Errno> {
-        if !are_asked() && own.is_none() {
+        if !are_asked() && own.is_none() && call & MSG_ZEROCOPY == 0 {
             return Ok(Self::default());
         }
         let begun = with_stack(|_, locked, _| {

@@ -195,6 +195,10 @@ impl Places {
         Some(index)
     }
 
+    fn has_room<T>(&self, slab: &[T]) -> bool {
+        self.free != NONE || (self.used as usize) < slab.len()
+    }
+
     fn give_back<T: Place>(&mut self, slab: &mut [T], index: u32) {
         if let Some(place) = slab.get_mut(index as usize) {
             *place.next() = self.free;
@@ -246,7 +250,7 @@ impl Stack<'_> {
     /// Whether the error queue has room for what one more send has to tell.
     #[must_use]
     pub fn tcp_may_notice(&mut self, id: EndpointId) -> bool {
-        let is_there = self.tcp(id).is_ok();
+        let is_there = self.tcp(id).is_ok() && self.head.notices.has_room(self.notices);
         let queue = self.notice_queue_mut(id.index).filter(|_| is_there);
         queue.is_some_and(|queue| queue.tells < MOST)
     }
@@ -472,7 +476,7 @@ impl Stack<'_> {
         let mut lists = [queue.told, queue.awaited];
         *queue = NoticeQueue::EMPTY;
         for list in &mut lists {
-            for _ in 0..self.notices.len() {
+            for _ in 0..MOST {
                 let Some((place, _)) = list.take_first(self.notices) else {
                     break;
                 };
