@@ -9,9 +9,10 @@
 use std::ffi::c_int;
 
 use bypass_stack::{EndpointId, FirstWrite, TcpDefaults, TcpOptions, TcpState};
-use libc::{MSG_DONTWAIT, MSG_FASTOPEN, msghdr};
+use libc::{MSG_DONTWAIT, MSG_FASTOPEN, MSG_NOSIGNAL, msghdr};
 use rustix::io::Errno;
 
+use super::notices::Sending;
 use super::{connect, defaults, flags, send, with_stack};
 use crate::address::{self, Given};
 use crate::context;
@@ -27,7 +28,7 @@ type Fill<'a> = &'a mut dyn FnMut(&mut [u8]);
 pub unsafe fn connect(fd: c_int, message: &msghdr, flags: c_int) -> Option<Answer> {
     // SAFETY: the caller's promise.
     let judged = unsafe { send::judged(message) };
-    let (total, mut gather, _) = match judged {
+    let (total, mut gather, stamps) = match judged {
         Ok(judged) => judged,
         Err(errno) => return Some(Err(errno)),
     };
@@ -50,13 +51,15 @@ pub unsafe fn connect(fd: c_int, message: &msghdr, flags: c_int) -> Option<Answe
         waits,
     };
     Some(match connect::begin_with(fd, remote, Some(first))? {
-        Ok(begun) => go_on(
-            fd,
-            begun.endpoint,
-            (begun.taken, waits),
-            (total, flags),
-            fill,
-        ),
+        Ok(begun) => {
+            let sending = Sending::begins(begun.endpoint, flags, stamps).unwrap_or_default();
+            let begins = (begun.taken, waits);
+            let answer = go_on(fd, begun.endpoint, begins, (total, flags), fill);
+            if answer.is_ok_and(|sent| sent > 0) {
+                sending.ends(begun.endpoint);
+            }
+            answer
+        }
         Err(errno) => Err(errno),
     })
 }
@@ -94,6 +97,12 @@ pub fn on_connection(
     }
     connect::wait_for(fd, endpoint)?;
     send::stream(fd, endpoint, total, flags & !MSG_FASTOPEN, fill)
+}
+
+/// Whether the connection's SYN waits for the first write.
+pub fn is_deferred(endpoint: EndpointId) -> bool {
+    let status = with_stack(|_, locked, _| locked.stack().tcp_status(endpoint).ok());
+    status.flatten().is_some_and(|status| status.deferred)
 }
 
 /// The first write on a connection whose SYN waits for it.
@@ -156,6 +165,9 @@ fn go_on(
     if taken >= total {
         return Ok(taken as isize);
     }
-    let rest = send::bytes(fd, endpoint, total - taken, flags & !MSG_FASTOPEN, fill);
+    // Where some bytes were taken there is no error to signal.
+    let quiet = if taken > 0 { MSG_NOSIGNAL } else { 0 };
+    let flags = flags & !MSG_FASTOPEN | quiet;
+    let rest = send::bytes(fd, endpoint, total - taken, flags, fill);
     rest.map(|sent| sent + taken as isize).or_else(so_far)
 }

@@ -19,7 +19,7 @@ use bypass_proto::options::Log;
 use bypass_proto::reason::FallThrough;
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::control::ControlError;
-use bypass_stack::{Counter, EndpointId, TcpState};
+use bypass_stack::{Counter, EndpointId, FirstWrite, TcpState};
 use rustix::io::Errno;
 
 use super::with_stack;
@@ -85,6 +85,16 @@ fn is_made(fd: c_int, endpoint: EndpointId) -> bool {
         let status = with_stack(|_, locked, _| locked.stack().tcp_status(endpoint));
         match status {
             Some(Ok(status)) if status.state == TcpState::Closed => return false,
+            Some(Ok(status)) if status.deferred => {
+                // Nothing would come of waiting: the SYN leaves without data.
+                let fill: &mut dyn FnMut(&mut [u8]) = &mut |_| {};
+                let (len, waits) = (0, false);
+                with_stack(|_, locked, now| {
+                    let (stack, packets) = locked.parts();
+                    let first = FirstWrite { len, fill, waits };
+                    stack.tcp_send_first(packets, endpoint, first, now)
+                });
+            }
             Some(Ok(status))
                 if matches!(status.state, TcpState::SynSent | TcpState::SynReceived) => {}
             Some(_) => return true,
@@ -119,6 +129,12 @@ pub fn is_news(locked: &mut Locked<'_>) -> bool {
 /// table, however many have.
 #[cold]
 pub fn follow() {
+    // Once more, for descriptors that were duplicated meanwhile.
+    let _ = follow_once() && follow_once();
+}
+
+/// Whether there were any.
+fn follow_once() -> bool {
     let mut gone = Vec::new();
     with_stack(|_, locked, _| {
         let left = locked.stack().counters().get(Counter::TcpHandedOver);
@@ -138,6 +154,7 @@ pub fn follow() {
             release(*endpoint, numbers, FallThrough::Passed);
         }
     }
+    !gone.is_empty()
 }
 
 /// The endpoint is gone and its descriptors are the kernel's, in epoll sets too.

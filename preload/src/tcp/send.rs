@@ -382,6 +382,10 @@ fn pieces(fd: c_int, endpoint: EndpointId, input: c_int, at: &mut off_t, count: 
 pub fn from_pipe(fd: c_int, endpoint: EndpointId, pipe: c_int, len: usize, flags: u32) -> Answer {
     let mut buffer = [0_u8; PIECE];
     let nonblocking = is_nonblocking(endpoint);
+    if fast_open::is_deferred(endpoint) {
+        // The pipe's bytes are not put back: the SYN leaves without them.
+        fast_open::first(fd, endpoint, (0, 0), &mut |_| {})?;
+    }
     let room = loop {
         let room = room(endpoint).ok_or(Errno::BADF)?;
         if room > 0 || !nonblocking {
