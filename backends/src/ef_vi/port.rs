@@ -62,8 +62,9 @@ pub struct EfViPort {
     interface: String,
     vlan: Option<u16>,
     queue: Option<Queue>,
-    /// A dead VI, which keeps its filters until there is another: what they match must not reach
-    /// the kernel meanwhile, which would reset connections that it does not know.
+    /// A dead VI, which keeps its filters until another is opened, or has failed to open for want
+    /// of what this one holds: what they match must not reach the kernel meanwhile, which would
+    /// reset connections that it does not know.
     dead: Option<Queue>,
     /// With the card's cookie, while it has the filter.
     filters: BTreeMap<CardFilter, Option<Cookie>>,

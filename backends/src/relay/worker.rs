@@ -355,7 +355,11 @@ impl Relay {
         if let Some(stack) = &self.stack
             && !stack.rings.fall_asleep()
         {
-            return false;
+            if self.port.room() > 0 {
+                return false;
+            }
+            // What the stack sends waits for the card: a little, and the daemon is heard meanwhile.
+            return self.wait(PAUSES.0);
         }
         // A port without a descriptor to wait on now is looked at again soon.
         let may_sleep = self.watch_port().is_ok() && self.port.prime();
