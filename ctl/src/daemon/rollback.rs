@@ -134,27 +134,25 @@ impl Server {
                     Some(_) => connections.push(endpoint.id),
                 }
             }
-            let now = connections
-                .iter()
-                .take((MOST_MOVED - done.connections) as usize);
-            let moved = self.move_all(uid, now.copied(), &members);
+            let most = MOST_MOVED - done.connections;
+            let moved = self.move_all(uid, (&connections, most), &members);
             done.connections += moved;
             done.left += connections.len() as u32 - moved;
         }
         done
     }
 
-    /// Hands connections over, a few under one lock, and lets the programs have it between; how
-    /// many.
+    /// Hands so many of the connections over at most, a few under one lock, and lets the programs
+    /// have it between; how many.
     fn move_all(
         &mut self,
         uid: u32,
-        endpoints: impl Iterator<Item = EndpointId>,
+        (endpoints, most): (&[EndpointId], u32),
         members: &[Member],
     ) -> u32 {
-        let mut endpoints = endpoints.peekable();
+        let mut endpoints = endpoints.iter().copied().peekable();
         let mut count = 0;
-        while endpoints.peek().is_some() {
+        while count < most && endpoints.peek().is_some() {
             let stack = self.stacks.get(uid);
             let Some(Ok(mut locked)) = stack.map(StackEntry::lock_for_program) else {
                 break;
@@ -165,7 +163,7 @@ impl Server {
             for endpoint in endpoints.by_ref() {
                 let socket = self.move_out(&mut locked, uid, endpoint, members);
                 moved.extend(socket.ok().map(|socket| (endpoint, socket)));
-                if Instant::now() >= end {
+                if Instant::now() >= end || count + moved.len() as u32 >= most {
                     break;
                 }
             }
