@@ -64,7 +64,8 @@ pub unsafe fn connect(fd: c_int, message: &msghdr, flags: c_int) -> Option<Answe
     })
 }
 
-/// A send with MSG_FASTOPEN on a connection: as a connect again, and then as any other.
+/// What MSG_FASTOPEN adds to a send on a connection: it is a connect again. The send itself is then
+/// as any other.
 ///
 /// # Errors
 /// As the kernel's.
@@ -72,9 +73,8 @@ pub fn on_connection(
     fd: c_int,
     endpoint: EndpointId,
     to: Given,
-    (total, flags): (usize, c_int),
-    fill: Fill<'_>,
-) -> Answer {
+    flags: c_int,
+) -> Result<(), Errno> {
     defaults::follow();
     if !is_allowed() || to == Given::Foreign {
         return Err(Errno::OPNOTSUPP);
@@ -85,7 +85,7 @@ pub fn on_connection(
     });
     let (status, options) = looked.flatten().ok_or(Errno::BADF)?;
     if status.deferred {
-        return first(fd, endpoint, (total, flags), fill);
+        return Ok(());
     }
     let waits = flags & MSG_DONTWAIT == 0 && !options.has(TcpOptions::NONBLOCKING);
     let is_being_made = matches!(status.state, TcpState::SynSent | TcpState::SynReceived);
@@ -95,14 +95,7 @@ pub fn on_connection(
     if options.shim_flags & flags::CONNECTING == 0 {
         return Err(Errno::ISCONN);
     }
-    connect::wait_for(fd, endpoint)?;
-    send::stream(fd, endpoint, total, flags & !MSG_FASTOPEN, fill)
-}
-
-/// Whether the connection's SYN waits for the first write.
-pub fn is_deferred(endpoint: EndpointId) -> bool {
-    let status = with_stack(|_, locked, _| locked.stack().tcp_status(endpoint).ok());
-    status.flatten().is_some_and(|status| status.deferred)
+    connect::wait_for(fd, endpoint).map(|_| ())
 }
 
 /// The first write on a connection whose SYN waits for it.

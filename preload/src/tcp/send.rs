@@ -46,9 +46,9 @@ pub unsafe fn one(fd: c_int, endpoint: EndpointId, message: &msghdr, flags: c_in
     if flags & MSG_FASTOPEN != 0 {
         // SAFETY: the name was judged.
         let address = unsafe { address::read(message.msg_name.cast(), message.msg_namelen) };
-        return fast_open::on_connection(fd, endpoint, address, (total, flags), fill);
+        fast_open::on_connection(fd, endpoint, address, flags)?;
     }
-    told((fd, endpoint), total, flags, stamps, fill)
+    told((fd, endpoint), total, flags & !MSG_FASTOPEN, stamps, fill)
 }
 
 /// What a message has to send: how many bytes, from where, and the time stamps it asks for.
@@ -250,13 +250,6 @@ pub fn room(endpoint: EndpointId) -> Option<usize> {
     Some(status?.ok()?.send_space as usize)
 }
 
-/// Whether sends on the endpoint do not wait.
-fn is_nonblocking(endpoint: EndpointId) -> bool {
-    with_stack(|_, locked, _| super::options_of(locked, endpoint))
-        .flatten()
-        .is_some_and(|options| options.has(TcpOptions::NONBLOCKING))
-}
-
 /// sendfile into a connection: the file by way of a buffer, no more at a time than there is room
 /// for, so that nothing is read twice and the offset says what was sent.
 ///
@@ -381,8 +374,13 @@ fn pieces(fd: c_int, endpoint: EndpointId, input: c_int, at: &mut off_t, count: 
 /// As the kernel's.
 pub fn from_pipe(fd: c_int, endpoint: EndpointId, pipe: c_int, len: usize, flags: u32) -> Answer {
     let mut buffer = [0_u8; PIECE];
-    let nonblocking = is_nonblocking(endpoint);
-    if fast_open::is_deferred(endpoint) {
+    let looked = with_stack(|_, locked, _| {
+        let deferred = locked.stack().tcp_status(endpoint).ok()?.deferred;
+        let options = super::options_of(locked, endpoint)?;
+        Some((options.has(TcpOptions::NONBLOCKING), deferred))
+    });
+    let (nonblocking, deferred) = looked.flatten().ok_or(Errno::BADF)?;
+    if deferred {
         // The pipe's bytes are not put back: the SYN leaves without them.
         fast_open::first(fd, endpoint, (0, 0), &mut |_| {})?;
     }

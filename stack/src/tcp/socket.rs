@@ -156,7 +156,7 @@ impl Stack<'_> {
     }
 
     #[inline]
-    fn tcp_index(&self, id: EndpointId) -> Result<u32, Stale> {
+    pub(super) fn tcp_index(&self, id: EndpointId) -> Result<u32, Stale> {
         match self.endpoints.get(id.index as usize) {
             Some(found) if found.generation == id.generation && found.kind == kind::TCP => {
                 Ok(id.index)
@@ -821,88 +821,6 @@ impl Stack<'_> {
             Ok(connection) => core::mem::take(&mut connection.tcb.error),
             Err(Stale) => 0,
         }
-    }
-
-    /// The options, to read or change; call [`Stack::tcp_options_changed`] afterwards.
-    ///
-    /// # Errors
-    /// [`Stale`].
-    pub fn tcp_options(&mut self, id: EndpointId) -> Result<&mut TcpOptions, Stale> {
-        let index = self.tcp_index(id)?;
-        self.tcbs
-            .get_mut(index as usize)
-            .map(|tcb| &mut tcb.options)
-            .ok_or(Stale)
-    }
-
-    /// Acts on changed options: what they hold back no more leaves, keepalive is armed, another
-    /// congestion control takes over.
-    pub fn tcp_options_changed(&mut self, memory: &mut impl Memory, id: EndpointId, now: Instant) {
-        let now = self.forward(now);
-        if let Ok(mut connection) = self.tcp(id) {
-            if connection.tcb.options.has(TcpOptions::KEEPALIVE)
-                && connection.tcb.state().is_synchronised()
-            {
-                connection.arm_keepalive(now);
-            }
-            let algorithm = connection.tcb.options.congestion;
-            if connection.tcb.congestion.algorithm != algorithm {
-                connection.tcb.congestion.set_algorithm(algorithm);
-            }
-            connection.output(memory, now, false);
-            // A larger buffer, or a higher mark of what may be unsent, is room.
-            if connection.tcb.has(flag::NO_SPACE) && connection.tcb.may_carry_data() {
-                connection.look_for_room(now);
-            }
-            self.settle(id.index, now);
-        }
-    }
-
-    /// Sends what has been written, a cork notwithstanding: that is what setting TCP_NODELAY does,
-    /// and what is written later waits again (net/ipv4/tcp.c:__tcp_sock_set_nodelay). What the
-    /// peer's window has no room for waits still.
-    pub fn tcp_push(&mut self, memory: &mut impl Memory, id: EndpointId, now: Instant) {
-        let now = self.forward(now);
-        if let Ok(mut connection) = self.tcp(id) {
-            connection.output(memory, now, true);
-            self.settle(id.index, now);
-        }
-    }
-
-    /// TCP_QUICKACK: acknowledgements wait for answers (0) or not, until the exchange itself says
-    /// otherwise; the one that is owed leaves. With an even number they wait again after that
-    /// (net/ipv4/tcp.c:__tcp_sock_set_quickack).
-    ///
-    /// # Errors
-    /// [`Stale`].
-    pub fn tcp_set_quick_ack(
-        &mut self,
-        id: EndpointId,
-        value: i32,
-        now: Instant,
-    ) -> Result<(), Stale> {
-        let tcb = self.tcp(id)?.tcb;
-        if value != 0 && tcb.has(flag::ACK_OWED) && tcb.state().is_synchronised() {
-            let is_read = tcb.rx_bytes == 0;
-            if is_read || tcb.unacked_bytes > u32::from(tcb.rcv_mss) {
-                tcb.set(flag::ACK_NOW);
-            }
-        }
-        if value & 1 != 0 {
-            tcb.clear(flag::PINGPONG);
-        } else {
-            tcb.set(flag::PINGPONG);
-        }
-        self.settle(id.index, now);
-        Ok(())
-    }
-
-    /// What TCP_QUICKACK answers.
-    ///
-    /// # Errors
-    /// [`Stale`].
-    pub fn tcp_quick_ack(&mut self, id: EndpointId) -> Result<bool, Stale> {
-        Ok(!self.tcp(id)?.tcb.has(flag::PINGPONG))
     }
 
     /// [`Stack::readiness`] of a TCP endpoint (net/ipv4/tcp.c:tcp_poll). Whoever is told that there
