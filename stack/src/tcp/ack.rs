@@ -43,7 +43,7 @@ pub(crate) struct Told {
     pub(crate) dsack: bool,
     /// What had been told by SACK before: up to there a segment can be late.
     pub(crate) sacked_before: u32,
-    /// The newest delivered segment, for RACK and the rate sample.
+    /// The newest delivered segment, for the rate sample and for rounds.
     pub(crate) newest: Option<SegmentSlot>,
     /// The window of the peer was closed, and is not any more.
     pub(crate) reopened: bool,
