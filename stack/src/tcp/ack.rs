@@ -5,7 +5,7 @@ use super::congestion::AckSample;
 use super::connection::{Connection, elapsed, micros, millis};
 use super::pool::{SegmentSlot, mark};
 use super::seq::{after, before, distance};
-use super::tcb::{Tcb, ca, flag, pending};
+use super::tcb::{Tcb, USUAL_REORDERING, ca, flag, pending};
 use crate::counters::Counter;
 use crate::image::NONE;
 use crate::types::{Instant, Memory};
@@ -43,6 +43,8 @@ pub(crate) struct Told {
     pub(crate) dsack: bool,
     /// What had been told by SACK before: up to there a segment can be late.
     pub(crate) sacked_before: u32,
+    /// The first segment that was told late, behind one that was sent after it.
+    pub(crate) late: Option<u32>,
     /// The newest delivered segment, for the rate sample and for rounds.
     pub(crate) newest: Option<SegmentSlot>,
     /// The window of the peer was closed, and is not any more.
@@ -197,6 +199,7 @@ impl Connection<'_> {
                 self.mark_sacked(block.left, block.right, told);
             }
         }
+        self.note_reordering(told);
     }
 
     /// The peer has got something twice (RFC 2883).
@@ -258,7 +261,7 @@ impl Connection<'_> {
     fn sacked(&mut self, chunk: u32, slot: SegmentSlot, told: &mut Told) {
         let late = self.tcb.sacked_out > 0 && before(slot.seq, self.tcb.highest_sacked);
         if late && !slot.has(mark::EVER_RETRANSMITTED) {
-            self.saw_reordering(&slot);
+            told.late.get_or_insert(slot.seq);
         }
         if slot.has(mark::LOST) {
             self.tcb.lost_out = self.tcb.lost_out.saturating_sub(1);
@@ -296,13 +299,25 @@ impl Connection<'_> {
         }
     }
 
-    fn saw_reordering(&mut self, slot: &SegmentSlot) {
-        if !self.tcb.has(flag::REORDER_SEEN) {
-            self.tcb.set(flag::REORDER_SEEN);
+    /// Counts what came late, once for all that one step has told, and remembers how late that was
+    /// (net/ipv4/tcp_input.c:tcp_check_sack_reordering).
+    #[inline(always)]
+    fn note_reordering(&mut self, told: &mut Told) {
+        if let Some(seq) = told.late.take() {
+            self.saw_reordering(seq);
         }
-        // In segments (net/ipv4/tcp_input.c:tcp_check_sack_reordering).
-        let extent =
-            distance(slot.seq, self.tcb.highest_sacked).div_ceil(u32::from(self.tcb.mss).max(1));
+    }
+
+    #[cold]
+    fn saw_reordering(&mut self, seq: u32) {
+        self.tcb.set(flag::REORDER_SEEN);
+        let end = if self.tcb.sacked_out > 0 {
+            self.tcb.highest_sacked
+        } else {
+            self.tcb.snd_una
+        };
+        // In segments.
+        let extent = distance(seq, end).div_ceil(u32::from(self.tcb.mss).max(1));
         self.tcb.reordering = self.tcb.reordering.max(extent.min(300) as u16);
         self.tcb.reord_seen = self.tcb.reord_seen.wrapping_add(1);
         self.pool.count(Counter::TcpReordering);
@@ -329,6 +344,7 @@ impl Connection<'_> {
             self.acked(chunk, slot, told);
         }
         self.tcb.snd_una = ack;
+        self.note_reordering(told);
         self.tcb.bytes_acked = self.tcb.bytes_acked.wrapping_add(u64::from(told.bytes));
         self.tcb.retransmits = 0;
         self.tcb.stuck_since = now.0;
@@ -364,7 +380,7 @@ impl Connection<'_> {
                 && before(slot.seq, told.sacked_before)
                 && self.tcb.has(flag::SACK)
             {
-                self.saw_reordering(&slot);
+                told.late.get_or_insert(slot.seq);
             }
             told.gap_filled |= slot.has(mark::EVER_RETRANSMITTED);
             self.delivered(&slot, told);
@@ -495,6 +511,16 @@ impl Connection<'_> {
         self.retransmit_lost(memory, now);
     }
 
+    /// Segments by which the ACK goes forward: where the path changes their order, those that only
+    /// SACK has told too (net/ipv4/tcp_input.c:tcp_may_raise_cwnd).
+    fn advance(&self, told: &Told) -> u32 {
+        if self.tcb.reordering > USUAL_REORDERING {
+            told.acked.saturating_add(told.sacked)
+        } else {
+            told.acked
+        }
+    }
+
     #[inline(always)]
     pub(super) fn grow_window(&mut self, told: &Told, in_flight: u32, now: Instant) {
         let newest = told.newest;
@@ -510,7 +536,7 @@ impl Connection<'_> {
         };
         let sample = AckSample {
             now_us: micros(now),
-            acked: told.acked,
+            acked: self.advance(told),
             delivered: told.delivered,
             in_flight_before: in_flight,
             in_flight: self.tcb.in_flight(),

@@ -223,6 +223,8 @@ pub(crate) mod flag {
 
 /// No deadline.
 pub(crate) const NEVER: u64 = u64::MAX;
+/// Segments by which the order changes where nothing is known (net.ipv4.tcp_reordering).
+pub(crate) const USUAL_REORDERING: u16 = 3;
 
 /// A range of received sequence numbers to tell in SACK options.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -543,7 +545,7 @@ impl Tcb {
         self.keepalive_at = NEVER;
         self.rto_us = super::rtt::INITIAL_RTO_US;
         self.min_rtt_us = u32::MAX;
-        self.reordering = 3;
+        self.reordering = USUAL_REORDERING;
         self.rack_steps = 1;
         self.options = options;
         self.options.set(TcpOptions::AWAITS, false);
