@@ -69,7 +69,7 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
     let top = unsafe { (*argument.cast::<Exec>()).stack };
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     // SAFETY: `grandchild` uses only the structure; its stack outlives it, as we are suspended.
-    let pid = unsafe { libc::clone(grandchild, top, flags, argument) };
+    let pid = unsafe { clone(grandchild, top, flags, argument) };
     let mut status = 0;
     // SAFETY: waits for this very child.
     let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
@@ -81,6 +81,21 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
         -1 => 0,
         _ => FAILED,
     }
+}
+
+/// libc's `clone` for a child that shares our memory.
+///
+/// # Safety
+/// As there.
+unsafe fn clone(
+    function: extern "C" fn(*mut c_void) -> c_int,
+    stack: *mut c_void,
+    flags: c_int,
+    argument: *mut c_void,
+) -> c_int {
+    let none = std::ptr::null_mut();
+    // SAFETY: the caller's promise.
+    unsafe { symbols::clone::original()(function, stack, flags, argument, none, none, none) }
 }
 
 extern "C" fn grandchild(argument: *mut c_void) -> c_int {
@@ -139,7 +154,7 @@ pub fn start_daemon() -> Result<(), FallThrough> {
     let mut held = Held::default();
     held.hold();
     // SAFETY: `child` uses only `exec`, the stack is large enough and outlives the call.
-    let pid = unsafe { libc::clone(child, outer, flags, argument) };
+    let pid = unsafe { clone(child, outer, flags, argument) };
     drop(held);
     if pid < 0 {
         return Err(FallThrough::NoDaemon);

@@ -3,7 +3,7 @@
 //! Everything is made lazily, at the first socket that needs it, never in a constructor: a program
 //! that has no such socket pays for nothing but the table look-up.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use bypass_proto::control::{Refusal, Request, RequestKind};
@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use crate::config;
-use crate::{autostart, log, private, report};
+use crate::{autostart, log, private, process, report};
 
 /// After a failure to attach, new sockets go straight to the kernel for this long.
 const RETRY_AFTER_NS: u64 = 5_000_000_000;
@@ -69,9 +69,10 @@ pub fn process() -> ProcessId {
     ProcessId(PROCESS.load(Ordering::Relaxed) as u8)
 }
 
-/// Notes the slot that the parent has made for this forked child.
-pub fn set_process(process: ProcessId) {
-    PROCESS.store(u32::from(process.0), Ordering::Relaxed);
+/// Notes the slot that the parent has made for this forked child; without one it holds nothing.
+pub fn set_process(process: Option<ProcessId>) {
+    let number = process.map_or(u32::MAX, |process| u32::from(process.0));
+    PROCESS.store(number, Ordering::Relaxed);
 }
 
 /// Whether the endpoint was rolled back: what it still holds came before what the kernel has.
@@ -153,12 +154,19 @@ fn attach(control: &mut Option<Control>) -> Result<Joined, FallThrough> {
     let attachment = Attachment::new(image_map, packets_map, flows_map, ringer)
         .map_err(|_| FallThrough::Refused)?;
     PROCESS.store(reply.process, Ordering::Relaxed);
+    let flows = private::hide(flows);
+    #[expect(unsafe_code, reason = "UNSAFETY: says that a descriptor stays")]
+    // SAFETY: the leases keep the descriptor beside the attachment, and our hooks keep the program
+    // and its children from closing it.
+    let attachment = unsafe {
+        attachment.leaving_flows_out_of_forks(flows.as_raw_fd(), process::begins_in_child)
+    };
     // The descriptors stay open: a new daemon finds the stack through them.
     let leases = Leases(vec![
         private::hide(image),
         private::hide(packets),
         private::hide(cplane),
-        private::hide(flows),
+        flows,
     ]);
     Ok(Joined {
         attachment,

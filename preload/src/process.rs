@@ -1,5 +1,6 @@
 //! This process's part in the stack through fork and exec.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bypass_proto::control::{Request, RequestKind};
@@ -19,9 +20,16 @@ static RELATIVES: AtomicBool = AtomicBool::new(false);
 /// never inherits a table in the middle of a change.
 static FORK: RwLock<()> = RwLock::new(());
 
-/// Keeps forks away while in-process tables change.
-pub fn no_fork() -> RwLockReadGuard<'static, ()> {
-    FORK.read_recursive()
+thread_local! {
+    /// While this thread forks, in the child too: the slot that the child gets, if there is one.
+    static FORKING: Cell<Option<Option<ProcessId>>> = const { Cell::new(None) };
+}
+
+/// Keeps forks away while in-process tables change. In a handler that runs inside of this thread's
+/// own fork (pthread_atfork, a signal) there is nothing to keep away, on either side.
+pub fn no_fork() -> Option<RwLockReadGuard<'static, ()>> {
+    let forks = FORKING.with(|forking| forking.get().is_some());
+    (!forks).then(|| FORK.read_recursive())
 }
 
 /// See [`RELATIVES`].
@@ -48,18 +56,41 @@ pub fn is_alone() -> bool {
 /// Runs a fork. The parent makes the child's slot before it, so that no moment exists in which the
 /// child holds endpoints that nobody accounts for.
 pub fn forked(original: impl FnOnce() -> i32) -> i32 {
-    let guard = FORK.write();
+    // A handler inside of a fork may fork.
+    let outer = FORKING.get();
+    let guard = outer.is_none().then(|| FORK.write());
     let slot = reserve();
+    FORKING.set(Some(slot));
     let pid = original();
     tcp::changed::forget_all();
     if pid == 0 {
-        in_child(slot);
+        in_child();
     }
+    FORKING.set(outer);
     drop(guard);
     if pid != 0 {
         in_parent(slot, pid);
     }
     pid
+}
+
+/// A child that [`forked`] has made, and in which it does not return.
+pub fn begun() {
+    tcp::changed::forget_all();
+    in_child();
+    FORKING.set(None);
+    #[expect(unsafe_code, reason = "UNSAFETY: what has locked it does not return")]
+    // SAFETY: `forked` has locked it for writing, in what was this thread, for the last time.
+    unsafe {
+        FORK.force_unlock_write();
+    }
+}
+
+/// This process is a child that uses the stack for the first time: perhaps inside of the fork,
+/// perhaps made by a call that we have not seen. Then it holds nothing, and what it closes stays
+/// its parent's.
+pub fn begins_in_child() {
+    context::set_process(FORKING.get().flatten());
 }
 
 fn reserve() -> Option<ProcessId> {
@@ -68,9 +99,11 @@ fn reserve() -> Option<ProcessId> {
     locked.stack().fork_process(context::process())
 }
 
-fn in_child(slot: Option<ProcessId>) {
+fn in_child() {
+    let slot = FORKING.get().flatten();
     lock::forget_thread();
     RELATIVES.store(true, Ordering::Relaxed);
+    context::set_process(slot);
     context::after_fork_in_child();
     tcp::burst::ends();
     wait::after_fork_in_child();
@@ -80,23 +113,22 @@ fn in_child(slot: Option<ProcessId>) {
     let Some(joined) = context::joined() else {
         return;
     };
-    match slot {
-        Some(slot) => {
-            context::set_process(slot);
-            if let Ok(mut locked) = joined.attachment.lock() {
-                let pid = rustix::process::getpid()
-                    .as_raw_nonzero()
-                    .get()
-                    .cast_unsigned();
-                // The parent's word goes first: in a pid namespace of its own a child does not
-                // know by which number the daemon knows it.
-                if locked.stack().process_pid(slot) == Some(0) {
-                    locked.stack().set_process_pid(slot, pid, 0);
-                }
-            }
+    let has_all = joined.attachment.mend().is_ok();
+    let Some(slot) = slot.filter(|_| has_all) else {
+        // No slot or no memory left: the child's sockets are the kernel's.
+        forget_all();
+        return;
+    };
+    if let Ok(mut locked) = joined.attachment.lock() {
+        let pid = rustix::process::getpid()
+            .as_raw_nonzero()
+            .get()
+            .cast_unsigned();
+        // The parent's word goes first: in a pid namespace of its own a child does not know by
+        // which number the daemon knows it.
+        if locked.stack().process_pid(slot) == Some(0) {
+            locked.stack().set_process_pid(slot, pid, 0);
         }
-        // No slot left: the child's sockets are the kernel's.
-        None => forget_all(),
     }
 }
 

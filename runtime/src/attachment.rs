@@ -18,9 +18,11 @@
 
 use std::cell::UnsafeCell;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::time::Duration;
 
+use bypass_backends::af_xdp::Unforked;
 use bypass_backends::{QueuePair, Received, Transmit};
 use bypass_stack::{
     ChunkId, DropReason, EndpointId, FrameOutcome, Instant, LayoutError, Memory,
@@ -118,6 +120,8 @@ fn is_current(stack: &Stack<'_>, index: usize, generation: u32) -> bool {
 /// A stack with its memory and queues, mapped into this process.
 pub struct Attachment {
     image: Image,
+    /// Of the table of flows, when forks leave it out, and what a child does first.
+    unforked: Option<(Arc<Unforked>, fn())>,
     state: UnsafeCell<State>,
     ringer: Ringer,
     wait_fds: [AtomicI32; MAX_QUEUE_PAIRS],
@@ -165,12 +169,45 @@ impl Attachment {
         };
         Ok(Self {
             image,
+            unforked: None,
             state: UnsafeCell::new(state),
             ringer,
             wait_fds: [const { AtomicI32::new(-1) }; MAX_QUEUE_PAIRS],
             installed: AtomicU32::new(0),
             held: AtomicBool::new(false),
         })
+    }
+
+    /// Leaves the table of flows out of forks. A child maps it again before it takes the lock for
+    /// the first time, by whatever call it was made, and calls `begin` before that.
+    ///
+    /// # Safety
+    /// `fd` is what the table was mapped from, and stays open in this process and its children as
+    /// long as this does.
+    #[must_use]
+    pub unsafe fn leaving_flows_out_of_forks(mut self, fd: RawFd, begin: fn()) -> Self {
+        // SAFETY: as promised; the table is behind the lock, and `mend` before it.
+        let unforked = unsafe { self.state.get_mut().flows.leave_out_of_forks(fd) };
+        self.unforked = unforked.ok().map(|unforked| (unforked, begin));
+        self
+    }
+
+    /// Whether all that the lock guards is mapped, in a forked child too: asked before the lock is
+    /// taken.
+    ///
+    /// # Errors
+    /// [`LockError::Unmapped`].
+    #[inline]
+    pub fn mend(&self) -> Result<(), LockError> {
+        let Some((unforked, begin)) = &self.unforked else {
+            return Ok(());
+        };
+        let mended = unforked.mend(|| {
+            // The owner's word must not name a thread of the parent.
+            lock::forget_thread();
+            begin();
+        });
+        mended.map_err(|_| LockError::Unmapped)
     }
 
     /// The image's identity: names its wake sockets.
@@ -184,6 +221,7 @@ impl Attachment {
     /// # Errors
     /// [`LockError::Reentered`] for a signal handler that interrupted the owner.
     pub fn lock(&self) -> Result<Locked<'_>, LockError> {
+        self.mend()?;
         let taken = lock::lock(self.image.lock_word())?;
         Ok(self.locked(taken))
     }
@@ -193,6 +231,7 @@ impl Attachment {
     /// # Errors
     /// [`LockError::Busy`] or [`LockError::Reentered`].
     pub fn try_lock(&self) -> Result<Locked<'_>, LockError> {
+        self.mend()?;
         let taken = lock::try_lock(self.image.lock_word())?;
         Ok(self.locked(taken))
     }
@@ -207,6 +246,7 @@ impl Attachment {
         if self.held.load(Ordering::Relaxed) {
             return Err(LockError::Reentered);
         }
+        self.mend()?;
         let taken = lock::lock_within(self.image.lock_word(), patience, owners)?;
         Ok(self.locked(taken))
     }

@@ -5,9 +5,15 @@
 //! ([`bypass_proto::control::RequestKind::AddFilter`]), else the entry does nothing. All writes are
 //! made under the stack lock. The daemon removes flows whose endpoint is gone.
 
-use std::os::fd::AsFd;
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: passes on what the table's owner promises"
+)]
 
-use bypass_backends::af_xdp::{FlowEntry, FlowTable, TableFull, TcpFlow};
+use std::os::fd::{AsFd, RawFd};
+use std::sync::Arc;
+
+use bypass_backends::af_xdp::{FlowEntry, FlowTable, TableFull, TcpFlow, Unforked};
 use bypass_stack::{EndpointId, IpAddress, SocketAddress};
 use rustix::io::Errno;
 
@@ -42,6 +48,18 @@ impl Flows {
     pub fn map(fd: impl AsFd) -> Result<Self, Errno> {
         let table = FlowTable::map(fd)?;
         Ok(Self { table })
+    }
+
+    /// As [`FlowTable::leave_out_of_forks`].
+    ///
+    /// # Safety
+    /// As there.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) unsafe fn leave_out_of_forks(&mut self, fd: RawFd) -> Result<Arc<Unforked>, Errno> {
+        // SAFETY: as promised.
+        unsafe { self.table.leave_out_of_forks(fd) }
     }
 
     /// Leads the segments of a connection to the stack; its place. One that is there already

@@ -69,6 +69,8 @@ pub enum LockError {
     Reentered,
     /// Somebody else holds it (only from [`try_lock`] and [`lock_within`]).
     Busy,
+    /// A forked child could not map what the lock guards: for want of memory. Nothing was taken.
+    Unmapped,
 }
 
 /// What the thread ids in a lock word mean to the caller.

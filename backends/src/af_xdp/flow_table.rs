@@ -25,14 +25,14 @@
     reason = "UNSAFETY: a shared mapping becomes atomics, here only"
 )]
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::ptr::NonNull;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::bpf::{self, MapShape};
+use super::unforked::Unforked;
 
 /// Places of a bucket.
 const BUCKET_FLOWS: usize = 8;
@@ -160,15 +160,9 @@ pub(super) struct Geometry {
 /// A mapped flow table.
 #[derive(Debug)]
 pub struct FlowTable {
-    buckets: NonNull<Bucket>,
-    bytes: usize,
+    buckets: Arc<Unforked>,
     geometry: Geometry,
 }
-
-// SAFETY: the mapping is shared memory that belongs to no thread, and only atomics are made of it.
-unsafe impl Send for FlowTable {}
-// SAFETY: as above.
-unsafe impl Sync for FlowTable {}
 
 /// Makes the map of a table, without a header.
 pub(super) fn create_empty(buckets: u32) -> Result<OwnedFd, Errno> {
@@ -242,24 +236,25 @@ impl FlowTable {
 
     /// `bytes` is at least a page and enough for the buckets of the geometry.
     fn map_bytes(fd: impl AsFd, bytes: usize, geometry: Geometry) -> Result<Self, Errno> {
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a null hint lets the kernel choose a free range, so nothing is replaced. It
-        // refuses more bytes than the map has, so that no access inside of them can fault.
-        let address = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                bytes,
-                protection,
-                MapFlags::SHARED,
-                fd,
-                0,
-            )
-        }?;
-        Ok(Self {
-            buckets: NonNull::new(address.cast()).ok_or(Errno::NOMEM)?,
-            bytes,
-            geometry,
-        })
+        let buckets = Arc::new(Unforked::map(fd, bytes)?);
+        Ok(Self { buckets, geometry })
+    }
+
+    /// From now on a fork leaves the mapping out, whose page table costs it more than all other
+    /// memory of a program. What is given back tells whether it is here.
+    ///
+    /// # Safety
+    /// `fd` is what was mapped, and stays open in this process and its children as long as the
+    /// table lives. In a child [`Unforked::mend`] succeeds before the table is used.
+    ///
+    /// # Errors
+    /// What `madvise` answers, `EBUSY` when somebody has been given it before; the mapping is
+    /// inherited as it was.
+    pub unsafe fn leave_out_of_forks(&mut self, fd: RawFd) -> Result<Arc<Unforked>, Errno> {
+        let buckets = Arc::get_mut(&mut self.buckets).ok_or(Errno::BUSY)?;
+        // SAFETY: as promised.
+        unsafe { buckets.leave_out_of_forks(fd) }?;
+        Ok(Arc::clone(&self.buckets))
     }
 
     pub(super) fn geometry(&self) -> Geometry {
@@ -276,7 +271,7 @@ impl FlowTable {
         let index = (index & self.geometry.mask) as usize;
         // SAFETY: `map_bytes` was given enough bytes for every index up to the mask; the mapping
         // is page aligned and lives as long as `self`; atomics are valid for any bits.
-        unsafe { self.buckets.add(index).as_ref() }
+        unsafe { self.buckets.address().cast::<Bucket>().add(index).as_ref() }
     }
 
     /// `find_flow` of steer.bpf.c does the same: tag and the two buckets.
@@ -446,13 +441,6 @@ impl Bucket {
     fn free(&self) -> usize {
         let tags = self.tags.iter();
         tags.filter(|tag| tag.load(Ordering::Relaxed) == 0).count()
-    }
-}
-
-impl Drop for FlowTable {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `map_bytes`; every reference into it borrows `self`.
-        let _ = unsafe { munmap(self.buckets.as_ptr().cast(), self.bytes) };
     }
 }
 

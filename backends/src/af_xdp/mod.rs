@@ -27,6 +27,7 @@ mod program;
 mod queue_pair;
 mod syscall;
 mod umem;
+mod unforked;
 mod xsk;
 
 #[cfg(test)]
@@ -42,4 +43,5 @@ pub use nic::{
 pub use program::{COUNTERS, Flow, Listener, Target};
 pub use queue_pair::AfXdpQueuePair;
 pub use umem::{PacketMemory, longest_frame};
+pub use unforked::Unforked;
 pub use xsk::ring_doorbell;

@@ -6,12 +6,14 @@
     reason = "UNSAFETY: C strings and arrays of the caller; fork"
 )]
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::os::fd::AsRawFd;
 
 use libc::{pid_t, posix_spawn_file_actions_t, posix_spawnattr_t};
 
 use crate::environment::Environment;
-use crate::{process, symbols};
+use crate::family::fd;
+use crate::{context, errno, process, symbols};
 
 pub unsafe fn fork() -> pid_t {
     // SAFETY: no arguments.
@@ -34,6 +36,84 @@ pub unsafe fn bare_fork() -> pid_t {
 pub fn cloned(original: impl FnOnce() -> usize) -> usize {
     // A pid is an int, and so is the -1 of a failure.
     process::forked(|| original() as i32) as isize as usize
+}
+
+/// What a child of [`clone`] runs, and with what.
+struct Beginning {
+    function: extern "C" fn(*mut c_void) -> c_int,
+    argument: *mut c_void,
+}
+
+/// The first that such a child does.
+extern "C" fn begin(beginning: *mut c_void) -> c_int {
+    process::begun();
+    // SAFETY: the child's own copy of what `clone` had in its frame.
+    let Beginning { function, argument } = unsafe { beginning.cast::<Beginning>().read() };
+    function(argument)
+}
+
+/// A fork whose child begins with a function, on a stack of its own. (One that shares our memory,
+/// or has other thread-local variables, is none.)
+pub unsafe fn clone(
+    function: extern "C" fn(*mut c_void) -> c_int,
+    stack: *mut c_void,
+    flags: c_int,
+    argument: *mut c_void,
+    parent_tid: *mut c_void,
+    tls: *mut c_void,
+    child_tid: *mut c_void,
+) -> c_int {
+    let original = symbols::clone::original();
+    // SAFETY: the caller's arguments, but for the function and what is passed to it.
+    let clone = |function, argument| unsafe {
+        original(function, stack, flags, argument, parent_tid, tls, child_tid)
+    };
+    if flags & (libc::CLONE_VM | libc::CLONE_SETTLS) != 0 {
+        return clone(function, argument);
+    }
+    let mut beginning = Beginning { function, argument };
+    process::forked(|| clone(begin, (&raw mut beginning).cast()))
+}
+
+/// daemon(3), whose fork inside of libc passes us by.
+pub unsafe fn daemon(keep_folder: c_int, keep_streams: c_int) -> c_int {
+    if context::joined().is_none() {
+        // SAFETY: numbers only.
+        return unsafe { symbols::daemon::original()(keep_folder, keep_streams) };
+    }
+    // SAFETY: no arguments; the parent ends without its handlers, as there.
+    unsafe {
+        match fork() {
+            -1 => return -1,
+            0 => {}
+            _ => libc::_exit(0),
+        }
+        if libc::setsid() < 0 {
+            return -1;
+        }
+        if keep_folder == 0 {
+            libc::chdir(c"/".as_ptr());
+        }
+    }
+    if keep_streams != 0 {
+        return 0;
+    }
+    let flags = rustix::fs::OFlags::RDWR;
+    match rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty()) {
+        Ok(null) => {
+            for stream in 0..=2 {
+                if null.as_raw_fd() != stream {
+                    // SAFETY: numbers only.
+                    unsafe { fd::dup2(null.as_raw_fd(), stream) };
+                }
+            }
+            if null.as_raw_fd() <= 2 {
+                std::mem::forget(null);
+            }
+            0
+        }
+        Err(error) => errno::to_int(Err(error)),
+    }
 }
 
 /// The environment of this process.

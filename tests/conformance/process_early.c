@@ -1,0 +1,174 @@
+/* Children that use their parent's sockets before fork() has come back, or without any fork(). */
+#include "case.h"
+
+#include <sched.h>
+#include <sys/mman.h>
+
+/* What handlers use; -1 = they do nothing. */
+static int datagrams = -1, stream = -1, own_stream = -1;
+static unsigned char *room;
+enum { ROOM = 8 << 20 };
+
+static void echo(const char *who)
+{
+    send_to(datagrams, who, peer4, ECHO);
+    wait_for(datagrams, POLLIN, 2000);
+    receive_from(datagrams, 0);
+    value("send", send(stream, who, strlen(who), 0));
+    receive(stream, 0);
+}
+
+/* Changes the table of descriptors, and that of connections. */
+static void open_and_close(void)
+{
+    int copy = dup(datagrams), other = dup(stream), fd = dial(peer4, T_ECHO);
+    value("send", send(fd, "new", 3, 0));
+    receive(fd, 0);
+    close(fd);
+    close(other);
+    close(copy);
+}
+
+static void on_signal(int signal)
+{
+    (void)signal;
+    echo("signal");
+    open_and_close();
+}
+
+static void prepare(void)
+{
+    if (datagrams < 0)
+        return;
+    open_and_close();
+    fflush(stdout);
+}
+
+static void in_child(void)
+{
+    if (datagrams < 0)
+        return;
+    /* Likely to be where the fork has left something out. */
+    room = mmap(NULL, ROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memset(room, 0x5a, ROOM);
+    raise(SIGUSR1);
+    echo("handler");
+    open_and_close();
+    value("close", close(own_stream));
+}
+
+static void begin(int port)
+{
+    signal(SIGUSR1, on_signal);
+    datagrams = udp(host4, port);
+    stream = dial(peer4, T_ECHO);
+    echo("before");
+}
+
+static int child_ends(void)
+{
+    echo("child");
+    open_and_close();
+    bool whole = true;
+    for (int i = 0; room && i < ROOM; i++)
+        whole = whole && room[i] == 0x5a;
+    yes("memory is its own", whole);
+    value("close", close(datagrams));
+    value("close", close(stream));
+    fflush(stdout);
+    return 3;
+}
+
+static void end(pid_t child)
+{
+    reap(child);
+    echo("parent");
+    open_and_close();
+}
+
+/* pthread_atfork's handlers, and a signal's inside of one. */
+CASE(process_atfork, ACCELERATED)
+{
+    begin(6121);
+    own_stream = dial(peer4, T_ECHO);
+    value("pthread_atfork", pthread_atfork(prepare, NULL, in_child));
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0)
+        _exit(child_ends());
+    reap(child);
+    echo("parent");
+    /* What the handler has closed is its parent's still. */
+    value("send", send(own_stream, "own", 3, 0));
+    receive(own_stream, 0);
+}
+
+/* Each generation uses what the first has opened; the one between has used nothing before. */
+CASE(process_generations, ACCELERATED)
+{
+    begin(6122);
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        child = fork();
+        if (child == 0) {
+            child = _Fork();
+            if (child == 0)
+                _exit(child_ends());
+            end(child);
+            fflush(stdout);
+            _exit(4);
+        }
+        end(child);
+        fflush(stdout);
+        _exit(5);
+    }
+    end(child);
+}
+
+static int in_clone(void *argument)
+{
+    (void)argument;
+    return child_ends();
+}
+
+/* libc's clone: a child on a stack of its own. */
+CASE(process_clone_stack, ACCELERATED)
+{
+    static _Alignas(16) char stack[1 << 18];
+    begin(6123);
+    for (int i = 0; i < 3; i++) {
+        fflush(stdout);
+        end(clone(in_clone, stack + sizeof stack, SIGCHLD, NULL));
+    }
+    /* One that shares the memory, while the parent waits. */
+    fflush(stdout);
+    pid_t child = vfork();
+    if (child == 0)
+        _exit(6);
+    end(child);
+}
+
+/* daemon(): the parent ends at once, and then nobody has the sockets but the daemon. */
+CASE(process_daemon, ACCELERATED)
+{
+    int ends[2];
+    char byte = 'x';
+    value("pipe", pipe(ends));
+    begin(6124);
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        close(ends[0]);
+        value("daemon", daemon(1, 1));
+        pause_ms(200);
+        child_ends();
+        _exit(write(ends[1], &byte, 1) != 1);
+    }
+    close(datagrams);
+    close(stream);
+    close(ends[1]);
+    value("read", read(ends[0], &byte, 1));
+    reap(child);
+    begin(6124);
+}
