@@ -11,6 +11,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bypass_proto::policy::Backend;
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
 use bypass_stack::cplane::{self, Lookup};
@@ -344,7 +345,9 @@ impl Sender {
         Ok(to)
     }
 
-    /// The run that the messages begin with, if the kernel sends it faster than the stack.
+    /// The run that the messages begin with, if the kernel sends it faster than the stack: not
+    /// where it sends by a relay, which in addition knows no order between the stack's frames and
+    /// the kernel's.
     ///
     /// # Safety
     /// The messages describe buffers that the caller may read.
@@ -360,7 +363,13 @@ impl Sender {
         } else {
             V6_HEADERS
         };
-        let largest = usize::from(way.next_hop.as_ref()?.mtu).checked_sub(headers)?;
+        let next_hop = way.next_hop.as_ref()?;
+        let queue_pair = usize::from(next_hop.queue_pair);
+        let info = locked.stack().queue_pairs().get(queue_pair)?;
+        if Backend::is_relayed(info.backend) {
+            return None;
+        }
+        let largest = usize::from(next_hop.mtu).checked_sub(headers)?;
         // SAFETY: the caller's promise.
         unsafe { Run::find(messages, to, self.remote, largest) }
     }
