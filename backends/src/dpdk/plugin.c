@@ -190,7 +190,7 @@ static void follow_link(void)
 	went_down |= was_up && link.link_status != RTE_ETH_LINK_UP;
 }
 
-/* Asked once a second. */
+/* Asked twenty times a second: the link may be down for half of one. */
 static int32_t is_lost(void)
 {
 	follow_link();

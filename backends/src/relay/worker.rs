@@ -48,6 +48,9 @@ const CONTROL_TURNS: u32 = 1024;
 const PAUSES: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(1));
 /// Longest sleep: a wake-up of a program that died a moment before it sent it is made good then.
 const LONGEST: Duration = Duration::from_secs(1);
+/// How often the port is asked whether its device is lost: to be seen, a link that is down for half
+/// a second must be looked at more often, also on a machine with much to do.
+const ASKING: Duration = Duration::from_millis(50);
 /// How often a full TX queue is tried before a frame is dropped.
 const SEND_TRIES: u32 = 64;
 /// Bytes of an Ethernet header: drivers need not be ready for shorter frames.
@@ -95,6 +98,7 @@ pub struct Relay {
     counters: [u64; COUNTERS.len()],
     board: OwnedFd,
     written: Instant,
+    asked: Instant,
     frame: Vec<u8>,
     turns: u32,
     tap_is_quiet: bool,
@@ -149,6 +153,7 @@ impl Relay {
             counters: [0; COUNTERS.len()],
             board,
             written: Instant::now(),
+            asked: Instant::now(),
             frame: vec![0; FRAME],
             turns: 0,
             tap_is_quiet: false,
@@ -324,18 +329,22 @@ impl Relay {
 
     /// Looks after the daemon and the board while there is work; whether the relay is to end.
     pub fn attend(&mut self) -> bool {
-        self.each_second();
+        self.now_and_then();
         self.wait(Duration::ZERO)
     }
 
-    /// Writes down what was counted, asks for the device, and without a daemon finds out whether
-    /// the stack is there.
-    fn each_second(&mut self) {
+    /// Asks for the device; once a second writes down what was counted, and without a daemon finds
+    /// out whether the stack is there.
+    fn now_and_then(&mut self) {
+        if self.asked.elapsed() < ASKING {
+            return;
+        }
+        self.asked = Instant::now();
+        self.is_lost = self.port.is_lost();
         if self.written.elapsed() < LONGEST {
             return;
         }
-        self.written = Instant::now();
-        self.is_lost = self.port.is_lost();
+        self.written = self.asked;
         if self.daemon.is_none() {
             self.stack.take_if(|stack| !stack.is_there());
         }
@@ -348,7 +357,7 @@ impl Relay {
     fn sleep(&mut self, most: Duration) -> bool {
         // Frames of the kernel may have come since the last look.
         self.tap_is_quiet = false;
-        self.each_second();
+        self.now_and_then();
         if self.port.flush() > 0 {
             return self.wait(PAUSES.0);
         }
