@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!   starting ── it has the port ──► ready ── it is gone ──► lost ── a second later ──► starting
-//!      └─────── it has not ───────► failed ── half a minute later ──► starting
+//!      └─────── it has not ───────► failed ── a little later ───────► starting
 //! ```
 
 use std::os::unix::process::CommandExt;
@@ -21,8 +21,8 @@ use rustix::io::Errno;
 
 use super::server::{Server, Token};
 
-/// Time between the end of a relay and the start of the next one: of one that had its port, and of
-/// one that had not.
+/// Time between the end of a relay and the start of the next one: of one that had its port, and the
+/// longest of those that had not, for each of which it doubles.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How long a daemon that begins waits for a relay that runs already to say so, and how long for
 /// the end of one that is to end.
@@ -40,6 +40,8 @@ struct Device {
     /// Why it is not there.
     reason: String,
     retry: Option<Instant>,
+    /// How long after its next failure.
+    pause: Duration,
     /// It is a card whose interface the next backend serves until the configuration is read again.
     is_given_up: bool,
 }
@@ -61,6 +63,7 @@ impl Device {
             nic: None,
             reason: "it is being opened".to_owned(),
             retry: None,
+            pause: RETRY.0,
             is_given_up: false,
         }
     }
@@ -97,7 +100,15 @@ impl Device {
         self.link = None;
         // A card's interface has the next backend meanwhile, and stays with it.
         self.is_given_up = self.wanted.backend == Backend::EfVi;
-        self.retry = (!self.is_given_up).then(|| Instant::now() + RETRY.1);
+        self.retry = None;
+        if !self.is_given_up {
+            self.try_later();
+        }
+    }
+
+    fn try_later(&mut self) {
+        self.retry = Some(Instant::now() + self.pause);
+        self.pause = (self.pause * 2).min(RETRY.1);
     }
 
     fn spawn(&mut self) -> Result<(), String> {
@@ -334,8 +345,10 @@ impl Server {
         device.link = None;
         device.reason = format!("its relay has ended: {errno}");
         let nic = device.nic.take();
-        let pause = if nic.is_some() { RETRY.0 } else { RETRY.1 };
-        device.retry = Some(Instant::now() + pause);
+        if nic.is_some() {
+            device.pause = RETRY.0;
+        }
+        device.try_later();
         if let Some(nic) = nic {
             self.close_interface(nic.ifindex);
         }
