@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::counters::{KernelUdp, kernel_segments, wait_for_tcp_port};
 use crate::leftovers::Leftovers;
 use crate::program::{Column, Program, Running};
-use crate::testbed::{Side, Testbed};
+use crate::testbed::{Options, Side, Testbed};
 use crate::{Result, daemon, paths};
 
 /// TCP port on which the peer takes commands.
@@ -69,7 +69,7 @@ pub fn list() -> Result<Vec<(String, How)>> {
 /// # Errors
 /// When the test bed fails or the case does not end in time.
 pub fn run(case: &str, column: Column) -> Result<Outcome> {
-    let bed = Testbed::new()?;
+    let bed = Testbed::with(Options::of_backend()?)?;
     let peer = start_peer(&bed)?;
     let before = carried(&bed, case)?;
     let mut program = program(&bed, case)?;

@@ -70,6 +70,28 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// The default ones with the server's interface on the backend that `BYPASS_TEST_BACKEND`
+    /// names: `af_xdp` (as without the variable), `dpdk` (net_tap) or `ef_vi` (the stand-in).
+    ///
+    /// # Errors
+    /// For another name.
+    pub fn of_backend() -> Result<Self> {
+        let name = std::env::var("BYPASS_TEST_BACKEND");
+        let (port, card) = match name.as_deref().unwrap_or("af_xdp") {
+            "af_xdp" => (false, None),
+            "dpdk" => (true, None),
+            "ef_vi" => (false, Some("")),
+            other => return Err(format!("BYPASS_TEST_BACKEND={other}?").into()),
+        };
+        Ok(Self {
+            port,
+            card,
+            ..Self::default()
+        })
+    }
+}
+
 /// Two namespaces joined by a veth; see the module.
 #[derive(Debug)]
 pub struct Testbed {
