@@ -14,6 +14,8 @@ pub(crate) struct Tally {
     pub(crate) failed: u64,
     /// What was printed of the failed ones, a line each.
     report: Vec<String>,
+    /// What could not be run, and why.
+    skipped: Vec<String>,
 }
 
 impl Tally {
@@ -21,6 +23,19 @@ impl Tally {
         self.passed += other.passed;
         self.failed += other.failed;
         self.report.extend(other.report);
+        self.skipped.extend(other.skipped);
+    }
+
+    /// Something that cannot be run here: a failure where this variable of the environment says
+    /// that it must.
+    pub(crate) fn not_run(&mut self, name: &str, why: &str, required: &str) {
+        if std::env::var_os(required).is_some() {
+            self.check(name, Err(format!("not run: {why}").into()));
+        } else {
+            let line = format!("{name}: NOT RUN: {why}");
+            println!("{line}");
+            self.skipped.push(line);
+        }
     }
 
     /// One check that is no Rust test.
@@ -36,13 +51,13 @@ impl Tally {
         }
     }
 
-    /// Says again what failed, where a log that is cut short still shows it, then
+    /// Says again what failed or was not run, where a log that is cut short still shows it, then
     /// `N passed, N failed`.
     ///
     /// # Errors
     /// When something failed.
     pub(crate) fn end(&self) -> Result<()> {
-        for line in &self.report {
+        for line in self.skipped.iter().chain(&self.report) {
             println!("{line}");
         }
         println!("{} passed, {} failed", self.passed, self.failed);
@@ -105,7 +120,7 @@ fn parse(line: &str) -> Option<Tally> {
     Some(Tally {
         passed: count("passed")?,
         failed: count("failed")?,
-        report: Vec::new(),
+        ..Tally::default()
     })
 }
 
@@ -133,7 +148,7 @@ mod tests {
             Some(Tally {
                 passed: 41,
                 failed: 1,
-                report: Vec::new()
+                ..Tally::default()
             })
         );
         assert_eq!(parse("running 3 tests"), None);

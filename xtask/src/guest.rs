@@ -3,68 +3,217 @@
 //! A Debian kernel boots in QEMU with an igb card behind an IOMMU; nothing of this machine is in it
 //! but what is built here. Debian's packages are unpacked below the target folder, once, never
 //! installed. The scripts are in `tests/vm/`, which has a README of its own.
+//!
+//! `cargo xtask test` has the guest run [`Beside`] other tests.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
 
 use bypass_tests::{Result, paths, plugin};
 
+use crate::cargo_tests::Tally;
 use crate::progress::step;
 use crate::{build, packages};
 
-/// How long the guest may take, in seconds. On two free processors it takes less than a minute.
-const LIMIT: &str = "300";
+/// How long the guest may take, in seconds: the checks of every test run, all of them. On two free
+/// processors it takes a tenth of that; a machine with much else to do must not fail.
+const LIMITS: [&str; 2] = ["600", "3600"];
+/// How long a download may take, in seconds. It takes half a minute.
+const PATIENCE: &str = "600";
 /// Programs of this machine that the guest runs, besides the product.
-const PROGRAMS: [&str; 5] = [
+const PROGRAMS: [&str; 7] = [
     "/usr/sbin/knotd",
     "/usr/bin/dnsperf",
     "/usr/bin/redis-server",
     "/usr/bin/redis-benchmark",
     "/usr/sbin/nginx",
+    "/usr/bin/memcached",
+    "/usr/bin/sockperf",
 ];
 /// Programs of `examples/c`.
-const EXAMPLES: [&str; 4] = ["udpecho", "udprr", "tcpecho", "tcprr"];
+const EXAMPLES: [&str; 6] = [
+    "udpecho",
+    "udprr",
+    "udpreceiver",
+    "udpsender",
+    "tcpecho",
+    "tcprr",
+];
+/// Programs of `tests/conformance`.
+const CASES: [&str; 2] = ["conformance", "peer"];
 
-/// Prepares the guest, boots it, and runs the job in it.
+/// Prepares the guest, boots it, and runs the checks in it: those of every test run, or all.
 ///
 /// # Errors
 /// When something cannot be had, or a check in the guest has failed.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(all: bool) -> Result<()> {
     packages::install_missing()?;
     build::release()?;
+    let folders = prepare()?;
+    step("the guest", || boot(&folders, all, true))?.end()
+}
+
+/// A guest beside other tests.
+#[derive(Debug)]
+pub(crate) struct Beside {
+    boot: mpsc::Sender<()>,
+    thread: JoinHandle<Tally>,
+}
+
+impl Beside {
+    /// Begins to download what is missing.
+    pub(crate) fn prepare() -> Self {
+        let (boot, may_boot) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let prepared = prepare();
+            // The end of the channel says so too.
+            let _ = may_boot.recv();
+            let mut tally = Tally::default();
+            match prepared.map_err(|why| why.to_string()) {
+                Ok(folders) => match boot_twice(&folders) {
+                    Ok(checks) => tally.add(checks),
+                    Err(why) => tally.check("guest", Err(why)),
+                },
+                Err(why) => tally.not_run("guest", &why, "BYPASS_TEST_REQUIRE_GUEST"),
+            }
+            tally
+        });
+        Self { boot, thread }
+    }
+
+    /// Boots it: the product is built, and what runs now does not need all processors.
+    pub(crate) fn boot(&self) {
+        // A thread that is gone has told why.
+        let _ = self.boot.send(());
+    }
+
+    /// Waits for its end: what was checked.
+    pub(crate) fn end(self) -> Tally {
+        drop(self.boot);
+        let failed = |_| {
+            let mut tally = Tally::default();
+            tally.check("guest", Err("its thread has panicked".into()));
+            tally
+        };
+        self.thread.join().unwrap_or_else(failed)
+    }
+}
+
+/// A guest that ends without a verdict is QEMU's end, not the product's: it is booted once more.
+fn boot_twice(folders: &Folders) -> Result<Tally> {
+    let once = || step("the guest", || boot(folders, false, false));
+    once().or_else(|why| {
+        println!("guest: {why}; once more");
+        once()
+    })
+}
+
+/// Where everything is.
+#[derive(Debug)]
+struct Folders {
+    debian: PathBuf,
+    image: PathBuf,
+    job: PathBuf,
+}
+
+/// Downloads and unpacks what is missing.
+fn prepare() -> Result<Folders> {
     let folder = paths::target().join("vm");
     let [debian, image, job] = ["debian", "image", "job"].map(|name| folder.join(name));
-    step("unpacking QEMU, a kernel and a userland of Debian", || {
-        script("prepare.sh", &[debian.as_os_str()])
-    })?;
-    if !is_newer(&image.join("base.cpio"), &scripts().join("mkinitrd.sh")) {
+    let made = image.join("base.cpio");
+    let prepared = debian.join("prepared");
+    if !prepared.exists() {
+        step("unpacking QEMU, a kernel and a userland of Debian", || {
+            let arguments = [debian.as_os_str()];
+            script("prepare.sh", &arguments).or_else(|_| script("prepare.sh", &arguments))
+        })?;
+    }
+    if ![prepared, scripts().join("mkinitrd.sh")]
+        .iter()
+        .all(|from| is_newer(&made, from))
+    {
         step("making the guest's first file system", || {
             script("mkinitrd.sh", &[debian.as_os_str(), image.as_os_str()])
         })?;
     }
-    step("gathering the programs", || gather(&job))?;
-    step("the guest", || {
-        let arguments = [&debian, &image, &job].map(|path| path.as_os_str());
-        let mut all = arguments.to_vec();
-        all.push(LIMIT.as_ref());
-        script("run-vm.sh", &all)
-    })
+    Ok(Folders { debian, image, job })
 }
 
-fn script(name: &str, arguments: &[&std::ffi::OsStr]) -> Result<()> {
-    let path = scripts().join(name);
-    let status = Command::new(&path)
+/// Boots the guest with the programs of this moment; what was checked. What it says is shown, or
+/// only what fails.
+///
+/// # Errors
+/// When the guest ends without a verdict, or not in time.
+fn boot(folders: &Folders, all: bool, is_shown: bool) -> Result<Tally> {
+    step("gathering the programs", || gather(&folders.job, all))?;
+    let limit = LIMITS[usize::from(all)];
+    let mut child = Command::new(scripts().join("run-vm.sh"))
+        .args([&folders.debian, &folders.image, &folders.job])
+        .arg(limit)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let output = child.stdout.take().ok_or("no output")?;
+    let (mut tally, mut said) = (Tally::default(), String::new());
+    for line in BufReader::new(output).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        if is_shown {
+            println!("{line}");
+        }
+        match line.split_once(' ') {
+            Some(("ok", _)) => tally.passed += 1,
+            Some(("FAIL", what)) => {
+                tally.check(&format!("guest: {}", what.trim()), Err("failed".into()));
+            }
+            _ => {}
+        }
+        said += &line;
+        said.push('\n');
+    }
+    let code = child.wait()?.code();
+    if code != Some(0) && !is_shown {
+        println!("{said}");
+    }
+    match code {
+        Some(0) => {}
+        Some(124) => return Err(format!("not done in {limit} s").into()),
+        Some(125) => return Err("QEMU has ended without a verdict".into()),
+        _ if tally.failed == 0 => {
+            tally.check("guest", Err("the job has failed".into()));
+        }
+        _ => {}
+    }
+    Ok(tally)
+}
+
+/// Runs a script that prepares something.
+///
+/// # Errors
+/// What it wrote last on standard error.
+fn script(name: &str, arguments: &[&OsStr]) -> Result<()> {
+    let run = Command::new("timeout")
+        .arg(PATIENCE)
+        .arg(scripts().join(name))
         .args(arguments)
         .stdin(Stdio::null())
-        .status()?;
-    match status.code() {
-        Some(0) => Ok(()),
-        Some(124) => Err(format!("{name}: not done in {LIMIT} s").into()),
-        Some(125) => Err(format!("{name}: the guest has ended without a word").into()),
-        _ => Err(format!("{name}: {status}").into()),
+        .output()?;
+    if run.status.success() {
+        return Ok(());
     }
+    let said = String::from_utf8_lossy(&run.stderr);
+    let lines: Vec<&str> = said.lines().collect();
+    let last = lines[lines.len().saturating_sub(6)..].join("\n");
+    let why = match run.status.code() {
+        Some(124) => format!("not done in {PATIENCE} s"),
+        _ => run.status.to_string(),
+    };
+    Err(format!("{name}: {why}\n{last}").into())
 }
 
 fn is_newer(made: &Path, from: &Path) -> bool {
@@ -77,19 +226,33 @@ fn scripts() -> PathBuf {
 }
 
 /// Fills the folder that becomes `/job` in the guest: the product, programs, and what they link.
-fn gather(job: &Path) -> Result<()> {
+fn gather(job: &Path, all: bool) -> Result<()> {
     if job.exists() {
         fs::remove_dir_all(job)?;
     }
     let [bin, lib] = ["bin", "lib"].map(|name| job.join(name));
     fs::create_dir_all(&bin)?;
     fs::create_dir_all(&lib)?;
-    fs::copy(scripts().join("guest.sh"), job.join("guest.sh"))?;
-    fs::copy(scripts().join("dpdk.sh"), job.join("run.sh"))?;
+    for name in [
+        "guest.sh",
+        "port.sh",
+        "programs.sh",
+        "life.sh",
+        "cases.sh",
+        "run.sh",
+    ] {
+        fs::copy(scripts().join(name), job.join(name))?;
+    }
+    if all {
+        fs::write(job.join("all"), "")?;
+    }
     let mut files = vec![paths::shim(), paths::bypassctl(), plugin::build()?];
     files.extend(PROGRAMS.iter().map(PathBuf::from));
     for name in EXAMPLES {
         files.push(paths::example(name)?);
+    }
+    for name in CASES {
+        files.push(paths::test_program("conformance", name)?);
     }
     for file in &files {
         let name = file.file_name().ok_or("a file without a name")?;

@@ -53,13 +53,17 @@ enum Task {
     },
     /// Prepare the machine, build, and run every test
     Test {
-        /// Only the groups with these names (unit, abi, conformance, e2e)
+        /// Only the groups with these names (unit, abi, conformance, e2e, guest)
         groups: Vec<String>,
         #[command(flatten)]
         hardware: Hardware,
     },
     /// Boot an emulated machine with a card and run programs over its virtual function by DPDK
-    Guest,
+    Guest {
+        /// The socket conformance set too, which takes a quarter of an hour
+        #[arg(long)]
+        all: bool,
+    },
     /// What a change must pass: format, lints, tidy, tests, instruction counts
     Ci,
     /// Measure speed, processor time or instructions, kernel and shim in turns
@@ -104,7 +108,7 @@ enum Task {
 fn main() -> ExitCode {
     let done: Result<()> = match Arguments::parse().task {
         Task::Demo { json, seconds } => demo::run(json, seconds),
-        Task::Guest => guest::run(),
+        Task::Guest { all } => guest::run(all),
         Task::Test { groups, hardware } => hardware.run().unwrap_or_else(|| test::run(&groups)),
         Task::Ci => test::ci(),
         Task::Bench {

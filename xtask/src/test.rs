@@ -5,7 +5,7 @@ use bypass_tests::{Result, paths};
 use crate::build::cargo;
 use crate::cargo_tests::{self, Tally};
 use crate::progress::step;
-use crate::{bench, build, codegen, packages, tidy};
+use crate::{bench, build, codegen, guest, packages, tidy};
 
 /// A group of tests: its name and the arguments of `cargo test`.
 struct Group {
@@ -81,6 +81,7 @@ pub(crate) fn run(groups: &[String]) -> Result<()> {
 fn all(groups: &[String]) -> Result<Tally> {
     let wanted = |name: &str| groups.is_empty() || groups.iter().any(|group| group == name);
     packages::install_missing()?;
+    let mut guest = wanted("guest").then(guest::Beside::prepare);
     build::release()?;
     let mut tally = Tally::default();
     if wanted("unit") {
@@ -102,10 +103,15 @@ fn all(groups: &[String]) -> Result<Tally> {
             group.name,
             group.arguments.join(" ")
         );
+        // Which wait for most of their time, and measure little.
+        let beside = guest.take_if(|_| group.name == "conformance");
+        beside.iter().for_each(guest::Beside::boot);
         tally.add(step(&what, || {
             cargo_tests::run(group.arguments, environment)
         })?);
+        beside.into_iter().for_each(|guest| tally.add(guest.end()));
     }
+    guest.into_iter().for_each(|guest| tally.add(guest.end()));
     if wanted("unit") {
         tally.add(netstack3()?);
     }
