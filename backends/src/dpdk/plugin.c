@@ -291,8 +291,16 @@ static uint32_t receive(struct frame *into, uint32_t count)
 
 static void release(const struct frame *frames, uint32_t count)
 {
-	for (uint32_t i = 0; i < count; i++)
-		rte_pktmbuf_free(frames[i].handle);
+	struct rte_mbuf *chunks[BURST];
+	uint32_t kept = 0;
+
+	for (uint32_t i = 0; i < count; i++) {
+		chunks[kept++] = frames[i].handle;
+		if (kept == BURST || i == count - 1) {
+			rte_pktmbuf_free_bulk(chunks, kept);
+			kept = 0;
+		}
+	}
 }
 
 /* Sends what waits; how many frames still wait then. */
