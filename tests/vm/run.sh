@@ -5,6 +5,7 @@
 . ./cases.sh
 . ./life.sh
 bypassctl shutdown
+[ ! -e all ] || . ./xdp.sh
 [ $failed = 0 ] || { cat /run/daemon.log; dmesg | tail -20; }
 echo "$failed failed"
 exit $((failed > 100 ? 100 : failed))

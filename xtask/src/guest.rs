@@ -26,6 +26,15 @@ use crate::{build, packages};
 const LIMITS: [&str; 2] = ["600", "3600"];
 /// How long a download may take, in seconds. It takes half a minute.
 const PATIENCE: &str = "600";
+/// A second card on the igb's wire.
+const VIRTIO: [&str; 6] = [
+    "-device",
+    "pcie-root-port,id=rp2,chassis=2,slot=2",
+    "-netdev",
+    "hubport,id=n1,hubid=1",
+    "-device",
+    "virtio-net-pci,bus=rp2,netdev=n1,mac=02:18:06:00:00:02",
+];
 /// Programs of this machine that the guest runs, besides the product.
 const PROGRAMS: [&str; 7] = [
     "/usr/sbin/knotd",
@@ -156,6 +165,7 @@ fn boot(folders: &Folders, all: bool, is_shown: bool) -> Result<Tally> {
     let mut child = Command::new(scripts().join("run-vm.sh"))
         .args([&folders.debian, &folders.image, &folders.job])
         .arg(limit)
+        .args(if all { &VIRTIO[..] } else { &[] })
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -238,6 +248,7 @@ fn gather(job: &Path, all: bool) -> Result<()> {
         "port.sh",
         "programs.sh",
         "life.sh",
+        "xdp.sh",
         "cases.sh",
         "run.sh",
     ] {

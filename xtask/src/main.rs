@@ -60,7 +60,7 @@ enum Task {
     },
     /// Boot an emulated machine with a card and run programs over its virtual function by DPDK
     Guest {
-        /// The socket conformance set too, which takes a quarter of an hour
+        /// The whole socket conformance set too, and AF_XDP on the card: takes long
         #[arg(long)]
         all: bool,
     },

@@ -1,0 +1,28 @@
+# The card itself by AF_XDP, without functions. The peer is a virtio card on the same wire.
+kill -9 $(jobs -p) 2> /dev/null; wait # with them goes their stack
+ip link set $IF down; echo 0 > $D/$PF/sriov_numvfs
+modprobe virtio_net
+ip netns del peer; ip netns add peer; ip addr flush dev $IF
+XDP=198.18.61
+wire() {
+  local name=$(basename $(ls -d /sys/bus/virtio/devices/*/net/* | head -1))
+  ip link set $name netns peer name v && in_peer ip addr add $XDP.3/24 dev v && in_peer ip link set v up || return 1
+  ip addr add $XDP.1/24 dev $IF && ip link set $IF up && within 60 link_is_up $IF && within 60 in_peer ping -c 1 -W 1 $XDP.1
+}
+served_natively() { within 60 shows "$IF: the daemon serves it in native mode" bypassctl doctor $IF; }
+answers() { within 120 in_peer udprr --count 20 --warmup 5 $XDP.1; }
+carried() { within 10 shows "udp +$XDP.1:7007 .* $IF +af_xdp .* [1-9][0-9]+ +[0-9]+ +live" bypassctl filters list; }
+# The driver refuses rules, and ethtool ends as if it had not: all queues must be served.
+all_queues() { ethtool -N $IF flow-type udp4 dst-port 7007 action 1; shows "$IF: RX queues: 2, all of them are served" bypassctl doctor $IF; }
+unloaded() { bypassctl shutdown; within 60 eval '! ip link show '$IF' | grep -q xdp'; }
+check "af_xdp: the wire" wire
+: > $BYPASS_CONFIG
+bypassctl daemon --foreground --config $BYPASS_CONFIG > /run/daemon.log 2>&1 &
+within 60 shows "$IF: the daemon will open it" bypassctl doctor $IF > /dev/null
+accelerated echo udpecho --bind $XDP.1 --port 7007
+check "af_xdp: udpecho" answers
+check "af_xdp: native mode" served_natively
+check "af_xdp: a filter has led it" carried
+check "af_xdp: all queues are served, no rule can be had" all_queues
+kill $started
+check "af_xdp: nothing stays on the card" unloaded
