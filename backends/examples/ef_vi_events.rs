@@ -27,7 +27,7 @@ fn stand_in() -> PathBuf {
 #[inline(never)]
 fn look(port: &mut EfViPort) -> (u64, u64) {
     let mut bytes = 0;
-    let frames = port.receive(&mut |frame| bytes += frame.len() as u64);
+    let frames = port.receive(&mut |frame, _| bytes += frame.len() as u64);
     (frames as u64, bytes)
 }
 
@@ -50,7 +50,7 @@ fn main() {
         panic!("in or out, and a count");
     };
     let count: u64 = count.parse().expect("a count");
-    let mut port = EfViPort::open(&stand_in(), "eth9").expect("the stand-in");
+    let mut port = EfViPort::open(&stand_in(), "eth9", false).expect("the stand-in");
     let frame = [0xff; 60];
     if way == "in" {
         // What the wire `null` brings: see tests/fake-ciul/src/wire.rs.

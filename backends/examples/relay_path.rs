@@ -43,9 +43,9 @@ impl Port for MemoryPort {
         }
     }
 
-    fn receive(&mut self, each: &mut dyn FnMut(&[u8])) -> usize {
+    fn receive(&mut self, each: &mut dyn FnMut(&[u8], u64)) -> usize {
         for _ in 0..self.burst {
-            each(&self.frame);
+            each(&self.frame, 0);
         }
         self.burst
     }

@@ -180,6 +180,8 @@ impl QueuePairInfo {
     pub const NATIVE: u32 = 4;
     /// It moves frames without a copy.
     pub const ZERO_COPY: u32 = 8;
+    /// Before each of its frames is a time by the NIC's clock, or zero.
+    pub const STAMPS: u32 = 16;
 
     /// Whether the queue pair is in use.
     #[must_use]

@@ -42,6 +42,6 @@ pub use nic::{
 };
 pub use program::{COUNTERS, Flow, Listener, Target};
 pub use queue_pair::AfXdpQueuePair;
-pub use umem::{PacketMemory, longest_frame};
+pub use umem::{HEADROOM, PacketMemory, longest_frame};
 pub use unforked::Unforked;
 pub use xsk::ring_doorbell;

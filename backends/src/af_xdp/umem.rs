@@ -11,7 +11,7 @@
 //! the chunk that was posted; both lead to the chunk by division.
 
 /// What the kernel keeps free before a received frame, in bytes (`XDP_PACKET_HEADROOM`).
-const HEADROOM: u32 = 256;
+pub const HEADROOM: u32 = 256;
 
 /// Bytes of the longest frame that is received into a chunk.
 #[must_use]

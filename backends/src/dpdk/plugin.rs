@@ -208,7 +208,7 @@ impl Port for DpdkPort {
         self.wait_fd.map(|fd| unsafe { BorrowedFd::borrow_raw(fd) })
     }
 
-    fn receive(&mut self, each: &mut dyn FnMut(&[u8])) -> usize {
+    fn receive(&mut self, each: &mut dyn FnMut(&[u8], u64)) -> usize {
         const NONE: RawFrame = RawFrame {
             bytes: std::ptr::null(),
             length: 0,
@@ -221,7 +221,8 @@ impl Port for DpdkPort {
         let frames = frames.get(..count as usize).unwrap_or_default();
         for frame in frames {
             // SAFETY: the frame is ours until it is released, and nobody writes to it.
-            each(unsafe { std::slice::from_raw_parts(frame.bytes, frame.length as usize) });
+            let bytes = unsafe { std::slice::from_raw_parts(frame.bytes, frame.length as usize) };
+            each(bytes, 0);
         }
         // SAFETY: those that came, once.
         unsafe { (self.plugin.table.release)(frames.as_ptr(), frames.len() as u32) };

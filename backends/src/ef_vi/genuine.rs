@@ -322,7 +322,7 @@ fn library(path: &Path) -> Ciul {
 
 /// Datagrams around the loop by a library's ring code: what has come, and what was counted.
 fn trace(path: &Path) -> (Vec<u32>, Counts) {
-    let mut port = EfViPort::with(library(path), "eth9").unwrap();
+    let mut port = EfViPort::with(library(path), "eth9", false).unwrap();
     assert_eq!(around(&mut port, 10), [], "no filter");
     port.add_filter(datagrams()).unwrap();
     let got = around(&mut port, 20_000);

@@ -121,11 +121,25 @@ pub(super) struct Lending {
     pub(super) release: unsafe extern "C" fn(*mut c_void, u32),
 }
 
+/// `struct timespec`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct Time {
+    pub(super) seconds: i64,
+    pub(super) nanoseconds: i64,
+}
+
+/// `ef_vi_receive_get_timestamp_with_sync_flags`: a packet (its prefix included), its time and what
+/// the card's clock is worth.
+pub(super) type GetStamp =
+    unsafe extern "C" fn(*mut c_void, *const u8, *mut Time, *mut c_uint) -> c_int;
+
 /// The library, loaded.
 #[derive(Debug)]
 pub struct Ciul {
     pub(super) functions: Functions,
     pub(super) lending: Option<Lending>,
+    pub(super) get_stamp: Option<GetStamp>,
     /// Addresses of `ef10_ef_eventq_poll`, `ef10_ef_eventq_prime` and, where it is there,
     /// `ef10_receive_get_precise_timestamp`.
     pub(super) marks: [Option<usize>; 3],
@@ -158,6 +172,7 @@ impl Ciul {
         Ok(Self {
             functions,
             lending: lending(&library),
+            get_stamp: get_stamp(&library),
             marks: marks.map(|name| address(&library, name)),
             is_stand_in: address(&library, c"fake_ciul_set").is_some(),
             _library: library,
@@ -194,6 +209,12 @@ fn lending(library: &Library) -> Option<Lending> {
         get: *get,
         release: *release,
     })
+}
+
+fn get_stamp(library: &Library) -> Option<GetStamp> {
+    // SAFETY: a function of this name has this type in every release.
+    let found = unsafe { library.get(b"ef_vi_receive_get_timestamp_with_sync_flags") };
+    found.ok().map(|found| *found)
 }
 
 fn address(library: &Library, name: &CStr) -> Option<usize> {

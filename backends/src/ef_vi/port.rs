@@ -61,6 +61,7 @@ pub struct EfViPort {
     /// The card's interface.
     interface: String,
     vlan: Option<u16>,
+    stamps: bool,
     queue: Option<Queue>,
     /// A dead VI, which keeps its filters until another is opened, or has failed to open for want
     /// of what this one holds: what they match must not reach the kernel meanwhile, which would
@@ -99,18 +100,20 @@ impl EfViPort {
     /// A sentence: what is absent, or does not fit.
     ///
     /// A VLAN interface on a card is a port with the card's frames of that VLAN.
-    pub fn open(library: &Path, interface: &str) -> Result<Self, String> {
-        Self::with(Ciul::load(library)?, interface)
+    ///
+    /// `stamps`: the card is to say when each frame has come. One that cannot is opened without.
+    pub fn open(library: &Path, interface: &str, stamps: bool) -> Result<Self, String> {
+        Self::with(Ciul::load(library)?, interface, stamps)
     }
 
     /// The same with a library that is loaded.
     ///
     /// # Errors
     /// The same.
-    pub fn with(ciul: Ciul, interface: &str) -> Result<Self, String> {
+    pub fn with(ciul: Ciul, interface: &str, stamps: bool) -> Result<Self, String> {
         match Vlan::of(interface)? {
-            Some(vlan) => Self::of_card(ciul, &vlan.card, Some((vlan.id, vlan.mtu))),
-            None => Self::of_card(ciul, interface, None),
+            Some(vlan) => Self::of_card(ciul, &vlan.card, Some((vlan.id, vlan.mtu)), stamps),
+            None => Self::of_card(ciul, interface, None, stamps),
         }
     }
 
@@ -119,6 +122,7 @@ impl EfViPort {
         ciul: Ciul,
         interface: &str,
         vlan: Option<(u16, u32)>,
+        stamps: bool,
     ) -> Result<Self, String> {
         let layout = calibrate::layout(&ciul)?;
         if !ciul.is_stand_in {
@@ -127,7 +131,11 @@ impl EfViPort {
         let ciul = Arc::new(ciul);
         let told = |error: CiulError| told(&ciul, &error);
         let id = vlan.map(|(id, _)| id);
-        let mut queue = Queue::open(&ciul, layout, interface, id).map_err(told)?;
+        let open = |stamps| Queue::open(&ciul, layout, interface, id, stamps);
+        // Not every card, and not every licence, has stamps.
+        let stamped = stamps.then(|| open(true)).and_then(Result::ok);
+        let has_stamps = stamped.as_ref().is_some_and(Queue::has_stamps);
+        let mut queue = stamped.map_or_else(|| open(false), Ok).map_err(told)?;
         let (mac, mtu) = queue.facts().map_err(told)?;
         let mtu = vlan.map_or(mtu, |(_, own)| own.min(mtu));
         let tag = vlan.map_or(0, |_| vlan::BYTES as u32);
@@ -137,11 +145,17 @@ impl EfViPort {
                 queue.longest()
             ));
         }
-        let driver = described(&ciul, layout);
+        let mut driver = described(&ciul, layout);
+        driver += match (stamps, has_stamps) {
+            (true, true) => ", stamping frames",
+            (true, false) => ", which cannot stamp frames",
+            (false, _) => "",
+        };
         Ok(Self {
             layout,
             interface: interface.to_owned(),
             vlan: id,
+            stamps: has_stamps,
             queue: Some(queue),
             dead: None,
             filters: BTreeMap::new(),
@@ -173,7 +187,14 @@ impl EfViPort {
             return;
         }
         self.retry = Instant::now() + RETRY;
-        let Ok(mut queue) = Queue::open(&self.ciul, self.layout, &self.interface, self.vlan) else {
+        let opened = Queue::open(
+            &self.ciul,
+            self.layout,
+            &self.interface,
+            self.vlan,
+            self.stamps,
+        );
+        let Ok(mut queue) = opened else {
             // It may be the dead one's place that is missing.
             self.dead = None;
             return;
@@ -222,7 +243,16 @@ impl EfViPort {
 
 impl EfViPort {
     /// One look at the events; frames as they are on the wire.
-    fn receive_as_is(&mut self, each: &mut dyn FnMut(&[u8])) -> usize {
+    fn receive_as_is(&mut self, each: &mut dyn FnMut(&[u8], u64)) -> usize {
+        if self.stamps {
+            self.look::<true>(each)
+        } else {
+            self.look::<false>(each)
+        }
+    }
+
+    /// The same of a card that stamps frames, or does not.
+    fn look<const STAMPS: bool>(&mut self, each: &mut dyn FnMut(&[u8], u64)) -> usize {
         self.mend();
         let Self {
             queue,
@@ -237,7 +267,7 @@ impl EfViPort {
         let rx_ref = self.layout.rx_ref;
         let is_alive = events.all(|event| match event.whole_frame() {
             Some((id, bytes)) => {
-                counts.take_frame(alive, id, bytes, each);
+                counts.take_frame::<STAMPS>(alive, id, bytes, each);
                 true
             }
             None => counts.take(alive, event, rx_ref, each),
@@ -258,16 +288,18 @@ impl Port for EfViPort {
         self.facts.clone()
     }
 
-    fn receive(&mut self, each: &mut dyn FnMut(&[u8])) -> usize {
+    fn receive(&mut self, each: &mut dyn FnMut(&[u8], u64)) -> usize {
         let Some(id) = self.vlan else {
             return self.receive_as_is(each);
         };
         let mut room = std::mem::take(&mut self.room);
         let mut others = 0;
-        let count = self.receive_as_is(&mut |frame| match vlan::untag(frame, id, &mut room) {
-            Some(frame) => each(frame),
-            None => others += 1,
-        });
+        let count = self.receive_as_is(
+            &mut |frame, stamp| match vlan::untag(frame, id, &mut room) {
+                Some(frame) => each(frame, stamp),
+                None => others += 1,
+            },
+        );
         self.room = room;
         self.counts.other_vlan += others;
         count
@@ -373,11 +405,18 @@ fn told(ciul: &Ciul, error: &CiulError) -> String {
 
 impl Counts {
     /// Takes a whole frame.
-    fn take_frame(&mut self, queue: &mut Queue, id: u32, bytes: u16, each: &mut dyn FnMut(&[u8])) {
+    fn take_frame<const STAMPS: bool>(
+        &mut self,
+        queue: &mut Queue,
+        id: u32,
+        bytes: u16,
+        each: &mut dyn FnMut(&[u8], u64),
+    ) {
+        let stamp = if STAMPS { queue.stamp(id) } else { 0 };
         match queue.frame(id, bytes) {
             Some(frame) => {
                 self.received += 1;
-                each(frame);
+                each(frame, stamp);
             }
             None => self.too_long += 1,
         }
@@ -390,7 +429,7 @@ impl Counts {
         queue: &mut Queue,
         event: &RawEvent,
         rx_ref: u16,
-        each: &mut dyn FnMut(&[u8]),
+        each: &mut dyn FnMut(&[u8], u64),
     ) -> bool {
         match event.read(rx_ref) {
             Event::Part { id } => {
@@ -437,7 +476,7 @@ impl Counts {
         queue: &mut Queue,
         event: &RawEvent,
         why: Option<u16>,
-        each: &mut dyn FnMut(&[u8]),
+        each: &mut dyn FnMut(&[u8], u64),
     ) {
         let mut ids = [0; MOST_OF_ONE];
         let count = queue.unbundle_rx(event, &mut ids).min(MOST_OF_ONE);
@@ -446,10 +485,11 @@ impl Counts {
         }
         for id in &ids[..count] {
             let bytes = queue.merged_bytes(*id).filter(|_| why.is_none());
+            let stamp = queue.stamp(*id);
             match bytes.and_then(|bytes| queue.frame(*id, bytes)) {
                 Some(frame) => {
                     self.received += 1;
-                    each(frame);
+                    each(frame, stamp);
                 }
                 None => self.too_long += u64::from(why.is_none()),
             }

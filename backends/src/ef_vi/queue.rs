@@ -21,7 +21,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use super::event::RawEvent;
 use super::filter::specify;
 use super::layout::Layout;
-use super::library::{Ciul, Cookie, Functions, RawRegistration};
+use super::library::{Ciul, Cookie, Functions, GetStamp, RawRegistration, Time};
 use super::raw::RawVi;
 use super::reason::CiulError;
 use super::vlan;
@@ -41,6 +41,8 @@ const PAGE: usize = 4096;
 /// Architectures of cards that take frames by cut-through only: X3, and X4's express path.
 const EFCT: u8 = 3;
 const EF10CT: u8 = 5;
+/// `EF_VI_RX_TIMESTAMPS`: received frames have the time in their prefix.
+const RX_STAMPS: u64 = 0x1_0000;
 /// Most frames that one event speaks of.
 pub(super) const MOST_OF_ONE: usize = 64;
 
@@ -118,14 +120,14 @@ struct Interface {
 }
 
 impl Interface {
-    fn of(domain: &mut Domain, layout: Layout) -> Result<Self, CiulError> {
+    fn of(domain: &mut Domain, layout: Layout, flags: u64) -> Result<Self, CiulError> {
         let mut raw = RawVi::new(layout);
         let (vi, pd, fd) = (raw.pointer(), domain.pointer(), domain.handle.fd);
         let ciul = Arc::clone(&domain.handle.ciul);
         let alloc = ciul.functions.ef_vi_alloc_from_pd;
         let (none, entries) = (std::ptr::null_mut(), ENTRIES as c_int);
         // SAFETY: 4 KiB for a VI; a domain; -1 is the driver's own size.
-        let answer = unsafe { alloc(vi, fd, pd, fd, -1, entries, entries, none, -1, 0) };
+        let answer = unsafe { alloc(vi, fd, pd, fd, -1, entries, entries, none, -1, flags) };
         CiulError::check("ef_vi_alloc_from_pd", answer)?;
         Ok(Self { raw, ciul, fd })
     }
@@ -233,6 +235,8 @@ pub(super) struct Queue {
     vlan: Option<u16>,
     /// Whether the card sends only what is written into it.
     cuts_through: bool,
+    /// Tells when a frame has come, where the card stamps them.
+    get_stamp: Option<GetStamp>,
     /// Buffers in the RX ring of which the card was not told yet.
     unpushed: u32,
     /// Buffers to send from.
@@ -243,7 +247,7 @@ pub(super) struct Queue {
 
 impl Queue {
     /// Makes a queue pair of an interface, or of a VLAN there, with its RX ring filled. Nothing is
-    /// led to it yet.
+    /// led to it yet. `stamps`: the card is to stamp received frames.
     ///
     /// # Errors
     /// Which call has failed.
@@ -252,9 +256,12 @@ impl Queue {
         layout: Layout,
         interface: &str,
         vlan: Option<u16>,
+        stamps: bool,
     ) -> Result<Self, CiulError> {
         let mut domain = Domain::of(Handle::open(ciul)?, interface)?;
-        let interface = Interface::of(&mut domain, layout)?;
+        let get_stamp = ciul.get_stamp.filter(|_| stamps);
+        let flags = get_stamp.map_or(0, |_| RX_STAMPS);
+        let interface = Interface::of(&mut domain, layout, flags)?;
         let memory = Memory::map()?;
         let registration = Registration::of(&memory, &mut domain)?;
         let prefix = interface.raw.prefix();
@@ -263,6 +270,7 @@ impl Queue {
             longest: interface.raw.buffer().saturating_sub(prefix),
             cuts_through: [EFCT, EF10CT].contains(&interface.raw.architecture()),
             vlan,
+            get_stamp,
             interface,
             registration,
             memory,
@@ -311,6 +319,11 @@ impl Queue {
         Ok((mac, unsafe { (functions.ef_vi_mtu)(vi, fd) }))
     }
 
+    /// Whether the card stamps received frames.
+    pub(super) fn has_stamps(&self) -> bool {
+        self.get_stamp.is_some()
+    }
+
     /// Bytes of the longest frame that a buffer takes.
     pub(super) fn longest(&self) -> u32 {
         self.longest
@@ -333,6 +346,29 @@ impl Queue {
             std::slice::from_raw_parts(start, length as usize)
         };
         Some(bytes)
+    }
+
+    /// When the frame of a buffer has come by the card's clock, nanoseconds since 1970; 0 = not
+    /// known. To be asked before the next [`Self::poll`].
+    pub(super) fn stamp(&mut self, id: u32) -> u64 {
+        match self.get_stamp {
+            Some(get) if id < RX_BUFFERS => {
+                let packet = self.memory.buffer(id);
+                self.stamp_of(get, packet)
+            }
+            _ => 0,
+        }
+    }
+
+    fn stamp_of(&mut self, get: GetStamp, packet: *const u8) -> u64 {
+        let (mut time, mut worth) = (Time::default(), 0);
+        // SAFETY: a VI that was made with stamps, and a packet that it has filled.
+        let answer = unsafe { get(self.vi(), packet, &raw mut time, &raw mut worth) };
+        let seconds = u64::try_from(time.seconds).ok().filter(|_| answer == 0);
+        let whole = seconds.and_then(|seconds| seconds.checked_mul(1_000_000_000));
+        whole.map_or(0, |whole| {
+            whole.saturating_add_signed(time.nanoseconds.clamp(0, 999_999_999))
+        })
     }
 
     /// The bytes of one buffer of a merged event, prefix included, as the card has written them.
@@ -453,7 +489,7 @@ impl Queue {
         &mut self,
         packet: u32,
         bytes: u16,
-        what: impl FnOnce(&[u8]) -> T,
+        what: impl FnOnce(&[u8], u64) -> T,
     ) -> Option<T> {
         let lending = self.interface.ciul.lending?;
         // SAFETY: a VI, and a packet of an event of it that was not released.
@@ -461,10 +497,14 @@ impl Queue {
         if start.is_null() {
             return None;
         }
+        // 8.1 has another function for these.
+        let get = self
+            .get_stamp
+            .filter(|_| self.interface.raw.layout.has_timestamp);
+        let stamp = get.map_or(0, |get| self.stamp_of(get, start));
         // SAFETY: ours to read until it is released; the event has told how long it is.
-        Some(what(unsafe {
-            std::slice::from_raw_parts(start, bytes.into())
-        }))
+        let frame = unsafe { std::slice::from_raw_parts(start, bytes.into()) };
+        Some(what(frame, stamp))
     }
 
     /// Gives a lent frame back, once.

@@ -63,12 +63,17 @@ impl Fake {
     }
 
     fn open(&self) -> Result<EfViPort, String> {
-        EfViPort::with(self.ciul(), "eth9")
+        EfViPort::with(self.ciul(), "eth9", false)
+    }
+
+    /// The same with times of frames.
+    fn open_stamped(&self) -> EfViPort {
+        EfViPort::with(self.ciul(), "eth9", true).unwrap()
     }
 
     /// A VLAN of the card.
     fn open_vlan(&self, id: u16) -> Result<EfViPort, String> {
-        EfViPort::of_card(self.ciul(), "eth9", Some((id, 1400)))
+        EfViPort::of_card(self.ciul(), "eth9", Some((id, 1400)), false)
     }
 }
 
@@ -115,7 +120,7 @@ pub(super) fn around(port: &mut EfViPort, count: u32) -> Vec<u32> {
     let mut got = Vec::new();
     let mut take = |port: &mut EfViPort| {
         genuine::turn();
-        port.receive(&mut |bytes| {
+        port.receive(&mut |bytes, _| {
             assert_eq!(bytes.len(), 60);
             got.push(u32::from_be_bytes(bytes[42..46].try_into().unwrap()));
         })
@@ -250,11 +255,11 @@ fn the_descriptor_is_readable_once_it_is_primed_and_frames_come() {
     assert!(!is_readable(&one), "not primed");
     assert!(one.prime());
     assert!(is_readable(&one), "primed after the frame");
-    assert_eq!(one.receive(&mut |_| ()), 1);
+    assert_eq!(one.receive(&mut |_, _| ()), 1);
     assert!(!is_readable(&one), "nothing is left");
     cross(&mut other);
     assert!(!is_readable(&one), "not primed again");
-    assert_eq!(one.receive(&mut |_| ()), 1);
+    assert_eq!(one.receive(&mut |_, _| ()), 1);
     assert!(one.prime());
     assert!(!is_readable(&one));
     cross(&mut other);
@@ -309,7 +314,7 @@ fn what_fails_is_said_and_nothing_leaks() {
 /// Waits until a VI is made again.
 fn mended(port: &mut EfViPort) {
     for _ in 0..1000 {
-        port.receive(&mut |_| ());
+        port.receive(&mut |_, _| ());
         if port.wait_fd().is_some() {
             return;
         }
@@ -390,7 +395,7 @@ fn a_vlan_has_its_frames_only_and_they_have_no_tag_here() {
         one.add_filter(datagrams()).unwrap();
         assert!(send(&mut other, &frame(OURS.1, 1)));
         other.flush();
-        one.receive(&mut |bytes| assert_eq!(bytes, frame(OURS.1, 1)))
+        one.receive(&mut |bytes, _| assert_eq!(bytes, frame(OURS.1, 1)))
     };
     assert_eq!([ends([Some(7), Some(7)]), ends([None, None])], [1, 1]);
     for apart in [[Some(7), Some(8)], [Some(7), None], [None, Some(7)]] {
@@ -402,6 +407,69 @@ fn a_vlan_has_its_frames_only_and_they_have_no_tag_here() {
     assert!(why.contains("no such filters"), "{why}");
 }
 
+/// The stand-in's clock is a million seconds ahead.
+const AHEAD: u64 = 1_000_000_000_000_000;
+
+/// When the frames have come that go around.
+fn stamps(port: &mut EfViPort, count: u32) -> Vec<u64> {
+    let mut stamps = Vec::new();
+    for number in 0..count {
+        assert!(send(port, &frame(OURS.1, number)));
+        port.flush();
+        port.receive(&mut |_, stamp| stamps.push(stamp));
+    }
+    stamps
+}
+
+#[test]
+fn frames_have_the_time_of_the_cards_clock() {
+    let now = || {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        AHEAD + now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    };
+    for release in RELEASES {
+        for way in ["", "merge", "ref", "prefix0"] {
+            let fake = Fake::new(&[("LAYOUT", release), ("FAULT", way)]);
+            let mut port = fake.open_stamped();
+            assert!(port.facts().driver.ends_with(", stamping frames"));
+            port.add_filter(datagrams()).unwrap();
+            let before = now();
+            let mut stamps = stamps(&mut port, 1000);
+            assert_eq!(stamps.len(), 1000, "{release} {way}");
+            if way == "prefix0" || way == "ref" && release == "8.1" {
+                stamps.dedup();
+                assert_eq!(stamps, [0], "{release} {way}");
+                continue;
+            }
+            assert!(stamps.is_sorted(), "{release} {way}");
+            // The card counts in fours of nanoseconds.
+            let whole = before - 4..now();
+            let all = stamps.iter().all(|stamp| whole.contains(stamp));
+            assert!(all, "{release} {way}: {before} {stamps:?}");
+        }
+    }
+}
+
+#[test]
+fn a_card_without_stamps_serves_all_the_same() {
+    for fault in ["stamps:EOPNOTSUPP", "stamps:EPERM", "stamps:EINVAL"] {
+        let fake = Fake::new(&[("FAULT", fault)]);
+        let mut port = fake.open_stamped();
+        assert!(port.facts().driver.ends_with(", which cannot stamp frames"));
+        port.add_filter(datagrams()).unwrap();
+        assert_eq!(stamps(&mut port, 100), [0; 100]);
+        drop(port);
+        assert_eq!(fake.live(), 0, "{fault}");
+    }
+    // What the card cannot say of some frames, it says of others.
+    let fake = Fake::new(&[("FAULT", "stamp:EL2NSYNC@3")]);
+    let mut port = fake.open_stamped();
+    port.add_filter(datagrams()).unwrap();
+    let stamps = stamps(&mut port, 5);
+    let known: Vec<bool> = stamps.iter().map(|stamp| *stamp != 0).collect();
+    assert_eq!(known, [true, true, false, true, true]);
+}
+
 /// Opens a port, sends frames around, loses the VI, and takes the filter away; whatever fails in
 /// it. `None` when the port could not be opened.
 fn a_life(fake: &Fake, vlan: Option<u16>) -> Option<EfViPort> {
@@ -411,7 +479,7 @@ fn a_life(fake: &Fake, vlan: Option<u16>) -> Option<EfViPort> {
     for number in 0..100 {
         let _ = send(&mut port, &frame(OURS.1, number));
         port.flush();
-        port.receive(&mut |_| ());
+        port.receive(&mut |_, _| ());
         let _ = port.prime();
     }
     mended(&mut port);
@@ -474,7 +542,7 @@ fn a_full_ring_takes_no_more_and_loses_nothing() {
     assert_eq!(taken.count(), 511);
     port.flush();
     let mut numbers = Vec::new();
-    while port.receive(&mut |bytes| numbers.push(bytes[45])) > 0 {}
+    while port.receive(&mut |bytes, _| numbers.push(bytes[45])) > 0 {}
     let sent: Vec<u8> = (0..511_u32).map(|number| number.to_be_bytes()[3]).collect();
     assert_eq!(numbers, sent);
 }
@@ -497,7 +565,7 @@ fn completions_may_be_late_and_in_bundles() {
             assert_eq!(got, (0..3000).collect::<Vec<_>>(), "{release} {way}");
             assert!(port.counts().sent < 3000, "{release} {way}: not late");
             for _ in 0..100 * 24 {
-                port.receive(&mut |_| ());
+                port.receive(&mut |_, _| ());
             }
             // Each buffer is back, once.
             assert_eq!(port.counts().sent, 3000, "{release} {way}");
@@ -531,7 +599,7 @@ fn frames_of_no_use_are_counted_and_their_buffers_posted_again() {
         let got = around(&mut port, 2000).len();
         // Looks without a frame are no end here.
         for _ in 0..1000 {
-            port.receive(&mut |_| ());
+            port.receive(&mut |_, _| ());
         }
         assert_eq!(got, 2000 - bad);
         assert_eq!(port.counts().discarded[2], bad as u64);
@@ -540,8 +608,8 @@ fn frames_of_no_use_are_counted_and_their_buffers_posted_again() {
 
 #[test]
 fn a_library_that_is_absent_or_another_is_refused_in_words() {
-    let absent = EfViPort::open("/nowhere/libciul.so.1".as_ref(), "lo").unwrap_err();
+    let absent = EfViPort::open("/nowhere/libciul.so.1".as_ref(), "lo", false).unwrap_err();
     assert!(absent.contains("is not installed"), "{absent}");
-    let another = EfViPort::open("libc.so.6".as_ref(), "lo").unwrap_err();
+    let another = EfViPort::open("libc.so.6".as_ref(), "lo", false).unwrap_err();
     assert_eq!(another, "libc.so.6 has no ef_driver_open");
 }

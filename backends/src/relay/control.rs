@@ -33,7 +33,7 @@ use rustix::net::{
 };
 
 /// First word of a message; changes with its layout.
-const MAGIC: u32 = u32::from_le_bytes(*b"BYD2");
+const MAGIC: u32 = u32::from_le_bytes(*b"BYD3");
 /// Most descriptors of a message.
 const FDS: usize = 8;
 

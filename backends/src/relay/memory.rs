@@ -15,7 +15,11 @@ use rustix::fs::SealFlags;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use crate::af_xdp::longest_frame;
+use crate::af_xdp::{HEADROOM, longest_frame};
+
+/// Bytes from the start of a chunk to when its frame has come by the device's clock, nanoseconds
+/// since 1970 in the host's order, 0 = not known: right before the frame.
+pub const STAMP_AT: usize = HEADROOM as usize - size_of::<u64>();
 
 /// The mapped memory.
 #[derive(Debug)]
@@ -62,14 +66,20 @@ impl Memory {
         frame.len() <= longest_frame(self.chunk_size) as usize
     }
 
-    /// Copies a frame into a chunk, behind the headroom that AF_XDP leaves too; where it begins
-    /// there. `None` when there is no such chunk, or the frame is too long for it.
-    pub(super) fn store(&self, chunk: u32, frame: &[u8]) -> Option<u32> {
-        let headroom = self.chunk_size - longest_frame(self.chunk_size);
-        let to = self.place(chunk, headroom, frame.len() as u32)?;
-        // SAFETY: `place` has checked that as many bytes are mapped there; the frame is elsewhere.
-        unsafe { std::ptr::copy_nonoverlapping(frame.as_ptr(), to, frame.len()) };
-        Some(headroom)
+    /// Copies a frame into a chunk, behind the headroom that AF_XDP leaves too, and its stamp (see
+    /// [`STAMP_AT`]); where the frame begins there. `None` when there is no such chunk, or the
+    /// frame is too long for it.
+    pub(super) fn store(&self, chunk: u32, frame: &[u8], stamp: u64) -> Option<u32> {
+        let to = self.place(chunk, HEADROOM, frame.len() as u32)?;
+        // SAFETY: `place` has checked that as many bytes are mapped there, behind the headroom;
+        // the frame is elsewhere.
+        unsafe {
+            to.sub(HEADROOM as usize - STAMP_AT)
+                .cast::<u64>()
+                .write_unaligned(stamp);
+            std::ptr::copy_nonoverlapping(frame.as_ptr(), to, frame.len());
+        }
+        Some(HEADROOM)
     }
 }
 

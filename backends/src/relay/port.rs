@@ -48,8 +48,9 @@ pub struct Facts {
 pub trait Port: Debug {
     /// What it is.
     fn facts(&self) -> Facts;
-    /// Calls `each` with the frames of one burst, at most [`BURST`]; how many there were.
-    fn receive(&mut self, each: &mut dyn FnMut(&[u8])) -> usize;
+    /// Calls `each` with the frames of one burst, at most [`BURST`], and when each of them has come
+    /// by the device's clock, in nanoseconds since 1970 (0 = it does not say); how many there were.
+    fn receive(&mut self, each: &mut dyn FnMut(&[u8], u64)) -> usize;
     /// How many frames [`Self::send`] has room for now, as far as it knows: the rest waits with
     /// whoever sends it. Room comes with [`Self::receive`].
     fn room(&self) -> usize {

@@ -252,7 +252,7 @@ impl Relay {
         } = self;
         let mut led = [Slot::default(); BURST];
         let (mut count, mut missed) = (0, 0);
-        let frames = port.receive(&mut |frame| {
+        let frames = port.receive(&mut |frame, stamp| {
             let flows = stack.as_ref().map(|stack| &stack.flows);
             let verdict = filters.steer(frame, flows);
             counters[verdict as usize] += 1;
@@ -262,7 +262,7 @@ impl Relay {
                 return;
             };
             // A port that is ahead of its burst loses what is too much.
-            let placed = (count < BURST).then(|| stack.place(frame, count));
+            let placed = (count < BURST).then(|| stack.place(frame, stamp, count));
             match placed.flatten() {
                 Some(slot) => {
                     led[count] = slot;
@@ -510,14 +510,14 @@ impl Stack {
 
     /// Copies a frame into the next free chunk, `entered` others being on their way to the RX ring;
     /// `None` when there is none, or no room. (None is taken for a segment that is too long.)
-    fn place(&mut self, frame: &[u8], entered: usize) -> Option<Slot> {
+    fn place(&mut self, frame: &[u8], stamp: u64, entered: usize) -> Option<Slot> {
         if self.rings.rx.free() as usize <= entered || !self.memory.holds(frame) {
             return None;
         }
         let mut next = None;
         self.rings.fill.consume(1, |chunk| next = Some(chunk));
         let chunk = next?;
-        let offset = self.memory.store(chunk, frame)?;
+        let offset = self.memory.store(chunk, frame, stamp)?;
         Some(Slot {
             chunk,
             offset,

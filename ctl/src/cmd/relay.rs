@@ -35,6 +35,9 @@ pub struct RelayCommand {
     /// The library of ef_vi.
     #[arg(long)]
     library: Option<PathBuf>,
+    /// A card by ef_vi says when each frame has come.
+    #[arg(long)]
+    timestamps: bool,
     /// More arguments for DPDK's environment.
     #[arg(long, allow_hyphen_values = true)]
     eal: Vec<String>,
@@ -70,7 +73,7 @@ impl RelayCommand {
         let port: Box<dyn Port> = if self.ef_vi {
             let library = self.library.as_deref();
             let library = library.unwrap_or_else(|| Path::new(ef_vi::LIBRARY));
-            Box::new(EfViPort::open(library, &self.name)?)
+            Box::new(EfViPort::open(library, &self.name, self.timestamps)?)
         } else {
             Box::new(self.open_dpdk()?)
         };

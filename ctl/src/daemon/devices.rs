@@ -127,6 +127,9 @@ impl Device {
         if let Some(library) = &wanted.library {
             command.arg("--library").arg(library);
         }
+        if wanted.timestamps {
+            command.arg("--timestamps");
+        }
         for argument in &wanted.eal {
             command.args(["--eal", argument]);
         }

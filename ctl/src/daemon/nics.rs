@@ -21,7 +21,7 @@ use bypass_backends::af_xdp::{
 use bypass_backends::relay::{CardFilter, InCard, Link, RelayNic};
 use bypass_proto::policy::{Backend, DaemonPolicy};
 use bypass_runtime::packets::Packets;
-use bypass_stack::{IpAddress, SocketAddress};
+use bypass_stack::{IpAddress, QueuePairInfo, SocketAddress};
 use rustix::io::Errno;
 
 use super::filters::{Flow, FlowKind};
@@ -107,6 +107,20 @@ impl OpenNic {
     /// Whether the program runs in the driver.
     pub(super) fn is_native(&self) -> bool {
         matches!(&self.driver, Driver::AfXdp(nic) if nic.mode == Mode::Native)
+    }
+
+    /// What its queue pairs are: flags of [`QueuePairInfo`].
+    pub(super) fn flags(&self) -> u32 {
+        let is = |condition, flag| if condition { flag } else { 0 };
+        is(self.is_native(), QueuePairInfo::NATIVE)
+            | is(
+                self.has_partial_checksums(),
+                QueuePairInfo::PARTIAL_CHECKSUMS,
+            )
+            | is(
+                matches!(self.driver, Driver::Relayed { .. }),
+                QueuePairInfo::STAMPS,
+            )
     }
 
     /// What the other end must be set to, or what one should know of the device, if anything.

@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 
 use bypass_backends::af_xdp::{FilterCounters, NicError};
 use bypass_proto::control::Refusal;
-use bypass_stack::QueuePairInfo;
 use rustix::io::Errno;
 
 use super::counters::Counter;
@@ -351,18 +350,8 @@ impl Server {
         let Opening {
             mut nic, queues, ..
         } = opening;
-        let native = if nic.is_native() {
-            QueuePairInfo::NATIVE
-        } else {
-            0
-        };
-        let partial = if nic.has_partial_checksums() {
-            QueuePairInfo::PARTIAL_CHECKSUMS
-        } else {
-            0
-        };
         stack
-            .install(first, queues, link, native | partial)
+            .install(first, queues, link, nic.flags())
             .map_err(|errno| failed(errno, "mapping its queues"))?;
         nic.first_queue_pair = first as u8;
         nic.queue_pairs = count as u8;

@@ -35,6 +35,9 @@ pub struct Device {
     /// Of ef_vi: the library; `None` = libciul.so.1 from where libraries are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub library: Option<PathBuf>,
+    /// Of ef_vi: the card says when each frame has come (SO_TIMESTAMPING), if it can.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub timestamps: bool,
     /// The plugin; `None` = the one beside `bypassctl`, or wherever libraries are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plugin: Option<PathBuf>,
@@ -53,9 +56,9 @@ impl Device {
         let has_dpdks = !self.devargs.is_empty() || !self.eal.is_empty() || self.plugin.is_some();
         match self.backend {
             Backend::Dpdk if self.devargs.is_empty() => Err("devargs is empty".to_owned()),
-            Backend::Dpdk if self.library.is_some() => {
-                Err("library has a meaning with backend = \"ef_vi\" only".to_owned())
-            }
+            Backend::Dpdk if self.library.is_some() || self.timestamps => Err(
+                "library and timestamps have a meaning with backend = \"ef_vi\" only".to_owned(),
+            ),
             Backend::EfVi if has_dpdks => Err(
                 "devargs, eal and plugin have a meaning with backend = \"dpdk\" only".to_owned(),
             ),

@@ -11,7 +11,8 @@ use crate::layout::{LAYOUTS, Layout};
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Fault {
     /// A call (`open`, `pd`, `alloc`, `memreg`, `mac`, `filter`, `unfilter`, `prime`, `receive`,
-    /// `transmit`), or what the card does (`reset`, `oflow`, `txerr`, `discard`).
+    /// `transmit`, `stamp`; `stamps` = `alloc` with times of frames), or what the card does
+    /// (`reset`, `oflow`, `txerr`, `discard`).
     what: String,
     /// Which call, or which frame, from 1 on; 0 = each.
     nth: u64,
@@ -126,6 +127,7 @@ fn errno_of(word: &str) -> i32 {
         "ELIBACC" => libc::ELIBACC,
         "EPROTONOSUPPORT" => libc::EPROTONOSUPPORT,
         "EOPNOTSUPP" => libc::EOPNOTSUPP,
+        "EL2NSYNC" => libc::EL2NSYNC,
         other => other.parse().expect("an errno"),
     }
 }

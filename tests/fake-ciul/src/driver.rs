@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use crate::config;
 use crate::filter::ef_filter_spec;
 use crate::nic::{self, Nic};
-use crate::vi::{self, RX_EVENT_MERGE, Vi};
+use crate::vi::{self, RX_EVENT_MERGE, RX_TIMESTAMPS, Vi};
 use crate::wire;
 
 /// Number of the last VI: those of programs begin at 16.
@@ -206,7 +206,12 @@ pub unsafe extern "C" fn ef_vi_alloc_from_pd(
     _evq_handle: c_int,
     flags: u64,
 ) -> c_int {
-    answer(config::check("alloc").and_then(|()| {
+    let stamps = if flags & RX_TIMESTAMPS == 0 {
+        Ok(())
+    } else {
+        config::check("stamps")
+    };
+    answer(stamps.and_then(|()| config::check("alloc")).and_then(|()| {
         let (merges, lends, prefix, wire) = {
             let config = config::get();
             (

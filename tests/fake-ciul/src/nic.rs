@@ -14,7 +14,7 @@ use std::sync::{Mutex, OnceLock};
 use crate::config;
 use crate::driver::Bell;
 use crate::filter::Key;
-use crate::vi::{RX_DOORBELL, RX_EVENT_MERGE, TX_DOORBELL, Vi, ef_event};
+use crate::vi::{RX_DOORBELL, RX_EVENT_MERGE, RX_TIMESTAMPS, TX_DOORBELL, Vi, ef_event};
 use crate::wire::Wire;
 
 /// Frames of one turn, and of one completion that is in time, at most.
@@ -43,7 +43,7 @@ pub(crate) struct Nic {
     is_tx_stopped: bool,
     has_cut_through: bool,
     is_primed: bool,
-    lent: HashMap<u32, Box<[u8]>>,
+    lent: HashMap<u32, (Box<[u8]>, u64)>,
     last_lent: u32,
     frame: Vec<u8>,
 }
@@ -93,6 +93,22 @@ pub(crate) fn insert(vi: Vi, nic: Nic) {
 pub(crate) fn remove(vi: Vi) -> Option<Nic> {
     let mut nics = nics().lock().expect("a panic ends the process");
     nics.remove(&(vi.evq() as usize))
+}
+
+/// The card's clock, nanoseconds since 1970: a million seconds ahead, so that nobody takes it for
+/// the host's.
+fn clock() -> u64 {
+    const AHEAD: std::time::Duration = std::time::Duration::from_secs(1_000_000);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    (now.expect("a time after 1970") + AHEAD).as_nanos() as u64
+}
+
+/// The last time whose second has so many fours of nanoseconds.
+pub(crate) fn stamp_of(fours: u32) -> u64 {
+    const SECOND: u64 = 1_000_000_000;
+    let (now, rest) = (clock(), u64::from(fours) * 4);
+    let stamp = now / SECOND * SECOND + rest;
+    if stamp > now { stamp - SECOND } else { stamp }
 }
 
 impl Nic {
@@ -149,7 +165,14 @@ impl Nic {
             .lent
             .get(&id)
             .expect("fake libciul: a frame that is not lent");
-        frame.as_ptr().cast()
+        frame.0.as_ptr().cast()
+    }
+
+    /// When one has come that is lent and begins there.
+    pub(crate) fn lent_stamp(&self, packet: *const u8) -> Option<u64> {
+        let mut lent = self.lent.values();
+        let found = lent.find(|(frame, _)| frame.as_ptr() == packet);
+        found.map(|(_, stamp)| *stamp)
     }
 
     pub(crate) fn give_back(&mut self, id: u32) {
@@ -342,6 +365,11 @@ impl Nic {
             // SAFETY: the buffer has as many bytes before the frame.
             unsafe { to.add(8).cast::<u16>().write_unaligned(frame.len() as u16) };
         }
+        if prefix >= 14 && vi.flags() & RX_TIMESTAMPS != 0 {
+            let fours = (clock() % 1_000_000_000 / 4) as u32;
+            // SAFETY: the same.
+            unsafe { to.add(10).cast::<u32>().write_unaligned(fours) };
+        }
         // SAFETY: compared above; whoever posts a buffer has registered the memory.
         unsafe {
             std::ptr::copy_nonoverlapping(frame.as_ptr(), to.add(prefix as usize), frame.len());
@@ -359,7 +387,7 @@ impl Nic {
     fn lend(&mut self, vi: Vi, frame: &[u8]) {
         self.last_lent += 1;
         let id = self.last_lent;
-        self.lent.insert(id, frame.into());
+        self.lent.insert(id, (frame.into(), clock()));
         let event = ef_event::new(vi.layout.rx_ref);
         self.specials
             .push(event.u16(2, frame.len() as u16).u32(4, id));

@@ -29,6 +29,7 @@ const EAGAIN: c_int = -libc::EAGAIN;
 pub(crate) const RX_BUFFER: u32 = 1792;
 /// VI flags.
 pub(crate) const RX_EVENT_MERGE: u64 = 0x20_0000;
+pub(crate) const RX_TIMESTAMPS: u64 = 0x1_0000;
 
 /// `ef_event`: 16 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -438,6 +439,38 @@ pub unsafe extern "C" fn ef_vi_receive_get_bytes(
     let length = unsafe { packet.add(8).cast::<u16>().read_unaligned() };
     // SAFETY: the caller's place.
     unsafe { *bytes = u16::from_le(length) };
+    0
+}
+
+/// When a packet has come: by the prefix of its buffer, or as it is known of one that is lent.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_receive_get_timestamp_with_sync_flags(
+    vi: *mut c_void,
+    packet: *const u8,
+    time: *mut [i64; 2],
+    worth: *mut c_uint,
+) -> c_int {
+    let vi = Vi::at(vi);
+    assert!(vi.flags() & RX_TIMESTAMPS != 0, "fake libciul: no stamps");
+    if let Err(errno) = config::check("stamp") {
+        return -errno;
+    }
+    let lent = nic::with(vi, |nic| nic.lent_stamp(packet)).flatten();
+    let stamp = match lent {
+        Some(stamp) => stamp,
+        None if vi.get::<u32>(vi.layout.rx_prefix_len) < 14 => return -libc::ENODATA,
+        None => {
+            // SAFETY: a received packet begins with its prefix, which has the time at 10.
+            let fours = unsafe { packet.add(10).cast::<u32>().read_unaligned() };
+            nic::stamp_of(fours)
+        }
+    };
+    let (seconds, rest) = (stamp / 1_000_000_000, stamp % 1_000_000_000);
+    // SAFETY: the caller's places.
+    unsafe {
+        time.write([seconds as i64, rest as i64]);
+        worth.write(3);
+    }
     0
 }
 
