@@ -10,6 +10,7 @@
 
 use std::mem::{size_of, zeroed};
 
+use bypass_runtime::error_queue;
 use bypass_stack::{Family, SocketAddress, UdpOptions};
 use libc::{c_int, c_void, sockaddr_storage, socklen_t};
 
@@ -113,8 +114,9 @@ pub mod flags {
     pub const RXQ_OVFL: u32 = 1 << 9;
     /// IP_RECVORIGDSTADDR.
     pub const ORIGDSTADDR: u32 = 1 << 10;
-    /// An option that makes sends the kernel's: SO_MARK, UDP_CORK. (SO_PRIORITY only tells queueing
-    /// disciplines, which accelerated packets do not meet.)
+    /// An option that makes sends the kernel's: SO_MARK, UDP_CORK, times of sends by
+    /// SO_TIMESTAMPING. (SO_PRIORITY only tells queueing disciplines, which accelerated packets do
+    /// not meet.)
     pub const KERNEL_SENDS: u32 = 1 << 11;
     /// shutdown(SHUT_RD) was called.
     pub const SHUT_READ: u32 = 1 << 12;
@@ -122,6 +124,10 @@ pub mod flags {
     pub const SHUT_WRITE: u32 = 1 << 13;
     /// UDP_GRO.
     pub const GRO: u32 = 1 << 14;
+    /// SO_TIMESTAMPING with times of arrival by the host's clock.
+    pub const STAMPS: u32 = 1 << 15;
+    /// The same by the NIC's clock.
+    pub const NIC_STAMPS: u32 = 1 << 16;
 }
 
 /// Which of the endpoint's shim words holds UDP_SEGMENT.
@@ -209,6 +215,28 @@ fn shim_flags(fd: i32, v6: bool) -> u32 {
     }
     if is_nonblocking(fd) {
         result |= flags::NONBLOCKING;
+    }
+    let stamping = option::<c_int>(fd, SOL_SOCKET, libc::SO_TIMESTAMPING).unwrap_or(0);
+    let has_timestamp = result & (flags::TIMESTAMP | flags::TIMESTAMPNS) != 0;
+    result | stamps(stamping.cast_unsigned(), has_timestamp)
+}
+
+/// What the flags of SO_TIMESTAMPING come to, beside SO_TIMESTAMP or without
+/// (net/socket.c:__sock_recv_timestamp): a socket that asks for neither has no times by the host's
+/// clock to be told, while a NIC stamps as it is set.
+fn stamps(asked: u32, has_timestamp: bool) -> u32 {
+    use error_queue::{TX_RECORD, flags as of};
+    let has = |flag| asked & flag != 0;
+    let is_unfiltered = !has(of::OPT_RX_FILTER);
+    let mut result = 0;
+    if has(of::SOFTWARE) && (has(of::RX_SOFTWARE) || is_unfiltered && has_timestamp) {
+        result |= flags::STAMPS;
+    }
+    if has(of::RAW_HARDWARE) && (has(of::RX_HARDWARE) || is_unfiltered) {
+        result |= flags::NIC_STAMPS;
+    }
+    if has(TX_RECORD) {
+        result |= flags::KERNEL_SENDS;
     }
     result
 }

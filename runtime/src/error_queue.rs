@@ -7,10 +7,14 @@ use libc::{IPPROTO_IP, IPPROTO_IPV6, SOL_SOCKET, c_int};
 
 /// Flags of SO_TIMESTAMPING (linux/net_tstamp.h).
 pub mod flags {
+    /// Time stamps of received data by the clock of the NIC.
+    pub const RX_HARDWARE: u32 = 1 << 2;
     /// Time stamps of received data by the clock of the host.
     pub const RX_SOFTWARE: u32 = 1 << 3;
     /// Stamps of that clock are told.
     pub const SOFTWARE: u32 = 1 << 4;
+    /// Stamps of the NIC's clock are told, as it has made them.
+    pub const RAW_HARDWARE: u32 = 1 << 6;
     /// Received data is stamped only with `RX_SOFTWARE`.
     pub const OPT_RX_FILTER: u32 = 1 << 17;
 }
@@ -57,9 +61,18 @@ fn put_timestamp(options: &TcpOptions, at_ns: u64, put: &mut dyn FnMut(c_int, c_
 
 /// Puts SCM_TIMESTAMPING: the host's clock, nothing else has stamped.
 fn put_timestamping(at_ns: u64, put: &mut dyn FnMut(c_int, c_int, &[u8])) {
+    put(SOL_SOCKET, libc::SCM_TIMESTAMPING, &stamping(at_ns, 0));
+}
+
+/// What SCM_TIMESTAMPING tells: the times by the host's clock and the NIC's, nanoseconds since
+/// 1970, 0 = none.
+#[must_use]
+pub fn stamping(host_ns: u64, nic_ns: u64) -> [u8; 48] {
     let mut bytes = [0; 48];
-    bytes[..16].copy_from_slice(&pair(split(at_ns)));
-    put(SOL_SOCKET, libc::SCM_TIMESTAMPING, &bytes);
+    bytes[..16].copy_from_slice(&pair(split(host_ns)));
+    // The second place is of a conversion that the kernel has no more.
+    bytes[32..].copy_from_slice(&pair(split(nic_ns)));
+    bytes
 }
 
 /// Whether received data has to be told with its time.

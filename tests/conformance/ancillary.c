@@ -260,3 +260,110 @@ CASE(ancillary_timestamps, ACCELERATED)
     wait_for(fd, POLLIN, 2000);
     receive(fd, 0);
 }
+
+/* Prints what a message says of times: which of them are there, not which they are. */
+static void show_times(struct packet *packet)
+{
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&packet->message); c;
+         c = CMSG_NXTHDR(&packet->message, c)) {
+        line("  level %d type %d length %u", c->cmsg_level, c->cmsg_type,
+             (unsigned)(c->cmsg_len - CMSG_LEN(0)));
+        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_TIMESTAMPING) {
+            struct timespec now, times[3];
+            clock_gettime(CLOCK_REALTIME, &now);
+            memcpy(times, CMSG_DATA(c), sizeof times);
+            yes("  the host's", times[0].tv_sec >= now.tv_sec - 5 && times[0].tv_sec <= now.tv_sec);
+            yes("  a second one", times[1].tv_sec || times[1].tv_nsec);
+            yes("  the NIC's", times[2].tv_sec || times[2].tv_nsec);
+        }
+        if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_RECVERR) {
+            unsigned words[4];
+            memcpy(words, CMSG_DATA(c), sizeof words);
+            line("  errno %u, origin %u, info %u, data %u", words[0], words[1] & 0xff, words[2],
+                 words[3]);
+        }
+    }
+    yes("  MSG_CTRUNC", packet->message.msg_flags & MSG_CTRUNC);
+}
+
+static void stamp(int fd, int asked)
+{
+    value("SO_TIMESTAMPING", setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPING, &asked, sizeof asked));
+}
+
+/* The kernel begins to stamp a while after it was asked to, and goes on as long as somebody asks:
+ * a socket at this port, on which the first stamp is waited for. */
+static int stamps_begin(int port)
+{
+    int fd = udp(host4, port);
+    stamp(fd, SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE);
+    for (int i = 0; i < 1000; i++) {
+        char beside[256];
+        struct msghdr message = {.msg_control = beside, .msg_controllen = sizeof beside};
+        struct pollfd ready = {fd, POLLIN, 0};
+        peer("send %s 6000 %d 5 1 0", host4, port);
+        poll(&ready, 1, 2000);
+        if (recvmsg(fd, &message, 0) >= 0 && message.msg_controllen > 0)
+            return fd;
+    }
+    line("no stamps");
+    return fd;
+}
+
+CASE(ancillary_timestamping, ACCELERATED)
+{
+    enum {
+        HOST = SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE,
+        NIC = SOF_TIMESTAMPING_RX_HARDWARE | SOF_TIMESTAMPING_RAW_HARDWARE,
+    };
+    static const int asked[] = {HOST,
+                                NIC,
+                                HOST | NIC,
+                                SOF_TIMESTAMPING_RX_SOFTWARE,
+                                SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_RAW_HARDWARE,
+                                HOST | SOF_TIMESTAMPING_OPT_CMSG | SOF_TIMESTAMPING_OPT_TSONLY,
+                                0};
+    stamps_begin(5508);
+    int fd = udp(host4, 5506);
+    for (int with = 0; with < 2; with++) {
+        value("SO_TIMESTAMPNS",
+              setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPNS, &with, sizeof with));
+        for (unsigned i = 0; i < sizeof asked / sizeof *asked; i++) {
+            struct packet packet;
+            stamp(fd, asked[i]);
+            peer("send %s 6000 5506 5 2 0", host4);
+            for (int k = 0; k < 2; k++) {
+                wait_for(fd, POLLIN, 2000);
+                take(fd, &packet, 0);
+                show_times(&packet);
+            }
+        }
+    }
+}
+
+/* Times of sends come by the error queue; those of what is received beside it. */
+CASE(ancillary_timestamping_sends, MIXED)
+{
+    struct packet packet;
+    stamps_begin(5509);
+    int fd = udp(host4, 5507);
+    stamp(fd, SOF_TIMESTAMPING_TX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE | SOF_TIMESTAMPING_OPT_ID |
+                  SOF_TIMESTAMPING_OPT_TSONLY | SOF_TIMESTAMPING_RX_SOFTWARE);
+    for (int i = 0; i < 3; i++) {
+        send_to(fd, "when", peer4, SINK);
+        wait_for(fd, POLLERR, 2000);
+        take(fd, &packet, MSG_ERRQUEUE);
+        show_times(&packet);
+    }
+    take(fd, &packet, MSG_ERRQUEUE | MSG_DONTWAIT);
+    line("sink: %s", peer("sunk"));
+    peer("send %s 6000 5507 5 30 0", host4);
+    for (int i = 0; i < 30; i++) {
+        wait_for(fd, POLLIN, 2000);
+        take(fd, &packet, 0);
+        show_times(&packet);
+    }
+    stamp(fd, 0);
+    send_to(fd, "never", peer4, SINK);
+    take(fd, &packet, MSG_ERRQUEUE | MSG_DONTWAIT);
+}

@@ -84,6 +84,8 @@ cases! {
     ancillary_tclass_hoplimit: Mixed,
     ancillary_bad: Accelerated,
     ancillary_timestamps: Accelerated,
+    ancillary_timestamping: Accelerated,
+    ancillary_timestamping_sends: Mixed,
     vectors_parts: Accelerated,
     vectors_without_offset: Accelerated,
     vectors_mmsg: Accelerated,

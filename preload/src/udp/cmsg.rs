@@ -4,6 +4,7 @@
 
 use std::mem::size_of;
 
+use bypass_runtime::error_queue::stamping;
 use bypass_stack::{Datagram, Family};
 use libc::{
     IPPROTO_IP, IPPROTO_IPV6, SOL_SOCKET, c_int, in_addr, in_pktinfo, in6_addr, in6_pktinfo,
@@ -75,13 +76,13 @@ impl<'a> Writer<'a> {
     }
 
     /// Everything that the flags ask for about one message: `joined` is the size of its datagrams
-    /// when it has several.
+    /// when it has several, `nic_ns` when it has come by the NIC's clock.
     pub fn datagram(
         &mut self,
         datagram: &Datagram,
         (family, port): (Family, u16),
         wanted: u32,
-        ifindex: u32,
+        (ifindex, nic_ns): (u32, u64),
         joined: Option<u32>,
     ) {
         /// `UDP_GRO` of linux/udp.h.
@@ -101,6 +102,15 @@ impl<'a> Writer<'a> {
                 tv_usec: nanoseconds / 1000,
             };
             self.put(SOL_SOCKET, libc::SCM_TIMESTAMP, bytes_of(&time));
+        }
+        let host_ns = if wants(flags::STAMPS) {
+            datagram.timestamp_ns
+        } else {
+            0
+        };
+        if host_ns != 0 || nic_ns != 0 {
+            let stamps = stamping(host_ns, nic_ns);
+            self.put(SOL_SOCKET, libc::SCM_TIMESTAMPING, &stamps);
         }
         // The kernel leaves the message out while nothing was dropped.
         if wants(flags::RXQ_OVFL) && datagram.drops != 0 {
@@ -238,7 +248,7 @@ mod tests {
             for length in 0..room.len() {
                 let mut writer = Writer::new(&mut room[..length]);
                 let place = (Family::Dual, 7);
-                writer.datagram(&datagram(local), place, u32::MAX, 3, Some(u32::MAX));
+                writer.datagram(&datagram(local), place, u32::MAX, (3, 1), Some(u32::MAX));
                 assert!(writer.used() <= length);
             }
             assert!(room.ends_with(&[0xaa; 200]));

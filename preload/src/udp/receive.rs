@@ -11,10 +11,11 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use bypass_backends::relay::STAMP_AT;
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
 use bypass_runtime::packets::Packets;
-use bypass_stack::{Datagram, EndpointId, Family, Instant, Memory, event};
+use bypass_stack::{Datagram, EndpointId, Family, Instant, Memory, QueuePairInfo, event};
 use libc::{
     MSG_CTRUNC, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_OOB, MSG_PEEK, MSG_TRUNC, MSG_WAITFORONE, c_int,
     iovec, mmsghdr, msghdr, timespec,
@@ -388,7 +389,7 @@ unsafe fn deliver(
             (family, port),
             shim_flags,
             message,
-            (stack.queue_pairs(), joined),
+            (stack.queue_pairs(), packets, joined),
         )
     };
     if call_flags & MSG_TRUNC != 0 {
@@ -522,7 +523,7 @@ unsafe fn control(
     (family, port): (Family, u16),
     shim_flags: u32,
     message: &mut msghdr,
-    (queue_pairs, joined): (&[bypass_stack::QueuePairInfo], Option<u32>),
+    (queue_pairs, packets, joined): (&[QueuePairInfo], &Packets, Option<u32>),
 ) {
     const ANY: u32 = flags::PKTINFO
         | flags::PKTINFO6
@@ -532,6 +533,8 @@ unsafe fn control(
         | flags::RECVHOPLIMIT
         | flags::TIMESTAMP
         | flags::TIMESTAMPNS
+        | flags::STAMPS
+        | flags::NIC_STAMPS
         | flags::RXQ_OVFL
         | flags::ORIGDSTADDR;
     if (shim_flags & ANY == 0 && joined.is_none()) || address::is_nowhere(message.msg_control) {
@@ -543,14 +546,26 @@ unsafe fn control(
         std::slice::from_raw_parts_mut(message.msg_control.cast::<u8>(), message.msg_controllen)
     };
     let mut writer = Writer::new(buffer);
-    let ifindex = queue_pairs
-        .get(usize::from(datagram.queue_pair))
-        .map_or(0, |info| info.ifindex);
-    writer.datagram(datagram, (family, port), shim_flags, ifindex, joined);
+    let pair = queue_pairs.get(usize::from(datagram.queue_pair));
+    let ifindex = pair.map_or(0, |info| info.ifindex);
+    let stamps = pair.filter(|info| {
+        shim_flags & flags::NIC_STAMPS != 0 && info.flags & QueuePairInfo::STAMPS != 0
+    });
+    let nic_ns = stamps.map_or(0, |_| nic_stamp(packets, datagram));
+    let beside = (ifindex, nic_ns);
+    writer.datagram(datagram, (family, port), shim_flags, beside, joined);
     message.msg_controllen = writer.used();
     if writer.truncated() {
         message.msg_flags |= MSG_CTRUNC;
     }
+}
+
+/// When a datagram has come by the clock of a NIC that stamps, nanoseconds since 1970; 0 = not
+/// known.
+fn nic_stamp(packets: &Packets, datagram: &Datagram) -> u64 {
+    let chunk = packets.chunk(datagram.chunk);
+    let stamp = chunk.get(STAMP_AT..).and_then(|bytes| bytes.first_chunk());
+    stamp.map_or(0, |bytes| u64::from_ne_bytes(*bytes))
 }
 
 #[cfg(test)]
