@@ -73,7 +73,8 @@ pub fn start(bed: &Testbed, environment: &[(&str, &str)]) -> Result<Running> {
     start_with(bed, &[], environment)
 }
 
-/// [`start`], with arguments.
+/// [`start`], with arguments. On a bed with a card the daemon that is there makes room, and this
+/// one has the card too.
 ///
 /// # Errors
 /// The same.
@@ -87,7 +88,29 @@ pub fn start_with(
         program.env(name, value);
     }
     program.args(["daemon", "--foreground"]).args(arguments);
-    answering(bed, &program)
+    if !bed.has_card() {
+        return answering(bed, &program);
+    }
+    // There may be none now.
+    bypassctl(bed, &["shutdown"])?;
+    wait_until("no daemon", Duration::from_secs(20), || {
+        all_running(bed).is_empty()
+    })?;
+    let of_file = environment
+        .iter()
+        .find(|(name, _)| *name == "BYPASS_CONFIG");
+    let file = match (arguments, of_file) {
+        (["--config", file], _) => (*file).to_owned(),
+        (_, Some((_, file))) => (*file).to_owned(),
+        _ => bed.device_file().display().to_string(),
+    };
+    if arguments.is_empty() {
+        program.args(["--config", &file]);
+    }
+    bed.add_card(&mut program, Path::new(&file))?;
+    let daemon = answering(bed, &program)?;
+    bed.wait_for_card()?;
+    Ok(daemon)
 }
 
 /// Starts a daemon with the capabilities that `ctl/bypass.service` leaves it.
@@ -134,6 +157,19 @@ pub fn stop_all(bed: &Testbed) {
 /// Process ids of the daemons on the server side.
 #[must_use]
 pub fn running(bed: &Testbed) -> Vec<u32> {
+    let mut pids = all_running(bed);
+    pids.retain(|pid| !is_relay(*pid));
+    pids
+}
+
+fn is_relay(pid: u32) -> bool {
+    let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    words.split(|byte| *byte == 0).nth(1) == Some(b"relay")
+}
+
+/// The same with their relays.
+#[must_use]
+pub fn all_running(bed: &Testbed) -> Vec<u32> {
     let program = paths::bypassctl();
     bed.processes(Side::Server)
         .into_iter()

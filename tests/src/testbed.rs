@@ -54,6 +54,8 @@ pub struct Options {
     /// The server's interface is a card, whose queue libciul's stand-in has, with these faults. A
     /// daemon runs from the beginning.
     pub card: Option<&'static str>,
+    /// The card says when frames have come.
+    pub timestamps: bool,
 }
 
 impl Default for Options {
@@ -66,6 +68,7 @@ impl Default for Options {
             port: false,
             apart: false,
             card: None,
+            timestamps: false,
         }
     }
 }
@@ -181,10 +184,10 @@ impl Testbed {
             self.ip(side, &["addr", "add", &v6, "dev", interface, "nodad"])?;
         }
         self.wait_for_link()?;
-        if let Some(faults) = self.options.card {
-            self.start_card(faults)?;
+        if self.options.card.is_some() {
+            self.start_card()?;
         }
-        if self.options.port || self.options.card.is_some() {
+        if self.options.port {
             self.wait_for_daemon()?;
         }
         Ok(())
@@ -254,25 +257,48 @@ impl Testbed {
 
     /// Starts a daemon that drives the server's interface as a card. No NIC leaves checksums to its
     /// peer: the other end must make them.
-    fn start_card(&self, faults: &str) -> Result<()> {
+    fn start_card(&self) -> Result<()> {
         let peer = ["-K", self.interface(Side::Client), "tx", "off"];
         self.program(Side::Client, "ethtool")
             .args(peer)
             .run()?
             .check()?;
+        let mut daemon = self.program(Side::Server, crate::paths::bypassctl());
+        self.add_card(&mut daemon, &self.device_file())?;
+        daemon.args(["daemon", "--config"]).arg(self.device_file());
+        daemon.run()?.check()?;
+        self.wait_for_card()
+    }
+
+    /// Whether the server's interface is a card.
+    #[must_use]
+    pub fn has_card(&self) -> bool {
+        self.options.card.is_some()
+    }
+
+    /// Gives a daemon with this configuration file the card.
+    pub(crate) fn add_card(&self, daemon: &mut Program<'_>, file: &Path) -> Result<()> {
         let name = self.interface(Side::Server);
         let library = crate::ciul::stand_in()?.display().to_string();
         let device = format!("name = {name:?}\nbackend = \"ef_vi\"\nlibrary = {library:?}\n");
-        std::fs::write(self.device_file(), format!("[[device]]\n{device}"))?;
-        let mut daemon = self.program(Side::Server, crate::paths::bypassctl());
+        let stamps = self.options.timestamps;
+        let device = format!("\n[[device]]\n{device}timestamps = {stamps}\n");
+        let mut text = std::fs::read_to_string(file).unwrap_or_default();
+        if !text.contains(&device) {
+            text += &device;
+            std::fs::write(file, text)?;
+        }
         daemon
             .env("FAKE_CIUL_WIRE", "packet")
-            .env("FAKE_CIUL_FAULT", faults);
-        daemon.args(["daemon", "--config"]).arg(self.device_file());
-        daemon.run()?.check()?;
+            .env("FAKE_CIUL_FAULT", self.options.card.unwrap_or_default());
+        Ok(())
+    }
+
+    pub(crate) fn wait_for_card(&self) -> Result<()> {
         let is_open = || self.why_no_port().contains("a card that ef_vi serves");
         let open = wait_until("the card is open", Duration::from_secs(20), is_open);
-        open.map_err(|error| format!("{error}: {}", self.why_no_port()).into())
+        open.map_err(|error| format!("{error}: {}", self.why_no_port()))?;
+        self.wait_for_daemon()
     }
 
     /// Starts a daemon with a device and plugs in the other end of its wire.

@@ -55,6 +55,9 @@ enum Task {
     Test {
         /// Only the groups with these names (unit, abi, conformance, e2e, guest)
         groups: Vec<String>,
+        /// All scenes of programs that a card does not change, on the stand-in of one by ef_vi
+        #[arg(long, conflicts_with = "groups")]
+        card: bool,
         #[command(flatten)]
         hardware: Hardware,
     },
@@ -109,7 +112,15 @@ fn main() -> ExitCode {
     let done: Result<()> = match Arguments::parse().task {
         Task::Demo { json, seconds } => demo::run(json, seconds),
         Task::Guest { all } => guest::run(all),
-        Task::Test { groups, hardware } => hardware.run().unwrap_or_else(|| test::run(&groups)),
+        Task::Test {
+            groups,
+            card,
+            hardware,
+        } => match hardware.run() {
+            Some(done) => done,
+            None if card => test::on_card(),
+            None => test::run(&groups),
+        },
         Task::Ci => test::ci(),
         Task::Bench {
             name,

@@ -78,6 +78,32 @@ pub(crate) fn run(groups: &[String]) -> Result<()> {
     all(groups)?.end()
 }
 
+/// The end-to-end scenes of programs with the server's interface as a card by ef_vi (libciul's
+/// stand-in): those of CI and all others. Ten minutes.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn on_card() -> Result<()> {
+    packages::install_missing()?;
+    build::release()?;
+    let scenes = ["-p", "bypass-tests", "--test", "e2e", "--", "shim"];
+    let others = [
+        "--test-threads=1",
+        "--skip",
+        "dpdk_port::",
+        "--skip",
+        "ef_vi_",
+    ];
+    let environment = [
+        ("BYPASS_TEST_REQUIRE_SHIM", "1"),
+        ("BYPASS_TEST_BACKEND", "ef_vi"),
+    ];
+    let tally = step("e2e tests on a card's stand-in", || {
+        cargo_tests::run(&[&scenes[..], &others].concat(), &environment)
+    })?;
+    tally.end()
+}
+
 fn all(groups: &[String]) -> Result<Tally> {
     let wanted = |name: &str| groups.is_empty() || groups.iter().any(|group| group == name);
     packages::install_missing()?;

@@ -19,6 +19,7 @@ use super::programs::{ping_pong, start_example};
 use super::streams::{client, started, subject};
 
 const PORT: u16 = 7007;
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn is_of_card(scene: &Scene) -> bool {
     let filters = daemon::list(&scene.bed, &["filters", "list"]).unwrap_or_default();
@@ -159,6 +160,80 @@ pub(crate) fn outlived(scene: &Scene) -> Result<()> {
         deaths.map_err(|error| format!("{error}: {stats:?}"))?;
     }
     server.kill();
+    Ok(())
+}
+
+/// Received datagrams have the card's time where SO_TIMESTAMPING has it, and the host's in its own
+/// place. (The kernel's column has a veth, which has no clock; the stand-in's is a million seconds
+/// ahead.)
+pub(crate) fn stamps(scene: &Scene) -> Result<()> {
+    let (script, host) = (script("stamps.py").display().to_string(), scene.host());
+    let mut server = subject(scene, Side::Server, "python3");
+    let server = server.args([&script, &host, &PORT.to_string()]).spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Server, PORT)
+        .map_err(|error| format!("{error}\n{}{}", server.stdout(), server.stderr()))?;
+    let ask = format!(
+        "import json, socket\n\
+         s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+         s.connect(('{host}', {PORT})); s.settimeout(10)\n\
+         def ask(): s.send(b'?'); return json.loads(s.recv(100))\n\
+         print(json.dumps([ask() for _ in range(200)]))"
+    );
+    let answers = client(scene, "python3", &["-c", &ask])?.json()?;
+    let answers = answers.as_array().ok_or("no list")?;
+    let near = |value: &Value, wanted: f64| {
+        let off = value.as_f64().map(|value| value - wanted);
+        off.is_some_and(|off| (-10.0..0.5).contains(&off))
+    };
+    let is_right = |answer: &Value| {
+        let of_card = match scene.has_shim() {
+            true => near(&answer[1], 1e6),
+            false => answer[1].is_null(),
+        };
+        near(&answer[0], 0.0) && of_card
+    };
+    if answers.len() != 200 || !answers.iter().all(is_right) {
+        return Err(format!("other times: {answers:?}").into());
+    }
+    server.kill();
+    Ok(())
+}
+
+/// Two workers with a listener each on one port (SO_REUSEPORT): one queue of the card has the flows
+/// of both, the stack spreads them. One worker is killed: connections of the other one go on, and
+/// the next worker gets its share.
+pub(crate) fn reuseport_workers(scene: &Scene) -> Result<()> {
+    let (config, host) = (scene.bed.folder().join("nginx.conf"), scene.host());
+    fs::write(
+        &config,
+        format!(
+            "daemon off; worker_processes 2; pid {0}/pid; error_log stderr; user root;\n\
+             events {{ worker_connections 1024; }}\n\
+             http {{ access_log off; keepalive_requests 1000000;\n\
+             client_body_temp_path {0}/b; proxy_temp_path {0}/p;\n\
+             fastcgi_temp_path {0}/f; uwsgi_temp_path {0}/u; scgi_temp_path {0}/s;\n\
+             server {{ listen {host}:8080 reuseport; location / {{ return 200 $pid; }} }} }}\n",
+            scene.bed.folder().display()
+        ),
+    )?;
+    let mut nginx = subject(scene, Side::Server, "/usr/sbin/nginx");
+    nginx.arg("-c").arg(&config);
+    let server = started(scene, &nginx, 8080)?;
+    let script = script("worker_shares.py").display().to_string();
+    let mut clients = scene.bed.program(Side::Client, "python3");
+    let mut clients = clients.args([&script, &host, "8080"]).spawn()?;
+    let told = wait_until("the shares", PATIENCE, || {
+        !clients.is_running() || clients.stdout().lines().count() > 0
+    });
+    told.map_err(|error| format!("{error}: {}", clients.stderr()))?;
+    let worker = clients.stdout().lines().next().map(ToOwned::to_owned);
+    let worker = worker.ok_or_else(|| format!("no shares: {}", clients.stderr()))?;
+    kill(&worker)?;
+    let answer = clients.wait(PATIENCE)?.check()?;
+    if scene.has_shim() && !is_of_card(scene) {
+        return Err(format!("not the card: {}", answer.stdout).into());
+    }
+    server.stop()?;
     Ok(())
 }
 

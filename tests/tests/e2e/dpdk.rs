@@ -212,7 +212,9 @@ fn running(scene: &Scene, command: &str) -> Vec<String> {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.split(|byte| *byte == 0).nth(1) == Some(command.as_bytes())
     };
-    let pids = daemon::running(&scene.bed).into_iter().filter(has_command);
+    let pids = daemon::all_running(&scene.bed)
+        .into_iter()
+        .filter(has_command);
     pids.map(|pid| pid.to_string()).collect()
 }
 
