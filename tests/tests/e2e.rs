@@ -171,6 +171,7 @@ tests! {
     rollback::of_a_port: Any,
     rollback::of_a_client: Any,
     rollback::of_a_thousand: Any,
+    rollback::between_two: Any,
     rollback::of_forked: Any,
     rollback::datagrams: Any,
     languages::java_nio: Segments,

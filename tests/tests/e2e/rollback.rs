@@ -18,6 +18,10 @@ const PORT: u16 = 900;
 
 /// An echo on asyncio.
 fn echo(scene: &Scene) -> Result<Running> {
+    echo_at(scene, PORT)
+}
+
+fn echo_at(scene: &Scene, port: u16) -> Result<Running> {
     let script = r"
 import asyncio, sys
 async def serve(r, w):
@@ -31,8 +35,8 @@ async def main():
 asyncio.run(main())
 ";
     let mut server = subject(scene, Side::Server, "python3");
-    server.args(["-c", script, &scene.host(), &PORT.to_string()]);
-    started(scene, &server, PORT)
+    server.args(["-c", script, &scene.host(), &port.to_string()]);
+    started(scene, &server, port)
 }
 
 /// Runs `bypassctl COMMAND WHOM --json`; without the shim there is nothing to run it on.
@@ -284,6 +288,76 @@ pub(crate) fn of_a_thousand(scene: &Scene) -> Result<()> {
         daemon.stop()?;
     }
     Ok(())
+}
+
+/// While the connections of one port move, those of another are served: some of their round trips
+/// begin and end between two connections that one request moves. (A request moves 256 of them, and
+/// could do so under one lock, which every round trip needs.) On a machine that is busy elsewhere a
+/// round trip may take longer than a request: then once more.
+pub(crate) fn between_two(scene: &Scene) -> Result<()> {
+    let server = echo(scene)?;
+    let other = echo_at(scene, PORT + 1)?;
+    let port = format!("--port {PORT}");
+    let mut told = String::new();
+    for _ in 0..6 {
+        told = trips_while(scene, &server, || {
+            let done = control(scene, "rollback", &port)?;
+            counted(scene, &done, "connections", 1000)
+        })?;
+        if !scene.has_shim() || !told.starts_with("0 ") {
+            server.stop()?;
+            other.stop()?;
+            return Ok(());
+        }
+        control(scene, "adopt", &port)?;
+    }
+    Err(format!("round trips between two connections: {told}").into())
+}
+
+/// Connects a thousand times to `server`, runs `moves`, which makes these connections the kernel's,
+/// and tells how many round trips of another port begin and end between two of them.
+fn trips_while(
+    scene: &Scene,
+    server: &Running,
+    moves: impl FnOnce() -> Result<()>,
+) -> Result<String> {
+    // How many connections the kernel's side has is its count of sockets, less those at first.
+    let script = r"
+import os, socket, sys
+host, port, sockstat, done = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+all = [socket.create_connection((host, port)) for _ in range(1000)]
+for one in all: one.sendall(b'x'); assert one.recv(1) == b'x'
+other = socket.create_connection((host, port + 1))
+def sockets():
+    with open(sockstat) as file:
+        return next(int(line.split()[2]) for line in file if line.startswith('TCP:'))
+def trip():
+    other.sendall(b'y' * 64); assert len(other.recv(64)) == 64
+first, between, trips = sockets(), 0, 0
+print('open', flush=True)
+while not os.path.exists(done):
+    before = sockets() - first
+    trip()
+    after = sockets() - first
+    trips += 1
+    between += before % 256 != 0 and before // 256 == after // 256 and after < len(all)
+for one in all: one.sendall(b'z'); assert one.recv(1) == b'z'
+print(between, 'of', trips)
+";
+    let done = scene.bed.folder().join("done");
+    let mut clients = scene.bed.program(Side::Client, "python3");
+    clients.args(["-c", script, &scene.host(), &PORT.to_string()]);
+    clients.arg(format!("/proc/{}/net/sockstat", server.pid()));
+    let clients = clients.arg(&done).spawn()?;
+    wait_until("the connections", Duration::from_secs(20), || {
+        clients.stdout().contains("open")
+    })?;
+    moves()?;
+    fs::write(&done, "")?;
+    let run = clients.wait(Duration::from_secs(20))?.check()?;
+    fs::remove_file(&done)?;
+    let last = run.stdout.lines().last().unwrap_or_default();
+    Ok(last.to_owned())
 }
 
 /// UDP: what has come before is read first, then what the kernel has; what is sent goes by it.
