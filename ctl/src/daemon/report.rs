@@ -26,14 +26,22 @@ pub(super) struct Report {
     file: File,
 }
 
+/// The descriptors of a process by its folder in /proc, highest first.
+fn numbers_from_the_top(folder: &str) -> Vec<u32> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut numbers: Vec<u32> = numbers.collect();
+    numbers.sort_unstable_by(|one, other| other.cmp(one));
+    numbers
+}
+
 impl Report {
     /// The report of a process; `None` when it has none. `place`: which descriptor it was when it
     /// was last found, which spares a look at all others.
     pub(super) fn of(pid: u32, start_time: u64, place: &Cell<Option<u32>>) -> Option<Self> {
         let folder = format!("/proc/{pid}/fd");
-        let all = std::iter::once_with(|| fs::read_dir(&folder));
-        let all = all.flatten().flatten().flatten();
-        let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        // Libraries' own descriptors are above the program's, which are many, and each look costs.
+        let numbers = std::iter::once_with(|| numbers_from_the_top(&folder)).flatten();
         let find = |number: u32| {
             let report = Self::at(&folder, number, start_time)?;
             Some((number, report))
