@@ -130,9 +130,6 @@ pub fn read(shadow: &impl Shadow) -> TcpOptions {
     }
     if int(shadow, SOL_SOCKET, libc::SO_SNDBUF) == Some(fresh.1) {
         options.set(TcpOptions::SNDBUF_LOCKED, false);
-        // A connection starts with room for ten segments and what they cost
-        // (net/ipv4/tcp_input.c:tcp_sndbuf_expand).
-        options.sndbuf_bytes = options.sndbuf_bytes.max(TcpOptions::new().sndbuf_bytes);
     }
     // TCP_MAXSEG answers what is in force, not what was set: 536 before a connection without it.
     let segment = int(shadow, IPPROTO_TCP, libc::TCP_MAXSEG).unwrap_or(536);

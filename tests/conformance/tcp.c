@@ -488,6 +488,24 @@ CASE(tcp_send_buffer, ACCELERATED)
     yes("300000 more with 400000", taken[2] > taken[1] + 300000);
 }
 
+/* What one write takes, to the byte: bursts are begun while the buffer is not full, and filled. */
+CASE(tcp_send_burst, ACCELERATED)
+{
+    static const int sizes[] = {1, 10000, 40000, 60000};
+    static char bytes[1 << 20];
+    int fd = listener(host4, 6246, 5);
+    for (int i = 0; i < 4; i++) {
+        peer("dial %s 6246 w", host4);
+        int one = accept(fd, NULL, NULL);
+        value("SO_SNDBUF", setsockopt(one, SOL_SOCKET, SO_SNDBUF, &sizes[i], sizeof sizes[i]));
+        number(one, "SO_SNDBUF", SOL_SOCKET, SO_SNDBUF);
+        value("one byte", send(one, bytes, 1, MSG_DONTWAIT | MSG_MORE));
+        value("send", send(one, bytes, sizeof bytes, MSG_DONTWAIT));
+        wait_for(one, POLLOUT, 5000);
+        done("close", close(one));
+    }
+}
+
 CASE(tcp_interrupted, ACCELERATED)
 {
     int fd = dial(peer4, T_ECHO), local = listener(host4, 6206, 5);

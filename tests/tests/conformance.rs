@@ -185,6 +185,7 @@ cases! {
     tcp_timeouts: Accelerated,
     tcp_send_timeout: Accelerated,
     tcp_send_buffer: Accelerated,
+    tcp_send_burst: Accelerated,
     tcp_interrupted: Accelerated,
     tcp_options: Accelerated,
     tcp_inherited_options: Accelerated,

@@ -191,11 +191,12 @@ pub(super) fn bytes(
         let Some(options) = options else {
             return partly(done, Errno::BADF);
         };
-        if sent.is_ok() {
-            continue;
-        }
+        // What has been taken is told, not what acknowledgements that come now would make room for.
         if options.has(TcpOptions::NONBLOCKING) || flags & MSG_DONTWAIT != 0 {
             return partly(done, Errno::AGAIN);
+        }
+        if sent.is_ok() {
+            continue;
         }
         if deadline.is_none() {
             deadline = super::deadline(options.sndtimeo_ms);

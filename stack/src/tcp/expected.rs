@@ -121,7 +121,7 @@ impl Connection<'_> {
             && tcb.ca_state == ca::OPEN
             && tcb.pending != pending::PROBE
             && tcb.mtu_search != search::PROBING
-            && tcb.sacked_out | tcb.lost_out | tcb.retrans_out | tcb.urgent == 0
+            && tcb.sacked_out | tcb.lost_out | tcb.retrans_out | u32::from(tcb.urgent) == 0
             && tcb.ooo_head == NONE
             && tcb.snd_wnd != 0;
         let acked = news.ack.wrapping_sub(tcb.snd_una);
@@ -223,7 +223,7 @@ impl Connection<'_> {
             && tcb.packets_out < tcb.congestion.cwnd
             && window >= len as i32
             && self.is_v4()
-            && len <= self.send_space() as usize
+            && self.send_buffer().may_begin()
     }
 
     /// Puts the bytes of an expected write on the send queue and sends them; how many. `None`, and
@@ -246,9 +246,11 @@ impl Connection<'_> {
         }
         let mut segment = Self::fresh_segment(self.index, self.tcb.write_seq, PAYLOAD_AT);
         segment.len = len as u16;
+        segment.in_burst = len as u16;
         segment.marks = mark::PUSH;
         if let Some(slot) = self.segment_mut(chunk) {
             slot.len = segment.len;
+            slot.in_burst = segment.in_burst;
             slot.marks = segment.marks;
         }
         self.tcb.write_seq = segment.end();
@@ -260,6 +262,7 @@ impl Connection<'_> {
         }
         let was_idle = self.tcb.packets_out == 0;
         self.left(&segment, now);
+        self.tcb.burst = self.tcb.burst.wrapping_add(1);
         self.note_window_use();
         self.arm_after_send(was_idle, now);
         self.note_limited_by_program();

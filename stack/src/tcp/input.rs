@@ -253,6 +253,7 @@ impl Connection<'_> {
         let by_path = self.tcb.hop.mtu.saturating_sub(header);
         self.tcb.advertised_mss = bounded_mss(Some(by_path), is_v4, max_seg);
         self.tcb.rcv_mss = self.tcb.advertised_mss.min(536);
+        self.grow_send_buffer();
         self.quick_ack_mode();
         if self.tcb.options.has(super::options::TcpOptions::KEEPALIVE) {
             self.arm_keepalive(now);

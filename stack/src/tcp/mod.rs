@@ -47,6 +47,7 @@ mod reroute;
 mod reset;
 mod rtt;
 pub mod secret;
+mod send_buffer;
 mod send_queue;
 pub(crate) mod seq;
 mod settle;

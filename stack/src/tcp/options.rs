@@ -122,7 +122,7 @@ impl TcpOptions {
     pub const fn new() -> Self {
         Self {
             rcvbuf_bytes: 131_072,
-            sndbuf_bytes: 87_040,
+            sndbuf_bytes: 16_384,
             flags: 0,
             shim_flags: 0,
             rcvtimeo_ms: 0,

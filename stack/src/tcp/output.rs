@@ -614,6 +614,7 @@ impl Connection<'_> {
             self.note_window_use();
         }
         if self.tcb.packets_out > before_out {
+            self.tcb.burst = self.tcb.burst.wrapping_add(1);
             self.arm_after_send(before_out == 0, now);
         } else if self.tcb.packets_out == 0
             && self.tcb.unsent != NONE
@@ -742,6 +743,10 @@ impl Connection<'_> {
             self.tcb.stuck_since = now.0;
         }
         self.tcb.packets_out = self.tcb.packets_out.saturating_add(1);
+        let (chunk, burst) = (self.tcb.unsent, self.tcb.burst);
+        if let Some(slot) = self.segment_mut(chunk) {
+            slot.burst = burst;
+        }
         self.tcb.unsent = segment.next;
         self.tcb.snd_nxt = segment.end();
         if segment.len < self.new_segment() {

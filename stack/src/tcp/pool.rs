@@ -31,7 +31,11 @@ pub(crate) struct SegmentSlot {
     /// Bits of [`mark`].
     pub(crate) marks: u8,
     pub(crate) retransmits: u8,
-    pub(crate) reserved: [u8; 6],
+    /// The burst that it left in ([`super::send_buffer`]).
+    pub(crate) burst: u16,
+    /// Bytes of the burst on the queue up to the end of this.
+    pub(crate) in_burst: u16,
+    pub(crate) reserved: [u8; 2],
 }
 
 const _: () = assert!(size_of::<SegmentSlot>() == 40);

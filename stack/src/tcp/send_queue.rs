@@ -1,9 +1,8 @@
-//! The send queue: what the program writes, in segments that stay until they are acknowledged, and
-//! how much of it there may be.
+//! The send queue: what the program writes, in segments that stay until they are acknowledged. How
+//! much of it there may be says [`super::send_buffer`].
 
 use super::connection::Connection;
 use super::input::errno;
-use super::options::TcpOptions;
 use super::output::PAYLOAD_AT;
 use super::pool::mark;
 use super::seq::distance;
@@ -59,18 +58,13 @@ impl Connection<'_> {
         self.wait_for_room(Instant(0));
     }
 
-    pub(crate) fn send_space(&self) -> u32 {
-        let room = self.pool.send_room(self.tcb.queued_chunks);
-        self.tcb.send_space(&self.pool.head.tcp_defaults, room)
-    }
-
     /// Whether a poll would call it writable.
     pub(crate) fn is_writable(&self) -> bool {
-        self.tcb.is_writable(self.send_space())
+        self.send_buffer().is_writable()
     }
 
-    /// Puts bytes on the send queue and sends what may leave. With TCP_NOTSENT_LOWAT segment by
-    /// segment, until so much is unsent (net/ipv4/tcp.c:tcp_sendmsg_locked). Returns how many.
+    /// Puts bytes on the send queue, burst by burst, and sends what may leave before the last of
+    /// them (net/ipv4/tcp.c:tcp_sendmsg_locked). Returns how many.
     pub(crate) fn write(
         &mut self,
         memory: &mut impl Memory,
@@ -78,23 +72,28 @@ impl Connection<'_> {
         fill: &mut dyn FnMut(&mut [u8]),
         now: Instant,
     ) -> usize {
-        let lowat = self.tcb.options.notsent_lowat;
-        if lowat == u32::MAX {
-            return self.append(memory, len, fill);
-        }
         let mut done = 0usize;
-        while done < len && self.tcb.unsent_bytes() < lowat {
-            let step = usize::from(self.new_segment().max(1)).min(len.saturating_sub(done));
+        let mut pushed = self.tcb.write_seq;
+        loop {
+            let left = len.saturating_sub(done);
+            let step = left.min(self.send_buffer().step() as usize);
             let taken = self.append(memory, step, fill);
-            if taken == 0 {
-                break;
-            }
             done = done.saturating_add(taken);
-            if done < len {
-                self.output(memory, now, false);
+            if taken == 0 || taken < step || done >= len {
+                if done > 0 {
+                    self.mark_tail(mark::PUSH, true);
+                }
+                return done;
             }
+            // More follows: it is pushed when half of the peer's largest window was not
+            // (include/net/tcp.h:forced_push).
+            if distance(pushed, self.tcb.write_seq) > self.tcb.max_window / 2 {
+                pushed = self.tcb.write_seq;
+            } else {
+                self.mark_tail(mark::PUSH, false);
+            }
+            self.output(memory, now, false);
         }
-        done
     }
 
     /// Puts bytes on the send queue: behind the last unsent segment while it has room, then in
@@ -108,6 +107,7 @@ impl Connection<'_> {
         let mut done = 0usize;
         let room = memory.chunk_size().saturating_sub(usize::from(PAYLOAD_AT));
         let goal = usize::from(self.new_segment().max(1)).min(room);
+        let begun = self.send_buffer().open() as usize;
         while done < len {
             let left = len.saturating_sub(done);
             let (chunk, have) = match self.open_tail(goal) {
@@ -131,6 +131,7 @@ impl Connection<'_> {
             done = done.saturating_add(take);
             if let Some(slot) = self.segment_mut(chunk) {
                 slot.len = slot.len.saturating_add(take as u16);
+                slot.in_burst = begun.saturating_add(done).min(usize::from(u16::MAX)) as u16;
                 // The end of an earlier write is no end any more.
                 slot.marks &= !mark::PUSH;
                 if done == len {
@@ -241,41 +242,5 @@ impl Connection<'_> {
         self.tcb.set(flag::FIN_QUEUED);
         self.tcb.state = next as u8;
         self.output(memory, now, false);
-    }
-}
-
-impl super::tcb::Tcb {
-    /// Most bytes that the send queue may hold: SO_SNDBUF, or with autotuning twice the congestion
-    /// window (Linux: tcp_sndbuf_expand).
-    fn send_limit(&self, defaults: &super::TcpDefaults) -> u32 {
-        let set = self.options.sndbuf_bytes;
-        if self.options.has(TcpOptions::SNDBUF_LOCKED) {
-            return set;
-        }
-        let window = self
-            .congestion
-            .cwnd
-            .saturating_mul(2)
-            .saturating_mul(u32::from(self.mss));
-        set.max(window).min(defaults.wmem[2].max(set))
-    }
-
-    /// Bytes that a write would take now, when the send queue may take `room` more chunks.
-    pub(crate) fn send_space(&self, defaults: &super::TcpDefaults, room: u32) -> u32 {
-        let used = distance(self.snd_una, self.write_seq);
-        self.send_limit(defaults)
-            .saturating_sub(used)
-            .min(room.saturating_mul(u32::from(self.mss)))
-    }
-
-    /// Whether a third of the buffer is free and the unsent part is below half of TCP_NOTSENT_LOWAT
-    /// (Linux: sk_stream_is_writeable, tcp_stream_memory_free).
-    pub(crate) fn is_writable(&self, space: u32) -> bool {
-        let used = distance(self.snd_una, self.write_seq);
-        let unsent = self.unsent_bytes().saturating_mul(2);
-        // That a connection is made is told as room to write: not even full memory may hide it,
-        // before a write has met it.
-        let is_new = self.write_seq == self.iss.wrapping_add(1) && !self.has(flag::NO_SPACE);
-        (space >= (used / 2).max(1) || is_new) && unsent < self.options.notsent_lowat
     }
 }

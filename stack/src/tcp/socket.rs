@@ -6,6 +6,7 @@ use super::listen::window_scale;
 use super::mini;
 use super::options::TcpOptions;
 use super::pool::mark;
+use super::send_buffer::SendBuffer;
 use super::tcb::{Hop, TcpState, fast, flag};
 use crate::counters::Counter;
 use crate::cplane::NextHop;
@@ -490,8 +491,7 @@ impl Stack<'_> {
         if len == 0 {
             return Ok(0);
         }
-        let space = connection.send_space();
-        let taken = connection.write(memory, len.min(space as usize), fill, now);
+        let taken = connection.write(memory, len, fill, now);
         if taken == 0 {
             connection.wait_for_room(now);
             self.settle_at(id.index, now);
@@ -781,7 +781,7 @@ impl Stack<'_> {
             readable: tcb.readable(),
             unacked: tcb.unacked(),
             unsent: tcb.unsent_bytes(),
-            send_space: self.send_space_of(tcb),
+            send_space: self.send_buffer_of(index, tcb).space(),
             error: tcb.error,
             eof: tcb.has(flag::RECEIVE_SHUT),
             peer_fin: tcb.has(flag::FIN_RECEIVED),
@@ -809,10 +809,9 @@ impl Stack<'_> {
         })
     }
 
-    fn send_space_of(&self, tcb: &super::tcb::Tcb) -> u32 {
-        // Only read: the view changes nothing.
+    fn send_buffer_of<'a>(&'a self, index: u32, tcb: &'a super::tcb::Tcb) -> SendBuffer<'a> {
         let room = super::pool::send_room(self.head, self.chunks.len(), tcb.queued_chunks);
-        tcb.send_space(&self.head.tcp_defaults, room)
+        SendBuffer::new(tcb, self.segments, index, room)
     }
 
     /// The pending error, which is then none.
@@ -869,7 +868,7 @@ impl Stack<'_> {
                 if waiting >= tcb.options.rcvlowat.max(1) || waiting > 0 && is_full {
                     events |= event::IN | event::RDNORM;
                 }
-                if tcb.has(flag::SEND_SHUT) || tcb.is_writable(self.send_space_of(tcb)) {
+                if tcb.has(flag::SEND_SHUT) || self.send_buffer_of(index, tcb).is_writable() {
                     events |= event::OUT | event::WRNORM;
                 }
                 if tcb.urgent & super::urgent::VALID != 0 {

@@ -310,7 +310,9 @@ pub(crate) struct Tcb {
     pub(crate) ooo_bytes: u32,
     pub(crate) ooo_head: u32,
     /// The urgent byte, and above it its state.
-    pub(crate) urgent: u32,
+    pub(crate) urgent: u16,
+    /// The number of the burst that leaves next ([`super::send_buffer`]), wrapping.
+    pub(crate) burst: u16,
     /// Chunks that the receive side holds.
     pub(crate) rx_chunks: u32,
     /// Bytes received since the last ACK left.

@@ -205,6 +205,7 @@ impl Connection<'_> {
 
     /// Tells a program whose write found no room that there is some now, or waits on.
     pub(crate) fn look_for_room(&mut self, now: Instant) {
+        self.grow_send_buffer();
         if self.is_writable() {
             self.tcb.clear(flag::NO_SPACE);
             self.writable_edge();

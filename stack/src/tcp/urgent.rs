@@ -12,11 +12,11 @@ use crate::types::{ChunkId, EndpointId, Instant, Memory, Stale};
 use crate::wire::tcp::flags;
 
 /// Bits of [`Tcb::urgent`] above the byte (Linux: TCP_URG_VALID, TCP_URG_NOTYET, TCP_URG_READ).
-pub(crate) const VALID: u32 = 0x100;
+pub(crate) const VALID: u16 = 0x100;
 /// The byte is announced and has not come.
-const AWAITED: u32 = 0x200;
+const AWAITED: u16 = 0x200;
 /// The byte was read; the mark is still ahead.
-const READ: u32 = 0x400;
+const READ: u16 = 0x400;
 
 impl Tcb {
     /// Bytes up to the urgent mark, when it is not behind the reader.
@@ -78,7 +78,7 @@ impl Connection<'_> {
         }
         let place = usize::from(arrived.offset).saturating_add(at as usize);
         if let Some(&byte) = memory.chunk(ChunkId(arrived.chunk)).get(place) {
-            self.tcb.urgent = VALID | u32::from(byte);
+            self.tcb.urgent = VALID | u16::from(byte);
             self.readable_edge();
         }
     }

@@ -50,9 +50,11 @@ fn least() -> u32 {
 }
 
 /// A millisecond's worth of segments, more where the round trip is short, and no more than half the
-/// congestion window (net/ipv4/tcp_output.c: tcp_tso_autosize, tcp_cwnd_test).
+/// congestion window and half the peer's (net/ipv4/tcp_output.c: tcp_tso_autosize, tcp_cwnd_test,
+/// include/net/tcp.h: tcp_bound_to_half_wnd).
 fn most(info: &TcpInfo, least: u32) -> u32 {
-    let half = (info.snd_cwnd / 2).max(1);
+    let by_window = info.snd_wnd / 2 / info.snd_mss.max(1);
+    let half = (info.snd_cwnd / 2).min(by_window).max(1);
     if info.rtt == 0 {
         return half;
     }

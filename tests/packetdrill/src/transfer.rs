@@ -5,7 +5,7 @@ use std::ffi::c_int;
 use bypass_runtime::error_queue::{TX_RECORD, is_cut, put_notice};
 use bypass_stack::{
     EndpointId, FirstWrite, Instant, NoticeKind, SocketAddress, TcpDefaults, TcpError, TcpOptions,
-    TcpState,
+    TcpState, event,
 };
 use libc::{MSG_DONTWAIT, MSG_EOR, MSG_MORE, MSG_OOB, MSG_PEEK, MSG_WAITALL, MSG_ZEROCOPY};
 
@@ -185,12 +185,21 @@ pub fn send(fd: c_int, bytes: &[u8], flags: c_int) -> Answer {
     if is_deferred(id) {
         return first(fd, id, bytes, flags);
     }
+    let mut sleeps = false;
     let ended = wait(deadline(options.sndtimeo_ms), |world| {
+        let answer = world.stack().readiness(id);
+        if sleeps && answer.is_ok_and(|found| found.events & event::OUT == 0) {
+            // What wakes a writer (net/core/stream.c:sk_stream_write_space).
+            return None;
+        }
         loop {
             match once(world, id, &bytes[done..], flags) {
                 Ok(count) => done += count,
                 Err(TcpError::WouldBlock) if dont_wait => return Some(Err(libc::EAGAIN)),
-                Err(TcpError::WouldBlock) => return None,
+                Err(TcpError::WouldBlock) => {
+                    sleeps = true;
+                    return None;
+                }
                 Err(TcpError::Stale) => return Some(Err(libc::EBADF)),
                 Err(TcpError::Errno(errno)) => return Some(Err(errno)),
             }
