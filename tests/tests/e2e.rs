@@ -99,8 +99,6 @@ tests! {
     programs::sockperf_epoll: Bypass,
     programs::sockperf_client: Bypass,
     programs::sockperf_without_server: Any,
-    programs::iperf3_to_server: Bypass,
-    programs::iperf3_from_server: Bypass,
     programs::memcached: Bypass,
     programs::socat_connected: Bypass,
     programs::socat_receiver: Bypass,
@@ -119,8 +117,6 @@ tests! {
     endings::slow_enders: Any,
     endings::sockets_without_a_program: Any,
     crowds::too_many_connections: Any,
-    floods::half_open: Any,
-    soaks::everything_at_once: Any,
     storms::workers_killed: Any,
     storms::daemons_killed: Any,
     streams::nginx_files: Segments,
@@ -188,7 +184,6 @@ tests! {
     web::nginx_https: Segments,
     web::nginx_http2_streams: Segments,
     web::nginx_as_debian_starts_it: Segments,
-    programs::idle_uses_no_processor: Any,
     programs::cpython_socket_tests: Any,
     programs::cpython_stream_tests: Any,
     names::dnsperf_knot: Bypass,
@@ -214,12 +209,9 @@ tests! {
     faults::mtu_changes: Any,
     faults::address_removed: Any,
     rubbish::bad_frames: Any,
-    rubbish::flood_to_unread_socket: Any,
     rubbish::daemon_messages: Any,
     rubbish::image_corrupted: Any,
     tool::stats_again: Any,
-    groups::group_comes_and_goes: Bypass,
-    groups::group_on_any_address: Bypass,
 }
 
 tests! {
@@ -255,6 +247,23 @@ tests! {
     dpdk::no_such_device: Any,
     dpdk::no_vfio: Any,
     dpdk::no_huge_pages: Any,
+}
+
+/// Scenes that load both processors or measure time: no other may run beside them.
+mod alone {
+    use super::{Carried, check, floods, groups, programs, rubbish, soaks};
+
+    tests! {
+        check:
+        programs::iperf3_to_server: Bypass,
+        programs::iperf3_from_server: Bypass,
+        programs::idle_uses_no_processor: Any,
+        floods::half_open: Any,
+        soaks::everything_at_once: Any,
+        rubbish::flood_to_unread_socket: Any,
+        groups::group_comes_and_goes: Bypass,
+        groups::group_on_any_address: Bypass,
+    }
 }
 
 /// On a card by ef_vi, whose library is a stand-in. All of `check`'s run there too, by
