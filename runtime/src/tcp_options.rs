@@ -163,6 +163,26 @@ fn small(value: c_int) -> u8 {
 
 /// Reads one option from the shadow.
 pub fn read_one(shadow: &impl Shadow, level: c_int, name: c_int, options: &mut TcpOptions) {
+    if read_structure(shadow, level, name, options) {
+        return;
+    }
+    let Some(value) = int(shadow, level, name) else {
+        return;
+    };
+    match level {
+        SOL_SOCKET => note_socket_number(name, value, options),
+        IPPROTO_TCP => note_tcp_number(shadow, name, value, options),
+        _ => note_ip_number(level, name, value, options),
+    }
+}
+
+/// The options that are more than one number, or that two names set; `false`: it is none of them.
+fn read_structure(
+    shadow: &impl Shadow,
+    level: c_int,
+    name: c_int,
+    options: &mut TcpOptions,
+) -> bool {
     match (level, name) {
         (SOL_SOCKET, libc::SO_LINGER) => {
             let mut bytes = [[0; size_of::<c_int>()]; 2];
@@ -170,29 +190,24 @@ pub fn read_one(shadow: &impl Shadow, level: c_int, name: c_int, options: &mut T
             let [on, seconds] = bytes.map(c_int::from_ne_bytes);
             options.set(TcpOptions::LINGER, on != 0);
             options.linger_s = seconds.max(0) as u32;
-            return;
         }
         (SOL_SOCKET, libc::SO_RCVTIMEO) => {
             options.rcvtimeo_ms = timeout_ms(shadow, name);
-            return;
         }
         (SOL_SOCKET, libc::SO_SNDTIMEO) => {
             options.sndtimeo_ms = timeout_ms(shadow, name);
-            return;
         }
         (SOL_SOCKET, libc::SO_TIMESTAMP | libc::SO_TIMESTAMPNS) => {
             let on = |name| int(shadow, level, name).unwrap_or(0) != 0;
             let exact = on(libc::SO_TIMESTAMPNS);
             options.set(TcpOptions::TIMESTAMPNS, exact);
             options.set(TcpOptions::TIMESTAMP, exact || on(libc::SO_TIMESTAMP));
-            return;
         }
         (SOL_SOCKET, libc::SO_MAX_PACING_RATE) => {
             let mut bytes = [0; size_of::<u64>()];
             let rate = shadow.option(level, name, &mut bytes);
             let rate = rate.map(|_| u64::from_ne_bytes(bytes));
             options.max_pacing_rate = rate.unwrap_or(TcpOptions::UNPACED);
-            return;
         }
         (IPPROTO_TCP, libc::TCP_CONGESTION) => {
             let mut bytes = [0; NAME_BYTES];
@@ -202,42 +217,49 @@ pub fn read_one(shadow: &impl Shadow, level: c_int, name: c_int, options: &mut T
                 .position(|&byte| byte == 0)
                 .unwrap_or(NAME_BYTES);
             options.congestion = congestion::by_name(&bytes[..end]).unwrap_or(congestion::CUBIC);
-            return;
         }
-        _ => {}
+        _ => return false,
     }
-    let Some(value) = int(shadow, level, name) else {
-        return;
-    };
+    true
+}
+
+fn note_socket_number(name: c_int, value: c_int, options: &mut TcpOptions) {
     let positive = value.max(0) as u32;
-    match (level, name) {
-        (SOL_SOCKET, libc::SO_RCVBUF) => {
+    match name {
+        libc::SO_RCVBUF => {
             options.rcvbuf_bytes = positive;
             options.set(TcpOptions::RCVBUF_LOCKED, true);
         }
-        (SOL_SOCKET, libc::SO_SNDBUF) => {
+        libc::SO_SNDBUF => {
             options.sndbuf_bytes = positive;
             options.set(TcpOptions::SNDBUF_LOCKED, true);
         }
-        (SOL_SOCKET, libc::SO_KEEPALIVE) => options.set(TcpOptions::KEEPALIVE, value != 0),
-        (SOL_SOCKET, libc::SO_OOBINLINE) => options.set(TcpOptions::OOBINLINE, value != 0),
-        (SOL_SOCKET, libc::SO_REUSEPORT) => options.set(TcpOptions::REUSE_PORT, value != 0),
-        (SOL_SOCKET, libc::SO_REUSEADDR) => options.set(TcpOptions::REUSE_ADDR, value != 0),
-        (SOL_SOCKET, libc::SO_RCVLOWAT) => set_lowat(options, positive),
-        (SOL_SOCKET, libc::SO_ZEROCOPY) => options.set(TcpOptions::ZEROCOPY, value != 0),
-        (SOL_SOCKET, libc::SO_TIMESTAMPING) => options.timestamping = value.cast_unsigned(),
-        (IPPROTO_TCP, INQ) => options.set(TcpOptions::INQ, value != 0),
-        (IPPROTO_TCP, libc::TCP_NODELAY) => options.set(TcpOptions::NODELAY, value != 0),
-        (IPPROTO_TCP, libc::TCP_CORK) => options.set(TcpOptions::CORK, value != 0),
-        (IPPROTO_TCP, libc::TCP_KEEPIDLE) => options.keep_idle_s = positive,
-        (IPPROTO_TCP, libc::TCP_KEEPINTVL) => options.keep_interval_s = positive,
-        (IPPROTO_TCP, libc::TCP_KEEPCNT) => options.keep_count = small(value),
-        (IPPROTO_TCP, libc::TCP_SYNCNT) => options.syn_count = small(value),
-        (IPPROTO_TCP, libc::TCP_LINGER2) => options.linger2_s = value,
-        (IPPROTO_TCP, libc::TCP_DEFER_ACCEPT) => options.defer_accept_s = positive,
-        (IPPROTO_TCP, libc::TCP_USER_TIMEOUT) => options.user_timeout_ms = positive,
+        libc::SO_KEEPALIVE => options.set(TcpOptions::KEEPALIVE, value != 0),
+        libc::SO_OOBINLINE => options.set(TcpOptions::OOBINLINE, value != 0),
+        libc::SO_REUSEPORT => options.set(TcpOptions::REUSE_PORT, value != 0),
+        libc::SO_REUSEADDR => options.set(TcpOptions::REUSE_ADDR, value != 0),
+        libc::SO_RCVLOWAT => set_lowat(options, positive),
+        libc::SO_ZEROCOPY => options.set(TcpOptions::ZEROCOPY, value != 0),
+        libc::SO_TIMESTAMPING => options.timestamping = value.cast_unsigned(),
+        _ => {}
+    }
+}
+
+fn note_tcp_number(shadow: &impl Shadow, name: c_int, value: c_int, options: &mut TcpOptions) {
+    let positive = value.max(0) as u32;
+    match name {
+        INQ => options.set(TcpOptions::INQ, value != 0),
+        libc::TCP_NODELAY => options.set(TcpOptions::NODELAY, value != 0),
+        libc::TCP_CORK => options.set(TcpOptions::CORK, value != 0),
+        libc::TCP_KEEPIDLE => options.keep_idle_s = positive,
+        libc::TCP_KEEPINTVL => options.keep_interval_s = positive,
+        libc::TCP_KEEPCNT => options.keep_count = small(value),
+        libc::TCP_SYNCNT => options.syn_count = small(value),
+        libc::TCP_LINGER2 => options.linger2_s = value,
+        libc::TCP_DEFER_ACCEPT => options.defer_accept_s = positive,
+        libc::TCP_USER_TIMEOUT => options.user_timeout_ms = positive,
         // 0 = the system's.
-        (IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT) => {
+        libc::TCP_NOTSENT_LOWAT => {
             options.set(TcpOptions::NOTSENT_LOWAT_SET, value != 0);
             options.notsent_lowat = if value == 0 {
                 shadow.notsent_lowat()
@@ -245,17 +267,23 @@ pub fn read_one(shadow: &impl Shadow, level: c_int, name: c_int, options: &mut T
                 value.cast_unsigned()
             };
         }
-        (IPPROTO_TCP, libc::TCP_WINDOW_CLAMP) => options.window_clamp = positive,
-        (IPPROTO_TCP, libc::TCP_FASTOPEN) => {
+        libc::TCP_WINDOW_CLAMP => options.window_clamp = positive,
+        libc::TCP_FASTOPEN => {
             options.fast_open_queue = u16::try_from(value.max(0)).unwrap_or(u16::MAX);
         }
-        (IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT) => {
+        libc::TCP_FASTOPEN_CONNECT => {
             options.set(TcpOptions::FAST_OPEN_CONNECT, value != 0);
         }
-        (IPPROTO_TCP, FASTOPEN_NO_COOKIE) => {
+        FASTOPEN_NO_COOKIE => {
             options.set(TcpOptions::FAST_OPEN_NO_COOKIE, value != 0);
         }
-        (IPPROTO_TCP, libc::TCP_MAXSEG) => options.max_seg = u16::try_from(value).unwrap_or(0),
+        libc::TCP_MAXSEG => options.max_seg = u16::try_from(value).unwrap_or(0),
+        _ => {}
+    }
+}
+
+fn note_ip_number(level: c_int, name: c_int, value: c_int, options: &mut TcpOptions) {
+    match (level, name) {
         (IPPROTO_IP, libc::IP_TOS) => options.tos = small(value),
         (IPPROTO_IP, libc::IP_TTL) => options.ttl = small(value),
         (IPPROTO_IP, libc::IP_RECVERR) | (IPPROTO_IPV6, libc::IPV6_RECVERR) => {

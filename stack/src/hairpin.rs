@@ -8,7 +8,7 @@ use crate::counters::Counter;
 use crate::demux::{Addresses, specific};
 use crate::image::chunk_state;
 use crate::receive_buffer::Charge;
-use crate::send::{DEFAULT_TTL, SendError};
+use crate::send::SendError;
 use crate::stack::{RxFrame, Stack, Transmit};
 use crate::types::{
     ChunkId, EndpointId, Instant, IpAddress, Memory, QUEUE_PAIR_HAIRPIN, SocketAddress,
@@ -84,11 +84,7 @@ impl Stack<'_> {
             return Err(SendError::TooBig);
         };
         fill(payload);
-        let (tos, ttl) = if is_v4 {
-            (options.tos, options.ttl)
-        } else {
-            (options.traffic_class, options.hop_limit)
-        };
+        let (tos, ttl) = options.tos_and_ttl(is_v4);
         let arrival = Arrival {
             remote,
             local: to.ip,
@@ -96,7 +92,7 @@ impl Stack<'_> {
             len: len as u16,
             charge,
             tos,
-            ttl: if ttl == 0 { DEFAULT_TTL } else { ttl },
+            ttl,
             queue_pair: QUEUE_PAIR_HAIRPIN,
             timestamp_ns,
         };

@@ -218,6 +218,9 @@ pub struct UdpOptions {
     pub shim_words: [u32; 3],
 }
 
+/// TTL or hop limit when the option is 0 (Linux's ip_default_ttl).
+pub(crate) const DEFAULT_TTL: u8 = 64;
+
 impl UdpOptions {
     /// O_NONBLOCK. Not used by the stack.
     pub const NONBLOCKING: u32 = 1;
@@ -263,6 +266,19 @@ impl UdpOptions {
         } else {
             self.flags &= !flag;
         }
+    }
+}
+
+impl UdpOptions {
+    /// IP_TOS and IP_TTL, or what IPv6 has in their place, of a datagram sent.
+    #[inline]
+    pub(crate) const fn tos_and_ttl(&self, is_v4: bool) -> (u8, u8) {
+        let (tos, ttl) = if is_v4 {
+            (self.tos, self.ttl)
+        } else {
+            (self.traffic_class, self.hop_limit)
+        };
+        (tos, if ttl == 0 { DEFAULT_TTL } else { ttl })
     }
 }
 

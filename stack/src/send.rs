@@ -8,15 +8,13 @@
 use crate::counters::Counter;
 use crate::cplane::NextHop;
 use crate::demux::specific;
-use crate::image::{UdpOptions, chunk_state};
+use crate::image::{Endpoint, UdpOptions, chunk_state};
 use crate::stack::Stack;
-use crate::types::{EndpointId, Memory, SocketAddress};
+use crate::types::{EndpointId, IpAddress, Memory, SocketAddress};
 use crate::wire::{self, ipv4, ipv6};
 
 /// Place of the payload in a chunk that we send: a cache line, room for either family's headers.
 const PAYLOAD_AT: usize = 64;
-/// TTL or hop limit when the option is 0 (Linux's ip_default_ttl).
-pub(crate) const DEFAULT_TTL: u8 = 64;
 
 /// Why a datagram was not sent. In all cases the caller may use the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +28,32 @@ pub enum SendError {
     /// Source and destination are of different families, a port is zero, or the next hop's queue
     /// pair does not exist.
     Address,
+}
+
+/// The headers of a datagram of this endpoint.
+#[inline]
+fn headers(
+    endpoint: &Endpoint,
+    source: IpAddress,
+    to: SocketAddress,
+    via: &NextHop,
+    ipv4_id: u32,
+) -> wire::Headers {
+    let options = &endpoint.options;
+    let (tos, ttl) = options.tos_and_ttl(to.ip.is_v4());
+    wire::Headers {
+        source_mac: via.source_mac,
+        destination_mac: via.mac,
+        source,
+        destination: to.ip,
+        source_port: endpoint.local_port,
+        destination_port: to.port,
+        tos,
+        ttl,
+        ipv4_id: ipv4_id as u16,
+        dont_fragment: options.has(UdpOptions::DONT_FRAGMENT),
+        checksum_off: options.has(UdpOptions::CHECKSUM_OFF),
+    }
 }
 
 impl Stack<'_> {
@@ -49,18 +73,11 @@ impl Stack<'_> {
     ) -> Result<(), SendError> {
         let endpoint = self.endpoint(id).map_err(|_| SendError::Stale)?;
         let source = specific(endpoint.local_ip, via.source);
-        let (source_port, options) = (endpoint.local_port, &endpoint.options);
-        let (v4, v6) = (
-            (options.tos, options.ttl),
-            (options.traffic_class, options.hop_limit),
-        );
-        let dont_fragment = options.has(UdpOptions::DONT_FRAGMENT);
-        let checksum_off = options.has(UdpOptions::CHECKSUM_OFF);
         let is_v4 = to.ip.is_v4();
         if is_v4 != source.is_v4()
             || source.is_unspecified()
             || to.port == 0
-            || source_port == 0
+            || endpoint.local_port == 0
             || usize::from(via.queue_pair) >= self.head.queue_pairs.len()
         {
             return Err(SendError::Address);
@@ -74,6 +91,7 @@ impl Stack<'_> {
         {
             return Err(SendError::TooBig);
         }
+        let headers = headers(endpoint, source, to, via, self.head.ipv4_id.wrapping_add(1));
         let chunk = self
             .take_free(chunk_state::SENDING)
             .ok_or(SendError::NoChunk)?;
@@ -86,20 +104,6 @@ impl Stack<'_> {
             fill(payload);
         }
         self.head.ipv4_id = self.head.ipv4_id.wrapping_add(1);
-        let (tos, ttl) = if is_v4 { v4 } else { v6 };
-        let headers = wire::Headers {
-            source_mac: via.source_mac,
-            destination_mac: via.mac,
-            source,
-            destination: to.ip,
-            source_port,
-            destination_port: to.port,
-            tos,
-            ttl: if ttl == 0 { DEFAULT_TTL } else { ttl },
-            ipv4_id: self.head.ipv4_id as u16,
-            dont_fragment,
-            checksum_off,
-        };
         if is_v4 {
             ipv4::emit(frame, &headers)
         } else {

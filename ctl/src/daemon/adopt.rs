@@ -125,33 +125,7 @@ impl Server {
         let infos = view.queue_pairs();
         let mut nics = adopt_links(links, infos, &stack);
         nics.extend(self.adopt_relayed(infos, &stack));
-        let is_ours = |info: &QueuePairInfo| nics.iter().any(|nic| nic.ifindex() == info.ifindex);
-        let mut queues: Vec<Option<Queue>> = Vec::new();
-        for (index, (fd, ring)) in queue_fds {
-            let index = usize::from(index);
-            let Some(info) = infos
-                .get(index)
-                .filter(|info| info.is_live() && is_ours(info))
-            else {
-                continue;
-            };
-            if ring != entries {
-                continue;
-            }
-            queues.resize_with(queues.len().max(index + 1), || None);
-            let nic = nics.iter().find(|nic| nic.ifindex() == info.ifindex);
-            let rings = nic
-                .filter(|nic| nic.backend().has_relay())
-                .and_then(|nic| nic.link()?.try_clone_to_owned().ok());
-            queues[index] = Some(Queue {
-                ifindex: info.ifindex,
-                queue: info.queue_id,
-                fd,
-                rings,
-                backend: nic.map_or(Backend::AfXdp, OpenNic::backend),
-            });
-        }
-        stack.install_adopted(queues)?;
+        stack.install_adopted(adopt_queues(queue_fds, entries, infos, &nics))?;
         // The daemon before may have been killed between serving the stack and waking its programs.
         if let Ok(mut locked) = stack.lock() {
             locked.stack().wake_everybody();
@@ -356,6 +330,41 @@ fn adopt_links(
         }
     }
     nics
+}
+
+/// The queues of these interfaces, by index of the queue pair; not those whose rings have another
+/// size than the stack's.
+fn adopt_queues(
+    fds: BTreeMap<u8, (OwnedFd, u32)>,
+    entries: u32,
+    infos: &[QueuePairInfo],
+    nics: &[OpenNic],
+) -> Vec<Option<Queue>> {
+    let mut queues: Vec<Option<Queue>> = Vec::new();
+    for (index, (fd, ring)) in fds {
+        let index = usize::from(index);
+        let Some(info) = infos.get(index).filter(|info| info.is_live()) else {
+            continue;
+        };
+        let Some(nic) = nics.iter().find(|nic| nic.ifindex() == info.ifindex) else {
+            continue;
+        };
+        if ring != entries {
+            continue;
+        }
+        queues.resize_with(queues.len().max(index + 1), || None);
+        let rings = Some(nic)
+            .filter(|nic| nic.backend().has_relay())
+            .and_then(|nic| nic.link()?.try_clone_to_owned().ok());
+        queues[index] = Some(Queue {
+            ifindex: info.ifindex,
+            queue: info.queue_id,
+            fd,
+            rings,
+            backend: nic.backend(),
+        });
+    }
+    queues
 }
 
 /// Every stack that a process of this network namespace holds, those with queues first.

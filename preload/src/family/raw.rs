@@ -113,6 +113,10 @@ fn int(value: c_int) -> size_t {
     value as isize as size_t
 }
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "a table: each system call, and the function that it is"
+)]
 pub unsafe fn syscall(
     number: size_t,
     a: size_t,

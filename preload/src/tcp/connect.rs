@@ -191,13 +191,7 @@ fn try_begin(
         Ok(Some(next_hop)) => send_syn(endpoint, (remote, &next_hop), first),
         _ => Err(FallThrough::NextHop.into()),
     };
-    let (taken, deferred) = match sent {
-        Ok(sent) => sent,
-        Err(failure) => {
-            drop_endpoint(endpoint);
-            return Err(failure);
-        }
-    };
+    let (taken, deferred) = sent.inspect_err(|_| drop_endpoint(endpoint))?;
     fdtable::set(fd, Entry::Tcp(endpoint));
     report::addresses(fd, open.local, Some(remote));
     report::accelerated(fd, endpoint);

@@ -131,22 +131,11 @@ pub unsafe fn set(
         }
         // SAFETY: the caller's promise.
         let value = unsafe { value.cast::<c_int>().read_unaligned() };
-        let on = value != 0;
-        let bit = match name {
-            libc::TCP_NODELAY => TcpOptions::NODELAY,
-            libc::TCP_CORK => TcpOptions::CORK,
-            _ => return set_quick_ack(endpoint, value),
+        return match name {
+            libc::TCP_NODELAY => set_bit(endpoint, TcpOptions::NODELAY, value != 0),
+            libc::TCP_CORK => set_bit(endpoint, TcpOptions::CORK, value != 0),
+            _ => set_quick_ack(endpoint, value),
         };
-        if !change(endpoint, |options| options.set(bit, on)) {
-            return Err(Errno::STALE);
-        }
-        if on && bit == TcpOptions::NODELAY {
-            with_stack(|_, locked, now| {
-                let (stack, packets) = locked.parts();
-                stack.tcp_push(packets, endpoint, now);
-            });
-        }
-        return Ok(0);
     }
     if matches!(fdtable::get(fd), Entry::Tcp(_)) {
         if is_too_late(fd, level, name) {
@@ -168,6 +157,20 @@ pub unsafe fn set(
     }
     if READ.contains(&(level, name)) || RARE.contains(&(level, name)) {
         change(endpoint, |options| read_one(fd, level, name, options));
+    }
+    Ok(0)
+}
+
+/// setsockopt(TCP_NODELAY) and setsockopt(TCP_CORK) on a connection or listener.
+fn set_bit(endpoint: EndpointId, bit: u32, on: bool) -> Answer {
+    if !change(endpoint, |options| options.set(bit, on)) {
+        return Err(Errno::STALE);
+    }
+    if on && bit == TcpOptions::NODELAY {
+        with_stack(|_, locked, now| {
+            let (stack, packets) = locked.parts();
+            stack.tcp_push(packets, endpoint, now);
+        });
     }
     Ok(0)
 }
@@ -247,6 +250,42 @@ impl Room {
     }
 }
 
+/// What an option answers: a number, or a structure of at most 32 bytes.
+struct Value {
+    bytes: [u8; 32],
+    length: usize,
+}
+
+impl Value {
+    fn of(bytes: &[u8]) -> Self {
+        let mut value = [0; 32];
+        let length = bytes.len().min(value.len());
+        value[..length].copy_from_slice(&bytes[..length]);
+        Self {
+            bytes: value,
+            length,
+        }
+    }
+
+    fn number(value: c_int) -> Self {
+        Self::of(&value.to_ne_bytes())
+    }
+
+    fn pair(one: c_int, two: c_int) -> Self {
+        Self::of([one, two].map(c_int::to_ne_bytes).as_flattened())
+    }
+
+    /// struct timeval.
+    fn time(ms: u32) -> Self {
+        let ms = i64::from(ms);
+        Self::of(
+            [ms / 1000, ms % 1000 * 1000]
+                .map(i64::to_ne_bytes)
+                .as_flattened(),
+        )
+    }
+}
+
 /// getsockopt on a connection (`is_connection`) or listener; `None`: the shadow answers.
 ///
 /// # Safety
@@ -261,16 +300,6 @@ pub unsafe fn get(
         return None;
     }
     let (level, name) = usual_name(level, name);
-    if is_connection && level == SOL_SOCKET && name == libc::SO_ERROR {
-        let error = with_stack(|_, locked, now| {
-            locked.pump(now);
-            let live = locked.stack().is_live(endpoint);
-            live.then(|| locked.stack().tcp_socket_error(endpoint))
-        });
-        let error = error.unwrap_or(Some(0))?;
-        // SAFETY: the caller's promise.
-        return Some(unsafe { room.put(&error.to_ne_bytes()) });
-    }
     if level == IPPROTO_TCP && name == libc::TCP_INFO {
         let info = if is_connection {
             super::info::of_connection(fd, endpoint)?
@@ -284,98 +313,83 @@ pub unsafe fn get(
         // SAFETY: the caller's promise.
         return unsafe { super::name::peer(endpoint, room) };
     }
+    let value = if is_connection && level == SOL_SOCKET && name == libc::SO_ERROR {
+        take_error(endpoint)?
+    } else {
+        value_of(endpoint, is_connection, level, name)?
+    };
+    // SAFETY: the caller's promise.
+    Some(unsafe { room.put(&value.bytes[..value.length]) })
+}
+
+/// SO_ERROR of a connection, which it is rid of then.
+fn take_error(endpoint: EndpointId) -> Option<Value> {
+    let error = with_stack(|_, locked, now| {
+        locked.pump(now);
+        let live = locked.stack().is_live(endpoint);
+        live.then(|| locked.stack().tcp_socket_error(endpoint))
+    });
+    error.unwrap_or(Some(0)).map(Value::number)
+}
+
+/// What an option of a connection or listener is.
+fn value_of(endpoint: EndpointId, is_connection: bool, level: c_int, name: c_int) -> Option<Value> {
     let (options, status) = with_stack(|_, locked, _| {
         let status = locked.stack().tcp_status(endpoint).ok();
         Some((super::options_of(locked, endpoint)?, status?))
     })
     .flatten()?;
-    let pair = |one: c_int, two: c_int| {
-        let mut bytes = [0_u8; 8];
-        bytes[..4].copy_from_slice(&one.to_ne_bytes());
-        bytes[4..].copy_from_slice(&two.to_ne_bytes());
-        bytes
-    };
-    match (level, name) {
+    let value = match (level, name) {
         (SOL_SOCKET, libc::SO_LINGER) => {
             let on = c_int::from(options.has(TcpOptions::LINGER));
-            // SAFETY: the caller's promise.
-            Some(unsafe { room.put(&pair(on, options.linger_s as c_int)) })
+            Value::pair(on, options.linger_s as c_int)
         }
-        (SOL_SOCKET, libc::SO_RCVTIMEO | libc::SO_SNDTIMEO) => {
-            let ms = i64::from(if name == libc::SO_RCVTIMEO {
-                options.rcvtimeo_ms
-            } else {
-                options.sndtimeo_ms
-            });
-            let mut bytes = [0_u8; 16];
-            bytes[..8].copy_from_slice(&(ms / 1000).to_ne_bytes());
-            bytes[8..].copy_from_slice(&(ms % 1000 * 1000).to_ne_bytes());
-            // SAFETY: the caller's promise.
-            Some(unsafe { room.put(&bytes) })
-        }
+        (SOL_SOCKET, libc::SO_RCVTIMEO) => Value::time(options.rcvtimeo_ms),
+        (SOL_SOCKET, libc::SO_SNDTIMEO) => Value::time(options.sndtimeo_ms),
+        // struct so_timestamping: the flags, no hardware clock.
         (SOL_SOCKET, libc::SO_TIMESTAMPING) if is_connection => {
-            // struct so_timestamping: the flags, no hardware clock.
-            // SAFETY: the caller's promise.
-            Some(unsafe { room.put(&pair(options.timestamping.cast_signed(), 0)) })
+            Value::pair(options.timestamping.cast_signed(), 0)
         }
         (IPPROTO_TCP, libc::TCP_CONGESTION) => {
             let mut bytes = [0_u8; NAME_BYTES];
             let known = congestion::name(options.congestion);
             bytes[..known.len()].copy_from_slice(known.as_bytes());
-            // SAFETY: the caller's promise.
-            Some(unsafe { room.put(&bytes) })
+            Value::of(&bytes)
         }
         (IPPROTO_TCP, libc::TCP_QUICKACK) => {
             let quick = with_stack(|_, locked, _| locked.stack().tcp_quick_ack(endpoint));
-            let quick = c_int::from(quick?.ok()?);
-            // SAFETY: the caller's promise.
-            Some(unsafe { room.put(&quick.to_ne_bytes()) })
+            Value::number(c_int::from(quick?.ok()?))
         }
         (IPPROTO_TCP, libc::TCP_MAXSEG) if status.state != TcpState::Listen => {
             let info = with_stack(|_, locked, now| locked.stack().tcp_info(endpoint, now));
-            let mss = info?.ok()?.snd_mss as c_int;
-            // SAFETY: the caller's promise.
-            Some(unsafe { room.put(&mss.to_ne_bytes()) })
+            Value::number(info?.ok()?.snd_mss as c_int)
         }
-        (IPPROTO_IP, libc::IP_MTU) if is_connection => {
-            // SAFETY: the caller's promise.
-            Some(unsafe { room.put(&mtu(endpoint)?.to_ne_bytes()) })
-        }
-        (IPPROTO_IPV6, _) if status.family == Family::V4 => None,
-        (IPPROTO_IPV6, libc::IPV6_MTU) if is_connection => {
-            // SAFETY: the caller's promise.
-            Some(unsafe { room.put(&mtu(endpoint)?.to_ne_bytes()) })
-        }
+        (IPPROTO_IP, libc::IP_MTU) if is_connection => Value::number(mtu(endpoint)?),
+        (IPPROTO_IPV6, _) if status.family == Family::V4 => return None,
+        (IPPROTO_IPV6, libc::IPV6_MTU) if is_connection => Value::number(mtu(endpoint)?),
         (IPPROTO_IPV6, libc::IPV6_PATHMTU) if is_connection => {
             // struct ip6_mtuinfo: no address, the size.
             let mut bytes = [0_u8; 32];
             bytes[28..].copy_from_slice(&mtu(endpoint)?.to_ne_bytes());
-            // SAFETY: the caller's promise.
-            Some(unsafe { room.put(&bytes) })
+            Value::of(&bytes)
         }
         (IPPROTO_IPV6, libc::IPV6_ADDRFORM) if status.state == TcpState::Established => {
-            // SAFETY: the caller's promise.
-            Some(unsafe { room.put(&libc::AF_INET6.to_ne_bytes()) })
+            Value::number(libc::AF_INET6)
         }
         // Whoever asks has taken the last packets from the queue.
         (SOL_SOCKET, libc::SO_INCOMING_CPU) if is_connection => {
             // SAFETY: takes no arguments.
-            let cpu = unsafe { libc::sched_getcpu() };
-            // SAFETY: the caller's promise.
-            Some(unsafe { room.put(&cpu.to_ne_bytes()) })
+            Value::number(unsafe { libc::sched_getcpu() })
         }
         // What a listener's own buffer is, the engine does not know: it has no use for one.
         (SOL_SOCKET, libc::SO_SNDBUF)
             if !is_connection && !options.has(TcpOptions::SNDBUF_LOCKED) =>
         {
-            None
+            return None;
         }
-        _ => {
-            let value = number(level, name, &options)?;
-            // SAFETY: the caller's promise.
-            Some(unsafe { room.put(&value.to_ne_bytes()) })
-        }
-    }
+        _ => Value::number(number(level, name, &options)?),
+    };
+    Some(value)
 }
 
 /// The path's MTU, bytes.

@@ -131,48 +131,11 @@ pub(super) fn bytes(
     fill: &mut dyn FnMut(&mut [u8]),
 ) -> Answer {
     burst::sends();
-    let more = flags & MSG_MORE != 0;
-    let urgent = flags & MSG_OOB != 0;
     let mut done = 0;
     let mut deadline = None;
     let mut call = Call::default();
     loop {
-        let sent = with_stack(|_, locked, now| {
-            let mut sent = Err(TcpError::WouldBlock);
-            // What was sent is told first, the error by the next call.
-            if done > 0 && has_error(locked.stack(), endpoint) {
-                return (Err(TcpError::Stale), None);
-            }
-            for round in 0..2 {
-                let later = locked.holds_back() && !more;
-                let (stack, packets) = locked.parts();
-                let left = total - done;
-                sent = if later && !urgent {
-                    stack.tcp_send_later(packets, endpoint, left, fill, now)
-                } else if urgent {
-                    stack.tcp_send_urgent(packets, endpoint, left, fill, now)
-                } else {
-                    stack.tcp_send(packets, endpoint, left, more, fill, now)
-                };
-                if round == 0 && sent == Err(TcpError::WouldBlock) {
-                    // Acknowledgements that wait in the queue may make room.
-                    locked.pump(now);
-                } else {
-                    break;
-                }
-            }
-            let all = sent == Ok(total - done);
-            if all && flags & MSG_EOR != 0 {
-                let _ = locked.stack().tcp_end_record(endpoint);
-            }
-            let options = if all {
-                None
-            } else {
-                super::options_of(locked, endpoint)
-            };
-            (sent, options)
-        });
-        let Some((sent, options)) = sent else {
+        let Some((sent, options)) = some_bytes(endpoint, (done, total), flags, fill) else {
             return partly(done, Errno::AGAIN);
         };
         match sent {
@@ -208,6 +171,51 @@ pub(super) fn bytes(
             Woken::Interrupted => return partly(done, Errno::INTR),
         }
     }
+}
+
+/// Writes what there is room for, of what is left of `total` bytes: how many, and the options when
+/// that is not all. `None`: the stack is not to be had now.
+#[inline]
+fn some_bytes(
+    endpoint: EndpointId,
+    (done, total): (usize, usize),
+    flags: c_int,
+    fill: &mut dyn FnMut(&mut [u8]),
+) -> Option<(Result<usize, TcpError>, Option<TcpOptions>)> {
+    let more = flags & MSG_MORE != 0;
+    let urgent = flags & MSG_OOB != 0;
+    let left = total - done;
+    with_stack(|_, locked, now| {
+        let mut sent = Err(TcpError::WouldBlock);
+        // What was sent is told first, the error by the next call.
+        if done > 0 && has_error(locked.stack(), endpoint) {
+            return (Err(TcpError::Stale), None);
+        }
+        for round in 0..2 {
+            let later = locked.holds_back() && !more;
+            let (stack, packets) = locked.parts();
+            sent = if later && !urgent {
+                stack.tcp_send_later(packets, endpoint, left, fill, now)
+            } else if urgent {
+                stack.tcp_send_urgent(packets, endpoint, left, fill, now)
+            } else {
+                stack.tcp_send(packets, endpoint, left, more, fill, now)
+            };
+            if round == 0 && sent == Err(TcpError::WouldBlock) {
+                // Acknowledgements that wait in the queue may make room.
+                locked.pump(now);
+            } else {
+                break;
+            }
+        }
+        if sent != Ok(left) {
+            return (sent, super::options_of(locked, endpoint));
+        }
+        if flags & MSG_EOR != 0 {
+            let _ = locked.stack().tcp_end_record(endpoint);
+        }
+        (sent, None)
+    })
 }
 
 /// Whether an error waits to be told.

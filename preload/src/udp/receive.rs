@@ -22,6 +22,7 @@ use libc::{
 };
 use rustix::io::Errno;
 
+use crate::context::Joined;
 use crate::errno::{Answer, from_c};
 use crate::shadow::flags;
 use crate::wait::call::Call;
@@ -143,6 +144,21 @@ unsafe fn receive(
             answer => return answer,
         }
     }
+    // SAFETY: the caller's promise.
+    unsafe { receive_from_queue(joined, (fd, endpoint), message, call_flags, until) }
+}
+
+/// Waits for a datagram that the stack has, or the shadow.
+///
+/// # Safety
+/// `message` describes buffers that the caller may write.
+unsafe fn receive_from_queue(
+    joined: &Joined,
+    (fd, endpoint): (c_int, EndpointId),
+    message: &mut msghdr,
+    call_flags: c_int,
+    until: Option<Instant>,
+) -> Answer {
     let mut deadline = None;
     let mut call = Call::default();
     loop {

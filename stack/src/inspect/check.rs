@@ -223,11 +223,7 @@ impl Image<'_> {
     /// Every live endpoint with a port is in the chain of its bucket, once, linked both ways.
     fn check_demux(&self, report: &mut dyn FnMut(Problem)) {
         let SlabsRef {
-            head,
-            ports,
-            flows,
-            endpoints,
-            ..
+            head, ports, flows, ..
         } = self.slabs;
         let mut expected = [0u32; 3];
         for (index, endpoint) in self.live() {
@@ -250,31 +246,7 @@ impl Image<'_> {
             ("ports chain", table::PORTS, ports),
             ("flows chain", table::FLOWS, flows),
         ] {
-            let mut members = 0u32;
-            for (bucket, first) in (0u32..).zip(buckets) {
-                let (mut previous, mut next) = (NONE, *first);
-                while next != NONE {
-                    let kind = match endpoints.get(next as usize) {
-                        None => ProblemKind::BadIndex,
-                        Some(_) if members as usize >= endpoints.len() => ProblemKind::Cycle,
-                        Some(e) if !e.is_live() || e.table != which || e.bucket != bucket => {
-                            ProblemKind::Foreign
-                        }
-                        Some(e) if e.previous != previous => ProblemKind::Demux,
-                        Some(e) => {
-                            members = members.saturating_add(1);
-                            (previous, next) = (next, e.next);
-                            continue;
-                        }
-                    };
-                    report(Problem {
-                        kind,
-                        place,
-                        index: next,
-                    });
-                    break;
-                }
-            }
+            let members = self.walk_chains(place, which, buckets, report);
             if expected.get(usize::from(which)) != Some(&members) {
                 report(Problem {
                     kind: ProblemKind::Count,
@@ -290,6 +262,43 @@ impl Image<'_> {
                 });
             }
         }
+    }
+
+    /// Follows the chains of a table and says how many endpoints are in them.
+    fn walk_chains(
+        &self,
+        place: &'static str,
+        which: u8,
+        buckets: &[u32],
+        report: &mut dyn FnMut(Problem),
+    ) -> u32 {
+        let endpoints = self.slabs.endpoints;
+        let mut members = 0u32;
+        for (bucket, first) in (0u32..).zip(buckets) {
+            let (mut previous, mut next) = (NONE, *first);
+            while next != NONE {
+                let kind = match endpoints.get(next as usize) {
+                    None => ProblemKind::BadIndex,
+                    Some(_) if members as usize >= endpoints.len() => ProblemKind::Cycle,
+                    Some(e) if !e.is_live() || e.table != which || e.bucket != bucket => {
+                        ProblemKind::Foreign
+                    }
+                    Some(e) if e.previous != previous => ProblemKind::Demux,
+                    Some(e) => {
+                        members = members.saturating_add(1);
+                        (previous, next) = (next, e.next);
+                        continue;
+                    }
+                };
+                report(Problem {
+                    kind,
+                    place,
+                    index: next,
+                });
+                break;
+            }
+        }
+        members
     }
 
     fn check_held(&self, processes: [u64; 2], report: &mut dyn FnMut(Problem)) {

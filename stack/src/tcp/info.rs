@@ -2,7 +2,7 @@
 
 use super::connection::{elapsed, micros, millis};
 use super::seq::distance;
-use super::tcb::{TcpState, fast, flag};
+use super::tcb::{Tcb, TcpState, fast, flag};
 use crate::stack::Stack;
 use crate::types::{EndpointId, Instant, Stale};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -96,15 +96,25 @@ impl Stack<'_> {
         self.tcp_status(id)?;
         let tcb = self.tcbs.get(id.index as usize).ok_or(Stale)?;
         let mut info = TcpInfo::new_zeroed();
-        info.state = tcb.state;
-        info.ca_state = tcb.ca_state;
-        info.retransmits = if tcb.state() == TcpState::SynSent {
+        info.note_state(tcb);
+        info.note_path(tcb, now);
+        info.note_counts(tcb);
+        info.note_rates(tcb, now);
+        Ok(info)
+    }
+}
+
+impl TcpInfo {
+    fn note_state(&mut self, tcb: &Tcb) {
+        self.state = tcb.state;
+        self.ca_state = tcb.ca_state;
+        self.retransmits = if tcb.state() == TcpState::SynSent {
             tcb.syn_retries
         } else {
             tcb.retransmits
         };
-        info.probes = tcb.probes_out;
-        info.backoff = tcb.backoff;
+        self.probes = tcb.probes_out;
+        self.backoff = tcb.backoff;
         for (bit, option) in [
             (flag::TIMESTAMPS, OPT_TIMESTAMPS),
             (flag::SACK, OPT_SACK),
@@ -112,71 +122,79 @@ impl Stack<'_> {
             (flag::ECN, OPT_ECN),
         ] {
             if tcb.has(bit) {
-                info.options |= option;
+                self.options |= option;
             }
         }
         if tcb.is_fast(fast::DATA_TAKEN) {
-            info.options |= OPT_SYN_DATA;
+            self.options |= OPT_SYN_DATA;
         }
-        info.wscale = tcb.snd_wscale & 15 | tcb.rcv_wscale << 4;
-        info.rate_flags = u8::from(tcb.app_limited != 0) | (tcb.fast_failure() << 1) as u8;
-        info.rto = tcb.backed_off_rto();
-        info.ato = 40_000;
-        info.snd_mss = u32::from(tcb.mss);
-        info.rcv_mss = u32::from(tcb.rcv_mss);
+        self.wscale = tcb.snd_wscale & 15 | tcb.rcv_wscale << 4;
+        self.rate_flags = u8::from(tcb.app_limited != 0) | (tcb.fast_failure() << 1) as u8;
+        self.rto = tcb.backed_off_rto();
+        self.ato = 40_000;
+        self.snd_mss = u32::from(tcb.mss);
+        self.rcv_mss = u32::from(tcb.rcv_mss);
         if tcb.state() == TcpState::Listen {
-            info.unacked = tcb.accept_count;
-            info.sacked = tcb.backlog;
+            self.unacked = tcb.accept_count;
+            self.sacked = tcb.backlog;
         } else {
-            info.unacked = tcb.packets_out;
-            info.sacked = tcb.sacked_out;
+            self.unacked = tcb.packets_out;
+            self.sacked = tcb.sacked_out;
         }
-        info.lost = tcb.lost_out;
-        info.retrans = tcb.retrans_out;
+    }
+
+    fn note_path(&mut self, tcb: &Tcb, now: Instant) {
+        self.lost = tcb.lost_out;
+        self.retrans = tcb.retrans_out;
         let since = |then_ms: u32| elapsed(millis(now), then_ms);
-        info.last_data_sent_ms = since(tcb.last_sent_ms);
-        info.last_data_recv_ms = since(tcb.last_data_ms);
-        info.last_ack_recv_ms = since(tcb.last_received_ms);
-        info.pmtu = u32::from(tcb.hop.mtu);
-        info.rcv_ssthresh = tcb.options.rcvbuf_bytes / 2;
-        info.rtt = tcb.srtt_us();
-        info.rttvar = tcb.mdev4_us >> 2;
-        info.snd_ssthresh = tcb.congestion.ssthresh.min(NO_THRESHOLD);
-        info.snd_cwnd = tcb.congestion.cwnd;
+        self.last_data_sent_ms = since(tcb.last_sent_ms);
+        self.last_data_recv_ms = since(tcb.last_data_ms);
+        self.last_ack_recv_ms = since(tcb.last_received_ms);
+        self.pmtu = u32::from(tcb.hop.mtu);
+        self.rcv_ssthresh = tcb.options.rcvbuf_bytes / 2;
+        self.rtt = tcb.srtt_us();
+        self.rttvar = tcb.mdev4_us >> 2;
+        self.min_rtt = tcb.min_rtt_us;
+        self.snd_ssthresh = tcb.congestion.ssthresh.min(NO_THRESHOLD);
+        self.snd_cwnd = tcb.congestion.cwnd;
+        self.snd_wnd = tcb.snd_wnd;
+        self.rcv_wnd = tcb.rcv_wnd;
         let stamps = if tcb.has(flag::TIMESTAMPS) { 12 } else { 0 };
-        info.advmss = u32::from(tcb.advertised_mss).saturating_sub(stamps);
-        info.reordering = u32::from(tcb.reordering);
-        info.rcv_rtt = tcb.rcv_rtt_us;
-        info.rcv_space = tcb.drs_space.max(tcb.options.rcvbuf_bytes / 2);
-        info.total_retrans = tcb.total_retrans;
-        info.pacing_rate = tcb.pacing_rate().unwrap_or_else(|| tcb.nominal_rate());
-        info.max_pacing_rate = tcb.options.max_pacing_rate;
-        info.bytes_acked = tcb.bytes_acked;
-        info.bytes_received = tcb.bytes_received;
-        info.segs_out = tcb.segs_out;
-        info.segs_in = tcb.segs_in;
-        info.notsent_bytes = distance(tcb.snd_nxt, tcb.write_seq);
-        info.min_rtt = tcb.min_rtt_us;
-        info.data_segs_in = tcb.data_segs_in;
-        info.data_segs_out = tcb.data_segs_out;
-        info.delivery_rate = u64::from(tcb.rate_delivered)
+        self.advmss = u32::from(tcb.advertised_mss).saturating_sub(stamps);
+        self.reordering = u32::from(tcb.reordering);
+        self.rcv_rtt = tcb.rcv_rtt_us;
+        self.rcv_space = tcb.drs_space.max(tcb.options.rcvbuf_bytes / 2);
+    }
+
+    fn note_counts(&mut self, tcb: &Tcb) {
+        self.total_retrans = tcb.total_retrans;
+        self.bytes_acked = tcb.bytes_acked;
+        self.bytes_received = tcb.bytes_received;
+        self.segs_out = tcb.segs_out;
+        self.segs_in = tcb.segs_in;
+        self.notsent_bytes = distance(tcb.snd_nxt, tcb.write_seq);
+        self.data_segs_in = tcb.data_segs_in;
+        self.data_segs_out = tcb.data_segs_out;
+        self.delivered = tcb.delivered;
+        self.delivered_ce = tcb.delivered_ce;
+        self.bytes_sent = tcb.bytes_sent;
+        self.bytes_retrans = tcb.bytes_retrans;
+        self.dsack_dups = tcb.dsack_dups;
+        self.reord_seen = tcb.reord_seen;
+        self.rcv_ooopack = tcb.rcv_ooopack;
+    }
+
+    fn note_rates(&mut self, tcb: &Tcb, now: Instant) {
+        self.pacing_rate = tcb.pacing_rate().unwrap_or_else(|| tcb.nominal_rate());
+        self.max_pacing_rate = tcb.options.max_pacing_rate;
+        self.delivery_rate = u64::from(tcb.rate_delivered)
             .saturating_mul(u64::from(tcb.mss))
             .saturating_mul(1_000_000)
             .checked_div(u64::from(tcb.rate_interval_us))
             .unwrap_or(0);
         let [sending, window, buffer] = tcb.busy_until(micros(now));
-        info.busy_time = sending.saturating_add(window).saturating_add(buffer);
-        info.rwnd_limited = window;
-        info.sndbuf_limited = buffer;
-        info.delivered = tcb.delivered;
-        info.delivered_ce = tcb.delivered_ce;
-        info.bytes_sent = tcb.bytes_sent;
-        info.bytes_retrans = tcb.bytes_retrans;
-        info.dsack_dups = tcb.dsack_dups;
-        info.reord_seen = tcb.reord_seen;
-        info.rcv_ooopack = tcb.rcv_ooopack;
-        info.snd_wnd = tcb.snd_wnd;
-        info.rcv_wnd = tcb.rcv_wnd;
-        Ok(info)
+        self.busy_time = sending.saturating_add(window).saturating_add(buffer);
+        self.rwnd_limited = window;
+        self.sndbuf_limited = buffer;
     }
 }

@@ -7,7 +7,7 @@ use super::pool::{SegmentSlot, mark};
 use super::seq::{after, before, distance};
 use super::tcb::{NEVER, Range, TcpState, flag, pending, search};
 use crate::counters::Counter;
-use crate::image::{NONE, chunk_state};
+use crate::image::{DEFAULT_TTL, NONE, chunk_state};
 use crate::types::{ChunkId, Instant, Memory};
 use crate::wire::tcp::{self, FastOpen, flags};
 use crate::wire::{ethernet, tcp::Headers};
@@ -18,8 +18,6 @@ pub(crate) const PAYLOAD_AT: u16 = 128;
 const CORK_NS: u64 = 200_000_000;
 /// An answer within this time makes the exchange interactive (Linux: TCP_ATO_MIN).
 const PINGPONG_MS: u32 = 40;
-/// TTL or hop limit when the option is 0.
-const DEFAULT_TTL: u8 = 64;
 /// Not-ECN, and ECN-capable transport (0) (RFC 3168 section 5).
 const ECT_0: u8 = 2;
 
@@ -621,19 +619,23 @@ impl Connection<'_> {
             && self.tcb.pending == pending::NONE
             && self.tcb.paced_at == NEVER
         {
-            // Closed window, or a corked segment: the probe timer looks after it.
-            let wait = if self.tcb.snd_wnd == 0 {
-                u64::from(self.tcb.backed_off_rto()).saturating_mul(1000)
-            } else {
-                CORK_NS
-            };
-            self.tcb.pending = pending::PROBE;
-            self.tcb.retransmit_at = now.0.saturating_add(wait);
-            self.tcb.stuck_since = now.0;
+            self.arm_probe(now);
         }
         if self.tcb.unsent == NONE && !self.tcb.has(flag::CWND_LIMITED) {
             self.note_limited_by_program();
         }
+    }
+
+    /// Closed window, or a corked segment: the probe timer looks after it.
+    fn arm_probe(&mut self, now: Instant) {
+        let wait = if self.tcb.snd_wnd == 0 {
+            u64::from(self.tcb.backed_off_rto()).saturating_mul(1000)
+        } else {
+            CORK_NS
+        };
+        self.tcb.pending = pending::PROBE;
+        self.tcb.retransmit_at = now.0.saturating_add(wait);
+        self.tcb.stuck_since = now.0;
     }
 
     /// Notes how much of the congestion window is used, for [`Self::uses_window`].

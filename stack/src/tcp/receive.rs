@@ -409,24 +409,8 @@ impl Connection<'_> {
             self.pool.count(Counter::TcpGapFloods);
             return false;
         };
-        if let Some(&previous) = self.segment(before_it)
-            && before(payload.seq, previous.end())
-        {
-            let known = distance(payload.seq, previous.end());
-            let end = payload.last();
-            self.note_duplicate(payload.seq, earlier(end, previous.end()));
-            if !after(end, previous.end()) {
-                self.tcb.note_range(Range {
-                    left: payload.seq,
-                    right: end,
-                });
-            }
-            if known >= u32::from(payload.len) {
-                return false;
-            }
-            payload.offset = payload.offset.saturating_add(known as u16);
-            payload.len = payload.len.saturating_sub(known as u16);
-            payload.seq = payload.seq.wrapping_add(known);
+        if !self.cut_known(before_it, &mut payload) {
+            return false;
         }
         for _ in 0..self.pool.chunks.len() {
             let Some(&next) = self.segment(behind) else {
@@ -467,6 +451,32 @@ impl Connection<'_> {
             left: payload.seq,
             right: payload.last(),
         });
+        true
+    }
+
+    /// Cuts off what the segment before it has already; `false`: that is all of it.
+    fn cut_known(&mut self, before_it: u32, payload: &mut Payload) -> bool {
+        let Some(&previous) = self.segment(before_it) else {
+            return true;
+        };
+        if !before(payload.seq, previous.end()) {
+            return true;
+        }
+        let known = distance(payload.seq, previous.end());
+        let end = payload.last();
+        self.note_duplicate(payload.seq, earlier(end, previous.end()));
+        if !after(end, previous.end()) {
+            self.tcb.note_range(Range {
+                left: payload.seq,
+                right: end,
+            });
+        }
+        if known >= u32::from(payload.len) {
+            return false;
+        }
+        payload.offset = payload.offset.saturating_add(known as u16);
+        payload.len = payload.len.saturating_sub(known as u16);
+        payload.seq = payload.seq.wrapping_add(known);
         true
     }
 

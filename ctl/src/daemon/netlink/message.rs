@@ -247,9 +247,6 @@ pub(in crate::daemon) fn parse_route(body: &[u8]) -> Option<RouteInfo> {
     const CLONED: u32 = 0x200;
     const DEAD: u32 = 0x01;
     const LINK_DOWN: u32 = 0x10;
-    const TABLE_DEFAULT: u32 = 253;
-    const TABLE_MAIN: u32 = 254;
-    const TABLE_LOCAL: u32 = 255;
     let &[
         family,
         dst_len,
@@ -293,22 +290,23 @@ pub(in crate::daemon) fn parse_route(body: &[u8]) -> Option<RouteInfo> {
     if kind == route_type::UNICAST && route.ifindex == 0 && route.flags == 0 {
         route.flags |= Route::UNSUPPORTED;
     }
-    let is_host = route.prefix_len == 128;
-    Some(match table {
+    Some(in_table(table, route, tos != 0 || src_len != 0))
+}
+
+/// What becomes of a route of this table. `narrow`: it is not for every packet to its prefix.
+fn in_table(table: u32, route: Route, narrow: bool) -> RouteInfo {
+    const DEFAULT: u32 = 253;
+    const MAIN: u32 = 254;
+    const LOCAL: u32 = 255;
+    match table {
         // The kernel asks this table first whatever the prefix length. Loopback and multicast are
         // refused before any look-up.
-        TABLE_LOCAL => {
-            if is_host || is_refused_anyway(&route) {
-                RouteInfo::Use(route)
-            } else {
-                RouteInfo::Inexpressible
-            }
-        }
-        TABLE_MAIN if tos != 0 || src_len != 0 => RouteInfo::Inexpressible,
-        TABLE_MAIN => RouteInfo::Use(route),
-        TABLE_DEFAULT => RouteInfo::Inexpressible,
+        LOCAL if route.prefix_len == 128 || is_refused_anyway(&route) => RouteInfo::Use(route),
+        LOCAL | DEFAULT => RouteInfo::Inexpressible,
+        MAIN if narrow => RouteInfo::Inexpressible,
+        MAIN => RouteInfo::Use(route),
         _ => RouteInfo::Skip,
-    })
+    }
 }
 
 /// Whether every address of the route's prefix is loopback or multicast.
