@@ -137,6 +137,10 @@ fn quiet(client: &mut Side<'_>, server: &mut Side<'_>, now: Instant) {
     }
 }
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "a benchmark, from its beginning to its figures"
+)]
 fn main() {
     let number = |at: usize, otherwise: usize| {
         std::env::args()

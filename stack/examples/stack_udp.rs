@@ -92,6 +92,10 @@ fn drain(stack: &mut Stack<'_>) -> u64 {
     bytes
 }
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "a benchmark, from its beginning to its figures"
+)]
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let number = |at: usize, otherwise: usize| {

@@ -227,6 +227,7 @@ impl World {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "a table of operations")]
     fn run(&mut self, step: &Step) {
         let process = self.rig.process;
         match *step {

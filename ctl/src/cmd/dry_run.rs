@@ -441,6 +441,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table of sockets and answers")]
     fn answers_name_the_first_reason() {
         let open = scene("", veth(None));
         assert_eq!(reason(&open, Role::Bind, "198.18.0.1:53"), Value::Null);

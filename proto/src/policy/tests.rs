@@ -179,6 +179,7 @@ fn a_byte_order_mark_is_no_text() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of errors")]
 fn errors_have_line_and_column() {
     for (text, line, column, part) in [
         (

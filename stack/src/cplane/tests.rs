@@ -39,6 +39,7 @@ fn v6(text: &str) -> [u8; 16] {
     ip(text).0
 }
 
+#[expect(clippy::too_many_lines, reason = "the tables of a host")]
 fn host() -> Box<Table> {
     let mut table = empty();
     let up = Link::UP | Link::RUNNING;

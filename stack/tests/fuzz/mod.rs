@@ -189,6 +189,7 @@ fn look(image: &Image<'_>) {
 }
 
 /// Makes every call of a stack.
+#[expect(clippy::too_many_lines, reason = "a table of calls")]
 fn exercise(bytes: &mut [u8], packets: &mut Packets, ids: &[EndpointId]) {
     let Ok(mut stack) = Stack::attach(bytes) else {
         return;
@@ -274,6 +275,7 @@ fn exercise(bytes: &mut [u8], packets: &mut Packets, ids: &[EndpointId]) {
 
 /// Makes every TCP call of a stack, with a listener, a connection each way, data in and out of
 /// order, and timers. `round` makes the peers' ports new ones.
+#[expect(clippy::too_many_lines, reason = "a table of calls")]
 fn exercise_tcp(bytes: &mut [u8], packets: &mut Packets, ids: &[EndpointId], round: u16) {
     let Ok(mut stack) = Stack::attach(bytes) else {
         return;

@@ -649,6 +649,7 @@ impl Pair {
 
     /// A program's connection leaves with its bytes and comes back as another endpoint; whether it
     /// did.
+    #[expect(clippy::too_many_lines, reason = "one move, from export to import")]
     pub fn relocate(&mut self, which: usize, host: &mut Host, now: u64) -> bool {
         let via = host.hop();
         let side = &mut self.sides[which];

@@ -192,6 +192,7 @@ impl Assembler {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "the listing of a program")]
 fn program(map: i32) -> Vec<u64> {
     const MAPPED: i32 = 0xffff_0000_u32 as i32;
     let mut asm = Assembler::default();

@@ -15,6 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// 300 connections to a stack of 64: all are served, those beyond by the kernel, and when most have
 /// ended new ones are accelerated again.
+#[expect(clippy::too_many_lines, reason = "one story")]
 pub(crate) fn too_many_connections(scene: &Scene) -> Result<()> {
     let rules = scene.bed.folder().join("small.toml");
     fs::write(&rules, "[daemon]\nendpoints = 64\n")?;

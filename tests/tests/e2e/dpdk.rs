@@ -265,6 +265,7 @@ pub(crate) fn relay_killed(scene: &Scene) -> Result<()> {
 
 /// The daemon is killed: the relay and the programs go on, and the next daemon knows both.
 /// Connections that lived before it live after it.
+#[expect(clippy::too_many_lines, reason = "one story")]
 pub(crate) fn daemon_killed(scene: &Scene) -> Result<()> {
     let server = echo(scene)?;
     let mut streams = subject(

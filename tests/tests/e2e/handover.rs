@@ -76,6 +76,7 @@ pub(crate) fn executed(scene: &Scene) -> Result<()> {
 /// Nobody can hand a connection over: the daemon is dead and none may be started. The program keeps
 /// it; an option that only the kernel has is refused, and whoever gets the descriptor has a socket
 /// that is not connected.
+#[expect(clippy::too_many_lines, reason = "one story")]
 pub(crate) fn refused(scene: &Scene) -> Result<()> {
     let script = r"
 import os, socket, subprocess, sys, time

@@ -98,6 +98,7 @@ fn request(port: u16) -> Vec<u8> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of frames")]
 fn every_kind_of_frame_has_its_counter() {
     let bed = Bed::new();
     // The longest frames are longer than usual.

@@ -138,6 +138,7 @@ fn a_connection_comes_by_its_flow_and_goes_with_it() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of segments")]
 fn each_segment_goes_where_table_and_grants_say() {
     let bed = Bed::new();
     let mut wire = Wire::new(&bed);

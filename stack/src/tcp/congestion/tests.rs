@@ -542,6 +542,10 @@ impl Sender {
     }
 
     /// Acknowledges the oldest segment that arrived; those before it are lost.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one acknowledgement, from loss to window"
+    )]
     fn acknowledge(&mut self) {
         let before = self.flying.len() as u32;
         let mut lost = false;
