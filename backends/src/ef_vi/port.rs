@@ -4,7 +4,7 @@
 //! has stopped) is made again with its filters; what was on its way is lost, as on a wire.
 //!
 //! ```text
-//!   open ──► works ── RESET, OFLOW, TX_ERROR ──► broken ── at once, then every 100 ms ──► works
+//!   open ──► works ── RESET, OFLOW, TX_ERROR ──► broken ── at once, then with pauses ──► works
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,8 +25,14 @@ use crate::relay::{CardFilter, Facts, InCard, Port};
 
 /// Events of one look. With room for two at least.
 const EVENTS: usize = 32;
-/// Time between two attempts to make a VI again.
-const RETRY: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 100 });
+/// Pauses between attempts to make a VI again: the first one, and the longest.
+const PAUSES: (Duration, Duration) = (
+    Duration::from_millis(1),
+    Duration::from_millis(if cfg!(test) { 4 } else { 1000 }),
+);
+/// How long a dead VI keeps its filters while another cannot be opened: a connection's peer sends
+/// again for longer.
+const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 3000 });
 
 /// What was counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,10 +69,14 @@ pub struct EfViPort {
     vlan: Option<u16>,
     stamps: bool,
     queue: Option<Queue>,
-    /// A dead VI, which keeps its filters until another is opened, or has failed to open for want
-    /// of what this one holds: what they match must not reach the kernel meanwhile, which would
-    /// reset connections that it does not know.
+    /// A dead VI, which keeps its filters until another is opened: what they match must not reach
+    /// the kernel meanwhile, which would reset connections that it does not know. When none opens
+    /// for [`PATIENCE`], it may be this one's place that is missing.
     dead: Option<Queue>,
+    /// Since when there is no VI that works.
+    died: Instant,
+    /// Until the next attempt but one to open one.
+    pause: Duration,
     /// With the card's cookie, while it has the filter.
     filters: BTreeMap<CardFilter, Option<Cookie>>,
     retry: Instant,
@@ -159,6 +169,8 @@ impl EfViPort {
             queue: Some(queue),
             dead: None,
             filters: BTreeMap::new(),
+            died: Instant::now(),
+            pause: PAUSES.0,
             retry: Instant::now(),
             facts: Facts {
                 mac,
@@ -181,22 +193,23 @@ impl EfViPort {
         self.counts
     }
 
+    fn open_again(&self) -> Result<Queue, CiulError> {
+        let (ciul, name) = (&self.ciul, &self.interface);
+        Queue::open(ciul, self.layout, name, self.vlan, self.stamps)
+    }
+
     /// Makes the VI again, if it is dead.
     fn mend(&mut self) {
         if self.queue.is_some() || Instant::now() < self.retry {
             return;
         }
-        self.retry = Instant::now() + RETRY;
-        let opened = Queue::open(
-            &self.ciul,
-            self.layout,
-            &self.interface,
-            self.vlan,
-            self.stamps,
-        );
+        let mut opened = self.open_again();
+        if opened.is_err() && self.died.elapsed() >= PATIENCE && self.dead.take().is_some() {
+            opened = self.open_again();
+        }
         let Ok(mut queue) = opened else {
-            // It may be the dead one's place that is missing.
-            self.dead = None;
+            self.retry = Instant::now() + self.pause;
+            self.pause = (self.pause * 2).min(PAUSES.1);
             return;
         };
         for (filter, cookie) in &mut self.filters {
@@ -277,7 +290,8 @@ impl EfViPort {
         } else {
             // What is left of a dead VI's events is of no use.
             *dead = queue.take();
-            self.retry = Instant::now();
+            self.died = Instant::now();
+            (self.retry, self.pause) = (self.died, PAUSES.0);
         }
         (counts.received - before) as usize
     }

@@ -342,6 +342,35 @@ fn a_dead_vi_is_made_again_with_its_filters() {
 }
 
 #[test]
+fn a_dead_vi_keeps_its_filters_while_no_other_opens() {
+    let again: Vec<String> = (2..6).map(|nth| format!("alloc:EBUSY@{nth}")).collect();
+    let fake = Fake::new(&[("FAULT", &format!("reset@20,{}", again.join(",")))]);
+    let mut port = fake.open().unwrap();
+    port.add_filter(datagrams()).unwrap();
+    let live = fake.live();
+    around(&mut port, 32);
+    while port.wait_fd().is_none() {
+        // Handle, domain, VI, registration and filter of the dead one.
+        assert_eq!(fake.live(), live);
+        std::thread::sleep(Duration::from_millis(1));
+        port.receive(&mut |_, _| ());
+    }
+    assert_eq!(around(&mut port, 100).len(), 100);
+    assert_eq!(port.counts().filters_lost, 0);
+}
+
+#[test]
+fn a_dead_vi_makes_room_where_there_is_room_for_one() {
+    let fake = Fake::new(&[("FAULT", "reset@20,small")]);
+    let mut port = fake.open().unwrap();
+    port.add_filter(datagrams()).unwrap();
+    around(&mut port, 32);
+    mended(&mut port);
+    assert_eq!(around(&mut port, 100).len(), 100);
+    assert_eq!(port.counts().filters_lost, 0);
+}
+
+#[test]
 fn the_cards_own_words_for_a_filter_are_told_and_follow_the_vi() {
     for release in RELEASES {
         let fake = Fake::new(&[("LAYOUT", release)]);

@@ -221,6 +221,9 @@ pub unsafe extern "C" fn ef_vi_alloc_from_pd(
                 config.wire.clone(),
             )
         };
+        if config::get().is_small && nic::count() > 0 {
+            return Err(libc::EBUSY);
+        }
         let (evq, rxq, txq) = (ring(evq, 1024)?, ring(rxq, 512)?, ring(txq, 512)?);
         // SAFETY: a domain of ours.
         let name = unsafe { CStr::from_ptr(pd_name(pd).read()) };

@@ -90,6 +90,11 @@ pub(crate) fn insert(vi: Vi, nic: Nic) {
     nics.insert(vi.evq() as usize, nic);
 }
 
+/// How many VIs there are.
+pub(crate) fn count() -> usize {
+    nics().lock().expect("a panic ends the process").len()
+}
+
 pub(crate) fn remove(vi: Vi) -> Option<Nic> {
     let mut nics = nics().lock().expect("a panic ends the process");
     nics.remove(&(vi.evq() as usize))

@@ -108,9 +108,11 @@ pub(crate) fn check_late(column: Column, carried: Carried, body: fn(&Scene) -> R
     check_faults("late", column, carried, body);
 }
 
-/// The same, where the card is reset, loses events and stops sending.
+/// The same, where the card is reset, loses events and stops sending, and the next queue is not to
+/// be had at once.
 pub(crate) fn check_dying(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) {
-    check_faults("reset@500,oflow@2000,txerr@4000", column, carried, body);
+    const DEATHS: &str = "reset@500,oflow@2000,txerr@4000,alloc:EBUSY@2,alloc:EBUSY@3";
+    check_faults(DEATHS, column, carried, body);
 }
 
 fn check_faults(
