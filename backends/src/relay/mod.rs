@@ -32,7 +32,7 @@ mod worker;
 pub use board::read as read_board;
 pub use control::claim;
 pub use memory::STAMP_AT;
-pub use nic::{Answer, Link, OpenQueue, RelayNic};
+pub use nic::{Answer, Link, OpenQueue, PATIENCE, RelayNic};
 pub use port::{CardFilter, End, Facts, InCard, Port};
 pub use queue_pair::RelayQueuePair;
 pub use steering::Filters;

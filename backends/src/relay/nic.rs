@@ -3,22 +3,19 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
-use rustix::time::Timespec;
+use std::time::{Duration, Instant};
 
 use super::control::{Kind, Message, connect_to};
 use super::port::InCard;
 use super::rings::Pair;
 use super::roster;
 use super::steering::Filters;
+use super::worker::timespec;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
 /// How long a relay has to answer: it looks at the daemon between two bursts.
-const PATIENCE: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 500_000_000,
-};
+pub const PATIENCE: Duration = Duration::from_millis(500);
 
 /// A connection to a relay that has said nothing yet, or has a port.
 #[derive(Debug)]
@@ -128,32 +125,51 @@ impl Link {
     /// # Errors
     /// A sentence: the card's, or that the relay does not answer in time.
     pub fn steer(&self) -> Result<(), String> {
-        let (answer, _) = self.question(Kind::Steer, Kind::Steered)?;
+        let number = self.ask(Kind::Steer)?;
+        let (answer, _) = self.answer(number, Kind::Steered, Instant::now() + PATIENCE)?;
         let words = answer.text();
         words.is_empty().then_some(()).ok_or(words)
     }
 
-    /// The filters that the card has now.
+    /// Asks for the filters that the card has now: the number of the question. Several relays are
+    /// asked first, and then waited for together.
     ///
     /// # Errors
-    /// A sentence: that the relay does not answer in time.
-    pub fn in_card(&self) -> Result<Vec<InCard>, String> {
-        let (_, mut fds) = self.question(Kind::List, Kind::Listed)?;
+    /// A sentence: that the relay is gone.
+    pub fn ask_filters(&self) -> Result<u32, String> {
+        self.ask(Kind::List)
+    }
+
+    /// The answer to such a question.
+    ///
+    /// # Errors
+    /// A sentence: that there is none by then.
+    pub fn filters_in_card(&self, number: u32, until: Instant) -> Result<Vec<InCard>, String> {
+        let (_, mut fds) = self.answer(number, Kind::Listed, until)?;
         Ok(fds.pop().map(roster::read).unwrap_or_default())
     }
 
-    /// Asks the relay and waits for its answer of this kind.
-    fn question(&self, what: Kind, wanted: Kind) -> Result<(Message, Vec<OwnedFd>), String> {
+    fn ask(&self, what: Kind) -> Result<u32, String> {
         let number = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
         let asked = Message {
             number,
             ..Message::new(what)
         };
-        let failed = |errno: Errno| format!("asking the relay for a filter: {errno}");
         asked.send(&self.socket, &[]).map_err(failed)?;
+        Ok(number)
+    }
+
+    /// Waits for the answer of this kind to a question.
+    fn answer(
+        &self,
+        number: u32,
+        wanted: Kind,
+        until: Instant,
+    ) -> Result<(Message, Vec<OwnedFd>), String> {
         loop {
             let mut waiting = [PollFd::new(&self.socket, PollFlags::IN)];
-            if poll(&mut waiting, Some(&PATIENCE)).map_err(failed)? == 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            if poll(&mut waiting, Some(&timespec(left))).map_err(failed)? == 0 {
                 return Err("the relay does not answer".to_owned());
             }
             let (message, fds) = Message::receive(&self.socket).map_err(failed)?;
@@ -176,6 +192,10 @@ impl AsFd for Link {
     }
 }
 
+fn failed(errno: Errno) -> String {
+    format!("asking the relay for a filter: {errno}")
+}
+
 fn nic(message: &Message, fds: Vec<OwnedFd>) -> Result<RelayNic, Errno> {
     let mut fds = fds.into_iter();
     let mut next = || fds.next().ok_or(Errno::PROTO);
@@ -190,4 +210,28 @@ fn nic(message: &Message, fds: Vec<OwnedFd>) -> Result<RelayNic, Errno> {
         board,
         rings: fds.next().map(Arc::new),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::control::{accept_daemon, claim};
+    use super::*;
+
+    #[test]
+    fn a_card_that_does_not_answer_keeps_nobody_from_anothers_answer() {
+        let names = ["deaf", "live"].map(|which| format!("test-{which}-{}", std::process::id()));
+        let listeners = [0, 1].map(|at: usize| claim(&names[at]).unwrap());
+        let links = [0, 1].map(|at: usize| Link::connect(&names[at]).unwrap());
+        let relays = [0, 1].map(|at: usize| accept_daemon(&listeners[at]).unwrap());
+        let numbers = [0, 1].map(|at: usize| links[at].ask_filters().unwrap());
+        let answer = Message {
+            number: numbers[1],
+            ..Message::new(Kind::Listed)
+        };
+        let roster = roster::write(&[]).unwrap();
+        answer.send(&relays[1], &[roster.as_fd()]).unwrap();
+        let until = Instant::now();
+        assert!(links[0].filters_in_card(numbers[0], until).is_err());
+        assert_eq!(links[1].filters_in_card(numbers[1], until), Ok(Vec::new()));
+    }
 }

@@ -569,7 +569,7 @@ fn send_patiently(port: &mut dyn Port, bytes: *const u8, length: u32) {
     }
 }
 
-fn timespec(duration: Duration) -> Timespec {
+pub(super) fn timespec(duration: Duration) -> Timespec {
     Timespec {
         tv_sec: duration.as_secs() as i64,
         tv_nsec: i64::from(duration.subsec_nanos()),

@@ -69,6 +69,19 @@ pub(super) struct OpenNic {
     pub queue_pairs: u8,
 }
 
+/// A card that was asked for its filters.
+pub(super) struct Asked<'n> {
+    link: &'n Link,
+    number: u32,
+}
+
+impl Asked<'_> {
+    /// What it tells by then.
+    pub(super) fn filters(&self, until: Instant) -> Option<Vec<InCard>> {
+        self.link.filters_in_card(self.number, until).ok()
+    }
+}
+
 impl OpenNic {
     /// What drives it.
     pub(super) fn backend(&self) -> Backend {
@@ -252,11 +265,14 @@ impl OpenNic {
         flows.filter(|flow| flow.kind == FlowKind::Grant).collect()
     }
 
-    /// The filters of the card itself; `None` where a program steers.
-    pub(super) fn in_card(&self) -> Option<Vec<InCard>> {
+    /// Asks the card for its own filters; `None` where a program steers.
+    pub(super) fn ask_card(&self) -> Option<Asked<'_>> {
         match &self.driver {
             // A relay that does not answer shows in other lists.
-            Driver::Relayed { nic, link, .. } if nic.is_bifurcated => link.in_card().ok(),
+            Driver::Relayed { nic, link, .. } if nic.is_bifurcated => Some(Asked {
+                link,
+                number: link.ask_filters().ok()?,
+            }),
             _ => None,
         }
     }

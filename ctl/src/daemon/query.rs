@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::time::Instant;
 
 use bypass_backends::relay::{self, CardFilter, End, InCard};
 use bypass_proto::control::{QueryKind, VERSION};
@@ -42,7 +43,7 @@ impl Server {
 
     fn filter_list(&self, sees: impl Fn(u32) -> bool) -> Value {
         let mut list = Vec::new();
-        let cards = self.cards();
+        let cards = self.cards(&sees);
         for stack in self.stacks.iter().filter(|stack| sees(stack.uid)) {
             let bytes = stack.copy_image().unwrap_or_default();
             let image = Image::attach(&bytes).ok();
@@ -77,12 +78,26 @@ impl Server {
         list.into()
     }
 
-    /// The filters that cards have, by interface.
-    fn cards(&self) -> Cards {
-        let cards = self.nics.iter();
-        cards
-            .filter_map(|(ifindex, nic)| Some((ifindex, nic.in_card()?)))
-            .collect()
+    /// The filters that cards have, by interface. Asked are those with a filter that is seen, all
+    /// at once: one that does not answer keeps nobody from the others' answers.
+    fn cards(&self, sees: impl Fn(u32) -> bool) -> Cards {
+        let is_led = |ifindex| {
+            let ids = self.filters.ids(|filter| {
+                let mut entries = filter.entries.iter();
+                sees(filter.uid) && entries.any(|entry| entry.ifindex == ifindex)
+            });
+            !ids.is_empty()
+        };
+        let cards = self.nics.iter().filter(|(ifindex, _)| is_led(*ifindex));
+        let asked: Vec<_> = cards
+            .filter_map(|(ifindex, nic)| Some((ifindex, nic.ask_card()?)))
+            .collect();
+        let until = Instant::now() + relay::PATIENCE;
+        let told = asked.iter().filter_map(|(ifindex, card)| {
+            let filters = card.filters(until)?;
+            Some((*ifindex, filters))
+        });
+        told.collect()
     }
 
     fn filter_objects(
