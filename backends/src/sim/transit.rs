@@ -43,7 +43,27 @@ pub struct Statistics {
     pub delivered: u64,
 }
 
+/// splitmix64: small, seeded, good enough for choosing faults.
+#[derive(Debug)]
+struct Chance(u64);
+
+impl Chance {
+    fn draw(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn happens(&mut self, per_1024: u16) -> bool {
+        self.draw() % 1024 < u64::from(per_1024)
+    }
+}
+
 /// Frames on their way, in both directions. Time is the caller's, chance comes from one seed.
+///
+/// Each direction has a generator of its own: what befalls its frames depends on how many it has
+/// carried, not on how those of the other direction fall between them.
 #[derive(Debug)]
 pub struct Transit {
     /// Frames on the way to each end, by time of arrival and order of sending.
@@ -52,7 +72,8 @@ pub struct Transit {
     free: [u64; 2],
     order: u64,
     faults: Faults,
-    state: u64,
+    /// By the end that the frames go to.
+    chances: [Chance; 2],
     statistics: Statistics,
 }
 
@@ -65,21 +86,10 @@ impl Transit {
             free: [0; 2],
             order: 0,
             faults,
-            state: seed,
+            // Far apart: the generator's steps are all of one size.
+            chances: [Chance(seed), Chance(!seed.rotate_left(32))],
             statistics: Statistics::default(),
         }
-    }
-
-    /// splitmix64: small, seeded, good enough for choosing faults.
-    fn draw(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn happens(&mut self, per_1024: u16) -> bool {
-        self.draw() % 1024 < u64::from(per_1024)
     }
 
     /// Sends a frame to end `to` (0 or 1) at `now` nanoseconds.
@@ -87,11 +97,13 @@ impl Transit {
         let faults = self.faults;
         self.statistics.sent += 1;
         // Drawn always, so that one fault does not shift the chances of the others.
-        let lost = self.happens(faults.loss);
-        let corrupt = self.happens(faults.corrupt);
-        let twice = self.happens(faults.duplicate);
-        let overtakes = self.happens(faults.reorder);
-        let bit = self.draw() as usize;
+        let chance = &mut self.chances[to];
+        let lost = chance.happens(faults.loss);
+        let corrupt = chance.happens(faults.corrupt);
+        let twice = chance.happens(faults.duplicate);
+        let overtakes = chance.happens(faults.reorder);
+        let bit = chance.draw() as usize;
+        let jitters = [chance.draw(), chance.draw()];
         let is_too_long = faults.longest != 0 && frame.len() > faults.longest as usize;
         if lost || is_too_long {
             self.statistics.lost += 1;
@@ -103,12 +115,14 @@ impl Transit {
         }
         if twice {
             self.statistics.duplicated += 1;
-            self.put(to, frame.clone(), now, false);
+            self.put(to, frame.clone(), now, (jitters[1], false));
         }
-        self.put(to, frame, now, overtakes);
+        self.put(to, frame, now, (jitters[0], overtakes));
     }
 
-    fn put(&mut self, to: usize, mut frame: Vec<u8>, now: u64, overtakes: bool) {
+    /// `chance`: what its jitter is drawn from, and whether it overtakes.
+    fn put(&mut self, to: usize, mut frame: Vec<u8>, now: u64, chance: (u64, bool)) {
+        let (jitter, overtakes) = chance;
         let limit = self.faults.in_flight as usize;
         if limit != 0 && self.toward[to].len() >= limit {
             self.statistics.lost += 1;
@@ -117,7 +131,7 @@ impl Transit {
         let bits = frame.len() as u64 * 8 * 1_000_000_000;
         let takes = bits.checked_div(self.faults.bits_per_second).unwrap_or(0);
         self.free[to] = self.free[to].max(now) + takes;
-        let jitter = self.draw() % self.faults.jitter_ns.saturating_add(1).max(1);
+        let jitter = jitter % self.faults.jitter_ns.saturating_add(1).max(1);
         let arrival = (self.free[to] + self.faults.delay_ns).saturating_add(jitter);
         self.order += 1;
         if overtakes && let Some(mut last) = self.toward[to].last_entry() {

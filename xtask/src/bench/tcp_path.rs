@@ -1,7 +1,10 @@
 //! `tcp-path`: what iperf3 carries out of its server over links with delay and loss.
 //!
 //! The links are emulated (see `bypass_tests::emulated_link`); both ends are real, and the client's
-//! is always the plain kernel. Only the sender's side differs between the columns.
+//! is always the plain kernel. Only the sender's side differs between the columns. What is lost
+//! comes from a seed, one for each round: the n-th frame of a direction in both columns.
+//!
+//! `BYPASS_ROWS=TEXT` takes the rows only whose name contains TEXT, such as `cubic, RTT 100 ms`.
 
 use std::collections::BTreeMap;
 
@@ -63,21 +66,29 @@ fn measure(column: Column, congestion: &str, faults: Faults, seed: u64) -> Resul
 }
 
 pub(super) fn run(rounds: u32) -> Result<Vec<Row>> {
+    let wanted = std::env::var("BYPASS_ROWS").unwrap_or_default();
     let mut table = Vec::new();
     for congestion in ["cubic", "bbr"] {
         for round_trip_us in ROUND_TRIPS {
             for loss in LOSSES {
-                table.push(row(rounds, congestion, loss, round_trip_us)?);
+                if name(congestion, loss, round_trip_us).contains(&wanted) {
+                    table.push(row(rounds, congestion, loss, round_trip_us)?);
+                }
             }
         }
     }
     Ok(table)
 }
 
-fn row(rounds: u32, congestion: &str, loss: u16, round_trip_us: u64) -> Result<Row> {
+/// What a row measures, with its unit.
+fn name(congestion: &str, loss: u16, round_trip_us: u64) -> String {
     let per_cent = f64::from(loss) / 10.24;
     let ms = round_trip_us as f64 / 1e3;
-    let what = format!("Mbit/s, {congestion}, RTT {ms} ms, {per_cent:.1} % lost");
+    format!("Mbit/s, {congestion}, RTT {ms} ms, {per_cent:.1} % lost")
+}
+
+fn row(rounds: u32, congestion: &str, loss: u16, round_trip_us: u64) -> Result<Row> {
+    let what = name(congestion, loss, round_trip_us);
     let mut rates: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for round in 0..rounds {
         for column in columns() {
