@@ -247,6 +247,8 @@ impl Testbed {
             let tap = Tap::create(&name)?;
             let mut link = vec!["link", "set", "dev", &name, "netns", &name];
             link.extend(["name", self.interface(side), "mtu", &mtu]);
+            // Only the link loses: bursts find room in the device.
+            link.extend(["txqueuelen", "10000"]);
             ip(link)?;
             Ok(tap)
         };
