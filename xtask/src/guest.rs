@@ -24,6 +24,9 @@ use crate::{build, packages};
 /// How long the guest may take, in seconds: the checks of every test run, all of them. On two free
 /// processors it takes a tenth of that; a machine with much else to do must not fail.
 const LIMITS: [&str; 2] = ["600", "3600"];
+/// A guest that takes so many seconds to boot, where five are usual, is on a machine that has no
+/// time for it. Checks that fail there say nothing: programs have limits of their own.
+const SLOW: f64 = 40.0;
 /// How long a download may take, in seconds. It takes half a minute.
 const PATIENCE: &str = "600";
 /// A second card on the igb's wire.
@@ -114,7 +117,8 @@ impl Beside {
     }
 }
 
-/// A guest that ends without a verdict is QEMU's end, not the product's: it is booted once more.
+/// A guest that ends without a verdict is QEMU's end, not the product's, and one that hardly gets
+/// to run proves nothing: it is booted once more.
 fn boot_twice(folders: &Folders) -> Result<Tally> {
     let once = || step("the guest", || boot(folders, false, false));
     once().or_else(|why| {
@@ -170,7 +174,7 @@ fn boot(folders: &Folders, all: bool, is_shown: bool) -> Result<Tally> {
         .stdout(Stdio::piped())
         .spawn()?;
     let output = child.stdout.take().ok_or("no output")?;
-    let (mut tally, mut said) = (Tally::default(), String::new());
+    let (mut tally, mut said, mut boot_time) = (Tally::default(), String::new(), 0.0);
     for line in BufReader::new(output).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
         if is_shown {
@@ -178,6 +182,7 @@ fn boot(folders: &Folders, all: bool, is_shown: bool) -> Result<Tally> {
         }
         match line.split_once(' ') {
             Some(("ok", _)) => tally.passed += 1,
+            Some(("GUEST-UP", time)) => boot_time = time.trim().parse().unwrap_or(0.0),
             Some(("FAIL", what)) => {
                 tally.check(&format!("guest: {}", what.trim()), Err("failed".into()));
             }
@@ -194,6 +199,9 @@ fn boot(folders: &Folders, all: bool, is_shown: bool) -> Result<Tally> {
         Some(0) => {}
         Some(124) => return Err(format!("not done in {limit} s").into()),
         Some(125) => return Err("QEMU has ended without a verdict".into()),
+        _ if boot_time > SLOW => {
+            return Err(format!("checks fail where it took {boot_time} s to boot").into());
+        }
         _ if tally.failed == 0 => {
             tally.check("guest", Err("the job has failed".into()));
         }
