@@ -258,6 +258,7 @@ impl Connection<'_> {
         tcp::emit_with(frame, &headers, more);
         self.launch(chunk, segment, start as u16, now);
         self.left(segment, now);
+        self.tcb.burst = self.tcb.burst.wrapping_add(1);
         true
     }
 

@@ -27,6 +27,8 @@ const BURST_COST: u32 = HEADERS + PAGES + DESCRIPTOR;
 const LONGEST: u32 = 65_535 - HEADERS;
 /// A window up to this is not halved (Linux: TCP_MSS_DEFAULT).
 const SMALL_WINDOW: u32 = 536;
+/// Most bytes of SACK blocks, which new segments leave room for.
+const SACK_BLOCKS: u32 = 36;
 /// Segments that there is room for at the least (Linux: TCP_INIT_CWND).
 const LEAST_SEGMENTS: u32 = 10;
 
@@ -138,19 +140,11 @@ impl<'a> SendBuffer<'a> {
         }
     }
 
-    /// Bytes that a write would take now, if nothing left meanwhile.
+    /// Bytes that a write surely takes now: what of it leaves at once may cost more than it did in
+    /// the queue, so no more than up to the end of a burst.
     pub(crate) fn space(&self) -> u32 {
-        let (left, full) = (self.left(), self.full());
-        let options = &self.tcb.options;
-        let charged = self.charge().saturating_add(left);
-        let free = options.sndbuf_bytes.saturating_sub(charged);
-        let unsent = self.tcb.unsent_bytes().saturating_add(left);
-        let wanted = options.notsent_lowat.saturating_sub(unsent);
-        let bursts = free
-            .div_ceil(full.saturating_add(BURST_COST).max(1))
-            .min(wanted.div_ceil(full.max(1)));
-        let room = self.room.saturating_mul(u32::from(self.tcb.mss));
-        left.saturating_add(bursts.saturating_mul(full)).min(room)
+        let least = u32::from(self.tcb.mss).saturating_sub(SACK_BLOCKS).max(1);
+        self.step().min(self.room.saturating_mul(least))
     }
 
     /// Whether a poll would call it writable: a third of the buffer is free and the unsent part is

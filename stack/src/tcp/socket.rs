@@ -102,7 +102,7 @@ pub struct TcpStatus {
     pub unacked: u32,
     /// Bytes written and not sent (SIOCOUTQNSD).
     pub unsent: u32,
-    /// Bytes that a write would take now.
+    /// Bytes that a write surely takes now.
     pub send_space: u32,
     /// Pending error, 0 = none.
     pub error: i32,

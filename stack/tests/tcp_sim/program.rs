@@ -585,6 +585,7 @@ impl Pair {
         let id = side.id.unwrap();
         let mut at = side.sent;
         let (mut stack, packets) = host.both();
+        let sure = stack.tcp_status(id).unwrap().send_space as usize;
         let fill = &mut |into: &mut [u8]| {
             for place in into {
                 *place = byte(number, which, at);
@@ -599,6 +600,7 @@ impl Pair {
         match sent {
             Ok(taken) => {
                 assert!(taken > 0 && taken <= want);
+                assert!(taken >= sure.min(want), "{taken} of {sure} were taken");
                 assert_eq!(at - side.sent, taken as u64, "filled what was taken");
                 side.sent = at;
                 true
