@@ -601,6 +601,8 @@ pub(crate) struct SlabsRef<'a> {
     pub(crate) tcbs: &'a [Tcb],
     pub(crate) minis: &'a [Mini],
     pub(crate) segments: &'a [SegmentSlot],
+    pub(crate) notice_queues: &'a [NoticeQueue],
+    pub(crate) notices: &'a [NoticeSlot],
 }
 
 /// Splits bytes into slabs by these capacities, whatever their content.
@@ -697,8 +699,14 @@ pub(crate) fn split_ref<'a>(
     let (_mini_buckets, rest) = rest
         .split_at_checked(sizes.buckets)
         .ok_or(LayoutError::Size)?;
-    let (segments, _) = rest
+    let (segments, rest) = rest
         .split_at_checked(sizes.segments)
+        .ok_or(LayoutError::Size)?;
+    let (notice_queues, rest) = rest
+        .split_at_checked(sizes.notice_queues)
+        .ok_or(LayoutError::Size)?;
+    let (notices, _) = rest
+        .split_at_checked(sizes.notices)
         .ok_or(LayoutError::Size)?;
     Ok(SlabsRef {
         head: Head::ref_from_bytes(head).map_err(|_| LayoutError::Alignment)?,
@@ -711,6 +719,9 @@ pub(crate) fn split_ref<'a>(
         tcbs: <[Tcb]>::ref_from_bytes(tcbs).map_err(|_| LayoutError::Alignment)?,
         minis: <[Mini]>::ref_from_bytes(minis).map_err(|_| LayoutError::Alignment)?,
         segments: <[SegmentSlot]>::ref_from_bytes(segments).map_err(|_| LayoutError::Alignment)?,
+        notice_queues: <[NoticeQueue]>::ref_from_bytes(notice_queues)
+            .map_err(|_| LayoutError::Alignment)?,
+        notices: <[NoticeSlot]>::ref_from_bytes(notices).map_err(|_| LayoutError::Alignment)?,
     })
 }
 

@@ -71,6 +71,7 @@ impl Image<'_> {
         self.check_demux(report);
         self.check_slots(report);
         self.check_connections(report);
+        self.check_notices(report);
         self.check_watchers(report);
         let unknown = self.chunks().unknown;
         if unknown != 0 {

@@ -6,6 +6,7 @@
 //! look again before it reports a problem.
 
 mod check;
+mod check_notices;
 mod check_tcp;
 
 pub use check::{Problem, ProblemKind};
@@ -333,6 +334,8 @@ impl Stack<'_> {
                 tcbs: self.tcbs,
                 minis: self.minis,
                 segments: self.segments,
+                notice_queues: self.notice_queues,
+                notices: self.notices,
             },
             caps: self.capacities(),
         }

@@ -107,6 +107,14 @@ impl NoticeQueue {
         copies: 0,
         base: 0,
     };
+
+    /// First, last and number of what is told, and of what is awaited.
+    pub(crate) fn lists(&self) -> [(u32, u32, u16); 2] {
+        [
+            (self.told.head, self.told.tail, self.tells),
+            (self.awaited.head, self.awaited.tail, self.awaits),
+        ]
+    }
 }
 
 /// A list of notices, first in, first out.
@@ -148,25 +156,34 @@ impl List {
 #[repr(C)]
 pub(crate) struct Places {
     /// The first of those that were given back.
-    free: u32,
+    pub(crate) free: u32,
     /// How many were ever taken: those behind them are untouched.
-    used: u32,
+    pub(crate) used: u32,
 }
 
 /// An entry of a slab with [`Places`].
-trait Place: Copy {
-    fn next(&mut self) -> &mut u32;
+pub(crate) trait Place: Copy {
+    fn next(&self) -> u32;
+    fn link(&mut self, next: u32);
 }
 
 impl Place for NoticeSlot {
-    fn next(&mut self) -> &mut u32 {
-        &mut self.next
+    fn next(&self) -> u32 {
+        self.next
+    }
+
+    fn link(&mut self, next: u32) {
+        self.next = next;
     }
 }
 
 impl Place for NoticeQueue {
-    fn next(&mut self) -> &mut u32 {
-        &mut self.next
+    fn next(&self) -> u32 {
+        self.next
+    }
+
+    fn link(&mut self, next: u32) {
+        self.next = next;
     }
 }
 
@@ -188,10 +205,10 @@ impl Places {
         if self.free == NONE {
             self.used = self.used.saturating_add(1);
         } else {
-            self.free = *place.next();
+            self.free = place.next();
         }
         *place = what;
-        *place.next() = NONE;
+        place.link(NONE);
         Some(index)
     }
 
@@ -201,7 +218,7 @@ impl Places {
 
     fn give_back<T: Place>(&mut self, slab: &mut [T], index: u32) {
         if let Some(place) = slab.get_mut(index as usize) {
-            *place.next() = self.free;
+            place.link(self.free);
             self.free = index;
         }
     }

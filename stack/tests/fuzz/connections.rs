@@ -1,6 +1,7 @@
 //! Segments into every state, interleaved with calls and time.
 
 use super::super::common::*;
+use bypass_stack::tcp::notices::{TX_ACK, TX_SCHED, TX_SOFTWARE};
 use bypass_stack::wire::tcp::{self, flags};
 use bypass_stack::*;
 use std::collections::BTreeMap;
@@ -111,6 +112,7 @@ impl Machine<'_> {
             12 => self.end(),
             13 => self.set_options(),
             14 => self.icmp(),
+            _ if self.byte().is_multiple_of(2) => self.notices(),
             _ => {
                 let wait = u64::from(self.byte()) * 1_000_000;
                 self.pass(self.now + wait);
@@ -188,6 +190,8 @@ impl Machine<'_> {
         let (how, urgent) = (self.byte() % 4, self.byte().is_multiple_of(16));
         self.with(|stack, packets, now| {
             let fill = &mut |piece: &mut [u8]| piece.fill(9);
+            let sure = stack.tcp_status(id).map_or(0, |status| status.send_space) as usize;
+            let has_all = |taken: usize| assert!(taken >= sure.min(len), "{taken} of {sure}");
             if send && urgent {
                 let _ = stack.tcp_send_urgent(packets, id, len, fill, now);
             } else if send && how == 2 {
@@ -195,9 +199,11 @@ impl Machine<'_> {
                 let first = FirstWrite { len, fill, waits };
                 let _ = stack.tcp_send_first(packets, id, first, now);
             } else if send && how == 1 {
-                let _ = stack.tcp_send_later(packets, id, len, fill, now);
+                let taken = stack.tcp_send_later(packets, id, len, fill, now);
+                let _ = taken.map(has_all);
             } else if send {
-                let _ = stack.tcp_send(packets, id, len, how == 0, fill, now);
+                let taken = stack.tcp_send(packets, id, len, how == 0, fill, now);
+                let _ = taken.map(has_all);
             } else if urgent {
                 let _ = stack.tcp_receive_urgent(id, false);
             } else if let Ok(readable) = stack.tcp_readable(id) {
@@ -205,6 +211,20 @@ impl Machine<'_> {
                 assert!(take == 0 || stack.tcp_front(id, 0).unwrap().is_some());
                 let _ = stack.tcp_consume(id, take, now);
             }
+        });
+    }
+
+    /// What sends ask the error queue to tell, and what is read of it.
+    fn notices(&mut self) {
+        let Some(id) = self.socket() else { return };
+        let (which, value) = (self.byte(), u32::from(self.byte()));
+        self.with(|stack, _, now| {
+            let _ = match which % 4 {
+                0 => stack.tcp_copied(id, now),
+                1 => stack.tcp_await(id, TX_SCHED | TX_SOFTWARE | TX_ACK, now),
+                2 => stack.tcp_set_timestamping(id, value * 128),
+                _ => stack.tcp_take_notice(id).map(|_| ()),
+            };
         });
     }
 
