@@ -166,16 +166,23 @@ impl Link {
         wanted: Kind,
         until: Instant,
     ) -> Result<(Message, Vec<OwnedFd>), String> {
+        let mut left = until.saturating_duration_since(Instant::now());
         loop {
             let mut waiting = [PollFd::new(&self.socket, PollFlags::IN)];
-            let left = until.saturating_duration_since(Instant::now());
-            if poll(&mut waiting, Some(&timespec(left))).map_err(failed)? == 0 {
-                return Err("the relay does not answer".to_owned());
-            }
+            match poll(&mut waiting, Some(&timespec(left))) {
+                Err(Errno::INTR) => continue,
+                Ok(0) => return Err("the relay does not answer".to_owned()),
+                other => other.map_err(failed)?,
+            };
             let (message, fds) = Message::receive(&self.socket).map_err(failed)?;
             // Answers to what was given up go by.
             if message.kind() == Some(wanted) && message.number == number {
                 return Ok((message, fds));
+            }
+            // However much it has to say.
+            left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err("the relay does not answer".to_owned());
             }
         }
     }
