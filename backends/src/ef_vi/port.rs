@@ -248,7 +248,9 @@ impl EfViPort {
     /// Leaves matching frames to the kernel again.
     pub fn remove_filter(&mut self, filter: &CardFilter) {
         let cookie = self.filters.remove(filter).flatten();
-        if let (Some(queue), Some(cookie)) = (&mut self.queue, cookie) {
+        // A dead VI's filters are still in the card.
+        let queue = self.queue.as_mut().or(self.dead.as_mut());
+        if let (Some(queue), Some(cookie)) = (queue, cookie) {
             queue.remove_filter(&cookie);
         }
     }

@@ -360,6 +360,19 @@ fn a_dead_vi_keeps_its_filters_while_no_other_opens() {
 }
 
 #[test]
+fn a_filter_that_is_removed_leaves_a_dead_vi_too() {
+    let again: Vec<String> = (2..40).map(|nth| format!("alloc:EBUSY@{nth}")).collect();
+    let fake = Fake::new(&[("FAULT", &format!("reset@20,{}", again.join(",")))]);
+    let mut port = fake.open().unwrap();
+    port.add_filter(datagrams()).unwrap();
+    let live = fake.live();
+    around(&mut port, 32);
+    assert!(port.wait_fd().is_none());
+    port.remove_filter(&datagrams());
+    assert_eq!(fake.live(), live - 1);
+}
+
+#[test]
 fn a_dead_vi_makes_room_where_there_is_room_for_one() {
     let fake = Fake::new(&[("FAULT", "reset@20,small")]);
     let mut port = fake.open().unwrap();
