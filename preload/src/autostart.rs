@@ -95,7 +95,7 @@ unsafe fn clone(
 ) -> c_int {
     let none = std::ptr::null_mut();
     // SAFETY: the caller's promise.
-    unsafe { symbols::clone::original()(function, stack, flags, argument, none, none, none) }
+    unsafe { symbols::clone::original()(Some(function), stack, flags, argument, none, none, none) }
 }
 
 extern "C" fn grandchild(argument: *mut c_void) -> c_int {

@@ -59,6 +59,7 @@ pub fn forked(original: impl FnOnce() -> i32) -> i32 {
     // A handler inside of a fork may fork.
     let outer = FORKING.get();
     let guard = outer.is_none().then(|| FORK.write());
+    FORKING.set(Some(None));
     let slot = reserve();
     FORKING.set(Some(slot));
     let pid = original();
@@ -66,8 +67,8 @@ pub fn forked(original: impl FnOnce() -> i32) -> i32 {
     if pid == 0 {
         in_child();
     }
-    FORKING.set(outer);
     drop(guard);
+    FORKING.set(outer);
     if pid != 0 {
         in_parent(slot, pid);
     }
@@ -78,12 +79,12 @@ pub fn forked(original: impl FnOnce() -> i32) -> i32 {
 pub fn begun() {
     tcp::changed::forget_all();
     in_child();
-    FORKING.set(None);
     #[expect(unsafe_code, reason = "UNSAFETY: what has locked it does not return")]
     // SAFETY: `forked` has locked it for writing, in what was this thread, for the last time.
     unsafe {
         FORK.force_unlock_write();
     }
+    FORKING.set(None);
 }
 
 /// This process is a child that uses the stack for the first time: perhaps inside of the fork,

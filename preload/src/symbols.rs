@@ -163,7 +163,7 @@ hooks! {
     fn vfork() -> pid_t => family::process::vfork;
     fn __vfork() -> pid_t => family::process::vfork;
     fn _Fork() -> pid_t => family::process::bare_fork;
-    fn clone(function: extern "C" fn(*mut c_void) -> c_int, stack: *mut c_void, flags: c_int, argument: *mut c_void, parent_tid: *mut c_void, tls: *mut c_void, child_tid: *mut c_void) -> c_int => family::process::clone;
+    fn clone(function: Option<extern "C" fn(*mut c_void) -> c_int>, stack: *mut c_void, flags: c_int, argument: *mut c_void, parent_tid: *mut c_void, tls: *mut c_void, child_tid: *mut c_void) -> c_int => family::process::clone;
     fn daemon(keep_folder: c_int, keep_streams: c_int) -> c_int => family::process::daemon;
     fn execve(path: *const c_char, argv: *const *const c_char, envp: *const *const c_char) -> c_int => family::process::execve;
     fn execv(path: *const c_char, argv: *const *const c_char) -> c_int => family::process::execv;

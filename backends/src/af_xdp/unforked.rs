@@ -72,11 +72,22 @@ impl Unforked {
     /// # Errors
     /// What `madvise` answers: then forks inherit the mapping as before.
     pub(super) unsafe fn leave_out_of_forks(&mut self, fd: RawFd) -> Result<(), Errno> {
-        // SAFETY: the range is our own page.
-        unsafe { madvise(self.word.as_ptr().cast(), PAGE, Advice::LinuxWipeOnFork) }?;
         leave_out(self.address(), self.bytes)?;
-        self.fd = fd;
-        Ok(())
+        // SAFETY: the range is our own page.
+        let wiped = unsafe { madvise(self.word.as_ptr().cast(), PAGE, Advice::LinuxWipeOnFork) };
+        if wiped.is_err() {
+            // SAFETY: the range is the mapping; in this process nothing changes.
+            unsafe {
+                madvise(
+                    self.address().as_ptr().cast(),
+                    self.bytes,
+                    Advice::LinuxDoFork,
+                )
+            }?;
+        } else {
+            self.fd = fd;
+        }
+        wiped
     }
 
     /// Makes sure that the mapping is here; one load if it is. If it is not, this is a child that

@@ -55,7 +55,7 @@ extern "C" fn begin(beginning: *mut c_void) -> c_int {
 /// A fork whose child begins with a function, on a stack of its own. (One that shares our memory,
 /// or has other thread-local variables, is none.)
 pub unsafe fn clone(
-    function: extern "C" fn(*mut c_void) -> c_int,
+    function: Option<extern "C" fn(*mut c_void) -> c_int>,
     stack: *mut c_void,
     flags: c_int,
     argument: *mut c_void,
@@ -68,11 +68,20 @@ pub unsafe fn clone(
     let clone = |function, argument| unsafe {
         original(function, stack, flags, argument, parent_tid, tls, child_tid)
     };
-    if flags & (libc::CLONE_VM | libc::CLONE_SETTLS) != 0 {
+    let Some(begins) = function.filter(|_| flags & (libc::CLONE_VM | libc::CLONE_SETTLS) == 0)
+    else {
+        return clone(function, argument);
+    };
+    if context::joined().is_none() {
+        // Nothing of ours is to be done in the child, whose stack may be small.
+        process::has_come();
         return clone(function, argument);
     }
-    let mut beginning = Beginning { function, argument };
-    process::forked(|| clone(begin, (&raw mut beginning).cast()))
+    let mut beginning = Beginning {
+        function: begins,
+        argument,
+    };
+    process::forked(|| clone(Some(begin), (&raw mut beginning).cast()))
 }
 
 /// daemon(3), whose fork inside of libc passes us by.
