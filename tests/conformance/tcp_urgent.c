@@ -148,3 +148,33 @@ CASE(tcp_urgent_wait, ACCELERATED)
     close(fd);
     line("%s", peer("dialled"));
 }
+
+/* A splice ends before the urgent byte, also where that is part of the stream. */
+static void into_pipe(int fd, int end)
+{
+    wait_for(fd, POLLPRI, 3000);
+    value("splice", splice(fd, NULL, end, NULL, 100, 0));
+    value("splice", splice(fd, NULL, end, NULL, 100, 0));
+    value("O_NONBLOCK", fcntl(fd, F_SETFL, O_NONBLOCK));
+    value("splice", splice(fd, NULL, end, NULL, 100, 0));
+    receive(fd, 0);
+    value("splice", splice(fd, NULL, end, NULL, 100, 0));
+}
+
+CASE(tcp_urgent_splice, ACCELERATED)
+{
+    int pipes[2], on = 1, fd = served(6235, "u5 g1 s3 w");
+    value("pipe", pipe(pipes));
+    all_there(fd, POLLIN | POLLPRI, 4);
+    into_pipe(fd, pipes[1]);
+    value("send", send(fd, "x", 1, 0));
+    wait_for(fd, POLLIN, 3000);
+    value("splice", splice(fd, NULL, pipes[1], NULL, 100, 0));
+    close(fd);
+    line("%s", peer("dialled"));
+    fd = served(6236, "u5 w");
+    value("SO_OOBINLINE", setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof on));
+    into_pipe(fd, pipes[1]);
+    close(fd);
+    line("%s", peer("dialled"));
+}

@@ -218,6 +218,7 @@ cases! {
     tcp_urgent_inline: Accelerated,
     tcp_urgent_send: Accelerated,
     tcp_urgent_wait: Accelerated,
+    tcp_urgent_splice: Accelerated,
     tcp_clone: Accelerated,
     tcp_exec: Mixed,
     tcp_exec_by_descriptor: Mixed,

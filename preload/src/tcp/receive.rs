@@ -140,6 +140,8 @@ struct Look {
     /// When the last whole stretch of what was copied has come, nanoseconds since 1970; 0 = none,
     /// or nobody asks.
     arrival: u64,
+    /// An urgent byte ends a splice.
+    stops: bool,
 }
 
 /// What a receive tells beside the bytes.
@@ -161,6 +163,9 @@ impl Look {
     }
 }
 
+/// With [`MSG_PEEK`]: for a splice, which ends at an urgent byte. No flag of recv(2).
+const MSG_SPLICE: c_int = 0x0800_0000;
+
 fn stream(
     endpoint: EndpointId,
     fd: c_int,
@@ -168,14 +173,13 @@ fn stream(
     flags: c_int,
     beside: &mut Beside,
 ) -> Answer {
-    let peek = flags & MSG_PEEK != 0;
     let wanted = scatter.left();
     let mut total = 0;
     let mut deadline = None;
     let mut call = Call::default();
     loop {
         let looked = with_next(|joined, locked, now| {
-            let found = take(locked, endpoint, scatter, peek, total, now)?;
+            let found = take(locked, endpoint, scatter, flags, total, now)?;
             Some((joined, found, locked.stack().queue_pairs_generation()))
         });
         let (joined, look, generation) = match looked {
@@ -199,6 +203,9 @@ fn stream(
         let dont_wait = look.options.has(TcpOptions::NONBLOCKING) || flags & MSG_DONTWAIT != 0;
         if let Some(answer) = ended(&look, total, dont_wait) {
             return answer;
+        }
+        if look.stops {
+            return Ok(0);
         }
         if deadline.is_none() {
             deadline = super::deadline(look.options.rcvtimeo_ms);
@@ -246,17 +253,23 @@ fn take(
     locked: &mut Locked<'_>,
     endpoint: EndpointId,
     scatter: &mut Scatter<'_>,
-    peek: bool,
+    flags: c_int,
     before: usize,
     now: bypass_stack::Instant,
 ) -> Option<Look> {
+    let peek = flags & MSG_PEEK != 0;
     let skip = if peek { before } else { 0 };
     if locked.stack().tcp_readable(endpoint).ok()? <= skip {
         locked.pump(now);
     }
     let asked = notices::are_asked();
     let (mut copied, mut arrival) = (0, 0);
-    let mut next = locked.stack().tcp_front(endpoint, skip).ok()?;
+    let stops = flags & MSG_SPLICE != 0 && locked.stack().tcp_stops_splice(endpoint).ok()?;
+    let mut next = if stops {
+        None
+    } else {
+        locked.stack().tcp_front(endpoint, skip).ok()?
+    };
     while scatter.left() > 0
         && let Some(span) = next
     {
@@ -299,6 +312,7 @@ fn take(
         options,
         error,
         arrival,
+        stops,
     })
 }
 
@@ -328,7 +342,8 @@ pub fn into_pipe(fd: c_int, endpoint: EndpointId, pipe: c_int, len: usize, flags
         left: wanted,
         discard: false,
     };
-    let got = stream(endpoint, fd, &mut scatter, MSG_PEEK, &mut (None, None))? as usize;
+    let flags = MSG_PEEK | MSG_SPLICE;
+    let got = stream(endpoint, fd, &mut scatter, flags, &mut (None, None))? as usize;
     if got == 0 {
         return Ok(0);
     }

@@ -129,4 +129,14 @@ impl Stack<'_> {
         let tcb = self.tcbs.get(id.index as usize).ok_or(Stale)?;
         Ok(tcb.mark_distance() == Some(0))
     }
+
+    /// Whether the urgent byte has come and is the next one: a splice does not pass it, whether it
+    /// is part of the stream or not (net/ipv4/tcp.c:tcp_read_sock).
+    ///
+    /// # Errors
+    /// [`Stale`].
+    pub fn tcp_stops_splice(&self, id: EndpointId) -> Result<bool, Stale> {
+        let tcb = self.tcbs.get(id.index as usize).ok_or(Stale)?;
+        Ok(self.tcp_at_mark(id)? && tcb.rx_bytes > 0)
+    }
 }

@@ -712,6 +712,9 @@ unsafe extern "C" fn splice(
     } else {
         0
     };
+    if dont_wait == 0 && transfer::stops_splice(from) {
+        return 0;
+    }
     let most = len.min(65_536);
     let answer = transfer::receive(from, most, dont_wait).and_then(|received| {
         let bytes = &received.bytes;

@@ -147,6 +147,13 @@ pub fn notice(fd: c_int) -> Result<Told, i32> {
     Ok(told)
 }
 
+/// Whether an urgent byte ends a splice.
+pub fn stops_splice(fd: c_int) -> bool {
+    let id = connection(fd).ok();
+    let stops = |id| with(|world| world.stack().tcp_stops_splice(id) == Ok(true));
+    id.and_then(stops).unwrap_or(false)
+}
+
 /// Copies what is there.
 fn take(world: &mut World, id: EndpointId, most: usize, peek: bool, into: &mut Received) {
     if peek {
