@@ -14,8 +14,8 @@ pub(crate) struct Tally {
     pub(crate) failed: u64,
     /// What was printed of the failed ones, a line each.
     report: Vec<String>,
-    /// What could not be run, and why.
-    skipped: Vec<String>,
+    /// What one should know of a run that passes: what could not be run, or had to be run again.
+    remarks: Vec<String>,
 }
 
 impl Tally {
@@ -23,7 +23,7 @@ impl Tally {
         self.passed += other.passed;
         self.failed += other.failed;
         self.report.extend(other.report);
-        self.skipped.extend(other.skipped);
+        self.remarks.extend(other.remarks);
     }
 
     /// Something that cannot be run here: a failure where this variable of the environment says
@@ -32,10 +32,14 @@ impl Tally {
         if std::env::var_os(required).is_some() {
             self.check(name, Err(format!("not run: {why}").into()));
         } else {
-            let line = format!("{name}: NOT RUN: {why}");
-            println!("{line}");
-            self.skipped.push(line);
+            self.remark(format!("{name}: NOT RUN: {why}"));
         }
+    }
+
+    /// What is said now, and again in the end.
+    pub(crate) fn remark(&mut self, line: String) {
+        println!("{line}");
+        self.remarks.push(line);
     }
 
     /// One check that is no Rust test.
@@ -51,13 +55,13 @@ impl Tally {
         }
     }
 
-    /// Says again what failed or was not run, where a log that is cut short still shows it, then
+    /// Says again what failed, and the remarks, where a log that is cut short still shows it, then
     /// `N passed, N failed`.
     ///
     /// # Errors
     /// When something failed.
     pub(crate) fn end(&self) -> Result<()> {
-        for line in self.skipped.iter().chain(&self.report) {
+        for line in self.remarks.iter().chain(&self.report) {
             println!("{line}");
         }
         println!("{} passed, {} failed", self.passed, self.failed);
