@@ -7,7 +7,7 @@ use super::host::{Host, PORT, address, tcp_open};
 use super::plan::Plan;
 use super::wire::{Flight, Wire};
 use super::{SECOND, monitor, seeded};
-use bypass_stack::wire::tcp;
+use bypass_stack::wire::tcp::{self, flags};
 use bypass_stack::*;
 
 /// Bytes of an Ethernet header; the peers get and give bare packets.
@@ -89,6 +89,10 @@ pub struct Encounter<P> {
     now: u64,
     look_at: u64,
     looks: u64,
+    /// Sequence number of the peer's SYN.
+    iss: u32,
+    /// The peer's FIN stands before its last byte.
+    ends_early: bool,
     /// Prints every frame.
     loud: bool,
 }
@@ -122,6 +126,8 @@ impl<P: Peer> Encounter<P> {
             now: plan.start_ns,
             look_at: plan.start_ns,
             looks: 0,
+            iss: 0,
+            ends_early: false,
             loud: std::env::var_os("BYPASS_FRAMES").is_some(),
             plan,
             random,
@@ -155,11 +161,16 @@ impl<P: Peer> Encounter<P> {
         }
     }
 
-    /// Runs until both are done, and looks whether all is right.
-    pub fn run(&mut self) {
+    /// Runs until both are done, and looks whether all is right. `false`: the peer has sent its FIN
+    /// before its last byte, which proves nothing of ours. (netstack3 0.1.0 decides that a FIN fits
+    /// before it makes the segment shorter for SACK blocks.)
+    pub fn run(&mut self) -> bool {
         let limit = self.now + 7200 * SECOND;
         while !self.is_over() {
             self.step();
+            if self.ends_early {
+                return false;
+            }
             assert!(self.now < limit, "too late: {}", self.describe());
         }
         for (side, other) in [(0, 1), (1, 0)] {
@@ -173,6 +184,7 @@ impl<P: Peer> Encounter<P> {
             );
         }
         self.host.finish(self.now);
+        true
     }
 
     fn is_over(&mut self) -> bool {
@@ -247,7 +259,23 @@ impl<P: Peer> Encounter<P> {
                 [0x86, 0xdd]
             };
             let frame = [&hop.source_mac[..], &hop.mac, &kind, &packet].concat();
+            self.note_end(&frame);
             self.send(0, frame);
+        }
+    }
+
+    /// Looks whether a FIN of the peer's is where its stream ends.
+    fn note_end(&mut self, frame: &[u8]) {
+        let Ok(segment) = tcp::parse(frame, &[0; 6], false) else {
+            return;
+        };
+        if segment.flags & flags::SYN != 0 {
+            self.iss = segment.seq;
+        }
+        if segment.flags & flags::FIN != 0 {
+            let end = segment.seq.wrapping_add(u32::from(segment.payload_len));
+            let all = end.wrapping_sub(self.iss).wrapping_sub(1);
+            self.ends_early |= u64::from(all) < self.sides[1].to_send;
         }
     }
 
@@ -385,13 +413,15 @@ pub fn run_seeds<P: Peer>(usual: u64) {
         Counter::TcpActiveOpens,
     ];
     let mut counts = [0; 4];
+    let (all, mut void) = (seeds.clone().count(), 0);
     for seed in seeds {
         let mut encounter = Encounter::<P>::by_seed(seed);
-        encounter.run();
+        void += usize::from(!encounter.run());
         for (count, counter) in counts.iter_mut().zip(seen) {
             *count += encounter.host.counter(counter);
         }
     }
+    assert!(!many || void * 20 <= all, "{void} of {all} prove nothing");
     assert!(
         !many || counts.iter().all(|count| *count > 10),
         "{counts:?}"
