@@ -267,9 +267,7 @@ impl UdpOptions {
             self.flags &= !flag;
         }
     }
-}
 
-impl UdpOptions {
     /// IP_TOS and IP_TTL, or what IPv6 has in their place, of a datagram sent.
     #[inline]
     pub(crate) const fn tos_and_ttl(&self, is_v4: bool) -> (u8, u8) {

@@ -153,29 +153,14 @@ impl Image<'_> {
         member: &dyn Fn(&ChunkSlot) -> bool,
         report: &mut dyn FnMut(Problem),
     ) -> (u32, u32) {
-        let (mut length, mut last, mut next) = (0u32, NONE, first);
-        while next != NONE {
-            let kind = match self.slabs.chunks.get(next as usize) {
-                None => ProblemKind::BadIndex,
-                Some(_) if length.saturating_add(before) as usize >= self.slabs.chunks.len() => {
-                    ProblemKind::Cycle
-                }
-                Some(slot) if !member(slot) => ProblemKind::Foreign,
-                Some(slot) => {
-                    length = length.saturating_add(1);
-                    last = next;
-                    next = slot.next;
-                    continue;
-                }
-            };
-            report(Problem {
-                kind,
-                place,
-                index: next,
-            });
-            break;
-        }
-        (length, last)
+        let chunks = self.slabs.chunks;
+        let most = chunks.len().saturating_sub(before as usize);
+        let behind = |index, _| match chunks.get(index as usize) {
+            None => Err(ProblemKind::BadIndex),
+            Some(slot) if !member(slot) => Err(ProblemKind::Foreign),
+            Some(slot) => Ok(slot.next),
+        };
+        walk(place, first, most, &behind, report)
     }
 
     /// Whether a TCP endpoint is a listener or has a connection.
@@ -190,25 +175,13 @@ impl Image<'_> {
     fn check_free_endpoints(&self, report: &mut dyn FnMut(Problem)) {
         let place = "free endpoints";
         let slots = self.slabs.endpoints;
-        let (mut length, mut next) = (0u32, self.slabs.head.free_endpoint);
-        while next != NONE {
-            let kind = match slots.get(next as usize) {
-                None => ProblemKind::BadIndex,
-                Some(_) if length as usize >= slots.len() => ProblemKind::Cycle,
-                Some(endpoint) if endpoint.kind != kind::FREE => ProblemKind::Foreign,
-                Some(endpoint) => {
-                    length = length.saturating_add(1);
-                    next = endpoint.next;
-                    continue;
-                }
-            };
-            report(Problem {
-                kind,
-                place,
-                index: next,
-            });
-            break;
-        }
+        let behind = |index, _| match slots.get(index as usize) {
+            None => Err(ProblemKind::BadIndex),
+            Some(endpoint) if endpoint.kind != kind::FREE => Err(ProblemKind::Foreign),
+            Some(endpoint) => Ok(endpoint.next),
+        };
+        let first = self.slabs.head.free_endpoint;
+        let length = walk(place, first, slots.len(), &behind, report).0;
         let live = self.live().count() as u32;
         if live != self.slabs.head.live_endpoints
             || length.saturating_add(live) as usize != slots.len()
@@ -276,28 +249,17 @@ impl Image<'_> {
         let endpoints = self.slabs.endpoints;
         let mut members = 0u32;
         for (bucket, first) in (0u32..).zip(buckets) {
-            let (mut previous, mut next) = (NONE, *first);
-            while next != NONE {
-                let kind = match endpoints.get(next as usize) {
-                    None => ProblemKind::BadIndex,
-                    Some(_) if members as usize >= endpoints.len() => ProblemKind::Cycle,
-                    Some(e) if !e.is_live() || e.table != which || e.bucket != bucket => {
-                        ProblemKind::Foreign
-                    }
-                    Some(e) if e.previous != previous => ProblemKind::Demux,
-                    Some(e) => {
-                        members = members.saturating_add(1);
-                        (previous, next) = (next, e.next);
-                        continue;
-                    }
-                };
-                report(Problem {
-                    kind,
-                    place,
-                    index: next,
-                });
-                break;
-            }
+            let behind = |index, previous| match endpoints.get(index as usize) {
+                None => Err(ProblemKind::BadIndex),
+                Some(e) if !e.is_live() || e.table != which || e.bucket != bucket => {
+                    Err(ProblemKind::Foreign)
+                }
+                Some(e) if e.previous != previous => Err(ProblemKind::Demux),
+                Some(e) => Ok(e.next),
+            };
+            let most = endpoints.len().saturating_sub(members as usize);
+            let length = walk(place, *first, most, &behind, report).0;
+            members = members.saturating_add(length);
         }
         members
     }
@@ -415,35 +377,51 @@ impl Image<'_> {
     /// Walks one ready list: its length as far as it is sound, and its last member.
     fn walk_ready(&self, watcher: u32, first: u32, report: &mut dyn FnMut(Problem)) -> (u32, u32) {
         let (endpoints, links) = (self.slabs.endpoints, self.slabs.ready);
-        let (mut length, mut last, mut next) = (0u32, NONE, first);
-        while next != NONE {
-            let both = endpoints.get(next as usize).zip(links.get(next as usize));
-            let kind = match both {
-                None => ProblemKind::BadIndex,
-                Some(_) if length as usize >= links.len() => ProblemKind::Cycle,
+        let behind = |index, last| {
+            let both = endpoints.get(index as usize).zip(links.get(index as usize));
+            match both {
+                None => Err(ProblemKind::BadIndex),
                 Some((endpoint, link))
                     if !endpoint.is_live()
                         || endpoint.watcher != watcher.wrapping_add(1)
                         || link.previous != last
                         || !link.is_listed() =>
                 {
-                    ProblemKind::Foreign
+                    Err(ProblemKind::Foreign)
                 }
-                Some((_, link)) => {
-                    length = length.saturating_add(1);
-                    (last, next) = (next, link.next);
-                    continue;
-                }
-            };
-            report(Problem {
-                kind,
-                place: "ready list",
-                index: next,
-            });
-            break;
-        }
-        (length, last)
+                Some((_, link)) => Ok(link.next),
+            }
+        };
+        walk("ready list", first, links.len(), &behind, report)
     }
+}
+
+/// Walks a list of at most so many entries: its length as far as it is sound, and its last entry.
+/// `behind` says what comes behind an entry, of which it is given the one before, too.
+pub(super) fn walk(
+    place: &'static str,
+    first: u32,
+    most: usize,
+    behind: &dyn Fn(u32, u32) -> Result<u32, ProblemKind>,
+    report: &mut dyn FnMut(Problem),
+) -> (u32, u32) {
+    let (mut length, mut last, mut index) = (0u32, NONE, first);
+    while index != NONE {
+        let next = if length as usize >= most {
+            Err(ProblemKind::Cycle)
+        } else {
+            behind(index, last)
+        };
+        match next {
+            Ok(next) => (last, index) = (index, next),
+            Err(kind) => {
+                report(Problem { kind, place, index });
+                break;
+            }
+        }
+        length = length.saturating_add(1);
+    }
+    (length, last)
 }
 
 /// Reports chunks whose state says that they are in a list, and that are not.

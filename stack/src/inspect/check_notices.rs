@@ -2,8 +2,7 @@
 //! or somebody's.
 
 use super::Image;
-use super::check::{Problem, ProblemKind};
-use crate::image::NONE;
+use super::check::{Problem, ProblemKind, walk};
 use crate::tcp::notices::{Place, Places};
 
 impl Image<'_> {
@@ -43,28 +42,12 @@ impl Image<'_> {
     /// how many other lists have.
     fn walk_notices(&self, first: u32, before: u32, report: &mut dyn FnMut(Problem)) -> (u32, u32) {
         let slots = self.slabs.notices;
-        let (mut length, mut last, mut next) = (0u32, NONE, first);
-        while next != NONE {
-            let kind = match slots.get(next as usize) {
-                None => ProblemKind::BadIndex,
-                Some(_) if length.saturating_add(before) as usize >= slots.len() => {
-                    ProblemKind::Cycle
-                }
-                Some(slot) => {
-                    length = length.saturating_add(1);
-                    (last, next) = (next, slot.next);
-                    continue;
-                }
-            };
-            let place = "error queue";
-            report(Problem {
-                kind,
-                place,
-                index: next,
-            });
-            break;
-        }
-        (length, last)
+        let behind = |index, _| {
+            let slot = slots.get(index as usize).ok_or(ProblemKind::BadIndex)?;
+            Ok(slot.next)
+        };
+        let most = slots.len().saturating_sub(before as usize);
+        walk("error queue", first, most, &behind, report)
     }
 }
 
@@ -75,15 +58,14 @@ fn check_places<T: Place>(
     owned: u32,
     report: &mut dyn FnMut(Problem),
 ) {
-    let (mut free, mut next) = (0u32, places.free);
-    while next != NONE && free < places.used {
-        let Some(entry) = slab.get(next as usize) else {
-            break;
-        };
-        free = free.saturating_add(1);
-        next = entry.next();
-    }
-    if next != NONE || free.saturating_add(owned) != places.used {
+    let behind = |index, _| {
+        let entry = slab.get(index as usize).ok_or(ProblemKind::BadIndex)?;
+        Ok(entry.next())
+    };
+    // Whatever it says of itself, a slab has no more than it has.
+    let most = slab.len().min(places.used as usize);
+    let free = walk(place, places.free, most, &behind, report).0;
+    if free.saturating_add(owned) != places.used {
         report(Problem {
             kind: ProblemKind::Count,
             place,
