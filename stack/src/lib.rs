@@ -66,7 +66,7 @@ pub use stack::{FrameOutcome, RxFrame, Stack, Transmit};
 pub use tcp::{
     CannotMove, Cargo, ConnectionRecord, Ended, FirstWrite, FlowChange, NoPort, Notice, NoticeKind,
     Part, PortView, Shutdown, Span, TcpDefaults, TcpError, TcpInfo, TcpInput, TcpOpen, TcpOptions,
-    TcpState, TcpStatus,
+    TcpState, TcpStatus, Twin,
 };
 pub use types::{
     ChunkId, Duration, EndpointId, Family, Instant, IpAddress, Memory, PROCESSES, ProcessId,

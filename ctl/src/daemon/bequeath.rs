@@ -56,7 +56,7 @@ impl StackEntry {
 }
 
 /// A TCP socket for connections of this address.
-fn closed_socket(local: IpAddress) -> Result<OwnedFd, Errno> {
+pub(super) fn closed_socket(local: IpAddress) -> Result<OwnedFd, Errno> {
     let family = if local.is_v4() {
         AddressFamily::INET
     } else {

@@ -17,7 +17,7 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 
 use bypass_stack::wire::tcp::{self, flags};
-use bypass_stack::{ConnectionRecord, IpAddress, SocketAddress, TcpOptions, TcpState};
+use bypass_stack::{ConnectionRecord, EndpointId, IpAddress, SocketAddress, TcpOptions, TcpState};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SendFlags, Shutdown, bind, connect, connect_unspec, getsockname, send, shutdown,
@@ -25,6 +25,7 @@ use rustix::net::{
 };
 
 use super::dress::dress;
+use super::foreign::Foreign;
 use super::outlet::Outlets;
 use super::sockopt::{self as own, IPPROTO_TCP, Name, SOL_SOCKET};
 
@@ -87,45 +88,67 @@ impl Parcel {
     }
 }
 
-/// Makes the connection of a closed socket, up to the moment at which its segments may come: then
-/// `ready` is called, which leads them there.
+/// A closed socket and the connection that it becomes.
+#[derive(Debug)]
+pub(super) struct End {
+    /// The connection's endpoint.
+    pub endpoint: EndpointId,
+    /// The socket.
+    pub socket: Foreign,
+    /// The connection.
+    pub parcel: Parcel,
+}
+
+/// Makes connections of closed sockets, up to the moment at which their segments may come: then
+/// `ready` is called, which leads them there. Two that are the ends of one connection are made
+/// together: whichever came first would be answered with a reset.
 ///
 /// # Errors
-/// What the kernel refuses; the socket is closed as before.
+/// What the kernel refuses; the sockets are closed as before.
 pub(super) fn build(
-    socket: &OwnedFd,
-    parcel: &Parcel,
+    ends: &[End],
     outlets: &mut Outlets,
     ready: impl FnOnce(),
 ) -> Result<(), Errno> {
-    let (sent, unsent) = parcel.split().ok_or(Errno::PROTO)?;
-    dress(socket, &parcel.options);
-    put(socket, REPAIR, 1)?;
-    let built = assemble(socket, parcel, sent, outlets);
-    if let Err(errno) = built {
-        // In repair mode nobody is told of it.
-        let _ = connect_unspec(socket);
-        let _ = sockopt::socket_error(socket);
-        let _ = put(socket, REPAIR, 0);
+    if let Err(errno) = assemble(ends, outlets) {
+        ends.iter().for_each(End::undo);
         return Err(errno);
     }
     ready();
-    put(socket, REPAIR_QUEUE, NO_QUEUE)?;
-    put(socket, REPAIR, 0)?;
-    finish(socket, parcel, unsent);
+    for end in ends {
+        put(&end.socket, REPAIR_QUEUE, NO_QUEUE)?;
+        put(&end.socket, REPAIR, 0)?;
+    }
+    ends.iter().for_each(finish);
     Ok(())
+}
+
+/// First everything that makes a connection, then what a connection must be there for.
+fn assemble(ends: &[End], outlets: &mut Outlets) -> Result<(), Errno> {
+    for End { socket, parcel, .. } in ends {
+        let (sent, _) = parcel.split().ok_or(Errno::PROTO)?;
+        dress(socket, &parcel.options);
+        put(socket, REPAIR, 1)?;
+        connection(socket, parcel, sent)?;
+    }
+    ends.iter().try_for_each(|end| fins(end, outlets))
+}
+
+impl End {
+    /// The socket is closed again. In repair mode nobody is told of it.
+    fn undo(&self) {
+        let _ = connect_unspec(&self.socket);
+        let _ = sockopt::socket_error(&self.socket);
+        let _ = put(&self.socket, REPAIR, 0);
+    }
 }
 
 fn put(socket: &OwnedFd, name: Name, value: u32) -> Result<(), Errno> {
     own::set(socket, name, &value.to_ne_bytes())
 }
 
-fn assemble(
-    socket: &OwnedFd,
-    parcel: &Parcel,
-    sent: &[u8],
-    outlets: &mut Outlets,
-) -> Result<(), Errno> {
+/// The connection, established.
+fn connection(socket: &OwnedFd, parcel: &Parcel, sent: &[u8]) -> Result<(), Errno> {
     let record = &parcel.record;
     make_room(socket, parcel)?;
     for (queue, seq) in [
@@ -143,7 +166,12 @@ fn assemble(
     fill(socket, &parcel.unread)?;
     put(socket, REPAIR_QUEUE, SEND_QUEUE)?;
     fill(socket, sent)?;
-    windows(socket, record)?;
+    windows(socket, record)
+}
+
+/// The FINs that have been sent, in their order.
+fn fins(End { socket, parcel, .. }: &End, outlets: &mut Outlets) -> Result<(), Errno> {
+    let record = &parcel.record;
     // The order of the ends: who has sent its FIN second is in LAST_ACK, not in CLOSING.
     let state = TcpState::from_byte(record.state);
     let ours_first = state != TcpState::LastAck;
@@ -315,9 +343,11 @@ fn take_fin(
 }
 
 /// The connection lives; what fails from here on is seen by the program as on any socket.
-fn finish(socket: &OwnedFd, parcel: &Parcel, unsent: &[u8]) {
+fn finish(End { socket, parcel, .. }: &End) {
     let (record, options) = (&parcel.record, &parcel.options);
-    let _ = fill(socket, unsent);
+    if let Some((_, unsent)) = parcel.split() {
+        let _ = fill(socket, unsent);
+    }
     if record.has(ConnectionRecord::SEND_SHUT) && !record.has(ConnectionRecord::FIN_SENT) {
         let _ = shutdown(socket, Shutdown::Write);
     }

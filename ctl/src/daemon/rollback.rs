@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use bypass_proto::control::{Refusal, Request};
 use bypass_proto::reason::FallThrough;
-use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
 use bypass_stack::inspect::{EndpointView, Image};
 use bypass_stack::{EndpointId, ProcessId, SocketAddress, TcpState};
@@ -65,7 +64,7 @@ pub(super) struct Done {
 }
 
 /// A process that takes part in a stack, with what it says of its descriptors.
-struct Member {
+pub(super) struct Member {
     slot: ProcessId,
     is_meant: bool,
     pidfd: Option<OwnedFd>,
@@ -152,6 +151,7 @@ impl Server {
     ) -> u32 {
         let mut endpoints = endpoints.iter().copied().peekable();
         let mut count = 0;
+        let mut twins = Vec::new();
         while count < most && endpoints.peek().is_some() {
             let stack = self.stacks.get(uid);
             let Some(Ok(mut locked)) = stack.map(StackEntry::lock_for_program) else {
@@ -161,20 +161,23 @@ impl Server {
             locked.pump(clock::now());
             let mut moved = Vec::new();
             for endpoint in endpoints.by_ref() {
-                let socket = self.move_out(&mut locked, uid, endpoint, members);
-                moved.extend(socket.ok().map(|socket| (endpoint, socket)));
-                if Instant::now() >= end || count + moved.len() as u32 >= most {
+                let shadow = || shadow_of(members, endpoint);
+                let ends = self.transfer_of(&mut locked, uid, (endpoint, shadow), members);
+                let ends = ends.unwrap_or_default();
+                count += u32::from(!ends.is_empty() || twins.contains(&endpoint));
+                twins.extend(ends.iter().skip(1).map(|twin| twin.endpoint));
+                moved.extend(ends);
+                if Instant::now() >= end || count >= most {
                     break;
                 }
             }
             let is_awaited = locked.is_awaited();
             drop(locked);
-            count += moved.len() as u32;
             self.counters
                 .add_many(Counter::ConnectionsMoved, moved.len() as u64);
-            for (endpoint, socket) in moved {
-                socket.close_later();
-                tell(members, endpoint, Some(FallThrough::Rollback));
+            for end in moved {
+                end.socket.close_later();
+                tell(members, end.endpoint, Some(FallThrough::Rollback));
             }
             if is_awaited {
                 std::thread::sleep(WAY);
@@ -211,7 +214,7 @@ impl Server {
 
     /// The processes of a stack. Those that are meant are marked: whether new sockets of theirs
     /// stay with the kernel.
-    fn members(&mut self, uid: u32, whom: Whom, rest: bool) -> Vec<Member> {
+    pub(super) fn members(&mut self, uid: u32, whom: Whom, rest: bool) -> Vec<Member> {
         self.find_relatives(uid);
         let watched = self.watch.iter().filter(|(_, it)| it.uid == uid);
         let members: Vec<Member> = watched
@@ -287,28 +290,6 @@ impl Server {
         is_done
     }
 
-    /// Hands a connection over, with the shadow of any process that has it.
-    fn move_out(
-        &self,
-        locked: &mut Locked<'_>,
-        uid: u32,
-        endpoint: EndpointId,
-        members: &[Member],
-    ) -> Result<Foreign, Refused> {
-        let mut refused = Refusal::Malformed.into();
-        for member in members {
-            let claims = member.claims.iter().filter(|(_, it)| *it == endpoint);
-            for &(fd, _) in claims {
-                let shadow = || member.shadow(fd, endpoint);
-                match self.transfer_of(locked, uid, endpoint, shadow) {
-                    Ok(socket) => return Ok(socket),
-                    Err(why) => refused = why,
-                }
-            }
-        }
-        Err(refused)
-    }
-
     /// New sockets of a local port stay with the kernel.
     fn keep_port(&mut self, port: u16) {
         for protocol in [TCP, UDP] {
@@ -354,6 +335,21 @@ impl Member {
             Err(Errno::BADF.into())
         }
     }
+}
+
+/// The shadow of a connection, of any process that has it.
+pub(super) fn shadow_of(members: &[Member], endpoint: EndpointId) -> Result<Foreign, Refused> {
+    let mut refused = Refusal::Malformed.into();
+    for member in members {
+        let claims = member.claims.iter().filter(|(_, it)| *it == endpoint);
+        for &(fd, _) in claims {
+            match member.shadow(fd, endpoint) {
+                Ok(shadow) => return Ok(shadow),
+                Err(why) => refused = why,
+            }
+        }
+    }
+    Err(refused)
 }
 
 /// Writes into the reports who serves an endpoint's descriptors.

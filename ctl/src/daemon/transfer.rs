@@ -11,16 +11,20 @@ use bypass_proto::control::Refusal;
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
 use bypass_stack::wire::tcp;
-use bypass_stack::{CannotMove, EndpointId, Instant, Memory, Part, Span, TcpState};
+use bypass_stack::{
+    CannotMove, ConnectionRecord, EndpointId, Instant, Memory, Part, Span, TcpState,
+};
 use rustix::io::Errno;
 use rustix::net::{SocketType, sockopt};
 
+use super::bequeath::closed_socket;
 use super::counters::Counter;
 use super::filters::{Filter, TCP};
 use super::foreign::Foreign;
 use super::outlet::Outlets;
-use super::repair::{self, Parcel};
+use super::repair::{self, End, Parcel};
 use super::requests::Refused;
+use super::rollback::{Member, Whom, shadow_of};
 use super::server::Server;
 use super::sockopt as own;
 
@@ -47,36 +51,86 @@ impl Server {
         shadow: impl FnOnce() -> Result<Foreign, Refused>,
     ) -> Result<(), Refused> {
         let stack = self.stacks.get(uid).ok_or(Refusal::Malformed)?;
+        let twin = stack
+            .lock_for_program()?
+            .stack()
+            .tcp_twin(endpoint, clock::now())?;
+        // Only who has both ends needs to look for the other's shadow.
+        let members = match twin {
+            Some(_) => self.members(uid, Whom::Port(0), false),
+            None => Vec::new(),
+        };
+        let stack = self.stacks.get(uid).ok_or(Refusal::Malformed)?;
         let mut locked = stack.lock_for_program()?;
         locked.pump(clock::now());
-        let socket = self.transfer_of(&mut locked, uid, endpoint, shadow)?;
+        let ends = self.transfer_of(&mut locked, uid, (endpoint, shadow), &members)?;
         drop(locked);
-        socket.close_later();
-        self.counters.add(Counter::ConnectionsMoved);
+        self.counters
+            .add_many(Counter::ConnectionsMoved, ends.len() as u64);
+        for end in ends {
+            end.socket.close_later();
+        }
         Ok(())
     }
 
     /// The same for one who has the stack's lock, has just pumped, and counts what has moved: the
-    /// socket, to be closed when the lock is given back.
+    /// ends, of which the sockets are to be closed when the lock is given back. There are two when
+    /// both ends of the connection are in this stack; the other's shadow is one of `members`.
     pub(super) fn transfer_of(
         &self,
         locked: &mut Locked<'_>,
         uid: u32,
-        endpoint: EndpointId,
-        shadow: impl FnOnce() -> Result<Foreign, Refused>,
-    ) -> Result<Foreign, Refused> {
+        (endpoint, shadow): (EndpointId, impl FnOnce() -> Result<Foreign, Refused>),
+        members: &[Member],
+    ) -> Result<Vec<End>, Refused> {
         // What waits to be sent leaves first: the peer throws late segments with old timestamps
         // away.
         locked.send();
         let now = clock::now();
+        let twin = locked.stack().tcp_twin(endpoint, now)?;
+        let end = self.pack(locked, (uid, now), endpoint, |_| shadow())?;
+        let local = end.parcel.record.local_ip;
+        let mut ends = vec![end];
+        if let Some(twin) = twin {
+            let shadow = |record: &ConnectionRecord| match twin.is_orphan {
+                true => Ok(closed_socket(record.local_ip)?.into()),
+                false => shadow_of(members, twin.endpoint),
+            };
+            ends.push(self.pack(locked, (uid, now), twin.endpoint, shadow)?);
+        }
+        let mut outlets = Outlets::default();
+        let flows = locked.flows();
+        repair::build(&ends, &mut outlets, || {
+            for end in &ends {
+                let record = &end.parcel.record;
+                flows.remove(record.local(), record.remote());
+            }
+        })?;
+        for end in &ends {
+            locked.stack().tcp_leave(end.endpoint, now)?;
+        }
+        for frame in frames_left(locked, now) {
+            let _ = outlets.send(local, &frame);
+        }
+        Ok(ends)
+    }
+
+    /// A connection with all that it consists of, and its shadow.
+    fn pack(
+        &self,
+        locked: &mut Locked<'_>,
+        (uid, now): (u32, Instant),
+        endpoint: EndpointId,
+        shadow: impl FnOnce(&ConnectionRecord) -> Result<Foreign, Refused>,
+    ) -> Result<End, Refused> {
         let record = locked.stack().tcp_record(endpoint, now)?;
         // What an image says is not believed: the address is one whose flows were granted.
         let granted = |filter: &Filter| filter.uid == uid && filter.wish.grants(record.local());
         if self.filters.ids(granted).is_empty() {
             return Err(Refusal::NotOwner.into());
         }
-        let shadow = shadow()?;
-        self.check_shadow(&shadow)?;
+        let socket = shadow(&record)?;
+        self.check_shadow(&socket)?;
         let parcel = Parcel {
             record,
             options: *locked
@@ -86,16 +140,11 @@ impl Server {
             written: bytes(locked, endpoint, Part::Written),
             unread: bytes(locked, endpoint, Part::Unread),
         };
-        let mut outlets = Outlets::default();
-        let flows = locked.flows();
-        repair::build(&shadow, &parcel, &mut outlets, || {
-            flows.remove(record.local(), record.remote());
-        })?;
-        locked.stack().tcp_leave(endpoint, now)?;
-        for frame in frames_left(locked, now) {
-            let _ = outlets.send(record.local_ip, &frame);
-        }
-        Ok(shadow)
+        Ok(End {
+            endpoint,
+            socket,
+            parcel,
+        })
     }
 
     /// A TCP socket of this namespace that is neither connected nor listens.

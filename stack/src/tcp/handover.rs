@@ -156,6 +156,15 @@ impl From<Stale> for CannotMove {
     }
 }
 
+/// The other end of a connection of this stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Twin {
+    /// Its endpoint.
+    pub endpoint: EndpointId,
+    /// Nobody has it any more.
+    pub is_orphan: bool,
+}
+
 /// A run of bytes of a connection that moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -239,6 +248,38 @@ impl Stack<'_> {
             srtt_us: tcb.srtt_us(),
             ifindex: tcb.hop.ifindex,
         })
+    }
+
+    /// The other end of a connection, when that is in this stack too: both move or none does.
+    ///
+    /// # Errors
+    /// As [`Stack::tcp_record`]; [`CannotMove::Handshake`] also while nobody has accepted the other
+    /// end.
+    pub fn tcp_twin(&self, id: EndpointId, now: Instant) -> Result<Option<Twin>, CannotMove> {
+        let record = self.tcp_record(id, now)?;
+        let (local, remote) = (record.local(), record.remote());
+        let Some(index) = self.find_connection(&remote, &local) else {
+            let mini = self.find_mini(&remote, &local);
+            let mini = mini.and_then(|mini| self.minis.get(mini as usize));
+            return match mini.is_some_and(|mini| mini.kind == mini::kind::REQUEST) {
+                true => Err(CannotMove::Handshake),
+                false => Ok(None),
+            };
+        };
+        let slot = index as usize;
+        let generation = self.endpoints.get(slot).ok_or(Stale)?.generation;
+        let tcb = self.tcbs.get(slot).ok_or(Stale)?;
+        let twin = Twin {
+            endpoint: EndpointId { index, generation },
+            is_orphan: tcb.has(flag::ORPHAN),
+        };
+        match self.tcp_record(twin.endpoint, now) {
+            _ if twin.endpoint == id => Ok(None),
+            Err(CannotMove::NoConnection) => Ok(None),
+            Err(why) => Err(why),
+            Ok(_) if tcb.has(flag::ACCEPTABLE) => Err(CannotMove::Handshake),
+            Ok(_) => Ok(Some(twin)),
+        }
     }
 
     /// Calls `each` with the stretches of a part, in order of sequence numbers.

@@ -60,7 +60,7 @@ pub(crate) mod wheel;
 pub use defaults::TcpDefaults;
 pub use fast_connect::FirstWrite;
 pub use flow::FlowChange;
-pub use handover::{CannotMove, Cargo, ConnectionRecord, Part};
+pub use handover::{CannotMove, Cargo, ConnectionRecord, Part, Twin};
 pub use info::TcpInfo;
 pub use notices::{Notice, NoticeKind};
 pub use options::TcpOptions;

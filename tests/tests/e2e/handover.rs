@@ -13,6 +13,17 @@ use super::streams::{started, subject};
 /// Clients on the kernel: so many connections at once, each of which sends and reads so many bytes
 /// at the same time and compares.
 pub(crate) fn echo_clients(scene: &Scene, connections: u32, bytes: u32) -> Program<'_> {
+    let clients = scene.bed.program(Side::Client, "python3");
+    echoed(clients, scene, connections, bytes)
+}
+
+/// The same by this Python.
+pub(crate) fn echoed<'a>(
+    mut python: Program<'a>,
+    scene: &Scene,
+    connections: u32,
+    bytes: u32,
+) -> Program<'a> {
     let script = r"
 import asyncio, random
 async def one(n):
@@ -38,9 +49,81 @@ asyncio.run(asyncio.wait_for(main(), 40))
         .replace("HOST", &scene.host())
         .replace("CONNECTIONS", &connections.to_string())
         .replace("BYTES", &bytes.to_string());
-    let mut clients = scene.bed.program(Side::Client, "python3");
-    clients.args(["-c", &script]);
-    clients
+    python.args(["-c", &script]);
+    python
+}
+
+/// Both ends of a connection in one stack: when one must be the kernel's, for an option or because
+/// another program gets it, the other is too, with what is on its way.
+pub(crate) fn both_ends(scene: &Scene) -> Result<()> {
+    let script = r"
+import array, socket, subprocess, sys
+SO_MARK = 36
+def pair():
+    server = socket.create_server((sys.argv[1], 0))
+    client = socket.create_connection(server.getsockname(), 10)
+    accepted = server.accept()[0]
+    accepted.settimeout(10)
+    return client, accepted
+def read(end, count):
+    got = b''
+    while len(got) < count:
+        piece = end.recv(count - len(got))
+        assert piece, len(got)
+        got += piece
+    return got
+def talk(one, other, unread):
+    data = bytes(range(256)) * 20
+    assert read(other, len(unread[0])) == unread[0] and read(one, len(unread[1])) == unread[1]
+    for _ in range(5):
+        one.sendall(data); assert read(other, len(data)) == data
+        other.sendall(data); assert read(one, len(data)) == data
+    one.shutdown(socket.SHUT_WR); assert other.recv(1) == b''
+    other.sendall(data); assert read(one, len(data)) == data
+    other.close(); assert one.recv(1) == b''
+    one.close()
+def meets(how, unread, swap):
+    one, other = pair()
+    if swap: one, other = other, one
+    one.sendall(unread[0]); other.sendall(unread[1])
+    how(one, other)
+    talk(one, other, unread)
+def mark(one, other): one.setsockopt(socket.SOL_SOCKET, SO_MARK, 1)
+def both(one, other): mark(one, other); mark(other, one)
+def send(one, other):
+    left, right = socket.socketpair()
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [one.fileno()]))]
+    left.sendmsg([b'x'], rights)
+def run(one, other):
+    line = 'import os; assert os.read(0, 3) == b\'abc\'; os.write(0, b\'def\')'
+    other.sendall(b'abc')
+    subprocess.run([sys.executable, '-c', line], stdin=one, check=True)
+    assert read(other, 3) == b'def'
+for how in mark, both, send:
+    for unread in (b'', b''), (b'a' * 5000, b'b' * 70000):
+        for swap in False, True: meets(how, unread, swap)
+for swap in False, True: meets(run, (b'', b''), swap)
+";
+    let mut python = subject(scene, Side::Server, "/usr/bin/python3");
+    python.env("BYPASS_ACCELERATE_LOCAL", "1");
+    python.args(["-c", script, &scene.host()]).run()?.check()?;
+    moved(scene, 28)
+}
+
+/// So many connections have become the kernel's at least.
+fn moved(scene: &Scene, least: u64) -> Result<()> {
+    if !scene.has_shim() {
+        return Ok(());
+    }
+    let counters = daemon::list(&scene.bed, &["stats"])?;
+    let counter = counters
+        .iter()
+        .find(|it| it["name"] == "connections_moved")
+        .ok_or("no counter of moves")?;
+    if counter["value"].as_u64() >= Some(least) {
+        return Ok(());
+    }
+    Err(format!("{least} moves expected: {counter}").into())
 }
 
 /// Serves with a program of `tests/e2e` and lets clients compare.

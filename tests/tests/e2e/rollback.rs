@@ -9,7 +9,7 @@ use bypass_tests::testbed::Side;
 use bypass_tests::{Result, daemon};
 use serde_json::Value;
 
-use super::handover::echo_clients;
+use super::handover::{echo_clients, echoed};
 use super::harness::Scene;
 use super::streams::{client, started, subject};
 
@@ -127,6 +127,28 @@ pub(crate) fn in_turns(scene: &Scene) -> Result<()> {
     });
     turned.map_err(|error| format!("{error}\n{}", server.stderr()))?;
     server.stop()?;
+    Ok(())
+}
+
+/// The same where the clients are on the same host, in the same stack: with the server's ends of
+/// connections theirs go and are not asked for.
+pub(crate) fn with_both_ends(scene: &Scene) -> Result<()> {
+    let server = echo(scene)?;
+    let mut clients = subject(scene, Side::Server, "python3");
+    clients.env("BYPASS_ACCELERATE_LOCAL", "1");
+    let clients = echoed(clients, scene, 20, 2_000_000);
+    let port = format!("--port {PORT}");
+    let mut moved = 0;
+    let turned = meanwhile(&clients, || {
+        let done = control(scene, "rollback", &port)?;
+        moved += done["connections"].as_u64().unwrap_or(0);
+        control(scene, "adopt", &port).map(drop)
+    });
+    turned.map_err(|error| format!("{error}\n{}", server.stderr()))?;
+    server.stop()?;
+    if scene.has_shim() && moved == 0 {
+        return Err("no connection has moved".into());
+    }
     Ok(())
 }
 
