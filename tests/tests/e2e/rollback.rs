@@ -140,6 +140,9 @@ pub(crate) fn with_both_ends(scene: &Scene) -> Result<()> {
     let port = format!("--port {PORT}");
     let mut moved = 0;
     let turned = meanwhile(&clients, || {
+        if moved == 0 {
+            begun(scene)?;
+        }
         let done = control(scene, "rollback", &port)?;
         moved += done["connections"].as_u64().unwrap_or(0);
         control(scene, "adopt", &port).map(drop)
@@ -150,6 +153,17 @@ pub(crate) fn with_both_ends(scene: &Scene) -> Result<()> {
         return Err("no connection has moved".into());
     }
     Ok(())
+}
+
+/// Waits for the first accelerated connection.
+fn begun(scene: &Scene) -> Result<()> {
+    if !scene.has_shim() {
+        return Ok(());
+    }
+    wait_until("an accelerated connection", Duration::from_secs(20), || {
+        let sockets = daemon::list(&scene.bed, &["sockets"]).unwrap_or_default();
+        sockets.iter().any(|it| it["state"] == "established")
+    })
 }
 
 /// New connections are the kernel's after a rollback, with the reason, and ours after an adoption.
