@@ -54,6 +54,7 @@ struct Seen {
     ops: Option<usize>,
     eventq_poll: Option<usize>,
     has_timestamp: bool,
+    has_capacity: bool,
     rx_buffer_len: Option<usize>,
     vi_flags: Option<usize>,
     nic_type: Option<usize>,
@@ -96,7 +97,8 @@ pub(super) fn layout(ciul: &Ciul) -> Result<Layout, String> {
 impl Seen {
     fn agrees(&self, row: &Layout) -> bool {
         // An older initialiser need not zero the whole structure: then its size is not seen.
-        self.size.is_none_or(|size| size == row.size) && self.has_ops_of(row) && {
+        let is_like = self.size.is_none_or(|size| size == row.size) && self.has_ops_of(row);
+        is_like && self.has_capacity == row.has_capacity && {
             let fields = [
                 (self.rx_buffer_len, row.rx_buffer_len),
                 (self.vi_flags, row.vi_flags),
@@ -231,9 +233,11 @@ impl Scratch {
             (functions.ef_vi_add_queue)(vi, vi);
         }
         // SAFETY: an initialised VI.
-        if unsafe { (functions.ef_eventq_capacity)(vi) } != CAPACITY as c_int {
+        let capacity = unsafe { (functions.ef_eventq_capacity)(vi) };
+        if !(1..EVENTS as c_int).contains(&capacity) {
             return;
         }
+        seen.has_capacity = capacity == CAPACITY as c_int;
         seen.evq_mask = self.field(8 * EVENTS as u32 - 1);
         seen.rxq = self.field(RX as u32 - 1);
         seen.txq = self.field(TX as u32 - 1);

@@ -22,6 +22,7 @@ use std::path::Path;
 use super::library::{Ciul, Cookie, Functions, RawRegistration, Specification};
 use super::port::{Counts, EfViPort};
 use super::tests::{Fake, RELEASES, around, datagrams};
+use crate::relay::Port;
 
 const EVENTS: usize = 1024;
 const ENTRIES: usize = 512;
@@ -33,7 +34,7 @@ const EMPTY: u64 = u64::MAX;
 /// Descriptors hold plain addresses.
 const PLAIN: u64 = 0x60;
 /// An event's bit for a wrong frame checksum.
-const BAD: u64 = 1 << 27;
+const BAD: u64 = 1 << 24;
 
 /// What a VI's memory is in a driver's mapping.
 #[repr(C, align(4096))]
@@ -254,7 +255,7 @@ unsafe extern "C" fn vi_free(_: *mut c_void, _: c_int) -> c_int {
 }
 
 unsafe extern "C" fn mtu(_: *mut c_void, _: c_int) -> c_uint {
-    1500
+    1514
 }
 
 unsafe extern "C" fn mac(_: *mut c_void, _: c_int, mac: *mut [u8; 6]) -> c_int {
@@ -323,6 +324,7 @@ fn library(path: &Path) -> Ciul {
 /// Datagrams around the loop by a library's ring code: what has come, and what was counted.
 fn trace(path: &Path) -> (Vec<u32>, Counts) {
     let mut port = EfViPort::with(library(path), "eth9", false).unwrap();
+    assert_eq!(port.facts().mtu, 1500);
     assert_eq!(around(&mut port, 10), [], "no filter");
     port.add_filter(datagrams()).unwrap();
     let got = around(&mut port, 20_000);

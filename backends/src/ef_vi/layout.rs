@@ -36,6 +36,9 @@ pub(super) struct Layout {
     pub(super) transmit_ctpio_fallback: usize,
     /// Whether `ops.receive_get_timestamp` is there, before the poll.
     pub(super) has_timestamp: bool,
+    /// Whether an event ring is told how many events it may have (the last argument of
+    /// `ef_vi_init_evq`), and answers so. Others answer what its size leaves.
+    pub(super) has_capacity: bool,
     /// In the state: descriptors pushed, added and done, one after the other.
     pub(super) tx_previous: usize,
     pub(super) tx_added: usize,
@@ -64,6 +67,7 @@ const OF_8_1: Layout = Layout {
     eventq_poll: 1040,
     transmit_ctpio_fallback: 1112,
     has_timestamp: false,
+    has_capacity: false,
     tx_previous: 32,
     tx_added: 36,
     rx_posted: 56,
@@ -90,6 +94,7 @@ const OF_9_0_0: Layout = Layout {
     eventq_poll: 1128,
     transmit_ctpio_fallback: 1192,
     has_timestamp: true,
+    has_capacity: false,
     tx_previous: 32,
     tx_added: 36,
     rx_posted: 64,
@@ -137,6 +142,7 @@ const OF_9_2: Layout = Layout {
     receive_push: 1192,
     eventq_poll: 1208,
     transmit_ctpio_fallback: 1272,
+    has_capacity: true,
     tx_previous: 36,
     tx_added: 40,
     ..OF_9_1

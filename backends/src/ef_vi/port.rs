@@ -18,7 +18,7 @@ use super::card;
 use super::event::{DISCARDS, Event, RawEvent};
 use super::layout::Layout;
 use super::library::{Ciul, Cookie};
-use super::queue::{MOST_OF_ONE, Queue};
+use super::queue::{ETHERNET, MOST_OF_ONE, Queue};
 use super::reason::CiulError;
 use super::vlan::{self, Vlan};
 use crate::relay::{CardFilter, Facts, InCard, Port};
@@ -149,7 +149,7 @@ impl EfViPort {
         let (mac, mtu) = queue.facts().map_err(told)?;
         let mtu = vlan.map_or(mtu, |(_, own)| own.min(mtu));
         let tag = vlan.map_or(0, |_| vlan::BYTES as u32);
-        if mtu.saturating_add(14 + tag) > queue.longest() {
+        if mtu.saturating_add(ETHERNET + tag) > queue.longest() {
             return Err(format!(
                 "an MTU of {mtu} bytes is more than a buffer of the card takes ({} with headers)",
                 queue.longest()

@@ -27,6 +27,8 @@ use super::reason::CiulError;
 use super::vlan;
 use crate::relay::CardFilter;
 
+/// Bytes of an Ethernet header.
+pub(super) const ETHERNET: u32 = 14;
 /// Entries of each ring.
 pub(super) const ENTRIES: u32 = 512;
 /// Bytes of a buffer: two of them fill a page of the card.
@@ -265,10 +267,17 @@ impl Queue {
         let memory = Memory::map()?;
         let registration = Registration::of(&memory, &mut domain)?;
         let prefix = interface.raw.prefix();
+        let cuts_through = [EFCT, EF10CT].contains(&interface.raw.architecture());
+        // Those have buffers of their own, as long as ours, and say nothing of them.
+        let buffer = if cuts_through {
+            BUFFER as u32
+        } else {
+            interface.raw.buffer()
+        };
         let mut queue = Self {
             prefix,
-            longest: interface.raw.buffer().saturating_sub(prefix),
-            cuts_through: [EFCT, EF10CT].contains(&interface.raw.architecture()),
+            longest: buffer.saturating_sub(prefix),
+            cuts_through,
             vlan,
             get_stamp,
             interface,
@@ -308,6 +317,9 @@ impl Queue {
     }
 
     /// MAC address and MTU.
+    ///
+    /// # Errors
+    /// Which call has failed.
     pub(super) fn facts(&mut self) -> Result<([u8; 6], u32), CiulError> {
         let functions = self.functions();
         let (vi, fd) = (self.vi(), self.domain.handle.fd);
@@ -315,8 +327,13 @@ impl Queue {
         // SAFETY: a VI; writes six bytes.
         let answer = unsafe { (functions.ef_vi_get_mac)(vi, fd, &raw mut mac) };
         CiulError::check("ef_vi_get_mac", answer)?;
-        // SAFETY: a VI.
-        Ok((mac, unsafe { (functions.ef_vi_mtu)(vi, fd) }))
+        // SAFETY: a VI. The answer is the longest frame without its checksum, or 0.
+        let frame = unsafe { (functions.ef_vi_mtu)(vi, fd) };
+        let mtu = frame.checked_sub(ETHERNET).ok_or(CiulError {
+            call: "ef_vi_mtu",
+            errno: Errno::NODEV,
+        })?;
+        Ok((mac, mtu))
     }
 
     /// Whether the card stamps received frames.

@@ -181,6 +181,7 @@ fn datagrams_go_around_in_every_release_and_way_of_receiving() {
         for way in ["", "merge", "ref", "prefix0"] {
             let fake = Fake::new(&[("LAYOUT", release), ("FAULT", way)]);
             let mut port = fake.open().unwrap();
+            assert_eq!(port.facts().mtu, 1500);
             port.add_filter(datagrams()).unwrap();
             // More than the rings have entries, so that all of them go around.
             let got = around(&mut port, 3000);
@@ -536,7 +537,7 @@ fn a_life(fake: &Fake, vlan: Option<u16>) -> Option<EfViPort> {
 #[test]
 fn any_call_may_fail_at_any_time() {
     // The calibration posts and sends too: those after it are meant.
-    const CALLS: [(&str, u32, &[&str]); 11] = [
+    const CALLS: [(&str, u32, &[&str]); 12] = [
         ("open", 1, &["ENOENT", "ENODEV", "EACCES", "ENOMEM"]),
         ("pd", 1, &["ENODEV", "ENOENT", "EPERM", "ENOMEM", "ELIBACC"]),
         (
@@ -546,6 +547,7 @@ fn any_call_may_fail_at_any_time() {
         ),
         ("memreg", 1, &["ENOSPC", "EBUSY", "ENOMEM", "EINVAL"]),
         ("mac", 1, &["ENODEV"]),
+        ("mtu", 1, &["ENODEV"]),
         ("filter", 1, &["EBUSY", "EEXIST", "ENOSPC", "EPERM"]),
         ("vlan", 1, &["EPROTONOSUPPORT", "EINVAL"]),
         ("unfilter", 1, &["ENOENT", "EINVAL"]),
@@ -556,7 +558,7 @@ fn any_call_may_fail_at_any_time() {
     let fake = Fake::new(&[]);
     for (call, first, errnos) in CALLS {
         // The reset makes everything twice: only what fails the first time keeps the port closed.
-        let needed = ["open", "pd", "alloc", "memreg", "mac"].contains(&call);
+        let needed = ["open", "pd", "alloc", "memreg", "mac", "mtu"].contains(&call);
         for (errno, nth) in errnos
             .iter()
             .flat_map(|errno| (0..3).map(move |nth| (errno, nth)))

@@ -10,7 +10,7 @@ use crate::layout::{LAYOUTS, Layout};
 /// A failure to come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Fault {
-    /// A call (`open`, `pd`, `alloc`, `memreg`, `mac`, `filter`, `unfilter`, `prime`, `receive`,
+    /// A call (`open`, `pd`, `alloc`, `memreg`, `mac`, `mtu`, `filter`, `unfilter`, `prime`, `receive`,
     /// `transmit`, `stamp`; `stamps` = `alloc` with times of frames), or what the card does
     /// (`reset`, `oflow`, `txerr`, `discard`).
     what: String,

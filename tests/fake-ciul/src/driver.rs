@@ -305,7 +305,8 @@ fn card(vi: *mut c_void) -> ([u8; 6], u32) {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ef_vi_mtu(vi: *mut c_void, _handle: c_int) -> c_uint {
-    card(vi).1
+    // The whole frame without its checksum; 0 when the driver does not answer.
+    config::check("mtu").map_or(0, |()| card(vi).1 + 14)
 }
 
 #[unsafe(no_mangle)]

@@ -45,6 +45,8 @@ pub(crate) struct Layout {
     pub(crate) rx_posted: usize,
     pub(crate) rx_added: usize,
     pub(crate) rx_ref: u16,
+    /// Whether an event ring is told how many events it may have.
+    pub(crate) has_capacity: bool,
 }
 
 const ALL: [usize; 35] = {
@@ -99,6 +101,7 @@ const NEWEST: Layout = Layout {
     rx_posted: 64,
     rx_added: 68,
     rx_ref: 14,
+    has_capacity: true,
 };
 
 const OF_9_0_2: Layout = Layout {
@@ -117,6 +120,7 @@ const OF_9_0_2: Layout = Layout {
     slots: ALL.split_at(33).0,
     tx_previous: 32,
     tx_added: 36,
+    has_capacity: false,
     ..NEWEST
 };
 
@@ -134,6 +138,7 @@ const OF_9_1: Layout = Layout {
     slots: ALL.split_at(34).0,
     tx_previous: 32,
     tx_added: 36,
+    has_capacity: false,
     ..NEWEST
 };
 
@@ -160,6 +165,7 @@ pub(crate) static LAYOUTS: [Layout; 7] = [
         rx_posted: 56,
         rx_added: 60,
         rx_ref: 15,
+        has_capacity: false,
     },
     Layout {
         name: "9.0.0",

@@ -14,7 +14,7 @@ use std::sync::{Mutex, OnceLock};
 use crate::config;
 use crate::driver::Bell;
 use crate::filter::Key;
-use crate::vi::{RX_DOORBELL, RX_EVENT_MERGE, RX_TIMESTAMPS, TX_DOORBELL, Vi, ef_event};
+use crate::vi::{BAD_FRAME, RX_DOORBELL, RX_EVENT_MERGE, RX_TIMESTAMPS, TX_DOORBELL, Vi, ef_event};
 use crate::wire::Wire;
 
 /// Frames of one turn, and of one completion that is in time, at most.
@@ -385,7 +385,7 @@ impl Nic {
     fn tell(&mut self, vi: Vi, length: usize, is_bad: bool) {
         let prefix: u32 = vi.get(vi.layout.rx_prefix_len);
         let bytes = length as u64 + u64::from(prefix);
-        let error = u64::from(is_bad) << 27;
+        let error = if is_bad { BAD_FRAME } else { 0 };
         self.raise(vi, bytes | error | u64::from(self.rx_read & 15) << 48);
     }
 

@@ -25,6 +25,15 @@ const EVQ_DOORBELL: usize = 0x400;
 const NONE: u64 = u64::MAX;
 const NO_ID: u32 = u32::MAX;
 const EAGAIN: c_int = -libc::EAGAIN;
+/// Events behind the one that is read next that are not cleared yet.
+const CLEARED: c_int = 8;
+/// An event's bits for errors of a frame that cards of this kind discard: frame checksum, IP's, TCP's
+/// and UDP's, too long or broken.
+const ERRORS: u64 = 1 << 24 | 1 << 25 | 1 << 26 | 1 << 29;
+/// An event's bit for a wrong frame checksum.
+pub(crate) const BAD_FRAME: u64 = 1 << 24;
+/// EF10's architecture.
+const EF10: c_int = 1;
 /// Bytes of a receive buffer that EF10 uses.
 pub(crate) const RX_BUFFER: u32 = 1792;
 /// VI flags.
@@ -214,7 +223,7 @@ impl Vi {
         let low = (raw >> 48) as u32 & 15;
         let count = low.wrapping_sub(self.word(self.rx_removed())) & 15;
         let label = (raw >> 16) as u8 & 31;
-        let is_bad = raw >> 25 & 0x1f != 0;
+        let is_bad = raw & ERRORS != 0;
         if self.flags() & RX_EVENT_MERGE != 0 {
             let kind = if is_bad { 11 } else { 9 };
             return ef_event::new(kind)
@@ -254,7 +263,10 @@ pub unsafe extern "C" fn ef_vi_init(
     }
     // SAFETY: callers give at least as much.
     unsafe { vi.base.write_bytes(0, layout.size) };
-    vi.set(layout.rx_buffer_len, RX_BUFFER);
+    // Cards that lend their packets have no buffers of ours.
+    if arch == EF10 {
+        vi.set(layout.rx_buffer_len, RX_BUFFER);
+    }
     vi.set(layout.ep_state, state);
     match layout.flags_bytes {
         4 => vi.set(layout.vi_flags, flags as u32),
@@ -317,7 +329,10 @@ pub unsafe extern "C" fn ef_vi_init_evq(
     let vi = Vi::at(vi);
     vi.set(vi.layout.evq_mask, entries as u32 * 8 - 1);
     vi.set(vi.layout.evq_mask - 8, ring);
-    vi.set(vi.layout.evq_mask + 4, max_events);
+    // The others have no fourth argument: what is there is anything.
+    if vi.layout.has_capacity {
+        vi.set(vi.layout.evq_mask + 4, max_events);
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -369,7 +384,11 @@ pub unsafe extern "C" fn ef_vi_add_queue(evq_vi: *mut c_void, vi: *mut c_void) -
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ef_eventq_capacity(vi: *mut c_void) -> c_int {
     let vi = Vi::at(vi);
-    vi.get(vi.layout.evq_mask + 4)
+    if vi.layout.has_capacity {
+        return vi.get(vi.layout.evq_mask + 4);
+    }
+    // One is never full, and those are free that are cleared behind.
+    vi.evq_slots() as c_int - 2 - CLEARED
 }
 
 unsafe extern "C" fn receive_init(vi: *mut c_void, address: u64, id: c_int) -> c_int {
