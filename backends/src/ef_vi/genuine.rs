@@ -7,7 +7,8 @@
 //!                                        └── Card: the hardware's side, whose wire is a loop
 //! ```
 //!
-//! What is absent: prime and sleep, filters (one lets everything by), cards other than EF10.
+//! What is absent: prime and sleep, filters (one lets everything by; it is seen that the library
+//! takes each kind), cards other than EF10.
 
 #![expect(
     unsafe_code,
@@ -15,14 +16,16 @@
 )]
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::path::Path;
 
+use libloading::os::unix::Library;
+
 use super::library::{Ciul, Cookie, Functions, RawRegistration, Specification};
 use super::port::{Counts, EfViPort};
-use super::tests::{Fake, RELEASES, around, datagrams};
-use crate::relay::Port;
+use super::tests::{Fake, RELEASES, around, datagrams, frame, mended, send};
+use crate::relay::{CardFilter, Port};
 
 const EVENTS: usize = 1024;
 const ENTRIES: usize = 512;
@@ -35,6 +38,21 @@ const EMPTY: u64 = u64::MAX;
 const PLAIN: u64 = 0x60;
 /// An event's bit for a wrong frame checksum.
 const BAD: u64 = 1 << 24;
+/// Events of the card's controller: the time, and that it was started anew.
+const TIME: u64 = 12 << 60 | 0x1a << 44;
+const REBOOT: u64 = 12 << 60 | 0x15 << 44;
+/// An event that says nothing: of the driver, that the ring has started.
+const START: u64 = 5 << 60 | 2 << 56;
+/// Where a buffer has its time, in quarters of nanoseconds.
+const STAMP: usize = 10;
+/// `EF_VI_RX_TIMESTAMPS`.
+const STAMPS: u64 = 0x1_0000;
+const SECOND: u64 = 1_000_000_000;
+/// The time is told four times a second.
+const TOLD_NS: u64 = SECOND / 4;
+/// The card's time when it starts, and how long a frame takes.
+const BEGIN_NS: u64 = 1_700_000_000 * SECOND;
+const FRAME_NS: u64 = 300_000;
 
 /// What a VI's memory is in a driver's mapping.
 #[repr(C, align(4096))]
@@ -57,15 +75,25 @@ struct Card {
     wire: VecDeque<Vec<u8>>,
     /// Frames that have come; each thousandth has a wrong checksum.
     received: u64,
+    filters: i32,
+    /// Whether it tells the time, which it is, and when it has told it.
+    stamps: bool,
+    now_ns: u64,
+    told_ns: u64,
 }
 
-/// The library, the card, objects that live, and filters among them.
+/// What quarters of nanoseconds are to a library that knows other counts too; not exported by the
+/// stand-in.
+type SetFormat = unsafe extern "C" fn(*mut c_void, c_int);
+
+/// The library, a card for each VI, objects that live, times of frames.
 #[derive(Default)]
 struct World {
     functions: Option<Functions>,
-    card: Option<Card>,
+    set_format: Option<SetFormat>,
+    cards: HashMap<usize, Card>,
     live: i64,
-    filters: u32,
+    stamps: Vec<u64>,
 }
 
 thread_local! {
@@ -142,7 +170,19 @@ impl Card {
         }
     }
 
-    fn receive(&mut self) {
+    /// A frame's time, which the card tells four times a second as a whole.
+    fn stamp(&mut self) -> u64 {
+        self.now_ns += FRAME_NS;
+        let now = self.now_ns;
+        if self.stamps && now - self.told_ns >= TOLD_NS {
+            self.told_ns = now;
+            let quarters = now % SECOND * 4;
+            self.raise(TIME | (quarters >> 26) << 38 | now / SECOND);
+        }
+        now
+    }
+
+    fn receive(&mut self, stamps: &mut Vec<u64>) {
         while self.rx_read != self.doorbell(RX_DOORBELL) % ENTRIES && self.has_room() {
             let Some(frame) = self.wire.pop_front() else {
                 return;
@@ -155,11 +195,16 @@ impl Card {
             unsafe {
                 std::ptr::copy_nonoverlapping(frame.as_ptr(), buffer.add(PREFIX), frame.len())
             };
+            let now = self.stamp();
+            let quarters = (now % SECOND * 4) as u32;
+            // SAFETY: the same; before the frame.
+            unsafe { buffer.add(STAMP).cast::<u32>().write_unaligned(quarters) };
             self.rx_read = (self.rx_read + 1) % ENTRIES;
             self.received += 1;
             let error = if self.received.is_multiple_of(1000) {
                 BAD
             } else {
+                stamps.push(now);
                 0
             };
             let bytes = (frame.len() + PREFIX) as u64;
@@ -168,16 +213,21 @@ impl Card {
     }
 }
 
-/// A turn of the card, if there is one.
+/// A turn of each card.
 pub(super) fn turn() {
     world(|world| {
-        if let Some(card) = &mut world.card {
+        for card in world.cards.values_mut() {
             card.transmit();
-            if world.filters > 0 {
-                card.receive();
+            if card.filters > 0 {
+                card.receive(&mut world.stamps);
             }
         }
     });
+}
+
+/// What each card does next.
+fn cards(what: impl Fn(&mut Card)) {
+    world(|world| world.cards.values_mut().for_each(what));
 }
 
 unsafe extern "C" fn open(handle: *mut c_int) -> c_int {
@@ -233,25 +283,32 @@ unsafe extern "C" fn vi_alloc(
         (library.ef_vi_init_txq)(vi, txq, ring.cast(), ids.cast());
         (library.ef_vi_init_state)(vi);
         (library.ef_vi_add_queue)(vi, vi);
+        if let Some(set) = world(|world| world.set_format) {
+            set(vi, 1);
+        }
     }
-    let card = Card {
+    let mut card = Card {
         rings,
         rx_read: 0,
         tx_read: 0,
         evq_write: 0,
         wire: VecDeque::new(),
         received: 0,
+        filters: 0,
+        stamps: flags & STAMPS != 0,
+        now_ns: BEGIN_NS,
+        told_ns: 0,
     };
-    world(|world| world.card = Some(card));
+    card.stamp();
+    world(|world| world.cards.insert(vi as usize, card));
     lives(1)
 }
 
-unsafe extern "C" fn vi_free(_: *mut c_void, _: c_int) -> c_int {
-    let card = world(|world| world.card.take()).expect("a VI");
+unsafe extern "C" fn vi_free(vi: *mut c_void, _: c_int) -> c_int {
+    let card = world(|world| world.cards.remove(&(vi as usize))).expect("a VI");
     // SAFETY: made by `vi_alloc`; no card has it any more.
     drop(unsafe { Box::from_raw(card.rings) });
-    world(|world| world.filters = 0);
-    lives(-1)
+    lives(-1 - i64::from(card.filters))
 }
 
 unsafe extern "C" fn mtu(_: *mut c_void, _: c_int) -> c_uint {
@@ -289,20 +346,36 @@ unsafe extern "C" fn unregister(made: *mut RawRegistration, _: c_int) -> c_int {
     lives(-1)
 }
 
+/// One filter more, or less.
+fn filtered(vi: *mut c_void, by: i32) -> c_int {
+    world(|world| world.cards.get_mut(&(vi as usize)).expect("a VI").filters += by);
+    lives(by.into())
+}
+
 unsafe extern "C" fn filter_add(
-    _: *mut c_void,
+    vi: *mut c_void,
     _: c_int,
     _: *const Specification,
     _: *mut Cookie,
 ) -> c_int {
-    world(|world| world.filters += 1);
-    0
+    filtered(vi, 1)
+}
+
+unsafe extern "C" fn filter_del(vi: *mut c_void, _: c_int, _: *const Cookie) -> c_int {
+    filtered(vi, -1)
 }
 
 /// A library whose driver is here.
 fn library(path: &Path) -> Ciul {
     let mut ciul = Ciul::load(path).unwrap();
-    world(|world| world.functions = Some(ciul.functions));
+    // SAFETY: loaded already, and as long as its functions are used.
+    let library = unsafe { Library::new(path) }.unwrap();
+    // SAFETY: a function of this name has this type in every release.
+    let set_format = unsafe { library.get::<SetFormat>(b"ef_vi_set_ts_format") };
+    world(|world| {
+        world.functions = Some(ciul.functions);
+        world.set_format = set_format.ok().map(|found| *found);
+    });
     ciul.functions = Functions {
         ef_driver_open: open,
         ef_driver_close: close,
@@ -315,6 +388,7 @@ fn library(path: &Path) -> Ciul {
         ef_memreg_alloc: register,
         ef_memreg_free: unregister,
         ef_vi_filter_add: filter_add,
+        ef_vi_filter_del: filter_del,
         ..ciul.functions
     };
     ciul.is_stand_in = true;
@@ -334,17 +408,23 @@ fn trace(path: &Path) -> (Vec<u32>, Counts) {
     (got, counts)
 }
 
-#[test]
-fn the_librarys_ring_code_carries_every_frame() {
-    let mut traces = Vec::new();
+/// Does something over the stand-in as each release, and over the library that is to be tried.
+fn over_each(what: impl Fn(&Path)) {
     for release in RELEASES {
         let fake = Fake::new(&[("LAYOUT", release)]);
-        traces.push(trace(&fake.path));
+        what(&fake.path);
     }
     match std::env::var_os("BYPASS_TEST_LIBCIUL") {
-        Some(path) => traces.push(trace(Path::new(&path))),
+        Some(path) => what(Path::new(&path)),
         None => eprintln!("BYPASS_TEST_LIBCIUL is not set: no genuine library, the stand-in only"),
     }
+}
+
+#[test]
+fn the_librarys_ring_code_carries_every_frame() {
+    let traces = RefCell::new(Vec::new());
+    over_each(|path| traces.borrow_mut().push(trace(path)));
+    let traces = traces.into_inner();
     for (got, counts) in &traces {
         // Ten that came before the filter wait on the wire.
         assert_eq!(got.len() as u64, counts.received);
@@ -352,4 +432,81 @@ fn the_librarys_ring_code_carries_every_frame() {
         assert_eq!(counts.discarded, [0, 0, 20, 0, 0, 0, 0, 0]);
         assert_eq!(*got, traces[0].0);
     }
+}
+
+/// Times of frames that go around one by one.
+fn stamps(port: &mut EfViPort, count: u32) -> Vec<u64> {
+    let mut got = Vec::new();
+    for number in 0..count {
+        assert!(send(port, &frame(7007, number)));
+        port.flush();
+        turn();
+        port.receive(&mut |_, stamp| got.push(stamp));
+    }
+    port.receive(&mut |_, stamp| got.push(stamp));
+    got
+}
+
+/// The library makes whole times of what the card writes, and a VI that is made again does too.
+#[test]
+fn frames_have_the_time_that_the_card_has_written() {
+    over_each(|path| {
+        world(|world| world.stamps.clear());
+        let mut port = EfViPort::with(library(path), "eth9", true).unwrap();
+        port.add_filter(datagrams()).unwrap();
+        let mut got = stamps(&mut port, 9000);
+        cards(|card| card.raise(REBOOT));
+        mended(&mut port);
+        got.extend(stamps(&mut port, 9000));
+        assert_eq!((port.counts().resets, port.counts().filters_lost), (1, 0));
+        assert_eq!(got.len(), 2 * (9000 - 9));
+        assert_eq!(got, world(|world| std::mem::take(&mut world.stamps)));
+        drop(port);
+        assert_eq!(world(|world| world.live), 0);
+    });
+}
+
+/// A ring without a free event, as a card leaves it that nobody has read for too long.
+#[test]
+fn a_ring_that_has_overflown_is_made_again() {
+    over_each(|path| {
+        let mut port = EfViPort::with(library(path), "eth9", false).unwrap();
+        port.add_filter(datagrams()).unwrap();
+        cards(|card| (0..EVENTS).for_each(|_| card.raise(START)));
+        mended(&mut port);
+        assert_eq!(
+            (port.counts().overflows, port.counts().filters_lost),
+            (1, 0)
+        );
+        assert_eq!(around(&mut port, 100).len(), 100);
+        drop(port);
+        assert_eq!(world(|world| world.live), 0);
+    });
+}
+
+/// Each kind of filter is one that the library's setters take, with a VLAN and without.
+#[test]
+fn the_library_takes_every_kind_of_filter() {
+    const V6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    over_each(|path| {
+        for vlan in [None, Some((7, 1400))] {
+            let mut port = EfViPort::of_card(library(path), "eth9", vlan, false).unwrap();
+            for protocol in [6, 17] {
+                for local in [datagrams().local, (V6, 80)] {
+                    for remote in [None, Some((local.0, 4000))] {
+                        let filter = CardFilter {
+                            protocol,
+                            local,
+                            remote,
+                        };
+                        port.add_filter(filter).unwrap();
+                    }
+                }
+            }
+            assert_eq!(port.in_card().len(), 8);
+            assert_eq!(around(&mut port, 100).len(), 100);
+            drop(port);
+            assert_eq!(world(|world| world.live), 0);
+        }
+    });
 }

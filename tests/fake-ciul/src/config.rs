@@ -10,9 +10,9 @@ use crate::layout::{LAYOUTS, Layout};
 /// A failure to come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Fault {
-    /// A call (`open`, `pd`, `alloc`, `memreg`, `mac`, `mtu`, `filter`, `unfilter`, `prime`, `receive`,
-    /// `transmit`, `stamp`; `stamps` = `alloc` with times of frames), or what the card does
-    /// (`reset`, `oflow`, `txerr`, `discard`).
+    /// A call (`open`, `pd`, `alloc`, `memreg`, `mac`, `mtu`, `filter`, `unfilter`, `prime`,
+    /// `receive`, `transmit`, `stamp`; `stamps` = `alloc` with times of frames), or what the card
+    /// does (`reset`, `oflow`, `txerr`, `discard`).
     what: String,
     /// Which call, or which frame, from 1 on; 0 = each.
     nth: u64,

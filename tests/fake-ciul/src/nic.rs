@@ -24,6 +24,8 @@ const BUNDLE: u32 = 64;
 /// Most turns between two completions that are late.
 const LATE_TURNS: u32 = 24;
 const FRAME: usize = 65_536;
+/// Nanoseconds.
+const SECOND: u64 = 1_000_000_000;
 const EMPTY: u64 = u64::MAX;
 
 /// One VI's share of a card.
@@ -108,10 +110,12 @@ fn clock() -> u64 {
     (now.expect("a time after 1970") + AHEAD).as_nanos() as u64
 }
 
-/// The last time whose second has so many fours of nanoseconds.
-pub(crate) fn stamp_of(fours: u32) -> u64 {
-    const SECOND: u64 = 1_000_000_000;
-    let (now, rest) = (clock(), u64::from(fours) * 4);
+/// The time whose second has so many quarters of nanoseconds: the one next to the time that the
+/// card has told, or else the last one.
+pub(crate) fn stamp_of(quarters: u32, told: Option<u64>) -> u64 {
+    let rest = u64::from(quarters) / 4;
+    // The card tells the time four times a second, as of then.
+    let now = told.map_or_else(clock, |told| told + SECOND / 2);
     let stamp = now / SECOND * SECOND + rest;
     if stamp > now { stamp - SECOND } else { stamp }
 }
@@ -371,9 +375,9 @@ impl Nic {
             unsafe { to.add(8).cast::<u16>().write_unaligned(frame.len() as u16) };
         }
         if prefix >= 14 && vi.flags() & RX_TIMESTAMPS != 0 {
-            let fours = (clock() % 1_000_000_000 / 4) as u32;
+            let quarters = (clock() % SECOND * 4) as u32;
             // SAFETY: the same.
-            unsafe { to.add(10).cast::<u32>().write_unaligned(fours) };
+            unsafe { to.add(10).cast::<u32>().write_unaligned(quarters) };
         }
         // SAFETY: compared above; whoever posts a buffer has registered the memory.
         unsafe {

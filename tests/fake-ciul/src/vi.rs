@@ -25,10 +25,17 @@ const EVQ_DOORBELL: usize = 0x400;
 const NONE: u64 = u64::MAX;
 const NO_ID: u32 = u32::MAX;
 const EAGAIN: c_int = -libc::EAGAIN;
+/// What the card's controller tells: that it was started anew, and the time.
+const REBOOT: u64 = 0x15;
+const TIME: u64 = 0x1a;
+/// In the state: seconds of the time that was told and its quarters of nanoseconds, without their
+/// low 26 bits; whether it was.
+const TOLD: usize = 8;
+const IS_TOLD: usize = 20;
 /// Events behind the one that is read next that are not cleared yet.
 const CLEARED: c_int = 8;
-/// An event's bits for errors of a frame that cards of this kind discard: frame checksum, IP's, TCP's
-/// and UDP's, too long or broken.
+/// An event's bits for errors of a frame that cards of this kind discard: frame checksum, IP's,
+/// TCP's and UDP's, too long or broken.
 const ERRORS: u64 = 1 << 24 | 1 << 25 | 1 << 26 | 1 << 29;
 /// An event's bit for a wrong frame checksum.
 pub(crate) const BAD_FRAME: u64 = 1 << 24;
@@ -205,6 +212,34 @@ impl Vi {
         unsafe { place.write_volatile(NONE) };
         self.set_word(0, self.word(0).wrapping_add(8));
         Some(event)
+    }
+
+    /// Takes an event of the card's controller.
+    fn hear(self, raw: u64) -> Option<ef_event> {
+        match raw >> 44 & 0xff {
+            REBOOT => return Some(ef_event::new(12)),
+            TIME => {
+                self.set_word(TOLD, raw as u32);
+                self.set_word(TOLD + 4, (raw >> 38 & 0x3f) as u32);
+                self.set_word(IS_TOLD, 1);
+            }
+            _ => {}
+        }
+        None
+    }
+
+    /// The time that the card has last told, nanoseconds since 1970.
+    fn told(self) -> Option<u64> {
+        let rest = u64::from(self.word(TOLD + 4)) << 26;
+        let told = u64::from(self.word(TOLD)) * 1_000_000_000 + rest / 4;
+        (self.word(IS_TOLD) == 1).then_some(told)
+    }
+
+    /// Whether the last event that was read is not cleared, or another one: the ring is full.
+    fn has_overflown(self) -> bool {
+        let before = self.evq_at().wrapping_sub(1) & (self.evq_slots() as usize - 1);
+        // SAFETY: inside of the ring.
+        unsafe { self.evq().add(before).read_volatile() != NONE }
     }
 
     /// Takes the id of the oldest descriptor off a ring.
@@ -480,8 +515,8 @@ pub unsafe extern "C" fn ef_vi_receive_get_timestamp_with_sync_flags(
         None if vi.get::<u32>(vi.layout.rx_prefix_len) < 14 => return -libc::ENODATA,
         None => {
             // SAFETY: a received packet begins with its prefix, which has the time at 10.
-            let fours = unsafe { packet.add(10).cast::<u32>().read_unaligned() };
-            nic::stamp_of(fours)
+            let quarters = unsafe { packet.add(10).cast::<u32>().read_unaligned() };
+            nic::stamp_of(quarters, vi.told())
         }
     };
     let (seconds, rest) = (stamp / 1_000_000_000, stamp % 1_000_000_000);
@@ -601,6 +636,11 @@ pub unsafe extern "C" fn ef10_ef_eventq_poll(
 ) -> c_int {
     let vi = Vi::at(this);
     assert!(most >= 2, "fake libciul: a poll for {most} events");
+    if vi.has_overflown() {
+        // SAFETY: the caller has room for `most`.
+        unsafe { events.write(ef_event::new(6)) };
+        return 1;
+    }
     let mut count = 0;
     let mut put = |event| {
         // SAFETY: the caller has room for `most`.
@@ -620,6 +660,7 @@ pub unsafe extern "C" fn ef10_ef_eventq_poll(
             2 => put(ef_event::new(1)
                 .u8(2, label)
                 .u16(4, (raw as u16).wrapping_add(1))),
+            12 => vi.hear(raw).is_some_and(&mut put),
             _ => false,
         };
     }
