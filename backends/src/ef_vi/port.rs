@@ -67,6 +67,7 @@ pub struct EfViPort {
     /// The card's interface.
     interface: String,
     vlan: Option<u16>,
+    /// Whether stamps are asked for.
     stamps: bool,
     queue: Option<Queue>,
     /// A dead VI, which keeps its filters until another is opened: what they match must not reach
@@ -87,6 +88,34 @@ pub struct EfViPort {
     events: Box<[RawEvent; EVENTS]>,
     /// A frame whose tag is off.
     room: Vec<u8>,
+}
+
+/// A queue, and why it has no stamps that were asked for.
+struct Opened {
+    queue: Queue,
+    refusal: Option<String>,
+}
+
+impl Opened {
+    /// Opens a queue; without stamps where the card, or its licence, has none.
+    fn of(
+        ciul: &Arc<Ciul>,
+        layout: Layout,
+        interface: &str,
+        vlan: Option<u16>,
+        stamps: bool,
+    ) -> Result<Self, CiulError> {
+        let open = |stamps| Queue::open(ciul, layout, interface, vlan, stamps);
+        let (queue, refusal) = match open(stamps) {
+            Err(error) if stamps && error.may_be_of_stamps() => {
+                (open(false)?, Some(error.errno.to_string()))
+            }
+            opened => (opened?, None),
+        };
+        let is_old = stamps && refusal.is_none() && !queue.has_stamps();
+        let refusal = refusal.or_else(|| is_old.then(|| "the library knows none".to_owned()));
+        Ok(Self { queue, refusal })
+    }
 }
 
 /// What a library is: its release, and which layout it has. Nothing is opened.
@@ -141,11 +170,8 @@ impl EfViPort {
         let ciul = Arc::new(ciul);
         let told = |error: CiulError| told(&ciul, &error);
         let id = vlan.map(|(id, _)| id);
-        let open = |stamps| Queue::open(&ciul, layout, interface, id, stamps);
-        // Not every card, and not every licence, has stamps.
-        let stamped = stamps.then(|| open(true)).and_then(Result::ok);
-        let has_stamps = stamped.as_ref().is_some_and(Queue::has_stamps);
-        let mut queue = stamped.map_or_else(|| open(false), Ok).map_err(told)?;
+        let opened = Opened::of(&ciul, layout, interface, id, stamps);
+        let Opened { mut queue, refusal } = opened.map_err(told)?;
         let (mac, mtu) = queue.facts().map_err(told)?;
         let mtu = vlan.map_or(mtu, |(_, own)| own.min(mtu));
         let tag = vlan.map_or(0, |_| vlan::BYTES as u32);
@@ -156,16 +182,16 @@ impl EfViPort {
             ));
         }
         let mut driver = described(&ciul, layout);
-        driver += match (stamps, has_stamps) {
-            (true, true) => ", stamping frames",
-            (true, false) => ", which cannot stamp frames",
-            (false, _) => "",
+        driver += &match (stamps, refusal) {
+            (true, None) => ", stamping frames".to_owned(),
+            (true, Some(why)) => format!(", which cannot stamp frames ({why})"),
+            (false, _) => String::new(),
         };
         Ok(Self {
             layout,
             interface: interface.to_owned(),
             vlan: id,
-            stamps: has_stamps,
+            stamps,
             queue: Some(queue),
             dead: None,
             filters: BTreeMap::new(),
@@ -195,7 +221,8 @@ impl EfViPort {
 
     fn open_again(&self) -> Result<Queue, CiulError> {
         let (ciul, name) = (&self.ciul, &self.interface);
-        Queue::open(ciul, self.layout, name, self.vlan, self.stamps)
+        let opened = Opened::of(ciul, self.layout, name, self.vlan, self.stamps)?;
+        Ok(opened.queue)
     }
 
     /// Makes the VI again, if it is dead.
@@ -259,7 +286,7 @@ impl EfViPort {
 impl EfViPort {
     /// One look at the events; frames as they are on the wire.
     fn receive_as_is(&mut self, each: &mut dyn FnMut(&[u8], u64)) -> usize {
-        if self.stamps {
+        if self.queue.as_ref().is_some_and(Queue::has_stamps) {
             self.look::<true>(each)
         } else {
             self.look::<false>(each)

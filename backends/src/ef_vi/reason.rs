@@ -23,6 +23,13 @@ impl CiulError {
         Err(Self { call, errno })
     }
 
+    /// Whether it may be stamps that are refused: the card, its firmware or its licence has none.
+    /// What is used up or absent is so without them too.
+    pub(super) fn may_be_of_stamps(&self) -> bool {
+        let refusals = [Errno::OPNOTSUPP, Errno::NOSYS, Errno::INVAL, Errno::PERM];
+        self.call == "ef_vi_alloc_from_pd" && refusals.contains(&self.errno)
+    }
+
     /// What it means, where it means something of its own.
     fn meaning(&self) -> Option<&'static str> {
         Some(match (self.call, self.errno) {

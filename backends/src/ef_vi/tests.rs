@@ -497,7 +497,8 @@ fn a_card_without_stamps_serves_all_the_same() {
     for fault in ["stamps:EOPNOTSUPP", "stamps:EPERM", "stamps:EINVAL"] {
         let fake = Fake::new(&[("FAULT", fault)]);
         let mut port = fake.open_stamped();
-        assert!(port.facts().driver.ends_with(", which cannot stamp frames"));
+        let driver = port.facts().driver;
+        assert!(driver.contains(", which cannot stamp frames ("), "{driver}");
         port.add_filter(datagrams()).unwrap();
         assert_eq!(stamps(&mut port, 100), [0; 100]);
         drop(port);
@@ -510,6 +511,32 @@ fn a_card_without_stamps_serves_all_the_same() {
     let stamps = stamps(&mut port, 5);
     let known: Vec<bool> = stamps.iter().map(|stamp| *stamp != 0).collect();
     assert_eq!(known, [true, true, false, true, true]);
+}
+
+/// What has nothing to do with stamps is not tried without: it would work by chance, and for ever.
+#[test]
+fn a_card_that_is_used_up_is_not_taken_for_one_without_stamps() {
+    for errno in ["EBUSY", "ENOSPC", "ENOMEM", "ELIBACC", "ENODEV"] {
+        let fake = Fake::new(&[("FAULT", &format!("stamps:{errno}"))]);
+        let refused = EfViPort::with(fake.ciul(), "eth9", true);
+        assert!(refused.is_err(), "{errno}");
+        assert_eq!(fake.live(), 0, "{errno}");
+    }
+}
+
+/// Frames have their times behind a reset too, as soon as the card can again.
+#[test]
+fn a_vi_that_is_made_again_stamps() {
+    for fault in ["reset@20", "reset@20,stamps:EBUSY@2"] {
+        let fake = Fake::new(&[("FAULT", fault)]);
+        let mut port = fake.open_stamped();
+        port.add_filter(datagrams()).unwrap();
+        around(&mut port, 32);
+        mended(&mut port);
+        let stamps = stamps(&mut port, 100);
+        assert_eq!(stamps.len(), 100, "{fault}");
+        assert!(stamps.iter().all(|stamp| *stamp > AHEAD), "{fault}");
+    }
 }
 
 /// Opens a port, sends frames around, loses the VI, and takes the filter away; whatever fails in
