@@ -177,7 +177,7 @@ impl Card {
         if self.stamps && now - self.told_ns >= TOLD_NS {
             self.told_ns = now;
             let quarters = now % SECOND * 4;
-            self.raise(TIME | (quarters >> 26) << 38 | now / SECOND);
+            self.raise(TIME | ((quarters >> 26) << 38) | (now / SECOND));
         }
         now
     }
