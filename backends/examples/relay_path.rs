@@ -11,7 +11,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bypass_backends::af_xdp::{FilterKey, FlowTable, Listener};
-use bypass_backends::relay::{Answer, Facts, Link, Port, Relay, RelayQueuePair, claim};
+use bypass_backends::relay::{
+    Answer, Facts, Link, Offloads, Port, Relay, RelayQueuePair, Told, claim,
+};
 use bypass_backends::{QueuePair, Received, Transmit};
 use rustix::fs::{MemfdFlags, SealFlags};
 
@@ -40,12 +42,13 @@ impl Port for MemoryPort {
             driver: "memory".to_owned(),
             // Else the relay makes a device.
             is_bifurcated: true,
+            offloads: Offloads::default(),
         }
     }
 
-    fn receive(&mut self, each: &mut dyn FnMut(&[u8], u64)) -> usize {
+    fn receive(&mut self, each: &mut dyn FnMut(&[u8], Told)) -> usize {
         for _ in 0..self.burst {
-            each(&self.frame, 0);
+            each(&self.frame, Told::default());
         }
         self.burst
     }

@@ -23,6 +23,8 @@ pub struct Received {
     pub offset: u32,
     /// Bytes of the frame.
     pub len: u32,
+    /// Whether the NIC has found its UDP or TCP checksum right.
+    pub is_checksum_good: bool,
 }
 
 /// A frame to send.

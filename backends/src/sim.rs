@@ -74,6 +74,7 @@ impl End {
             chunk,
             offset: headroom,
             len: frame.len() as u32,
+            is_checksum_good: false,
         });
         true
     }

@@ -26,7 +26,7 @@ use bypass_backends::af_xdp::Unforked;
 use bypass_backends::{QueuePair, Received, Transmit};
 use bypass_stack::{
     ChunkId, DropReason, EndpointId, FrameOutcome, Instant, LayoutError, Memory,
-    QUEUE_PAIR_HAIRPIN, QueuePairInfo, RxFrame, Stack, WaiterId, WaiterSet,
+    QUEUE_PAIR_HAIRPIN, QueuePairInfo, RxChecksum, RxFrame, Stack, WaiterId, WaiterSet,
 };
 use rustix::io::Errno;
 
@@ -678,15 +678,11 @@ fn receive(
     if !queue.rx_pending() {
         return 0;
     }
-    let mut batch = [Received {
-        chunk: 0,
-        offset: 0,
-        len: 0,
-    }; BATCH];
-    let partial_checksums = stack
-        .queue_pairs_mut()
-        .get(index)
-        .is_some_and(|info| info.flags & QueuePairInfo::PARTIAL_CHECKSUMS != 0);
+    let mut batch = [Received::default(); BATCH];
+    let known = match stack.queue_pairs_mut().get(index) {
+        Some(info) if info.flags & QueuePairInfo::PARTIAL_CHECKSUMS != 0 => RxChecksum::Partial,
+        _ => RxChecksum::Unknown,
+    };
     let timestamp_ns = clock::realtime_ns();
     // A system call under the lock, but only after the ring has overrun.
     let missed = queue.missed();
@@ -699,7 +695,11 @@ fn receive(
                 offset: frame.offset,
                 len: frame.len,
                 queue_pair: index as u8,
-                partial_checksums,
+                checksum: if frame.is_checksum_good {
+                    RxChecksum::Good
+                } else {
+                    known
+                },
                 timestamp_ns,
             };
             let outcome = stack.handle_frame(packets, frame, now);

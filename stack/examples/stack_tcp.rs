@@ -10,7 +10,7 @@
 
 use bypass_stack::{
     Capacities, ChunkId, EndpointId, Family, Instant, IpAddress, Memory, NextHop, ProcessId,
-    RxFrame, SocketAddress, Stack, TcpOpen, TcpOptions, image_bytes,
+    RxChecksum, RxFrame, SocketAddress, Stack, TcpOpen, TcpOptions, image_bytes,
 };
 use zerocopy::IntoBytes;
 
@@ -118,7 +118,7 @@ fn carry(from: &mut Side<'_>, to: &mut Side<'_>, now: Instant) -> usize {
             offset: 0,
             len: sent.len,
             queue_pair: 0,
-            partial_checksums: false,
+            checksum: RxChecksum::Unknown,
             timestamp_ns: 1,
         };
         to.stack.handle_frame(&mut to.packets, frame, now);

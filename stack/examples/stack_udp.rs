@@ -8,7 +8,7 @@
 
 use bypass_stack::{
     Capacities, ChunkId, EndpointId, Family, FrameOutcome, Instant, IpAddress, Memory, NextHop,
-    RxFrame, SocketAddress, Stack, UdpOpen, UdpOptions, image_bytes, wire,
+    RxChecksum, RxFrame, SocketAddress, Stack, UdpOpen, UdpOptions, image_bytes, wire,
 };
 use zerocopy::IntoBytes;
 
@@ -44,7 +44,7 @@ fn receive_batch(stack: &mut Stack<'_>, packets: &mut Packets, chunks: &[ChunkId
             offset: 0,
             len,
             queue_pair: 0,
-            partial_checksums: false,
+            checksum: RxChecksum::Unknown,
             timestamp_ns: 1,
         };
         let outcome = stack.handle_frame(packets, frame, Instant(1));
@@ -159,7 +159,7 @@ fn main() {
         ttl: 64,
         ipv4_id: 1,
         dont_fragment: true,
-        checksum_off: false,
+        checksum: wire::TxChecksum::Whole,
     };
     wire::ipv4::emit(&mut frame, &headers);
 

@@ -9,7 +9,7 @@ use crate::demux::{Addresses, specific};
 use crate::image::chunk_state;
 use crate::receive_buffer::Charge;
 use crate::send::SendError;
-use crate::stack::{RxFrame, Stack, Transmit};
+use crate::stack::{RxChecksum, RxFrame, Stack, Transmit};
 use crate::types::{
     ChunkId, EndpointId, Instant, IpAddress, Memory, QUEUE_PAIR_HAIRPIN, SocketAddress,
 };
@@ -141,7 +141,7 @@ impl Stack<'_> {
                 offset: sent.offset,
                 len: sent.len,
                 queue_pair: QUEUE_PAIR_HAIRPIN,
-                partial_checksums: false,
+                checksum: RxChecksum::Unknown,
                 timestamp_ns,
             };
             self.handle_frame(memory, frame, now);

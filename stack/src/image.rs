@@ -34,6 +34,7 @@ use crate::tcp::ports::LocalPorts;
 use crate::tcp::tcb::Tcb;
 use crate::tcp::wheel::Wheel;
 use crate::types::{IpAddress, PROCESSES, QUEUE_PAIRS, WAITERS, WATCHERS};
+use crate::wire::TxChecksum;
 use core::mem::size_of;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -182,6 +183,9 @@ impl QueuePairInfo {
     pub const ZERO_COPY: u32 = 8;
     /// Before each of its frames is a time by the NIC's clock, or zero.
     pub const STAMPS: u32 = 16;
+    /// UDP and TCP checksums are completed behind it: those of frames whose checksum is the sum of
+    /// the pseudo-header.
+    pub const COMPLETES_CHECKSUMS: u32 = 32;
 
     /// Whether the queue pair is in use.
     #[must_use]
@@ -467,6 +471,19 @@ pub(crate) struct Head {
     pub(crate) notice_queues: Places,
     pub(crate) notices: Places,
     pub(crate) tail: [u64; TAIL],
+}
+
+impl Head {
+    /// How much of its checksums a frame for this queue pair has.
+    #[inline(always)]
+    pub(crate) fn tx_checksum(&self, queue_pair: u8) -> TxChecksum {
+        match self.queue_pairs.get(usize::from(queue_pair)) {
+            Some(info) if info.flags & QueuePairInfo::COMPLETES_CHECKSUMS != 0 => {
+                TxChecksum::Pseudo
+            }
+            _ => TxChecksum::Whole,
+        }
+    }
 }
 
 const _: () = {

@@ -62,7 +62,7 @@ pub use image::{
 };
 pub use readiness::{Readiness, event};
 pub use send::SendError;
-pub use stack::{FrameOutcome, RxFrame, Stack, Transmit};
+pub use stack::{FrameOutcome, RxChecksum, RxFrame, Stack, Transmit};
 pub use tcp::{
     CannotMove, Cargo, ConnectionRecord, Ended, FirstWrite, FlowChange, NoPort, Notice, NoticeKind,
     Part, PortView, Shutdown, Span, TcpDefaults, TcpError, TcpInfo, TcpInput, TcpOpen, TcpOptions,

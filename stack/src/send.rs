@@ -11,7 +11,7 @@ use crate::demux::specific;
 use crate::image::{Endpoint, UdpOptions, chunk_state};
 use crate::stack::Stack;
 use crate::types::{EndpointId, IpAddress, Memory, SocketAddress};
-use crate::wire::{self, ipv4, ipv6};
+use crate::wire::{self, TxChecksum, ipv4, ipv6};
 
 /// Place of the payload in a chunk that we send: a cache line, room for either family's headers.
 const PAYLOAD_AT: usize = 64;
@@ -38,6 +38,7 @@ fn headers(
     to: SocketAddress,
     via: &NextHop,
     ipv4_id: u32,
+    checksum: TxChecksum,
 ) -> wire::Headers {
     let options = &endpoint.options;
     let (tos, ttl) = options.tos_and_ttl(to.ip.is_v4());
@@ -52,7 +53,10 @@ fn headers(
         ttl,
         ipv4_id: ipv4_id as u16,
         dont_fragment: options.has(UdpOptions::DONT_FRAGMENT),
-        checksum_off: options.has(UdpOptions::CHECKSUM_OFF),
+        checksum: match options.has(UdpOptions::CHECKSUM_OFF) {
+            true => TxChecksum::Off,
+            false => checksum,
+        },
     }
 }
 
@@ -91,7 +95,9 @@ impl Stack<'_> {
         {
             return Err(SendError::TooBig);
         }
-        let headers = headers(endpoint, source, to, via, self.head.ipv4_id.wrapping_add(1));
+        let checksum = self.head.tx_checksum(via.queue_pair);
+        let ipv4_id = self.head.ipv4_id.wrapping_add(1);
+        let headers = headers(endpoint, source, to, via, ipv4_id, checksum);
         let chunk = self
             .take_free(chunk_state::SENDING)
             .ok_or(SendError::NoChunk)?;

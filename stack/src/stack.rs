@@ -35,10 +35,22 @@ pub struct RxFrame {
     pub len: u32,
     /// Queue pair that received it.
     pub queue_pair: u8,
-    /// Whether a checksum may cover only the pseudo-header (veth peers).
-    pub partial_checksums: bool,
+    /// What is known of its UDP or TCP checksum.
+    pub checksum: RxChecksum,
     /// When it was received, nanoseconds of `CLOCK_REALTIME`; 0 = unknown.
     pub timestamp_ns: u64,
+}
+
+/// What is known of the UDP or TCP checksum of a frame that came in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RxChecksum {
+    /// Nothing: it must be right.
+    #[default]
+    Unknown,
+    /// It may cover only the pseudo-header: a veth peer leaves the rest to a card that never comes.
+    Partial,
+    /// The card has found it right.
+    Good,
 }
 
 /// What became of a frame.
@@ -240,7 +252,7 @@ impl Stack<'_> {
         if wire::tcp::is_tcp(bytes) {
             return self.receive_tcp(memory, frame, now);
         }
-        let datagram = wire::parse(bytes, &mac, frame.partial_checksums)?;
+        let datagram = wire::parse(bytes, &mac, frame.checksum)?;
         let to = Addresses {
             local: SocketAddress::new(datagram.destination, datagram.destination_port),
             remote: SocketAddress::new(datagram.source, datagram.source_port),

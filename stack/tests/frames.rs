@@ -2,7 +2,7 @@
 
 mod common;
 
-use bypass_stack::{DropReason, FrameOutcome, Memory as _, RxFrame};
+use bypass_stack::{DropReason, FrameOutcome, Memory as _, RxChecksum, RxFrame};
 use common::*;
 
 const LOCAL: &str = "198.18.0.1:5000";
@@ -91,7 +91,7 @@ fn a_frame_longer_than_its_chunk_is_dropped() {
             offset,
             len,
             queue_pair: 0,
-            partial_checksums: false,
+            checksum: RxChecksum::Unknown,
             timestamp_ns: 0,
         };
         let outcome = stack.handle_frame(packets, frame, NOW);
@@ -238,6 +238,38 @@ fn every_flipped_bit_behind_the_ethernet_header_is_noticed() {
 }
 
 #[test]
+fn a_checksum_that_the_card_found_right_is_not_looked_at() {
+    for (mut frame, header, checksum) in [(good(), 24, 40), (good6(), 20, 60)] {
+        frame[checksum] ^= 1;
+        let mut rig = Rig::new(CAPS);
+        rig.open(at("[::]:5000"), None);
+        let mut outcome = |frame: &[u8], known| rig.frame_with(frame, 0, known);
+        let bad = FrameOutcome::Dropped(DropReason::ChecksumBad);
+        assert_eq!(outcome(&frame, RxChecksum::Unknown), bad);
+        assert!(matches!(
+            outcome(&frame, RxChecksum::Good),
+            FrameOutcome::Delivered(_)
+        ));
+        // Cards differ in what the sum of a datagram with bytes behind it is.
+        let length = checksum - 2;
+        frame[length + 1] -= 1;
+        assert_eq!(outcome(&frame, RxChecksum::Good), bad);
+        frame[length + 1] += 1;
+        // It is of the transport only, and one that is absent cannot be right over IPv6.
+        if frame[12] == 8 {
+            frame[header] ^= 1;
+            let bad = FrameOutcome::Dropped(DropReason::IpChecksum);
+            assert_eq!(outcome(&frame, RxChecksum::Good), bad);
+        } else {
+            frame[checksum..checksum + 2].fill(0);
+            let missing = FrameOutcome::Dropped(DropReason::ChecksumMissing);
+            assert_eq!(outcome(&frame, RxChecksum::Good), missing);
+        }
+        rig.check();
+    }
+}
+
+#[test]
 fn partial_checksums_are_accepted_only_where_announced() {
     for mut frame in [good(), good6()] {
         let (checksum, sum) = if frame[12] == 8 {
@@ -248,19 +280,19 @@ fn partial_checksums_are_accepted_only_where_announced() {
         frame[checksum..checksum + 2].copy_from_slice(&sum.to_be_bytes());
         let mut rig = Rig::new(CAPS);
         rig.open(at("[::]:5000"), None);
-        let outcome = rig.frame_with(&frame, 0, false);
+        let outcome = rig.frame_with(&frame, 0, RxChecksum::Unknown);
         assert_eq!(outcome, FrameOutcome::Dropped(DropReason::ChecksumBad));
         assert!(matches!(
-            rig.frame_with(&frame, 0, true),
+            rig.frame_with(&frame, 0, RxChecksum::Partial),
             FrameOutcome::Delivered(_)
         ));
         frame[checksum] ^= 1;
-        let outcome = rig.frame_with(&frame, 0, true);
+        let outcome = rig.frame_with(&frame, 0, RxChecksum::Partial);
         assert_eq!(outcome, FrameOutcome::Dropped(DropReason::ChecksumBad));
         // Complete ones are good there as well.
         let complete = if checksum == 40 { good() } else { good6() };
         assert!(matches!(
-            rig.frame_with(&complete, 0, true),
+            rig.frame_with(&complete, 0, RxChecksum::Partial),
             FrameOutcome::Delivered(_)
         ));
         rig.check();

@@ -3,8 +3,9 @@
 
 mod common;
 
-use bypass_stack::DropReason;
+use bypass_stack::wire::TxChecksum;
 use bypass_stack::wire::tcp::{self, Headers, Options, SackBlock, Segment, Timestamps, flags};
+use bypass_stack::{DropReason, RxChecksum};
 use common::*;
 
 const LOCAL: &str = "198.18.0.1:5000";
@@ -40,7 +41,7 @@ fn good6() -> Vec<u8> {
 }
 
 fn parse(frame: &[u8]) -> Result<Segment, DropReason> {
-    tcp::parse(frame, &MAC, false)
+    tcp::parse(frame, &MAC, RxChecksum::Unknown)
 }
 
 #[track_caller]
@@ -105,7 +106,10 @@ fn good_segments_are_found_with_all_their_facts() {
         assert_eq!(found, expected);
         // Padding behind the packet is not payload; the MAC address of nobody is anybody's.
         let padded = [&frame[..], &[9; 7]].concat();
-        assert_eq!(tcp::parse(&padded, &[0; 6], false), Ok(expected));
+        assert_eq!(
+            tcp::parse(&padded, &[0; 6], RxChecksum::Unknown),
+            Ok(expected)
+        );
     }
 }
 
@@ -200,6 +204,19 @@ fn every_flipped_bit_behind_the_ethernet_header_is_noticed() {
 }
 
 #[test]
+fn a_checksum_that_the_card_found_right_is_not_looked_at() {
+    for (mut frame, field) in [(good(), 50), (good6(), 70)] {
+        frame[field] ^= 1;
+        dropped(&frame, DropReason::ChecksumBad);
+        assert!(tcp::parse(&frame, &MAC, RxChecksum::Good).is_ok());
+    }
+    let mut frame = good();
+    frame[24] ^= 1;
+    let found = tcp::parse(&frame, &MAC, RxChecksum::Good);
+    assert_eq!(found, Err(DropReason::IpChecksum));
+}
+
+#[test]
 fn partial_checksums_are_accepted_only_where_announced() {
     for (mut frame, field) in [(good(), 50), (good6(), 70)] {
         let sum = if field == 50 {
@@ -209,12 +226,15 @@ fn partial_checksums_are_accepted_only_where_announced() {
         };
         frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
         dropped(&frame, DropReason::ChecksumBad);
-        assert!(tcp::parse(&frame, &MAC, true).is_ok());
+        assert!(tcp::parse(&frame, &MAC, RxChecksum::Partial).is_ok());
         frame[field] ^= 1;
-        assert_eq!(tcp::parse(&frame, &MAC, true), Err(DropReason::ChecksumBad));
+        assert_eq!(
+            tcp::parse(&frame, &MAC, RxChecksum::Partial),
+            Err(DropReason::ChecksumBad)
+        );
     }
     // Complete ones stay right where partial ones are announced.
-    assert!(tcp::parse(&good(), &MAC, true).is_ok());
+    assert!(tcp::parse(&good(), &MAC, RxChecksum::Partial).is_ok());
 }
 
 #[test]
@@ -341,6 +361,7 @@ fn headers(from: &str, to: &str, options: Options) -> Headers {
         ttl: 63,
         ipv4_id: 7,
         options,
+        checksum: TxChecksum::Whole,
     }
 }
 

@@ -234,7 +234,7 @@ impl World {
                 continue; // The fill ring is empty: the NIC drops it.
             }
             let partial = self.faults.partial;
-            let outcome = receive(&mut stack, packets, &flight.bytes, 0, partial);
+            let outcome = receive(&mut stack, packets, &flight.bytes, 0, known(partial));
             self.frames_in += 1;
             self.trace.add(format!("{outcome:?}").as_bytes());
         }

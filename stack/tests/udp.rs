@@ -139,6 +139,44 @@ fn sent_frames_are_what_the_test_builds_by_hand() {
 }
 
 #[test]
+fn where_checksums_are_completed_the_rest_of_them_is_left_out() {
+    for (local, to, field) in [
+        (LOCAL, REMOTE, 40),
+        ("[2001:db8::1]:5000", "[2001:db8::2]:6000", 60),
+    ] {
+        let mut rig = Rig::new(CAPS);
+        let id = rig.open(at(local), None);
+        send(&mut rig, id, at(to), &via(local), b"hello").unwrap();
+        let whole = rig.sent(0).unwrap();
+        rig.stack().queue_pairs_mut()[0].flags |= QueuePairInfo::COMPLETES_CHECKSUMS;
+        send(&mut rig, id, at(to), &via(local), b"hello").unwrap();
+        let partial = rig.sent(0).unwrap();
+        let mut expected = whole;
+        if field == 40 {
+            expected[18..20].copy_from_slice(&partial[18..20]);
+            fix_ipv4(&mut expected);
+        }
+        let pseudo = if field == 40 {
+            plain_sum(&[&expected[26..34], &[0, 17, 0, 13]])
+        } else {
+            plain_sum(&[&expected[22..54], &[0, 17, 0, 13]])
+        };
+        expected[field..field + 2].copy_from_slice(&pseudo.to_be_bytes());
+        assert_eq!(partial, expected);
+        // One that the program does not want stays out.
+        rig.stack()
+            .udp_options(id)
+            .unwrap()
+            .set(UdpOptions::CHECKSUM_OFF, true);
+        send(&mut rig, id, at(to), &via(local), b"hello").unwrap();
+        let off = rig.sent(0).unwrap();
+        let is_absent = off[field..field + 2] == [0, 0];
+        assert_eq!(is_absent, field == 40);
+        rig.check();
+    }
+}
+
+#[test]
 fn send_options_act_on_the_header() {
     let mut rig = Rig::new(CAPS);
     let id = rig.open(at(LOCAL), None);
@@ -288,7 +326,7 @@ fn frames_in_chunks_that_were_not_posted_are_refused() {
             offset: 0,
             len: 60,
             queue_pair: 0,
-            partial_checksums: false,
+            checksum: RxChecksum::Unknown,
             timestamp_ns: 0,
         };
         let outcome = stack.handle_frame(packets, frame, NOW);
@@ -357,19 +395,19 @@ fn device_bound_endpoints_take_their_interface_only() {
     };
     let id = rig.stack().udp_open(&open).unwrap();
     let frame = datagram(at(REMOTE), at(LOCAL), b"x");
-    let outcome = rig.frame_with(&frame, 0, false);
+    let outcome = rig.frame_with(&frame, 0, RxChecksum::Unknown);
     assert_eq!(outcome, FrameOutcome::Dropped(DropReason::NoEndpoint));
     assert_eq!(
-        rig.frame_with(&frame, 1, false),
+        rig.frame_with(&frame, 1, RxChecksum::Unknown),
         FrameOutcome::Delivered(id)
     );
     let plain = rig.open(at("0.0.0.0:5000"), None);
     assert_eq!(
-        rig.frame_with(&frame, 1, false),
+        rig.frame_with(&frame, 1, RxChecksum::Unknown),
         FrameOutcome::Delivered(id)
     );
     assert_eq!(
-        rig.frame_with(&frame, 0, false),
+        rig.frame_with(&frame, 0, RxChecksum::Unknown),
         FrameOutcome::Delivered(plain)
     );
     assert_eq!(rig.pop(id).unwrap().1.queue_pair, 1);

@@ -74,6 +74,7 @@ impl QueuePair for AfXdpQueuePair {
                     chunk,
                     offset,
                     len: descriptor.len,
+                    is_checksum_good: false,
                 };
             }
         })

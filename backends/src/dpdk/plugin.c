@@ -20,20 +20,32 @@
 #include <rte_eal.h>
 #include <rte_errno.h>
 #include <rte_ethdev.h>
+#include <rte_ether.h>
+#include <rte_ip.h>
 #include <rte_log.h>
 #include <rte_mbuf.h>
+#include <rte_tcp.h>
+#include <rte_udp.h>
 #include <rte_version.h>
 
-#define ABI 2
+#define ABI 3
 #define BURST 64
 #define DESCRIPTORS 512
 #define POOL 4095
 #define XSTATS 256
 
+/* Offloads that a port has here, in `facts`. */
+#define RX_CHECKSUMS 1
+#define TX_CHECKSUMS 2
+
+/* What is known of a frame: the port has found its UDP or TCP checksum right. */
+#define CHECKSUM_GOOD 1
+
 struct facts {
 	uint8_t mac[6];
 	uint16_t mtu;
 	int32_t wait_fd; /* readable while frames wait; -1 = the port has none */
+	uint32_t offloads;
 	char driver[32];
 };
 
@@ -41,7 +53,7 @@ struct facts {
 struct frame {
 	const uint8_t *bytes;
 	uint32_t length;
-	uint32_t spare;
+	uint32_t flags;
 	void *handle;
 };
 
@@ -69,6 +81,10 @@ static uint16_t port = RTE_MAX_ETHPORTS;
 static struct rte_mempool *pool;
 static struct rte_mbuf *waiting[BURST];
 static uint16_t waiting_count;
+
+static uint32_t offloads;
+/* Frames that came with a verdict, and that went with the port's checksum. */
+static uint64_t found_good, found_bad, completed;
 
 /* Not 0: the device is to go, or must be opened anew. DPDK's thread of interrupts says so. */
 static volatile int lost;
@@ -197,10 +213,29 @@ static int32_t is_lost(void)
 	return lost;
 }
 
+/* The checksum offloads of the port. Virtio's mean that the other end leaves checksums out, also
+ * those of frames that the kernel gets. */
+static uint32_t find_offloads(const struct rte_eth_dev_info *info)
+{
+	const uint64_t rx = RTE_ETH_RX_OFFLOAD_UDP_CKSUM | RTE_ETH_RX_OFFLOAD_TCP_CKSUM;
+	const uint64_t tx = RTE_ETH_TX_OFFLOAD_UDP_CKSUM | RTE_ETH_TX_OFFLOAD_TCP_CKSUM;
+
+	if (strstr(info->driver_name, "virtio"))
+		return 0;
+	return ((info->rx_offload_capa & rx) == rx ? RX_CHECKSUMS : 0) |
+	       ((info->tx_offload_capa & tx) == tx ? TX_CHECKSUMS : 0);
+}
+
 static int configure(uint16_t *receives, uint16_t *sends)
 {
 	struct rte_eth_conf conf = { .intr_conf = { .rxq = 1 } };
-	int error = rte_eth_dev_configure(port, 1, 1, &conf);
+	int error;
+
+	if (offloads & RX_CHECKSUMS)
+		conf.rxmode.offloads = RTE_ETH_RX_OFFLOAD_UDP_CKSUM | RTE_ETH_RX_OFFLOAD_TCP_CKSUM;
+	if (offloads & TX_CHECKSUMS)
+		conf.txmode.offloads = RTE_ETH_TX_OFFLOAD_UDP_CKSUM | RTE_ETH_TX_OFFLOAD_TCP_CKSUM;
+	error = rte_eth_dev_configure(port, 1, 1, &conf);
 
 	if (error) {
 		/* Not every driver has interrupts. */
@@ -238,6 +273,7 @@ static int32_t open_port(struct facts *facts)
 	pool = rte_pktmbuf_pool_create("chunks", POOL, 250, 0, RTE_MBUF_DEFAULT_BUF_SIZE, socket);
 	if (!pool)
 		return failed("making chunks", rte_errno);
+	offloads = find_offloads(&info);
 	error = configure(&receives, &sends);
 	if (error)
 		return failed("configuring the port", -error);
@@ -261,9 +297,22 @@ static int32_t open_port(struct facts *facts)
 		facts->mtu = RTE_ETHER_MTU;
 	snprintf(facts->driver, sizeof(facts->driver), "%s", info.driver_name);
 	facts->wait_fd = wait_fd(info.driver_name);
+	facts->offloads = offloads;
 	is_of_pci = strchr(rte_dev_name(info.device), ':') != NULL;
 	ignore_signals();
 	return 0;
+}
+
+/* What the port says of a frame's checksum. Of a tunnel it speaks of the inner one. */
+static uint32_t verdict(const struct rte_mbuf *chunk)
+{
+	uint64_t said = chunk->ol_flags & RTE_MBUF_F_RX_L4_CKSUM_MASK;
+
+	found_bad += said == RTE_MBUF_F_RX_L4_CKSUM_BAD;
+	if (said != RTE_MBUF_F_RX_L4_CKSUM_GOOD || chunk->packet_type & RTE_PTYPE_TUNNEL_MASK)
+		return 0;
+	found_good++;
+	return CHECKSUM_GOOD;
 }
 
 static uint32_t receive(struct frame *into, uint32_t count)
@@ -283,6 +332,7 @@ static uint32_t receive(struct frame *into, uint32_t count)
 		}
 		into[kept].bytes = rte_pktmbuf_mtod(chunk, const uint8_t *);
 		into[kept].length = chunk->data_len;
+		into[kept].flags = offloads & RX_CHECKSUMS ? verdict(chunk) : 0;
 		into[kept].handle = chunk;
 		kept++;
 	}
@@ -303,10 +353,84 @@ static void release(const struct frame *frames, uint32_t count)
 	}
 }
 
+/* The transport header of a frame, and the sum of its pseudo-header; NULL unless it is UDP or TCP
+ * right behind an IP header whose length is the frame's. */
+static void *transport(struct rte_mbuf *chunk, uint8_t *protocol, uint16_t *sum)
+{
+	uint8_t *bytes = rte_pktmbuf_mtod(chunk, uint8_t *);
+	struct rte_ipv4_hdr *v4 = (void *)(bytes + RTE_ETHER_HDR_LEN);
+	struct rte_ipv6_hdr *v6 = (void *)(bytes + RTE_ETHER_HDR_LEN);
+	uint16_t kind, most = chunk->data_len - RTE_ETHER_HDR_LEN;
+
+	if (chunk->data_len < RTE_ETHER_HDR_LEN + sizeof(*v4) + sizeof(struct rte_udp_hdr))
+		return NULL;
+	kind = ((struct rte_ether_hdr *)bytes)->ether_type;
+	chunk->l2_len = RTE_ETHER_HDR_LEN;
+	if (kind == rte_cpu_to_be_16(RTE_ETHER_TYPE_IPV4)) {
+		if (v4->version_ihl != 0x45 || rte_be_to_cpu_16(v4->total_length) != most ||
+		    v4->fragment_offset & rte_cpu_to_be_16(0x3fff))
+			return NULL;
+		chunk->l3_len = sizeof(*v4);
+		*protocol = v4->next_proto_id;
+		*sum = rte_ipv4_phdr_cksum(v4, 0);
+		return v4 + 1;
+	}
+	if (kind != rte_cpu_to_be_16(RTE_ETHER_TYPE_IPV6) || most < sizeof(*v6) ||
+	    rte_be_to_cpu_16(v6->payload_len) != most - sizeof(*v6))
+		return NULL;
+	chunk->l3_len = sizeof(*v6);
+	*protocol = v6->proto;
+	*sum = rte_ipv6_phdr_cksum(v6, 0);
+	return v6 + 1;
+}
+
+/* Has the port complete a checksum that is only the sum of the pseudo-header. (One that is whole
+ * and happens to be the same number comes out as it was.) */
+static void complete(struct rte_mbuf *chunk)
+{
+	uint16_t sum, room = chunk->data_len - RTE_ETHER_HDR_LEN;
+	uint8_t protocol;
+	void *header = transport(chunk, &protocol, &sum);
+	struct rte_udp_hdr *udp = header;
+	struct rte_tcp_hdr *tcp = header;
+	uint64_t flags;
+
+	if (!header)
+		return;
+	room -= chunk->l3_len;
+	if (protocol == IPPROTO_UDP && room >= sizeof(*udp) && udp->dgram_cksum == sum)
+		flags = RTE_MBUF_F_TX_UDP_CKSUM;
+	else if (protocol == IPPROTO_TCP && room >= sizeof(*tcp) && tcp->cksum == sum)
+		flags = RTE_MBUF_F_TX_TCP_CKSUM;
+	else
+		return;
+	chunk->ol_flags |= flags;
+	chunk->ol_flags |= chunk->l3_len == sizeof(struct rte_ipv4_hdr) ? RTE_MBUF_F_TX_IPV4
+	                                                                : RTE_MBUF_F_TX_IPV6;
+	completed++;
+}
+
+/* How many of those that wait may go: a frame that the driver refuses is dropped. */
+static uint16_t prepared(void)
+{
+	uint16_t ready;
+
+	if (!(offloads & TX_CHECKSUMS))
+		return waiting_count;
+	ready = rte_eth_tx_prepare(port, 0, waiting, waiting_count);
+	if (ready < waiting_count) {
+		rte_pktmbuf_free(waiting[ready]);
+		waiting_count--;
+		memmove(waiting + ready, waiting + ready + 1,
+		        (waiting_count - ready) * sizeof(waiting[0]));
+	}
+	return ready;
+}
+
 /* Sends what waits; how many frames still wait then. */
 static uint32_t flush(void)
 {
-	uint16_t sent = rte_eth_tx_burst(port, 0, waiting, waiting_count);
+	uint16_t sent = rte_eth_tx_burst(port, 0, waiting, prepared());
 
 	waiting_count -= sent;
 	memmove(waiting, waiting + sent, waiting_count * sizeof(waiting[0]));
@@ -330,8 +454,24 @@ static int32_t send_frame(const uint8_t *bytes, uint32_t length)
 		return -1;
 	}
 	memcpy(to, bytes, length);
+	if (offloads & TX_CHECKSUMS)
+		complete(chunk);
 	waiting[waiting_count++] = chunk;
 	return 0;
+}
+
+static uint32_t own_statistics(struct statistic *into, uint32_t count)
+{
+	const struct statistic own[] = {
+		{ "rx_checksum_found_good", found_good },
+		{ "rx_checksum_found_bad", found_bad },
+		{ "tx_checksum_completed", completed },
+	};
+
+	if (!offloads || count < RTE_DIM(own))
+		return 0;
+	memcpy(into, own, sizeof(own));
+	return RTE_DIM(own);
 }
 
 static uint32_t statistics(struct statistic *into, uint32_t count)
@@ -340,10 +480,10 @@ static uint32_t statistics(struct statistic *into, uint32_t count)
 	static struct rte_eth_xstat values[XSTATS];
 	int named = rte_eth_xstats_get_names(port, names, XSTATS);
 	int valued = rte_eth_xstats_get(port, values, XSTATS);
-	uint32_t got = 0;
+	uint32_t got = own_statistics(into, count);
 
 	if (named < 0 || valued < 0 || named > XSTATS || valued > XSTATS)
-		return 0;
+		return got;
 	for (int i = 0; i < valued && got < count; i++) {
 		if (values[i].id >= (uint64_t)named)
 			continue;

@@ -14,16 +14,20 @@ use std::path::Path;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
-use crate::relay::{Facts, Port};
+use crate::relay::{Facts, Offloads, Port, Told};
 
 /// Name of the library.
 pub const LIBRARY: &str = "libbypass_dpdk.so";
 /// Version of the table; plugin.c has the same.
-const ABI: u32 = 2;
+const ABI: u32 = 3;
 /// Frames of one burst.
 const BURST: usize = 64;
 /// Most statistics of a port.
-const STATISTICS: usize = 256;
+const STATISTICS: usize = 260;
+/// RX_CHECKSUMS and TX_CHECKSUMS of plugin.c.
+const OFFLOADS: (u32, u32) = (1, 2);
+/// CHECKSUM_GOOD of plugin.c.
+const CHECKSUM_GOOD: u32 = 1;
 
 /// `struct facts`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,6 +36,7 @@ struct RawFacts {
     mac: [u8; 6],
     mtu: u16,
     wait_fd: i32,
+    offloads: u32,
     driver: [u8; 32],
 }
 
@@ -41,7 +46,7 @@ struct RawFacts {
 struct RawFrame {
     bytes: *const u8,
     length: u32,
-    spare: u32,
+    flags: u32,
     handle: *mut c_void,
 }
 
@@ -150,6 +155,10 @@ impl Plugin {
                 mtu: facts.mtu,
                 driver: String::from_utf8_lossy(driver).into_owned(),
                 is_bifurcated: false,
+                offloads: Offloads {
+                    rx_checksums: facts.offloads & OFFLOADS.0 != 0,
+                    tx_checksums: facts.offloads & OFFLOADS.1 != 0,
+                },
             },
             wait_fd: (facts.wait_fd >= 0).then_some(facts.wait_fd),
             plugin: self,
@@ -208,11 +217,11 @@ impl Port for DpdkPort {
         self.wait_fd.map(|fd| unsafe { BorrowedFd::borrow_raw(fd) })
     }
 
-    fn receive(&mut self, each: &mut dyn FnMut(&[u8], u64)) -> usize {
+    fn receive(&mut self, each: &mut dyn FnMut(&[u8], Told)) -> usize {
         const NONE: RawFrame = RawFrame {
             bytes: std::ptr::null(),
             length: 0,
-            spare: 0,
+            flags: 0,
             handle: std::ptr::null_mut(),
         };
         let mut frames = [NONE; BURST];
@@ -222,7 +231,11 @@ impl Port for DpdkPort {
         for frame in frames {
             // SAFETY: the frame is ours until it is released, and nobody writes to it.
             let bytes = unsafe { std::slice::from_raw_parts(frame.bytes, frame.length as usize) };
-            each(bytes, 0);
+            let told = Told {
+                stamp: 0,
+                is_checksum_good: frame.flags & CHECKSUM_GOOD != 0,
+            };
+            each(bytes, told);
         }
         // SAFETY: those that came, once.
         unsafe { (self.plugin.table.release)(frames.as_ptr(), frames.len() as u32) };

@@ -441,9 +441,9 @@ fn stamps(port: &mut EfViPort, count: u32) -> Vec<u64> {
         assert!(send(port, &frame(7007, number)));
         port.flush();
         turn();
-        port.receive(&mut |_, stamp| got.push(stamp));
+        port.receive(&mut |_, told| got.push(told.stamp));
     }
-    port.receive(&mut |_, stamp| got.push(stamp));
+    port.receive(&mut |_, told| got.push(told.stamp));
     got
 }
 

@@ -21,7 +21,7 @@ use super::library::{Ciul, Cookie};
 use super::queue::{ETHERNET, MOST_OF_ONE, Queue};
 use super::reason::CiulError;
 use super::vlan::{self, Vlan};
-use crate::relay::{CardFilter, Facts, InCard, Port};
+use crate::relay::{CardFilter, Facts, InCard, Offloads, Port, Told};
 
 /// Events of one look. With room for two at least.
 const EVENTS: usize = 32;
@@ -204,6 +204,7 @@ impl EfViPort {
                 mtu: mtu as u16,
                 driver,
                 is_bifurcated: true,
+                offloads: Offloads::default(),
             },
             epoch: 1,
             counts: Counts::default(),
@@ -285,7 +286,7 @@ impl EfViPort {
 
 impl EfViPort {
     /// One look at the events; frames as they are on the wire.
-    fn receive_as_is(&mut self, each: &mut dyn FnMut(&[u8], u64)) -> usize {
+    fn receive_as_is(&mut self, each: &mut dyn FnMut(&[u8], Told)) -> usize {
         if self.queue.as_ref().is_some_and(Queue::has_stamps) {
             self.look::<true>(each)
         } else {
@@ -294,7 +295,7 @@ impl EfViPort {
     }
 
     /// The same of a card that stamps frames, or does not.
-    fn look<const STAMPS: bool>(&mut self, each: &mut dyn FnMut(&[u8], u64)) -> usize {
+    fn look<const STAMPS: bool>(&mut self, each: &mut dyn FnMut(&[u8], Told)) -> usize {
         self.mend();
         let Self {
             queue,
@@ -331,18 +332,17 @@ impl Port for EfViPort {
         self.facts.clone()
     }
 
-    fn receive(&mut self, each: &mut dyn FnMut(&[u8], u64)) -> usize {
+    fn receive(&mut self, each: &mut dyn FnMut(&[u8], Told)) -> usize {
         let Some(id) = self.vlan else {
             return self.receive_as_is(each);
         };
         let mut room = std::mem::take(&mut self.room);
         let mut others = 0;
-        let count = self.receive_as_is(
-            &mut |frame, stamp| match vlan::untag(frame, id, &mut room) {
-                Some(frame) => each(frame, stamp),
+        let count =
+            self.receive_as_is(&mut |frame, told| match vlan::untag(frame, id, &mut room) {
+                Some(frame) => each(frame, told),
                 None => others += 1,
-            },
-        );
+            });
         self.room = room;
         self.counts.other_vlan += others;
         count
@@ -453,13 +453,19 @@ impl Counts {
         queue: &mut Queue,
         id: u32,
         bytes: u16,
-        each: &mut dyn FnMut(&[u8], u64),
+        each: &mut dyn FnMut(&[u8], Told),
     ) {
         let stamp = if STAMPS { queue.stamp(id) } else { 0 };
         match queue.frame(id, bytes) {
             Some(frame) => {
                 self.received += 1;
-                each(frame, stamp);
+                each(
+                    frame,
+                    Told {
+                        stamp,
+                        ..Told::default()
+                    },
+                );
             }
             None => self.too_long += 1,
         }
@@ -472,7 +478,7 @@ impl Counts {
         queue: &mut Queue,
         event: &RawEvent,
         rx_ref: u16,
-        each: &mut dyn FnMut(&[u8], u64),
+        each: &mut dyn FnMut(&[u8], Told),
     ) -> bool {
         match event.read(rx_ref) {
             Event::Part { id } => {
@@ -485,7 +491,15 @@ impl Counts {
             }
             Event::Merged { why } => self.take_merged(queue, event, why, each),
             Event::Lent { packet, bytes } => {
-                let used = queue.with_lent(packet, bytes, each);
+                let used = queue.with_lent(packet, bytes, |frame, stamp| {
+                    each(
+                        frame,
+                        Told {
+                            stamp,
+                            ..Told::default()
+                        },
+                    );
+                });
                 self.received += u64::from(used.is_some());
                 queue.release(packet);
             }
@@ -519,7 +533,7 @@ impl Counts {
         queue: &mut Queue,
         event: &RawEvent,
         why: Option<u16>,
-        each: &mut dyn FnMut(&[u8], u64),
+        each: &mut dyn FnMut(&[u8], Told),
     ) {
         let mut ids = [0; MOST_OF_ONE];
         let count = queue.unbundle_rx(event, &mut ids).min(MOST_OF_ONE);
@@ -532,7 +546,13 @@ impl Counts {
             match bytes.and_then(|bytes| queue.frame(*id, bytes)) {
                 Some(frame) => {
                     self.received += 1;
-                    each(frame, stamp);
+                    each(
+                        frame,
+                        Told {
+                            stamp,
+                            ..Told::default()
+                        },
+                    );
                 }
                 None => self.too_long += u64::from(why.is_none()),
             }

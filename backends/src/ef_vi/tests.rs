@@ -459,7 +459,7 @@ fn stamps(port: &mut EfViPort, count: u32) -> Vec<u64> {
     for number in 0..count {
         assert!(send(port, &frame(OURS.1, number)));
         port.flush();
-        port.receive(&mut |_, stamp| stamps.push(stamp));
+        port.receive(&mut |_, told| stamps.push(told.stamp));
     }
     stamps
 }

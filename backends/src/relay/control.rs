@@ -33,7 +33,7 @@ use rustix::net::{
 };
 
 /// First word of a message; changes with its layout.
-const MAGIC: u32 = u32::from_le_bytes(*b"BYD3");
+const MAGIC: u32 = u32::from_le_bytes(*b"BYD4");
 /// Most descriptors of a message.
 const FDS: usize = 8;
 
@@ -79,6 +79,10 @@ pub struct Message {
     pub sleeps: u32,
     /// 1 = the kernel has the port as an interface of its own, see [`super::Facts`].
     pub is_bifurcated: u32,
+    /// 1 = the port tells of checksums, see [`super::Offloads`].
+    pub rx_checksums: u32,
+    /// 1 = it completes them.
+    pub tx_checksums: u32,
     /// Which request an answer belongs to.
     pub number: u32,
     /// MAC address of the port.
@@ -101,6 +105,8 @@ impl Message {
             entries: 0,
             sleeps: 0,
             is_bifurcated: 0,
+            rx_checksums: 0,
+            tx_checksums: 0,
             number: 0,
             mac: [0; 6],
             spare: [0; 2],

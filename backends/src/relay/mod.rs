@@ -13,8 +13,8 @@
 //! The relay's side: [`Relay`] works on a [`Port`]. The daemon's side: [`Link`] and [`RelayNic`].
 //! The stack's side: [`RelayQueuePair`].
 //!
-//! What is absent: more than one queue pair of a port, frames without a copy, checksum and
-//! segmentation offloads, VLAN tags.
+//! What is absent: more than one queue pair of a port, frames without a copy, segmentation
+//! offload, VLAN tags.
 
 mod board;
 mod control;
@@ -33,7 +33,7 @@ pub use board::read as read_board;
 pub use control::claim;
 pub use memory::STAMP_AT;
 pub use nic::{Answer, Link, OpenQueue, PATIENCE, RelayNic};
-pub use port::{CardFilter, End, Facts, InCard, Port};
+pub use port::{CardFilter, End, Facts, InCard, Offloads, Port, Told};
 pub use queue_pair::RelayQueuePair;
 pub use steering::Filters;
 pub use worker::{Relay, tell_failure};

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::control::{Kind, Message, connect_to};
-use super::port::InCard;
+use super::port::{InCard, Offloads};
 use super::rings::Pair;
 use super::roster;
 use super::steering::Filters;
@@ -45,6 +45,8 @@ pub struct RelayNic {
     pub sleeps: bool,
     /// Whether the card itself has filters, which follow with [`Link::steer`].
     pub is_bifurcated: bool,
+    /// What the port does with checksums.
+    pub offloads: Offloads,
     /// Its filters, which the relay reads.
     pub filters: Arc<Filters>,
     /// What it has counted, see [`super::read_board`].
@@ -213,6 +215,10 @@ fn nic(message: &Message, fds: Vec<OwnedFd>) -> Result<RelayNic, Errno> {
         driver: message.text(),
         sleeps: message.sleeps != 0,
         is_bifurcated: message.is_bifurcated != 0,
+        offloads: Offloads {
+            rx_checksums: message.rx_checksums != 0,
+            tx_checksums: message.tx_checksums != 0,
+        },
         filters: Arc::new(filters),
         board,
         rings: fds.next().map(Arc::new),

@@ -42,15 +42,34 @@ pub struct Facts {
     /// Whether the kernel has the port as an interface of its own, which keeps whatever no filter
     /// of the card matches. Otherwise everything comes here.
     pub is_bifurcated: bool,
+    /// What it does with checksums.
+    pub offloads: Offloads,
+}
+
+/// What a port does with the checksums of UDP and TCP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// It says of frames that come in whether theirs is right.
+    pub rx_checksums: bool,
+    /// It completes one that is only the sum of the pseudo-header, in frames that go out.
+    pub tx_checksums: bool,
+}
+
+/// What a port tells with a frame that came in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// When it came by the device's clock, in nanoseconds since 1970; 0 = not known.
+    pub stamp: u64,
+    /// The UDP or TCP checksum was found right.
+    pub is_checksum_good: bool,
 }
 
 /// Frames in, frames out. For one thread.
 pub trait Port: Debug {
     /// What it is.
     fn facts(&self) -> Facts;
-    /// Calls `each` with the frames of one burst, at most [`BURST`], and when each of them has come
-    /// by the device's clock, in nanoseconds since 1970 (0 = it does not say); how many there were.
-    fn receive(&mut self, each: &mut dyn FnMut(&[u8], u64)) -> usize;
+    /// Calls `each` with the frames of one burst, at most [`BURST`]; how many there were.
+    fn receive(&mut self, each: &mut dyn FnMut(&[u8], Told)) -> usize;
     /// How many frames [`Self::send`] has room for now, as far as it knows: the rest waits with
     /// whoever sends it. Room comes with [`Self::receive`].
     fn room(&self) -> usize {

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
-use super::rings::{Rings, Slot};
+use super::rings::{CHECKSUM_GOOD, Rings, Slot};
 use crate::af_xdp::ring_doorbell;
 use crate::api::{QueueError, QueuePair, Received, Transmit};
 
@@ -38,6 +38,7 @@ impl RelayQueuePair {
                     chunk: frame.chunk,
                     offset: frame.offset,
                     len: frame.len,
+                    is_checksum_good: frame.flags & CHECKSUM_GOOD != 0,
                 };
             }
         })
@@ -98,7 +99,7 @@ impl QueuePair for RelayQueuePair {
             chunk: frame.chunk,
             offset: frame.offset,
             len: frame.len,
-            spare: 0,
+            flags: 0,
         }))
     }
 

@@ -48,6 +48,9 @@ const HEAD: u64 = 128;
 /// Largest ring.
 const MOST_ENTRIES: u32 = 1 << 16;
 
+/// [`Slot::flags`]: the UDP or TCP checksum was found right.
+pub(super) const CHECKSUM_GOOD: u32 = 1;
+
 /// A frame in the RX or TX ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -55,7 +58,8 @@ pub(super) struct Slot {
     pub(super) chunk: u32,
     pub(super) offset: u32,
     pub(super) len: u32,
-    pub(super) spare: u32,
+    /// [`CHECKSUM_GOOD`], or 0.
+    pub(super) flags: u32,
 }
 
 // SAFETY: four integers.

@@ -32,8 +32,8 @@ use super::board;
 use super::control::{Kind, Message, accept_daemon};
 use super::face::Face;
 use super::memory::Memory;
-use super::port::{BURST, Facts, Port};
-use super::rings::{Rings, Slot, is_unread};
+use super::port::{BURST, Facts, Port, Told};
+use super::rings::{CHECKSUM_GOOD, Rings, Slot, is_unread};
 use super::roster;
 use super::steering::{Filters, Verdict};
 use crate::af_xdp::FlowTable;
@@ -252,7 +252,7 @@ impl Relay {
         } = self;
         let mut led = [Slot::default(); BURST];
         let (mut count, mut missed) = (0, 0);
-        let frames = port.receive(&mut |frame, stamp| {
+        let frames = port.receive(&mut |frame, told| {
             let flows = stack.as_ref().map(|stack| &stack.flows);
             let verdict = filters.steer(frame, flows);
             counters[verdict as usize] += 1;
@@ -262,7 +262,7 @@ impl Relay {
                 return;
             };
             // A port that is ahead of its burst loses what is too much.
-            let placed = (count < BURST).then(|| stack.place(frame, stamp, count));
+            let placed = (count < BURST).then(|| stack.place(frame, told, count));
             match placed.flatten() {
                 Some(slot) => {
                     led[count] = slot;
@@ -449,6 +449,8 @@ impl Relay {
             mac: self.facts.mac,
             sleeps: u32::from(self.port.wait_fd().is_some()),
             is_bifurcated: u32::from(self.facts.is_bifurcated),
+            rx_checksums: u32::from(self.facts.offloads.rx_checksums),
+            tx_checksums: u32::from(self.facts.offloads.tx_checksums),
             ..Message::new(Kind::Ready).with_text(&self.facts.driver)
         };
         let mut fds = self.filters.fds().to_vec();
@@ -510,19 +512,23 @@ impl Stack {
 
     /// Copies a frame into the next free chunk, `entered` others being on their way to the RX ring;
     /// `None` when there is none, or no room. (None is taken for a segment that is too long.)
-    fn place(&mut self, frame: &[u8], stamp: u64, entered: usize) -> Option<Slot> {
+    fn place(&mut self, frame: &[u8], told: Told, entered: usize) -> Option<Slot> {
         if self.rings.rx.free() as usize <= entered || !self.memory.holds(frame) {
             return None;
         }
         let mut next = None;
         self.rings.fill.consume(1, |chunk| next = Some(chunk));
         let chunk = next?;
-        let offset = self.memory.store(chunk, frame, stamp)?;
+        let offset = self.memory.store(chunk, frame, told.stamp)?;
         Some(Slot {
             chunk,
             offset,
             len: frame.len() as u32,
-            spare: 0,
+            flags: if told.is_checksum_good {
+                CHECKSUM_GOOD
+            } else {
+                0
+            },
         })
     }
 

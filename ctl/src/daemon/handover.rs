@@ -109,7 +109,7 @@ fn frame(from: SocketAddress, to: SocketAddress, marks: (u8, u8), payload: &[u8]
         ttl: marks.1,
         ipv4_id: 0,
         dont_fragment: false,
-        checksum_off: false,
+        checksum: wire::TxChecksum::Whole,
     };
     let (before, emit): (usize, fn(&mut [u8], &wire::Headers)) = if to.ip.is_v4() {
         (wire::ipv4::ALL, wire::ipv4::emit)
@@ -137,7 +137,8 @@ mod tests {
                 SocketAddress::new(address.ip().into(), address.port())
             };
             let bytes = frame(address(from), address(to), (4, 63), b"payload");
-            let parsed = wire::parse(&bytes, &[0; 6], false).expect("a datagram");
+            let parsed = wire::parse(&bytes, &[0; 6], bypass_stack::RxChecksum::Unknown)
+                .expect("a datagram");
             let source = SocketAddress::new(parsed.source, parsed.source_port);
             let destination = SocketAddress::new(parsed.destination, parsed.destination_port);
             assert_eq!((source, destination), (address(from), address(to)));

@@ -18,7 +18,7 @@ use bypass_backends::af_xdp::{
     self, COUNTERS, FilterCounters, FilterKey, Listener, Mode, Nic, NicConfig, NicError,
     PacketMemory, Target,
 };
-use bypass_backends::relay::{CardFilter, InCard, Link, RelayNic};
+use bypass_backends::relay::{CardFilter, InCard, Link, Offloads, RelayNic};
 use bypass_proto::policy::{Backend, DaemonPolicy};
 use bypass_runtime::packets::Packets;
 use bypass_stack::{IpAddress, QueuePairInfo, SocketAddress};
@@ -133,6 +133,10 @@ impl OpenNic {
             | is(
                 matches!(self.driver, Driver::Relayed { .. }),
                 QueuePairInfo::STAMPS,
+            )
+            | is(
+                self.offloads().tx_checksums,
+                QueuePairInfo::COMPLETES_CHECKSUMS,
             )
     }
 
@@ -337,6 +341,14 @@ impl OpenNic {
                 }
             }
             Driver::Relayed { link, .. } => link.detach(),
+        }
+    }
+
+    /// What its port does with checksums.
+    pub(super) fn offloads(&self) -> Offloads {
+        match &self.driver {
+            Driver::AfXdp(_) => Offloads::default(),
+            Driver::Relayed { nic, .. } => nic.offloads,
         }
     }
 

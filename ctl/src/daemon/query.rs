@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Instant;
 
-use bypass_backends::relay::{self, CardFilter, End, InCard};
+use bypass_backends::relay::{self, CardFilter, End, InCard, Offloads};
 use bypass_proto::control::{QueryKind, VERSION};
 use bypass_proto::policy::Backend;
 use bypass_stack::cplane::Address;
@@ -338,6 +338,7 @@ impl Server {
             "queues": nic.map_or(link.rx_queues, |nic| nic.queue_count()),
             "partial_checksums":
                 nic.map_or(link.kind == "veth", |nic| nic.has_partial_checksums()),
+            "checksums": checksums(nic.map(OpenNic::offloads).unwrap_or_default()),
             "zero_copy": false,
             "owner": nic.map(|nic| nic.owner),
             "reason": reason, "log": reason.as_ref().and_then(|_| self.nics.failure_log(link.ifindex)),
@@ -435,12 +436,18 @@ fn role(filter: &Filter) -> Option<&'static str> {
     (filter.wish.protocol == TCP).then_some(role)
 }
 
+/// Who looks at the checksums of frames that come in, and who writes those of frames that go out.
+fn checksums(offloads: Offloads) -> Value {
+    let who = |is_port| if is_port { "port" } else { "software" };
+    json!({ "rx": who(offloads.rx_checksums), "tx": who(offloads.tx_checksums) })
+}
+
 /// A device of the configuration that is no interface.
 fn failed_device((name, reason): (&str, &str)) -> Value {
     json!({
         "name": name, "ifindex": 0, "device": true, "mac": null, "mtu": 0, "up": false, "addresses": [],
         "backend": null, "mode": null, "queues": 0, "partial_checksums": false,
-        "zero_copy": false, "owner": null, "reason": reason, "log": null, "condition": null,
+        "checksums": checksums(Offloads::default()), "zero_copy": false, "owner": null, "reason": reason, "log": null, "condition": null,
     })
 }
 

@@ -16,6 +16,7 @@
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 
+use bypass_stack::wire::TxChecksum;
 use bypass_stack::wire::tcp::{self, flags};
 use bypass_stack::{ConnectionRecord, EndpointId, IpAddress, SocketAddress, TcpOptions, TcpState};
 use rustix::io::Errno;
@@ -329,6 +330,7 @@ fn take_fin(
             timestamps,
             ..tcp::Options::default()
         },
+        checksum: TxChecksum::Whole,
     };
     let mut frame = vec![0; tcp::headers_len(record.local_ip.is_v4(), &headers.options)];
     tcp::emit(&mut frame, &headers);

@@ -10,9 +10,9 @@ use std::os::fd::OwnedFd;
 use bypass_proto::control::Refusal;
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
-use bypass_stack::wire::tcp;
+use bypass_stack::wire::{TxChecksum, tcp};
 use bypass_stack::{
-    CannotMove, ConnectionRecord, EndpointId, Instant, Memory, Part, Span, TcpState,
+    CannotMove, ConnectionRecord, EndpointId, Instant, Memory, Part, RxChecksum, Span, TcpState,
 };
 use rustix::io::Errno;
 use rustix::net::{SocketType, sockopt};
@@ -198,7 +198,7 @@ fn frames_left(locked: &mut Locked<'_>, now: Instant) -> Vec<Vec<u8>> {
 
 /// The frame once more. (Between veth devices the checksum of one that was received is not whole.)
 fn whole(frame: &[u8]) -> Option<Vec<u8>> {
-    let segment = tcp::parse(frame, &[0; 6], true).ok()?;
+    let segment = tcp::parse(frame, &[0; 6], RxChecksum::Partial).ok()?;
     let start = usize::from(segment.payload_offset);
     let payload = frame.get(start..start + usize::from(segment.payload_len))?;
     let headers = tcp::Headers {
@@ -217,6 +217,7 @@ fn whole(frame: &[u8]) -> Option<Vec<u8>> {
         ttl: segment.ttl.max(1),
         ipv4_id: 0,
         options: segment.options,
+        checksum: TxChecksum::Whole,
     };
     let is_v4 = segment.destination.is_v4();
     let mut bytes = vec![0; tcp::headers_len(is_v4, &segment.options)];
@@ -252,12 +253,13 @@ mod tests {
                 timestamps: Some(tcp::Timestamps { value: 1, echo: 2 }),
                 ..tcp::Options::default()
             },
+            checksum: TxChecksum::Whole,
         };
         let mut frame = vec![0; tcp::headers_len(true, &headers.options)];
         frame.extend_from_slice(b"payload");
         tcp::emit(&mut frame, &headers);
         let again = whole(&frame).expect("a segment");
-        let segment = tcp::parse(&again, &[0; 6], false).expect("a whole checksum");
+        let segment = tcp::parse(&again, &[0; 6], RxChecksum::Unknown).expect("a whole checksum");
         assert_eq!((segment.seq, segment.ack, segment.window), (17, 18, 501));
         assert_eq!(segment.options, headers.options);
         assert!(again.ends_with(b"payload"));

@@ -154,6 +154,9 @@ pub struct Interface {
     pub mode: Option<String>,
     /// What must be set for that mode, here or at the other end.
     pub condition: Option<String>,
+    /// Whether its port looks at the checksums of frames that come in, and writes those of frames
+    /// that go out.
+    pub checksums: [bool; 2],
     /// Why it is not driven as the card that the configuration says it is.
     pub given_up: Option<String>,
 }
@@ -196,6 +199,7 @@ fn interface(value: &Value) -> Interface {
         log: text("log"),
         mode: text("mode"),
         condition: text("condition"),
+        checksums: ["rx", "tx"].map(|way| value["checksums"][way] == "port"),
         given_up: text("given_up"),
     }
 }

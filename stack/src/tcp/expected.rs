@@ -71,7 +71,7 @@ impl Stack<'_> {
         let end = (frame.offset as usize).saturating_add(frame.len as usize);
         let bytes = memory.chunk(frame.chunk);
         let bytes = bytes.get(frame.offset as usize..end)?;
-        let (plain, payload_len) = Plain::of(bytes, &info.mac, frame.partial_checksums)?;
+        let (plain, payload_len) = Plain::of(bytes, &info.mac, frame.checksum)?;
         let ip = IpAddress::mapped;
         let local = SocketAddress::new(ip(plain.destination), plain.destination_port.get());
         let remote = SocketAddress::new(ip(plain.source), plain.source_port.get());

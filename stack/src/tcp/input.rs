@@ -110,7 +110,7 @@ impl Stack<'_> {
             .chunk(frame.chunk)
             .get(frame.offset as usize..end)
             .ok_or(DropReason::Truncated)?;
-        let segment = tcp::parse(bytes, &own.source_mac, frame.partial_checksums)?;
+        let segment = tcp::parse(bytes, &own.source_mac, frame.checksum)?;
         self.count(Counter::TcpSegmentsReceived);
         let arrived = Arrived {
             segment: &segment,

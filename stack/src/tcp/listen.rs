@@ -16,6 +16,7 @@ use crate::image::{NONE, UdpOptions};
 use crate::stack::Stack;
 use crate::tcp::options::TcpOptions;
 use crate::types::{Family, Instant, Memory, SocketAddress};
+use crate::wire::TxChecksum;
 use crate::wire::tcp::{self, FastOpen, Segment, flags};
 use zerocopy::FromZeros;
 
@@ -307,6 +308,7 @@ impl Stack<'_> {
             ttl: 64,
             ipv4_id: self.pool().next_ipv4_id(),
             options,
+            checksum: TxChecksum::Whole,
         }
     }
 

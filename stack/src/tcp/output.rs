@@ -10,7 +10,7 @@ use crate::counters::Counter;
 use crate::image::{DEFAULT_TTL, NONE, chunk_state};
 use crate::types::{ChunkId, Instant, Memory};
 use crate::wire::tcp::{self, FastOpen, flags};
-use crate::wire::{ethernet, tcp::Headers};
+use crate::wire::{TxChecksum, ethernet, tcp::Headers};
 
 /// Place of the payload in a chunk that we send: room for every header with every option.
 pub(crate) const PAYLOAD_AT: u16 = 128;
@@ -211,6 +211,7 @@ impl Connection<'_> {
             ttl: if ttl == 0 { DEFAULT_TTL } else { ttl },
             ipv4_id: self.pool.next_ipv4_id(),
             options: with,
+            checksum: TxChecksum::Whole,
         }
     }
 
@@ -429,6 +430,7 @@ impl Connection<'_> {
                 ttl => ttl,
             },
             ipv4_id: self.pool.next_ipv4_id(),
+            checksum: self.pool.head.tx_checksum(tcb.hop.queue_pair),
         };
         tcp::Plain::write(frame, &fields);
         Some(start)
@@ -451,6 +453,7 @@ impl Connection<'_> {
         let bits = self.bits_of(segment, is_new);
         let window = self.select_window();
         let mut headers = self.headers(segment.seq, bits, window, options);
+        headers.checksum = self.pool.head.tx_checksum(self.tcb.hop.queue_pair);
         if before(segment.seq, self.tcb.snd_up) {
             headers.flags |= flags::URG;
             headers.urgent = distance(segment.seq, self.tcb.snd_up).min(0xffff) as u16;

@@ -10,6 +10,7 @@ use crate::counters::Counter;
 use crate::image::{Endpoint, NONE, kind};
 use crate::stack::Stack;
 use crate::types::{Memory, SocketAddress};
+use crate::wire::TxChecksum;
 use crate::wire::tcp::{self, flags};
 use zerocopy::FromZeros;
 
@@ -89,6 +90,7 @@ impl Pool<'_> {
             ttl: 64,
             ipv4_id: 0,
             options: tcp::Options::default(),
+            checksum: TxChecksum::Whole,
         };
         self.count(Counter::TcpResetsSent);
         self.send_bare(memory, reset.hop.queue_pair, &headers);

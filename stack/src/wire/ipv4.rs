@@ -6,6 +6,7 @@
 
 use super::{Datagram, Headers, checksum::Sum, ethernet, udp};
 use crate::counters::DropReason;
+use crate::stack::RxChecksum;
 use crate::types::IpAddress;
 use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{
@@ -41,7 +42,7 @@ struct Layout {
 
 /// Finds the UDP datagram of a frame whose EtherType is IPv4.
 #[inline]
-pub fn parse(frame: &[u8], partial: bool) -> Result<Datagram, DropReason> {
+pub fn parse(frame: &[u8], known: RxChecksum) -> Result<Datagram, DropReason> {
     let Some(bytes) = frame.first_chunk::<ALL>() else {
         return Err(too_short(frame));
     };
@@ -77,7 +78,7 @@ pub fn parse(frame: &[u8], partial: bool) -> Result<Datagram, DropReason> {
 
     let pseudo = Sum::new().bytes(&bytes[26..34]);
     let ip_payload = total.wrapping_sub(HEADER as u16);
-    let payload_len = udp::check(frame, ALL, &h.udp, ip_payload, pseudo, partial, true)?;
+    let payload_len = udp::check(frame, ALL, &h.udp, ip_payload, pseudo, known, true)?;
     Ok(Datagram {
         source: IpAddress::mapped(h.source),
         destination: IpAddress::mapped(h.destination),
@@ -139,7 +140,7 @@ pub fn emit(frame: &mut [u8], headers: &Headers) {
     };
     let udp_len = (payload.len() as u16).wrapping_add(udp::HEADER as u16);
     let pseudo = Sum::new().bytes(source).bytes(destination);
-    let udp = udp::emit(payload, headers, udp_len, pseudo, headers.checksum_off);
+    let udp = udp::emit(payload, headers, udp_len, pseudo, headers.checksum);
     let h: &mut Layout = transmute_mut!(bytes);
     *h = Layout {
         ethernet: ethernet::header(headers.destination_mac, headers.source_mac, ethernet::IPV4),

@@ -1,7 +1,8 @@
 //! IPv6 (RFC 8200) header of 40 bytes in front of UDP, without extension headers.
 
-use super::{Datagram, Headers, checksum::Sum, ethernet, ipv4, udp};
+use super::{Datagram, Headers, TxChecksum, checksum::Sum, ethernet, ipv4, udp};
 use crate::counters::DropReason;
+use crate::stack::RxChecksum;
 use crate::types::IpAddress;
 use zerocopy::byteorder::network_endian::{U16, U32};
 use zerocopy::{
@@ -29,7 +30,7 @@ struct Layout {
 
 /// Finds the UDP datagram of a frame whose EtherType is IPv6.
 #[inline]
-pub fn parse(frame: &[u8], partial: bool) -> Result<Datagram, DropReason> {
+pub fn parse(frame: &[u8], known: RxChecksum) -> Result<Datagram, DropReason> {
     let Some(bytes) = frame.first_chunk::<ALL>() else {
         return Err(too_short(frame));
     };
@@ -53,7 +54,7 @@ pub fn parse(frame: &[u8], partial: bool) -> Result<Datagram, DropReason> {
     check_addresses(&h.source, &h.destination)?;
 
     let pseudo = Sum::new().bytes(&bytes[22..54]);
-    let payload_len = udp::check(frame, ALL, &h.udp, len, pseudo, partial, false)?;
+    let payload_len = udp::check(frame, ALL, &h.udp, len, pseudo, known, false)?;
     Ok(Datagram {
         source: h.source,
         destination: h.destination,
@@ -106,6 +107,15 @@ pub(super) fn check_addresses(
     Ok(())
 }
 
+/// How much of the checksum is written: one that is absent is not allowed here (RFC 8200).
+#[inline]
+fn whole_at_least(headers: &Headers) -> TxChecksum {
+    match headers.checksum {
+        TxChecksum::Off => TxChecksum::Whole,
+        checksum => checksum,
+    }
+}
+
 /// Writes Ethernet, IPv6 and UDP headers into the first [`ALL`] bytes of a frame whose payload is
 /// in place. The flow label is zero. The caller has checked that the length fits 16 bits; a frame
 /// too short is left alone.
@@ -127,6 +137,6 @@ pub fn emit(frame: &mut [u8], headers: &Headers) {
         hop_limit: headers.ttl,
         source: headers.source,
         destination: headers.destination,
-        udp: udp::emit(payload, headers, udp_len, pseudo, false),
+        udp: udp::emit(payload, headers, udp_len, pseudo, whole_at_least(headers)),
     };
 }

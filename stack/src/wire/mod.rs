@@ -15,6 +15,7 @@ pub mod tcp;
 pub mod udp;
 
 use crate::counters::DropReason;
+use crate::stack::RxChecksum;
 use crate::types::IpAddress;
 
 /// A UDP datagram found in a frame.
@@ -61,26 +62,37 @@ pub struct Headers {
     pub ipv4_id: u16,
     /// IPv4 DF bit.
     pub dont_fragment: bool,
-    /// Whether to leave the UDP checksum out (IPv4 only; RFC 8200 forbids it for IPv6).
-    pub checksum_off: bool,
+    /// The checksum.
+    pub checksum: TxChecksum,
+}
+
+/// How much of the UDP or TCP checksum is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TxChecksum {
+    /// All of it.
+    #[default]
+    Whole,
+    /// The sum of the pseudo-header: the card adds the rest.
+    Pseudo,
+    /// Nothing (UDP over IPv4 only; RFC 8200 forbids it for IPv6).
+    Off,
 }
 
 /// Finds the UDP datagram of a frame that the interface with this MAC address received. An all
-/// zero MAC address is not compared. `partial` accepts checksums that cover only the pseudo-header
-/// (a veth peer leaves the rest to the NIC that never comes).
+/// zero MAC address is not compared. `known` says whose checksum is not looked at.
 #[inline]
-pub fn parse(frame: &[u8], mac: &[u8; 6], partial: bool) -> Result<Datagram, DropReason> {
+pub fn parse(frame: &[u8], mac: &[u8; 6], known: RxChecksum) -> Result<Datagram, DropReason> {
     let header = frame
         .first_chunk::<{ ethernet::HEADER }>()
         .ok_or(DropReason::Truncated)?;
     match ethernet::ether_type(header) {
         ethernet::IPV4 => {
             ethernet::check_destination(header, mac)?;
-            ipv4::parse(frame, partial)
+            ipv4::parse(frame, known)
         }
         ethernet::IPV6 => {
             ethernet::check_destination(header, mac)?;
-            ipv6::parse(frame, partial)
+            ipv6::parse(frame, known)
         }
         ethernet::VLAN | ethernet::VLAN_SERVICE => Err(DropReason::Vlan),
         _ => Err(DropReason::EtherType),

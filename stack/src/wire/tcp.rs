@@ -13,8 +13,9 @@ pub use fast_open::FastOpen;
 pub use options::{Options, SackBlock, Timestamps, options_len};
 pub(crate) use plain::{Fields, PLAIN, Plain};
 
-use super::{checksum::Sum, ethernet, ipv4, ipv6};
+use super::{TxChecksum, checksum::Sum, ethernet, ipv4, ipv6};
 use crate::counters::DropReason;
+use crate::stack::RxChecksum;
 use crate::types::IpAddress;
 use zerocopy::byteorder::network_endian::{U16, U32};
 use zerocopy::{
@@ -127,6 +128,8 @@ pub struct Headers {
     pub ipv4_id: u16,
     /// Options.
     pub options: Options,
+    /// The checksum; never [`TxChecksum::Off`].
+    pub checksum: TxChecksum,
 }
 
 /// The TCP header without options.
@@ -227,10 +230,9 @@ pub fn options_of<'a>(frame: &'a [u8], segment: &Segment) -> &'a [u8] {
 }
 
 /// Finds the TCP segment of a frame that the interface with this MAC address received. An all
-/// zero MAC address is not compared. `partial` accepts checksums that cover only the pseudo-header
-/// (a veth peer leaves the rest to the NIC that never comes).
+/// zero MAC address is not compared. `known` says whose checksum is not looked at.
 #[inline]
-pub fn parse(frame: &[u8], mac: &[u8; 6], partial: bool) -> Result<Segment, DropReason> {
+pub fn parse(frame: &[u8], mac: &[u8; 6], known: RxChecksum) -> Result<Segment, DropReason> {
     let header = frame
         .first_chunk::<{ ethernet::HEADER }>()
         .ok_or(DropReason::Truncated)?;
@@ -251,7 +253,7 @@ pub fn parse(frame: &[u8], mac: &[u8; 6], partial: bool) -> Result<Segment, Drop
         return Err(DropReason::NotUnicast);
     }
     let [_, _, _, _, _, _, a, b, c, d, e, f, ..] = *header;
-    segment(frame, &packet, [a, b, c, d, e, f], partial)
+    segment(frame, &packet, [a, b, c, d, e, f], known)
 }
 
 /// Checks the IPv4 header.
@@ -338,7 +340,7 @@ fn segment(
     frame: &[u8],
     packet: &Packet,
     source_mac: [u8; 6],
-    partial: bool,
+    known: RxChecksum,
 ) -> Result<Segment, DropReason> {
     let end = packet.start.wrapping_add(usize::from(packet.len));
     let bytes = frame.get(packet.start..end).ok_or(DropReason::IpLength)?;
@@ -358,7 +360,12 @@ fn segment(
     let pseudo = packet
         .pseudo
         .pair(u32::from(TCP) << 16 | u32::from(packet.len));
-    if !(partial && h.checksum.get() == pseudo.fold()) && pseudo.bytes(bytes).fold() != 0xffff {
+    let is_known = match known {
+        RxChecksum::Unknown => false,
+        RxChecksum::Partial => h.checksum.get() == pseudo.fold(),
+        RxChecksum::Good => true,
+    };
+    if !is_known && pseudo.bytes(bytes).fold() != 0xffff {
         return Err(DropReason::ChecksumBad);
     }
     let header_len = HEADER.wrapping_add(options.len()) as u16;
@@ -382,9 +389,8 @@ fn segment(
 }
 
 /// Writes Ethernet, IP and TCP headers with options into the first [`headers_len`] bytes of a frame
-/// whose payload is in place behind them. Checksums are complete, IPv4 has DF set, the IPv6 flow
-/// label is zero. The caller has checked that the length fits 16 bits; a frame too short for the
-/// headers is left alone.
+/// whose payload is in place behind them. IPv4 has DF set, the IPv6 flow label is zero. The caller
+/// has checked that the length fits 16 bits; a frame too short for the headers is left alone.
 #[inline]
 pub fn emit(frame: &mut [u8], headers: &Headers) {
     emit_with(frame, headers, 0);
@@ -488,13 +494,16 @@ fn emit_segment(parts: Parts<'_>, headers: &Headers, (pseudo, more): (Sum, usize
     let words = (HEADER.wrapping_add(options) / 4) as u16;
     let offset_and_flags = words << 12 | headers.flags & flags::ALL;
     // The sum is taken from registers: the bytes just written would have to be waited for.
+    let pseudo = pseudo.pair(u32::from(TCP) << 16 | u32::from(parts.len));
     let sum = options::emit(parts.options, &headers.options, pseudo)
-        .pair(u32::from(TCP) << 16 | u32::from(parts.len))
         .pair(u32::from(headers.source_port) << 16 | u32::from(headers.destination_port))
         .word((u64::from(headers.seq) << 32 | u64::from(headers.ack)).to_be_bytes())
         .pair(u32::from(offset_and_flags) << 16 | u32::from(headers.window))
-        .field(headers.urgent)
-        .bytes(parts.payload);
+        .field(headers.urgent);
+    let checksum = match headers.checksum {
+        TxChecksum::Pseudo => pseudo.fold(),
+        TxChecksum::Whole | TxChecksum::Off => !sum.bytes(parts.payload).fold(),
+    };
     let h: &mut Layout = transmute_mut!(parts.header);
     *h = Layout {
         source_port: headers.source_port.into(),
@@ -503,7 +512,7 @@ fn emit_segment(parts: Parts<'_>, headers: &Headers, (pseudo, more): (Sum, usize
         ack: headers.ack.into(),
         offset_and_flags: offset_and_flags.into(),
         window: headers.window.into(),
-        checksum: (!sum.fold()).into(),
+        checksum: checksum.into(),
         urgent: headers.urgent.into(),
     };
 }

@@ -2,8 +2,9 @@
 //!
 //! A UDP length below the IP payload is allowed, the rest is padding; Linux trims it as well.
 
-use super::{Headers, checksum::Sum, ipv4};
+use super::{Headers, TxChecksum, checksum::Sum, ipv4};
 use crate::counters::DropReason;
+use crate::stack::RxChecksum;
 use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -29,7 +30,7 @@ pub(super) fn check(
     header: &Layout,
     ip_payload: u16,
     pseudo: Sum,
-    partial: bool,
+    known: RxChecksum,
     is_v4: bool,
 ) -> Result<u16, DropReason> {
     let len = header.length.get();
@@ -49,7 +50,15 @@ pub(super) fn check(
         if !is_v4 {
             return Err(DropReason::ChecksumMissing);
         }
-    } else if !(partial && field == pseudo.fold()) && pseudo.bytes(bytes).fold() != 0xffff {
+        return Ok(len.wrapping_sub(HEADER as u16));
+    }
+    let is_known = match known {
+        RxChecksum::Unknown => false,
+        RxChecksum::Partial => field == pseudo.fold(),
+        // Where the two lengths differ, cards do not agree which one counts.
+        RxChecksum::Good => len == ip_payload,
+    };
+    if !is_known && pseudo.bytes(bytes).fold() != 0xffff {
         return Err(DropReason::ChecksumBad);
     }
     Ok(len.wrapping_sub(HEADER as u16))
@@ -62,22 +71,23 @@ pub(super) fn emit(
     headers: &Headers,
     len: u16,
     pseudo: Sum,
-    checksum_off: bool,
+    checksum: TxChecksum,
 ) -> Layout {
-    let sum = if checksum_off {
-        0
-    } else {
-        let sum = pseudo
-            .field(u16::from(ipv4::UDP))
-            .field(len)
-            .field(headers.source_port)
-            .field(headers.destination_port)
-            .field(len)
-            .bytes(payload);
-        // Zero means "no checksum" on the wire; its equal in one's complement is sent instead.
-        match !sum.fold() {
-            0 => 0xffff,
-            sum => sum,
+    let pseudo = pseudo.field(u16::from(ipv4::UDP)).field(len);
+    let sum = match checksum {
+        TxChecksum::Off => 0,
+        TxChecksum::Pseudo => pseudo.fold(),
+        TxChecksum::Whole => {
+            let sum = pseudo
+                .field(headers.source_port)
+                .field(headers.destination_port)
+                .field(len)
+                .bytes(payload);
+            // Zero means "no checksum" on the wire; its equal in one's complement is sent instead.
+            match !sum.fold() {
+                0 => 0xffff,
+                sum => sum,
+            }
         }
     };
     Layout {

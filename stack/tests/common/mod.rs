@@ -122,12 +122,17 @@ impl Rig {
 
     /// Gives the stack a frame in a fresh chunk.
     pub fn frame(&mut self, bytes: &[u8]) -> FrameOutcome {
-        self.frame_with(bytes, 0, false)
+        self.frame_with(bytes, 0, RxChecksum::Unknown)
     }
 
-    pub fn frame_with(&mut self, bytes: &[u8], queue_pair: u8, partial: bool) -> FrameOutcome {
+    pub fn frame_with(
+        &mut self,
+        bytes: &[u8],
+        queue_pair: u8,
+        checksum: RxChecksum,
+    ) -> FrameOutcome {
         let (mut stack, packets) = self.both();
-        receive(&mut stack, packets, bytes, queue_pair, partial)
+        receive(&mut stack, packets, bytes, queue_pair, checksum)
     }
 
     /// The first frame to send, as bytes; its chunk is released.
@@ -158,15 +163,24 @@ impl Rig {
     }
 }
 
+/// What is known where checksums may be partial, and where not.
+pub fn known(partial: bool) -> RxChecksum {
+    if partial {
+        RxChecksum::Partial
+    } else {
+        RxChecksum::Unknown
+    }
+}
+
 /// Gives a stack a frame in a fresh chunk.
 pub fn receive(
     stack: &mut Stack<'_>,
     packets: &mut Packets,
     bytes: &[u8],
     queue_pair: u8,
-    partial_checksums: bool,
+    checksum: RxChecksum,
 ) -> FrameOutcome {
-    give(stack, packets, bytes, (queue_pair, partial_checksums), NOW).unwrap()
+    give(stack, packets, bytes, (queue_pair, checksum), NOW).unwrap()
 }
 
 /// The same on queue pair 0 at any time; `None` when there is no chunk for it.
@@ -176,14 +190,14 @@ pub fn receive_at(
     bytes: &[u8],
     now: Instant,
 ) -> Option<FrameOutcome> {
-    give(stack, packets, bytes, (0, false), now)
+    give(stack, packets, bytes, (0, RxChecksum::Unknown), now)
 }
 
 fn give(
     stack: &mut Stack<'_>,
     packets: &mut Packets,
     bytes: &[u8],
-    (queue_pair, partial_checksums): (u8, bool),
+    (queue_pair, checksum): (u8, RxChecksum),
     now: Instant,
 ) -> Option<FrameOutcome> {
     let chunk = stack.take_chunk()?;
@@ -194,7 +208,7 @@ fn give(
         offset: offset as u32,
         len: bytes.len() as u32,
         queue_pair,
-        partial_checksums,
+        checksum,
         timestamp_ns: 77,
     };
     Some(stack.handle_frame(packets, frame, now))

@@ -5,7 +5,7 @@ pub mod connections;
 
 use super::common::*;
 use bypass_stack::inspect::Image;
-use bypass_stack::wire::{icmp, tcp};
+use bypass_stack::wire::{TxChecksum, icmp, tcp};
 use bypass_stack::*;
 use zerocopy::IntoBytes;
 
@@ -18,7 +18,7 @@ pub fn fuzz_frame(data: &[u8]) {
     let mut rig = Rig::new(CAPS);
     rig.open(at("[::]:5000"), None);
     rig.open(at("198.18.0.1:5000"), Some(at("198.18.0.2:6000")));
-    rig.frame_with(frame, flags >> 2, flags & 1 != 0);
+    rig.frame_with(frame, flags >> 2, known(flags & 1 != 0));
     // Where a length or offset lies outside the chunk, that is noticed too.
     let (mut stack, packets) = rig.both();
     let chunk = stack.take_chunk().unwrap();
@@ -27,7 +27,7 @@ pub fn fuzz_frame(data: &[u8]) {
         offset: u32::from_le_bytes([0, *flags, frame.len() as u8, 0]),
         len: u32::MAX - u32::from(*flags),
         queue_pair: *flags,
-        partial_checksums: false,
+        checksum: RxChecksum::Unknown,
         timestamp_ns: 0,
     };
     stack.handle_frame(packets, frame, NOW);
@@ -73,7 +73,7 @@ pub fn fuzz_segment(data: &[u8]) {
         // Or hardly any input would come behind the checksum.
         fix_tcp(&mut frame);
     }
-    let Ok(found) = tcp::parse(&frame, &[0; 6], flags & 2 != 0) else {
+    let Ok(found) = tcp::parse(&frame, &[0; 6], known(flags & 2 != 0)) else {
         return;
     };
     assert!(tcp::is_tcp(&frame));
@@ -98,6 +98,7 @@ pub fn fuzz_segment(data: &[u8]) {
         ttl: found.ttl,
         ipv4_id: 1,
         options: found.options,
+        checksum: TxChecksum::Whole,
     };
     let len = tcp::headers_len(found.source.is_v4(), &found.options);
     let mut again = vec![0; len];
@@ -105,7 +106,7 @@ pub fn fuzz_segment(data: &[u8]) {
     tcp::emit(&mut again, &headers);
     let mut expected = found;
     expected.payload_offset = len as u16;
-    assert_eq!(tcp::parse(&again, &MAC, false), Ok(expected));
+    assert_eq!(tcp::parse(&again, &MAC, RxChecksum::Unknown), Ok(expected));
 }
 
 /// The input overwrites bytes of an image in use (three bytes of place, one of value, each), then
@@ -219,7 +220,7 @@ fn exercise(bytes: &mut [u8], packets: &mut Packets, ids: &[EndpointId]) {
                 offset: 0,
                 len: frame.len() as u32,
                 queue_pair: 0,
-                partial_checksums: true,
+                checksum: RxChecksum::Partial,
                 timestamp_ns: 1,
             };
             stack.handle_frame(packets, frame, NOW);
@@ -431,7 +432,7 @@ fn segment(
         offset: 200,
         len: frame.len() as u32,
         queue_pair: 0,
-        partial_checksums: true,
+        checksum: RxChecksum::Partial,
         timestamp_ns: 1,
     };
     stack.handle_frame(packets, frame, NOW);
@@ -443,13 +444,13 @@ fn next_sent(stack: &mut Stack<'_>, packets: &Packets) -> Option<tcp::Segment> {
     let start = sent.offset as usize;
     let bytes = packets.chunk(sent.chunk);
     let frame = bytes.get(start..start + sent.len as usize).unwrap_or(&[]);
-    let found = tcp::parse(frame, &PEER_MAC, false);
+    let found = tcp::parse(frame, &PEER_MAC, RxChecksum::Unknown);
     stack.release_chunk(sent.chunk);
     // One that a corrupted image has spoilt is any other.
     let other = || {
         let fields = TcpFields::default();
         let frame = tcp_frame(at("198.18.0.2:1"), at("198.18.0.1:1"), &fields);
-        tcp::parse(&frame, &MAC, true).unwrap()
+        tcp::parse(&frame, &MAC, RxChecksum::Partial).unwrap()
     };
     Some(found.unwrap_or_else(|_| other()))
 }

@@ -2,8 +2,8 @@
 
 use super::segment::{Base, Cookie, Described, Expected, option_bytes};
 use crate::common::{MAC, PEER_MAC, TcpFields, at, fix_ipv4, tcp_frame};
-use bypass_stack::SocketAddress;
 use bypass_stack::wire::tcp::{self, FastOpen, Segment, flags};
+use bypass_stack::{RxChecksum, SocketAddress};
 
 /// The peer's initial sequence number: it wraps after a kibibyte.
 const PEER_ISN: u32 = 0xffff_fbff;
@@ -56,7 +56,7 @@ pub fn remote(flow: u16, is_v4: bool) -> SocketAddress {
 impl Sent {
     /// Takes a frame apart.
     pub fn of(frame: &[u8], at: u64) -> Self {
-        let segment = tcp::parse(frame, &PEER_MAC, false).expect("a sound frame");
+        let segment = tcp::parse(frame, &PEER_MAC, RxChecksum::Unknown).expect("a sound frame");
         let start = usize::from(segment.payload_offset);
         Self {
             at,

@@ -421,7 +421,7 @@ impl Machine {
             offset: 192,
             len: frame.len() as u32,
             queue_pair: 0,
-            partial_checksums: false,
+            checksum: RxChecksum::Unknown,
             timestamp_ns: 0,
         };
         stack.handle_frame(packets, frame, now);

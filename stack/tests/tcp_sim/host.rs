@@ -59,6 +59,9 @@ impl Host {
         info.mac = mac;
         info.mtu = plan.mtu[number];
         info.flags = QueuePairInfo::LIVE;
+        if plan.partial {
+            info.flags |= QueuePairInfo::COMPLETES_CHECKSUMS;
+        }
         stack.bump_queue_pairs();
         *stack.tcp_defaults_mut() = plan.defaults;
         let mut open = tcp_open(process, SocketAddress::new(ip, PORT));
@@ -142,7 +145,7 @@ impl Host {
             offset: offset as u32,
             len: bytes.len() as u32,
             queue_pair: 0,
-            partial_checksums: partial,
+            checksum: known(partial),
             timestamp_ns: now,
         };
         let outcome = stack.handle_frame(packets, frame, Instant(now));

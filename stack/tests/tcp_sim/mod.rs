@@ -85,7 +85,7 @@ impl World {
             now: plan.start_ns,
             limit: plan.start_ns + 7200 * SECOND,
             wire: Wire::new(&plan),
-            monitor: Monitor::new(plan.fast),
+            monitor: Monitor::new(plan.fast, plan.partial),
             pairs: Vec::new(),
             troubles: Vec::new(),
             trace: Trace(0xcbf2_9ce4_8422_2325),
@@ -251,7 +251,7 @@ impl World {
         if !self.loud {
             return;
         }
-        let line = match tcp::parse(frame, &[0; 6], self.plan.partial) {
+        let line = match tcp::parse(frame, &[0; 6], known(self.plan.partial)) {
             Ok(segment) => monitor::line(&segment),
             Err(reason) => reason.to_string(),
         };
@@ -283,7 +283,7 @@ impl World {
 
     /// Whether a frame is for one of the hosts.
     fn is_for_a_host(&self, frame: &[u8]) -> bool {
-        tcp::parse(frame, &[0; 6], false)
+        tcp::parse(frame, &[0; 6], known(self.plan.partial))
             .is_ok_and(|segment| self.hosts.iter().any(|host| host.ip == segment.destination))
     }
 

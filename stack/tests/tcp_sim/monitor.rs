@@ -1,5 +1,6 @@
 //! Looks at every frame on the wire and holds what must always be true of it, whatever was lost.
 
+use super::super::common::known;
 use super::wire::Flight;
 use bypass_stack::SocketAddress;
 use bypass_stack::wire::tcp::{self, Segment, flags};
@@ -32,6 +33,8 @@ type Addresses = (SocketAddress, SocketAddress);
 pub struct Monitor {
     /// SYNs may carry data, and those who get it may answer at once.
     fast: bool,
+    /// Checksums may be partial.
+    partial: bool,
     directions: HashMap<Addresses, Direction>,
     incarnations: HashMap<Addresses, u32>,
     /// Segments with data, and their bytes, that were sent.
@@ -95,16 +98,18 @@ fn end(segment: &Segment) -> u32 {
 }
 
 impl Monitor {
-    pub fn new(fast: bool) -> Self {
+    pub fn new(fast: bool, partial: bool) -> Self {
         Self {
             fast,
+            partial,
             ..Self::default()
         }
     }
 
     /// A host has sent a frame: the number of the connection.
     pub fn sent(&mut self, frame: &[u8], now: u64) -> u32 {
-        let segment = tcp::parse(frame, &[0; 6], false).expect("a stack sends good segments");
+        let segment =
+            tcp::parse(frame, &[0; 6], known(self.partial)).expect("a stack sends good segments");
         assert!(segment.payload_len == 0 || segment.flags & flags::SYN == 0 || self.fast);
         let (there, back) = addresses(&segment);
         if segment.flags & flags::SYN != 0 {
@@ -227,7 +232,7 @@ impl Monitor {
 
     /// A frame has reached a host, whole.
     pub fn delivered(&mut self, flight: &Flight, partial: bool) {
-        let Ok(segment) = tcp::parse(&flight.bytes, &[0; 6], partial) else {
+        let Ok(segment) = tcp::parse(&flight.bytes, &[0; 6], known(partial)) else {
             return;
         };
         let (there, back) = addresses(&segment);

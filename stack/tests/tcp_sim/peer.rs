@@ -266,7 +266,7 @@ impl<P: Peer> Encounter<P> {
 
     /// Looks whether a FIN of the peer's is where its stream ends.
     fn note_end(&mut self, frame: &[u8]) {
-        let Ok(segment) = tcp::parse(frame, &[0; 6], false) else {
+        let Ok(segment) = tcp::parse(frame, &[0; 6], RxChecksum::Unknown) else {
             return;
         };
         if segment.flags & flags::SYN != 0 {
@@ -374,7 +374,7 @@ impl<P: Peer> Encounter<P> {
         if !self.loud {
             return;
         }
-        let line = match tcp::parse(frame, &[0; 6], false) {
+        let line = match tcp::parse(frame, &[0; 6], RxChecksum::Unknown) {
             Ok(segment) => monitor::line(&segment),
             Err(reason) => reason.to_string(),
         };

@@ -6,6 +6,7 @@ use super::host::{PORT, address};
 use super::program::State;
 use super::wire::Flight;
 use super::{SECOND, World};
+use bypass_stack::wire::TxChecksum;
 use bypass_stack::wire::tcp::{self, flags};
 
 /// A trouble.
@@ -137,6 +138,7 @@ impl World {
                     mss: Some(1400),
                     ..tcp::Options::default()
                 },
+                checksum: TxChecksum::Whole,
             };
             let mut bytes = vec![0; tcp::headers_len(stranger.is_v4(), &headers.options)];
             tcp::emit(&mut bytes, &headers);
@@ -200,14 +202,14 @@ impl World {
                 }),
                 ..tcp::Options::default()
             },
+            checksum: TxChecksum::Whole,
         };
         let len = tcp::headers_len(from.ip.is_v4(), &headers.options) + random.below(200) as usize;
         let mut bytes = vec![0x66; len];
         tcp::emit(&mut bytes, &headers);
-        let to = pair.host_of(1 - which);
         self.wire.forge(Flight {
             due: self.now,
-            to,
+            to: pair.host_of(1 - which),
             bytes,
             incarnation: u32::MAX,
         });

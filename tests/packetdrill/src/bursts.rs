@@ -3,8 +3,9 @@
 
 use std::fs;
 
-use bypass_stack::TcpInfo;
+use bypass_stack::wire::TxChecksum;
 use bypass_stack::wire::tcp::{self, Headers, Segment, emit, flags, headers_len};
+use bypass_stack::{RxChecksum, TcpInfo};
 
 use crate::world::{MAC, PEER_MAC};
 
@@ -36,7 +37,7 @@ fn parsed(packet: &[u8]) -> Option<Segment> {
         [0x86, 0xdd]
     };
     let frame = [&PEER_MAC[..], &MAC, &kind, packet].concat();
-    tcp::parse(&frame, &PEER_MAC, false).ok()
+    tcp::parse(&frame, &PEER_MAC, RxChecksum::Unknown).ok()
 }
 
 fn ports_of(segment: &Segment) -> (u16, u16) {
@@ -147,6 +148,7 @@ fn headers(of: &Segment, seq: u32, flags: u16) -> Headers {
         ttl: of.ttl,
         ipv4_id: 0,
         options: of.options,
+        checksum: TxChecksum::Whole,
     }
 }
 
@@ -156,7 +158,7 @@ pub fn pieces(frame: Vec<u8>) -> Vec<Vec<u8>> {
     if frame.len() <= 1514 {
         return vec![frame];
     }
-    let Ok(found) = tcp::parse(&frame, &MAC, false) else {
+    let Ok(found) = tcp::parse(&frame, &MAC, RxChecksum::Unknown) else {
         return vec![frame];
     };
     let start = usize::from(found.payload_offset);

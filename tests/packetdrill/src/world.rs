@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ffi::c_int;
 
 use bypass_runtime::tcp_settings;
-use bypass_stack::wire::icmp;
 use bypass_stack::wire::tcp::{self, Headers, Options, flags};
+use bypass_stack::wire::{TxChecksum, icmp};
 use bypass_stack::{
     Capacities, ChunkId, DropReason, EndpointId, FrameOutcome, Instant, Memory, ProcessId,
-    QueuePairInfo, RxFrame, Stack, image_bytes,
+    QueuePairInfo, RxChecksum, RxFrame, Stack, image_bytes,
 };
 use zerocopy::IntoBytes;
 
@@ -226,7 +226,7 @@ impl World {
                     offset: 192,
                     len: frame.len() as u32,
                     queue_pair: 0,
-                    partial_checksums: false,
+                    checksum: RxChecksum::Unknown,
                     timestamp_ns: 0,
                 };
                 last = Some(stack.handle_frame(packets, frame, now));
@@ -243,7 +243,7 @@ impl World {
     /// A segment for nobody: its reset, which is the kernel's to send
     /// (RFC 9293 section 3.10.7.1).
     fn refuse(&mut self, frame: &[u8]) {
-        let Ok(found) = tcp::parse(frame, &MAC, false) else {
+        let Ok(found) = tcp::parse(frame, &MAC, RxChecksum::Unknown) else {
             return;
         };
         if found.flags & flags::RST != 0 {
@@ -273,6 +273,7 @@ impl World {
             ttl: 64,
             ipv4_id: 0,
             options: Options::default(),
+            checksum: TxChecksum::Whole,
         };
         let mut frame = vec![0; tcp::headers_len(found.destination.is_v4(), &headers.options)];
         tcp::emit(&mut frame, &headers);

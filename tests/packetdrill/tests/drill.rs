@@ -12,8 +12,9 @@ use std::ptr::{null, null_mut};
 
 use bypass_packetdrill::table::Table;
 use bypass_packetdrill::world::{MAC, PEER_MAC};
+use bypass_stack::wire::TxChecksum;
 use bypass_stack::wire::tcp::{Headers, Options, Segment, emit, flags, headers_len, parse};
-use bypass_stack::{IpAddress, SocketAddress};
+use bypass_stack::{IpAddress, RxChecksum, SocketAddress};
 
 const ETHERNET: usize = 14;
 const OURS: IpAddress = IpAddress::from_v4([198, 18, 0, 1]);
@@ -63,6 +64,7 @@ impl Drill {
             ttl: 64,
             ipv4_id: 0,
             options: Options::default(),
+            checksum: TxChecksum::Whole,
         };
         let mut frame = vec![0; headers_len(true, &headers.options)];
         frame.extend_from_slice(payload);
@@ -83,7 +85,7 @@ impl Drill {
         // SAFETY: all three are writable, `room` for `len` bytes.
         unsafe { (self.table.netdev_receive)(null_mut(), to, &raw mut len, &raw mut at) };
         let frame = [&PEER_MAC[..], &MAC, &[8, 0], &room[..len]].concat();
-        let found = parse(&frame, &PEER_MAC, false).unwrap();
+        let found = parse(&frame, &PEER_MAC, RxChecksum::Unknown).unwrap();
         let taken =
             u32::from(found.payload_len) + u32::from(found.flags & (flags::SYN | flags::FIN) != 0);
         self.ack = found.seq.wrapping_add(taken);

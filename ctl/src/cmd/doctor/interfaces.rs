@@ -239,7 +239,15 @@ fn served(name: &str, interface: &source::Interface, findings: &mut Findings) {
             findings.warn(format!("{name}: the daemon says: {reason}"), &todo);
         }
         (None, Some(mode)) => {
-            findings.ok(format!("{name}: the daemon serves it in {mode} mode"));
+            let checksums = match interface.checksums {
+                [true, true] => "; its port checks and writes checksums",
+                [true, false] => "; its port checks checksums",
+                [false, true] => "; its port writes checksums",
+                [false, false] => "",
+            };
+            findings.ok(format!(
+                "{name}: the daemon serves it in {mode} mode{checksums}"
+            ));
             if let Some(condition) = &interface.condition {
                 findings.warn(format!("{name}: it needs more"), condition);
             }

@@ -5,8 +5,9 @@
 
 use super::options::NOP_NOP_TIMESTAMPS;
 use super::{DONT_FRAGMENT, HEADER, TCP, flags};
+use crate::stack::RxChecksum;
 use crate::wire::checksum::Sum;
-use crate::wire::{ethernet, ipv4};
+use crate::wire::{TxChecksum, ethernet, ipv4};
 use zerocopy::byteorder::network_endian::{U16, U32};
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, transmute_mut, transmute_ref,
@@ -67,14 +68,19 @@ pub(crate) struct Fields {
     pub(crate) tos: u8,
     pub(crate) ttl: u8,
     pub(crate) ipv4_id: u16,
+    pub(crate) checksum: TxChecksum,
 }
 
 impl Plain {
     /// The headers of a frame that is a sound plain segment for this MAC address, and how many
-    /// bytes of payload follow. `partial` is [`super::parse`]'s. A TOS with a congestion mark is
+    /// bytes of payload follow. `known` is [`super::parse`]'s. A TOS with a congestion mark is
     /// not plain.
     #[inline(always)]
-    pub(crate) fn of<'a>(frame: &'a [u8], mac: &[u8; 6], partial: bool) -> Option<(&'a Self, u16)> {
+    pub(crate) fn of<'a>(
+        frame: &'a [u8],
+        mac: &[u8; 6],
+        known: RxChecksum,
+    ) -> Option<(&'a Self, u16)> {
         let headers = frame.first_chunk::<PLAIN>()?;
         let plain: &Self = transmute_ref!(headers);
         let kind = plain.kind_and_tos.get();
@@ -91,12 +97,12 @@ impl Plain {
         }
         let total = usize::from(plain.total_length.get());
         let payload = frame.get(PLAIN..total.wrapping_add(ethernet::HEADER))?;
-        (plain.is_sound(headers, payload, partial)).then_some((plain, payload.len() as u16))
+        (plain.is_sound(headers, payload, known)).then_some((plain, payload.len() as u16))
     }
 
     /// Whether both checksums are right.
     #[inline(always)]
-    fn is_sound(&self, headers: &[u8; PLAIN], payload: &[u8], partial: bool) -> bool {
+    fn is_sound(&self, headers: &[u8; PLAIN], payload: &[u8], known: RxChecksum) -> bool {
         let (_, behind) = headers.split_at(ethernet::HEADER);
         let (ip, segment) = behind.split_at(ipv4::HEADER);
         let len = self.total_length.get().wrapping_sub(ipv4::HEADER as u16);
@@ -104,8 +110,9 @@ impl Plain {
             .bytes(ip.last_chunk::<8>().unwrap_or(&[0; 8]))
             .pair(u32::from(TCP) << 16 | u32::from(len));
         Sum::new().bytes(ip).fold() == 0xffff
-            && (pseudo.bytes(segment).payload(payload).fold() == 0xffff
-                || partial && self.checksum.get() == pseudo.fold())
+            && (known == RxChecksum::Good
+                || pseudo.bytes(segment).payload(payload).fold() == 0xffff
+                || known == RxChecksum::Partial && self.checksum.get() == pseudo.fold())
     }
 
     /// Writes the headers into the first [`PLAIN`] bytes of a frame whose payload follows, as
@@ -127,16 +134,19 @@ impl Plain {
             .field(fields.ipv4_id)
             .pair(rest);
         // The sum is taken from registers: the bytes just written would have to be waited for.
-        let sum = addresses
-            .pair(u32::from(TCP) << 16 | u32::from(len))
+        let pseudo = addresses.pair(u32::from(TCP) << 16 | u32::from(len));
+        let sum = pseudo
             .pair(ports)
             .pair(fields.seq)
             .pair(fields.ack)
             .pair(u32::from(flags) << 16 | u32::from(fields.window))
             .pair(NOP_NOP_TIMESTAMPS)
             .pair(fields.value)
-            .pair(fields.echo)
-            .payload(payload);
+            .pair(fields.echo);
+        let checksum = match fields.checksum {
+            TxChecksum::Pseudo => pseudo.fold(),
+            TxChecksum::Whole | TxChecksum::Off => !sum.payload(payload).fold(),
+        };
         let plain: &mut Self = transmute_mut!(headers);
         *plain = Self {
             destination_mac: fields.destination_mac,
@@ -154,7 +164,7 @@ impl Plain {
             ack: fields.ack.into(),
             words_and_flags: flags.into(),
             window: fields.window.into(),
-            checksum: (!sum.fold()).into(),
+            checksum: checksum.into(),
             urgent: 0.into(),
             options: NOP_NOP_TIMESTAMPS.into(),
             value: fields.value.into(),
