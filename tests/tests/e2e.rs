@@ -354,7 +354,9 @@ mod ef_vi_stamped {
 
 /// On a DPDK port: scenes of programs as they are, and those of the port itself.
 mod dpdk_port {
-    use super::{Carried, check_port, dpdk, floods, names, programs, stores, streams, web};
+    use super::{
+        Carried, check_port, dpdk, floods, names, programs, rubbish, stores, streams, web,
+    };
 
     tests! {
         check_port:
@@ -372,6 +374,7 @@ mod dpdk_port {
         web::nginx_upload: Segments,
         dpdk::exceptions: Any,
         dpdk::shown: Bypass,
+        rubbish::bad_frames: Bypass,
         dpdk::nginx_workers: Any,
         dpdk::relay_killed: Any,
         dpdk::daemon_killed: Any,

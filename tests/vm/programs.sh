@@ -17,6 +17,14 @@ accelerated echo udpecho --bind $HERE --port 7007; echo_pid=$started
 has_filter "udp +$HERE:7007"
 check "udpecho" ask 100
 check "filters, sockets, explain and stats say dpdk" shown
+# The card looks at checksums and writes them; a wrong one is dropped all the same.
+counts() { within 60 shows "$1" bypassctl stats; }
+checksums() {
+  shows "vf0: the daemon serves it .*; its port checks and writes checksums" bypassctl doctor vf0 &&
+    counts "rx_checksum_found_good" && counts "tx_checksum_completed" || return 1
+  in_peer forged $HERE 7007 100 && counts "rx_checksum_found_bad" && counts "checksum-bad" && ask
+}
+check "checksums by the card" checksums
 
 receiver() {
   accelerated receiver udpreceiver --bind $HERE --port 7009 --count 300

@@ -58,7 +58,7 @@ const EXAMPLES: [&str; 6] = [
     "tcprr",
 ];
 /// Programs of `tests/conformance`.
-const CASES: [&str; 2] = ["conformance", "peer"];
+const CASES: [&str; 3] = ["conformance", "peer", "forged"];
 
 /// Prepares the guest, boots it, and runs the checks in it: those of every test run, or all.
 ///

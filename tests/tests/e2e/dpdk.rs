@@ -129,7 +129,14 @@ pub(crate) fn shown(scene: &Scene) -> Result<()> {
                     .find(is_it)
                     .and_then(|counter| counter["value"].as_u64())
             };
-            value("redirected") >= Some(500) && value("rx_good_packets") >= Some(500)
+            // The driver has a look at checksums, and completes them.
+            let names = [
+                "redirected",
+                "rx_good_packets",
+                "rx_checksum_found_good",
+                "tx_checksum_completed",
+            ];
+            names.iter().all(|name| value(name) >= Some(500))
         })?;
         let relay = the_only(scene, "relay")?;
         let status = fs::read_to_string(format!("/proc/{relay}/status"))?;
