@@ -41,7 +41,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of an image: "bypassim" in memory.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"bypassim");
 /// Version of the layout that this build reads and writes.
-pub const LAYOUT_VERSION: u32 = 20;
+pub const LAYOUT_VERSION: u32 = 21;
 /// Link value: nothing.
 pub(crate) const NONE: u32 = u32::MAX;
 /// `ReadyLink::next` of an endpoint that is on no ready list.

@@ -83,6 +83,29 @@ fn a_good_wire_needs_no_retransmission_and_little_time() {
     world.run();
 }
 
+/// What a queue had no room for is sent again once, in either half of the 32 bits of microseconds.
+#[test]
+fn what_is_lost_is_sent_again_once_at_any_time() {
+    for start_us in [1_000_000, 3 << 30] {
+        let mut plan = Plan::good();
+        plan.start_ns = start_us * 1_000;
+        plan.delay_ns = 10_000_000;
+        plan.rate = 2_500_000;
+        plan.queue_frames = 40;
+        plan.fill = 256;
+        let mut world = World::new(1, plan);
+        let sides = [Side::plain(1_000_000), Side::plain(0)];
+        let pair = Pair::new(0, &world.plan, world.now, sides);
+        world.pairs.push(pair);
+        world.run();
+        let lost = world.wire.overflowed;
+        assert!(lost > 20, "{lost}");
+        let [again, twice] = [Counter::TcpRetransmits, Counter::TcpDsackReceived]
+            .map(|counter| world.hosts[0].counter(counter));
+        assert_eq!((again, twice), (lost, 0), "from {start_us} us on");
+    }
+}
+
 /// SYNs with data, with cookies and without: whatever is lost or overtaken, each byte comes once.
 /// (Without duplicates on the wire: those of a whole short connection would make another, RFC 7413
 /// section 6.1.)

@@ -235,7 +235,6 @@ impl Connection<'_> {
         tcb.snd_up = snd_una;
         tcb.high_seq = snd_una.wrapping_sub(1);
         tcb.round_delivered = 0;
-        tcb.rack_end_seq = snd_una;
         tcb.usage_seq = snd_una;
         tcb.rcv_mss = tcb.advertised_mss.clamp(1, 536);
         tcb.last_received_ms = millis(now);

@@ -526,13 +526,19 @@ impl Connection<'_> {
         if self.tcb.packets_out == 0 {
             self.tcb.first_sent_us = now_us;
             self.tcb.delivered_us = now_us;
+            // Not a time so long ago that it would be one to come.
+            self.tcb.rack_sent_us = now_us;
+            self.tcb.rack_order = self.tcb.sent_order;
         }
+        self.tcb.sent_order = self.tcb.sent_order.wrapping_add(1);
+        let order = self.tcb.sent_order;
         let (delivered, delivered_us) = (self.tcb.delivered, self.tcb.delivered_us);
         let first_sent_us = self.tcb.first_sent_us;
         let limited = self.tcb.app_limited != 0;
         let mut len = 0;
         if let Some(segment) = self.segment_mut(chunk) {
             segment.sent_us = now_us;
+            segment.order = order;
             segment.delivered = delivered;
             segment.delivered_us = delivered_us;
             segment.first_sent_us = first_sent_us;

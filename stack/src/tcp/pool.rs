@@ -35,7 +35,8 @@ pub(crate) struct SegmentSlot {
     pub(crate) burst: u16,
     /// Bytes of the burst on the queue up to the end of this.
     pub(crate) in_burst: u16,
-    pub(crate) reserved: [u8; 2],
+    /// Number of the transmission, wrapping: tells what left first in one microsecond.
+    pub(crate) order: u16,
 }
 
 const _: () = assert!(size_of::<SegmentSlot>() == 40);
@@ -63,6 +64,13 @@ pub(crate) mod mark {
 impl SegmentSlot {
     pub(crate) fn has(&self, mark: u8) -> bool {
         self.marks & mark != 0
+    }
+
+    /// Whether it left after what left then, as that transmission.
+    #[inline(always)]
+    pub(crate) fn left_after(&self, sent_us: u32, order: u16) -> bool {
+        let later = self.sent_us.wrapping_sub(sent_us) as i32;
+        later > 0 || later == 0 && self.order.wrapping_sub(order) as i16 > 0
     }
 
     /// The sequence number behind it.

@@ -30,10 +30,9 @@ impl Connection<'_> {
             // The ACK is of an earlier copy.
             return;
         }
-        let later = slot.sent_us.wrapping_sub(self.tcb.rack_sent_us) as i32;
-        if later > 0 || later == 0 && after(slot.end(), self.tcb.rack_end_seq) {
+        if slot.left_after(self.tcb.rack_sent_us, self.tcb.rack_order) {
             self.tcb.rack_sent_us = slot.sent_us;
-            self.tcb.rack_end_seq = slot.end();
+            self.tcb.rack_order = slot.order;
         }
         self.tcb.rack_rtt_us = age_us;
     }
@@ -86,9 +85,9 @@ impl Connection<'_> {
             if slot.has(mark::SACKED) || lost_not_resent {
                 continue;
             }
-            let age = self.tcb.rack_sent_us.wrapping_sub(slot.sent_us) as i32;
-            let older = age > 0 || age == 0 && after(self.tcb.rack_end_seq, slot.end());
-            if !older {
+            if slot.left_after(self.tcb.rack_sent_us, self.tcb.rack_order)
+                || slot.order == self.tcb.rack_order && slot.sent_us == self.tcb.rack_sent_us
+            {
                 continue;
             }
             let due = self.tcb.rack_rtt_us.saturating_add(window);

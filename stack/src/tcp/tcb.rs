@@ -367,7 +367,10 @@ pub(crate) struct Tcb {
     // What every ACK moves of loss recovery and the delivery rate
     // (draft-cheng-iccrg-delivery-rate-estimation).
     pub(crate) rack_sent_us: u32,
-    pub(crate) rack_end_seq: u32,
+    /// [`SegmentSlot::order`](super::pool::SegmentSlot) of what was sent then.
+    pub(crate) rack_order: u16,
+    /// That of the last transmission.
+    pub(crate) sent_order: u16,
     pub(crate) rack_rtt_us: u32,
     pub(crate) delivered: u32,
     pub(crate) app_limited: u32,
