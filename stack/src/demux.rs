@@ -7,8 +7,9 @@
 //! The rule is Linux's (`compute_score` in net/ipv4/udp.c and net/ipv6/udp.c): connected beats
 //! bound to the address beats bound to any; then bound to the device; then an IPv4 endpoint before
 //! a dual one. Among equals the youngest bind wins, unless it has SO_REUSEPORT: then the 4-tuple's
-//! hash picks among the equals that have it too. Departure: the members' order after a close may
-//! differ from Linux's array order, so a flow may move to another member then, as it may there.
+//! hash picks among the equals that have it too, by rendezvous ([`weight`]). Departure: when one of
+//! N members comes or goes, 1/N of the flows move; Linux scales the hash to its array and moves up
+//! to half of them.
 
 use crate::counters::Counter;
 use crate::image::{Endpoint, NONE, UdpOptions, kind, table};
@@ -214,18 +215,16 @@ impl Stack<'_> {
                 && endpoint.family == winner.family
                 && endpoint.score(to) == Some(score)
         };
-        let count = members().filter(|(_, endpoint)| in_group(endpoint)).count() as u64;
         let hash = share_hash(self.head.seed, to);
-        let nth = (hash >> 32).wrapping_mul(count) >> 32;
         members()
             .filter(|(_, endpoint)| in_group(endpoint))
-            .nth(nth as usize)
-            .map_or(Some(best), |(index, _)| Some(index))
+            .map(|(index, _)| index)
+            .max_by_key(|&index| weight(hash, index))
+            .or(Some(best))
     }
 
     /// Puts a live endpoint into the table that its addresses ask for; without a port into none. A
-    /// chain has the newest first, also when it is made anew: the order says which member of a
-    /// SO_REUSEPORT group has a flow.
+    /// chain has the newest first, also when it is made anew: of equals that share nothing it wins.
     pub(crate) fn link_endpoint(&mut self, index: u32) {
         let Some(endpoint) = self.endpoints.get(index as usize) else {
             return;
@@ -329,6 +328,14 @@ fn share_hash(seed: u64, to: &Addresses) -> u64 {
         &to.remote,
         to.local.port,
     )
+}
+
+/// How much a member of a SO_REUSEPORT group wants a flow of this hash: who wants it most has it.
+/// So a member that comes takes flows from all others alike, and one that goes leaves its own to
+/// them, and no other flow moves (rendezvous hashing).
+pub(crate) fn weight(hash: u64, member: u32) -> u64 {
+    let member = fold(u64::from(member).wrapping_add(1), 0x9e37_79b9_7f4a_7c15);
+    fold(hash ^ member, 0x9fb2_1c65_1e98_df25)
 }
 
 /// Bucket of a hash; the count of buckets is a power of two.

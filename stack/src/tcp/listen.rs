@@ -11,7 +11,7 @@ use super::seq::{after, before};
 use super::tcb::{TcpState, flag};
 use super::wheel::MINI;
 use crate::counters::{Counter, DropReason};
-use crate::demux::fold;
+use crate::demux::{fold, weight};
 use crate::image::{NONE, UdpOptions};
 use crate::stack::Stack;
 use crate::tcp::options::TcpOptions;
@@ -127,8 +127,7 @@ impl Stack<'_> {
                 .get(index as usize)
                 .is_some_and(|tcb| tcb.options.has(TcpOptions::REUSE_PORT))
         };
-        let count = members().filter(|&index| shared(index)).count() as u64;
-        if count < 2 {
+        if members().filter(|&index| shared(index)).nth(1).is_none() {
             return members().next();
         }
         let (high, low) = remote.ip.words();
@@ -136,8 +135,9 @@ impl Stack<'_> {
             low ^ high ^ self.head.seed,
             u64::from(remote.port) | 1 << 32 | u64::from(local.port) << 40,
         );
-        let nth = (hash >> 32).wrapping_mul(count) >> 32;
-        members().filter(|&index| shared(index)).nth(nth as usize)
+        members()
+            .filter(|&index| shared(index))
+            .max_by_key(|&index| weight(hash, index))
     }
 
     /// A SYN for a listener.
