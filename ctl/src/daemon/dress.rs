@@ -43,16 +43,14 @@ const UNICAST_HOPS: Name = (IPV6, 16);
 const TCLASS: Name = (IPV6, 67);
 
 /// Gives a closed socket the options. One that the kernel refuses (another family's) stays as it
-/// is.
+/// is. What has its usual value is not set: every other call than TCP_NODELAY's and TCP_CORK's was
+/// made on the shadow too.
 pub(super) fn dress(socket: &OwnedFd, options: &TcpOptions) {
     let fresh = TcpOptions::new();
     let flag = |bit| u32::from(options.has(bit));
     for (name, value) in [
         (NODELAY, flag(TcpOptions::NODELAY)),
         (CORK, flag(TcpOptions::CORK)),
-        (KEEPALIVE, flag(TcpOptions::KEEPALIVE)),
-        (OOBINLINE, flag(TcpOptions::OOBINLINE)),
-        (ZEROCOPY, flag(TcpOptions::ZEROCOPY)),
     ] {
         put(socket, name, value);
     }
@@ -62,7 +60,6 @@ pub(super) fn dress(socket: &OwnedFd, options: &TcpOptions) {
     } else {
         TIMESTAMP
     };
-    put(socket, timestamp, flag(TcpOptions::TIMESTAMP));
     for (name, value, usual) in [
         (KEEPIDLE, options.keep_idle_s, fresh.keep_idle_s),
         (KEEPINTVL, options.keep_interval_s, fresh.keep_interval_s),
@@ -76,6 +73,10 @@ pub(super) fn dress(socket: &OwnedFd, options: &TcpOptions) {
         (TTL, options.ttl.into(), 0),
         (TCLASS, options.traffic_class.into(), 0),
         (UNICAST_HOPS, options.hop_limit.into(), 0),
+        (KEEPALIVE, flag(TcpOptions::KEEPALIVE), 0),
+        (OOBINLINE, flag(TcpOptions::OOBINLINE), 0),
+        (ZEROCOPY, flag(TcpOptions::ZEROCOPY), 0),
+        (timestamp, flag(TcpOptions::TIMESTAMP), 0),
     ] {
         if value != usual {
             put(socket, name, value);

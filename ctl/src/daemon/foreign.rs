@@ -48,8 +48,8 @@ static CLOSER: Closer = Closer {
 #[derive(Debug)]
 pub(super) struct Foreign(ManuallyDrop<OwnedFd>);
 
-/// A descriptor to close, and who wants to hear of it.
-type Job = (OwnedFd, Option<Sender<()>>);
+/// Descriptors of one user to close, one after the other, and who wants to hear of it.
+type Job = (Vec<OwnedFd>, Option<Sender<()>>);
 
 #[derive(Debug)]
 struct Closer {
@@ -73,9 +73,11 @@ impl Foreign {
         unsafe { ManuallyDrop::take(&mut this.0) }
     }
 
-    /// Leaves the close to others without a look at what it is: a connection.
-    pub(super) fn close_later(self) {
-        CLOSER.close((self.into_inner(), None));
+    /// Leaves the close of some of one user's to others without a look at what they are:
+    /// connections.
+    pub(super) fn close_later(all: impl IntoIterator<Item = Self>) {
+        let all = all.into_iter().map(Self::into_inner).collect();
+        CLOSER.close((all, None));
     }
 }
 
@@ -108,10 +110,10 @@ impl Drop for Foreign {
         } else if is_quiet_tcp(&fd) {
             // Its owner may change its state meanwhile, so even this one is not closed here.
             let (done, end) = mpsc::channel();
-            CLOSER.close((fd, Some(done)));
+            CLOSER.close((vec![fd], Some(done)));
             let _ = end.recv_timeout(PATIENCE);
         } else {
-            CLOSER.close((fd, None));
+            CLOSER.close((vec![fd], None));
         }
     }
 }
@@ -138,9 +140,9 @@ impl Closer {
     fn work(&self) {
         let mut state = self.lock();
         loop {
-            if let Some((fd, done)) = state.waiting.pop_front() {
+            if let Some((all, done)) = state.waiting.pop_front() {
                 drop(state);
-                drop(fd);
+                drop(all);
                 drop(done);
                 state = self.lock();
             } else {

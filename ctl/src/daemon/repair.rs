@@ -1,6 +1,6 @@
 //! A kernel socket becomes an established connection (TCP_REPAIR: net/ipv4/tcp.c, tcp_repair of
-//! linux/tcp.h). Nothing is sent while it is put together; the peer hears of it by a window probe
-//! at the end.
+//! linux/tcp.h). Nothing is sent while it is put together. The peer hears of it when it waits for
+//! something: by a window probe at the end.
 //!
 //! ```text
 //!   TCP_REPAIR on        bind takes any port, connect sends nothing
@@ -9,7 +9,7 @@
 //!   queues               unread data, sent data and the FIN behind it; nothing leaves
 //!   windows
 //!   the peer's FIN       as a packet over the loopback interface
-//!   TCP_REPAIR off       a window probe leaves
+//!   TCP_REPAIR off       a window probe leaves, if there is need
 //!   unsent data, FIN     as any program's
 //! ```
 
@@ -21,8 +21,7 @@ use bypass_stack::wire::tcp::{self, flags};
 use bypass_stack::{ConnectionRecord, EndpointId, IpAddress, SocketAddress, TcpOptions, TcpState};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, SendFlags, Shutdown, bind, connect, connect_unspec, getsockname, send, shutdown,
-    sockopt,
+    SendFlags, Shutdown, bind, connect, connect_unspec, getsockname, send, shutdown, sockopt,
 };
 
 use super::dress::dress;
@@ -48,8 +47,10 @@ const BUF_LOCK: Name = (SOL_SOCKET, 72);
 /// Bits of SO_BUF_LOCK.
 const SNDBUF_LOCK: u32 = 1;
 const RCVBUF_LOCK: u32 = 2;
-/// Queues of TCP_REPAIR_QUEUE.
-const NO_QUEUE: u32 = 0;
+/// Values of TCP_REPAIR that end it.
+const REPAIR_OFF: u32 = 0;
+const REPAIR_OFF_NO_PROBE: u32 = u32::MAX;
+/// Queues of TCP_REPAIR_QUEUE; none is chosen at first.
 const RECV_QUEUE: u32 = 1;
 const SEND_QUEUE: u32 = 2;
 /// Kinds of TCP options (RFC 9293 section 3.2, RFC 7323, RFC 2018).
@@ -117,8 +118,7 @@ pub(super) fn build(
     }
     ready();
     for end in ends {
-        put(&end.socket, REPAIR_QUEUE, NO_QUEUE)?;
-        put(&end.socket, REPAIR, 0)?;
+        put(&end.socket, REPAIR, end_of_repair(&end.parcel.record))?;
     }
     ends.iter().for_each(finish);
     Ok(())
@@ -140,7 +140,18 @@ impl End {
     fn undo(&self) {
         let _ = connect_unspec(&self.socket);
         let _ = sockopt::socket_error(&self.socket);
-        let _ = put(&self.socket, REPAIR, 0);
+        let _ = put(&self.socket, REPAIR, REPAIR_OFF);
+    }
+}
+
+/// How repair mode ends: with a window probe when the peer's bytes are not acknowledged yet, which
+/// it does by the way, or when the peer has closed its window, which it asks for; else without.
+fn end_of_repair(record: &ConnectionRecord) -> u32 {
+    let is_quiet = record.rcv_wup == record.rcv_nxt && record.snd_wnd != 0;
+    if is_quiet {
+        REPAIR_OFF_NO_PROBE
+    } else {
+        REPAIR_OFF
     }
 }
 
@@ -163,10 +174,8 @@ fn connection(socket: &OwnedFd, parcel: &Parcel, sent: &[u8]) -> Result<(), Errn
     put(socket, MAXSEG, u32::from(record.mss_clamp.clamp(88, 32767)))?;
     join_addresses(socket, record)?;
     negotiated(socket, record)?;
-    put(socket, REPAIR_QUEUE, RECV_QUEUE)?;
-    fill(socket, &parcel.unread)?;
-    put(socket, REPAIR_QUEUE, SEND_QUEUE)?;
-    fill(socket, sent)?;
+    fill_queue(socket, RECV_QUEUE, &parcel.unread)?;
+    fill_queue(socket, SEND_QUEUE, sent)?;
     windows(socket, record)
 }
 
@@ -218,29 +227,33 @@ fn make_room(socket: &OwnedFd, parcel: &Parcel) -> Result<(), Errno> {
 }
 
 fn join_addresses(socket: &OwnedFd, record: &ConnectionRecord) -> Result<(), Errno> {
-    let domain = sockopt::socket_domain(socket)?;
+    let bound = name(socket)?;
     let (local, remote) = (
-        address(domain, record.local(), record.ifindex),
-        address(domain, record.remote(), record.ifindex),
+        address(&bound, record.local(), record.ifindex),
+        address(&bound, record.remote(), record.ifindex),
     );
-    let bound = SocketAddr::try_from(getsockname(socket)?).map_err(|_| Errno::PROTO)?;
+    let is_local = |bound: SocketAddr| (bound.ip(), bound.port()) == (local.ip(), local.port());
     if bound.port() == 0 {
         bind(socket, &local)?;
     } else if bound.port() != record.local_port {
         return Err(Errno::ADDRNOTAVAIL);
     }
     connect(socket, &remote)?;
-    let bound = SocketAddr::try_from(getsockname(socket)?).map_err(|_| Errno::PROTO)?;
-    if (bound.ip(), bound.port()) == (local.ip(), local.port()) {
+    // What was bound to any address has the one of the route now.
+    if bound.port() == 0 || is_local(bound) || is_local(name(socket)?) {
         Ok(())
     } else {
         Err(Errno::ADDRNOTAVAIL)
     }
 }
 
-/// An address as a socket of this domain knows it.
-fn address(domain: AddressFamily, of: SocketAddress, ifindex: u32) -> SocketAddr {
-    if domain == AddressFamily::INET {
+fn name(socket: &OwnedFd) -> Result<SocketAddr, Errno> {
+    SocketAddr::try_from(getsockname(socket)?).map_err(|_| Errno::PROTO)
+}
+
+/// An address as a socket knows it that has such a name.
+fn address(name: &SocketAddr, of: SocketAddress, ifindex: u32) -> SocketAddr {
+    if name.is_ipv4() {
         return SocketAddr::new(of.ip.into(), of.port);
     }
     let scope = if of.ip.is_link_local_v6() { ifindex } else { 0 };
@@ -275,7 +288,16 @@ fn negotiated(socket: &OwnedFd, record: &ConnectionRecord) -> Result<(), Errno> 
     Ok(())
 }
 
-/// Puts bytes into the queue that is chosen.
+/// Puts bytes into a queue.
+fn fill_queue(socket: &OwnedFd, queue: u32, bytes: &[u8]) -> Result<(), Errno> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    put(socket, REPAIR_QUEUE, queue)?;
+    fill(socket, bytes)
+}
+
+/// Sends bytes, in repair mode into the queue that is chosen.
 fn fill(socket: &OwnedFd, bytes: &[u8]) -> Result<(), Errno> {
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -357,13 +379,14 @@ fn finish(End { socket, parcel, .. }: &End) {
         let _ = shutdown(socket, Shutdown::Read);
     }
     let _ = put(socket, MAXSEG, u32::from(options.max_seg));
-    // What counts bytes needs a connection.
-    let _ = put(socket, TIMESTAMPING, options.timestamping);
-    // Repair mode has taken them.
-    for (name, bit) in [
-        (REUSEADDR, TcpOptions::REUSE_ADDR),
-        (REUSEPORT, TcpOptions::REUSE_PORT),
+    // What counts bytes needs a connection. Repair mode has taken SO_REUSEADDR.
+    for (name, value) in [
+        (TIMESTAMPING, options.timestamping),
+        (REUSEADDR, options.has(TcpOptions::REUSE_ADDR).into()),
+        (REUSEPORT, options.has(TcpOptions::REUSE_PORT).into()),
     ] {
-        let _ = put(socket, name, u32::from(options.has(bit)));
+        if value != 0 {
+            let _ = put(socket, name, value);
+        }
     }
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use bypass_proto::control::{Refusal, Request};
 use bypass_proto::reason::FallThrough;
+use bypass_proto::report::{Record, ReportView};
 use bypass_runtime::clock;
 use bypass_stack::inspect::{EndpointView, Image};
 use bypass_stack::{EndpointId, ProcessId, SocketAddress, TcpState};
@@ -69,7 +70,7 @@ pub(super) struct Member {
     is_meant: bool,
     pidfd: Option<OwnedFd>,
     report: Option<Report>,
-    /// Descriptors and their endpoints.
+    /// Descriptors and their endpoints, by these.
     claims: Vec<(i32, EndpointId)>,
 }
 
@@ -175,9 +176,11 @@ impl Server {
             drop(locked);
             self.counters
                 .add_many(Counter::ConnectionsMoved, moved.len() as u64);
-            for end in moved {
-                end.socket.close_later();
-                tell(members, end.endpoint, Some(FallThrough::Rollback));
+            let moved = moved.into_iter().map(|end| (end.endpoint, end.socket));
+            let (moved, sockets): (Vec<_>, Vec<_>) = moved.unzip();
+            Foreign::close_later(sockets);
+            for endpoint in moved {
+                tell(members, endpoint, Some(FallThrough::Rollback));
             }
             if is_awaited {
                 std::thread::sleep(WAY);
@@ -221,15 +224,6 @@ impl Server {
             .map(|(_, it)| {
                 let report = Report::of(it.pid, it.start_time, &it.report);
                 let view = report.as_ref().and_then(Report::view);
-                let records = view.map_or_else(Vec::new, |view| view.records);
-                let claims = records.iter().filter(|it| it.endpoint_generation != 0);
-                let claims = claims.map(|it| {
-                    let endpoint = EndpointId {
-                        index: it.endpoint_index,
-                        generation: it.endpoint_generation,
-                    };
-                    (it.fd, endpoint)
-                });
                 Member {
                     slot: it.slot,
                     is_meant: match whom {
@@ -238,7 +232,7 @@ impl Server {
                         Whom::Port(_) => false,
                     },
                     pidfd: it.as_fd().try_clone_to_owned().ok(),
-                    claims: claims.collect(),
+                    claims: view.map_or_else(Vec::new, |view| claims(&view)),
                     report,
                 }
             })
@@ -321,7 +315,35 @@ impl Server {
     }
 }
 
+/// What a report says of descriptors and endpoints, in the order of the latter.
+fn claims(report: &ReportView) -> Vec<(i32, EndpointId)> {
+    let records = report.records.iter();
+    let records = records.filter(|it| it.endpoint_generation != 0);
+    let claim = |it: &Record| {
+        let endpoint = EndpointId {
+            index: it.endpoint_index,
+            generation: it.endpoint_generation,
+        };
+        (it.fd, endpoint)
+    };
+    let mut claims: Vec<_> = records.map(claim).collect();
+    claims.sort_unstable_by_key(|(_, endpoint)| endpoint.index);
+    claims
+}
+
 impl Member {
+    /// The descriptors that are said to be an endpoint's.
+    fn claimed(&self, endpoint: EndpointId) -> impl Iterator<Item = i32> {
+        let first = self
+            .claims
+            .partition_point(|(_, it)| it.index < endpoint.index);
+        let claims = self.claims.iter().skip(first);
+        let claims = claims.take_while(move |(_, it)| it.index == endpoint.index);
+        claims
+            .filter(move |(_, it)| *it == endpoint)
+            .map(|(fd, _)| *fd)
+    }
+
     /// The shadow of an endpoint, out of the process. Called under the stack's lock: while it is
     /// held nobody can let go of the endpoint, and so its number is nobody else's.
     fn shadow(&self, fd: i32, endpoint: EndpointId) -> Result<Foreign, Refused> {
@@ -341,8 +363,7 @@ impl Member {
 pub(super) fn shadow_of(members: &[Member], endpoint: EndpointId) -> Result<Foreign, Refused> {
     let mut refused = Refusal::Malformed.into();
     for member in members {
-        let claims = member.claims.iter().filter(|(_, it)| *it == endpoint);
-        for &(fd, _) in claims {
+        for fd in member.claimed(endpoint) {
             match member.shadow(fd, endpoint) {
                 Ok(shadow) => return Ok(shadow),
                 Err(why) => refused = why,
@@ -355,8 +376,7 @@ pub(super) fn shadow_of(members: &[Member], endpoint: EndpointId) -> Result<Fore
 /// Writes into the reports who serves an endpoint's descriptors.
 fn tell(members: &[Member], endpoint: EndpointId, reason: Option<FallThrough>) {
     for member in members {
-        let claims = member.claims.iter().filter(|(_, it)| *it == endpoint);
-        for &(fd, _) in claims {
+        for fd in member.claimed(endpoint) {
             if let Some(report) = &member.report
                 && report.leads_to(fd, endpoint)
             {

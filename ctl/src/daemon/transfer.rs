@@ -15,7 +15,7 @@ use bypass_stack::{
     CannotMove, ConnectionRecord, EndpointId, Instant, Memory, Part, RxChecksum, Span, TcpState,
 };
 use rustix::io::Errno;
-use rustix::net::{SocketType, sockopt};
+use rustix::net::sockopt;
 
 use super::bequeath::closed_socket;
 use super::counters::Counter;
@@ -67,9 +67,7 @@ impl Server {
         drop(locked);
         self.counters
             .add_many(Counter::ConnectionsMoved, ends.len() as u64);
-        for end in ends {
-            end.socket.close_later();
-        }
+        Foreign::close_later(ends.into_iter().map(|end| end.socket));
         Ok(())
     }
 
@@ -149,16 +147,16 @@ impl Server {
 
     /// A TCP socket of this namespace that is neither connected nor listens.
     fn check_shadow(&self, shadow: &OwnedFd) -> Result<(), Refused> {
-        let is_stream = sockopt::socket_type(shadow) == Ok(SocketType::STREAM);
         let protocol = sockopt::socket_protocol(shadow).map_err(|_| Refusal::Malformed)?;
-        let is_tcp = protocol.is_some_and(|it| it.as_raw().get() == u32::from(TCP));
-        if !is_stream || !is_tcp {
+        if protocol.is_none_or(|it| it.as_raw().get() != u32::from(TCP)) {
             return Err(Refusal::Malformed.into());
         }
         if own::namespace_cookie(shadow) != Ok(self.namespace) {
             return Err(Refusal::NotOwner.into());
         }
-        if own::tcp_state(shadow)? == TcpState::Closed as u8 {
+        // A raw socket, whose protocol may be TCP too, has no state.
+        let state = own::tcp_state(shadow).map_err(|_| Refusal::Malformed)?;
+        if state == TcpState::Closed as u8 {
             Ok(())
         } else {
             Err(Errno::ISCONN.into())
