@@ -82,16 +82,72 @@ pub enum Owners {
     Foreign,
 }
 
+/// What the lock does with its word and asks of the system. The model has its own.
+trait Word {
+    /// Attempts before a waiter sleeps.
+    const SPINS: u32;
+
+    fn load(&self) -> u32;
+
+    /// Puts `to` in the place of `from`; else what is there.
+    fn exchange(&self, from: u32, to: u32, success: Ordering) -> Result<u32, u32>;
+
+    /// Frees the lock; what was there.
+    fn free(&self) -> u32;
+
+    /// Sleeps while `seen` is there, at most for so long; whether this time has passed.
+    fn sleep(&self, seen: u32, pause: Duration) -> bool;
+
+    /// Wakes one that sleeps.
+    fn wake(&self);
+
+    /// Whether a thread runs.
+    fn lives(&self, thread: u32) -> bool;
+}
+
+impl Word for AtomicU32 {
+    const SPINS: u32 = SPINS;
+
+    fn load(&self) -> u32 {
+        self.load(Ordering::Relaxed)
+    }
+
+    fn exchange(&self, from: u32, to: u32, success: Ordering) -> Result<u32, u32> {
+        self.compare_exchange(from, to, success, Ordering::Relaxed)
+    }
+
+    fn free(&self) -> u32 {
+        self.swap(0, Ordering::Release)
+    }
+
+    fn sleep(&self, seen: u32, pause: Duration) -> bool {
+        let pause = Timespec {
+            tv_sec: 0,
+            tv_nsec: i64::from(pause.subsec_nanos()),
+        };
+        let slept = futex::wait(self, futex::Flags::empty(), seen, Some(&pause));
+        slept == Err(rustix::io::Errno::TIMEDOUT)
+    }
+
+    fn wake(&self) {
+        let _ = futex::wake(self, futex::Flags::empty(), 1);
+    }
+
+    fn lives(&self, thread: u32) -> bool {
+        thread_lives(thread)
+    }
+}
+
 /// Takes the lock, waiting as long as its owner lives.
 ///
 /// # Errors
 /// [`LockError::Reentered`].
 pub fn lock(word: &AtomicU32) -> Result<Taken, LockError> {
-    let me = thread_id();
-    if word
-        .compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
-        .is_ok()
-    {
+    lock_as(word, thread_id())
+}
+
+fn lock_as(word: &impl Word, me: u32) -> Result<Taken, LockError> {
+    if word.exchange(0, me, Ordering::Acquire).is_ok() {
         return Ok(Taken::Clean);
     }
     lock_slow(word, me)
@@ -103,7 +159,7 @@ pub fn lock(word: &AtomicU32) -> Result<Taken, LockError> {
 /// [`LockError::Busy`] or [`LockError::Reentered`].
 pub fn try_lock(word: &AtomicU32) -> Result<Taken, LockError> {
     let me = thread_id();
-    match word.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed) {
+    match word.exchange(0, me, Ordering::Acquire) {
         Ok(_) => Ok(Taken::Clean),
         Err(owner) if owner & !WAITERS == me => Err(LockError::Reentered),
         Err(_) => Err(LockError::Busy),
@@ -121,8 +177,7 @@ pub fn lock_within(
     owners: Owners,
 ) -> Result<Taken, LockError> {
     let me = thread_id();
-    let taken = word.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed);
-    let Err(found) = taken else {
+    let Err(found) = word.exchange(0, me, Ordering::Acquire) else {
         return Ok(Taken::Clean);
     };
     if found & !WAITERS == me && take_over(word, found, me) {
@@ -133,8 +188,8 @@ pub fn lock_within(
 }
 
 #[cold]
-fn lock_slow(word: &AtomicU32, me: u32) -> Result<Taken, LockError> {
-    if word.load(Ordering::Relaxed) & !WAITERS == me {
+fn lock_slow(word: &impl Word, me: u32) -> Result<Taken, LockError> {
+    if word.load() & !WAITERS == me {
         return Err(LockError::Reentered);
     }
     acquire(word, me, None, Owners::Visible)
@@ -143,24 +198,20 @@ fn lock_slow(word: &AtomicU32, me: u32) -> Result<Taken, LockError> {
 /// Spins, then sleeps, until the word is free, its owner is dead, or the deadline has passed
 /// (nanoseconds of `CLOCK_MONOTONIC`).
 #[cold]
-fn acquire(
-    word: &AtomicU32,
+fn acquire<W: Word>(
+    word: &W,
     me: u32,
     deadline: Option<u64>,
     owners: Owners,
 ) -> Result<Taken, LockError> {
-    for _ in 0..SPINS {
-        if word.load(Ordering::Relaxed) == 0
-            && word
-                .compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok()
-        {
+    for _ in 0..W::SPINS {
+        if word.load() == 0 && word.exchange(0, me, Ordering::Acquire).is_ok() {
             return Ok(Taken::Clean);
         }
         std::hint::spin_loop();
     }
     loop {
-        let seen = word.load(Ordering::Relaxed);
+        let seen = word.load();
         // Whoever has slept cannot know whether others still do: keep the waiters' bit.
         if seen == 0 && take_over(word, 0, me) {
             return Ok(Taken::Clean);
@@ -168,7 +219,7 @@ fn acquire(
         let left = deadline.map(|deadline| deadline.saturating_sub(clock::now().0));
         if left == Some(0) {
             // An owner that has been dead since before we came is not waited for.
-            let dead = owners == Owners::Visible && seen != 0 && !thread_lives(seen & !WAITERS);
+            let dead = owners == Owners::Visible && seen != 0 && !word.lives(seen & !WAITERS);
             return if dead && take_over(word, seen, me) {
                 Ok(Taken::Orphaned)
             } else {
@@ -180,7 +231,7 @@ fn acquire(
         }
         let is_marked = seen & WAITERS != 0
             || word
-                .compare_exchange(seen, seen | WAITERS, Ordering::Relaxed, Ordering::Relaxed)
+                .exchange(seen, seen | WAITERS, Ordering::Relaxed)
                 .is_ok();
         if !is_marked {
             continue;
@@ -188,14 +239,9 @@ fn acquire(
         let pause = left.map_or(OWNER_CHECK, |left| {
             OWNER_CHECK.min(Duration::from_nanos(left))
         });
-        let pause = Timespec {
-            tv_sec: 0,
-            tv_nsec: i64::from(pause.subsec_nanos()),
-        };
-        let slept = futex::wait(word, futex::Flags::empty(), seen | WAITERS, Some(&pause));
-        if slept == Err(rustix::io::Errno::TIMEDOUT) && owners == Owners::Visible {
-            let owner = word.load(Ordering::Relaxed);
-            if owner != 0 && !thread_lives(owner & !WAITERS) && take_over(word, owner, me) {
+        if word.sleep(seen | WAITERS, pause) && owners == Owners::Visible {
+            let owner = word.load();
+            if owner != 0 && !word.lives(owner & !WAITERS) && take_over(word, owner, me) {
                 return Ok(Taken::Orphaned);
             }
         }
@@ -203,15 +249,19 @@ fn acquire(
 }
 
 /// Puts this thread in the place of `owner`; whether nobody else was faster.
-fn take_over(word: &AtomicU32, owner: u32, me: u32) -> bool {
-    word.compare_exchange(owner, me | WAITERS, Ordering::Acquire, Ordering::Relaxed)
+fn take_over(word: &impl Word, owner: u32, me: u32) -> bool {
+    word.exchange(owner, me | WAITERS, Ordering::Acquire)
         .is_ok()
 }
 
 /// Gives the lock back. The caller holds it.
 pub fn unlock(word: &AtomicU32) {
-    if word.swap(0, Ordering::Release) & WAITERS != 0 {
-        let _ = futex::wake(word, futex::Flags::empty(), 1);
+    release(word);
+}
+
+fn release(word: &impl Word) {
+    if word.free() & WAITERS != 0 {
+        word.wake();
     }
 }
 
@@ -343,5 +393,152 @@ mod tests {
         unlock(&word);
         assert!(word.load(Ordering::Relaxed) == 0 || is_awaited(&word));
         assert_eq!(waiter.join().expect("thread"), Ok(Taken::Clean));
+    }
+}
+
+/// Every order in which threads may take steps, by loom.
+#[cfg(test)]
+mod model {
+    use super::*;
+    use loom::cell::UnsafeCell;
+    use loom::sync::atomic::{AtomicBool, AtomicU32};
+    use loom::sync::{Arc, Condvar, Mutex};
+
+    /// A word and what it guards. Whoever sleeps is woken by [`Word::wake`] and by an owner's
+    /// death; that his time passes while the owner lives would change nothing.
+    struct Modelled {
+        word: AtomicU32,
+        gate: Mutex<()>,
+        bell: Condvar,
+        /// By thread id.
+        dead: [AtomicBool; 4],
+        guarded: UnsafeCell<[u32; 2]>,
+    }
+
+    impl Word for Modelled {
+        const SPINS: u32 = 1;
+
+        fn load(&self) -> u32 {
+            self.word.load(Ordering::Relaxed)
+        }
+
+        fn exchange(&self, from: u32, to: u32, success: Ordering) -> Result<u32, u32> {
+            let word = &self.word;
+            word.compare_exchange(from, to, success, Ordering::Relaxed)
+        }
+
+        fn free(&self) -> u32 {
+            self.word.swap(0, Ordering::Release)
+        }
+
+        fn sleep(&self, seen: u32, _: Duration) -> bool {
+            let gate = self.gate.lock().unwrap();
+            if self.load() != seen {
+                return false;
+            }
+            if self.lives(seen & !WAITERS) {
+                drop(self.bell.wait(gate).unwrap());
+            }
+            !self.lives(seen & !WAITERS)
+        }
+
+        fn wake(&self) {
+            let _gate = self.gate.lock().unwrap();
+            self.bell.notify_one();
+        }
+
+        fn lives(&self, thread: u32) -> bool {
+            !self.dead[thread as usize].load(Ordering::Acquire)
+        }
+    }
+
+    impl Modelled {
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
+                word: AtomicU32::new(0),
+                gate: Mutex::new(()),
+                bell: Condvar::new(),
+                dead: std::array::from_fn(|_| AtomicBool::new(false)),
+                guarded: UnsafeCell::new([0; 2]),
+            })
+        }
+
+        /// Takes the lock, looks for a half update, which only an orphaned lock may have, and adds
+        /// one to both halves.
+        fn update(&self, me: u32) -> Taken {
+            let taken = lock_as(self, me).expect("the lock");
+            #[expect(
+                unsafe_code,
+                reason = "UNSAFETY: what the lock is for; loom looks at it"
+            )]
+            self.guarded.with_mut(|both| {
+                // SAFETY: the lock is held; loom fails where somebody else may be here.
+                let [first, second] = unsafe { &mut *both };
+                assert!(taken == Taken::Orphaned || first == second);
+                *second = *first;
+                *first += 1;
+                *second += 1;
+            });
+            release(self);
+            taken
+        }
+
+        /// Takes the lock and dies in an update.
+        fn die(&self, me: u32) {
+            lock_as(self, me).expect("the lock");
+            #[expect(
+                unsafe_code,
+                reason = "UNSAFETY: what the lock is for; loom looks at it"
+            )]
+            self.guarded.with_mut(|both| {
+                // SAFETY: as in `update`.
+                unsafe { (*both)[0] += 1 };
+            });
+            self.dead[me as usize].store(true, Ordering::Release);
+            let _gate = self.gate.lock().unwrap();
+            self.bell.notify_all();
+        }
+    }
+
+    fn every_order(preemptions: usize, body: impl Fn() + Sync + Send + 'static) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(preemptions);
+        model.check(body);
+    }
+
+    /// Three threads that sleep until they are woken: loom tells of one that is never.
+    #[test]
+    fn nobody_is_let_in_twice_and_nobody_sleeps_for_ever() {
+        every_order(3, || {
+            let shared = Modelled::new();
+            let others = [2, 3].map(|me| {
+                let shared = Arc::clone(&shared);
+                loom::thread::spawn(move || shared.update(me))
+            });
+            assert_eq!(shared.update(1), Taken::Clean);
+            for other in others {
+                assert_eq!(other.join().unwrap(), Taken::Clean);
+            }
+            assert_eq!(shared.update(1), Taken::Clean);
+        });
+    }
+
+    /// An owner dies in an update while two wait, or are about to come: one of them repairs it, and
+    /// the other finds nothing wrong.
+    #[test]
+    fn one_who_waits_inherits_from_the_dead() {
+        every_order(2, || {
+            let shared = Modelled::new();
+            let doomed = Arc::clone(&shared);
+            let doomed = loom::thread::spawn(move || doomed.die(2));
+            let other = Arc::clone(&shared);
+            let other = loom::thread::spawn(move || other.update(3));
+            let mine = shared.update(1);
+            let both = [mine, other.join().unwrap()];
+            doomed.join().unwrap();
+            let orphaned = both.iter().filter(|&&it| it == Taken::Orphaned).count();
+            let last = shared.update(1);
+            assert_eq!(orphaned + usize::from(last == Taken::Orphaned), 1);
+        });
     }
 }
