@@ -203,3 +203,101 @@ pub(crate) fn group_comes_and_goes(scene: &Scene) -> Result<()> {
 pub(crate) fn group_on_any_address(scene: &Scene) -> Result<()> {
     group_of(scene, "0.0.0.0")
 }
+
+/// A group of listeners, and connections to it.
+struct Listeners<'a> {
+    scene: &'a Scene,
+    folder: PathBuf,
+    clients: Option<Running>,
+    counts: u32,
+}
+
+impl Listeners<'_> {
+    /// Starts a member.
+    fn join(&self, name: &str) -> Result<Running> {
+        let mut member = self.scene.bed.program(Side::Server, "/usr/bin/python3");
+        member.column(self.scene.column).arg("-I");
+        member.arg(script("group_listener.py"));
+        member.args([&self.scene.host(), PORT, name]);
+        let member = member.arg(self.leave(name)).spawn()?;
+        wait_until(&format!("{name} listens"), LIMIT, || {
+            member.stdout().contains("listens")
+        })
+        .map_err(|error| format!("{error}: {}", member.stderr()))?;
+        Ok(member)
+    }
+
+    fn leave(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("leave-{name}"))
+    }
+
+    /// New connections by member: fails unless each of these members has a share, and no other.
+    fn shared_by(&mut self, members: &[&str]) -> Result<()> {
+        self.counts += 1;
+        let file = self.folder.join(format!("count{}", self.counts));
+        fs::write(&file, "")?;
+        let clients = &self.clients;
+        let mut text = String::new();
+        wait_until("400 connections", LIMIT, || {
+            text = fs::read_to_string(&file).unwrap_or_default();
+            !text.is_empty()
+        })
+        .map_err(|error| {
+            let told = clients.as_ref().map(Running::stderr);
+            format!("{error}: {}", told.unwrap_or_default())
+        })?;
+        let count = |member: &&str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(member));
+            line.and_then(|rest| rest.trim().parse::<usize>().ok())
+        };
+        let counts: Option<Vec<usize>> = members.iter().map(count).collect();
+        let least = 400 / members.len() / 3;
+        let is_shared = counts.is_some_and(|counts| counts.iter().all(|&count| count > least));
+        if is_shared && text.lines().count() == members.len() {
+            return Ok(());
+        }
+        Err(format!("members {members:?}, connections {text}").into())
+    }
+}
+
+/// A listener for each process: flows are spread, members come, go and are killed, and what is
+/// established stays where it is.
+pub(crate) fn listeners_come_and_go(scene: &Scene) -> Result<()> {
+    let folder = scene.bed.folder().join("group");
+    fs::create_dir(&folder)?;
+    let mut group = Listeners {
+        scene,
+        folder,
+        clients: None,
+        counts: 0,
+    };
+    let (first, second) = (group.join("m1")?, group.join("m2")?);
+    let third = group.join("m3")?;
+    let mut clients = scene.bed.program(Side::Client, "/usr/bin/python3");
+    clients.arg("-I").arg(script("group_connections.py"));
+    clients.args([&scene.host(), PORT, "120"]);
+    group.clients = Some(clients.arg(&group.folder).spawn()?);
+    group.shared_by(&["m1", "m2", "m3"])?;
+    let fourth = group.join("m4")?;
+    group.shared_by(&["m1", "m2", "m3", "m4"])?;
+    fs::write(group.leave("m2"), "")?;
+    fs::write(group.folder.join("killed-m3"), "")?;
+    third.kill();
+    group.shared_by(&["m1", "m4"])?;
+    let fifth = group.join("m5")?;
+    group.shared_by(&["m1", "m4", "m5"])?;
+    fs::write(group.folder.join("stop"), "")?;
+    let clients = group.clients.take().ok_or("no clients")?;
+    let told = clients.wait(LIMIT)?.check()?.stdout;
+    // In the two moments in which a listener ended.
+    let resets = told.split_whitespace().nth(1);
+    let resets = resets.and_then(|it| it.parse().ok()).unwrap_or(u32::MAX);
+    if resets > 4 {
+        return Err(told.into());
+    }
+    for (name, member) in [("m1", first), ("m2", second), ("m4", fourth), ("m5", fifth)] {
+        fs::write(group.leave(name), "")?;
+        member.wait(LIMIT)?.check()?;
+    }
+    Ok(())
+}

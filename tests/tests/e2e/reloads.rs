@@ -1,5 +1,6 @@
 //! Servers whose processes come and go under load: new workers, new binaries, killed workers.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -42,6 +43,16 @@ impl Master {
         wait_until("new workers", PATIENCE, || {
             let now = self.workers();
             now.len() >= before.len() && !now.iter().any(|pid| before.contains(pid))
+        })
+    }
+
+    /// The same for a server that has as many as it needs.
+    fn replaced(&self, change: impl FnOnce() -> Result<()>) -> Result<()> {
+        let before = self.workers();
+        change()?;
+        wait_until("new workers", PATIENCE, || {
+            let now = self.workers();
+            !now.is_empty() && !now.iter().any(|pid| before.contains(pid))
         })
     }
 }
@@ -177,7 +188,13 @@ pub(crate) fn nginx_quits(scene: &Scene) -> Result<()> {
 /// worker may fail: each is one request here.
 pub(crate) fn nginx_killed_workers(scene: &Scene) -> Result<()> {
     let (config, master, url) = nginx(scene, 2)?;
-    let mut clients = load(scene, &url, &["-r", "-n", "6000", "-c", "10"])?;
+    workers_are_killed(scene, &master, (&url, "6000"))?;
+    nginx_command(scene, &config, &["-s", "quit"])
+}
+
+/// Kills workers while so many requests are made: only those of their connections fail.
+fn workers_are_killed(scene: &Scene, master: &Master, (url, requests): (&str, &str)) -> Result<()> {
+    let mut clients = load(scene, url, &["-r", "-n", requests, "-c", "10"])?;
     let mut kills = 0;
     while clients.is_running() {
         if let Some(&pid) = master.workers().first() {
@@ -199,27 +216,29 @@ pub(crate) fn nginx_killed_workers(scene: &Scene) -> Result<()> {
     if failed.is_none_or(|failed| failed > kills * 10 * 3) {
         return Err(format!("{kills} workers killed: {}", run.stdout).into());
     }
-    under_load(scene, &url, &["-n", "300", "-c", "10"], || {
+    under_load(scene, url, &["-n", "300", "-c", "10"], || {
         std::thread::sleep(Duration::from_millis(5));
         Ok(())
-    })?;
-    nginx_command(scene, &config, &["-s", "quit"])
+    })
+}
+
+/// A process and what it has forked, to the kernel and back.
+fn there_and_back(scene: &Scene, pid: u32) -> Result<()> {
+    for command in ["rollback", "adopt"] {
+        if scene.has_shim() {
+            let run = daemon::bypassctl(&scene.bed, &[command, &pid.to_string()])?;
+            run.check()?;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 /// Master and workers to the kernel and back, again and again, under load of both kinds.
 pub(crate) fn nginx_rolled_back(scene: &Scene) -> Result<()> {
     let (config, master, url) = nginx(scene, 2)?;
-    let pid = master.pid()?.to_string();
-    let turn = || -> Result<()> {
-        for command in ["rollback", "adopt"] {
-            if scene.has_shim() {
-                let run = daemon::bypassctl(&scene.bed, &[command, &pid])?;
-                run.check()?;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(())
-    };
+    let pid = master.pid()?;
+    let turn = || there_and_back(scene, pid);
     under_load(scene, &url, &["-n", "4000", "-c", "10"], turn)?;
     under_load(scene, &url, &["-n", "8000", "-c", "10", "-k"], turn)?;
     nginx_command(scene, &config, &["-s", "quit"])
@@ -264,26 +283,119 @@ pub(crate) fn haproxy_reloads(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// apache with threads in several processes, through graceful restarts.
-pub(crate) fn apache_event(scene: &Scene) -> Result<()> {
+/// Apache's ways of sharing work. A process whose threads are all busy closes connections that are
+/// kept alive (event MPM): each has more threads than there are clients.
+const MPMS: [(&str, &str); 2] = [
+    (
+        "event",
+        "StartServers 2\nThreadsPerChild 16\nMaxRequestWorkers 64",
+    ),
+    (
+        "prefork",
+        "StartServers 4\nMinSpareServers 4\nMaxSpareServers 8",
+    ),
+];
+
+/// A body for each of Apache's ways, with the server's master and the URL of a page.
+fn each_apache(scene: &Scene, body: impl Fn(&Master, &str) -> Result<()>) -> Result<()> {
     let page = noise(scene, "page", 20_000)?;
-    // A process whose threads are all busy closes connections that are kept alive (event MPM): each
-    // has more threads than there are clients.
-    let settings = "StartServers 2\nThreadsPerChild 16\nMaxRequestWorkers 64";
-    let (server, url) = apache(scene, ("event", settings), &page)?;
+    for mpm in MPMS {
+        let (server, url) = apache(scene, mpm, &page)?;
+        let master = Master {
+            file: scene.bed.folder().join("pid"),
+        };
+        body(&master, &url)
+            .map_err(|error| format!("{}: {error}\n{}", mpm.0, apache_errors(scene)))?;
+        drop(master);
+        server.wait(PATIENCE)?;
+        port_is_free(scene, 8080)?;
+    }
+    Ok(())
+}
+
+/// Waits until the daemon, which holds the port as well, has seen the end of the program.
+fn port_is_free(scene: &Scene, port: u16) -> Result<()> {
+    let end = format!(":{port}");
+    wait_until("the port is free", PATIENCE, || {
+        // Without a daemon it is.
+        let filters = daemon::list(&scene.bed, &["filters", "list"]).unwrap_or_default();
+        let mut locals = filters.iter().filter_map(|it| it["local"].as_str());
+        !locals.any(|local| local.ends_with(&end))
+    })
+}
+
+fn apache_errors(scene: &Scene) -> String {
+    fs::read_to_string(scene.bed.folder().join("errors")).unwrap_or_default()
+}
+
+/// Graceful restarts: all processes are replaced, and no request fails.
+pub(crate) fn apache_reloads(scene: &Scene) -> Result<()> {
+    each_apache(scene, |master, url| {
+        under_load(scene, url, &["-n", "2000", "-c", "8"], || {
+            master.replaced(|| {
+                signal(master.pid()?, Signal::USR1);
+                Ok(())
+            })
+        })?;
+        under_load(scene, url, &["-n", "1000", "-c", "8", "-k"], || {
+            std::thread::sleep(Duration::from_millis(5));
+            Ok(())
+        })
+    })
+}
+
+/// `kill -9` of a process after the other: only its own connections fail.
+pub(crate) fn apache_killed_workers(scene: &Scene) -> Result<()> {
+    each_apache(scene, |master, url| {
+        workers_are_killed(scene, master, (url, "2000"))
+    })
+}
+
+/// To the kernel and back, again and again: no request fails.
+pub(crate) fn apache_rolled_back(scene: &Scene) -> Result<()> {
+    each_apache(scene, |master, url| {
+        let pid = master.pid()?;
+        let turn = || there_and_back(scene, pid);
+        under_load(scene, url, &["-n", "2000", "-c", "8"], turn)?;
+        under_load(scene, url, &["-n", "2000", "-c", "8", "-k"], turn)
+    })
+}
+
+/// A listener for each processor (SO_REUSEPORT), inherited by the processes: each of these has a
+/// share of the connections, also after a restart.
+pub(crate) fn apache_listeners(scene: &Scene) -> Result<()> {
+    let log = scene.bed.folder().join("served");
+    // Room for a process at each listener while old ones still end: Apache starts new ones at the
+    // first listener that wants some.
+    let settings = format!(
+        "StartServers 2\nThreadsPerChild 16\nMinSpareThreads 32\nMaxSpareThreads 128\n\
+         MaxRequestWorkers 160\nListenCoresBucketsRatio 1\nCustomLog {} %P",
+        log.display()
+    );
+    let page = noise(scene, "page", 1000)?;
+    let (server, url) = apache(scene, ("event", &settings), &page)?;
     let master = Master {
         file: scene.bed.folder().join("pid"),
     };
-    under_load(scene, &url, &["-n", "2000", "-c", "8"], || {
-        master.renewed(|| {
+    for _ in 0..2 {
+        fs::write(&log, "")?;
+        under_load(scene, &url, &["-n", "400", "-c", "8"], || {
+            std::thread::sleep(Duration::from_millis(5));
+            Ok(())
+        })?;
+        let text = fs::read_to_string(&log)?;
+        let mut served = BTreeMap::<&str, u32>::new();
+        for pid in text.lines() {
+            *served.entry(pid).or_default() += 1;
+        }
+        if served.values().any(|&count| count > 300) {
+            return Err(format!("400 requests by process: {served:?}").into());
+        }
+        master.replaced(|| {
             signal(master.pid()?, Signal::USR1);
             Ok(())
-        })
-    })?;
-    under_load(scene, &url, &["-n", "2000", "-c", "8", "-k"], || {
-        std::thread::sleep(Duration::from_millis(5));
-        Ok(())
-    })?;
+        })?;
+    }
     drop(master);
     server.wait(PATIENCE)?;
     Ok(())
