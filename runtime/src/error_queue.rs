@@ -59,9 +59,9 @@ fn put_timestamp(options: &TcpOptions, at_ns: u64, put: &mut dyn FnMut(c_int, c_
     }
 }
 
-/// Puts SCM_TIMESTAMPING: the host's clock, nothing else has stamped.
-fn put_timestamping(at_ns: u64, put: &mut dyn FnMut(c_int, c_int, &[u8])) {
-    put(SOL_SOCKET, libc::SCM_TIMESTAMPING, &stamping(at_ns, 0));
+/// Puts SCM_TIMESTAMPING.
+fn put_timestamping(at_ns: u64, nic_ns: u64, put: &mut dyn FnMut(c_int, c_int, &[u8])) {
+    put(SOL_SOCKET, libc::SCM_TIMESTAMPING, &stamping(at_ns, nic_ns));
 }
 
 /// What SCM_TIMESTAMPING tells: the times by the host's clock and the NIC's, nanoseconds since
@@ -78,7 +78,14 @@ pub fn stamping(host_ns: u64, nic_ns: u64) -> [u8; 48] {
 /// Whether received data has to be told with its time.
 #[must_use]
 pub fn stamps_arrivals(options: &TcpOptions) -> bool {
-    options.has(TcpOptions::TIMESTAMP) || stamps_by_flags(options)
+    options.has(TcpOptions::TIMESTAMP) || stamps_by_flags(options) || stamps_by_nic(options)
+}
+
+/// Whether received data has to be told with its time by the clock of the NIC, if that stamps.
+#[must_use]
+pub fn stamps_by_nic(options: &TcpOptions) -> bool {
+    let has = |flag| options.timestamping & flag != 0;
+    has(flags::RAW_HARDWARE) && (has(flags::RX_HARDWARE) || !has(flags::OPT_RX_FILTER))
 }
 
 fn stamps_by_flags(options: &TcpOptions) -> bool {
@@ -86,12 +93,21 @@ fn stamps_by_flags(options: &TcpOptions) -> bool {
     has(flags::SOFTWARE) && (has(flags::RX_SOFTWARE) || !has(flags::OPT_RX_FILTER))
 }
 
-/// Puts the messages about when data has come, nanoseconds since 1970
-/// (net/ipv4/tcp.c:tcp_recv_timestamp).
-pub fn put_arrival(options: &TcpOptions, at_ns: u64, put: &mut dyn FnMut(c_int, c_int, &[u8])) {
-    put_timestamp(options, at_ns, put);
-    if stamps_by_flags(options) {
-        put_timestamping(at_ns, put);
+/// Puts the messages about when data has come by the host's clock and the NIC's, nanoseconds since
+/// 1970, 0 = not known (net/ipv4/tcp.c:tcp_recv_timestamp).
+pub fn put_arrival(
+    options: &TcpOptions,
+    (at_ns, nic_ns): (u64, u64),
+    put: &mut dyn FnMut(c_int, c_int, &[u8]),
+) {
+    if at_ns != 0 {
+        put_timestamp(options, at_ns, put);
+    }
+    let asked = |by, time| if by { time } else { 0 };
+    let at_ns = asked(stamps_by_flags(options), at_ns);
+    let nic_ns = asked(stamps_by_nic(options), nic_ns);
+    if at_ns != 0 || nic_ns != 0 {
+        put_timestamping(at_ns, nic_ns, put);
     }
 }
 
@@ -114,7 +130,7 @@ pub fn put_notice(
     if options.timestamping & flags::SOFTWARE != 0
         && (!is_copy || options.has(TcpOptions::TIMESTAMP))
     {
-        put_timestamping(at_ns, put);
+        put_timestamping(at_ns, 0, put);
     }
     let (errno, origin, code) = if is_copy {
         (0, ORIGIN_ZEROCOPY, ZEROCOPY_COPIED)

@@ -7,10 +7,12 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use bypass_stack::{ChunkId, Memory};
+use bypass_stack::{ChunkId, Memory, STAMP_AT};
 use rustix::io::Errno;
 
 use crate::map::{Mapping, is_sealed, sealed_memfd};
+
+const _: () = assert!(STAMP_AT == bypass_backends::relay::STAMP_AT);
 
 /// Name of a packet memory memfd.
 pub const NAME: &str = "bypass-packets";
@@ -64,6 +66,16 @@ impl Packets {
     #[must_use]
     pub fn range(&self) -> (*mut u8, usize) {
         (self.mapping.as_ptr(), self.mapping.bytes())
+    }
+
+    /// When the frame of a chunk has come by the clock of a NIC that stamps, nanoseconds since 1970;
+    /// 0 = not known.
+    #[must_use]
+    pub fn stamp(&self, chunk: ChunkId) -> u64 {
+        let stamp = self.chunk(chunk).get(STAMP_AT..);
+        stamp
+            .and_then(|bytes| bytes.first_chunk())
+            .map_or(0, |bytes| u64::from_ne_bytes(*bytes))
     }
 
     /// Address of a chunk, or `None` when there is no such chunk.

@@ -70,7 +70,7 @@ pub use tcp::{
 };
 pub use types::{
     ChunkId, Duration, EndpointId, Family, Instant, IpAddress, Memory, PROCESSES, ProcessId,
-    QUEUE_PAIR_HAIRPIN, QUEUE_PAIRS, SocketAddress, Stale, WAITERS, WATCHERS, WaiterId, WaiterSet,
-    WatcherId,
+    QUEUE_PAIR_HAIRPIN, QUEUE_PAIRS, STAMP_AT, SocketAddress, Stale, WAITERS, WATCHERS, WaiterId,
+    WaiterSet, WatcherId,
 };
 pub use udp::{Datagram, OpenError, UdpOpen, UdpStatus};

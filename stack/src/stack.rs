@@ -194,6 +194,7 @@ impl Stack<'_> {
         match self.chunks.get_mut(frame.chunk.0 as usize) {
             Some(slot) if slot.state == chunk_state::POSTED => {
                 slot.timestamp_ns = frame.timestamp_ns;
+                slot.queue_pair = frame.queue_pair;
             }
             _ => {
                 self.count_drop(DropReason::BadChunk);

@@ -348,6 +348,11 @@ impl Family {
     }
 }
 
+/// Bytes from the start of a chunk to when its frame has come by the clock of a NIC that stamps,
+/// nanoseconds since 1970 in the host's order, 0 = not known: right before the frame, in the
+/// headroom that AF_XDP leaves too.
+pub const STAMP_AT: usize = 256 - size_of::<u64>();
+
 /// Packet memory: equal chunks, by index.
 ///
 /// An id out of range gives an empty slice, never a panic.

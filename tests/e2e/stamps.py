@@ -1,5 +1,6 @@
-"""Times of datagrams by SO_TIMESTAMPING: stamps.py ADDRESS PORT answers each with two numbers, how
-many seconds the host's clock and the NIC's are ahead of the program's own; null = no time."""
+"""Times of what comes by SO_TIMESTAMPING: stamps.py ADDRESS PORT [stream] answers each datagram, or
+each read of connections one after the other, with two numbers, how many seconds the host's clock and
+the NIC's are ahead of the program's own; null = no time."""
 
 import json
 import socket
@@ -18,12 +19,26 @@ def ahead(seconds, nanoseconds):
     return seconds + nanoseconds / 1e9 - time.time()
 
 
-server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+def answer(beside):
+    times = [TIMES.unpack(data) for _, kind, data in beside if kind == SO_TIMESTAMPING]
+    host, _, nic = zip(*[iter(times[0])] * 2) if times else [(0, 0)] * 3
+    return json.dumps([ahead(*host), ahead(*nic)]).encode()
+
+
+is_stream = sys.argv[3:] == ["stream"]
+server = socket.socket(type=socket.SOCK_STREAM if is_stream else socket.SOCK_DGRAM)
 asked = RX_HARDWARE | RX_SOFTWARE | SOFTWARE | RAW_HARDWARE
 server.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, asked)
 server.bind((sys.argv[1], int(sys.argv[2])))
-while True:
+while not is_stream:
     _, beside, _, peer = server.recvmsg(2048, 512)
-    times = [TIMES.unpack(data) for _, kind, data in beside if kind == SO_TIMESTAMPING]
-    host, _, nic = zip(*[iter(times[0])] * 2) if times else [(0, 0)] * 3
-    server.sendto(json.dumps([ahead(*host), ahead(*nic)]).encode(), peer)
+    server.sendto(answer(beside), peer)
+server.listen()
+while True:
+    connection, _ = server.accept()
+    with connection:
+        while True:
+            data, beside, _, _ = connection.recvmsg(2048, 512)
+            if not data:
+                break
+            connection.sendall(answer(beside))

@@ -353,6 +353,7 @@ mod ef_vi_stamped {
     tests! {
         check_stamped:
         card::stamps: Bypass,
+        card::stream_stamps: Segments,
     }
 }
 

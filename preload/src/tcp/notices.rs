@@ -185,8 +185,8 @@ pub unsafe fn set_timestamping(
 /// When received data has come, and what of that its socket asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
-    /// Nanoseconds since 1970.
-    pub at_ns: u64,
+    /// By the host's clock and the NIC's, nanoseconds since 1970; 0 = not known.
+    pub at_ns: (u64, u64),
     /// The socket's.
     pub options: TcpOptions,
 }

@@ -12,7 +12,7 @@ use std::ffi::c_int;
 
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::error_queue::stamps_arrivals;
-use bypass_stack::{EndpointId, Memory, TcpInput, TcpOptions, TcpState};
+use bypass_stack::{EndpointId, Memory, QueuePairInfo, Span, TcpInput, TcpOptions, TcpState};
 use libc::{MSG_DONTWAIT, MSG_ERRQUEUE, MSG_OOB, MSG_PEEK, MSG_TRUNC, MSG_WAITALL, iovec, msghdr};
 use rustix::io::Errno;
 
@@ -137,9 +137,9 @@ struct Look {
     status: TcpInput,
     options: TcpOptions,
     error: i32,
-    /// When the last whole stretch of what was copied has come, nanoseconds since 1970; 0 = none,
-    /// or nobody asks.
-    arrival: u64,
+    /// When the last whole stretch of what was copied has come by the host's clock and the NIC's,
+    /// nanoseconds since 1970; 0 = not known, or nobody asks.
+    arrival: (u64, u64),
     /// An urgent byte ends a splice.
     stops: bool,
 }
@@ -155,7 +155,7 @@ impl Look {
     }
 
     fn arrival(&self) -> Option<Arrival> {
-        let asked = self.arrival != 0 && stamps_arrivals(&self.options);
+        let asked = self.arrival != (0, 0) && stamps_arrivals(&self.options);
         asked.then_some(Arrival {
             at_ns: self.arrival,
             options: self.options,
@@ -263,7 +263,7 @@ fn take(
         locked.pump(now);
     }
     let asked = notices::are_asked();
-    let (mut copied, mut arrival) = (0, 0);
+    let (mut copied, mut arrival) = (0, (0, 0));
     let stops = flags & MSG_SPLICE != 0 && locked.stack().tcp_stops_splice(endpoint).ok()?;
     let mut next = if stops {
         None
@@ -284,11 +284,13 @@ fn take(
         }
         let (len, put) = (bytes.len(), scatter.put(bytes));
         copied += put;
-        let stack = locked.stack();
         if asked && put == len {
-            arrival = stack.tcp_arrival(&span);
+            arrival = came(locked, &span);
         }
-        next = stack.tcp_behind(endpoint, &span, skip + copied).ok()?;
+        next = locked
+            .stack()
+            .tcp_behind(endpoint, &span, skip + copied)
+            .ok()?;
     }
     if copied > 0 && !peek {
         locked.stack().tcp_consume(endpoint, copied, now).ok()?;
@@ -314,6 +316,20 @@ fn take(
         arrival,
         stops,
     })
+}
+
+/// When bytes have come by the host's clock and the NIC's, nanoseconds since 1970; 0 = not known.
+fn came(locked: &mut Locked<'_>, span: &Span) -> (u64, u64) {
+    let stack = locked.stack();
+    let (at_ns, queue_pair) = stack.tcp_arrival(span);
+    let pair = stack.queue_pairs().get(usize::from(queue_pair));
+    let has_stamp = pair.is_some_and(|info| info.flags & QueuePairInfo::STAMPS != 0);
+    let nic_ns = if has_stamp {
+        locked.packets().stamp(span.chunk)
+    } else {
+        0
+    };
+    (at_ns, nic_ns)
 }
 
 /// splice from a connection into a pipe: what the pipe has taken is taken from the connection.

@@ -11,7 +11,6 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use bypass_backends::relay::STAMP_AT;
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
 use bypass_runtime::packets::Packets;
@@ -567,21 +566,13 @@ unsafe fn control(
     let stamps = pair.filter(|info| {
         shim_flags & flags::NIC_STAMPS != 0 && info.flags & QueuePairInfo::STAMPS != 0
     });
-    let nic_ns = stamps.map_or(0, |_| nic_stamp(packets, datagram));
+    let nic_ns = stamps.map_or(0, |_| packets.stamp(datagram.chunk));
     let beside = (ifindex, nic_ns);
     writer.datagram(datagram, (family, port), shim_flags, beside, joined);
     message.msg_controllen = writer.used();
     if writer.truncated() {
         message.msg_flags |= MSG_CTRUNC;
     }
-}
-
-/// When a datagram has come by the clock of a NIC that stamps, nanoseconds since 1970; 0 = not
-/// known.
-fn nic_stamp(packets: &Packets, datagram: &Datagram) -> u64 {
-    let chunk = packets.chunk(datagram.chunk);
-    let stamp = chunk.get(STAMP_AT..).and_then(|bytes| bytes.first_chunk());
-    stamp.map_or(0, |bytes| u64::from_ne_bytes(*bytes))
 }
 
 #[cfg(test)]

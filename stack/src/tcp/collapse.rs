@@ -6,7 +6,7 @@ use super::connection::Connection;
 use super::output::copy_between;
 use super::pool::SegmentSlot;
 use crate::counters::Counter;
-use crate::types::Memory;
+use crate::types::{Memory, QUEUE_PAIR_HAIRPIN, STAMP_AT};
 
 /// Bytes of a chunk that are not payload at most: what a NIC leaves free, and headers.
 const HEADROOM: usize = 384;
@@ -41,6 +41,24 @@ impl Connection<'_> {
         freed
     }
 
+    /// A chunk has bytes of the next one, and when that has come: by the NIC's clock only where
+    /// there is room for it before the bytes.
+    fn follow_arrival(&mut self, memory: &mut impl Memory, chunk: u32, slot: SegmentSlot) {
+        const STAMP: usize = size_of::<u64>();
+        let came = self.pool.chunks.get(slot.next as usize);
+        let (at_ns, mut from) = came.map_or((0, QUEUE_PAIR_HAIRPIN), |came| {
+            (came.timestamp_ns, came.queue_pair)
+        });
+        if usize::from(slot.offset) >= STAMP_AT + STAMP {
+            copy_between(memory, (slot.next, STAMP_AT), (chunk, STAMP_AT), STAMP);
+        } else {
+            from = QUEUE_PAIR_HAIRPIN;
+        }
+        if let Some(slot) = self.pool.chunks.get_mut(chunk as usize) {
+            (slot.timestamp_ns, slot.queue_pair) = (at_ns, from);
+        }
+    }
+
     /// Moves bytes of the next chunk into what is free behind a chunk's; whether the next one is
     /// empty then, and free.
     fn fill_from_next(
@@ -63,11 +81,7 @@ impl Connection<'_> {
             count,
         );
         let moved = count as u16;
-        let came = self.pool.chunks.get(slot.next as usize);
-        let came = came.map_or(0, |slot| slot.timestamp_ns);
-        if let Some(slot) = self.pool.chunks.get_mut(chunk as usize) {
-            slot.timestamp_ns = came;
-        }
+        self.follow_arrival(memory, chunk, slot);
         let empty = moved == next.len;
         if let Some(slot) = self.segment_mut(chunk) {
             slot.len = slot.len.saturating_add(moved);

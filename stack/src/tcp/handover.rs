@@ -21,7 +21,10 @@ use crate::counters::Counter;
 use crate::cplane::NextHop;
 use crate::image::{chunk_state, kind};
 use crate::stack::Stack;
-use crate::types::{ChunkId, EndpointId, Family, Instant, IpAddress, Memory, SocketAddress, Stale};
+use crate::types::{
+    ChunkId, EndpointId, Family, Instant, IpAddress, Memory, QUEUE_PAIR_HAIRPIN, SocketAddress,
+    Stale,
+};
 use crate::udp::OpenError;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -507,6 +510,7 @@ impl Connection<'_> {
             };
             if let Some(slot) = self.pool.chunks.get_mut(chunk.0 as usize) {
                 slot.timestamp_ns = 0;
+                slot.queue_pair = QUEUE_PAIR_HAIRPIN;
             }
             if let Some(to) = memory.chunk_mut(chunk).get_mut(..piece.len()) {
                 to.copy_from_slice(piece);

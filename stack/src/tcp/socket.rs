@@ -14,7 +14,8 @@ use crate::image::{NONE, UdpOptions, kind};
 use crate::readiness::{Readiness, event};
 use crate::stack::Stack;
 use crate::types::{
-    ChunkId, EndpointId, Family, Instant, IpAddress, Memory, ProcessId, SocketAddress, Stale,
+    ChunkId, EndpointId, Family, Instant, IpAddress, Memory, ProcessId, QUEUE_PAIR_HAIRPIN,
+    SocketAddress, Stale,
 };
 use crate::udp::OpenError;
 
@@ -573,11 +574,13 @@ impl Stack<'_> {
         Ok(self.tcp(id)?.behind(last.chunk.0, skip))
     }
 
-    /// When the bytes have come, nanoseconds since 1970; 0 = not known.
+    /// When the bytes have come, nanoseconds since 1970, 0 = not known; and by which queue pair.
     #[must_use]
-    pub fn tcp_arrival(&self, span: &Span) -> u64 {
+    pub fn tcp_arrival(&self, span: &Span) -> (u64, u8) {
         let slot = self.chunks.get(span.chunk.0 as usize);
-        slot.map_or(0, |slot| slot.timestamp_ns)
+        slot.map_or((0, QUEUE_PAIR_HAIRPIN), |slot| {
+            (slot.timestamp_ns, slot.queue_pair)
+        })
     }
 
     /// The program has read `bytes`: their chunks are free, the window may open.

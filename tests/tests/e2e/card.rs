@@ -163,9 +163,30 @@ pub(crate) fn outlived(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// Received datagrams have the card's time where SO_TIMESTAMPING has it, and the host's in its own
-/// place. (The kernel's column has a veth, which has no clock; the stand-in's is a million seconds
-/// ahead.)
+/// What answers of `stamps.py` must be: the card's time where SO_TIMESTAMPING has it, and the host's
+/// in its own place. (The kernel's column has a veth, which has no clock; the stand-in's is a million
+/// seconds ahead.)
+fn check_times(scene: &Scene, answers: &Value) -> Result<()> {
+    let answers = answers.as_array().ok_or("no list")?;
+    let near = |value: &Value, wanted: f64| {
+        let off = value.as_f64().map(|value| value - wanted);
+        off.is_some_and(|off| (-10.0..0.5).contains(&off))
+    };
+    let is_right = |answer: &Value| {
+        let of_card = match scene.has_shim() {
+            true => near(&answer[1], 1e6),
+            false => answer[1].is_null(),
+        };
+        near(&answer[0], 0.0) && of_card
+    };
+    if answers.len() == 200 && answers.iter().all(is_right) {
+        Ok(())
+    } else {
+        Err(format!("other times: {answers:?}").into())
+    }
+}
+
+/// Received datagrams have the times of both clocks.
 pub(crate) fn stamps(scene: &Scene) -> Result<()> {
     let (script, host) = (script("stamps.py").display().to_string(), scene.host());
     let mut server = subject(scene, Side::Server, "python3");
@@ -179,22 +200,24 @@ pub(crate) fn stamps(scene: &Scene) -> Result<()> {
          def ask(): s.send(b'?'); return json.loads(s.recv(100))\n\
          print(json.dumps([ask() for _ in range(200)]))"
     );
-    let answers = client(scene, "python3", &["-c", &ask])?.json()?;
-    let answers = answers.as_array().ok_or("no list")?;
-    let near = |value: &Value, wanted: f64| {
-        let off = value.as_f64().map(|value| value - wanted);
-        off.is_some_and(|off| (-10.0..0.5).contains(&off))
-    };
-    let is_right = |answer: &Value| {
-        let of_card = match scene.has_shim() {
-            true => near(&answer[1], 1e6),
-            false => answer[1].is_null(),
-        };
-        near(&answer[0], 0.0) && of_card
-    };
-    if answers.len() != 200 || !answers.iter().all(is_right) {
-        return Err(format!("other times: {answers:?}").into());
-    }
+    check_times(scene, &client(scene, "python3", &["-c", &ask])?.json()?)?;
+    server.kill();
+    Ok(())
+}
+
+/// What is read of a connection has the times of its last segment.
+pub(crate) fn stream_stamps(scene: &Scene) -> Result<()> {
+    let (script, host) = (script("stamps.py").display().to_string(), scene.host());
+    let mut server = subject(scene, Side::Server, "python3");
+    server.args([&script, &host, "7008", "stream"]);
+    let server = started(scene, &server, 7008)?;
+    let ask = format!(
+        "import json, socket\n\
+         s = socket.create_connection(('{host}', 7008), 10)\n\
+         def ask(): s.send(b'?'); return json.loads(s.recv(100))\n\
+         print(json.dumps([ask() for _ in range(200)]))"
+    );
+    check_times(scene, &client(scene, "python3", &["-c", &ask])?.json()?)?;
     server.kill();
     Ok(())
 }
