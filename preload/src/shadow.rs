@@ -128,6 +128,9 @@ pub mod flags {
     pub const STAMPS: u32 = 1 << 15;
     /// The same by the NIC's clock.
     pub const NIC_STAMPS: u32 = 1 << 16;
+    /// Times were last asked for by SO_TIMESTAMP_NEW, SO_TIMESTAMPNS_NEW or SO_TIMESTAMPING_NEW:
+    /// the messages of all three have other types.
+    pub const NEW_TYPES: u32 = 1 << 17;
 }
 
 /// Which of the endpoint's shim words holds UDP_SEGMENT.
@@ -216,9 +219,35 @@ fn shim_flags(fd: i32, v6: bool) -> u32 {
     if is_nonblocking(fd) {
         result |= flags::NONBLOCKING;
     }
+    result |= new_times(fd);
     let stamping = option::<c_int>(fd, SOL_SOCKET, libc::SO_TIMESTAMPING).unwrap_or(0);
     let has_timestamp = result & (flags::TIMESTAMP | flags::TIMESTAMPNS) != 0;
     result | stamps(stamping.cast_unsigned(), has_timestamp)
+}
+
+/// What is asked for by the options with 64 bits for seconds, which answer 0 where times were asked
+/// for by the others (net/core/sock.c:sk_getsockopt).
+fn new_times(fd: i32) -> u32 {
+    use new_names::{TIMESTAMP, TIMESTAMPING, TIMESTAMPNS};
+    let has = |name| flag(fd, libc::SOL_SOCKET, name);
+    match (has(TIMESTAMPNS), has(TIMESTAMP), has(TIMESTAMPING)) {
+        (true, _, _) => flags::TIMESTAMPNS | flags::NEW_TYPES,
+        (_, true, _) => flags::TIMESTAMP | flags::NEW_TYPES,
+        (_, _, true) => flags::NEW_TYPES,
+        _ => 0,
+    }
+}
+
+/// Options of asm-generic/socket.h, which the types of their messages are too.
+pub mod new_names {
+    use std::ffi::c_int;
+
+    /// `SO_TIMESTAMP_NEW`.
+    pub const TIMESTAMP: c_int = 63;
+    /// `SO_TIMESTAMPNS_NEW`.
+    pub const TIMESTAMPNS: c_int = 64;
+    /// `SO_TIMESTAMPING_NEW`.
+    pub const TIMESTAMPING: c_int = 65;
 }
 
 /// What the flags of SO_TIMESTAMPING come to, beside SO_TIMESTAMP or without

@@ -85,6 +85,7 @@ cases! {
     ancillary_bad: Accelerated,
     ancillary_timestamps: Accelerated,
     ancillary_timestamping: Accelerated,
+    ancillary_timestamps_new: Accelerated,
     ancillary_timestamping_sends: Mixed,
     vectors_parts: Accelerated,
     vectors_without_offset: Accelerated,

@@ -14,13 +14,12 @@ use rustix::io::Errno;
 
 use super::notices::Arrival;
 use crate::address::is_nowhere;
+use crate::shadow::new_names;
 use crate::udp::asked::messages;
 use crate::udp::cmsg::Writer;
 
 /// `TCP_CM_INQ` of linux/tcp.h.
 const INQ: c_int = 36;
-/// `SO_TIMESTAMPING_NEW` of asm-generic/socket.h.
-const TIMESTAMPING_NEW: c_int = 65;
 /// A control buffer is smaller than this (net.core.optmem_max as Linux sets it).
 const LIMIT: usize = 131_072;
 
@@ -53,7 +52,7 @@ pub unsafe fn judge(message: &msghdr) -> Result<Option<u32>, Errno> {
         if !is_known(one.kind, data.len()) {
             return Err(Errno::INVAL);
         }
-        if matches!(one.kind, libc::SO_TIMESTAMPING | TIMESTAMPING_NEW) {
+        if matches!(one.kind, libc::SO_TIMESTAMPING | new_names::TIMESTAMPING) {
             let flags = data.first_chunk().map_or(0, |it| u32::from_ne_bytes(*it));
             if flags & !TX_RECORD != 0 {
                 return Err(Errno::INVAL);
@@ -68,7 +67,7 @@ pub unsafe fn judge(message: &msghdr) -> Result<Option<u32>, Errno> {
 fn is_known(kind: c_int, len: usize) -> bool {
     match kind {
         libc::SCM_RIGHTS | libc::SCM_CREDENTIALS => true,
-        libc::SO_MARK | libc::SO_PRIORITY | libc::SO_TIMESTAMPING | TIMESTAMPING_NEW => {
+        libc::SO_MARK | libc::SO_PRIORITY | libc::SO_TIMESTAMPING | new_names::TIMESTAMPING => {
             len == size_of::<c_int>()
         }
         _ => false,

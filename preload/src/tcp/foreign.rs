@@ -18,6 +18,7 @@ use super::handover;
 use crate::address::is_nowhere;
 use crate::errno::from_c;
 use crate::fdtable::{self, Entry};
+use crate::shadow::new_names;
 use crate::{decide, report, symbols};
 
 /// Of linux/tcp.h.
@@ -29,9 +30,6 @@ const AO_ADD_KEY: c_int = 38;
 /// Of asm-generic/socket.h.
 const REUSEPORT_CBPF: c_int = 51;
 const REUSEPORT_EBPF: c_int = 52;
-const TIMESTAMP_NEW: c_int = 63;
-const TIMESTAMPNS_NEW: c_int = 64;
-const TIMESTAMPING_NEW: c_int = 65;
 /// Of linux/in6.h.
 const IPV6_2292PKTOPTIONS: c_int = 6;
 const IPV6_MINHOPCOUNT: c_int = 73;
@@ -48,9 +46,9 @@ use When::{Always, NotNegative, NotZero};
 /// Time stamps by their newer names, signed or delayed segments, what stands in IP headers, sockets
 /// put together by hand, foreign addresses, routes by mark, programs that filter or choose.
 const OPTIONS: [(c_int, c_int, When); 27] = [
-    (SOL_SOCKET, TIMESTAMP_NEW, NotZero),
-    (SOL_SOCKET, TIMESTAMPNS_NEW, NotZero),
-    (SOL_SOCKET, TIMESTAMPING_NEW, NotZero),
+    (SOL_SOCKET, new_names::TIMESTAMP, NotZero),
+    (SOL_SOCKET, new_names::TIMESTAMPNS, NotZero),
+    (SOL_SOCKET, new_names::TIMESTAMPING, NotZero),
     (SOL_SOCKET, libc::SO_PEEK_OFF, NotNegative),
     (SOL_SOCKET, libc::SO_MARK, NotZero),
     (SOL_SOCKET, libc::SO_ATTACH_FILTER, Always),

@@ -12,7 +12,7 @@ use libc::{
 };
 
 use super::asked::{HEADER, aligned};
-use crate::shadow::flags;
+use crate::shadow::{flags, new_names};
 
 /// Appends control messages to a buffer, as net/core/scm.c:put_cmsg does: a message that does not
 /// fit is cut and sets the truncation flag.
@@ -88,6 +88,7 @@ impl<'a> Writer<'a> {
         /// `UDP_GRO` of linux/udp.h.
         const UDP_GRO: c_int = 104;
         let wants = |flag: u32| wanted & flag != 0;
+        let kind = |old, new| if wants(flags::NEW_TYPES) { new } else { old };
         let seconds = (datagram.timestamp_ns / 1_000_000_000) as i64;
         let nanoseconds = (datagram.timestamp_ns % 1_000_000_000) as i64;
         if wants(flags::TIMESTAMPNS) {
@@ -95,13 +96,15 @@ impl<'a> Writer<'a> {
                 tv_sec: seconds,
                 tv_nsec: nanoseconds,
             };
-            self.put(SOL_SOCKET, libc::SCM_TIMESTAMPNS, bytes_of(&time));
+            let kind = kind(libc::SCM_TIMESTAMPNS, new_names::TIMESTAMPNS);
+            self.put(SOL_SOCKET, kind, bytes_of(&time));
         } else if wants(flags::TIMESTAMP) {
             let time = timeval {
                 tv_sec: seconds,
                 tv_usec: nanoseconds / 1000,
             };
-            self.put(SOL_SOCKET, libc::SCM_TIMESTAMP, bytes_of(&time));
+            let kind = kind(libc::SCM_TIMESTAMP, new_names::TIMESTAMP);
+            self.put(SOL_SOCKET, kind, bytes_of(&time));
         }
         let host_ns = if wants(flags::STAMPS) {
             datagram.timestamp_ns
@@ -110,7 +113,8 @@ impl<'a> Writer<'a> {
         };
         if host_ns != 0 || nic_ns != 0 {
             let stamps = stamping(host_ns, nic_ns);
-            self.put(SOL_SOCKET, libc::SCM_TIMESTAMPING, &stamps);
+            let kind = kind(libc::SCM_TIMESTAMPING, new_names::TIMESTAMPING);
+            self.put(SOL_SOCKET, kind, &stamps);
         }
         // The kernel leaves the message out while nothing was dropped.
         if wants(flags::RXQ_OVFL) && datagram.drops != 0 {
