@@ -68,8 +68,8 @@ impl Packets {
         (self.mapping.as_ptr(), self.mapping.bytes())
     }
 
-    /// When the frame of a chunk has come by the clock of a NIC that stamps, nanoseconds since 1970;
-    /// 0 = not known.
+    /// When the frame of a chunk has come by the clock of a NIC that stamps, nanoseconds since
+    /// 1970; 0 = not known.
     #[must_use]
     pub fn stamp(&self, chunk: ChunkId) -> u64 {
         let stamp = self.chunk(chunk).get(STAMP_AT..);

@@ -163,9 +163,9 @@ pub(crate) fn outlived(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// What answers of `stamps.py` must be: the card's time where SO_TIMESTAMPING has it, and the host's
-/// in its own place. (The kernel's column has a veth, which has no clock; the stand-in's is a million
-/// seconds ahead.)
+/// What answers of `stamps.py` must be: the card's time where SO_TIMESTAMPING has it, and the
+/// host's in its own place. (The kernel's column has a veth, which has no clock; the stand-in's is
+/// a million seconds ahead.)
 fn check_times(scene: &Scene, answers: &Value) -> Result<()> {
     let answers = answers.as_array().ok_or("no list")?;
     let near = |value: &Value, wanted: f64| {
