@@ -11,7 +11,7 @@ guest=$dest/guest
 tree=$out/tree
 lib=lib/x86_64-linux-gnu
 PATH=$PATH:/usr/sbin:/sbin
-modules="tun igb igbvf vfio-pci vfio_iommu_type1 virtio_net virtio_pci 9p 9pnet_virtio e1000e vmxnet3"
+modules="tun igb igbvf vfio-pci vfio_iommu_type1 virtio_net virtio_pci 9p 9pnet_virtio e1000e vmxnet3 veth 8021q"
 pmds="bus_pci bus_vdev mempool_ring net_e1000 net_virtio net_af_xdp net_ring net_null"
 
 rm -rf "$tree"

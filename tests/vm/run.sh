@@ -6,6 +6,7 @@
 . ./life.sh
 bypassctl shutdown
 [ ! -e all ] || . ./xdp.sh
+. ./vlan.sh
 [ $failed = 0 ] || { cat /run/daemon.log; dmesg | tail -20; }
 echo "$failed failed"
 exit $((failed > 100 ? 100 : failed))

@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
-use bypass_tests::{Result, paths, plugin};
+use bypass_tests::{Result, ciul, paths, plugin};
 
 use crate::cargo_tests::Tally;
 use crate::progress::step;
@@ -261,6 +261,7 @@ fn gather(job: &Path, all: bool) -> Result<()> {
         "programs.sh",
         "life.sh",
         "xdp.sh",
+        "vlan.sh",
         "cases.sh",
         "run.sh",
     ] {
@@ -270,6 +271,7 @@ fn gather(job: &Path, all: bool) -> Result<()> {
         fs::write(job.join("all"), "")?;
     }
     let mut files = vec![paths::shim(), paths::bypassctl(), plugin::build()?];
+    files.push(ciul::stand_in()?);
     files.extend(PROGRAMS.iter().map(PathBuf::from));
     for name in EXAMPLES {
         files.push(paths::example(name)?);
