@@ -297,8 +297,9 @@ pub(crate) fn udp_sender_in_batches(scene: &Scene) -> Result<()> {
     if got != Some(4000) {
         return Err(format!("{got:?} of 4000 datagrams arrived").into());
     }
-    // The kernel counts what it cuts as one.
-    if scene.has_shim() && !(60..400).contains(&sends) {
+    // The kernel counts what it cuts as one. Beside a relay nothing is the kernel's to cut.
+    let is_cut = scene.has_shim() && !scene.bed.has_card();
+    if is_cut && !(60..400).contains(&sends) {
         return Err(format!("the kernel has sent {sends} times").into());
     }
     Ok(())
