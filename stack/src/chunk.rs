@@ -131,13 +131,16 @@ impl Stack<'_> {
     /// so that each is met once.
     fn keep_queue(&mut self, index: u32) {
         let is_held = self.holders_of(index) != [0, 0];
-        let Some(endpoint) = self.endpoints.get_mut(index as usize) else {
+        let Some(endpoint) = self.endpoints.get(index as usize) else {
+            return;
+        };
+        let Some(udp) = self.udp.get_mut(index as usize) else {
             return;
         };
         let is_held = endpoint.kind == kind::UDP && is_held;
-        let mut next = if is_held { endpoint.queue_head } else { NONE };
-        (endpoint.queue_head, endpoint.queue_tail) = (NONE, NONE);
-        (endpoint.queued, endpoint.queued_bytes) = (0, 0);
+        let mut next = if is_held { udp.queue_head } else { NONE };
+        (udp.queue_head, udp.queue_tail) = (NONE, NONE);
+        (udp.queued, udp.queued_bytes) = (0, 0);
         while let Some(slot) = self
             .chunks
             .get_mut(next as usize)
@@ -146,14 +149,14 @@ impl Stack<'_> {
             let chunk = core::mem::replace(&mut next, slot.next);
             slot.state = chunk_state::RECEIVED;
             slot.next = NONE;
-            endpoint.queued = endpoint.queued.saturating_add(1);
+            udp.queued = udp.queued.saturating_add(1);
             let bytes = Charge(slot.charge).bytes();
-            endpoint.queued_bytes = endpoint.queued_bytes.saturating_add(bytes);
-            match self.chunks.get_mut(endpoint.queue_tail as usize) {
+            udp.queued_bytes = udp.queued_bytes.saturating_add(bytes);
+            match self.chunks.get_mut(udp.queue_tail as usize) {
                 Some(tail) => tail.next = chunk,
-                None => endpoint.queue_head = chunk,
+                None => udp.queue_head = chunk,
             }
-            endpoint.queue_tail = chunk;
+            udp.queue_tail = chunk;
         }
     }
 

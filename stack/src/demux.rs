@@ -197,7 +197,11 @@ impl Stack<'_> {
     #[cold]
     fn share(&self, first: u32, best: u32, to: &Addresses) -> Option<u32> {
         let winner = self.endpoints.get(best as usize)?;
-        if !winner.options.has(UdpOptions::REUSE_PORT) {
+        let shares = |index: u32| {
+            let udp = self.udp.get(index as usize);
+            udp.is_some_and(|udp| udp.options.has(UdpOptions::REUSE_PORT))
+        };
+        if winner.kind != kind::UDP || !shares(best) {
             return Some(best);
         }
         let score = winner.score(to)?;
@@ -210,14 +214,15 @@ impl Stack<'_> {
                 Some((here, endpoint))
             })
         };
-        let in_group = |endpoint: &Endpoint| {
-            endpoint.options.has(UdpOptions::REUSE_PORT)
+        let in_group = |(index, endpoint): &(u32, &Endpoint)| {
+            shares(*index)
+                && endpoint.kind == kind::UDP
                 && endpoint.family == winner.family
                 && endpoint.score(to) == Some(score)
         };
         let hash = share_hash(self.head.seed, to);
         members()
-            .filter(|(_, endpoint)| in_group(endpoint))
+            .filter(in_group)
             .map(|(index, _)| index)
             .max_by_key(|&index| weight(hash, index))
             .or(Some(best))

@@ -49,7 +49,8 @@ impl Stack<'_> {
         timestamp_ns: u64,
     ) -> Result<Hairpin, SendError> {
         let sender = self.endpoint(from).map_err(|_| SendError::Stale)?;
-        let options = sender.options;
+        let udp = self.udp.get(from.index as usize);
+        let options = udp.ok_or(SendError::Stale)?.options;
         let remote = SocketAddress::new(specific(sender.local_ip, source), sender.local_port);
         let is_v4 = to.ip.is_v4();
         let addresses = Addresses {
@@ -101,7 +102,7 @@ impl Stack<'_> {
             self.count(Counter::HairpinDropped);
             return Ok(Hairpin::Dropped);
         }
-        if let Ok(sender) = self.endpoint_mut(from) {
+        if let Ok(sender) = self.udp_state(from) {
             sender.tx_datagrams = sender.tx_datagrams.wrapping_add(1);
         }
         self.count(Counter::HairpinDelivered);

@@ -41,7 +41,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of an image: "bypassim" in memory.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"bypassim");
 /// Version of the layout that this build reads and writes.
-pub const LAYOUT_VERSION: u32 = 21;
+pub const LAYOUT_VERSION: u32 = 22;
 /// Link value: nothing.
 pub(crate) const NONE: u32 = u32::MAX;
 /// `ReadyLink::next` of an endpoint that is on no ready list.
@@ -312,6 +312,17 @@ pub(crate) struct Endpoint {
     pub(crate) bucket: u32,
 
     pub(crate) waiters: [u64; 2],
+    pub(crate) filter: u32,
+    /// The watcher that hears of this endpoint, plus one; 0 = none.
+    pub(crate) watcher: u32,
+    pub(crate) shadow_cookie: u64,
+}
+
+/// What a UDP endpoint has besides: its receive queue and its options. Connections have a
+/// [`Tcb`] in its place.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(crate) struct UdpState {
     pub(crate) queue_head: u32,
     pub(crate) queue_tail: u32,
     pub(crate) queued: u32,
@@ -320,12 +331,24 @@ pub(crate) struct Endpoint {
     pub(crate) drops: u32,
     pub(crate) rx_datagrams: u64,
     pub(crate) tx_datagrams: u64,
-    pub(crate) filter: u32,
-    /// The watcher that hears of this endpoint, plus one; 0 = none.
-    pub(crate) watcher: u32,
-
     pub(crate) options: UdpOptions,
-    pub(crate) shadow_cookie: u64,
+}
+
+impl UdpState {
+    /// Nothing has come.
+    pub(crate) const fn new(options: UdpOptions) -> Self {
+        Self {
+            queue_head: NONE,
+            queue_tail: NONE,
+            queued: 0,
+            queued_bytes: 0,
+            arrivals: 0,
+            drops: 0,
+            rx_datagrams: 0,
+            tx_datagrams: 0,
+            options,
+        }
+    }
 }
 
 /// One chunk's bookkeeping: one cache line. The datagram fields are valid while it is queued.
@@ -432,7 +455,8 @@ pub(crate) struct Head {
     pub(crate) pressed: u64,
     /// The stack as a whole has few places left for requests: 0 or 1.
     pub(crate) is_crowded: u32,
-    pub(crate) spare: u32,
+    /// Minisockets that were ever used, the first ones of the slab: the others are on no list.
+    pub(crate) used_minis: u32,
     /// The process slots in use.
     pub(crate) live_processes: [u64; 2],
     /// Key of timestamp offsets; 0 = as for everything else.
@@ -487,7 +511,8 @@ impl Head {
 }
 
 const _: () = {
-    assert!(size_of::<Endpoint>() == 176);
+    assert!(size_of::<Endpoint>() == 96);
+    assert!(size_of::<UdpState>() == 80);
     assert!(size_of::<ChunkSlot>() == 64);
     assert!(size_of::<QueuePairInfo>() == 72);
     assert!(size_of::<UdpOptions>() == 40);
@@ -502,6 +527,7 @@ struct Sizes {
     chunks: usize,
     held: usize,
     ready: usize,
+    udp: usize,
     tcbs: usize,
     minis: usize,
     segments: usize,
@@ -523,6 +549,7 @@ impl Sizes {
         let chunks = (caps.chunks as usize).saturating_mul(size_of::<ChunkSlot>());
         let held = holders::words(caps.endpoints as usize).saturating_mul(size_of::<u64>());
         let ready = (caps.endpoints as usize).saturating_mul(size_of::<ReadyLink>());
+        let udp = (caps.endpoints as usize).saturating_mul(size_of::<UdpState>());
         let tcbs = (caps.endpoints as usize).saturating_mul(size_of::<Tcb>());
         let minis = (caps.endpoints as usize).saturating_mul(size_of::<Mini>());
         let segments = (caps.chunks as usize).saturating_mul(size_of::<SegmentSlot>());
@@ -537,12 +564,13 @@ impl Sizes {
             chunks,
             held,
             ready,
+            udp,
             tcbs,
             minis,
-            buckets,
             segments,
             notice_queues,
             notices,
+            buckets,
         ]
         .into_iter()
         .fold(0usize, usize::saturating_add)
@@ -554,6 +582,7 @@ impl Sizes {
             chunks,
             held,
             ready,
+            udp,
             tcbs,
             minis,
             segments,
@@ -595,6 +624,7 @@ pub(crate) struct Slabs<'a> {
     pub(crate) chunks: &'a mut [ChunkSlot],
     pub(crate) held: &'a mut [u64],
     pub(crate) ready: &'a mut [ReadyLink],
+    pub(crate) udp: &'a mut [UdpState],
     pub(crate) tcbs: &'a mut [Tcb],
     pub(crate) minis: &'a mut [Mini],
     pub(crate) mini_buckets: &'a mut [u32],
@@ -613,6 +643,7 @@ pub(crate) struct SlabsRef<'a> {
     pub(crate) chunks: &'a [ChunkSlot],
     pub(crate) held: &'a [u64],
     pub(crate) ready: &'a [ReadyLink],
+    pub(crate) udp: &'a [UdpState],
     pub(crate) tcbs: &'a [Tcb],
     pub(crate) minis: &'a [Mini],
     pub(crate) segments: &'a [SegmentSlot],
@@ -624,61 +655,38 @@ pub(crate) struct SlabsRef<'a> {
 pub(crate) fn split<'a>(bytes: &'a mut [u8], caps: &Capacities) -> Result<Slabs<'a>, LayoutError> {
     check_place(bytes, caps)?;
     let sizes = Sizes::of(caps);
-    let (head, rest) = bytes
+    let (head, mut rest) = bytes
         .split_at_mut_checked(size_of::<Head>())
         .ok_or(LayoutError::Size)?;
-    let (ports, rest) = rest
-        .split_at_mut_checked(sizes.buckets)
-        .ok_or(LayoutError::Size)?;
-    let (flows, rest) = rest
-        .split_at_mut_checked(sizes.buckets)
-        .ok_or(LayoutError::Size)?;
-    let (endpoints, rest) = rest
-        .split_at_mut_checked(sizes.endpoints)
-        .ok_or(LayoutError::Size)?;
-    let (chunks, rest) = rest
-        .split_at_mut_checked(sizes.chunks)
-        .ok_or(LayoutError::Size)?;
-    let (held, rest) = rest
-        .split_at_mut_checked(sizes.held)
-        .ok_or(LayoutError::Size)?;
-    let (ready, rest) = rest
-        .split_at_mut_checked(sizes.ready)
-        .ok_or(LayoutError::Size)?;
-    let (tcbs, rest) = rest
-        .split_at_mut_checked(sizes.tcbs)
-        .ok_or(LayoutError::Size)?;
-    let (minis, rest) = rest
-        .split_at_mut_checked(sizes.minis)
-        .ok_or(LayoutError::Size)?;
-    let (mini_buckets, rest) = rest
-        .split_at_mut_checked(sizes.buckets)
-        .ok_or(LayoutError::Size)?;
-    let (segments, rest) = rest
-        .split_at_mut_checked(sizes.segments)
-        .ok_or(LayoutError::Size)?;
-    let (notice_queues, rest) = rest
-        .split_at_mut_checked(sizes.notice_queues)
-        .ok_or(LayoutError::Size)?;
-    let (notices, _) = rest
-        .split_at_mut_checked(sizes.notices)
-        .ok_or(LayoutError::Size)?;
+    let rest = &mut rest;
     Ok(Slabs {
         head: Head::mut_from_bytes(head).map_err(|_| LayoutError::Alignment)?,
-        ports: <[u32]>::mut_from_bytes(ports).map_err(|_| LayoutError::Alignment)?,
-        flows: <[u32]>::mut_from_bytes(flows).map_err(|_| LayoutError::Alignment)?,
-        endpoints: <[Endpoint]>::mut_from_bytes(endpoints).map_err(|_| LayoutError::Alignment)?,
-        chunks: <[ChunkSlot]>::mut_from_bytes(chunks).map_err(|_| LayoutError::Alignment)?,
-        held: <[u64]>::mut_from_bytes(held).map_err(|_| LayoutError::Alignment)?,
-        ready: <[ReadyLink]>::mut_from_bytes(ready).map_err(|_| LayoutError::Alignment)?,
-        tcbs: <[Tcb]>::mut_from_bytes(tcbs).map_err(|_| LayoutError::Alignment)?,
-        minis: <[Mini]>::mut_from_bytes(minis).map_err(|_| LayoutError::Alignment)?,
-        mini_buckets: <[u32]>::mut_from_bytes(mini_buckets).map_err(|_| LayoutError::Alignment)?,
-        segments: <[SegmentSlot]>::mut_from_bytes(segments).map_err(|_| LayoutError::Alignment)?,
-        notice_queues: <[NoticeQueue]>::mut_from_bytes(notice_queues)
-            .map_err(|_| LayoutError::Alignment)?,
-        notices: <[NoticeSlot]>::mut_from_bytes(notices).map_err(|_| LayoutError::Alignment)?,
+        ports: cut(rest, sizes.buckets)?,
+        flows: cut(rest, sizes.buckets)?,
+        endpoints: cut(rest, sizes.endpoints)?,
+        chunks: cut(rest, sizes.chunks)?,
+        held: cut(rest, sizes.held)?,
+        ready: cut(rest, sizes.ready)?,
+        udp: cut(rest, sizes.udp)?,
+        tcbs: cut(rest, sizes.tcbs)?,
+        minis: cut(rest, sizes.minis)?,
+        segments: cut(rest, sizes.segments)?,
+        notice_queues: cut(rest, sizes.notice_queues)?,
+        notices: cut(rest, sizes.notices)?,
+        mini_buckets: cut(rest, sizes.buckets)?,
     })
+}
+
+/// Cuts so many bytes off the front, as a slab.
+fn cut<'a, T>(rest: &mut &'a mut [u8], bytes: usize) -> Result<&'a mut [T], LayoutError>
+where
+    T: FromBytes + IntoBytes + KnownLayout,
+{
+    let (slab, behind) = core::mem::take(rest)
+        .split_at_mut_checked(bytes)
+        .ok_or(LayoutError::Size)?;
+    *rest = behind;
+    <[T]>::mut_from_bytes(slab).map_err(|_| LayoutError::Alignment)
 }
 
 /// Splits bytes into slabs to read. The same as [`split`].
@@ -688,56 +696,35 @@ pub(crate) fn split_ref<'a>(
 ) -> Result<SlabsRef<'a>, LayoutError> {
     check_place(bytes, caps)?;
     let sizes = Sizes::of(caps);
-    let (head, rest) = bytes
+    let (head, mut rest) = bytes
         .split_at_checked(size_of::<Head>())
         .ok_or(LayoutError::Size)?;
-    let (ports, rest) = rest
-        .split_at_checked(sizes.buckets)
-        .ok_or(LayoutError::Size)?;
-    let (flows, rest) = rest
-        .split_at_checked(sizes.buckets)
-        .ok_or(LayoutError::Size)?;
-    let (endpoints, rest) = rest
-        .split_at_checked(sizes.endpoints)
-        .ok_or(LayoutError::Size)?;
-    let (chunks, rest) = rest
-        .split_at_checked(sizes.chunks)
-        .ok_or(LayoutError::Size)?;
-    let (held, rest) = rest.split_at_checked(sizes.held).ok_or(LayoutError::Size)?;
-    let (ready, rest) = rest
-        .split_at_checked(sizes.ready)
-        .ok_or(LayoutError::Size)?;
-    let (tcbs, rest) = rest.split_at_checked(sizes.tcbs).ok_or(LayoutError::Size)?;
-    let (minis, rest) = rest
-        .split_at_checked(sizes.minis)
-        .ok_or(LayoutError::Size)?;
-    let (_mini_buckets, rest) = rest
-        .split_at_checked(sizes.buckets)
-        .ok_or(LayoutError::Size)?;
-    let (segments, rest) = rest
-        .split_at_checked(sizes.segments)
-        .ok_or(LayoutError::Size)?;
-    let (notice_queues, rest) = rest
-        .split_at_checked(sizes.notice_queues)
-        .ok_or(LayoutError::Size)?;
-    let (notices, _) = rest
-        .split_at_checked(sizes.notices)
-        .ok_or(LayoutError::Size)?;
+    let rest = &mut rest;
     Ok(SlabsRef {
         head: Head::ref_from_bytes(head).map_err(|_| LayoutError::Alignment)?,
-        ports: <[u32]>::ref_from_bytes(ports).map_err(|_| LayoutError::Alignment)?,
-        flows: <[u32]>::ref_from_bytes(flows).map_err(|_| LayoutError::Alignment)?,
-        endpoints: <[Endpoint]>::ref_from_bytes(endpoints).map_err(|_| LayoutError::Alignment)?,
-        chunks: <[ChunkSlot]>::ref_from_bytes(chunks).map_err(|_| LayoutError::Alignment)?,
-        held: <[u64]>::ref_from_bytes(held).map_err(|_| LayoutError::Alignment)?,
-        ready: <[ReadyLink]>::ref_from_bytes(ready).map_err(|_| LayoutError::Alignment)?,
-        tcbs: <[Tcb]>::ref_from_bytes(tcbs).map_err(|_| LayoutError::Alignment)?,
-        minis: <[Mini]>::ref_from_bytes(minis).map_err(|_| LayoutError::Alignment)?,
-        segments: <[SegmentSlot]>::ref_from_bytes(segments).map_err(|_| LayoutError::Alignment)?,
-        notice_queues: <[NoticeQueue]>::ref_from_bytes(notice_queues)
-            .map_err(|_| LayoutError::Alignment)?,
-        notices: <[NoticeSlot]>::ref_from_bytes(notices).map_err(|_| LayoutError::Alignment)?,
+        ports: cut_ref(rest, sizes.buckets)?,
+        flows: cut_ref(rest, sizes.buckets)?,
+        endpoints: cut_ref(rest, sizes.endpoints)?,
+        chunks: cut_ref(rest, sizes.chunks)?,
+        held: cut_ref(rest, sizes.held)?,
+        ready: cut_ref(rest, sizes.ready)?,
+        udp: cut_ref(rest, sizes.udp)?,
+        tcbs: cut_ref(rest, sizes.tcbs)?,
+        minis: cut_ref(rest, sizes.minis)?,
+        segments: cut_ref(rest, sizes.segments)?,
+        notice_queues: cut_ref(rest, sizes.notice_queues)?,
+        notices: cut_ref(rest, sizes.notices)?,
     })
+}
+
+/// [`cut`], to read.
+fn cut_ref<'a, T>(rest: &mut &'a [u8], bytes: usize) -> Result<&'a [T], LayoutError>
+where
+    T: FromBytes + KnownLayout + Immutable,
+{
+    let (slab, behind) = rest.split_at_checked(bytes).ok_or(LayoutError::Size)?;
+    *rest = behind;
+    <[T]>::ref_from_bytes(slab).map_err(|_| LayoutError::Alignment)
 }
 
 /// The capacities that the head of these bytes states, after checking magic, version and sizes.

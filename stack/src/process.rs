@@ -100,9 +100,9 @@ impl Stack<'_> {
     /// # Errors
     /// [`Stale`].
     pub fn rest(&mut self, id: EndpointId, on: bool) -> Result<(), Stale> {
-        let endpoint = self.endpoint_mut(id)?;
-        if endpoint.kind == kind::UDP {
-            endpoint.options.set(UdpOptions::RESTING, on);
+        self.endpoint(id)?;
+        if let Ok(udp) = self.udp_state(id) {
+            udp.options.set(UdpOptions::RESTING, on);
         } else if let Some(tcb) = self.tcbs.get_mut(id.index as usize) {
             tcb.options.set(TcpOptions::RESTING, on);
         }
@@ -112,11 +112,11 @@ impl Stack<'_> {
     /// Whether [`Stack::rest`] holds for the endpoint.
     #[must_use]
     pub fn rests(&self, id: EndpointId) -> bool {
-        let tcb = self.tcbs.get(id.index as usize);
-        self.endpoint(id).is_ok_and(|endpoint| {
-            endpoint.options.has(UdpOptions::RESTING)
-                || endpoint.kind == kind::TCP
-                    && tcb.is_some_and(|tcb| tcb.options.has(TcpOptions::RESTING))
+        let index = id.index as usize;
+        let (udp, tcb) = (self.udp.get(index), self.tcbs.get(index));
+        self.endpoint(id).is_ok_and(|endpoint| match endpoint.kind {
+            kind::UDP => udp.is_some_and(|udp| udp.options.has(UdpOptions::RESTING)),
+            _ => tcb.is_some_and(|tcb| tcb.options.has(TcpOptions::RESTING)),
         })
     }
 

@@ -8,7 +8,7 @@
 use crate::counters::Counter;
 use crate::cplane::NextHop;
 use crate::demux::specific;
-use crate::image::{Endpoint, UdpOptions, chunk_state};
+use crate::image::{UdpOptions, chunk_state};
 use crate::stack::Stack;
 use crate::types::{EndpointId, IpAddress, Memory, SocketAddress};
 use crate::wire::{self, TxChecksum, ipv4, ipv6};
@@ -33,21 +33,20 @@ pub enum SendError {
 /// The headers of a datagram of this endpoint.
 #[inline]
 fn headers(
-    endpoint: &Endpoint,
-    source: IpAddress,
+    options: &UdpOptions,
+    (source, source_port): (IpAddress, u16),
     to: SocketAddress,
     via: &NextHop,
     ipv4_id: u32,
     checksum: TxChecksum,
 ) -> wire::Headers {
-    let options = &endpoint.options;
     let (tos, ttl) = options.tos_and_ttl(to.ip.is_v4());
     wire::Headers {
         source_mac: via.source_mac,
         destination_mac: via.mac,
         source,
         destination: to.ip,
-        source_port: endpoint.local_port,
+        source_port,
         destination_port: to.port,
         tos,
         ttl,
@@ -97,7 +96,9 @@ impl Stack<'_> {
         }
         let checksum = self.head.tx_checksum(via.queue_pair);
         let ipv4_id = self.head.ipv4_id.wrapping_add(1);
-        let headers = headers(endpoint, source, to, via, ipv4_id, checksum);
+        let udp = self.udp.get(id.index as usize).ok_or(SendError::Stale)?;
+        let from = (source, endpoint.local_port);
+        let headers = headers(&udp.options, from, to, via, ipv4_id, checksum);
         let chunk = self
             .take_free(chunk_state::SENDING)
             .ok_or(SendError::NoChunk)?;
@@ -120,8 +121,8 @@ impl Stack<'_> {
             slot.len = frame_len as u16;
         }
         self.append_transmit(via.queue_pair, chunk.0);
-        if let Some(endpoint) = self.endpoints.get_mut(id.index as usize) {
-            endpoint.tx_datagrams = endpoint.tx_datagrams.wrapping_add(1);
+        if let Some(udp) = self.udp.get_mut(id.index as usize) {
+            udp.tx_datagrams = udp.tx_datagrams.wrapping_add(1);
         }
         self.count(Counter::DatagramsSent);
         self.count_by(Counter::BytesSent, len as u64);

@@ -8,7 +8,7 @@ use crate::counters::{Counter, Counters, DropReason};
 use crate::demux::Addresses;
 use crate::image::{
     Capacities, ChunkSlot, Endpoint, Head, LAYOUT_VERSION, LayoutError, MAGIC, NONE, QueuePairInfo,
-    ReadyLink, UNLISTED, chunk_state, image_bytes, split, stated_capacities,
+    ReadyLink, UNLISTED, UdpState, chunk_state, image_bytes, split, stated_capacities,
 };
 use crate::receive_buffer::Charge;
 use crate::tcp::TcpDefaults;
@@ -85,6 +85,7 @@ pub struct Stack<'a> {
     pub(crate) chunks: &'a mut [ChunkSlot],
     pub(crate) held: &'a mut [u64],
     pub(crate) ready: &'a mut [ReadyLink],
+    pub(crate) udp: &'a mut [UdpState],
     pub(crate) tcbs: &'a mut [Tcb],
     pub(crate) minis: &'a mut [Mini],
     pub(crate) mini_buckets: &'a mut [u32],
@@ -97,8 +98,9 @@ pub struct Stack<'a> {
 }
 
 impl<'a> Stack<'a> {
-    /// Makes a new, empty stack in these bytes, which must be aligned to 8 and at least
-    /// [`image_bytes`] long. `seed` keys the hash tables: give it random bits.
+    /// Makes a new, empty stack in these bytes, which must be zero, aligned to 8 and at least
+    /// [`image_bytes`] long. `seed` keys the hash tables: give it random bits. What a connection
+    /// would use is not touched, so that it takes no memory before.
     pub fn create(bytes: &'a mut [u8], caps: Capacities, seed: u64) -> Result<Self, LayoutError> {
         let mut stack = Self::over(bytes, caps)?;
         stack.head.zero();
@@ -131,7 +133,7 @@ impl<'a> Stack<'a> {
         });
         stack.rebuild_free_chunks();
         stack.head.tcp_defaults = TcpDefaults::new();
-        stack.reset_tcp();
+        stack.begin_tcp();
         stack.head.version = LAYOUT_VERSION;
         stack.head.magic = MAGIC;
         Ok(stack)
@@ -154,6 +156,7 @@ impl<'a> Stack<'a> {
             chunks: slabs.chunks,
             held: slabs.held,
             ready: slabs.ready,
+            udp: slabs.udp,
             tcbs: slabs.tcbs,
             minis: slabs.minis,
             mini_buckets: slabs.mini_buckets,

@@ -11,7 +11,7 @@ use core::sync::atomic::{Ordering, compiler_fence};
 
 use crate::chunk::next_generation;
 use crate::counters::{Counter, DropReason};
-use crate::image::{ChunkSlot, NONE, UdpOptions, chunk_state, kind};
+use crate::image::{ChunkSlot, NONE, UdpOptions, UdpState, chunk_state, kind};
 use crate::receive_buffer::{self, Charge};
 use crate::stack::Stack;
 use crate::types::{ChunkId, EndpointId, Family, IpAddress, ProcessId, SocketAddress, Stale};
@@ -111,6 +111,18 @@ pub(crate) struct Arrival {
     pub(crate) timestamp_ns: u64,
 }
 
+impl UdpState {
+    /// Why it would not take a datagram now; `free` of how many chunks are free.
+    #[inline]
+    fn refuses(&self, charge: Charge, free: (u32, u32)) -> Option<DropReason> {
+        if self.queued == 0 {
+            return None;
+        }
+        let limit = self.options.rcvbuf_bytes;
+        receive_buffer::refuses(self.queued, self.queued_bytes, charge, limit, free)
+    }
+}
+
 impl Stack<'_> {
     /// Opens an endpoint, held by `open.process`.
     pub fn udp_open(&mut self, open: &UdpOpen) -> Result<EndpointId, OpenError> {
@@ -122,9 +134,9 @@ impl Stack<'_> {
             .ok_or(OpenError::Full)?;
         endpoint.family = open.family as u8;
         endpoint.ifindex = open.ifindex;
-        endpoint.options = open.options;
         endpoint.shadow_cookie = open.shadow_cookie;
         let generation = endpoint.generation;
+        *self.udp.get_mut(index as usize).ok_or(OpenError::Full)? = UdpState::new(open.options);
         self.set_holder(index, open.process, true);
         let id = EndpointId { index, generation };
         let _ = self.udp_rebind(id, open.local, open.remote);
@@ -145,8 +157,6 @@ impl Stack<'_> {
                 endpoint.generation = generation;
                 endpoint.next = NONE;
                 endpoint.previous = NONE;
-                endpoint.queue_head = NONE;
-                endpoint.queue_tail = NONE;
                 endpoint.bind_order = order;
             }
             _ => {
@@ -201,13 +211,17 @@ impl Stack<'_> {
 
     /// The options, to read or change; a change acts on the next datagram.
     pub fn udp_options(&mut self, id: EndpointId) -> Result<&mut UdpOptions, Stale> {
-        Ok(&mut self.endpoint_mut(id)?.options)
+        Ok(&mut self.udp_state(id)?.options)
     }
 
     /// The datagram at the head of the receive queue.
     #[inline]
     pub fn udp_front(&self, id: EndpointId) -> Result<Option<Datagram>, Stale> {
-        let head = self.endpoint(id)?.queue_head;
+        self.endpoint(id)?;
+        let head = self
+            .udp
+            .get(id.index as usize)
+            .map_or(NONE, |udp| udp.queue_head);
         Ok(self.queued(id.index, head).map(|slot| Datagram {
             chunk: ChunkId(head),
             offset: u32::from(slot.offset),
@@ -225,7 +239,9 @@ impl Stack<'_> {
     /// Takes the head of the receive queue off and frees its chunk. Nothing queued: no effect.
     #[inline]
     pub fn udp_pop(&mut self, id: EndpointId) -> Result<(), Stale> {
-        let head = self.endpoint(id)?.queue_head;
+        self.endpoint(id)?;
+        let udp = self.udp.get(id.index as usize);
+        let head = udp.map_or(NONE, |udp| udp.queue_head);
         if head == NONE {
             return Ok(());
         }
@@ -236,14 +252,14 @@ impl Stack<'_> {
             self.count(Counter::CorruptList);
             return self.forget_queue(id);
         };
-        let endpoint = self.endpoint_mut(id)?;
-        endpoint.queue_head = next;
-        endpoint.queued = endpoint.queued.saturating_sub(1);
-        endpoint.queued_bytes = endpoint.queued_bytes.saturating_sub(charge);
+        let udp = self.udp.get_mut(id.index as usize).ok_or(Stale)?;
+        udp.queue_head = next;
+        udp.queued = udp.queued.saturating_sub(1);
+        udp.queued_bytes = udp.queued_bytes.saturating_sub(charge);
         if next == NONE {
-            endpoint.queue_tail = NONE;
-            endpoint.queued = 0;
-            endpoint.queued_bytes = 0;
+            udp.queue_tail = NONE;
+            udp.queued = 0;
+            udp.queued_bytes = 0;
         }
         // Off the queue first, so that a death in between does not break it.
         compiler_fence(Ordering::Release);
@@ -254,13 +270,14 @@ impl Stack<'_> {
     /// What the endpoint looks like. A broken queue counts as empty.
     pub fn udp_status(&self, id: EndpointId) -> Result<UdpStatus, Stale> {
         let endpoint = self.endpoint(id)?;
-        let readable = self.queued(id.index, endpoint.queue_head).is_some();
+        let udp = self.udp.get(id.index as usize).ok_or(Stale)?;
+        let readable = self.queued(id.index, udp.queue_head).is_some();
         let remote = SocketAddress::new(endpoint.remote_ip, endpoint.remote_port);
         Ok(UdpStatus {
-            queued: if readable { endpoint.queued.max(1) } else { 0 },
-            queued_bytes: if readable { endpoint.queued_bytes } else { 0 },
-            arrivals: endpoint.arrivals,
-            drops: endpoint.drops,
+            queued: if readable { udp.queued.max(1) } else { 0 },
+            queued_bytes: if readable { udp.queued_bytes } else { 0 },
+            arrivals: udp.arrivals,
+            drops: udp.drops,
             local: SocketAddress::new(endpoint.local_ip, endpoint.local_port),
             remote: (endpoint.connected != 0).then_some(remote),
             filter: endpoint.filter,
@@ -279,17 +296,8 @@ impl Stack<'_> {
     /// Why an endpoint would not take a datagram now.
     #[inline]
     pub(crate) fn refuses(&self, index: u32, charge: Charge) -> Option<DropReason> {
-        let endpoint = self.endpoints.get(index as usize)?;
-        if endpoint.queued == 0 {
-            return None;
-        }
-        receive_buffer::refuses(
-            endpoint.queued,
-            endpoint.queued_bytes,
-            charge,
-            endpoint.options.rcvbuf_bytes,
-            (self.head.free_chunks, self.chunks.len() as u32),
-        )
+        let free = (self.head.free_chunks, self.chunks.len() as u32);
+        self.udp.get(index as usize)?.refuses(charge, free)
     }
 
     /// Notes how many frames a queue pair's NIC has lost since it was opened, wrapping.
@@ -303,10 +311,10 @@ impl Stack<'_> {
         };
         let more = total.wrapping_sub(info.rx_missed);
         info.rx_missed = total;
-        let mut receivers = self
-            .endpoints
-            .iter_mut()
-            .filter(|endpoint| endpoint.kind == kind::UDP && endpoint.rx_datagrams > 0);
+        let all = self.endpoints.iter().zip(self.udp.iter_mut());
+        let mut receivers = all
+            .filter(|(endpoint, udp)| endpoint.kind == kind::UDP && udp.rx_datagrams > 0)
+            .map(|(_, udp)| udp);
         if let (Some(only), None) = (receivers.next(), receivers.next()) {
             only.drops = only.drops.wrapping_add(more);
         }
@@ -319,8 +327,8 @@ impl Stack<'_> {
 
     #[cold]
     pub(crate) fn count_endpoint_drop(&mut self, index: u32) {
-        if let Some(endpoint) = self.endpoints.get_mut(index as usize) {
-            endpoint.drops = endpoint.drops.wrapping_add(1);
+        if let Some(udp) = self.udp.get_mut(index as usize) {
+            udp.drops = udp.drops.wrapping_add(1);
         }
     }
 
@@ -333,13 +341,14 @@ impl Stack<'_> {
         chunk: ChunkId,
         arrival: &Arrival,
     ) -> Result<EndpointId, DropReason> {
-        if let Some(reason) = self.refuses(index, arrival.charge) {
-            self.count_endpoint_drop(index);
-            return Err(reason);
-        }
-        let Some(endpoint) = self.endpoints.get_mut(index as usize) else {
+        let free = (self.head.free_chunks, self.chunks.len() as u32);
+        let Some(udp) = self.udp.get_mut(index as usize) else {
             return Err(DropReason::Corrupt);
         };
+        if let Some(reason) = udp.refuses(arrival.charge, free) {
+            udp.drops = udp.drops.wrapping_add(1);
+            return Err(reason);
+        }
         let Some(slot) = self.chunks.get_mut(chunk.0 as usize) else {
             return Err(DropReason::Corrupt);
         };
@@ -356,17 +365,17 @@ impl Stack<'_> {
         slot.remote_ip = arrival.remote.ip;
         slot.remote_port = arrival.remote.port;
         slot.local_ip = arrival.local;
-        slot.drops = endpoint.drops;
+        slot.drops = udp.drops;
         slot.charge = arrival.charge.0;
         // Whoever is killed here leaves a queue whose datagrams are whole: a recovery keeps them.
         compiler_fence(Ordering::Release);
 
-        if endpoint.queue_head == NONE {
-            endpoint.queue_head = chunk.0;
-            endpoint.queued = 0;
-            endpoint.queued_bytes = 0;
+        if udp.queue_head == NONE {
+            udp.queue_head = chunk.0;
+            udp.queued = 0;
+            udp.queued_bytes = 0;
         } else {
-            match self.chunks.get_mut(endpoint.queue_tail as usize) {
+            match self.chunks.get_mut(udp.queue_tail as usize) {
                 Some(tail) if tail.state == chunk_state::QUEUED && tail.owner == index => {
                     tail.next = chunk.0;
                 }
@@ -378,12 +387,15 @@ impl Stack<'_> {
                 }
             }
         }
-        endpoint.queue_tail = chunk.0;
-        endpoint.queued = endpoint.queued.saturating_add(1);
-        endpoint.queued_bytes = endpoint.queued_bytes.saturating_add(arrival.charge.bytes());
-        endpoint.arrivals = endpoint.arrivals.wrapping_add(1);
-        endpoint.rx_datagrams = endpoint.rx_datagrams.wrapping_add(1);
-        let generation = endpoint.generation;
+        udp.queue_tail = chunk.0;
+        udp.queued = udp.queued.saturating_add(1);
+        udp.queued_bytes = udp.queued_bytes.saturating_add(arrival.charge.bytes());
+        udp.arrivals = udp.arrivals.wrapping_add(1);
+        udp.rx_datagrams = udp.rx_datagrams.wrapping_add(1);
+        let generation = self
+            .endpoints
+            .get(index as usize)
+            .map_or(0, |it| it.generation);
         self.notify(index);
         Ok(EndpointId { index, generation })
     }
@@ -397,8 +409,8 @@ impl Stack<'_> {
         self.end_watch(id.index);
         self.drop_notices(id.index);
         for _ in 0..self.chunks.len() {
-            match self.endpoint(id) {
-                Ok(endpoint) if endpoint.queue_head != NONE => {
+            match self.udp_state(id) {
+                Ok(udp) if udp.queue_head != NONE => {
                     let _ = self.udp_pop(id);
                 }
                 _ => break,
@@ -428,11 +440,20 @@ impl Stack<'_> {
     /// Makes a broken receive queue empty. Its chunks are lost until a recovery.
     #[cold]
     fn forget_queue(&mut self, id: EndpointId) -> Result<(), Stale> {
-        let endpoint = self.endpoint_mut(id)?;
-        endpoint.queue_head = NONE;
-        endpoint.queue_tail = NONE;
-        endpoint.queued = 0;
-        endpoint.queued_bytes = 0;
+        let udp = self.udp_state(id)?;
+        udp.queue_head = NONE;
+        udp.queue_tail = NONE;
+        udp.queued = 0;
+        udp.queued_bytes = 0;
         Ok(())
+    }
+
+    /// What a UDP endpoint has of its own.
+    #[inline]
+    pub(crate) fn udp_state(&mut self, id: EndpointId) -> Result<&mut UdpState, Stale> {
+        if self.endpoint(id)?.kind != kind::UDP {
+            return Err(Stale);
+        }
+        self.udp.get_mut(id.index as usize).ok_or(Stale)
     }
 }

@@ -5,7 +5,7 @@
 
 use super::Image;
 use crate::demux::home;
-use crate::image::{ChunkSlot, NONE, SlabsRef, chunk_state, kind, table};
+use crate::image::{ChunkSlot, NONE, SlabsRef, UdpState, chunk_state, kind, table};
 use crate::tcp::TcpState;
 use crate::types::{WaiterSet, has_bit, set_bit};
 use core::fmt;
@@ -105,11 +105,11 @@ impl Image<'_> {
     fn check_receive_queues(&self, report: &mut dyn FnMut(Problem)) {
         let place = "receive queue";
         let mut sum = 0u32;
-        for (index, endpoint) in self.live() {
+        for (index, udp) in self.udp() {
             let member =
                 |slot: &ChunkSlot| slot.state == chunk_state::QUEUED && slot.owner == index;
-            let (length, last) = self.walk_chunks(place, endpoint.queue_head, sum, &member, report);
-            if length != endpoint.queued || last != endpoint.queue_tail {
+            let (length, last) = self.walk_chunks(place, udp.queue_head, sum, &member, report);
+            if length != udp.queued || last != udp.queue_tail {
                 report(Problem {
                     kind: ProblemKind::Count,
                     place,
@@ -161,6 +161,12 @@ impl Image<'_> {
             Some(slot) => Ok(slot.next),
         };
         walk(place, first, most, &behind, report)
+    }
+
+    /// What the UDP endpoints have.
+    fn udp(&self) -> impl Iterator<Item = (u32, &UdpState)> {
+        let udp = self.live().filter(|(_, it)| it.kind == kind::UDP);
+        udp.filter_map(|(index, _)| Some((index, self.slabs.udp.get(index as usize)?)))
     }
 
     /// Whether a TCP endpoint is a listener or has a connection.

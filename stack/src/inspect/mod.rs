@@ -13,7 +13,7 @@ pub use check::{Problem, ProblemKind};
 
 use crate::counters::{Counter, Counters, DropReason};
 use crate::image::{
-    Capacities, Endpoint, Head, LayoutError, NONE, QueuePairInfo, SlabsRef, UdpOptions,
+    Capacities, Endpoint, Head, LayoutError, NONE, QueuePairInfo, SlabsRef, UdpOptions, UdpState,
     chunk_state, kind, split_ref, stated_capacities, stated_head,
 };
 use crate::stack::Stack;
@@ -279,7 +279,9 @@ impl<'a> Image<'a> {
     pub fn queued(&self, id: EndpointId) -> impl Iterator<Item = ChunkId> + use<'a> {
         let chunks = self.slabs.chunks;
         let known = self.slabs.endpoints.get(id.index as usize);
-        let mut next = known.map_or(NONE, |endpoint| endpoint.queue_head);
+        let known = known.filter(|endpoint| endpoint.kind == kind::UDP);
+        let udp = known.and_then(|_| self.slabs.udp.get(id.index as usize));
+        let mut next = udp.map_or(NONE, |udp| udp.queue_head);
         (0..chunks.len()).map_while(move |_| {
             let slot = chunks.get(next as usize)?;
             let here = ChunkId(next);
@@ -331,6 +333,7 @@ impl Stack<'_> {
                 chunks: self.chunks,
                 held: self.held,
                 ready: self.ready,
+                udp: self.udp,
                 tcbs: self.tcbs,
                 minis: self.minis,
                 segments: self.segments,
@@ -346,6 +349,11 @@ impl Stack<'_> {
 fn view(slabs: &SlabsRef<'_>, index: u32, endpoint: &Endpoint) -> EndpointView {
     let tcb = slabs.tcbs.get(index as usize);
     let tcb = tcb.filter(|_| endpoint.kind == kind::TCP);
+    let nothing = UdpState::new(UdpOptions::new());
+    let udp = slabs.udp.get(index as usize);
+    let udp = udp
+        .filter(|_| endpoint.kind == kind::UDP)
+        .unwrap_or(&nothing);
     let remote = SocketAddress::new(endpoint.remote_ip, endpoint.remote_port);
     EndpointView {
         id: EndpointId {
@@ -357,12 +365,12 @@ fn view(slabs: &SlabsRef<'_>, index: u32, endpoint: &Endpoint) -> EndpointView {
         local: SocketAddress::new(endpoint.local_ip, endpoint.local_port),
         remote: (endpoint.connected != 0).then_some(remote),
         ifindex: endpoint.ifindex,
-        queued: endpoint.queued,
-        queued_bytes: endpoint.queued_bytes,
-        arrivals: endpoint.arrivals,
-        drops: endpoint.drops,
-        rx_datagrams: endpoint.rx_datagrams,
-        tx_datagrams: endpoint.tx_datagrams,
+        queued: udp.queued,
+        queued_bytes: udp.queued_bytes,
+        arrivals: udp.arrivals,
+        drops: udp.drops,
+        rx_datagrams: udp.rx_datagrams,
+        tx_datagrams: udp.tx_datagrams,
         stream: tcb.map(stream),
         filter: if ports::place_of(endpoint.filter).is_some() {
             0
@@ -370,10 +378,10 @@ fn view(slabs: &SlabsRef<'_>, index: u32, endpoint: &Endpoint) -> EndpointView {
             endpoint.filter
         },
         shadow_cookie: endpoint.shadow_cookie,
-        options: endpoint.options,
+        options: udp.options,
         rests: match tcb {
             Some(tcb) => tcb.options.has(TcpOptions::RESTING),
-            None => endpoint.options.has(UdpOptions::RESTING),
+            None => udp.options.has(UdpOptions::RESTING),
         },
         holders: slabs.holders(index),
         waiters: WaiterSet(endpoint.waiters),

@@ -12,7 +12,7 @@ use super::tcb::{TcpState, flag};
 use super::wheel::MINI;
 use crate::counters::{Counter, DropReason};
 use crate::demux::{fold, weight};
-use crate::image::{NONE, UdpOptions};
+use crate::image::NONE;
 use crate::stack::Stack;
 use crate::tcp::options::TcpOptions;
 use crate::types::{Family, Instant, Memory, SocketAddress};
@@ -474,7 +474,6 @@ impl Stack<'_> {
         endpoint.remote_ip = mini.remote_ip;
         endpoint.remote_port = mini.remote_port;
         endpoint.connected = 1;
-        endpoint.options = UdpOptions::new();
         let tcb = self.tcbs.get_mut(child as usize)?;
         tcb.reset(listener.options);
         tcb.options.set(TcpOptions::NONBLOCKING, false);

@@ -125,7 +125,7 @@ impl Stack<'_> {
         remote: SocketAddress,
         now: Instant,
     ) -> Option<u32> {
-        if self.head.free_mini == NONE {
+        if self.head.free_mini == NONE && !self.begin_mini() {
             self.evict_time_wait();
         }
         let index = self.head.free_mini;
@@ -164,6 +164,20 @@ impl Stack<'_> {
             *count = count.saturating_add(1);
         }
         Some(index)
+    }
+
+    /// Puts a minisocket that was never used on the free list; `false` when all were. (Memory that
+    /// nobody has touched is none.)
+    fn begin_mini(&mut self) -> bool {
+        let index = self.head.used_minis;
+        let Some(mini) = self.minis.get_mut(index as usize) else {
+            return false;
+        };
+        mini.zero();
+        mini.next = NONE;
+        self.head.used_minis = index.wrapping_add(1);
+        self.head.free_mini = index;
+        true
     }
 
     /// How many there are of a kind that is counted.
@@ -245,7 +259,7 @@ impl Stack<'_> {
 
     /// Takes every request of a listener away, without a word to the peers.
     pub(crate) fn remove_requests(&mut self, listener: u32, generation: u32) {
-        for index in 0..self.minis.len() as u32 {
+        for index in 0..self.head.used_minis {
             let Some(mini) = self.minis.get(index as usize) else {
                 return;
             };

@@ -5,7 +5,7 @@ use super::input::{Arrived, errno, length};
 use super::mini::{self, Mini};
 use super::notices::Places;
 use super::pool::Pool;
-use super::tcb::{Hop, NEVER, Tcb, TcpState, flag};
+use super::tcb::{Hop, Tcb, TcpState, flag};
 use crate::counters::Counter;
 use crate::image::{Endpoint, NONE, kind};
 use crate::stack::Stack;
@@ -121,8 +121,8 @@ impl Stack<'_> {
         }
     }
 
-    /// Empties wheel, lists and minisockets; connections end with ECONNRESET, listeners stay.
-    pub(crate) fn reset_tcp(&mut self) {
+    /// Empties wheel and lists, and counts no minisocket as used.
+    pub(crate) fn begin_tcp(&mut self) {
         self.head.wheel.reset();
         self.head.flush_head = NONE;
         self.head.flow_changes.zero();
@@ -139,18 +139,20 @@ impl Stack<'_> {
         self.head.is_crowded = 0;
         self.head.received_chunks = 0;
         self.head.retained_chunks = 0;
-        let mut next = NONE;
-        for (index, mini) in self.minis.iter_mut().enumerate().rev() {
-            mini.zero();
-            mini.kind = mini::kind::FREE;
-            mini.timer_tick = NEVER;
-            mini.next = next;
-            next = index as u32;
-        }
-        self.head.free_mini = next;
+        self.head.free_mini = NONE;
+        self.head.used_minis = 0;
         for slot in self.segments.iter_mut() {
             slot.zero();
             slot.owner = NONE;
+        }
+    }
+
+    /// Empties wheel, lists and minisockets; connections end with ECONNRESET, listeners stay.
+    pub(crate) fn reset_tcp(&mut self) {
+        self.begin_tcp();
+        let left = self.minis.iter_mut();
+        for mini in left.filter(|mini| mini.kind != mini::kind::FREE) {
+            mini.kind = mini::kind::FREE;
         }
         for (tcb, endpoint) in self.tcbs.iter_mut().zip(self.endpoints.iter()) {
             let state = tcb.state();

@@ -10,7 +10,7 @@ use super::send_buffer::SendBuffer;
 use super::tcb::{Hop, TcpState, fast, flag};
 use crate::counters::Counter;
 use crate::cplane::NextHop;
-use crate::image::{NONE, UdpOptions, kind};
+use crate::image::{NONE, kind};
 use crate::readiness::{Readiness, event};
 use crate::stack::Stack;
 use crate::types::{
@@ -191,7 +191,6 @@ impl Stack<'_> {
         endpoint.ifindex = open.ifindex;
         endpoint.local_ip = open.local.ip;
         endpoint.local_port = open.local.port;
-        endpoint.options = UdpOptions::new();
         endpoint.shadow_cookie = open.shadow_cookie;
         let generation = endpoint.generation;
         self.set_holder(index, open.process, true);
@@ -757,11 +756,13 @@ impl Stack<'_> {
     pub fn tcp_orphans(&self) -> impl Iterator<Item = (EndpointId, IpAddress)> {
         let all = (0..).zip(self.endpoints.iter().zip(self.tcbs.iter()));
         let orphans = all.filter(|(_, (endpoint, tcb))| {
-            let ended = matches!(
-                tcb.state(),
-                TcpState::Closed | TcpState::Listen | TcpState::TimeWait
-            );
-            endpoint.kind == kind::TCP && tcb.has(flag::ORPHAN) && !ended
+            let ended = || {
+                matches!(
+                    tcb.state(),
+                    TcpState::Closed | TcpState::Listen | TcpState::TimeWait
+                )
+            };
+            endpoint.kind == kind::TCP && tcb.has(flag::ORPHAN) && !ended()
         });
         orphans.map(|(index, (endpoint, _))| {
             let generation = endpoint.generation;
