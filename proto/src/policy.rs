@@ -335,7 +335,9 @@ impl Rule {
     fn served_by<'p>(&'p self, devices: &'p [Device]) -> Option<Option<&'p str>> {
         let named = self.interface.as_deref();
         let backend = self.backend.unwrap_or(Backend::Auto);
-        let is_device = named.is_some_and(|name| devices.iter().any(|it| it.name == name));
+        let is_relayed = |it: &Device| it.backend.has_relay();
+        let is_device =
+            named.is_some_and(|name| devices.iter().any(|it| it.name == name && is_relayed(it)));
         let mut fitting = devices.iter().filter(|it| it.backend == backend);
         match backend {
             Backend::Auto => Some(named),

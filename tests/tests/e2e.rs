@@ -244,6 +244,7 @@ tests! {
     jumbo::jumbo_frames: Any,
     jumbo::mtu_beyond_chunks: Any,
     card::vlan: Bypass,
+    card::by_itself: Any,
     card::without_library: Any,
     card::unknown_layout: Any,
     dpdk::no_plugin: Any,

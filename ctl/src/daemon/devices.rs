@@ -1,4 +1,4 @@
-//! Devices of the configuration, and their relays.
+//! Devices of the configuration, cards for ef_vi that are there, and their relays.
 //!
 //! A device becomes an interface when its relay, a process of its own, says that it has opened it.
 //! The relay listens on an address of the network namespace: a daemon connects to the one that is
@@ -15,6 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bypass_backends::ef_vi;
 use bypass_backends::relay::{self, Answer, Link, RelayNic};
 use bypass_proto::policy::{Backend, Device as Wanted};
 use rustix::io::Errno;
@@ -28,7 +29,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// the end of one that is to end.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A device of the configuration.
+/// A device of the configuration, or a card.
 #[derive(Debug)]
 struct Device {
     /// In events.
@@ -159,6 +160,14 @@ impl Device {
     }
 }
 
+/// What has a relay: devices of the configuration, and cards for ef_vi that it does not name.
+fn with_cards<'n>(configured: &[Wanted], cards: impl Iterator<Item = &'n str>) -> Vec<Wanted> {
+    let is_named = |name: &str| configured.iter().any(|device| device.name == name);
+    let relayed = configured.iter().filter(|it| it.backend.has_relay());
+    let others = cards.filter(|name| !is_named(name)).map(Wanted::card);
+    relayed.cloned().chain(others).collect()
+}
+
 fn connect(name: &str) -> Result<Link, String> {
     Link::connect(name).map_err(|errno| format!("connecting to its relay: {errno}"))
 }
@@ -224,7 +233,9 @@ impl Devices {
 impl Server {
     /// Brings the devices in line with the configuration. Those that failed are tried again.
     pub(super) fn follow_devices(&mut self) {
-        let wanted = &self.config.policy.devices;
+        let links = self.mirror.links().map(|link| link.name.as_str());
+        let cards = links.filter(|name| ef_vi::check_card(name).is_ok());
+        let wanted = with_cards(&self.config.policy.devices, cards);
         let is_wanted = |device: &Device| wanted.contains(&device.wanted);
         let list = std::mem::take(&mut self.devices.list);
         let (kept, gone): (Vec<Device>, Vec<Device>) = list.into_iter().partition(is_wanted);
@@ -355,5 +366,40 @@ impl Server {
         if let Some(nic) = nic {
             self.close_interface(nic.ifindex);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_is_a_device_unless_the_configuration_says_another_thing() {
+        let device = |name, backend| Wanted {
+            backend,
+            ..Wanted::card(name)
+        };
+        let configured = [
+            device("vf0", Backend::Dpdk),
+            device("eth1", Backend::AfXdp),
+            Wanted {
+                timestamps: true,
+                ..Wanted::card("eth2")
+            },
+        ];
+        let wanted = with_cards(&configured, ["eth1", "eth2", "eth3"].into_iter());
+        let told = wanted
+            .iter()
+            .map(|it| (it.name.as_str(), it.backend, it.timestamps));
+        let told: Vec<_> = told.collect();
+        let cards = [
+            ("eth2", Backend::EfVi, true),
+            ("eth3", Backend::EfVi, false),
+        ];
+        assert_eq!(
+            told,
+            [&[("vf0", Backend::Dpdk, false)][..], &cards].concat()
+        );
+        assert_eq!(with_cards(&[], std::iter::empty()), []);
     }
 }

@@ -9,7 +9,7 @@
 //!
 //! [[device]]
 //! name    = "eth1"                   # an interface that there is: of a Solarflare or AMD card
-//! backend = "ef_vi"
+//! backend = "ef_vi"                  # which it is without this; "af_xdp" = it is not to be
 //! ```
 
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ use super::Backend;
 pub struct Device {
     /// Name of its interface in the kernel: its addresses and routes are set there.
     pub name: String,
-    /// What drives it: `dpdk` or `ef_vi`.
+    /// What drives it: `dpdk`, `ef_vi`, or `af_xdp`, of a card that ef_vi would drive.
     pub backend: Backend,
     /// The device in DPDK's words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -62,8 +62,25 @@ impl Device {
             Backend::EfVi if has_dpdks => Err(
                 "devargs, eal and plugin have a meaning with backend = \"dpdk\" only".to_owned(),
             ),
-            Backend::Dpdk | Backend::EfVi => Ok(()),
-            _ => Err("a device's backend must be dpdk or ef_vi".to_owned()),
+            Backend::AfXdp if has_dpdks || self.library.is_some() || self.timestamps => {
+                Err("with backend = \"af_xdp\" a device has a name only".to_owned())
+            }
+            Backend::Dpdk | Backend::EfVi | Backend::AfXdp => Ok(()),
+            _ => Err("a device's backend must be dpdk, ef_vi or af_xdp".to_owned()),
+        }
+    }
+
+    /// A card that no configuration names.
+    #[must_use]
+    pub fn card(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            backend: Backend::EfVi,
+            devargs: String::new(),
+            eal: Vec::new(),
+            library: None,
+            timestamps: false,
+            plugin: None,
         }
     }
 }

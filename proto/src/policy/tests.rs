@@ -458,7 +458,10 @@ fn devices_are_read_and_checked() {
     );
     assert_eq!(
         wrong("dpdk", "af_xdp"),
-        (2, "a device's backend must be dpdk or ef_vi".to_owned())
+        (
+            2,
+            "a device's backend must be dpdk, ef_vi or af_xdp".to_owned()
+        )
     );
     assert_eq!(
         wrong("net_tap0,iface=wire0", ""),

@@ -416,3 +416,62 @@ pub(crate) fn unknown_layout(scene: &Scene) -> Result<()> {
         "libciul layout unknown: 9.1.0.1 ef_vi, sizeof 1312",
     )
 }
+
+/// In namespaces of its own: shows the daemon a card in the place of an interface (`$1`) by what
+/// it looks at, the PCI vendor. The rest of the arguments is the daemon's.
+const AS_CARD: &str = r#"
+card=$1; shift
+places=$(for name in $(ls /sys/class/net); do echo "$name $(readlink -f /sys/class/net/$name)"; done)
+mount -t tmpfs cards /sys/class/net
+while read -r name place; do
+  if [ "$name" = "$card" ]; then
+    mkdir -p "/sys/class/net/$name/device"
+    for file in "$place"/*; do ln -s "$file" "/sys/class/net/$name/"; done
+    echo 0x1924 > "/sys/class/net/$name/device/vendor"
+  else ln -s "$place" "/sys/class/net/$name"; fi
+done <<< "$places"
+exec "$@"
+"#;
+
+/// A card that no configuration names is ef_vi's, where its library is; one that a configuration
+/// leaves to AF_XDP is AF_XDP's.
+pub(crate) fn by_itself(scene: &Scene) -> Result<()> {
+    let (bed, host) = (&scene.bed, scene.host());
+    let name = bed.interface(Side::Server);
+    let file = bed.folder().join("cards.toml");
+    fs::write(&file, "")?;
+    if scene.has_shim() {
+        let library = bed.folder().join("libciul.so.1");
+        std::os::unix::fs::symlink(ciul::stand_in()?, library)?;
+        let mut daemon = bed.program(Side::Server, "unshare");
+        daemon.args(["--mount", "bash", "-c", AS_CARD, "as-card", name]);
+        daemon.arg(paths::bypassctl()).args(["daemon", "--config"]);
+        daemon.arg(&file).env("FAKE_CIUL_WIRE", "packet");
+        daemon.env("LD_LIBRARY_PATH", bed.folder());
+        daemon.run()?.check()?;
+        wait_until("the card is open", Duration::from_secs(20), || {
+            let run = daemon::bypassctl(bed, &["doctor", name]);
+            run.is_ok_and(|run| run.stdout.contains("a card that ef_vi serves"))
+        })?;
+    }
+    let server = start_example(scene, "udpecho", PORT, &["--bind", &host])?;
+    ping_pong(scene, &host, PORT, 500)?;
+    if scene.has_shim() {
+        let by = |backend: &str| {
+            let filters = daemon::list(bed, &["filters", "list"]).unwrap_or_default();
+            filters.first().is_some_and(|it| it["backend"] == backend)
+        };
+        if !by("ef_vi") {
+            return Err("the card is not ef_vi's".into());
+        }
+        fs::write(
+            &file,
+            format!("[[device]]\nname = {name:?}\nbackend = \"af_xdp\"\n"),
+        )?;
+        daemon::bypassctl(bed, &["reload"])?.check()?;
+        wait_until("AF_XDP has it", Duration::from_secs(20), || by("af_xdp"))?;
+        ping_pong(scene, &host, PORT, 500)?;
+    }
+    server.stop()?.check()?;
+    Ok(())
+}
