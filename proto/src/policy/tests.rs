@@ -457,10 +457,17 @@ fn devices_are_read_and_checked() {
         (2, "`a/b` is no interface name".to_owned())
     );
     assert_eq!(
-        wrong("dpdk", "af_xdp"),
+        wrong("dpdk", "auto"),
         (
             2,
             "a device's backend must be dpdk, ef_vi or af_xdp".to_owned()
+        )
+    );
+    assert_eq!(
+        wrong("dpdk", "af_xdp"),
+        (
+            2,
+            "with backend = \"af_xdp\" a device has a name only".to_owned()
         )
     );
     assert_eq!(
