@@ -57,7 +57,7 @@ impl Stack<'_> {
                 }
                 Ok(Readiness {
                     events,
-                    in_edge: self.udp.get(id.index as usize).ok_or(Stale)?.arrivals,
+                    in_edge: self.udp_of(id)?.arrivals,
                     out_edge: 0,
                 })
             }

@@ -217,11 +217,7 @@ impl Stack<'_> {
     /// The datagram at the head of the receive queue.
     #[inline]
     pub fn udp_front(&self, id: EndpointId) -> Result<Option<Datagram>, Stale> {
-        self.endpoint(id)?;
-        let head = self
-            .udp
-            .get(id.index as usize)
-            .map_or(NONE, |udp| udp.queue_head);
+        let head = self.udp_of(id)?.queue_head;
         Ok(self.queued(id.index, head).map(|slot| Datagram {
             chunk: ChunkId(head),
             offset: u32::from(slot.offset),
@@ -239,9 +235,7 @@ impl Stack<'_> {
     /// Takes the head of the receive queue off and frees its chunk. Nothing queued: no effect.
     #[inline]
     pub fn udp_pop(&mut self, id: EndpointId) -> Result<(), Stale> {
-        self.endpoint(id)?;
-        let udp = self.udp.get(id.index as usize);
-        let head = udp.map_or(NONE, |udp| udp.queue_head);
+        let head = self.udp_of(id)?.queue_head;
         if head == NONE {
             return Ok(());
         }
@@ -270,7 +264,7 @@ impl Stack<'_> {
     /// What the endpoint looks like. A broken queue counts as empty.
     pub fn udp_status(&self, id: EndpointId) -> Result<UdpStatus, Stale> {
         let endpoint = self.endpoint(id)?;
-        let udp = self.udp.get(id.index as usize).ok_or(Stale)?;
+        let udp = self.udp_of(id)?;
         let readable = self.queued(id.index, udp.queue_head).is_some();
         let remote = SocketAddress::new(endpoint.remote_ip, endpoint.remote_port);
         Ok(UdpStatus {
@@ -449,6 +443,15 @@ impl Stack<'_> {
     }
 
     /// What a UDP endpoint has of its own.
+    #[inline]
+    pub(crate) fn udp_of(&self, id: EndpointId) -> Result<&UdpState, Stale> {
+        if self.endpoint(id)?.kind != kind::UDP {
+            return Err(Stale);
+        }
+        self.udp.get(id.index as usize).ok_or(Stale)
+    }
+
+    /// The same, to change.
     #[inline]
     pub(crate) fn udp_state(&mut self, id: EndpointId) -> Result<&mut UdpState, Stale> {
         if self.endpoint(id)?.kind != kind::UDP {

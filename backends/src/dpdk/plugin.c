@@ -242,6 +242,11 @@ static int configure(uint16_t *receives, uint16_t *sends)
 		conf.intr_conf.rxq = 0;
 		error = rte_eth_dev_configure(port, 1, 1, &conf);
 	}
+	if (error && offloads) {
+		/* Nor does every one that advertises checksums take them. */
+		offloads = conf.rxmode.offloads = conf.txmode.offloads = 0;
+		error = rte_eth_dev_configure(port, 1, 1, &conf);
+	}
 	return error ? error : rte_eth_dev_adjust_nb_rx_tx_desc(port, receives, sends);
 }
 

@@ -28,13 +28,15 @@ impl Server {
         let Ok(orphans) = stack.orphans() else {
             return true;
         };
-        let now = orphans.iter().take(MOST_MOVED);
-        let moved = now.filter(|(endpoint, local)| self.give_away(uid, *endpoint, *local).is_ok());
-        let left = orphans.len() - moved.count();
+        for (endpoint, local) in orphans.iter().take(MOST_MOVED) {
+            // One may have gone with its other end.
+            let _ = self.give_away(uid, *endpoint, *local);
+        }
         if orphans.len() > MOST_MOVED {
             self.chores.look_for_relatives(uid);
         }
-        left > 0
+        let left = self.stacks.get(uid).map(StackEntry::orphans);
+        left.is_some_and(|left| left.is_ok_and(|left| !left.is_empty()))
     }
 
     /// Makes a connection that of a kernel socket, which nobody has.

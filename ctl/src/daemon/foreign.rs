@@ -73,11 +73,16 @@ impl Foreign {
         unsafe { ManuallyDrop::take(&mut this.0) }
     }
 
-    /// Leaves the close of some of one user's to others without a look at what they are:
-    /// connections.
+    /// Leaves the close of some of one user's to others: connections. Those that wait for their
+    /// peers keep nobody.
     pub(super) fn close_later(all: impl IntoIterator<Item = Self>) {
-        let all = all.into_iter().map(Self::into_inner).collect();
-        CLOSER.close((all, None));
+        let waits = |fd: &OwnedFd| sockopt::socket_linger(fd) != Ok(None);
+        let all = all.into_iter().map(Self::into_inner);
+        let (waiting, others): (Vec<_>, Vec<_>) = all.partition(waits);
+        CLOSER.close((others, None));
+        for one in waiting {
+            CLOSER.close((vec![one], None));
+        }
     }
 }
 

@@ -118,7 +118,7 @@ pub(super) fn build(
     }
     ready();
     for end in ends {
-        put(&end.socket, REPAIR, end_of_repair(&end.parcel.record))?;
+        let _ = put(&end.socket, REPAIR, end_of_repair(&end.parcel.record));
     }
     ends.iter().for_each(finish);
     Ok(())
@@ -185,9 +185,13 @@ fn fins(End { socket, parcel, .. }: &End, outlets: &mut Outlets) -> Result<(), E
     // The order of the ends: who has sent its FIN second is in LAST_ACK, not in CLOSING.
     let state = TcpState::from_byte(record.state);
     let ours_first = state != TcpState::LastAck;
-    let ours = || match record.has(ConnectionRecord::FIN_SENT) {
-        true => shutdown(socket, Shutdown::Write),
-        false => Ok(()),
+    let ours = || {
+        if !record.has(ConnectionRecord::FIN_SENT) {
+            return Ok(());
+        }
+        // With another queue chosen it would leave.
+        put(socket, REPAIR_QUEUE, SEND_QUEUE)?;
+        shutdown(socket, Shutdown::Write)
     };
     if ours_first {
         ours()?;

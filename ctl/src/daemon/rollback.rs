@@ -17,7 +17,7 @@ use bypass_proto::reason::FallThrough;
 use bypass_proto::report::{Record, ReportView};
 use bypass_runtime::clock;
 use bypass_stack::inspect::{EndpointView, Image};
-use bypass_stack::{EndpointId, ProcessId, SocketAddress, TcpState};
+use bypass_stack::{EndpointId, ProcessId, SocketAddress, TcpState, Twin};
 use rustix::io::Errno;
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use serde_json::{Value, json};
@@ -32,6 +32,7 @@ use super::requests::Refused;
 use super::server::Server;
 use super::stacks::StackEntry;
 use super::statics::{Purpose, StaticFilter};
+use super::watch::Watched;
 
 /// Connections that one request moves, so that others are served between two.
 const MOST_MOVED: u32 = 256;
@@ -160,12 +161,17 @@ impl Server {
             };
             let end = Instant::now() + SLICE;
             locked.pump(clock::now());
-            let mut moved = Vec::new();
+            let (mut moved, mut refused) = (Vec::new(), Vec::new());
             for endpoint in endpoints.by_ref() {
                 let shadow = || shadow_of(members, endpoint);
-                let ends = self.transfer_of(&mut locked, uid, (endpoint, shadow), members);
-                let ends = ends.unwrap_or_default();
-                count += u32::from(!ends.is_empty() || twins.contains(&endpoint));
+                let mut ends = Vec::new();
+                let all = (endpoint, shadow);
+                let done = self.transfer_of(&mut locked, uid, all, members, &mut ends);
+                count += u32::from(done.is_ok() || twins.contains(&endpoint));
+                if done.is_err() {
+                    refused.extend(ends);
+                    continue;
+                }
                 twins.extend(ends.iter().skip(1).map(|twin| twin.endpoint));
                 moved.extend(ends);
                 if Instant::now() >= end || count >= most {
@@ -174,6 +180,7 @@ impl Server {
             }
             let is_awaited = locked.is_awaited();
             drop(locked);
+            drop(refused);
             self.counters
                 .add_many(Counter::ConnectionsMoved, moved.len() as u64);
             let moved = moved.into_iter().map(|end| (end.endpoint, end.socket));
@@ -221,20 +228,13 @@ impl Server {
         self.find_relatives(uid);
         let watched = self.watch.iter().filter(|(_, it)| it.uid == uid);
         let members: Vec<Member> = watched
-            .map(|(_, it)| {
-                let report = Report::of(it.pid, it.start_time, &it.report);
-                let view = report.as_ref().and_then(Report::view);
-                Member {
-                    slot: it.slot,
-                    is_meant: match whom {
-                        Whom::All => true,
-                        Whom::Process(pid) => descends(it.pid, pid),
-                        Whom::Port(_) => false,
-                    },
-                    pidfd: it.as_fd().try_clone_to_owned().ok(),
-                    claims: view.map_or_else(Vec::new, |view| claims(&view)),
-                    report,
-                }
+            .map(|(_, it)| Member {
+                is_meant: match whom {
+                    Whom::All => true,
+                    Whom::Process(pid) => descends(it.pid, pid),
+                    Whom::Port(_) => false,
+                },
+                ..Member::of(it)
             })
             .collect();
         if let Some(stack) = self.stacks.get(uid)
@@ -245,6 +245,13 @@ impl Server {
             }
         }
         members
+    }
+
+    /// The processes that are known to have the other end of a connection.
+    pub(super) fn holders(&self, uid: u32, twin: &Twin) -> Vec<Member> {
+        let watched = self.watch.iter().map(|(_, it)| it);
+        let holders = watched.filter(|it| it.uid == uid && twin.is_held_by(it.slot));
+        holders.map(Member::of).collect()
     }
 
     /// The endpoints that are meant, as they are now.
@@ -332,6 +339,18 @@ fn claims(report: &ReportView) -> Vec<(i32, EndpointId)> {
 }
 
 impl Member {
+    fn of(watched: &Watched) -> Self {
+        let report = Report::of(watched.pid, watched.start_time, &watched.report);
+        let view = report.as_ref().and_then(Report::view);
+        Self {
+            slot: watched.slot,
+            is_meant: false,
+            pidfd: watched.as_fd().try_clone_to_owned().ok(),
+            claims: view.map_or_else(Vec::new, |view| claims(&view)),
+            report,
+        }
+    }
+
     /// The descriptors that are said to be an endpoint's.
     fn claimed(&self, endpoint: EndpointId) -> impl Iterator<Item = i32> {
         let first = self

@@ -13,6 +13,7 @@ use bypass_runtime::clock;
 use bypass_stack::wire::{TxChecksum, tcp};
 use bypass_stack::{
     CannotMove, ConnectionRecord, EndpointId, Instant, Memory, Part, RxChecksum, Span, TcpState,
+    Twin,
 };
 use rustix::io::Errno;
 use rustix::net::sockopt;
@@ -24,7 +25,7 @@ use super::foreign::Foreign;
 use super::outlet::Outlets;
 use super::repair::{self, End, Parcel};
 use super::requests::Refused;
-use super::rollback::{Member, Whom, shadow_of};
+use super::rollback::{Member, shadow_of};
 use super::server::Server;
 use super::sockopt as own;
 
@@ -51,36 +52,41 @@ impl Server {
         shadow: impl FnOnce() -> Result<Foreign, Refused>,
     ) -> Result<(), Refused> {
         let stack = self.stacks.get(uid).ok_or(Refusal::Malformed)?;
-        let twin = stack
-            .lock_for_program()?
-            .stack()
-            .tcp_twin(endpoint, clock::now())?;
+        let mut locked = stack.lock_for_program()?;
+        locked.pump(clock::now());
+        let twin = locked.stack().tcp_twin(endpoint, clock::now())?;
+        drop(locked);
         // Only who has both ends needs to look for the other's shadow.
-        let members = match twin {
-            Some(_) => self.members(uid, Whom::Port(0), false),
-            None => Vec::new(),
-        };
+        let members = twin.map_or_else(Vec::new, |twin| self.holders(uid, &twin));
         let stack = self.stacks.get(uid).ok_or(Refusal::Malformed)?;
         let mut locked = stack.lock_for_program()?;
         locked.pump(clock::now());
-        let ends = self.transfer_of(&mut locked, uid, (endpoint, shadow), &members)?;
+        let mut ends = Vec::new();
+        let moved = self.transfer_of(&mut locked, uid, (endpoint, shadow), &members, &mut ends);
         drop(locked);
+        if moved.is_err() && twin.is_some_and(|twin| !twin.is_orphan) {
+            // Who has it may not be known yet.
+            self.chores.look_for_relatives(uid);
+        }
+        moved?;
         self.counters
             .add_many(Counter::ConnectionsMoved, ends.len() as u64);
         Foreign::close_later(ends.into_iter().map(|end| end.socket));
         Ok(())
     }
 
-    /// The same for one who has the stack's lock, has just pumped, and counts what has moved: the
-    /// ends, of which the sockets are to be closed when the lock is given back. There are two when
-    /// both ends of the connection are in this stack; the other's shadow is one of `members`.
+    /// The same for one who has the stack's lock, has just pumped, and counts what has moved. It
+    /// gets the ends, moved or not, of which the sockets are to be closed when the lock is given
+    /// back. There are two when both ends of the connection are in this stack; the other's shadow
+    /// is one of `members`.
     pub(super) fn transfer_of(
         &self,
         locked: &mut Locked<'_>,
         uid: u32,
         (endpoint, shadow): (EndpointId, impl FnOnce() -> Result<Foreign, Refused>),
         members: &[Member],
-    ) -> Result<Vec<End>, Refused> {
+        ends: &mut Vec<End>,
+    ) -> Result<(), Refused> {
         // What waits to be sent leaves first: the peer throws late segments with old timestamps
         // away.
         locked.send();
@@ -88,7 +94,7 @@ impl Server {
         let twin = locked.stack().tcp_twin(endpoint, now)?;
         let end = self.pack(locked, (uid, now), endpoint, |_| shadow())?;
         let local = end.parcel.record.local_ip;
-        let mut ends = vec![end];
+        ends.push(end);
         if let Some(twin) = twin {
             let shadow = |record: &ConnectionRecord| match twin.is_orphan {
                 true => Ok(closed_socket(record.local_ip)?.into()),
@@ -96,21 +102,34 @@ impl Server {
             };
             ends.push(self.pack(locked, (uid, now), twin.endpoint, shadow)?);
         }
+        if !locked.stack().tcp_may_leave(ends.len() as u32) {
+            return Err(Refusal::Limit.into());
+        }
         let mut outlets = Outlets::default();
         let flows = locked.flows();
-        repair::build(&ends, &mut outlets, || {
-            for end in &ends {
+        repair::build(ends, &mut outlets, || {
+            for end in ends.iter() {
                 let record = &end.parcel.record;
                 flows.remove(record.local(), record.remote());
             }
         })?;
-        for end in &ends {
+        for end in ends.iter() {
             locked.stack().tcp_leave(end.endpoint, now)?;
+        }
+        if let (
+            Some(Twin {
+                is_orphan: true, ..
+            }),
+            [_, other],
+        ) = (twin, ends.as_slice())
+        {
+            // The daemon does not wait for who has no program any more.
+            let _ = sockopt::set_socket_linger(&other.socket, None);
         }
         for frame in frames_left(locked, now) {
             let _ = outlets.send(local, &frame);
         }
-        Ok(ends)
+        Ok(())
     }
 
     /// A connection with all that it consists of, and its shadow.

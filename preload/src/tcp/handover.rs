@@ -18,6 +18,7 @@ use bypass_proto::control::{Refusal, Request, RequestKind};
 use bypass_proto::options::Log;
 use bypass_proto::reason::FallThrough;
 use bypass_runtime::attachment::Locked;
+use bypass_runtime::clock;
 use bypass_runtime::control::ControlError;
 use bypass_stack::{Counter, EndpointId, FirstWrite, TcpState};
 use rustix::io::Errno;
@@ -33,6 +34,11 @@ use crate::{context, log, report, sharing};
 const TRIES: u32 = 20;
 /// How long a handshake is waited for.
 const HANDSHAKE_MS: u32 = 3000;
+/// How long it is waited before the daemon is asked again.
+const PAUSE: rustix::thread::Timespec = rustix::thread::Timespec {
+    tv_sec: 0,
+    tv_nsec: 1_000_000,
+};
 
 /// Connections that have left the stack when this process last looked.
 static SEEN: AtomicU64 = AtomicU64::new(0);
@@ -53,10 +59,19 @@ pub fn hand_over(fd: c_int, endpoint: EndpointId, why: FallThrough) -> bool {
     };
     // SAFETY: the program's descriptor is open during its own call on it.
     let proof = unsafe { BorrowedFd::borrow_raw(fd) };
-    for _ in 0..TRIES {
+    let mut tries = TRIES;
+    let deadline = super::deadline(HANDSHAKE_MS);
+    while tries > 0 {
         match context::with_control(|control| control.ask(request, Some(proof))) {
             Ok(_) => break,
-            Err(error) if is_busy(error) => std::thread::yield_now(),
+            Err(error) if is_refused(error, Errno::BUSY) => {
+                tries -= 1;
+                std::thread::yield_now();
+            }
+            // The other end, which is in this stack too, waits to be accepted.
+            Err(error) if is_refused(error, Errno::ALREADY) && deadline > Some(clock::now()) => {
+                let _ = rustix::thread::nanosleep(&PAUSE);
+            }
             // Another thread or process was faster, or it stays.
             Err(error) => {
                 log::at(Log::Info, format_args!("fd {fd} stays: {error:?}"));
@@ -72,9 +87,9 @@ pub fn hand_over(fd: c_int, endpoint: EndpointId, why: FallThrough) -> bool {
     gone
 }
 
-fn is_busy(error: ControlError) -> bool {
-    let busy = Errno::BUSY.raw_os_error().unsigned_abs();
-    matches!(error, ControlError::Refused { refusal: Refusal::System, detail } if detail == busy)
+fn is_refused(error: ControlError, why: Errno) -> bool {
+    let errno = why.raw_os_error().unsigned_abs();
+    matches!(error, ControlError::Refused { refusal: Refusal::System, detail } if detail == errno)
 }
 
 /// Waits for the end of the handshake; `false`: there is no connection.

@@ -22,8 +22,8 @@ use crate::cplane::NextHop;
 use crate::image::{chunk_state, kind};
 use crate::stack::Stack;
 use crate::types::{
-    ChunkId, EndpointId, Family, Instant, IpAddress, Memory, QUEUE_PAIR_HAIRPIN, SocketAddress,
-    Stale,
+    ChunkId, EndpointId, Family, Instant, IpAddress, Memory, ProcessId, QUEUE_PAIR_HAIRPIN,
+    SocketAddress, Stale, has_bit,
 };
 use crate::udp::OpenError;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -166,6 +166,16 @@ pub struct Twin {
     pub endpoint: EndpointId,
     /// Nobody has it any more.
     pub is_orphan: bool,
+    /// Who has it.
+    holders: [u64; 2],
+}
+
+impl Twin {
+    /// Whether a process holds it.
+    #[must_use]
+    pub fn is_held_by(&self, process: ProcessId) -> bool {
+        has_bit(&self.holders, process.0)
+    }
 }
 
 /// A run of bytes of a connection that moves.
@@ -275,6 +285,7 @@ impl Stack<'_> {
         let twin = Twin {
             endpoint: EndpointId { index, generation },
             is_orphan: tcb.has(flag::ORPHAN),
+            holders: self.holders_of(index),
         };
         match self.tcp_record(twin.endpoint, now) {
             _ if twin.endpoint == id => Ok(None),
@@ -316,6 +327,13 @@ impl Stack<'_> {
             chunk = slot.next;
         }
         Ok(())
+    }
+
+    /// Whether so many connections could leave now ([`Stack::tcp_leave`]).
+    #[must_use]
+    pub fn tcp_may_leave(&self, count: u32) -> bool {
+        let kept = self.head.live_minis.saturating_sub(self.head.time_waits);
+        kept.saturating_add(count) as usize <= self.minis.len()
     }
 
     /// The connection has moved: its endpoint ends for every holder, without a word to the peer,

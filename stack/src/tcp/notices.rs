@@ -486,6 +486,9 @@ impl Stack<'_> {
         let Some(tcb) = self.tcbs.get_mut(index as usize) else {
             return;
         };
+        if tcb.notices == 0 {
+            return;
+        }
         let number = core::mem::take(&mut tcb.notices).wrapping_sub(1);
         let Some(queue) = self.notice_queues.get_mut(number as usize) else {
             return;

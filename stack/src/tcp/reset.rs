@@ -114,7 +114,7 @@ impl Stack<'_> {
                 self.send_reset(memory, &reset);
             }
         }
-        for index in 0..self.minis.len() {
+        for index in 0..self.head.used_minis as usize {
             if let Some(reset) = self.minis.get(index).and_then(Reset::of_request) {
                 self.send_reset(memory, &reset);
             }
@@ -149,9 +149,9 @@ impl Stack<'_> {
 
     /// Empties wheel, lists and minisockets; connections end with ECONNRESET, listeners stay.
     pub(crate) fn reset_tcp(&mut self) {
+        let used = self.head.used_minis as usize;
         self.begin_tcp();
-        let left = self.minis.iter_mut();
-        for mini in left.filter(|mini| mini.kind != mini::kind::FREE) {
+        for mini in self.minis.iter_mut().take(used) {
             mini.kind = mini::kind::FREE;
         }
         for (tcb, endpoint) in self.tcbs.iter_mut().zip(self.endpoints.iter()) {
