@@ -119,6 +119,7 @@ tests! {
     crowds::too_many_connections: Any,
     storms::workers_killed: Any,
     storms::daemons_killed: Any,
+    storms::anything_killed: Any,
     groups::listeners_come_and_go: Any,
     streams::nginx_files: Segments,
     streams::nginx_keepalive: Segments,

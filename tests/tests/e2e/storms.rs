@@ -53,6 +53,14 @@ fn kill(pid: u32) {
     }
 }
 
+/// Process ids of a process's children.
+fn children(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let text = text.unwrap_or_default();
+    let pids = text.split_whitespace().filter_map(|pid| pid.parse().ok());
+    pids.collect()
+}
+
 /// The server with its workers, and clients that check what they get.
 struct Storm<'s> {
     scene: &'s Scene,
@@ -63,12 +71,13 @@ struct Storm<'s> {
 }
 
 impl<'s> Storm<'s> {
-    /// With `cut` a connection may end before its time.
-    fn begin(scene: &'s Scene, seed: u64, cut: bool) -> Result<Self> {
+    /// With `cut` a connection may end before its time. `how`: what a worker does with one.
+    fn begin(scene: &'s Scene, seed: u64, (cut, how): (bool, &str)) -> Result<Self> {
         let script = |name: &str| paths::repository().join("tests/e2e").join(name);
         let (host, port) = (scene.host(), PORT.to_string());
         let mut server = subject(scene, Side::Server, "/usr/bin/python3");
-        server.arg(script("prefork_server.py")).args([&host, &port]);
+        server.arg(script("prefork_server.py"));
+        server.args([host.as_str(), &port, how]);
         let server = started(scene, &server, PORT)?;
         let stop = scene.bed.folder().join("stop");
         let mut clients = scene.bed.program(Side::Client, "python3");
@@ -85,11 +94,21 @@ impl<'s> Storm<'s> {
     }
 
     fn workers(&self) -> Vec<u32> {
-        let pid = self.server.pid();
-        let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-        let text = text.unwrap_or_default();
-        let pids = text.split_whitespace().filter_map(|pid| pid.parse().ok());
-        pids.collect()
+        children(self.server.pid())
+    }
+
+    /// Starts a daemon, unless a program has by now, and waits until it has the stack.
+    fn next_daemon(&self) -> Result<()> {
+        let bed = &self.scene.bed;
+        let mut next = bed.program(Side::Server, paths::bypassctl());
+        let started = next.args(["daemon", "--exit-when-idle"]).run()?;
+        wait_until("the next daemon", PATIENCE, || {
+            daemon::list(bed, &["stacks"]).is_ok_and(|stacks| stacks.len() == 1)
+        })
+        .map_err(|error| {
+            let left = daemon::running(bed);
+            format!("{error}: {started:?} {left:?}").into()
+        })
     }
 
     /// The clients end, and nothing is left of what they and the killed have had.
@@ -139,14 +158,14 @@ fn is_quiet(image: &Value) -> bool {
 /// Strikes `count` times, at moments drawn from `within`, while the clients ask.
 fn in_a_storm(
     scene: &Scene,
-    cut: bool,
+    (cut, how): (bool, &str),
     (count, within): (u32, Duration),
     mut strike: impl FnMut(&Storm<'_>, &mut Draw) -> Result<()>,
 ) -> Result<()> {
     let mut draw = Draw::new();
     let seed = draw.0;
     let mut outcome = || -> Result<()> {
-        let mut storm = Storm::begin(scene, seed, cut)?;
+        let mut storm = Storm::begin(scene, seed, (cut, how))?;
         for _ in 0..rounds(count) {
             std::thread::sleep(draw.time(within));
             if !storm.clients.is_running() {
@@ -164,7 +183,7 @@ fn in_a_storm(
 pub(crate) fn workers_killed(scene: &Scene) -> Result<()> {
     let count = if scene.has_shim() { 40 } else { 10 };
     let often = (count, Duration::from_millis(400));
-    in_a_storm(scene, true, often, |storm, draw| {
+    in_a_storm(scene, (true, "threads"), often, |storm, draw| {
         wait_until("all workers", PATIENCE, || storm.workers().len() == WORKERS)?;
         if let Some(&pid) = storm.workers().get(draw.below(WORKERS as u64) as usize) {
             kill(pid);
@@ -177,7 +196,7 @@ pub(crate) fn workers_killed(scene: &Scene) -> Result<()> {
 /// unless the daemon had the stack's lock just then, which resets all of them.
 pub(crate) fn daemons_killed(scene: &Scene) -> Result<()> {
     let often = (10, Duration::from_millis(500));
-    in_a_storm(scene, false, often, |_, draw| {
+    in_a_storm(scene, (false, "threads"), often, |storm, draw| {
         if !scene.has_shim() {
             return Ok(());
         }
@@ -185,15 +204,33 @@ pub(crate) fn daemons_killed(scene: &Scene) -> Result<()> {
             kill(pid);
         }
         std::thread::sleep(draw.time(Duration::from_millis(300)));
-        // Unless a program has started it by now.
-        let mut next = scene.bed.program(Side::Server, paths::bypassctl());
-        let started = next.args(["daemon", "--exit-when-idle"]).run()?;
-        wait_until("the next daemon", PATIENCE, || {
-            daemon::list(&scene.bed, &["stacks"]).is_ok_and(|stacks| stacks.len() == 1)
-        })
-        .map_err(|error| {
-            let left = daemon::running(&scene.bed);
-            format!("{error}: {started:?} {left:?}").into()
-        })
+        storm.next_daemon()
+    })
+}
+
+/// Each connection in a forked child, which executes another program half of the time; killed are,
+/// as the draw has it, workers, children, and the daemon. A client never waits in vain.
+pub(crate) fn anything_killed(scene: &Scene) -> Result<()> {
+    let count = if scene.has_shim() { 40 } else { 10 };
+    let often = (count, Duration::from_millis(300));
+    in_a_storm(scene, (true, "forks"), often, |storm, draw| {
+        wait_until("all workers", PATIENCE, || storm.workers().len() == WORKERS)?;
+        let workers = storm.workers();
+        let worker = workers.get(draw.below(WORKERS as u64) as usize).copied();
+        let worker = worker.unwrap_or(0);
+        match draw.below(8) {
+            0 if scene.has_shim() => {
+                daemon::running(&scene.bed).into_iter().for_each(kill);
+                std::thread::sleep(draw.time(Duration::from_millis(100)));
+                storm.next_daemon()?;
+            }
+            0..3 => kill(worker),
+            _ => {
+                let children = children(worker);
+                let drawn = draw.below(children.len().max(1) as u64) as usize;
+                children.get(drawn).copied().into_iter().for_each(kill);
+            }
+        }
+        Ok(())
     })
 }
