@@ -64,8 +64,10 @@ pub fn forked(original: impl FnOnce() -> i32) -> i32 {
     FORKING.set(Some(slot));
     let pid = original();
     tcp::changed::forget_all();
-    if pid == 0 {
-        in_child();
+    match pid {
+        0 => in_child(),
+        1.. => name_child(slot, pid),
+        _ => {}
     }
     drop(guard);
     FORKING.set(outer);
@@ -130,6 +132,18 @@ fn in_child() {
         if locked.stack().process_pid(slot) == Some(0) {
             locked.stack().set_process_pid(slot, pid, 0);
         }
+    }
+}
+
+/// The child may be killed before it says who it is, and nobody must wait then for what it holds.
+/// No other thread has forked since: the slot is this child's.
+fn name_child(slot: Option<ProcessId>, pid: i32) {
+    if let Some(slot) = slot
+        && let Some(joined) = context::joined()
+        && let Ok(mut locked) = joined.attachment.lock()
+    {
+        let (stack, pid) = (locked.stack(), pid.cast_unsigned());
+        stack.name_child(context::process(), slot, pid);
     }
 }
 

@@ -386,6 +386,7 @@ pub(crate) struct TransmitList {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(crate) struct ProcessSlot {
+    /// Of a child that has no pid yet: the parent's pid.
     pub(crate) start_time: u64,
     pub(crate) pid: u32,
     pub(crate) uid: u32,

@@ -162,18 +162,29 @@ impl Stack<'_> {
     }
 
     /// Takes a slot for the child that `parent` is about to fork; it holds what the parent holds.
-    /// Its pid is 0 until [`Stack::set_process_pid`].
+    /// Until [`Stack::set_process_pid`] its pid is 0 and its start time the parent's pid.
     pub fn fork_process(&mut self, parent: ProcessId) -> Option<ProcessId> {
         let slot = self
             .head
             .processes
             .get(usize::from(parent.0))
             .filter(|slot| slot.live != 0)?;
-        let (uid, live) = (slot.uid, slot.live);
-        let child = self.add_process(0, 0, uid)?;
+        let (pid, uid, live) = (slot.pid, slot.uid, slot.live);
+        let child = self.add_process(0, pid.into(), uid)?;
         self.rest_process(child, live & process_state::RESTS != 0);
         self.copy_held(parent, child);
         Some(child)
+    }
+
+    /// The parent says who its child is, unless somebody has said so: the child may have ended
+    /// before it could, and the slot may be another process's child's by now.
+    pub fn name_child(&mut self, parent: ProcessId, child: ProcessId, pid: u32) {
+        let slot = |of: ProcessId| self.head.processes.get(usize::from(of.0));
+        if let (Some(by), Some(of)) = (slot(parent), slot(child))
+            && (of.pid, of.start_time) == (0, by.pid.into())
+        {
+            self.set_process_pid(child, pid, 0);
+        }
     }
 
     /// Takes a waiter slot for a thread or epoll set of a process. `None` when all 128 are taken

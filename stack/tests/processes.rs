@@ -28,6 +28,21 @@ fn the_last_holder_destroys_the_endpoint() {
 }
 
 #[test]
+fn a_parent_names_its_own_child_once() {
+    let mut rig = Rig::new(CAPS);
+    let parent = rig.process;
+    let mut stack = rig.stack();
+    let other = stack.add_process(77, 5, 0).unwrap();
+    let child = stack.fork_process(parent).unwrap();
+    stack.name_child(other, child, 101);
+    assert_eq!(stack.process_pid(child), Some(0), "it is not its child");
+    stack.name_child(parent, child, 102);
+    stack.name_child(parent, child, 103);
+    assert_eq!(stack.process_pid(child), Some(102));
+    stack.name_child(parent, ProcessId(255), 1);
+}
+
+#[test]
 fn closing_frees_what_was_queued() {
     let mut rig = Rig::new(CAPS);
     let process = rig.process;

@@ -103,6 +103,49 @@ CASE(process_atfork, ACCELERATED)
     receive(own_stream, 0);
 }
 
+/* Who is killed in the middle of a fork, and by whom: the parent before there is a child, the child
+ * before it has run, both. */
+enum { NOBODY, PARENT, CHILD, BOTH };
+static int killed;
+
+static void before_fork(void)
+{
+    if (killed == PARENT)
+        raise(SIGKILL);
+}
+
+static void after_fork(void)
+{
+    if (killed == BOTH)
+        kill(getppid(), SIGKILL);
+    if (killed == CHILD || killed == BOTH)
+        raise(SIGKILL);
+}
+
+/* What nobody has any more ends, as soon as that is so: no peer waits. */
+CASE(tcp_fork_killed, ACCELERATED)
+{
+    static const char *const who[] = {"nobody", "parent", "child", "both"};
+    value("pthread_atfork", pthread_atfork(before_fork, NULL, after_fork));
+    int fd = listener(host4, 6290, 5);
+    for (int of = PARENT; of <= BOTH; of++) {
+        peer("dial %s 6290 s5 w", host4);
+        uint64_t begin = now_ms();
+        fflush(stdout);
+        pid_t worker = fork();
+        if (worker == 0) {
+            char bytes[5];
+            recv(accept(fd, NULL, NULL), bytes, sizeof bytes, MSG_WAITALL);
+            killed = of;
+            fork();
+            _exit(0);
+        }
+        waitpid(worker, NULL, 0);
+        line("%s", peer("dialled"));
+        yes(who[of], now_ms() - begin < 4000);
+    }
+}
+
 /* Each generation uses what the first has opened; the one between has used nothing before. */
 CASE(process_generations, ACCELERATED)
 {

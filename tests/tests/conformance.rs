@@ -149,6 +149,7 @@ cases! {
     process_scm_unread: Mixed,
     process_exec_unread: Mixed,
     process_atfork: Accelerated,
+    tcp_fork_killed: Accelerated,
     process_generations: Accelerated,
     process_clone_stack: Accelerated,
     process_daemon: Accelerated,

@@ -371,10 +371,8 @@ fn adopt_queues(
 fn find_all(cookie: u64) -> Vec<Found> {
     let mut found: BTreeMap<u64, Found> = BTreeMap::new();
     let namespace = process::own_namespace();
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    for pid in pids {
-        if pid == std::process::id() || process::namespace_of(pid) != namespace {
+    for pid in process::others() {
+        if process::namespace_of(pid) != namespace {
             continue;
         }
         let Some(held) = look_into(pid, cookie) else {

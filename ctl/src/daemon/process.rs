@@ -76,6 +76,13 @@ pub(super) fn parent(pid: u32) -> Option<u32> {
     proc_text::stat(&text).map(|stat| stat.parent)
 }
 
+/// Every process but this one.
+pub(super) fn others() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let all = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    all.filter(|pid| *pid != std::process::id())
+}
+
 /// Inodes of the stack images that a process has mapped now. An exec leaves none.
 pub(super) fn mapped_images(pid: u32) -> Vec<u64> {
     let maps = text(format!("/proc/{pid}/maps")).unwrap_or_default();

@@ -196,6 +196,40 @@ impl Server {
         }
     }
 
+    /// Gives back the slots of forked children that are not and will not be: whose parent is gone,
+    /// while every process that has the image is in a slot. Looks at all processes, so that this is
+    /// done once a second at most.
+    fn bury(&mut self, uid: u32) {
+        let unborn = self.chores.unborn.iter();
+        let its = unborn.filter(|(user, _, _)| *user == uid);
+        let unborn: Vec<ProcessId> = its.map(|(_, slot, _)| *slot).collect();
+        let stack = self.stacks.get(uid).filter(|it| !it.has_foreign_pids);
+        let Some(stack) = stack.filter(|_| !unborn.is_empty()) else {
+            return;
+        };
+        let Ok(head) = stack.copy_head() else { return };
+        let Ok(processes) = bypass_stack::inspect::processes(&head) else {
+            return;
+        };
+        let has_image = |pid| super::process::mapped_images(pid).contains(&stack.inode);
+        let is_watched = |pid| self.watch.of_pid(pid).iter().any(|(_, of)| *of == uid);
+        let has_parent = |start_time| u32::try_from(start_time).is_ok_and(has_image);
+        let alone = processes
+            .filter(|known| known.pid == 0 && unborn.contains(&known.id))
+            .filter(|known| known.start_time != 0 && !has_parent(known.start_time));
+        let alone: Vec<ProcessId> = alone.map(|known| known.id).collect();
+        // Whoever lives was there before its parent was found to be gone.
+        if alone.is_empty()
+            || super::process::others().any(|pid| !is_watched(pid) && has_image(pid))
+        {
+            return;
+        }
+        for slot in alone {
+            self.chores.note_born(uid, slot);
+            self.give_back(uid, slot);
+        }
+    }
+
     /// A slot that a parent has made for a child which has not said who it is.
     fn note_unborn(&mut self, uid: u32, slot: ProcessId) {
         let known = self
@@ -268,6 +302,7 @@ impl Server {
             if looks || has_unborn {
                 self.find_relatives(uid);
             }
+            self.bury(uid);
             self.sweep_filters(uid);
             self.note_crowd(uid);
             self.drop_stack_without_process(uid);

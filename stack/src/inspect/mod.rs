@@ -115,7 +115,7 @@ pub struct ProcessView {
     pub id: ProcessId,
     /// Process id, as the daemon sees it; 0 = a fork under way.
     pub pid: u32,
-    /// Start time from /proc/PID/stat.
+    /// Start time from /proc/PID/stat; of a fork under way, the parent's pid.
     pub start_time: u64,
     /// User id.
     pub uid: u32,
