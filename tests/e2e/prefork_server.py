@@ -1,7 +1,8 @@
 """A master that listens and keeps four workers: prefork_server.py ADDRESS PORT HOW. With `threads`
 half of them are on epoll and half with threads; with `forks` each connection has a process, which
-executes this program anew half of the time, with `serve` and the connection as 0. A request is a number in a line of eight bytes; the answer is so
-many bytes, each of which follows from the number and its place. A request for 0 says who serves."""
+executes this program anew half of the time, with `serve` and the connection as 0. A request is a
+number in a line of eight bytes; the answer is so many bytes, each of which follows from the number
+and its place. A request for 0 says who serves."""
 
 import asyncio
 import os
