@@ -153,6 +153,17 @@ CASE(tcp_info_length, ACCELERATED)
     yes("  one", cpu >= 0);
 }
 
+/* Ends a connection with the echo server: what a program leaves open when it ends is the kernel's
+ * then, and so are the segments of its end. */
+static void end(int fd)
+{
+    char byte;
+    shutdown(fd, SHUT_WR);
+    while (read(fd, &byte, 1) < 0 && errno == EAGAIN)
+        ;
+    close(fd);
+}
+
 /* Options by their other names, and those whose answer is a connection's. */
 CASE(tcp_other_names, ACCELERATED)
 {
@@ -184,6 +195,7 @@ CASE(tcp_other_names, ACCELERATED)
     }
     yes("the peer's port", name.sin6_port == htons(T_ECHO));
     value("TCP_FASTOPEN", set(fd, IPPROTO_TCP, TCP_FASTOPEN, 1));
+    end(fd);
     fd = dial(peer6, T_ECHO);
     static const int sixes[] = {IPV6_ADDRFORM, IPV6_MTU, IPV6_PATHMTU, IPV6_V6ONLY};
     for (int i = 0; i < 4; i++) {
@@ -193,6 +205,7 @@ CASE(tcp_other_names, ACCELERATED)
         content("  told", told, length);
     }
     value("IPV6_V6ONLY", set(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1));
+    end(fd);
 }
 
 /* Waiting for more than the buffer takes ends when that is full. */
