@@ -49,8 +49,7 @@ impl Stack<'_> {
         timestamp_ns: u64,
     ) -> Result<Hairpin, SendError> {
         let sender = self.endpoint(from).map_err(|_| SendError::Stale)?;
-        let udp = self.udp.get(from.index as usize);
-        let options = udp.ok_or(SendError::Stale)?.options;
+        let options = self.udp_of(from).map_err(|_| SendError::Stale)?.options;
         let remote = SocketAddress::new(specific(sender.local_ip, source), sender.local_port);
         let is_v4 = to.ip.is_v4();
         let addresses = Addresses {

@@ -318,8 +318,8 @@ pub(crate) struct Endpoint {
     pub(crate) shadow_cookie: u64,
 }
 
-/// What a UDP endpoint has besides: its receive queue and its options. Connections have a
-/// [`Tcb`] in its place.
+/// What a UDP endpoint has besides, at the same index: its receive queue and its options.
+/// Connections have a [`Tcb`].
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub(crate) struct UdpState {

@@ -168,12 +168,12 @@ impl Server {
                 let all = (endpoint, shadow);
                 let done = self.transfer_of(&mut locked, uid, all, members, &mut ends);
                 count += u32::from(done.is_ok() || twins.contains(&endpoint));
-                if done.is_err() {
+                if done.is_ok() {
+                    twins.extend(ends.iter().skip(1).map(|twin| twin.endpoint));
+                    moved.extend(ends);
+                } else {
                     refused.extend(ends);
-                    continue;
                 }
-                twins.extend(ends.iter().skip(1).map(|twin| twin.endpoint));
-                moved.extend(ends);
                 if Instant::now() >= end || count >= most {
                     break;
                 }
@@ -224,7 +224,7 @@ impl Server {
 
     /// The processes of a stack. Those that are meant are marked: whether new sockets of theirs
     /// stay with the kernel.
-    pub(super) fn members(&mut self, uid: u32, whom: Whom, rest: bool) -> Vec<Member> {
+    fn members(&mut self, uid: u32, whom: Whom, rest: bool) -> Vec<Member> {
         self.find_relatives(uid);
         let watched = self.watch.iter().filter(|(_, it)| it.uid == uid);
         let members: Vec<Member> = watched

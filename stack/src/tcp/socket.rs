@@ -756,13 +756,12 @@ impl Stack<'_> {
     pub fn tcp_orphans(&self) -> impl Iterator<Item = (EndpointId, IpAddress)> {
         let all = (0..).zip(self.endpoints.iter().zip(self.tcbs.iter()));
         let orphans = all.filter(|(_, (endpoint, tcb))| {
-            let ended = || {
-                matches!(
+            endpoint.kind == kind::TCP
+                && tcb.has(flag::ORPHAN)
+                && !matches!(
                     tcb.state(),
                     TcpState::Closed | TcpState::Listen | TcpState::TimeWait
                 )
-            };
-            endpoint.kind == kind::TCP && tcb.has(flag::ORPHAN) && !ended()
         });
         orphans.map(|(index, (endpoint, _))| {
             let generation = endpoint.generation;
