@@ -36,7 +36,7 @@ impl Server {
             self.chores.look_for_relatives(uid);
         }
         let left = self.stacks.get(uid).map(StackEntry::orphans);
-        left.is_some_and(|left| left.is_ok_and(|left| !left.is_empty()))
+        left.is_some_and(|left| left.map_or(true, |left| !left.is_empty()))
     }
 
     /// Makes a connection that of a kernel socket, which nobody has.

@@ -79,9 +79,9 @@ impl Foreign {
         let waits = |fd: &OwnedFd| sockopt::socket_linger(fd) != Ok(None);
         let all = all.into_iter().map(Self::into_inner);
         let (waiting, others): (Vec<_>, Vec<_>) = all.partition(waits);
-        CLOSER.close((others, None));
-        for one in waiting {
-            CLOSER.close((vec![one], None));
+        let jobs = waiting.into_iter().map(|one| vec![one]);
+        for job in jobs.chain([others]).filter(|job| !job.is_empty()) {
+            CLOSER.close((job, None));
         }
     }
 }

@@ -12,8 +12,8 @@ use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
 use bypass_stack::wire::{TxChecksum, tcp};
 use bypass_stack::{
-    CannotMove, ConnectionRecord, EndpointId, Instant, Memory, Part, RxChecksum, Span, TcpState,
-    Twin,
+    CannotMove, ConnectionRecord, EndpointId, Instant, Memory, Part, RxChecksum, Span, TcpOptions,
+    TcpState,
 };
 use rustix::io::Errno;
 use rustix::net::sockopt;
@@ -55,12 +55,14 @@ impl Server {
         let mut locked = stack.lock_for_program()?;
         locked.pump(clock::now());
         let twin = locked.stack().tcp_twin(endpoint, clock::now())?;
-        drop(locked);
-        // Only who has both ends needs to look for the other's shadow.
-        let members = twin.map_or_else(Vec::new, |twin| self.holders(uid, &twin));
-        let stack = self.stacks.get(uid).ok_or(Refusal::Malformed)?;
-        let mut locked = stack.lock_for_program()?;
-        locked.pump(clock::now());
+        let mut members = Vec::new();
+        if let Some(twin) = twin {
+            // Only who has both ends needs the other's shadow, and looks for it without the lock.
+            drop(locked);
+            members = self.holders(uid, &twin);
+            locked = stack.lock_for_program()?;
+            locked.pump(clock::now());
+        }
         let mut ends = Vec::new();
         let moved = self.transfer_of(&mut locked, uid, (endpoint, shadow), &members, &mut ends);
         drop(locked);
@@ -100,7 +102,12 @@ impl Server {
                 true => Ok(closed_socket(record.local_ip)?.into()),
                 false => shadow_of(members, twin.endpoint),
             };
-            ends.push(self.pack(locked, (uid, now), twin.endpoint, shadow)?);
+            let mut other = self.pack(locked, (uid, now), twin.endpoint, shadow)?;
+            if twin.is_orphan {
+                // The daemon, which closes it, does not wait.
+                other.parcel.options.set(TcpOptions::LINGER, false);
+            }
+            ends.push(other);
         }
         if !locked.stack().tcp_may_leave(ends.len() as u32) {
             return Err(Refusal::Limit.into());
@@ -115,16 +122,6 @@ impl Server {
         })?;
         for end in ends.iter() {
             locked.stack().tcp_leave(end.endpoint, now)?;
-        }
-        if let (
-            Some(Twin {
-                is_orphan: true, ..
-            }),
-            [_, other],
-        ) = (twin, ends.as_slice())
-        {
-            // The daemon does not wait for who has no program any more.
-            let _ = sockopt::set_socket_linger(&other.socket, None);
         }
         for frame in frames_left(locked, now) {
             let _ = outlets.send(local, &frame);
