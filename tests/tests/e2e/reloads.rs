@@ -162,7 +162,9 @@ pub(crate) fn nginx_upgrade(scene: &Scene) -> Result<()> {
 pub(crate) fn nginx_quits(scene: &Scene) -> Result<()> {
     let large = noise(scene, "large", 3 << 20)?;
     let (config, master, _) = nginx(scene, 2)?;
-    let name = format!("bypass-{}", scene.host());
+    // Other scenes have the same address, in other namespaces, and the same /var/www.
+    let bed = scene.bed.folder().file_name().unwrap_or_default();
+    let name = format!("bypass-{}", bed.display());
     let root = PathBuf::from("/var/www/html").join(&name);
     fs::copy(&large, &root)?;
     let got = scene.bed.folder().join("got");
