@@ -91,6 +91,8 @@ pub trait QueuePair: Send {
     fn fill_space(&self) -> u32;
     /// Gives free chunks to the NIC; returns how many fitted.
     fn fill(&mut self, chunks: &[u32]) -> usize;
+    /// Tells a NIC that waits for chunks that there are some. Cheap when it does not.
+    fn wake_receiver(&self) {}
     /// Queues frames for sending; returns how many fitted. They go with the next doorbell.
     fn submit(&mut self, frames: &[Transmit]) -> usize;
     /// Takes back chunks that have been sent, in any order; returns their count.

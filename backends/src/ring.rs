@@ -33,7 +33,7 @@
 use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -77,6 +77,8 @@ pub(crate) struct Ring<T> {
     producer: usize,
     consumer: usize,
     first_entry: usize,
+    /// Where the kernel says whether it must be woken; it does not in rings that are not its own.
+    flags: Option<usize>,
     /// A power of two.
     entries: u32,
     of: PhantomData<T>,
@@ -119,13 +121,16 @@ impl<T: Entry> Ring<T> {
             bytes,
             is_mapping: true,
         };
-        Self::over(
+        let mut ring = Self::over(
             memory,
             at(offsets.producer)?,
             at(offsets.consumer)?,
             first_entry,
             entries,
-        )
+        )?;
+        let flags = offsets.flags.map(at).transpose()?;
+        ring.flags = flags.filter(|flags| flags.is_multiple_of(4) && flags + 4 <= bytes);
+        Ok(ring)
     }
 
     /// A ring in `memory`; `EINVAL` unless everything lies in it, aligned.
@@ -159,14 +164,15 @@ impl<T: Entry> Ring<T> {
             producer,
             consumer,
             first_entry,
+            flags: None,
             entries,
             of: PhantomData,
         })
     }
 
     fn cursor(&self, offset: usize) -> &AtomicU32 {
-        // SAFETY: `over` has checked that both cursors lie in the memory, aligned; it lives as
-        // long as `self`, and nobody touches them but by atomic accesses.
+        // SAFETY: `over` has checked that both cursors lie in the memory, aligned, and `map` that
+        // the flags do; it lives as long as `self`, and nobody touches them but by atomic accesses.
         unsafe { &*self.memory.base.as_ptr().add(offset).cast::<AtomicU32>() }
     }
 
@@ -190,6 +196,17 @@ impl<T: Entry> Ring<T> {
         let consumer = self.cursor(self.consumer).load(Ordering::Acquire);
         let filled = producer.wrapping_sub(consumer).min(self.entries);
         (producer, self.entries - filled)
+    }
+
+    /// Whether the kernel sleeps until it is told of new entries (`XDP_RING_NEED_WAKEUP`). Entries
+    /// are visible to it before its answer is.
+    pub(crate) fn must_wake(&self) -> bool {
+        const NEED_WAKEUP: u32 = 1;
+        let Some(flags) = self.flags.map(|offset| self.cursor(offset)) else {
+            return false;
+        };
+        fence(Ordering::SeqCst);
+        flags.load(Ordering::Relaxed) & NEED_WAKEUP != 0
     }
 
     /// Full entries.
@@ -417,6 +434,19 @@ mod tests {
                 std::thread::yield_now();
             }
         });
+    }
+
+    #[test]
+    fn the_kernel_is_woken_when_it_says_so() {
+        const FLAGS: usize = 32;
+        let mut shared = Shared::new::<u64>(8);
+        let mut ring: Ring<u64> = shared.end(8).unwrap();
+        ring.cursor(FLAGS).store(1, Ordering::Relaxed);
+        assert!(!ring.must_wake(), "it has no place to say it");
+        ring.flags = Some(FLAGS);
+        assert!(ring.must_wake());
+        ring.cursor(FLAGS).store(2, Ordering::Relaxed);
+        assert!(!ring.must_wake());
     }
 
     #[test]

@@ -73,6 +73,13 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// Whether an interface's frames are to come into the stack's memory without a copy.
+    #[must_use]
+    pub fn zero_copy(&self, interface: &str) -> bool {
+        let mut devices = self.devices.iter();
+        devices.any(|device| device.name == interface && device.zero_copy)
+    }
+
     /// Whether a rule names a user by name, so that [`Policy::resolve_users`] has work.
     #[must_use]
     pub fn names_users(&self) -> bool {

@@ -455,6 +455,7 @@ impl Locked<'_> {
             steer(stack, flows);
             reclaim(stack, queue);
             refill(stack, queue);
+            queue.wake_receiver();
         }
         self.attachment.image.count_pump(frames as u32);
         stack.run_timers(packets, now);

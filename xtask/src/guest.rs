@@ -21,23 +21,58 @@ use crate::cargo_tests::Tally;
 use crate::progress::step;
 use crate::{build, packages};
 
-/// How long the guest may take, in seconds: the checks of every test run, all of them. On two free
-/// processors it takes a tenth of that; a machine with much else to do must not fail.
-const LIMITS: [&str; 2] = ["600", "3600"];
 /// A guest that takes so many seconds to boot, where five are usual, is on a machine that has no
 /// time for it. Checks that fail there say nothing: programs have limits of their own.
 const SLOW: f64 = 40.0;
 /// How long a download may take, in seconds. It takes half a minute.
 const PATIENCE: &str = "600";
-/// A second card on the igb's wire.
+/// A second card on the igb's wire. Without copies it works behind the IOMMU only.
 const VIRTIO: [&str; 6] = [
     "-device",
     "pcie-root-port,id=rp2,chassis=2,slot=2",
     "-netdev",
     "hubport,id=n1,hubid=1",
     "-device",
-    "virtio-net-pci,bus=rp2,netdev=n1,mac=02:18:06:00:00:02",
+    "virtio-net-pci,bus=rp2,netdev=n1,mac=02:18:06:00:00:02,iommu_platform=on",
 ];
+/// What a guest is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// What every test run checks.
+    Usual,
+    /// That, and what takes long.
+    All,
+    /// AF_XDP without copies, on the newest kernel: those of the other guests do not have it.
+    ZeroCopy,
+}
+
+impl Kind {
+    /// The folder of its kernel, and that kernel in `prepare.sh`'s words.
+    fn kernel(self) -> [&'static str; 2] {
+        match self {
+            Self::Usual | Self::All => ["vm", "12"],
+            Self::ZeroCopy => ["vm13", "13"],
+        }
+    }
+
+    /// An empty file in its job that says it.
+    fn mark(self) -> Option<&'static str> {
+        match self {
+            Self::Usual => None,
+            Self::All => Some("all"),
+            Self::ZeroCopy => Some("zero"),
+        }
+    }
+
+    /// How long it may take, in seconds. On two free processors it takes a tenth of that; a machine
+    /// with much else to do must not fail.
+    fn limit(self) -> &'static str {
+        match self {
+            Self::Usual | Self::ZeroCopy => "600",
+            Self::All => "3600",
+        }
+    }
+}
 /// Programs of this machine that the guest runs, besides the product.
 const PROGRAMS: [&str; 7] = [
     "/usr/sbin/knotd",
@@ -67,8 +102,16 @@ const CASES: [&str; 3] = ["conformance", "peer", "forged"];
 pub(crate) fn run(all: bool) -> Result<()> {
     packages::install_missing()?;
     build::release()?;
-    let folders = prepare()?;
-    step("the guest", || boot(&folders, all, true))?.end()
+    let kinds = match all {
+        true => &[Kind::All, Kind::ZeroCopy][..],
+        false => &[Kind::Usual],
+    };
+    let mut tally = Tally::default();
+    for &kind in kinds {
+        let folders = prepare(kind)?;
+        tally.add(step("the guest", || boot(&folders, kind, true))?);
+    }
+    tally.end()
 }
 
 /// A guest beside other tests.
@@ -83,7 +126,7 @@ impl Beside {
     pub(crate) fn prepare() -> Self {
         let (boot, may_boot) = mpsc::channel();
         let thread = thread::spawn(move || {
-            let prepared = prepare();
+            let prepared = prepare(Kind::Usual);
             let mut tally = Tally::default();
             if may_boot.recv().is_err() {
                 // The tests have ended before.
@@ -122,7 +165,7 @@ impl Beside {
 /// A guest that ends without a verdict is QEMU's end, not the product's, and one that hardly gets
 /// to run proves nothing: it is booted once more.
 fn boot_twice(folders: &Folders) -> Result<Tally> {
-    let once = || step("the guest", || boot(folders, false, false));
+    let once = || step("the guest", || boot(folders, Kind::Usual, false));
     once().or_else(|why| {
         println!("guest: {why}; once more");
         let mut tally = once()?;
@@ -140,14 +183,15 @@ struct Folders {
 }
 
 /// Downloads and unpacks what is missing.
-fn prepare() -> Result<Folders> {
-    let folder = paths::target().join("vm");
+fn prepare(kind: Kind) -> Result<Folders> {
+    let [folder, kernel] = kind.kernel();
+    let folder = paths::target().join(folder);
     let [debian, image, job] = ["debian", "image", "job"].map(|name| folder.join(name));
     let made = image.join("base.cpio");
     let prepared = debian.join("prepared");
     if !prepared.exists() {
         step("unpacking QEMU, a kernel and a userland of Debian", || {
-            let arguments = [debian.as_os_str()];
+            let arguments = [debian.as_os_str(), OsStr::new(kernel)];
             script("prepare.sh", &arguments).or_else(|_| script("prepare.sh", &arguments))
         })?;
     }
@@ -167,13 +211,17 @@ fn prepare() -> Result<Folders> {
 ///
 /// # Errors
 /// When the guest ends without a verdict, or not in time.
-fn boot(folders: &Folders, all: bool, is_shown: bool) -> Result<Tally> {
-    step("gathering the programs", || gather(&folders.job, all))?;
-    let limit = LIMITS[usize::from(all)];
+fn boot(folders: &Folders, kind: Kind, is_shown: bool) -> Result<Tally> {
+    step("gathering the programs", || gather(&folders.job, kind))?;
+    let limit = kind.limit();
     let mut child = Command::new(scripts().join("run-vm.sh"))
         .args([&folders.debian, &folders.image, &folders.job])
         .arg(limit)
-        .args(if all { &VIRTIO[..] } else { &[] })
+        .args(if kind == Kind::Usual {
+            &[][..]
+        } else {
+            &VIRTIO
+        })
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -248,7 +296,7 @@ fn scripts() -> PathBuf {
 }
 
 /// Fills the folder that becomes `/job` in the guest: the product, programs, and what they link.
-fn gather(job: &Path, all: bool) -> Result<()> {
+fn gather(job: &Path, kind: Kind) -> Result<()> {
     if job.exists() {
         fs::remove_dir_all(job)?;
     }
@@ -261,14 +309,15 @@ fn gather(job: &Path, all: bool) -> Result<()> {
         "programs.sh",
         "life.sh",
         "xdp.sh",
+        "zero.sh",
         "vlan.sh",
         "cases.sh",
         "run.sh",
     ] {
         fs::copy(scripts().join(name), job.join(name))?;
     }
-    if all {
-        fs::write(job.join("all"), "")?;
+    if let Some(mark) = kind.mark() {
+        fs::write(job.join(mark), "")?;
     }
     let mut files = vec![paths::shim(), paths::bypassctl(), plugin::build()?];
     files.push(ciul::stand_in()?);

@@ -63,7 +63,7 @@ enum Task {
     },
     /// Boot an emulated machine with a card and run programs over its virtual function by DPDK
     Guest {
-        /// The whole socket conformance set too, and AF_XDP on the card: takes long
+        /// The whole socket conformance set too, and AF_XDP on cards: takes long
         #[arg(long)]
         all: bool,
     },

@@ -14,7 +14,7 @@
 //! module uses only what stands to its left: `syscall` → `bpf` → `flow_table` → `program`;
 //! `netdev`, `netlink`, `umem` → `xsk` → `nic`; `crate::ring` → `queue_pair`.
 //!
-//! What is absent: zero copy, frames of more than one chunk (they pass to the kernel), VLAN tags,
+//! What is absent: frames of more than one chunk (they pass to the kernel), VLAN tags,
 //! NIC filters (ntuple), metadata offloads.
 
 mod bpf;
@@ -44,4 +44,4 @@ pub use program::{COUNTERS, Flow, Listener, Target};
 pub use queue_pair::AfXdpQueuePair;
 pub use umem::{HEADROOM, PacketMemory, longest_frame};
 pub use unforked::Unforked;
-pub use xsk::ring_doorbell;
+pub use xsk::{OpenedQueue, is_zero_copy, ring_doorbell};

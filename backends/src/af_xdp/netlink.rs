@@ -66,7 +66,7 @@ impl XdpFeatures {
         self.0 & (BASIC | REDIRECT) == BASIC | REDIRECT
     }
 
-    /// AF_XDP works without copying (which this backend does not use).
+    /// AF_XDP works without copying.
     #[must_use]
     pub fn is_zero_copy(self) -> bool {
         const XSK_ZEROCOPY: u64 = 8;

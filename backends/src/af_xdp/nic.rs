@@ -14,6 +14,7 @@ use super::netdev::{self, Interface};
 use super::netlink::{self, Attached};
 use super::program::{self, COUNTERS, Flow, Grant, Listener, Maps, Target};
 use super::umem::{PacketMemory, longest_frame};
+use super::xsk::OpenedQueue;
 use super::{bpf, xsk};
 
 /// Queues of one slot in the `xsks` map.
@@ -82,6 +83,7 @@ pub struct Nic {
     /// RX queues, each of which is to be opened.
     pub queue_count: u32,
     chunk_size: u32,
+    zero_copy: bool,
     link: OwnedFd,
     maps: Maps,
     tables: [Option<Geometry>; SLOTS as usize],
@@ -122,6 +124,7 @@ impl Nic {
             mode,
             queue_count,
             chunk_size: config.chunk_size,
+            zero_copy: false,
             link,
             maps,
             tables: [None; SLOTS as usize],
@@ -154,10 +157,17 @@ impl Nic {
             mode,
             queue_count,
             chunk_size,
+            zero_copy: false,
             link,
             maps,
             tables: [None; SLOTS as usize],
         })
+    }
+
+    /// Has queues opened without copies, where the driver can: see [`xsk`].
+    #[must_use]
+    pub fn without_copies(self, zero_copy: bool) -> Self {
+        Self { zero_copy, ..self }
     }
 
     /// Whether frames may come with a checksum over the pseudo header only, which whoever receives
@@ -202,7 +212,8 @@ impl Nic {
         slot: u32,
     ) -> Result<OwnedFd, NicError> {
         let patience = xsk::BIND_PATIENCE;
-        self.open_queue_within(queue_id, memory, ring_entries, slot, patience)
+        let opened = self.open_queue_within(queue_id, memory, ring_entries, slot, patience);
+        opened.map(|opened| opened.fd)
     }
 
     /// [`Self::open_queue`] with a bound on how long it waits for a queue that another process
@@ -217,16 +228,17 @@ impl Nic {
         ring_entries: u32,
         slot: u32,
         patience: Duration,
-    ) -> Result<OwnedFd, NicError> {
+    ) -> Result<OpenedQueue, NicError> {
         let index = place(queue_id, slot)?;
         let ifindex = self.interface.ifindex;
-        let fd = xsk::open(ifindex, queue_id, memory, ring_entries, patience)?;
-        let number = fd.as_raw_fd().cast_unsigned();
+        let zero_copy = self.zero_copy;
+        let opened = xsk::open(ifindex, queue_id, memory, ring_entries, zero_copy, patience)?;
+        let number = opened.fd.as_raw_fd().cast_unsigned();
         self.maps
             .xsks
             .update(&index, &number)
             .map_err(failed("entering the queue in the program's map"))?;
-        Ok(fd)
+        Ok(opened)
     }
 
     /// Takes a queue out of the program's map: its frames pass to the kernel.

@@ -35,6 +35,7 @@ pub struct AfXdpQueuePair {
     tx: Ring<XdpDesc>,
     fd: OwnedFd,
     chunks: Chunks,
+    is_zero_copy: bool,
 }
 
 impl AfXdpQueuePair {
@@ -57,6 +58,7 @@ impl AfXdpQueuePair {
             )?,
             rx: Ring::map(xsk, XDP_PGOFF_RX_RING, &offsets.rx, ring_entries)?,
             tx: Ring::map(xsk, XDP_PGOFF_TX_RING, &offsets.tx, ring_entries)?,
+            is_zero_copy: xsk::is_zero_copy(xsk),
             fd,
             chunks,
         })
@@ -108,6 +110,12 @@ impl QueuePair for AfXdpQueuePair {
             .produce(chunks.iter().map(|&chunk| place.address(chunk, 0)))
     }
 
+    fn wake_receiver(&self) {
+        if self.is_zero_copy && self.fill.must_wake() {
+            xsk::wake_receiver(self.fd.as_fd());
+        }
+    }
+
     fn submit(&mut self, frames: &[Transmit]) -> usize {
         let place = self.chunks;
         self.tx.produce(frames.iter().map(|frame| XdpDesc {
@@ -128,7 +136,8 @@ impl QueuePair for AfXdpQueuePair {
     }
 
     fn needs_doorbell(&self) -> bool {
-        // In copy mode every burst needs a call; whatever is in the ring has not been taken.
+        // In copy mode every burst needs a call; whatever is in the ring has not been taken. (A
+        // driver without copies may be about to take it: then the call costs time, no more.)
         self.tx.filled() > 0
     }
 

@@ -5,9 +5,10 @@
 //! ```
 //!
 //! Each XSK registers the packet memory for itself (its own UMEM over the same pages), because a
-//! queue of another interface needs its own fill and completion ring anyway. Copy mode: in
-//! zero-copy mode the kernel's own frames would live in our chunks too, and a program that does
-//! not read would stop the kernel's traffic.
+//! queue of another interface needs its own fill and completion ring anyway. Copy mode, unless the
+//! configuration asks for another thing: in zero-copy mode the kernel's own frames come into our
+//! chunks too, where the stack's programs can read them, and a stack that does not take its frames
+//! stops the kernel's (docs/adr/0026-zero-copy.md).
 
 #![expect(unsafe_code, reason = "UNSAFETY: setsockopt by its system call")]
 
@@ -15,9 +16,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::xdp::{SocketAddrXdp, SocketAddrXdpFlags, XdpUmemReg, XdpUmemRegFlags};
+use rustix::net::xdp::{
+    SocketAddrXdp, SocketAddrXdpFlags, XdpOptionsFlags, XdpUmemReg, XdpUmemRegFlags,
+};
 use rustix::net::{
-    AddressFamily, SendFlags, SocketFlags, SocketType, bind, send, socket_with, sockopt,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
+    sockopt,
 };
 
 use super::error::{self, NicError, failed};
@@ -42,7 +46,17 @@ const SOL_XDP: usize = 283;
 /// `XDP_MAX_TX_SKB_BUDGET` of linux/if_xdp.h.
 const MAX_TX_SKB_BUDGET: usize = 9;
 
-/// Makes an XSK with rings of `ring_entries` over the packet memory and binds it to a queue.
+/// An XSK that is bound.
+#[derive(Debug)]
+pub struct OpenedQueue {
+    /// Its descriptor.
+    pub fd: OwnedFd,
+    /// Why the kernel copies frames, where it was asked not to.
+    pub refused: Option<Errno>,
+}
+
+/// Makes an XSK with rings of `ring_entries` over the packet memory and binds it to a queue; with
+/// `zero_copy` so that the driver uses that memory, where it can.
 ///
 /// # Errors
 /// `EBUSY` when another process keeps the queue; see [`NicError`].
@@ -51,8 +65,9 @@ pub(super) fn open(
     queue_id: u32,
     memory: &PacketMemory,
     ring_entries: u32,
+    zero_copy: bool,
     patience: Duration,
-) -> Result<OwnedFd, NicError> {
+) -> Result<OpenedQueue, NicError> {
     let fd = socket_with(
         AddressFamily::XDP,
         SocketType::RAW,
@@ -80,22 +95,40 @@ pub(super) fn open(
         let _ = sockopt::set_socket_send_buffer_size(&fd, SEND_BUFFER);
     }
     let _ = set_tx_budget(&fd, TX_BUDGET.min(ring_entries));
-    bind_patiently(&fd, ifindex, queue_id, patience)?;
-    Ok(fd)
+    let refused = bind_either(&fd, ifindex, queue_id, zero_copy, patience)
+        .map_err(|errno| error::bind(ifindex, queue_id, errno))?;
+    Ok(OpenedQueue { fd, refused })
 }
 
-fn bind_patiently(
+/// Binds without copies if that is wanted and can be had, else with; why not without.
+fn bind_either(
     fd: &OwnedFd,
     ifindex: u32,
     queue_id: u32,
+    zero_copy: bool,
     patience: Duration,
-) -> Result<(), NicError> {
-    let flags = SocketAddrXdpFlags::XDP_COPY | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
-    let address = SocketAddrXdp::new(flags, ifindex, queue_id);
+) -> Result<Option<Errno>, Errno> {
+    let bind = |how| {
+        let flags = how | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
+        bind_patiently(fd, &SocketAddrXdp::new(flags, ifindex, queue_id), patience)
+    };
+    let mut refused = None;
+    if zero_copy {
+        match bind(SocketAddrXdpFlags::XDP_ZEROCOPY) {
+            Ok(()) => return Ok(None),
+            // These say nothing of copies.
+            Err(errno @ (Errno::BUSY | Errno::NODEV | Errno::NETDOWN)) => return Err(errno),
+            Err(errno) => refused = Some(errno),
+        }
+    }
+    bind(SocketAddrXdpFlags::XDP_COPY).map(|()| refused)
+}
+
+fn bind_patiently(fd: &OwnedFd, address: &SocketAddrXdp, patience: Duration) -> Result<(), Errno> {
     let mut waited = Duration::ZERO;
     let mut pause = Duration::from_millis(1);
     loop {
-        match bind(fd, &address) {
+        match bind(fd, address) {
             Err(Errno::BUSY) if waited < patience => {
                 let time = rustix::time::Timespec {
                     tv_sec: 0,
@@ -105,9 +138,23 @@ fn bind_patiently(
                 waited += pause;
                 pause = (pause * 2).min(BIND_PAUSE);
             }
-            answer => return answer.map_err(|errno| error::bind(ifindex, queue_id, errno)),
+            answer => return answer,
         }
     }
+}
+
+/// Whether the driver uses the packet memory of a bound XSK itself.
+#[must_use]
+pub fn is_zero_copy(fd: BorrowedFd<'_>) -> bool {
+    let options = sockopt::xdp_options(fd);
+    options.is_ok_and(|options| options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY))
+}
+
+/// Has a driver without copies look for chunks in the fill ring, and take frames again that it had
+/// no room for. In copy mode the kernel has nothing to do.
+pub(super) fn wake_receiver(fd: BorrowedFd<'_>) {
+    // What it cannot do now, link down for one, is done with the next frames.
+    let _ = recv(fd, &mut [0_u8; 0][..], RecvFlags::DONTWAIT);
 }
 
 /// Frames that one doorbell may send in copy mode.
@@ -146,7 +193,7 @@ pub(super) fn ring_while(
     while portions < MOST_PORTIONS && drops < MOST_DROPS {
         let before = left();
         match send(fd, &[], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-            // All of the ring is sent.
+            // All of the ring is sent, or without copies on its way.
             Ok(_) => return Ok(()),
             // The budget is used up, or there is no room for completions.
             Err(Errno::AGAIN | Errno::INTR) => portions += 1,

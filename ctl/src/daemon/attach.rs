@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use super::client::Client;
 use super::counters::Counter;
+use super::netlink::message::LinkInfo;
 use super::nics;
 use super::process::{self, Process};
 use super::requests::Refused;
@@ -120,7 +121,8 @@ impl Server {
                 nics::unfit(link, is_port, policy).is_none()
             })
         };
-        let chunk_size = stacks::chunk_size(fit());
+        let is_zero_copy = |link: &LinkInfo| self.config.policy.zero_copy(&link.name);
+        let chunk_size = stacks::chunk_size(fit(), is_zero_copy);
         let queues = fit().map(|link| link.rx_queues.clamp(1, 32)).sum();
         let entries = stacks::ring_entries(policy.chunks, queues);
         let stack = StackEntry::make(uid, self.namespace, policy, chunk_size, entries)?;

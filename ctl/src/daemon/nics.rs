@@ -26,7 +26,7 @@ use rustix::io::Errno;
 
 use super::filters::{Flow, FlowKind};
 use super::netlink::message::LinkInfo;
-use super::stacks::{Queue, StackEntry};
+use super::stacks::{self, Queue, StackEntry};
 
 /// After a failure an interface is left alone for this long, after more of them for longer: an
 /// attempt may take a second.
@@ -67,6 +67,8 @@ pub(super) struct OpenNic {
     pub first_queue_pair: u8,
     /// How many there are.
     pub queue_pairs: u8,
+    /// Why frames of some queue are copied, where the configuration says that they are not to be.
+    pub copies: Option<String>,
 }
 
 /// A card that was asked for its filters.
@@ -174,11 +176,14 @@ impl OpenNic {
                     chunk_size,
                 };
                 let at_once = Duration::ZERO;
-                let fd = nic.open_queue_within(queue, &memory, ring_entries, SLOT, at_once)?;
+                let opened = nic.open_queue_within(queue, &memory, ring_entries, SLOT, at_once)?;
+                if let Some(errno) = opened.refused {
+                    self.copies.get_or_insert_with(|| copies(queue, errno));
+                }
                 Ok(Queue {
                     ifindex,
                     queue,
-                    fd,
+                    fd: opened.fd,
                     rings: None,
                     backend: Backend::AfXdp,
                 })
@@ -469,13 +474,27 @@ impl Nics {
 
 impl OpenNic {
     /// Attaches the program to an interface. Nothing is steered and no queue open yet.
-    pub(super) fn attach(ifindex: u32, owner: u32, chunk_size: u32) -> Result<Self, NicError> {
+    pub(super) fn attach(
+        ifindex: u32,
+        owner: u32,
+        chunk_size: u32,
+        zero_copy: bool,
+    ) -> Result<Self, NicError> {
         let nic = Nic::open(NicConfig {
             ifindex,
             mode: Mode::Auto,
             chunk_size,
         })?;
-        Ok(Self::new(Driver::AfXdp(Box::new(nic)), owner))
+        let is_possible = stacks::fits_drivers(chunk_size);
+        let nic = nic.without_copies(zero_copy && is_possible);
+        let mut open = Self::new(Driver::AfXdp(Box::new(nic)), owner);
+        open.copies = (zero_copy && !is_possible).then(|| {
+            format!(
+                "frames are copied: the stack was made before zero_copy was asked for, with chunks \
+                 of {chunk_size} bytes"
+            )
+        });
+        Ok(open)
     }
 
     /// Takes the port of a device for a stack; or takes it over with the rings of its open queue.
@@ -501,6 +520,7 @@ impl OpenNic {
             owner,
             first_queue_pair: 0,
             queue_pairs: 0,
+            copies: None,
         }
     }
 
@@ -540,6 +560,16 @@ impl OpenNic {
             Driver::Relayed { nic, .. } => nic.ifindex,
         }
     }
+}
+
+/// Why the frames of a queue are copied all the same.
+fn copies(queue: u32, errno: Errno) -> String {
+    let why = match errno {
+        Errno::OPNOTSUPP => "the driver cannot without, or not in this mode",
+        Errno::INVAL => "the driver refuses it for this queue, or as the interface is set",
+        _ => "the kernel refuses",
+    };
+    format!("frames of queue {queue} are copied: {why}: {errno}")
 }
 
 /// A flow as the program's maps name it.

@@ -18,7 +18,7 @@ use super::netlink::message::LinkInfo;
 use super::nics::{self, OpenNic};
 use super::process::{self, Process};
 use super::server::Server;
-use super::stacks::{Origin, StackEntry};
+use super::stacks::{Origin, Queue, StackEntry};
 use super::statics::Purpose;
 
 impl Server {
@@ -339,12 +339,21 @@ impl Server {
             "partial_checksums":
                 nic.map_or(link.kind == "veth", |nic| nic.has_partial_checksums()),
             "checksums": checksums(nic.map(OpenNic::offloads).unwrap_or_default()),
-            "zero_copy": false,
+            "zero_copy": nic.is_some_and(|nic| self.is_zero_copy(link.ifindex, nic)),
+            "copies": nic.and_then(|nic| nic.copies.as_deref()),
             "owner": nic.map(|nic| nic.owner),
             "reason": reason, "log": reason.as_ref().and_then(|_| self.nics.failure_log(link.ifindex)),
             "condition": nic.and_then(OpenNic::condition),
             "given_up": self.devices.given_up(&link.name),
         })
+    }
+
+    /// Whether the driver uses the packet memory itself, in all queues of an open interface.
+    fn is_zero_copy(&self, ifindex: u32, nic: &OpenNic) -> bool {
+        let stack = self.stacks.get(nic.owner);
+        let queues = stack.into_iter().flat_map(StackEntry::queues).flatten();
+        let mut queues = queues.filter(|queue| queue.ifindex == ifindex).peekable();
+        queues.peek().is_some() && queues.all(Queue::is_zero_copy)
     }
 
     /// Why an interface that is not open could not serve a socket now.
@@ -447,7 +456,7 @@ fn failed_device((name, reason): (&str, &str)) -> Value {
     json!({
         "name": name, "ifindex": 0, "device": true, "mac": null, "mtu": 0, "up": false, "addresses": [],
         "backend": null, "mode": null, "queues": 0, "partial_checksums": false,
-        "checksums": checksums(Offloads::default()), "zero_copy": false, "owner": null, "reason": reason, "log": null, "condition": null,
+        "checksums": checksums(Offloads::default()), "zero_copy": false, "copies": null, "owner": null, "reason": reason, "log": null, "condition": null,
     })
 }
 

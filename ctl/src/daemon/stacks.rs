@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use bypass_backends::QueuePair;
-use bypass_backends::af_xdp::FlowTable;
+use bypass_backends::af_xdp::{self, FlowTable};
 use bypass_proto::policy::{Backend, DaemonPolicy};
 use bypass_runtime::attachment::{AttachError, Attachment, Locked};
 use bypass_runtime::clock;
@@ -94,6 +94,11 @@ impl Queue {
         let rings = self.rings.as_ref().map(AsFd::as_fd);
         queues::map(fd, rings, chunk_size, ring_entries)
     }
+
+    /// Whether the driver uses the packet memory itself.
+    pub(super) fn is_zero_copy(&self) -> bool {
+        self.rings.is_none() && af_xdp::is_zero_copy(self.fd.as_fd())
+    }
 }
 
 /// One stack.
@@ -162,10 +167,20 @@ pub(super) fn make_flows(policy: &DaemonPolicy) -> Result<OwnedFd, Errno> {
 }
 
 /// Chunk size for a host with these links.
-pub(super) fn chunk_size<'a>(links: impl Iterator<Item = &'a LinkInfo>) -> u32 {
+pub(super) fn chunk_size<'a>(
+    mut links: impl Iterator<Item = &'a LinkInfo>,
+    is_zero_copy: impl Fn(&LinkInfo) -> bool,
+) -> u32 {
     let [usual, large] = CHUNK_SIZES;
-    let largest = links.map(|link| link.mtu).max().unwrap_or(0);
-    if largest > LARGE_MTU { large } else { usual }
+    let is_large = links.any(|link| link.mtu > LARGE_MTU || is_zero_copy(link));
+    if is_large { large } else { usual }
+}
+
+/// Whether drivers may have chunks of this size as their own buffers. Some (igb, igc) count what
+/// is left beside the headroom in whole KiB, and take a longer frame apart.
+pub(super) fn fits_drivers(chunk_size: u32) -> bool {
+    const FRAME: u32 = 2048;
+    af_xdp::longest_frame(chunk_size) >= FRAME
 }
 
 /// Ring entries such that the fill rings of `queues` queues take at most half of the chunks.
@@ -570,12 +585,16 @@ fn queue_pair_info(
     flags: u32,
     generation: u32,
 ) -> QueuePairInfo {
+    let copies = match queue.is_zero_copy() {
+        true => QueuePairInfo::ZERO_COPY,
+        false => 0,
+    };
     QueuePairInfo {
         ifindex: queue.ifindex,
         queue_id: queue.queue,
         mac,
         mtu,
-        flags: flags | QueuePairInfo::LIVE,
+        flags: flags | copies | QueuePairInfo::LIVE,
         backend: queue.backend as u8,
         reserved: [0; 3],
         rx_packets: 0,
@@ -670,5 +689,18 @@ mod tests {
         assert_eq!(ring_entries(16384, 8), 1024);
         assert_eq!(ring_entries(256, 32), 64);
         assert_eq!(ring_entries(256, 0), 128);
+    }
+
+    #[test]
+    fn what_drivers_have_as_buffers_holds_a_frame_in_whole_kib() {
+        let link = |name: &str| LinkInfo {
+            name: name.to_owned(),
+            mtu: 1500,
+            ..LinkInfo::default()
+        };
+        let links = [link("eth1"), link("eth2")];
+        let size = |asked: &str| chunk_size(links.iter(), |link| link.name == asked);
+        assert_eq!((size(""), size("eth2")), (2048, 4096));
+        assert!(fits_drivers(size("eth2")) && !fits_drivers(size("")));
     }
 }

@@ -318,7 +318,10 @@ impl Server {
         let mut opening = match self.openings.take(ifindex) {
             Pending::None => Opening::new(match self.devices.port(ifindex) {
                 Some((nic, link)) => OpenNic::of_port(nic.clone(), link, stack, None),
-                None => OpenNic::attach(ifindex, uid, stack.chunk_size)?,
+                None => {
+                    let zero_copy = self.config.policy.zero_copy(&link.name);
+                    OpenNic::attach(ifindex, uid, stack.chunk_size, zero_copy)?
+                }
             }),
             Pending::NotNow => return Err(not_yet()),
             Pending::Ready(opening) => *opening,

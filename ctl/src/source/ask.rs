@@ -157,6 +157,10 @@ pub struct Interface {
     /// Whether its port looks at the checksums of frames that come in, and writes those of frames
     /// that go out.
     pub checksums: [bool; 2],
+    /// Whether the driver uses packet memory itself.
+    pub zero_copy: bool,
+    /// Why it does not, where it was to.
+    pub copies: Option<String>,
     /// Why it is not driven as the card that the configuration says it is.
     pub given_up: Option<String>,
 }
@@ -200,6 +204,8 @@ fn interface(value: &Value) -> Interface {
         mode: text("mode"),
         condition: text("condition"),
         checksums: ["rx", "tx"].map(|way| value["checksums"][way] == "port"),
+        zero_copy: value["zero_copy"] == true,
+        copies: text("copies"),
         given_up: text("given_up"),
     }
 }

@@ -10,6 +10,11 @@
 //! [[device]]
 //! name    = "eth1"                   # an interface that there is: of a Solarflare or AMD card
 //! backend = "ef_vi"                  # which it is without this; "af_xdp" = it is not to be
+//!
+//! [[device]]
+//! name    = "eth2"                   # an interface that AF_XDP serves in another way
+//! backend = "af_xdp"
+//! zero_copy = true
 //! ```
 
 use std::path::PathBuf;
@@ -24,7 +29,8 @@ use super::Backend;
 pub struct Device {
     /// Name of its interface in the kernel: its addresses and routes are set there.
     pub name: String,
-    /// What drives it: `dpdk`, `ef_vi`, or `af_xdp`, of a card that ef_vi would drive.
+    /// What drives it: `dpdk`, `ef_vi`, or `af_xdp`, of a card that ef_vi would drive or one with
+    /// more to say of it.
     pub backend: Backend,
     /// The device in DPDK's words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -38,6 +44,9 @@ pub struct Device {
     /// Of ef_vi: the card says when each frame has come (SO_TIMESTAMPING), if it can.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub timestamps: bool,
+    /// Of AF_XDP: the driver uses the stack's memory, if it can, for all frames of the interface.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub zero_copy: bool,
     /// The plugin; `None` = the one beside `bypassctl`, or wherever libraries are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plugin: Option<PathBuf>,
@@ -54,6 +63,9 @@ impl Device {
             return Err(format!("there is a device `{name}` already"));
         }
         let has_dpdks = !self.devargs.is_empty() || !self.eal.is_empty() || self.plugin.is_some();
+        if self.zero_copy && self.backend != Backend::AfXdp {
+            return Err("zero_copy has a meaning with backend = \"af_xdp\" only".to_owned());
+        }
         match self.backend {
             Backend::Dpdk if self.devargs.is_empty() => Err("devargs is empty".to_owned()),
             Backend::Dpdk if self.library.is_some() || self.timestamps => Err(
@@ -63,7 +75,7 @@ impl Device {
                 "devargs, eal and plugin have a meaning with backend = \"dpdk\" only".to_owned(),
             ),
             Backend::AfXdp if has_dpdks || self.library.is_some() || self.timestamps => {
-                Err("with backend = \"af_xdp\" a device has a name only".to_owned())
+                Err("with backend = \"af_xdp\" a device has a name and zero_copy only".to_owned())
             }
             Backend::Dpdk | Backend::EfVi | Backend::AfXdp => Ok(()),
             _ => Err("a device's backend must be dpdk, ef_vi or af_xdp".to_owned()),
@@ -80,6 +92,7 @@ impl Device {
             eal: Vec::new(),
             library: None,
             timestamps: false,
+            zero_copy: false,
             plugin: None,
         }
     }

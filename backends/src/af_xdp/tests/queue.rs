@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,9 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::bed::{Bed, CHUNK, FAR, NEAR, Queue, RING, run};
 use super::frame::{UDP, datagram, ethernet, ipv4, udp};
-use crate::af_xdp::{AfXdpQueuePair, FilterKey, Listener, Mode, Nic, NicConfig, ring_doorbell};
+use crate::af_xdp::{
+    AfXdpQueuePair, FilterKey, Listener, Mode, Nic, NicConfig, is_zero_copy, ring_doorbell,
+};
 use crate::api::{QueuePair as _, Received, Severity, Transmit};
 
 const PORT: u16 = 7000;
@@ -310,4 +313,16 @@ fn a_doorbell_goes_on_when_the_device_throws_a_frame_away() {
         }
     }
     assert!(dropped() > 0, "the far end has kept up: nothing is tested");
+}
+
+#[test]
+fn a_driver_that_cannot_do_without_copies_copies() {
+    let bed = Bed::new();
+    let nic = bed.nic(Mode::Native).without_copies(true);
+    let packets = super::bed::Packets::new();
+    let patience = Duration::from_secs(1);
+    let opened = nic.open_queue_within(0, &packets.memory, 64, 0, patience);
+    let opened = opened.unwrap();
+    assert_eq!(opened.refused, Some(Errno::OPNOTSUPP));
+    assert!(!is_zero_copy(opened.fd.as_fd()));
 }

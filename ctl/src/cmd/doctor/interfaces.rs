@@ -143,7 +143,11 @@ fn features(link: &Link, driver: &str, findings: &mut Findings) {
     let name = &link.name;
     match af_xdp::xdp_features(link.ifindex) {
         Ok(features) if features.is_native() => {
-            findings.ok(format!("{name}: driver {driver}, native XDP"));
+            let copies = match features.is_zero_copy() {
+                true => ", without copies if its [[device]] has zero_copy = true",
+                false => "",
+            };
+            findings.ok(format!("{name}: driver {driver}, native XDP{copies}"));
         }
         Ok(_) => findings.warn(
             format!("{name}: driver {driver} has no native XDP, or not as it is set now"),
@@ -245,9 +249,19 @@ fn served(name: &str, interface: &source::Interface, findings: &mut Findings) {
                 [false, true] => "; its port writes checksums",
                 [false, false] => "",
             };
+            let copies = if interface.zero_copy {
+                ", without copies"
+            } else {
+                ""
+            };
             findings.ok(format!(
-                "{name}: the daemon serves it in {mode} mode{checksums}"
+                "{name}: the daemon serves it in {mode} mode{copies}{checksums}"
             ));
+            if let Some(why) = &interface.copies {
+                let todo =
+                    "leave zero_copy out of its [[device]], or see what driver and kernel can";
+                findings.warn(format!("{name}: {why}"), todo);
+            }
             if let Some(condition) = &interface.condition {
                 findings.warn(format!("{name}: it needs more"), condition);
             }
