@@ -36,7 +36,7 @@ mod tests;
 pub use error::NicError;
 pub use flow_table::{FlowEntry, FlowTable, TableFull, TcpFlow};
 pub use netdev::{Interface, interfaces};
-pub use netlink::{XdpFeatures, xdp_features};
+pub use netlink::{XdpFeatures, function_mac, xdp_features};
 pub use nic::{
     FilterCounters, FilterKey, Mode, Nic, NicConfig, QUEUES_PER_SLOT, RING_ENTRIES, SLOTS,
 };

@@ -1,6 +1,7 @@
-//! What netlink knows of an interface: the XDP program that is attached and the VLAN that it is
-//! (rtnetlink, nested attributes IFLA_XDP and IFLA_LINKINFO of RTM_GETLINK), and what its driver
-//! can do with XDP (generic netlink, family `netdev`, kernel 6.3 and newer).
+//! What netlink knows of an interface: the XDP program that is attached, the VLAN that it is and
+//! the addresses of its virtual functions (rtnetlink, nested attributes IFLA_XDP, IFLA_LINKINFO and
+//! IFLA_VFINFO_LIST of RTM_GETLINK), and what its driver can do with XDP (generic netlink, family
+//! `netdev`, kernel 6.3 and newer).
 //!
 //! One request, one answer, each on a socket of its own; linux/if_link.h and linux/netdev.h have
 //! the numbers.
@@ -30,6 +31,9 @@ const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_VLAN_ID: u16 = 1;
 const IFLA_VLAN_PROTOCOL: u16 = 5;
+const IFLA_VFINFO_LIST: u16 = 22;
+const IFLA_VF_MAC: u16 = 1;
+const IFLA_EXT_MASK: u16 = 29;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_ATTACHED: u16 = 2;
 const GENL_ID_CTRL: u16 = 16;
@@ -139,6 +143,30 @@ pub(super) fn vlan_of(message: &[u8]) -> Option<VlanLink> {
     })
 }
 
+/// Asks for the MAC address that a physical function (an interface) has for one of its virtual
+/// ones; `None` when it has none for it, as some drivers before the administrator gives one.
+///
+/// # Errors
+/// `ENODEV` when there is no such interface; `EBADMSG` for an answer that is none.
+pub fn function_mac(ifindex: u32, function: u32) -> Result<Option<[u8; 6]>, Errno> {
+    /// RTEXT_FILTER_VF and RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h.
+    const FUNCTIONS: u32 = 1 | 8;
+    let mut link = vec![0; LINK];
+    link[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+    link.extend(attribute(IFLA_EXT_MASK, &FUNCTIONS.to_ne_bytes()));
+    let answer = ask(None, RTM_GETLINK, &link)?;
+    Ok(function_mac_of(payload(&answer)?, function))
+}
+
+pub(super) fn function_mac_of(message: &[u8], function: u32) -> Option<[u8; 6]> {
+    let functions = find(message.get(LINK..)?, IFLA_VFINFO_LIST)?;
+    // `struct ifla_vf_mac`: the number, then the address.
+    let mut macs = attributes(functions).filter_map(|(_, info)| find(info, IFLA_VF_MAC));
+    let mac = macs.find(|mac| word(mac, 0) == Some(function))?;
+    let mac = *mac.get(4..)?.first_chunk()?;
+    (mac != [0; 6]).then_some(mac)
+}
+
 /// Asks what the driver of an interface can do.
 ///
 /// # Errors
@@ -212,16 +240,21 @@ pub(super) fn payload(answer: &[u8]) -> Result<&[u8], Errno> {
     Err(Errno::BADMSG)
 }
 
+/// Types and payloads.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(half(bytes, 0)?);
+        let payload = bytes.get(4..length)?;
+        let kind = half(bytes, 2)? & TYPE_MASK;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, payload))
+    })
+}
+
 /// The payload of the first attribute of a type.
-fn find(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    loop {
-        let length = usize::from(half(attributes, 0)?);
-        let payload = attributes.get(4..length)?;
-        if half(attributes, 2)? & TYPE_MASK == wanted {
-            return Some(payload);
-        }
-        attributes = attributes.get(length.next_multiple_of(4)..)?;
-    }
+fn find(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    let mut found = attributes(bytes).filter(|(kind, _)| *kind == wanted);
+    found.next().map(|(_, payload)| payload)
 }
 
 fn half(bytes: &[u8], at: usize) -> Option<u16> {
@@ -287,6 +320,23 @@ mod tests {
         let whole = message(b"vlan\0");
         for length in 0..whole.len() {
             assert_eq!(vlan_of(&whole[..length]), None, "{length}");
+        }
+    }
+
+    #[test]
+    fn a_virtual_function_has_the_address_of_its_number() {
+        assert_eq!(function_mac(1, 0), Ok(None));
+        let info = |number: u32, mac: [u8; 6]| {
+            let value = [&number.to_ne_bytes()[..], &mac, &[0; 26]].concat();
+            attribute(1, &attribute(IFLA_VF_MAC, &value))
+        };
+        let mac = [2, 0, 0, 0, 0, 7];
+        let list = [info(0, [0; 6]), info(1, mac)].concat();
+        let message = [vec![0; LINK], attribute(IFLA_VFINFO_LIST, &list)].concat();
+        let found = [0, 1, 2].map(|number| function_mac_of(&message, number));
+        assert_eq!(found, [None, Some(mac), None]);
+        for length in 0..message.len() {
+            assert_eq!(function_mac_of(&message[..length], 1), None, "{length}");
         }
     }
 

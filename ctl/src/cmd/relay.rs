@@ -83,22 +83,41 @@ impl RelayCommand {
     fn open_dpdk(&self) -> Result<DpdkPort, String> {
         let plugin = Plugin::load(&self.plugin())?;
         let port = plugin.open(&self.arguments());
-        port.map_err(|words| match self.obstacle() {
+        let port = port.map_err(|words| match self.obstacle() {
             Some(obstacle) => format!("{words}; {obstacle}"),
             None => words,
-        })
+        })?;
+        self.check_mac(port.facts().mac)?;
+        Ok(port)
+    }
+
+    /// A virtual function gets its MAC address from the physical one. While that one is not up the
+    /// driver makes one up, to which the card leads nothing.
+    fn check_mac(&self, mac: [u8; 6]) -> Result<(), String> {
+        let given = self.address().and_then(|it| Machine::here().given_mac(it));
+        if given.is_none_or(|given| given == mac) {
+            return Ok(());
+        }
+        let words = "its physical function has given it no MAC address yet, or another one than its \
+                     driver has: ip link set that one up";
+        Err(words.to_owned())
     }
 
     fn is_virtual(&self) -> bool {
         self.devargs.starts_with("net_")
     }
 
+    /// Of a device of PCI.
+    fn address(&self) -> Option<&str> {
+        self.devargs
+            .split(',')
+            .next()
+            .filter(|_| !self.is_virtual())
+    }
+
     /// What shows to stand in the way of a device of PCI: DPDK passes over it without a word.
     fn obstacle(&self) -> Option<String> {
-        let address = self.devargs.split(',').next().unwrap_or_default();
-        (!self.is_virtual())
-            .then(|| Machine::here().obstacle(address))
-            .flatten()
+        Machine::here().obstacle(self.address()?)
     }
 
     fn plugin(&self) -> PathBuf {

@@ -7,6 +7,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bypass_backends::af_xdp::function_mac;
+
 /// First digits of the class of network controllers.
 const NETWORK: &str = "0x02";
 
@@ -106,6 +108,20 @@ impl Machine {
             "{address} is bound to {driver}, not to {VFIO}{iommu}: {loaded}bypassctl devices bind \
              {address}"
         ))
+    }
+
+    /// The MAC address that the physical function has for a virtual one (its address with or
+    /// without the domain); `None` = it tells none, or its driver is not the kernel's.
+    #[must_use]
+    pub fn given_mac(&self, address: &str) -> Option<[u8; 6]> {
+        let function = self.find(address)?;
+        let physical = self.function(function.physical?);
+        let mut numbers = (0..).zip(&physical.virtuals);
+        let (number, _) = numbers.find(|(_, virtual_)| **virtual_ == function.address)?;
+        physical.interfaces.iter().find_map(|name| {
+            let ifindex = word(&self.sys.join("class/net").join(name).join("ifindex"))?;
+            function_mac(ifindex.parse().ok()?, number).ok().flatten()
+        })
     }
 
     /// Folder of a function.
