@@ -77,18 +77,6 @@ pub fn forked(original: impl FnOnce() -> i32) -> i32 {
     pid
 }
 
-/// A child that [`forked`] has made, and in which it does not return.
-pub fn begun() {
-    tcp::changed::forget_all();
-    in_child();
-    #[expect(unsafe_code, reason = "UNSAFETY: what has locked it does not return")]
-    // SAFETY: `forked` has locked it for writing, in what was this thread, for the last time.
-    unsafe {
-        FORK.force_unlock_write();
-    }
-    FORKING.set(None);
-}
-
 /// This process is a child that uses the stack for the first time: perhaps inside of the fork,
 /// perhaps made by a call that we have not seen. Then it holds nothing, and what it closes stays
 /// its parent's.

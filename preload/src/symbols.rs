@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use libc::{
     FILE, c_char, c_int, c_uint, c_ulong, c_void, epoll_event, fd_set, iovec, loff_t, mmsghdr,
     msghdr, nfds_t, off_t, pid_t, pollfd, posix_spawn_file_actions_t, posix_spawnattr_t, sigset_t,
-    size_t, sockaddr, socklen_t, ssize_t, timespec, timeval,
+    size_t, sockaddr, socklen_t, ssize_t, termios, timespec, timeval, winsize,
 };
 
 use crate::family;
@@ -165,6 +165,8 @@ hooks! {
     fn _Fork() -> pid_t => family::process::bare_fork;
     fn clone(function: Option<extern "C" fn(*mut c_void) -> c_int>, stack: *mut c_void, flags: c_int, argument: *mut c_void, parent_tid: *mut c_void, tls: *mut c_void, child_tid: *mut c_void) -> c_int => family::process::clone;
     fn daemon(keep_folder: c_int, keep_streams: c_int) -> c_int => family::process::daemon;
+    fn forkpty(master: *mut c_int, name: *mut c_char, settings: *const termios, size: *const winsize) -> pid_t => family::process::forkpty;
+    fn login_tty(terminal: c_int) -> c_int => family::process::login_tty;
     fn execve(path: *const c_char, argv: *const *const c_char, envp: *const *const c_char) -> c_int => family::process::execve;
     fn execv(path: *const c_char, argv: *const *const c_char) -> c_int => family::process::execv;
     fn execvp(file: *const c_char, argv: *const *const c_char) -> c_int => family::process::execvp;

@@ -1,8 +1,13 @@
 /* Children that use their parent's sockets before fork() has come back, or without any fork(). */
 #include "case.h"
 
+#include <pty.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <utmp.h>
+
+/* A flag of terminals, not the peer's port. */
+#undef ECHO
 
 /* What handlers use; -1 = they do nothing. */
 static int datagrams = -1, stream = -1, own_stream = -1;
@@ -190,6 +195,83 @@ CASE(process_clone_stack, ACCELERATED)
     pid_t child = vfork();
     if (child == 0)
         _exit(6);
+    end(child);
+}
+
+static int return_eight(void *argument)
+{
+    (void)argument;
+    return 8;
+}
+
+/* A child that needs no more has half a kilobyte of stack. */
+CASE(process_clone_small, ACCELERATED)
+{
+    enum { PAGE = 4096, STACK = 512 };
+    unsigned char *pages =
+        mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    value("mprotect", mprotect(pages, PAGE, PROT_NONE));
+    begin(6125);
+    for (int i = 0; i < 3; i++) {
+        fflush(stdout);
+        end(clone(return_eight, pages + PAGE + STACK, SIGCHLD, NULL));
+    }
+}
+
+static void print_terminal(int terminal)
+{
+    char text[64];
+    long length = 0, more;
+    while (length < 64 && (more = read(terminal, text + length, 64 - (size_t)length)) > 0)
+        length += more;
+    content("terminal", text, length);
+    close(terminal);
+}
+
+/* The child has what its parent has, but for the standard streams. */
+CASE(process_forkpty, ACCELERATED)
+{
+    begin(6126);
+    int terminal, out = dup(STDOUT_FILENO);
+    value("dup2", dup2(stream, STDIN_FILENO));
+    fflush(stdout);
+    pid_t child = forkpty(&terminal, NULL, NULL, NULL);
+    if (child == 0) {
+        write(STDIN_FILENO, "said", 4);
+        bool are_terminals = isatty(0) && isatty(1) && isatty(2);
+        dup2(out, STDOUT_FILENO);
+        yes("terminals", are_terminals);
+        yes("session", getsid(0) == getpid());
+        _exit(child_ends());
+    }
+    print_terminal(terminal);
+    end(child);
+    value("send", send(STDIN_FILENO, "mine", 4, 0));
+    receive(STDIN_FILENO, 0);
+}
+
+/* login_tty() by itself: a connection that was the standard input has no other number. */
+CASE(process_login_tty, ACCELERATED)
+{
+    begin(6127);
+    int master, terminal, out = dup(STDOUT_FILENO);
+    value("openpty", openpty(&master, &terminal, NULL, NULL, NULL));
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(stream, STDIN_FILENO);
+        close(stream);
+        close(master);
+        int failed = login_tty(terminal);
+        write(STDIN_FILENO, "said", 4);
+        dup2(out, STDOUT_FILENO);
+        value("login_tty", failed);
+        value("send", send(STDIN_FILENO, "no socket", 9, 0));
+        fflush(stdout);
+        _exit(4);
+    }
+    close(terminal);
+    print_terminal(master);
     end(child);
 }
 

@@ -9,7 +9,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::os::fd::AsRawFd;
 
-use libc::{pid_t, posix_spawn_file_actions_t, posix_spawnattr_t};
+use libc::{pid_t, posix_spawn_file_actions_t, posix_spawnattr_t, termios, winsize};
 
 use crate::environment::Environment;
 use crate::family::fd;
@@ -38,22 +38,9 @@ pub fn cloned(original: impl FnOnce() -> usize) -> usize {
     process::forked(|| original() as i32) as isize as usize
 }
 
-/// What a child of [`clone`] runs, and with what.
-struct Beginning {
-    function: extern "C" fn(*mut c_void) -> c_int,
-    argument: *mut c_void,
-}
-
-/// The first that such a child does.
-extern "C" fn begin(beginning: *mut c_void) -> c_int {
-    process::begun();
-    // SAFETY: the child's own copy of what `clone` had in its frame.
-    let Beginning { function, argument } = unsafe { beginning.cast::<Beginning>().read() };
-    function(argument)
-}
-
 /// A fork whose child begins with a function, on a stack of its own. (One that shares our memory,
-/// or has other thread-local variables, is none.)
+/// or has other thread-local variables, is none.) That stack may be small: what is to be done of
+/// ours is done on the copy of the caller's.
 pub unsafe fn clone(
     function: Option<extern "C" fn(*mut c_void) -> c_int>,
     stack: *mut c_void,
@@ -63,25 +50,63 @@ pub unsafe fn clone(
     tls: *mut c_void,
     child_tid: *mut c_void,
 ) -> c_int {
-    let original = symbols::clone::original();
-    // SAFETY: the caller's arguments, but for the function and what is passed to it.
-    let clone = |function, argument| unsafe {
-        original(function, stack, flags, argument, parent_tid, tls, child_tid)
+    let shares = flags & (libc::CLONE_VM | libc::CLONE_SETTLS) != 0;
+    let Some(begins) = function.filter(|_| !stack.is_null() && !shares) else {
+        let original = symbols::clone::original();
+        // SAFETY: the caller's arguments.
+        return unsafe { original(function, stack, flags, argument, parent_tid, tls, child_tid) };
     };
-    let Some(begins) = function.filter(|_| flags & (libc::CLONE_VM | libc::CLONE_SETTLS) == 0)
-    else {
-        return clone(function, argument);
+    let [last, before] = match cfg!(target_arch = "x86_64") {
+        true => [tls, child_tid],
+        false => [child_tid, tls],
     };
-    if context::joined().is_none() {
-        // Nothing of ours is to be done in the child, whose stack may be small.
-        process::has_come();
-        return clone(function, argument);
+    let call = symbols::syscall::original();
+    let (number, flags) = (libc::SYS_clone as usize, flags as u32 as usize);
+    let (parent, before, last) = (parent_tid as usize, before as usize, last as usize);
+    // SAFETY: a fork, whose child goes on here, on its copy of this stack.
+    let pid = process::forked(|| unsafe { call(number, flags, 0, parent, before, last, 0) } as i32);
+    if pid == 0 {
+        // SAFETY: the caller's promise for this stack, which nobody else has in the child.
+        unsafe { run_on(stack, begins, argument) }
     }
-    let mut beginning = Beginning {
-        function: begins,
-        argument,
-    };
-    process::forked(|| clone(Some(begin), (&raw mut beginning).cast()))
+    pid
+}
+
+/// Calls the function on another stack (from this address down) and ends with its result.
+///
+/// # Safety
+/// The stack is writable, and as large as the function needs.
+#[unsafe(naked)]
+unsafe extern "C" fn run_on(
+    stack: *mut c_void,
+    function: extern "C" fn(*mut c_void) -> c_int,
+    argument: *mut c_void,
+) -> ! {
+    #[cfg(target_arch = "x86_64")]
+    std::arch::naked_asm!(
+        "and rdi, -16",
+        "mov rsp, rdi",
+        "mov rdi, rdx",
+        "xor ebp, ebp",
+        "call rsi",
+        "mov edi, eax",
+        "mov eax, {exit}",
+        "syscall",
+        "ud2",
+        exit = const libc::SYS_exit,
+    );
+    #[cfg(target_arch = "aarch64")]
+    std::arch::naked_asm!(
+        "and x0, x0, -16",
+        "mov sp, x0",
+        "mov x0, x2",
+        "mov x29, xzr",
+        "blr x1",
+        "mov x8, {exit}",
+        "svc 0",
+        "brk 1",
+        exit = const libc::SYS_exit,
+    );
 }
 
 /// daemon(3), whose fork inside of libc passes us by.
@@ -123,6 +148,59 @@ pub unsafe fn daemon(keep_folder: c_int, keep_streams: c_int) -> c_int {
         }
         Err(error) => errno::to_int(Err(error)),
     }
+}
+
+/// forkpty(3), whose fork inside of libc passes us by.
+pub unsafe fn forkpty(
+    master: *mut c_int,
+    name: *mut c_char,
+    settings: *const termios,
+    size: *const winsize,
+) -> pid_t {
+    let (mut ours, mut terminal) = (-1, -1);
+    // SAFETY: the caller's arguments, and numbers; libc only reads through the last two.
+    unsafe {
+        if libc::openpty(&raw mut ours, &raw mut terminal, name, settings, size) != 0 {
+            return -1;
+        }
+        let pid = fork();
+        if pid == 0 {
+            fd::close(ours);
+            if login_tty(terminal) != 0 {
+                libc::_exit(1);
+            }
+            return 0;
+        }
+        let failure = errno::last();
+        fd::close(terminal);
+        if pid < 0 {
+            fd::close(ours);
+            errno::set(failure);
+        } else {
+            *master = ours;
+        }
+        pid
+    }
+}
+
+/// login_tty(3), which changes what the standard streams are.
+pub unsafe fn login_tty(terminal: c_int) -> c_int {
+    // SAFETY: numbers only. setsid fails in the leader of a process group, which is no matter.
+    unsafe {
+        libc::setsid();
+        if libc::ioctl(terminal, libc::TIOCSCTTY, 0) != 0 {
+            return -1;
+        }
+        for stream in 0..=2 {
+            if fd::dup2(terminal, stream) < 0 {
+                return -1;
+            }
+        }
+        if terminal > 2 {
+            fd::close(terminal);
+        }
+    }
+    0
 }
 
 /// The environment of this process.
