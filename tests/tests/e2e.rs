@@ -23,6 +23,7 @@ mod e2e {
     pub mod programs;
     pub mod reasons;
     pub mod reloads;
+    pub mod restarts;
     pub mod rollback;
     pub mod routers;
     pub mod rubbish;
@@ -40,8 +41,8 @@ use e2e::harness::{
 };
 use e2e::{
     card, clients, crowds, dpdk, endings, engines, faults, floods, groups, handover, jumbo,
-    languages, links, names, programs, reasons, reloads, rollback, routers, rubbish, rules, soaks,
-    stores, storms, streams, tool, web,
+    languages, links, names, programs, reasons, reloads, restarts, rollback, routers, rubbish,
+    rules, soaks, stores, storms, streams, tool, web,
 };
 
 macro_rules! tests {
@@ -163,6 +164,11 @@ tests! {
     reloads::nginx_killed_workers: Any,
     reloads::nginx_rolled_back: Any,
     reloads::haproxy_reloads: Any,
+    reloads::haproxy_rolled_back: Any,
+    restarts::haproxy_killed_workers: Any,
+    restarts::nginx_restarts: Any,
+    restarts::nginx_logs: Segments,
+    restarts::apache_restarts: Any,
     reloads::apache_reloads: Any,
     reloads::apache_killed_workers: Any,
     reloads::apache_rolled_back: Any,

@@ -16,19 +16,25 @@ use super::streams::{fetch, noise, started, subject};
 use super::web::{apache, debian_nginx, nginx_command, no_failures};
 
 /// How long a server may take for what it was told.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A server in the background, by its file with the process id. Dropping it ends it.
-struct Master {
+pub(super) struct Master {
     file: PathBuf,
 }
 
 impl Master {
-    fn pid(&self) -> Result<u32> {
+    /// The server whose process id is in the scene's folder.
+    pub(super) fn of(scene: &Scene) -> Self {
+        let file = scene.bed.folder().join("pid");
+        Self { file }
+    }
+
+    pub(super) fn pid(&self) -> Result<u32> {
         Ok(fs::read_to_string(&self.file)?.trim().parse()?)
     }
 
-    fn workers(&self) -> Vec<u32> {
+    pub(super) fn workers(&self) -> Vec<u32> {
         let pid = self.pid().unwrap_or(0);
         let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
         let text = text.unwrap_or_default();
@@ -65,14 +71,14 @@ impl Drop for Master {
     }
 }
 
-fn signal(pid: u32, signal: Signal) {
+pub(super) fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         // It may have ended by itself.
         let _ = kill_process(pid, signal);
     }
 }
 
-fn is_gone(pid: u32) -> bool {
+pub(super) fn is_gone(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status.is_empty() || status.contains("State:\tZ")
 }
@@ -84,7 +90,7 @@ fn load(scene: &Scene, url: &str, arguments: &[&str]) -> Result<Running> {
 }
 
 /// Repeats `turn` as long as the clients work; none of their requests may fail.
-fn under_load(
+pub(super) fn under_load(
     scene: &Scene,
     url: &str,
     arguments: &[&str],
@@ -98,15 +104,14 @@ fn under_load(
 }
 
 /// Debian's nginx with this many workers.
-fn nginx(scene: &Scene, workers: u32) -> Result<(PathBuf, Master, String)> {
+pub(super) fn nginx(scene: &Scene, workers: u32) -> Result<(PathBuf, Master, String)> {
     let config = debian_nginx(scene)?;
     let text = fs::read_to_string(&config)?;
     let wanted = format!("worker_processes {workers}");
     fs::write(&config, text.replace("worker_processes 2", &wanted))?;
     nginx_command(scene, &config, &[])?;
     wait_for_tcp_port(&scene.bed, Side::Server, 80)?;
-    let file = scene.bed.folder().join("pid");
-    let master = Master { file };
+    let master = Master::of(scene);
     // A signal that comes before the master has made its workers is noted and then forgotten.
     wait_until("all workers", PATIENCE, || {
         master.workers().len() == workers as usize
@@ -225,7 +230,7 @@ fn workers_are_killed(scene: &Scene, master: &Master, (url, requests): (&str, &s
 }
 
 /// A process and what it has forked, to the kernel and back.
-fn there_and_back(scene: &Scene, pid: u32) -> Result<()> {
+pub(super) fn there_and_back(scene: &Scene, pid: u32) -> Result<()> {
     for command in ["rollback", "adopt"] {
         if scene.has_shim() {
             let run = daemon::bypassctl(&scene.bed, &[command, &pid.to_string()])?;
@@ -246,9 +251,8 @@ pub(crate) fn nginx_rolled_back(scene: &Scene) -> Result<()> {
     nginx_command(scene, &config, &["-s", "quit"])
 }
 
-/// haproxy, reload after reload: its master executes itself anew, and the new worker gets the
-/// listeners from the old one by SCM_RIGHTS. No request fails.
-pub(crate) fn haproxy_reloads(scene: &Scene) -> Result<()> {
+/// haproxy with a master and a worker; the URL of what it says.
+pub(super) fn haproxy(scene: &Scene) -> Result<(Running, Master, String)> {
     let here = scene.bed.folder().display().to_string();
     let (config, host) = (format!("{here}/haproxy.cfg"), scene.host());
     fs::write(
@@ -264,9 +268,25 @@ pub(crate) fn haproxy_reloads(scene: &Scene) -> Result<()> {
     let mut server = subject(scene, Side::Server, "/usr/sbin/haproxy");
     server.args(["-W", "-db", "-f", &config]);
     let server = started(scene, &server, 8080)?;
-    let file = scene.bed.folder().join("pid");
-    let master = Master { file };
-    let url = format!("http://{host}:8080/");
+    Ok((server, Master::of(scene), format!("http://{host}:8080/")))
+}
+
+/// Master and worker to the kernel and back, again and again: no request fails.
+pub(crate) fn haproxy_rolled_back(scene: &Scene) -> Result<()> {
+    let (server, master, url) = haproxy(scene)?;
+    let pid = master.pid()?;
+    let turn = || there_and_back(scene, pid);
+    under_load(scene, &url, &["-n", "4000", "-c", "10"], turn)?;
+    under_load(scene, &url, &["-n", "8000", "-c", "10", "-k"], turn)?;
+    drop(master);
+    server.wait(PATIENCE)?;
+    Ok(())
+}
+
+/// haproxy, reload after reload: its master executes itself anew, and the new worker gets the
+/// listeners from the old one by SCM_RIGHTS. No request fails.
+pub(crate) fn haproxy_reloads(scene: &Scene) -> Result<()> {
+    let (server, master, url) = haproxy(scene)?;
     under_load(scene, &url, &["-n", "6000", "-c", "10"], || {
         let (pid, before) = (master.pid()?, master.workers());
         let mut told: Option<Instant> = None;
@@ -287,7 +307,7 @@ pub(crate) fn haproxy_reloads(scene: &Scene) -> Result<()> {
 
 /// Apache's ways of sharing work. A process whose threads are all busy closes connections that are
 /// kept alive (event MPM): each has more threads than there are clients.
-const MPMS: [(&str, &str); 2] = [
+pub(super) const MPMS: [(&str, &str); 2] = [
     (
         "event",
         "StartServers 2\nThreadsPerChild 16\nMaxRequestWorkers 64",
@@ -303,9 +323,7 @@ fn each_apache(scene: &Scene, body: impl Fn(&Master, &str) -> Result<()>) -> Res
     let page = noise(scene, "page", 20_000)?;
     for mpm in MPMS {
         let (server, url) = apache(scene, mpm, &page)?;
-        let master = Master {
-            file: scene.bed.folder().join("pid"),
-        };
+        let master = Master::of(scene);
         body(&master, &url)
             .map_err(|error| format!("{}: {error}\n{}", mpm.0, apache_errors(scene)))?;
         drop(master);
@@ -376,9 +394,7 @@ pub(crate) fn apache_listeners(scene: &Scene) -> Result<()> {
     );
     let page = noise(scene, "page", 1000)?;
     let (server, url) = apache(scene, ("event", &settings), &page)?;
-    let master = Master {
-        file: scene.bed.folder().join("pid"),
-    };
+    let master = Master::of(scene);
     for _ in 0..2 {
         fs::write(&log, "")?;
         under_load(scene, &url, &["-n", "400", "-c", "8"], || {
