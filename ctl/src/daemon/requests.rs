@@ -117,7 +117,11 @@ impl Server {
         }
         match kind {
             RequestKind::Attach => self.attach(client).map(Answer::Stack),
-            RequestKind::QueuePairs => self.queue_pairs(client),
+            RequestKind::QueuePairs => {
+                // Whoever finds a port taken asks this, and then for the port again.
+                self.bury_waiting();
+                self.queue_pairs(client)
+            }
             RequestKind::AddFilter => self.add_filter(client, request, fds).map(Answer::Reply),
             RequestKind::AddPorts => self.add_ports(client, request).map(Answer::Reply),
             RequestKind::RemoveFilter => self

@@ -314,7 +314,9 @@ impl StackEntry {
     /// [`Busy`] when its owner lives and keeps it for long.
     pub(super) fn lock_for_program(&self) -> Result<Locked<'_>, Busy> {
         let taken = self.attachment.lock_within(PROGRAM_PATIENCE, self.owners());
-        taken.map_err(|_| Busy)
+        let locked = taken.map_err(|_| Busy)?;
+        self.busy_until.set(None);
+        Ok(locked)
     }
 
     /// Whether the thread ids of its lock's owners are the daemon's too.

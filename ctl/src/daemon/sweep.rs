@@ -359,6 +359,21 @@ impl Server {
         }
     }
 
+    /// Gives back what the dead held before somebody is answered who asks for it: their listeners'
+    /// ports.
+    pub(super) fn bury_waiting(&mut self) {
+        let mut users: Vec<u32> = self.chores.slots.iter().map(|(uid, _)| *uid).collect();
+        if users.is_empty() && self.chores.unknown.is_empty() {
+            return;
+        }
+        users.dedup();
+        for stack in users.iter().filter_map(|uid| self.stacks.get(*uid)) {
+            // Whoever has kept the lock may be about to give it back.
+            drop(stack.lock_for_program());
+        }
+        self.do_chores();
+    }
+
     /// Tries again what waits.
     pub(super) fn do_chores(&mut self) {
         self.chores.retry_at = None;

@@ -8,7 +8,7 @@ use super::bed::{Bed, PROMPTLY, promptly};
 use super::child::Lines;
 use super::life::{ready, send, with_daemon_apart};
 
-fn counter(bed: &Bed, name: &str) -> u64 {
+pub(super) fn counter(bed: &Bed, name: &str) -> u64 {
     let daemon = bed.list(QueryKind::Daemon);
     let counters = daemon["counters"].as_array().expect("counters");
     let found = counters.iter().find(|one| one["name"] == name);

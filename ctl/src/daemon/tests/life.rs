@@ -3,11 +3,14 @@
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use bypass_proto::control::QueryKind;
+use bypass_proto::control::{QueryKind, Request, RequestKind};
 use bypass_runtime::control::Control;
 
 use super::bed::{Bed, promptly, until};
 use super::child::Lines;
+use super::deputy::counter;
+use super::program::{Program, query};
+use super::tcp::bound;
 use crate::daemon::{DaemonError, DaemonOptions};
 
 fn filters(bed: &Bed) -> usize {
@@ -299,6 +302,38 @@ fn a_child_goes_on_with_its_parents_sockets() {
 }
 
 #[test]
+fn ports_of_the_dead_are_free_for_who_asks() {
+    let bed = Bed::with_daemon();
+    let mut parent = ready(&bed, "198.18.9.1:7002", 0);
+    let connection = "connection 198.18.9.1:7002 198.18.9.2:5001";
+    assert_eq!(parent.ask(connection), "true");
+    let slot = parent.ask("fork");
+    let mut child = std::process::Command::new("sleep")
+        .arg("100")
+        .spawn()
+        .expect("spawn");
+    assert_eq!(parent.ask(&format!("forked {slot} {}", child.id())), "told");
+    bed.inside(|| {
+        let mut program = Program::join().expect("join");
+        until("all are known", || {
+            query(QueryKind::Stacks)[0]["processes"]
+                .as_array()
+                .is_some_and(|all| all.len() == 3)
+        });
+        let busy = || counter(&bed, "stack_locks_busy");
+        let (locked, before) = (program.attachment.lock().expect("lock"), busy());
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        until("the child's slot waits", || busy() > before);
+        parent.kill();
+        drop(locked);
+        let request = Request::new(RequestKind::QueuePairs);
+        program.control.ask(request, None).expect("answer");
+        bound("198.18.9.1:7002").expect("the port is free");
+    });
+}
+
+#[test]
 fn a_child_that_was_never_born_holds_nothing_for_long() {
     let bed = Bed::with_daemon();
     let mut parent = ready(&bed, "198.18.9.1:7001", 0);
@@ -332,7 +367,7 @@ fn rules_leave_routing_to_the_kernel() {
     use bypass_stack::cplane::{CplaneReason, Lookup, lookup};
     let bed = Bed::with_daemon();
     bed.inside(|| {
-        let program = super::program::Program::join().expect("join");
+        let program = Program::join().expect("join");
         let peer = IpAddress::from_v4([198, 18, 9, 2]);
         let ask = || {
             program
