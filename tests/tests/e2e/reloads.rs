@@ -268,7 +268,10 @@ pub(super) fn haproxy(scene: &Scene) -> Result<(Running, Master, String)> {
     let mut server = subject(scene, Side::Server, "/usr/sbin/haproxy");
     server.args(["-W", "-db", "-f", &config]);
     let server = started(scene, &server, 8080)?;
-    Ok((server, Master::of(scene), format!("http://{host}:8080/")))
+    let master = Master::of(scene);
+    // It listens before it notes its process id.
+    wait_until("a worker", PATIENCE, || !master.workers().is_empty())?;
+    Ok((server, master, format!("http://{host}:8080/")))
 }
 
 /// Master and worker to the kernel and back, again and again: no request fails.
@@ -328,20 +331,8 @@ fn each_apache(scene: &Scene, body: impl Fn(&Master, &str) -> Result<()>) -> Res
             .map_err(|error| format!("{}: {error}\n{}", mpm.0, apache_errors(scene)))?;
         drop(master);
         server.wait(PATIENCE)?;
-        port_is_free(scene, 8080)?;
     }
     Ok(())
-}
-
-/// Waits until the daemon, which holds the port as well, has seen the end of the program.
-fn port_is_free(scene: &Scene, port: u16) -> Result<()> {
-    let end = format!(":{port}");
-    wait_until("the port is free", PATIENCE, || {
-        // Without a daemon it is.
-        let filters = daemon::list(&scene.bed, &["filters", "list"]).unwrap_or_default();
-        let mut locals = filters.iter().filter_map(|it| it["local"].as_str());
-        !locals.any(|local| local.ends_with(&end))
-    })
 }
 
 fn apache_errors(scene: &Scene) -> String {
