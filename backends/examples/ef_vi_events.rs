@@ -10,7 +10,7 @@
 
 use std::path::PathBuf;
 
-use bypass_backends::ef_vi::EfViPort;
+use bypass_backends::ef_vi::{EfViPort, Settings};
 use bypass_backends::relay::{CardFilter, Port};
 
 /// Frames for each doorbell; the stand-in gives as many at a time.
@@ -50,7 +50,8 @@ fn main() {
         panic!("in or out, and a count");
     };
     let count: u64 = count.parse().expect("a count");
-    let mut port = EfViPort::open(&stand_in(), "eth9", false).expect("the stand-in");
+    let port = EfViPort::open(&stand_in(), "eth9", Settings::default());
+    let mut port = port.expect("the stand-in");
     let frame = [0xff; 60];
     if way == "in" {
         // What the wire `null` brings: see tests/fake-ciul/src/wire.rs.

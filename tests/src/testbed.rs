@@ -56,6 +56,8 @@ pub struct Options {
     pub card: Option<&'static str>,
     /// The card says when frames have come.
     pub timestamps: bool,
+    /// Queues over which the card spreads flows.
+    pub card_queues: u32,
 }
 
 impl Default for Options {
@@ -69,6 +71,7 @@ impl Default for Options {
             apart: false,
             card: None,
             timestamps: false,
+            card_queues: 1,
         }
     }
 }
@@ -284,7 +287,9 @@ impl Testbed {
         let library = crate::ciul::stand_in()?.display().to_string();
         let device = format!("name = {name:?}\nbackend = \"ef_vi\"\nlibrary = {library:?}\n");
         let stamps = self.options.timestamps;
-        let device = format!("\n[[device]]\n{device}timestamps = {stamps}\n");
+        let queues = self.options.card_queues;
+        let device = format!("{device}timestamps = {stamps}\nqueues = {queues}\n");
+        let device = format!("\n[[device]]\n{device}");
         let mut text = std::fs::read_to_string(file).unwrap_or_default();
         if !text.contains(&device) {
             text += &device;

@@ -37,7 +37,8 @@ mod e2e {
 }
 
 use e2e::harness::{
-    Carried, check, check_card, check_dying, check_late, check_port, check_stamped, check_veth,
+    Carried, check, check_card, check_dying, check_late, check_port, check_spread, check_stamped,
+    check_veth,
 };
 use e2e::{
     card, clients, crowds, dpdk, endings, engines, faults, floods, groups, handover, jumbo,
@@ -328,6 +329,18 @@ mod ef_vi_card {
         reloads::nginx_reloads: Any,
         handover::executed: Any,
         rollback::of_forked: Any,
+    }
+}
+
+/// The same with four queues of the card, of which one dies.
+mod ef_vi_spread {
+    use super::{Carried, card, check_spread, dpdk};
+
+    tests! {
+        check_spread:
+        card::spread: Any,
+        card::reuseport_workers: Any,
+        dpdk::nginx_workers: Any,
     }
 }
 

@@ -23,8 +23,8 @@ use std::path::Path;
 use libloading::os::unix::Library;
 
 use super::library::{Ciul, Cookie, Functions, RawRegistration, Specification};
-use super::port::{Counts, EfViPort};
-use super::tests::{Fake, RELEASES, around, datagrams, frame, mended, send};
+use super::port::{Counts, EfViPort, Settings};
+use super::tests::{Fake, RELEASES, STAMPED, around, datagrams, frame, mended, send};
 use crate::relay::{CardFilter, Port};
 
 const EVENTS: usize = 1024;
@@ -397,7 +397,7 @@ fn library(path: &Path) -> Ciul {
 
 /// Datagrams around the loop by a library's ring code: what has come, and what was counted.
 fn trace(path: &Path) -> (Vec<u32>, Counts) {
-    let mut port = EfViPort::with(library(path), "eth9", false).unwrap();
+    let mut port = EfViPort::with(library(path), "eth9", Settings::default()).unwrap();
     assert_eq!(port.facts().mtu, 1500);
     assert_eq!(around(&mut port, 10), [], "no filter");
     port.add_filter(datagrams()).unwrap();
@@ -452,7 +452,7 @@ fn stamps(port: &mut EfViPort, count: u32) -> Vec<u64> {
 fn frames_have_the_time_that_the_card_has_written() {
     over_each(|path| {
         world(|world| world.stamps.clear());
-        let mut port = EfViPort::with(library(path), "eth9", true).unwrap();
+        let mut port = EfViPort::with(library(path), "eth9", STAMPED).unwrap();
         port.add_filter(datagrams()).unwrap();
         let mut got = stamps(&mut port, 9000);
         cards(|card| card.raise(REBOOT));
@@ -470,7 +470,7 @@ fn frames_have_the_time_that_the_card_has_written() {
 #[test]
 fn a_ring_that_has_overflown_is_made_again() {
     over_each(|path| {
-        let mut port = EfViPort::with(library(path), "eth9", false).unwrap();
+        let mut port = EfViPort::with(library(path), "eth9", Settings::default()).unwrap();
         port.add_filter(datagrams()).unwrap();
         cards(|card| (0..EVENTS).for_each(|_| card.raise(START)));
         mended(&mut port);
@@ -490,7 +490,8 @@ fn the_library_takes_every_kind_of_filter() {
     const V6: [u8; 16] = [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
     over_each(|path| {
         for vlan in [None, Some((7, 1400))] {
-            let mut port = EfViPort::of_card(library(path), "eth9", vlan, false).unwrap();
+            let mut port =
+                EfViPort::of_card(library(path), "eth9", vlan, Settings::default()).unwrap();
             for protocol in [6, 17] {
                 for local in [datagrams().local, (V6, 80)] {
                     for remote in [None, Some((local.0, 4000))] {

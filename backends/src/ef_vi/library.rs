@@ -81,6 +81,11 @@ functions! {
         *mut c_void, c_int, *mut c_void, c_int, c_int, c_int, c_int, *mut c_void, c_int, u64
     ) -> c_int;
     ef_vi_free(*mut c_void, c_int) -> c_int;
+    ef_vi_set_alloc_from_pd(*mut c_void, c_int, *mut c_void, c_int, c_int) -> c_int;
+    ef_vi_set_free(*mut c_void, c_int) -> c_int;
+    ef_vi_alloc_from_set(
+        *mut c_void, c_int, *mut c_void, c_int, c_int, c_int, c_int, c_int, *mut c_void, c_int, u64
+    ) -> c_int;
     ef_vi_mtu(*mut c_void, c_int) -> c_uint;
     ef_vi_get_mac(*mut c_void, c_int, *mut [u8; 6]) -> c_int;
     ef_memreg_alloc(*mut RawRegistration, c_int, *mut c_void, c_int, *mut c_void, usize) -> c_int;
@@ -102,6 +107,8 @@ functions! {
     ef_filter_spec_set_vlan(*mut Specification, c_int) -> c_int;
     ef_vi_filter_add(*mut c_void, c_int, *const Specification, *mut Cookie) -> c_int;
     ef_vi_filter_del(*mut c_void, c_int, *const Cookie) -> c_int;
+    ef_vi_set_filter_add(*mut c_void, c_int, *const Specification, *mut Cookie) -> c_int;
+    ef_vi_set_filter_del(*mut c_void, c_int, *const Cookie) -> c_int;
     ef_vi_version_str() -> *const c_char;
     ef_vi_driver_interface_str() -> *const c_char;
     // Internal ones that are exported: for the calibration.

@@ -1,7 +1,8 @@
-//! A card's queue as a port: frames in, frames out, filters, a descriptor to sleep on.
+//! A card's queues as a port: frames in, frames out, filters, a descriptor to sleep on.
 //!
 //! Every event has its place here. A VI that is dead (the card was reset, events were lost, sending
-//! has stopped) is made again with its filters; what was on its way is lost, as on a wire.
+//! has stopped) is made again with its filters, and with it the others of its set; what was on its
+//! way is lost, as on a wire.
 //!
 //! ```text
 //!   open ──► works ── RESET, OFLOW, TX_ERROR ──► broken ── at once, then with pauses ──► works
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::calibrate;
 use super::card;
 use super::event::{DISCARDS, Event, RawEvent};
+use super::group::{Group, Plan};
 use super::layout::Layout;
 use super::library::{Ciul, Cookie};
 use super::queue::{ETHERNET, MOST_OF_ONE, Queue};
@@ -51,7 +53,7 @@ pub struct Counts {
     pub other_vlan: u64,
     /// VIs made again, and why: resets, lost events, stopped transmit queues.
     pub resets: u64,
-    /// The same for lost events.
+    /// The same for lost events: by the card, or because the library cannot tell what one is of.
     pub overflows: u64,
     /// The same for transmit queues that have stopped.
     pub tx_errors: u64,
@@ -59,21 +61,38 @@ pub struct Counts {
     pub filters_lost: u64,
 }
 
-/// A queue of a card. Not for several threads.
+/// What is wished of a card, and done without where it cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The card says when each frame has come.
+    pub timestamps: bool,
+    /// Over how many queues it spreads the flows.
+    pub queues: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            timestamps: false,
+            queues: 1,
+        }
+    }
+}
+
+/// Queues of a card. Not for several threads.
 #[derive(Debug)]
 pub struct EfViPort {
     ciul: Arc<Ciul>,
     layout: Layout,
     /// The card's interface.
     interface: String,
-    vlan: Option<u16>,
-    /// Whether stamps are asked for.
-    stamps: bool,
-    queue: Option<Queue>,
-    /// A dead VI, which keeps its filters until another is opened: what they match must not reach
+    /// What is opened again. Its set is one that the card has room for.
+    plan: Plan,
+    group: Option<Group>,
+    /// Dead VIs, which keep their filters until others are opened: what they match must not reach
     /// the kernel meanwhile, which would reset connections that it does not know. When none opens
-    /// for [`PATIENCE`], it may be this one's place that is missing.
-    dead: Option<Queue>,
+    /// for [`PATIENCE`], it may be their place that is missing.
+    dead: Option<Group>,
     /// Since when there is no VI that works.
     died: Instant,
     /// Until the next attempt but one to open one.
@@ -90,31 +109,64 @@ pub struct EfViPort {
     room: Vec<u8>,
 }
 
-/// A queue, and why it has no stamps that were asked for.
+/// Queues, and why they are not all that was wished.
 struct Opened {
-    queue: Queue,
-    refusal: Option<String>,
+    group: Group,
+    no_stamps: Option<String>,
+    no_set: Option<String>,
 }
 
 impl Opened {
-    /// Opens a queue; without stamps where the card, or its licence, has none.
+    /// Opens queues; without stamps where the card, or its licence, has none, and one only where no
+    /// set of them is to be had, if that may be.
     fn of(
         ciul: &Arc<Ciul>,
         layout: Layout,
         interface: &str,
-        vlan: Option<u16>,
-        stamps: bool,
+        wished: Plan,
+        may_be_one: bool,
     ) -> Result<Self, CiulError> {
-        let open = |stamps| Queue::open(ciul, layout, interface, vlan, stamps);
-        let (queue, refusal) = match open(stamps) {
-            Err(error) if stamps && error.may_be_of_stamps() => {
-                (open(false)?, Some(error.errno.to_string()))
+        let (mut plan, mut no_stamps, mut no_set) = (wished, None, None);
+        let group = loop {
+            match Group::open(ciul, layout, interface, plan) {
+                Err(error) if plan.stamps && error.may_be_of_stamps() => {
+                    plan.stamps = false;
+                    no_stamps = Some(error.errno.to_string());
+                }
+                Err(error) if may_be_one && plan.queues > 1 => {
+                    // It may be the set whose stamps were refused.
+                    plan = Plan {
+                        queues: 1,
+                        ..wished
+                    };
+                    (no_stamps, no_set) = (None, Some(error.to_string()));
+                }
+                opened => break opened?,
             }
-            opened => (opened?, None),
         };
-        let is_old = stamps && refusal.is_none() && !queue.has_stamps();
-        let refusal = refusal.or_else(|| is_old.then(|| "the library knows none".to_owned()));
-        Ok(Self { queue, refusal })
+        if plan.stamps && !group.has_stamps() {
+            no_stamps = Some("the library knows none".to_owned());
+        }
+        Ok(Self {
+            group,
+            no_stamps,
+            no_set,
+        })
+    }
+
+    /// What of the wishes was fulfilled, for people.
+    fn describe(&self, wished: Plan) -> String {
+        let set = match &self.no_set {
+            Some(why) => format!(", one queue instead of {} ({why})", wished.queues),
+            None if wished.queues > 1 => format!(", {} queues", wished.queues),
+            None => String::new(),
+        };
+        let stamps = match &self.no_stamps {
+            Some(why) => format!(", which cannot stamp frames ({why})"),
+            None if wished.stamps => ", stamping frames".to_owned(),
+            None => String::new(),
+        };
+        set + &stamps
     }
 }
 
@@ -133,85 +185,104 @@ fn described(ciul: &Ciul, layout: Layout) -> String {
 }
 
 impl EfViPort {
-    /// Takes a queue of a card by the library at this path, or of this name.
-    ///
-    /// # Errors
-    /// A sentence: what is absent, or does not fit.
+    /// Takes queues of a card by the library at this path, or of this name.
     ///
     /// A VLAN interface on a card is a port with the card's frames of that VLAN.
     ///
-    /// `stamps`: the card is to say when each frame has come. One that cannot is opened without.
-    pub fn open(library: &Path, interface: &str, stamps: bool) -> Result<Self, String> {
-        Self::with(Ciul::load(library)?, interface, stamps)
+    /// # Errors
+    /// A sentence: what is absent, or does not fit.
+    pub fn open(library: &Path, interface: &str, settings: Settings) -> Result<Self, String> {
+        Self::with(Ciul::load(library)?, interface, settings)
     }
 
     /// The same with a library that is loaded.
     ///
     /// # Errors
     /// The same.
-    pub fn with(ciul: Ciul, interface: &str, stamps: bool) -> Result<Self, String> {
+    pub fn with(ciul: Ciul, interface: &str, settings: Settings) -> Result<Self, String> {
         match Vlan::of(interface)? {
-            Some(vlan) => Self::of_card(ciul, &vlan.card, Some((vlan.id, vlan.mtu)), stamps),
-            None => Self::of_card(ciul, interface, None, stamps),
+            Some(vlan) => Self::of_card(ciul, &vlan.card, Some((vlan.id, vlan.mtu)), settings),
+            None => Self::of_card(ciul, interface, None, settings),
         }
     }
 
-    /// Takes a queue of a card, or of a VLAN with an id and an MTU there.
+    /// Takes queues of a card, or of a VLAN with an id and an MTU there.
     pub(super) fn of_card(
         ciul: Ciul,
         interface: &str,
         vlan: Option<(u16, u32)>,
-        stamps: bool,
+        settings: Settings,
     ) -> Result<Self, String> {
         let layout = calibrate::layout(&ciul)?;
         if !ciul.is_stand_in {
             card::check(interface)?;
         }
         let ciul = Arc::new(ciul);
-        let told = |error: CiulError| told(&ciul, &error);
-        let id = vlan.map(|(id, _)| id);
-        let opened = Opened::of(&ciul, layout, interface, id, stamps);
-        let Opened { mut queue, refusal } = opened.map_err(told)?;
-        let (mac, mtu) = queue.facts().map_err(told)?;
+        let plan = Plan {
+            vlan: vlan.map(|(id, _)| id),
+            stamps: settings.timestamps,
+            queues: settings.queues,
+        };
+        let opened = Opened::of(&ciul, layout, interface, plan, true);
+        let mut opened = opened.map_err(|error| told(&ciul, &error))?;
+        let facts = opened.group.first().facts();
+        let (mac, mtu) = facts.map_err(|error| told(&ciul, &error))?;
         let mtu = vlan.map_or(mtu, |(_, own)| own.min(mtu));
         let tag = vlan.map_or(0, |_| vlan::BYTES as u32);
-        if mtu.saturating_add(ETHERNET + tag) > queue.longest() {
+        let longest = opened.group.first().longest();
+        if mtu.saturating_add(ETHERNET + tag) > longest {
             return Err(format!(
-                "an MTU of {mtu} bytes is more than a buffer of the card takes ({} with headers)",
-                queue.longest()
+                "an MTU of {mtu} bytes is more than a buffer of the card takes ({longest} with \
+                 headers)"
             ));
         }
-        let mut driver = described(&ciul, layout);
-        driver += &match (stamps, refusal) {
-            (true, None) => ", stamping frames".to_owned(),
-            (true, Some(why)) => format!(", which cannot stamp frames ({why})"),
-            (false, _) => String::new(),
+        let facts = Facts {
+            mac,
+            // Less than a buffer has bytes.
+            mtu: mtu as u16,
+            driver: described(&ciul, layout) + &opened.describe(plan),
+            is_bifurcated: true,
+            offloads: Offloads::default(),
         };
-        Ok(Self {
+        let plan = Plan {
+            queues: opened.group.count() as u32,
+            ..plan
+        };
+        Ok(Self::of_group(
+            ciul,
+            layout,
+            interface,
+            plan,
+            opened.group,
+            facts,
+        ))
+    }
+
+    fn of_group(
+        ciul: Arc<Ciul>,
+        layout: Layout,
+        interface: &str,
+        plan: Plan,
+        group: Group,
+        facts: Facts,
+    ) -> Self {
+        Self {
+            ciul,
             layout,
             interface: interface.to_owned(),
-            vlan: id,
-            stamps,
-            queue: Some(queue),
+            plan,
+            group: Some(group),
             dead: None,
             filters: BTreeMap::new(),
             died: Instant::now(),
             pause: PAUSES.0,
             retry: Instant::now(),
-            facts: Facts {
-                mac,
-                // Less than a buffer has bytes.
-                mtu: mtu as u16,
-                driver,
-                is_bifurcated: true,
-                offloads: Offloads::default(),
-            },
+            facts,
             epoch: 1,
             counts: Counts::default(),
             events: Box::new([RawEvent::NONE; EVENTS]),
             room: Vec::new(),
-            ciul,
-        })
+        }
     }
 
     /// What was counted.
@@ -220,38 +291,46 @@ impl EfViPort {
         self.counts
     }
 
-    fn open_again(&self) -> Result<Queue, CiulError> {
-        let (ciul, name) = (&self.ciul, &self.interface);
-        let opened = Opened::of(ciul, self.layout, name, self.vlan, self.stamps)?;
-        Ok(opened.queue)
+    /// Bytes of events that each VI has read.
+    #[cfg(test)]
+    pub(super) fn read(&self) -> Vec<u32> {
+        self.group.as_ref().map_or_else(Vec::new, Group::read)
     }
 
-    /// Makes the VI again, if it is dead.
+    fn open_again(&self) -> Result<Group, CiulError> {
+        let (ciul, name) = (&self.ciul, &self.interface);
+        // A set is not given up for the places that its dead ones may have.
+        let may_be_one = self.dead.is_none();
+        let opened = Opened::of(ciul, self.layout, name, self.plan, may_be_one)?;
+        Ok(opened.group)
+    }
+
+    /// Makes the VIs again, if they are dead.
     fn mend(&mut self) {
-        if self.queue.is_some() || Instant::now() < self.retry {
+        if self.group.is_some() || Instant::now() < self.retry {
             return;
         }
         let mut opened = self.open_again();
         if opened.is_err() && self.died.elapsed() >= PATIENCE && self.dead.take().is_some() {
             opened = self.open_again();
         }
-        let Ok(mut queue) = opened else {
+        let Ok(mut group) = opened else {
             self.retry = Instant::now() + self.pause;
             self.pause = (self.pause * 2).min(PAUSES.1);
             return;
         };
         for (filter, cookie) in &mut self.filters {
-            let mut added = queue.add_filter(filter);
+            let mut added = group.add_filter(filter);
             if let (Err(_), Some(dead), Some(old)) = (&added, &mut self.dead, *cookie) {
                 // Cards that know a filter once only, or have no room for another.
                 dead.remove_filter(&old);
-                added = queue.add_filter(filter);
+                added = group.add_filter(filter);
             }
             *cookie = added.ok();
             self.counts.filters_lost += u64::from(cookie.is_none());
         }
         self.dead = None;
-        self.queue = Some(queue);
+        self.group = Some(group);
         self.epoch += 1;
     }
 
@@ -263,10 +342,10 @@ impl EfViPort {
         if self.filters.contains_key(&filter) {
             return Ok(());
         }
-        let Some(queue) = &mut self.queue else {
+        let Some(group) = &mut self.group else {
             return Err("the card was reset a moment ago".to_owned());
         };
-        let cookie = queue
+        let cookie = group
             .add_filter(&filter)
             .map_err(|error| told(&self.ciul, &error))?;
         self.filters.insert(filter, Some(cookie));
@@ -276,10 +355,10 @@ impl EfViPort {
     /// Leaves matching frames to the kernel again.
     pub fn remove_filter(&mut self, filter: &CardFilter) {
         let cookie = self.filters.remove(filter).flatten();
-        // A dead VI's filters are still in the card.
-        let queue = self.queue.as_mut().or(self.dead.as_mut());
-        if let (Some(queue), Some(cookie)) = (queue, cookie) {
-            queue.remove_filter(&cookie);
+        // The filters of the dead are still in the card.
+        let group = self.group.as_mut().or(self.dead.as_mut());
+        if let (Some(group), Some(cookie)) = (group, cookie) {
+            group.remove_filter(&cookie);
         }
     }
 }
@@ -287,23 +366,29 @@ impl EfViPort {
 impl EfViPort {
     /// One look at the events; frames as they are on the wire.
     fn receive_as_is(&mut self, each: &mut dyn FnMut(&[u8], Told)) -> usize {
-        if self.queue.as_ref().is_some_and(Queue::has_stamps) {
-            self.look::<true>(each)
-        } else {
-            self.look::<false>(each)
+        self.mend();
+        let Some(group) = &self.group else { return 0 };
+        let has_stamps = group.has_stamps();
+        for _ in 0..group.count() {
+            let frames = if has_stamps {
+                self.look::<true>(each)
+            } else {
+                self.look::<false>(each)
+            };
+            // The others have their turn with the next look.
+            if frames > 0 {
+                return frames;
+            }
         }
+        0
     }
 
-    /// The same of a card that stamps frames, or does not.
+    /// One look at the next VI, of a card that stamps frames, or does not.
     fn look<const STAMPS: bool>(&mut self, each: &mut dyn FnMut(&[u8], Told)) -> usize {
-        self.mend();
-        let Self {
-            queue,
-            dead,
-            counts,
-            ..
-        } = self;
-        let Some(alive) = queue else { return 0 };
+        let Self { group, counts, .. } = self;
+        let Some(alive) = group.as_mut().map(Group::in_turn) else {
+            return 0;
+        };
         let before = counts.received;
         let count = alive.poll(&mut *self.events);
         let mut events = self.events[..count].iter();
@@ -319,7 +404,7 @@ impl EfViPort {
             alive.push_posted();
         } else {
             // What is left of a dead VI's events is of no use.
-            *dead = queue.take();
+            self.dead = group.take();
             self.died = Instant::now();
             (self.retry, self.pause) = (self.died, PAUSES.0);
         }
@@ -333,7 +418,7 @@ impl Port for EfViPort {
     }
 
     fn receive(&mut self, each: &mut dyn FnMut(&[u8], Told)) -> usize {
-        let Some(id) = self.vlan else {
+        let Some(id) = self.plan.vlan else {
             return self.receive_as_is(each);
         };
         let mut room = std::mem::take(&mut self.room);
@@ -353,22 +438,22 @@ impl Port for EfViPort {
         reason = "UNSAFETY: passes on bytes that others may change"
     )]
     unsafe fn send(&mut self, bytes: *const u8, length: u32) -> bool {
-        let Some(queue) = &mut self.queue else {
+        let Some(group) = &mut self.group else {
             // A dead card's frames are lost.
             return true;
         };
         // SAFETY: the caller's word.
-        unsafe { queue.send(bytes, length) }
+        unsafe { group.send(bytes, length) }
     }
 
     fn room(&self) -> usize {
         // A dead card's frames are lost.
-        self.queue.as_ref().map_or(usize::MAX, Queue::room)
+        self.group.as_ref().map_or(usize::MAX, Group::room)
     }
 
     fn flush(&mut self) -> u32 {
-        if let Some(queue) = &mut self.queue {
-            queue.flush();
+        if let Some(group) = &mut self.group {
+            group.flush();
         }
         0
     }
@@ -376,6 +461,7 @@ impl Port for EfViPort {
     fn statistics(&self) -> Vec<(String, u64)> {
         let counts = self.counts;
         let numbers = [
+            ("queues", self.group.as_ref().map_or(0, Group::count) as u64),
             ("received", counts.received),
             ("sent", counts.sent),
             ("no-buffer", counts.no_buffer),
@@ -396,7 +482,7 @@ impl Port for EfViPort {
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.queue.as_ref().map(Queue::fd)
+        self.group.as_ref().map(Group::fd)
     }
 
     fn epoch(&self) -> u64 {
@@ -404,9 +490,9 @@ impl Port for EfViPort {
     }
 
     fn prime(&mut self) -> bool {
-        self.queue
+        self.group
             .as_mut()
-            .is_some_and(|queue| queue.prime().is_ok())
+            .is_some_and(|group| group.prime().is_ok())
     }
 
     fn lead(&mut self, wanted: &BTreeSet<CardFilter>) -> Result<(), String> {
@@ -424,13 +510,13 @@ impl Port for EfViPort {
     }
 
     fn in_card(&self) -> Vec<InCard> {
-        let Some(queue) = &self.queue else {
+        let Some(group) = &self.group else {
             return Vec::new();
         };
         let there = self.filters.iter().filter_map(|(filter, cookie)| {
             Some(InCard {
                 filter: *filter,
-                queue: queue.number(),
+                queue: group.number(),
                 cookie: (*cookie)?.words(),
             })
         });
@@ -489,7 +575,7 @@ impl Counts {
                 self.discard(why, 1);
                 queue.post(id);
             }
-            Event::Merged { why } => self.take_merged(queue, event, why, each),
+            Event::Merged { why } => return self.take_merged(queue, event, why, each),
             Event::Lent { packet, bytes } => {
                 let used = queue.with_lent(packet, bytes, |frame, stamp| {
                     each(
@@ -507,7 +593,10 @@ impl Counts {
                 self.discard(u16::MAX, 1);
                 queue.release(packet);
             }
-            Event::Sent => self.sent += queue.unbundle_tx(event) as u64,
+            Event::Sent => match queue.unbundle_tx(event) {
+                Some(count) => self.sent += count as u64,
+                None => return dead(&mut self.overflows),
+            },
             Event::SentAt { id } => {
                 self.sent += 1;
                 queue.sent(id);
@@ -534,9 +623,11 @@ impl Counts {
         event: &RawEvent,
         why: Option<u16>,
         each: &mut dyn FnMut(&[u8], Told),
-    ) {
+    ) -> bool {
         let mut ids = [0; MOST_OF_ONE];
-        let count = queue.unbundle_rx(event, &mut ids).min(MOST_OF_ONE);
+        let Some(count) = queue.unbundle_rx(event, &mut ids) else {
+            return dead(&mut self.overflows);
+        };
         if let Some(why) = why {
             self.discard(why, count);
         }
@@ -558,6 +649,7 @@ impl Counts {
             }
             queue.post(*id);
         }
+        true
     }
 }
 

@@ -1,7 +1,7 @@
-//! A VI's life: driver handle, protection domain, VI, registered memory; each freed in turn.
+//! One VI with its packet memory: frames in and out by its rings.
 //!
 //! ```text
-//!   Handle ──► Domain ──► Virtual interface ──► Registration of Memory
+//!   Domain, Set ──► Virtual interface ──► Registration of Memory
 //!                                    (dropped from the right to the left)
 //! ```
 
@@ -10,7 +10,7 @@
     reason = "UNSAFETY: makes and frees the library's objects; maps the packet memory"
 )]
 
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{c_int, c_void};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -18,14 +18,14 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
+use super::domain::{Domain, Handle, Set};
 use super::event::RawEvent;
-use super::filter::specify;
+use super::group::Plan;
 use super::layout::Layout;
-use super::library::{Ciul, Cookie, Functions, GetStamp, RawRegistration, Time};
+use super::library::{Functions, GetStamp, RawRegistration, Time};
 use super::raw::RawVi;
 use super::reason::CiulError;
 use super::vlan;
-use crate::relay::CardFilter;
 
 /// Bytes of an Ethernet header.
 pub(super) const ETHERNET: u32 = 14;
@@ -48,97 +48,49 @@ const RX_STAMPS: u64 = 0x1_0000;
 /// Most frames that one event speaks of.
 pub(super) const MOST_OF_ONE: usize = 64;
 
-/// An open `/dev/sfc_char`. One for each VI: its events wake it.
-#[derive(Debug)]
-struct Handle {
-    ciul: Arc<Ciul>,
-    fd: c_int,
-}
-
-impl Handle {
-    fn open(ciul: &Arc<Ciul>) -> Result<Self, CiulError> {
-        let mut fd = -1;
-        // SAFETY: writes a descriptor.
-        let answer = unsafe { (ciul.functions.ef_driver_open)(&raw mut fd) };
-        CiulError::check("ef_driver_open", answer)?;
-        let ciul = Arc::clone(ciul);
-        Ok(Self { ciul, fd })
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        // SAFETY: opened by `open`; nothing that was made by it is left.
-        let _ = unsafe { (self.ciul.functions.ef_driver_close)(self.fd) };
-    }
-}
-
-/// An `ef_pd`: 40 bytes in the known releases.
-#[derive(Debug)]
-#[repr(C, align(64))]
-struct DomainPlace([u8; 128]);
-
-/// A protection domain of an interface.
-#[derive(Debug)]
-struct Domain {
-    place: Box<DomainPlace>,
-    handle: Handle,
-}
-
-impl Domain {
-    fn of(handle: Handle, interface: &str) -> Result<Self, CiulError> {
-        let name = CString::new(interface).map_err(|_| CiulError {
-            call: "ef_pd_alloc_by_name",
-            errno: Errno::INVAL,
-        })?;
-        let mut place = Box::new(DomainPlace([0; 128]));
-        let pd = (&raw mut *place).cast();
-        let alloc = handle.ciul.functions.ef_pd_alloc_by_name;
-        // SAFETY: more room than an ef_pd needs; a string.
-        let answer = unsafe { alloc(pd, handle.fd, name.as_ptr(), 0) };
-        CiulError::check("ef_pd_alloc_by_name", answer)?;
-        Ok(Self { place, handle })
-    }
-
-    fn pointer(&mut self) -> *mut c_void {
-        (&raw mut *self.place).cast()
-    }
-}
-
-impl Drop for Domain {
-    fn drop(&mut self) {
-        let pd = self.pointer();
-        // SAFETY: allocated by `of`; nothing in it is left.
-        let _ = unsafe { (self.handle.ciul.functions.ef_pd_free)(pd, self.handle.fd) };
-    }
-}
-
 /// The VI itself.
 #[derive(Debug)]
 struct Interface {
     raw: RawVi,
-    ciul: Arc<Ciul>,
-    fd: c_int,
+    handle: Arc<Handle>,
 }
 
 impl Interface {
-    fn of(domain: &mut Domain, layout: Layout, flags: u64) -> Result<Self, CiulError> {
+    /// A VI of a domain, or of a set there.
+    fn of(
+        domain: &mut Domain,
+        set: Option<&mut Set>,
+        handle: Arc<Handle>,
+        layout: Layout,
+        flags: u64,
+    ) -> Result<Self, CiulError> {
         let mut raw = RawVi::new(layout);
-        let (vi, pd, fd) = (raw.pointer(), domain.pointer(), domain.handle.fd);
-        let ciul = Arc::clone(&domain.handle.ciul);
-        let alloc = ciul.functions.ef_vi_alloc_from_pd;
+        let (vi, fd) = (raw.pointer(), handle.fd);
+        let functions = handle.ciul.functions;
         let (none, entries) = (std::ptr::null_mut(), ENTRIES as c_int);
-        // SAFETY: 4 KiB for a VI; a domain; -1 is the driver's own size.
-        let answer = unsafe { alloc(vi, fd, pd, fd, -1, entries, entries, none, -1, flags) };
-        CiulError::check("ef_vi_alloc_from_pd", answer)?;
-        Ok(Self { raw, ciul, fd })
+        if let Some(set) = set {
+            let alloc = functions.ef_vi_alloc_from_set;
+            let (set, of) = (set.pointer(), set.handle.fd);
+            // SAFETY: 4 KiB for a VI; a set; -1 is its next VI, and the driver's own size.
+            let answer =
+                unsafe { alloc(vi, fd, set, of, -1, -1, entries, entries, none, -1, flags) };
+            CiulError::check("ef_vi_alloc_from_set", answer)?;
+        } else {
+            let alloc = functions.ef_vi_alloc_from_pd;
+            let (pd, of) = (domain.pointer(), domain.handle.fd);
+            // SAFETY: 4 KiB for a VI; a domain; -1 is the driver's own size.
+            let answer = unsafe { alloc(vi, fd, pd, of, -1, entries, entries, none, -1, flags) };
+            CiulError::check("ef_vi_alloc_from_pd", answer)?;
+        }
+        Ok(Self { raw, handle })
     }
 }
 
 impl Drop for Interface {
     fn drop(&mut self) {
+        let free = self.handle.ciul.functions.ef_vi_free;
         // SAFETY: allocated by `of`. A dead one is freed as well.
-        let _ = unsafe { (self.ciul.functions.ef_vi_free)(self.raw.pointer(), self.fd) };
+        let _ = unsafe { free(self.raw.pointer(), self.handle.fd) };
     }
 }
 
@@ -185,8 +137,7 @@ impl Drop for Memory {
 #[derive(Debug)]
 struct Registration {
     raw: RawRegistration,
-    ciul: Arc<Ciul>,
-    fd: c_int,
+    handle: Arc<Handle>,
 }
 
 impl Registration {
@@ -202,8 +153,8 @@ impl Registration {
         // SAFETY: a domain, and memory of this size that outlives the registration.
         let answer = unsafe { alloc(&raw mut raw, fd, pd, fd, base, BYTES) };
         CiulError::check("ef_memreg_alloc", answer)?;
-        let ciul = Arc::clone(&domain.handle.ciul);
-        Ok(Self { raw, ciul, fd })
+        let handle = Arc::clone(&domain.handle);
+        Ok(Self { raw, handle })
     }
 
     /// The card's address of a buffer.
@@ -217,19 +168,19 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
+        let free = self.handle.ciul.functions.ef_memreg_free;
         // SAFETY: made by `of`; the VI that used it is freed before.
-        let _ = unsafe { (self.ciul.functions.ef_memreg_free)(&raw mut self.raw, self.fd) };
+        let _ = unsafe { free(&raw mut self.raw, self.handle.fd) };
     }
 }
 
 /// A queue pair of a card. Its fields are dropped in this order: the VI before the memory that its
-/// rings name, domain and handle last.
+/// rings name.
 #[derive(Debug)]
 pub(super) struct Queue {
     interface: Interface,
     registration: Registration,
     memory: Memory,
-    domain: Domain,
     /// Bytes of a receive buffer before the frame, and of the longest frame.
     prefix: u32,
     longest: u32,
@@ -248,24 +199,22 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Makes a queue pair of an interface, or of a VLAN there, with its RX ring filled. Nothing is
-    /// led to it yet. `stamps`: the card is to stamp received frames.
+    /// Makes a VI of a domain, or of a set there, with its RX ring filled. Nothing is led to it yet.
     ///
     /// # Errors
     /// Which call has failed.
     pub(super) fn open(
-        ciul: &Arc<Ciul>,
+        domain: &mut Domain,
+        set: Option<&mut Set>,
+        handle: Arc<Handle>,
         layout: Layout,
-        interface: &str,
-        vlan: Option<u16>,
-        stamps: bool,
+        plan: Plan,
     ) -> Result<Self, CiulError> {
-        let mut domain = Domain::of(Handle::open(ciul)?, interface)?;
-        let get_stamp = ciul.get_stamp.filter(|_| stamps);
+        let get_stamp = handle.ciul.get_stamp.filter(|_| plan.stamps);
         let flags = get_stamp.map_or(0, |_| RX_STAMPS);
-        let interface = Interface::of(&mut domain, layout, flags)?;
+        let interface = Interface::of(domain, set, handle, layout, flags)?;
         let memory = Memory::map()?;
-        let registration = Registration::of(&memory, &mut domain)?;
+        let registration = Registration::of(&memory, domain)?;
         let prefix = interface.raw.prefix();
         let cuts_through = [EFCT, EF10CT].contains(&interface.raw.architecture());
         // Those have buffers of their own, as long as ours, and say nothing of them.
@@ -278,12 +227,11 @@ impl Queue {
             prefix,
             longest: buffer.saturating_sub(prefix),
             cuts_through,
-            vlan,
+            vlan: plan.vlan,
             get_stamp,
             interface,
             registration,
             memory,
-            domain,
             unpushed: 0,
             free_tx: (RX_BUFFERS..BUFFERS).collect(),
             queued: 0,
@@ -297,18 +245,29 @@ impl Queue {
     }
 
     fn functions(&self) -> Functions {
-        self.interface.ciul.functions
+        self.interface.handle.ciul.functions
     }
 
     fn vi(&mut self) -> *mut c_void {
         self.interface.raw.pointer()
     }
 
+    /// The VI, and the descriptor of its handle.
+    pub(super) fn vi_and_fd(&mut self) -> (*mut c_void, c_int) {
+        (self.vi(), self.interface.handle.fd)
+    }
+
     /// Descriptor that is readable when a primed VI has an event.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        let fd: RawFd = self.domain.handle.fd;
+        let fd: RawFd = self.interface.handle.fd;
         // SAFETY: open as long as the handle is.
         unsafe { BorrowedFd::borrow_raw(fd) }
+    }
+
+    /// Bytes of events that it has read.
+    #[cfg(test)]
+    pub(super) fn current(&self) -> u32 {
+        self.interface.raw.current()
     }
 
     /// Its number among the card's.
@@ -322,7 +281,7 @@ impl Queue {
     /// Which call has failed.
     pub(super) fn facts(&mut self) -> Result<([u8; 6], u32), CiulError> {
         let functions = self.functions();
-        let (vi, fd) = (self.vi(), self.domain.handle.fd);
+        let (vi, fd) = self.vi_and_fd();
         let mut mac = [0; 6];
         // SAFETY: a VI; writes six bytes.
         let answer = unsafe { (functions.ef_vi_get_mac)(vi, fd, &raw mut mac) };
@@ -400,12 +359,18 @@ impl Queue {
         (answer == 0).then(|| bytes.saturating_add(self.prefix as u16))
     }
 
-    /// Buffer ids of a merged event.
-    pub(super) fn unbundle_rx(&mut self, event: &RawEvent, ids: &mut [u32; MOST_OF_ONE]) -> usize {
+    /// Buffer ids of a merged event; how many. `None` = it has failed, and which buffers the card
+    /// has is not known any more.
+    pub(super) fn unbundle_rx(
+        &mut self,
+        event: &RawEvent,
+        ids: &mut [u32; MOST_OF_ONE],
+    ) -> Option<usize> {
         let unbundle = self.functions().ef_vi_receive_unbundle;
         // SAFETY: a VI's event, and room for more than 15.
         let count = unsafe { unbundle(self.vi(), &raw const *event, ids.as_mut_ptr()) };
-        usize::try_from(count).unwrap_or(0)
+        let count = usize::try_from(count).ok()?;
+        Some(count.min(MOST_OF_ONE))
     }
 
     /// Posts a buffer that is free, or free again; the card learns of it with seven others.
@@ -481,17 +446,17 @@ impl Queue {
         }
     }
 
-    /// Takes back the buffers of a completion; how many.
-    pub(super) fn unbundle_tx(&mut self, event: &RawEvent) -> usize {
+    /// Takes back the buffers of a completion; how many. `None` = as for [`Self::unbundle_rx`].
+    pub(super) fn unbundle_tx(&mut self, event: &RawEvent) -> Option<usize> {
         let unbundle = self.functions().ef_vi_transmit_unbundle;
         let mut ids = [0; MOST_OF_ONE];
         // SAFETY: a VI's event, and room for as many as one event speaks of.
         let count = unsafe { unbundle(self.vi(), &raw const *event, ids.as_mut_ptr()) };
-        let count = usize::try_from(count).unwrap_or(0).min(MOST_OF_ONE);
+        let count = usize::try_from(count).ok()?.min(MOST_OF_ONE);
         for id in &ids[..count] {
             self.sent(*id);
         }
-        count
+        Some(count)
     }
 
     /// A frame was sent.
@@ -508,7 +473,7 @@ impl Queue {
         bytes: u16,
         what: impl FnOnce(&[u8], u64) -> T,
     ) -> Option<T> {
-        let lending = self.interface.ciul.lending?;
+        let lending = self.interface.handle.ciul.lending?;
         // SAFETY: a VI, and a packet of an event of it that was not released.
         let start = unsafe { (lending.get)(self.vi(), packet) };
         if start.is_null() {
@@ -526,7 +491,7 @@ impl Queue {
 
     /// Gives a lent frame back, once.
     pub(super) fn release(&mut self, packet: u32) {
-        if let Some(lending) = self.interface.ciul.lending {
+        if let Some(lending) = self.interface.handle.ciul.lending {
             // SAFETY: a VI, and a packet of an event of it, which was not released before.
             unsafe { (lending.release)(self.vi(), packet) };
         }
@@ -535,34 +500,8 @@ impl Queue {
     /// Asks for an interrupt with the next event that was not seen.
     pub(super) fn prime(&mut self) -> Result<(), CiulError> {
         let prime = self.functions().ef_vi_prime;
-        let (current, fd) = (self.interface.raw.current(), self.domain.handle.fd);
+        let (current, fd) = (self.interface.raw.current(), self.interface.handle.fd);
         // SAFETY: a VI and its handle.
         CiulError::check("ef_vi_prime", unsafe { prime(self.vi(), fd, current) })
-    }
-
-    /// Leads matching frames to this queue, and no longer to the kernel.
-    pub(super) fn add_filter(&mut self, filter: &CardFilter) -> Result<Cookie, CiulError> {
-        let functions = self.functions();
-        let failed = |call| {
-            move |errno| CiulError {
-                call,
-                errno: Errno::from_raw_os_error(errno),
-            }
-        };
-        let made = specify(filter, self.vlan, &functions);
-        let specification = made.map_err(failed("ef_filter_spec_set"))?;
-        let mut cookie = Cookie::default();
-        let (vi, fd, spec) = (self.vi(), self.domain.handle.fd, &raw const specification);
-        // SAFETY: a VI and its handle, a whole specification; a cookie is written.
-        let answer = unsafe { (functions.ef_vi_filter_add)(vi, fd, spec, &raw mut cookie) };
-        CiulError::check("ef_vi_filter_add", answer)?;
-        Ok(cookie)
-    }
-
-    /// Leaves matching frames to the kernel again.
-    pub(super) fn remove_filter(&mut self, cookie: &Cookie) {
-        let remove = self.functions().ef_vi_filter_del;
-        // SAFETY: a VI and its handle; a cookie that it has given. One that is gone is gone.
-        let _ = unsafe { remove(self.vi(), self.domain.handle.fd, &raw const *cookie) };
     }
 }

@@ -4,6 +4,9 @@ use std::fmt;
 
 use rustix::io::Errno;
 
+/// What makes a VI.
+const ALLOCATIONS: [&str; 2] = ["ef_vi_alloc_from_pd", "ef_vi_alloc_from_set"];
+
 /// A call of the library that has failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CiulError {
@@ -27,7 +30,7 @@ impl CiulError {
     /// What is used up or absent is so without them too.
     pub(super) fn may_be_of_stamps(&self) -> bool {
         let refusals = [Errno::OPNOTSUPP, Errno::NOSYS, Errno::INVAL, Errno::PERM];
-        self.call == "ef_vi_alloc_from_pd" && refusals.contains(&self.errno)
+        ALLOCATIONS.contains(&self.call) && refusals.contains(&self.errno)
     }
 
     /// What it means, where it means something of its own.
@@ -44,13 +47,21 @@ impl CiulError {
                 "the card's buffer table is used up: free huge pages (vm.nr_hugepages) take less \
                  of it"
             }
-            ("ef_vi_alloc_from_pd", Errno::BUSY | Errno::NOSPC) => "the card's queues are used up",
-            ("ef_vi_filter_add", Errno::BUSY | Errno::NOSPC) => {
+            (
+                "ef_vi_alloc_from_pd" | "ef_vi_alloc_from_set" | "ef_vi_set_alloc_from_pd",
+                Errno::BUSY | Errno::NOSPC,
+            ) => "the card's queues are used up",
+            ("ef_vi_set_alloc_from_pd" | "ef_vi_alloc_from_set", Errno::OPNOTSUPP) => {
+                "the card has no sets of queues"
+            }
+            ("ef_vi_filter_add" | "ef_vi_set_filter_add", Errno::BUSY | Errno::NOSPC) => {
                 "the card has no room for another filter"
             }
-            ("ef_vi_filter_add", Errno::EXIST) => "another queue of the card has this filter",
+            ("ef_vi_filter_add" | "ef_vi_set_filter_add", Errno::EXIST) => {
+                "another queue of the card has this filter"
+            }
             (
-                "ef_vi_filter_add" | "ef_filter_spec_set",
+                "ef_vi_filter_add" | "ef_vi_set_filter_add" | "ef_filter_spec_set",
                 Errno::PROTONOSUPPORT | Errno::OPNOTSUPP,
             ) => "the card, or its firmware, has no such filters",
             (_, Errno::PERM | Errno::ACCESS) => "no permission",
@@ -83,8 +94,11 @@ mod tests {
             ("ef_driver_open", 2, "the driver is not loaded"),
             ("ef_vi_alloc_from_pd", 79, "of different releases"),
             ("ef_vi_alloc_from_pd", 16, "queues are used up"),
+            ("ef_vi_alloc_from_set", 28, "queues are used up"),
+            ("ef_vi_set_alloc_from_pd", 95, "no sets of queues"),
             ("ef_memreg_alloc", 28, "huge pages"),
             ("ef_vi_filter_add", 16, "no room for another filter"),
+            ("ef_vi_set_filter_add", 16, "no room for another filter"),
             ("ef_vi_filter_add", 17, "another queue"),
             ("ef_vi_filter_add", 93, "no such filters"),
             ("ef_vi_filter_add", 1, "no permission"),

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::calibrate;
 use super::genuine;
 use super::library::Ciul;
-use super::port::EfViPort;
+use super::port::{EfViPort, Settings};
 use crate::relay::{CardFilter, Port};
 
 /// A copy of the stand-in, removed with the test.
@@ -40,7 +40,7 @@ impl Fake {
         fake
     }
 
-    fn set(&self, name: &str, value: &str) {
+    pub(super) fn set(&self, name: &str, value: &str) {
         type Set = unsafe extern "C" fn(*const c_char, *const c_char);
         // SAFETY: the stand-in's function.
         let set = unsafe { self.library.get::<Set>(b"fake_ciul_set") }.unwrap();
@@ -50,7 +50,7 @@ impl Fake {
     }
 
     /// Objects that live.
-    fn live(&self) -> i64 {
+    pub(super) fn live(&self) -> i64 {
         type Live = unsafe extern "C" fn() -> i64;
         // SAFETY: the stand-in's function.
         let live = unsafe { self.library.get::<Live>(b"fake_ciul_live") }.unwrap();
@@ -58,22 +58,22 @@ impl Fake {
         unsafe { live() }
     }
 
-    fn ciul(&self) -> Ciul {
+    pub(super) fn ciul(&self) -> Ciul {
         Ciul::load(&self.path).unwrap()
     }
 
     fn open(&self) -> Result<EfViPort, String> {
-        EfViPort::with(self.ciul(), "eth9", false)
+        EfViPort::with(self.ciul(), "eth9", Settings::default())
     }
 
     /// The same with times of frames.
     fn open_stamped(&self) -> EfViPort {
-        EfViPort::with(self.ciul(), "eth9", true).unwrap()
+        EfViPort::with(self.ciul(), "eth9", STAMPED).unwrap()
     }
 
     /// A VLAN of the card.
     fn open_vlan(&self, id: u16) -> Result<EfViPort, String> {
-        EfViPort::of_card(self.ciul(), "eth9", Some((id, 1400)), false)
+        EfViPort::of_card(self.ciul(), "eth9", Some((id, 1400)), Settings::default())
     }
 }
 
@@ -83,8 +83,12 @@ impl Drop for Fake {
     }
 }
 
+pub(super) const STAMPED: Settings = Settings {
+    timestamps: true,
+    queues: 1,
+};
 pub(super) const RELEASES: [&str; 5] = ["8.1", "9.0.0", "9.0.2", "9.1", "9.2"];
-const OURS: ([u8; 16], u16) = (
+pub(super) const OURS: ([u8; 16], u16) = (
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 198, 18, 0, 1],
     7007,
 );
@@ -233,7 +237,7 @@ fn only_what_a_filter_matches_comes() {
 }
 
 /// Whether the descriptor is readable now.
-fn is_readable(port: &EfViPort) -> bool {
+pub(super) fn is_readable(port: &EfViPort) -> bool {
     let fd = port.wait_fd().unwrap();
     let now = rustix::time::Timespec {
         tv_sec: 0,
@@ -518,7 +522,7 @@ fn a_card_without_stamps_serves_all_the_same() {
 fn a_card_that_is_used_up_is_not_taken_for_one_without_stamps() {
     for errno in ["EBUSY", "ENOSPC", "ENOMEM", "ELIBACC", "ENODEV"] {
         let fake = Fake::new(&[("FAULT", &format!("stamps:{errno}"))]);
-        let refused = EfViPort::with(fake.ciul(), "eth9", true);
+        let refused = EfViPort::with(fake.ciul(), "eth9", STAMPED);
         assert!(refused.is_err(), "{errno}");
         assert_eq!(fake.live(), 0, "{errno}");
     }
@@ -539,31 +543,63 @@ fn a_vi_that_is_made_again_stamps() {
     }
 }
 
-/// Opens a port, sends frames around, loses the VI, and takes the filter away; whatever fails in
-/// it. `None` when the port could not be opened.
-fn a_life(fake: &Fake, vlan: Option<u16>) -> Option<EfViPort> {
-    let port = vlan.map_or_else(|| fake.open(), |id| fake.open_vlan(id));
-    let mut port = port.ok()?;
+/// Sends frames around, loses the VI, and takes the filter away; whatever fails in it.
+pub(super) fn a_life(port: &mut EfViPort) {
     let is_led = port.add_filter(datagrams()).is_ok();
     for number in 0..100 {
-        let _ = send(&mut port, &frame(OURS.1, number));
+        let _ = send(port, &frame(OURS.1, number));
         port.flush();
         port.receive(&mut |_, _| ());
         let _ = port.prime();
     }
-    mended(&mut port);
+    mended(port);
     if is_led {
         port.remove_filter(&datagrams());
     }
     let _ = port.add_filter(datagrams());
-    Some(port)
 }
 
-/// Each call fails, the first, second or third time: what is open goes on, and nothing is left.
+/// Each of these calls fails, the first, second or third time, on a card of this way: what is open
+/// goes on, and nothing is left. The card is reset after fifty frames, which makes everything
+/// twice. Calls that are `needed` for a port at all fail it the first time only.
+pub(super) fn each_may_fail(
+    way: &str,
+    calls: &[(&str, u32, &[&str])],
+    needed: &[&str],
+    open: impl Fn(&Fake) -> Result<EfViPort, String>,
+) {
+    let fake = Fake::new(&[]);
+    for (call, first, errnos) in calls {
+        let times = errnos
+            .iter()
+            .flat_map(|errno| (0..3).map(move |nth| (errno, nth)));
+        for (errno, nth) in times {
+            let what = format!("{way},reset@50,{call}:{errno}@{}", first + nth);
+            fake.set("FAULT", &what);
+            let mut port = open(&fake).ok();
+            let is_needed = needed.contains(call) && nth == 0;
+            assert_eq!(port.is_none(), is_needed, "{what}");
+            if let Some(port) = &mut port {
+                a_life(port);
+                fake.set("FAULT", way);
+                let _ = port.add_filter(datagrams());
+                // One more death: that a library cannot tell what an event is of may show now.
+                around(port, 100);
+                mended(port);
+                assert_eq!(around(port, 100).len(), 100, "{what}");
+            }
+            drop(port);
+            assert_eq!(fake.live(), 0, "{what}");
+        }
+    }
+}
+
+const OPENING: [&str; 6] = ["open", "pd", "alloc", "memreg", "mac", "mtu"];
+
 #[test]
 fn any_call_may_fail_at_any_time() {
     // The calibration posts and sends too: those after it are meant.
-    const CALLS: [(&str, u32, &[&str]); 12] = [
+    const CALLS: [(&str, u32, &[&str]); 13] = [
         ("open", 1, &["ENOENT", "ENODEV", "EACCES", "ENOMEM"]),
         ("pd", 1, &["ENODEV", "ENOENT", "EPERM", "ENOMEM", "ELIBACC"]),
         (
@@ -575,30 +611,54 @@ fn any_call_may_fail_at_any_time() {
         ("mac", 1, &["ENODEV"]),
         ("mtu", 1, &["ENODEV"]),
         ("filter", 1, &["EBUSY", "EEXIST", "ENOSPC", "EPERM"]),
-        ("vlan", 1, &["EPROTONOSUPPORT", "EINVAL"]),
         ("unfilter", 1, &["ENOENT", "EINVAL"]),
         ("prime", 1, &["EINVAL", "EBUSY"]),
         ("receive", 10, &["EAGAIN"]),
         ("transmit", 3, &["EAGAIN"]),
+        ("complete", 1, &["EINVAL"]),
+        ("free", 1, &["EINVAL", "EBUSY"]),
     ];
-    let fake = Fake::new(&[]);
-    for (call, first, errnos) in CALLS {
-        // The reset makes everything twice: only what fails the first time keeps the port closed.
-        let needed = ["open", "pd", "alloc", "memreg", "mac", "mtu"].contains(&call);
-        for (errno, nth) in errnos
-            .iter()
-            .flat_map(|errno| (0..3).map(move |nth| (errno, nth)))
-        {
-            let what = format!("reset@50,{call}:{errno}@{}", first + nth);
-            fake.set("FAULT", &what);
-            let port = a_life(&fake, (call == "vlan").then_some(7));
-            assert_eq!(port.is_none(), needed && nth == 0, "{what}");
-            if let Some(mut port) = port {
-                fake.set("FAULT", "");
-                let _ = port.add_filter(datagrams());
-                assert_eq!(around(&mut port, 100).len(), 100, "{what}");
-            }
-            assert_eq!(fake.live(), 0, "{what}");
+    each_may_fail("", &CALLS, &OPENING, Fake::open);
+    let vlan: [(&str, u32, &[&str]); 1] = [("vlan", 1, &["EPROTONOSUPPORT", "EINVAL"])];
+    each_may_fail("", &vlan, &OPENING, |fake| fake.open_vlan(7));
+}
+
+#[test]
+fn any_call_of_other_ways_may_fail_at_any_time() {
+    let merged: [(&str, u32, &[&str]); 3] = [
+        ("unbundle", 1, &["EINVAL"]),
+        ("bytes", 1, &["EINVAL", "ENODATA"]),
+        ("complete", 1, &["EINVAL"]),
+    ];
+    each_may_fail("merge", &merged, &OPENING, Fake::open);
+    // A packet that is not to be had is given back all the same: the stand-in counts them.
+    let lent: [(&str, u32, &[&str]); 4] = [
+        ("lend", 1, &["EINVAL"]),
+        ("transmit", 3, &["EAGAIN"]),
+        ("complete", 1, &["EINVAL"]),
+        ("free", 1, &["EINVAL"]),
+    ];
+    each_may_fail("ref", &lent, &OPENING, Fake::open);
+    let stamped: [(&str, u32, &[&str]); 1] = [("stamp", 1, &["EL2NSYNC", "ENODATA"])];
+    each_may_fail("", &stamped, &OPENING, |fake| Ok(fake.open_stamped()));
+}
+
+/// Types of events that say nothing of a buffer, known or not: a frame that none cares for, words
+/// of programs, packets in streams, alternatives, copies. (Type 15 of 9.x and 16 of 8.1 are lent
+/// packets.)
+#[test]
+fn events_of_any_type_do_no_harm() {
+    for release in RELEASES {
+        for kind in [4, 5, 7, 8, 10, 13, 17, 18, 100, 65_535] {
+            let fake = Fake::new(&[("LAYOUT", release), ("FAULT", &format!("event:{kind}@5"))]);
+            let mut port = fake.open().unwrap();
+            port.add_filter(datagrams()).unwrap();
+            assert_eq!(around(&mut port, 1000).len(), 1000, "{release} {kind}");
+            let counts = port.counts();
+            assert_eq!(counts.no_buffer, u64::from(kind == 4), "{release} {kind}");
+            // 7 is the completion of one frame, with its time: of none of ours here.
+            assert_eq!(counts.sent, 1000 + u64::from(kind == 7), "{release} {kind}");
+            assert_eq!(room(&mut port), 511, "{release} {kind}");
         }
     }
 }
@@ -678,8 +738,9 @@ fn frames_of_no_use_are_counted_and_their_buffers_posted_again() {
 
 #[test]
 fn a_library_that_is_absent_or_another_is_refused_in_words() {
-    let absent = EfViPort::open("/nowhere/libciul.so.1".as_ref(), "lo", false).unwrap_err();
+    let absent =
+        EfViPort::open("/nowhere/libciul.so.1".as_ref(), "lo", Settings::default()).unwrap_err();
     assert!(absent.contains("is not installed"), "{absent}");
-    let another = EfViPort::open("libc.so.6".as_ref(), "lo", false).unwrap_err();
+    let another = EfViPort::open("libc.so.6".as_ref(), "lo", Settings::default()).unwrap_err();
     assert_eq!(another, "libc.so.6 has no ef_driver_open");
 }

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use bypass_backends::dpdk::{DpdkPort, LIBRARY, Plugin};
-use bypass_backends::ef_vi::{self, EfViPort};
+use bypass_backends::ef_vi::{self, EfViPort, Settings};
 use bypass_backends::relay::{Port, Relay, tell_failure};
 
 use crate::Failure;
@@ -38,6 +38,9 @@ pub struct RelayCommand {
     /// A card by ef_vi says when each frame has come.
     #[arg(long)]
     timestamps: bool,
+    /// A card by ef_vi has so many queues.
+    #[arg(long, default_value_t = 1)]
+    queues: u32,
     /// More arguments for DPDK's environment.
     #[arg(long, allow_hyphen_values = true)]
     eal: Vec<String>,
@@ -73,7 +76,11 @@ impl RelayCommand {
         let port: Box<dyn Port> = if self.ef_vi {
             let library = self.library.as_deref();
             let library = library.unwrap_or_else(|| Path::new(ef_vi::LIBRARY));
-            Box::new(EfViPort::open(library, &self.name, self.timestamps)?)
+            let settings = Settings {
+                timestamps: self.timestamps,
+                queues: self.queues,
+            };
+            Box::new(EfViPort::open(library, &self.name, settings)?)
         } else {
             Box::new(self.open_dpdk()?)
         };

@@ -131,6 +131,9 @@ impl Device {
         if wanted.timestamps {
             command.arg("--timestamps");
         }
+        if let Some(queues) = wanted.queues {
+            command.args(["--queues", &queues.to_string()]);
+        }
         for argument in &wanted.eal {
             command.args(["--eal", argument]);
         }

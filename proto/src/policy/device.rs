@@ -47,10 +47,16 @@ pub struct Device {
     /// Of AF_XDP: the driver uses the stack's memory, if it can, for all frames of the interface.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub zero_copy: bool,
+    /// Of ef_vi: over how many queues the card spreads the flows (a set of VIs); `None` = one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u32>,
     /// The plugin; `None` = the one beside `bypassctl`, or wherever libraries are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plugin: Option<PathBuf>,
 }
+
+/// Most queues of a card: each has its packet memory, and is looked at in turn by one thread.
+const MOST_QUEUES: u32 = 16;
 
 impl Device {
     /// What is wrong with it, if anything. `earlier` are those before it.
@@ -66,15 +72,23 @@ impl Device {
         if self.zero_copy && self.backend != Backend::AfXdp {
             return Err("zero_copy has a meaning with backend = \"af_xdp\" only".to_owned());
         }
+        let has_ef_vis = self.library.is_some() || self.timestamps || self.queues.is_some();
+        if !self
+            .queues
+            .is_none_or(|queues| (1..=MOST_QUEUES).contains(&queues))
+        {
+            return Err(format!("queues must be from 1 to {MOST_QUEUES}"));
+        }
         match self.backend {
             Backend::Dpdk if self.devargs.is_empty() => Err("devargs is empty".to_owned()),
-            Backend::Dpdk if self.library.is_some() || self.timestamps => Err(
-                "library and timestamps have a meaning with backend = \"ef_vi\" only".to_owned(),
+            Backend::Dpdk if has_ef_vis => Err(
+                "library, timestamps and queues have a meaning with backend = \"ef_vi\" only"
+                    .to_owned(),
             ),
             Backend::EfVi if has_dpdks => Err(
                 "devargs, eal and plugin have a meaning with backend = \"dpdk\" only".to_owned(),
             ),
-            Backend::AfXdp if has_dpdks || self.library.is_some() || self.timestamps => {
+            Backend::AfXdp if has_dpdks || has_ef_vis => {
                 Err("with backend = \"af_xdp\" a device has a name and zero_copy only".to_owned())
             }
             Backend::Dpdk | Backend::EfVi | Backend::AfXdp => Ok(()),
@@ -93,6 +107,7 @@ impl Device {
             library: None,
             timestamps: false,
             zero_copy: false,
+            queues: None,
             plugin: None,
         }
     }

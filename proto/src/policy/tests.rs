@@ -492,3 +492,27 @@ fn devices_are_read_and_checked() {
         "zero_copy has a meaning with backend = \"af_xdp\" only"
     );
 }
+
+#[test]
+fn a_card_has_queues_and_others_have_none() {
+    let text = |backend: &str, queues: &str| {
+        let more = if backend == "dpdk" {
+            "devargs = \"net_tap0\"\n"
+        } else {
+            ""
+        };
+        let device = format!("name = \"eth1\"\nbackend = \"{backend}\"\n{more}");
+        Policy::parse(&format!("[[device]]\n{device}queues = {queues}\n"))
+    };
+    let policy = text("ef_vi", "4").unwrap();
+    assert_eq!(policy.devices[0].queues, Some(4));
+    assert_eq!(Policy::parse(&policy.to_toml()).unwrap(), policy);
+    for wrong in ["0", "17", "4294967295"] {
+        let error = text("ef_vi", wrong).unwrap_err();
+        assert_eq!(error.message, "queues must be from 1 to 16");
+    }
+    assert!(text("ef_vi", "-1").is_err());
+    for backend in ["dpdk", "af_xdp"] {
+        assert!(text(backend, "4").is_err(), "{backend}");
+    }
+}

@@ -10,9 +10,11 @@ use crate::layout::{LAYOUTS, Layout};
 /// A failure to come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Fault {
-    /// A call (`open`, `pd`, `alloc`, `memreg`, `mac`, `mtu`, `filter`, `unfilter`, `prime`,
-    /// `receive`, `transmit`, `stamp`; `stamps` = `alloc` with times of frames), or what the card
-    /// does (`reset`, `oflow`, `txerr`, `discard`).
+    /// A call (`open`, `pd`, `alloc`, `set`, `member` = one of a set, `memreg`, `mac`, `mtu`,
+    /// `filter`, `vlan`, `unfilter`, `prime`, `receive`, `transmit`, `stamp`, `lend`, `bytes`;
+    /// `stamps` = a VI with times of frames; `unbundle` = of RX, `complete` = of TX; `free` = one
+    /// that frees, which does so all the same), or what the card does (`reset`, `oflow`, `txerr`,
+    /// `discard`; `event:TYPE` = it tells of that, with all other bytes zero).
     what: String,
     /// Which call, or which frame, from 1 on; 0 = each.
     nth: u64,
@@ -131,6 +133,7 @@ fn errno_of(word: &str) -> i32 {
         "ELIBACC" => libc::ELIBACC,
         "EPROTONOSUPPORT" => libc::EPROTONOSUPPORT,
         "EOPNOTSUPP" => libc::EOPNOTSUPP,
+        "ENODATA" => libc::ENODATA,
         "EL2NSYNC" => libc::EL2NSYNC,
         other => other.parse().expect("an errno"),
     }

@@ -8,15 +8,16 @@
 use std::alloc::{Layout as Pages, alloc_zeroed, dealloc};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::config;
-use crate::filter::ef_filter_spec;
+use crate::filter::{Filters, Shared, ef_filter_spec};
 use crate::nic::{self, Nic};
+use crate::set;
 use crate::vi::{self, RX_EVENT_MERGE, RX_TIMESTAMPS, Vi};
-use crate::wire;
+use crate::wire::{self, Wire, owned};
 
 /// Number of the last VI: those of programs begin at 16.
 static LAST_VI: AtomicU32 = AtomicU32::new(15);
@@ -24,11 +25,11 @@ static LAST_VI: AtomicU32 = AtomicU32::new(15);
 static LIVE: AtomicI64 = AtomicI64::new(0);
 const RING: usize = 4096;
 
-fn born() {
+pub(crate) fn born() {
     LIVE.fetch_add(1, Ordering::Relaxed);
 }
 
-fn died() {
+pub(crate) fn died() {
     LIVE.fetch_sub(1, Ordering::Relaxed);
 }
 
@@ -49,11 +50,6 @@ struct Inner {
 
 impl Bell {
     fn new() -> Result<Self, i32> {
-        let owned = |fd: RawFd| match fd {
-            -1 => Err(wire::errno()),
-            // SAFETY: a new descriptor.
-            fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        };
         // SAFETY: no pointers.
         let epoll = owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
         // SAFETY: no pointers.
@@ -72,29 +68,29 @@ impl Bell {
         let _ = unsafe { libc::epoll_ctl(self.0.epoll.as_raw_fd(), what, fd, &raw mut event) };
     }
 
-    pub(crate) fn watch(&self, wire: Option<RawFd>) {
-        if let Some(fd) = wire {
-            self.control(libc::EPOLL_CTL_ADD, fd, 0);
+    pub(crate) fn watch(&self, wire: &[RawFd]) {
+        for fd in wire {
+            self.control(libc::EPOLL_CTL_ADD, *fd, 0);
         }
     }
 
-    pub(crate) fn arm(&self, wire: Option<RawFd>, is_now: bool) {
+    pub(crate) fn arm(&self, wire: &[RawFd], is_now: bool) {
         if is_now {
             let one = 1_u64;
             // SAFETY: eight bytes.
             let _ = unsafe { libc::write(self.0.now.as_raw_fd(), (&raw const one).cast(), 8) };
         }
-        if let Some(fd) = wire {
-            self.control(libc::EPOLL_CTL_MOD, fd, libc::EPOLLIN);
+        for fd in wire {
+            self.control(libc::EPOLL_CTL_MOD, *fd, libc::EPOLLIN);
         }
     }
 
-    pub(crate) fn disarm(&self, wire: Option<RawFd>) {
+    pub(crate) fn disarm(&self, wire: &[RawFd]) {
         let mut count = 0_u64;
         // SAFETY: eight bytes.
         let _ = unsafe { libc::read(self.0.now.as_raw_fd(), (&raw mut count).cast(), 8) };
-        if let Some(fd) = wire {
-            self.control(libc::EPOLL_CTL_MOD, fd, 0);
+        for fd in wire {
+            self.control(libc::EPOLL_CTL_MOD, *fd, 0);
         }
     }
 }
@@ -105,7 +101,7 @@ fn handles() -> std::sync::MutexGuard<'static, HashMap<c_int, Bell>> {
     handles.lock().expect("a panic ends the process")
 }
 
-fn answer(result: Result<(), i32>) -> c_int {
+pub(crate) fn answer(result: Result<(), i32>) -> c_int {
     result.map_or_else(|errno| -errno, |()| 0)
 }
 
@@ -127,7 +123,7 @@ pub unsafe extern "C" fn ef_driver_close(handle: c_int) -> c_int {
     match handles().remove(&handle) {
         Some(_) => {
             died();
-            0
+            answer(config::check("free"))
         }
         None => -libc::EBADF,
     }
@@ -165,7 +161,14 @@ pub unsafe extern "C" fn ef_pd_free(pd: *mut c_void, _handle: c_int) -> c_int {
     // SAFETY: made by `ef_pd_alloc_by_name`.
     drop(unsafe { CString::from_raw(pd_name(pd).read()) });
     died();
-    0
+    answer(config::check("free"))
+}
+
+/// The interface of a domain.
+pub(crate) fn domain_name(pd: *mut c_void) -> String {
+    // SAFETY: a domain of ours.
+    let name = unsafe { CStr::from_ptr(pd_name(pd).read()) };
+    name.to_string_lossy().into_owned()
 }
 
 /// Memory of a VI: event ring, descriptors, ids, io, state.
@@ -193,6 +196,72 @@ fn ring(wanted: c_int, otherwise: usize) -> Result<c_int, i32> {
     is_one.then_some(entries as c_int).ok_or(libc::EINVAL)
 }
 
+/// Sizes of a VI's rings, and its flags.
+struct Shape {
+    evq: c_int,
+    rxq: c_int,
+    txq: c_int,
+    flags: u64,
+}
+
+/// Whether a VI with these flags is to fail.
+fn check_flags(flags: u64) -> Result<(), i32> {
+    if flags & RX_TIMESTAMPS == 0 {
+        return Ok(());
+    }
+    config::check("stamps")
+}
+
+/// Makes a VI, with filters of a set or its own.
+fn make_vi(
+    this: *mut c_void,
+    handle: c_int,
+    shape: &Shape,
+    (wire, filters, name): (Box<dyn Wire>, Option<Shared<Filters>>, String),
+) -> Result<(), i32> {
+    let (merges, lends, prefix) = {
+        let config = config::get();
+        (config.merges, config.lends, config.prefix)
+    };
+    let merge = if merges { RX_EVENT_MERGE } else { 0 };
+    let (evq, rxq) = (ring(shape.evq, 1024)?, ring(shape.rxq, 512)?);
+    let txq = ring(shape.txq, 512)?;
+    let bell = handles().get(&handle).cloned().ok_or(libc::EBADF)?;
+    let parts = PARTS.map(|(bytes, fill)| {
+        // SAFETY: sizes are not zero.
+        let part = unsafe { alloc_zeroed(pages(bytes)) };
+        // SAFETY: as many bytes.
+        unsafe { part.write_bytes(fill, bytes) };
+        part.cast::<c_void>()
+    });
+    let [ring, rxd, txd, rx_ids, tx_ids, io, state] = parts;
+    let (arch, flags) = (if lends { 3 } else { 1 }, shape.flags | merge);
+    // SAFETY: the caller's ef_vi, and parts of these sizes.
+    unsafe {
+        vi::ef_vi_init(this, arch, b'B'.into(), 2, flags, 0, state);
+        vi::ef_vi_init_io(this, io);
+        vi::ef_vi_init_evq(this, evq, ring, evq as c_uint - 24);
+        vi::ef_vi_init_rxq(this, rxq, rxd, rx_ids, prefix as c_int);
+        vi::ef_vi_init_txq(this, txq, txd, tx_ids);
+        vi::ef_vi_add_queue(this, this);
+    }
+    let number = LAST_VI.fetch_add(1, Ordering::Relaxed) + 1;
+    // `vi_resource_id` and `vi_i`, at the same place in all releases.
+    Vi::at(this).set(4, [number + 0x100, number]);
+    nic::insert(Vi::at(this), Nic::new(wire, bell, name, filters));
+    born();
+    Ok(())
+}
+
+/// Whether the card has room for one VI only, and has one.
+fn check_room() -> Result<(), i32> {
+    let is_small = config::get().is_small;
+    if is_small && nic::count() > 0 {
+        return Err(libc::EBUSY);
+    }
+    Ok(())
+}
+
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ef_vi_alloc_from_pd(
     this: *mut c_void,
@@ -206,68 +275,46 @@ pub unsafe extern "C" fn ef_vi_alloc_from_pd(
     _evq_handle: c_int,
     flags: u64,
 ) -> c_int {
-    let stamps = if flags & RX_TIMESTAMPS == 0 {
-        Ok(())
-    } else {
-        config::check("stamps")
+    let shape = Shape {
+        evq,
+        rxq,
+        txq,
+        flags,
     };
-    answer(stamps.and_then(|()| config::check("alloc")).and_then(|()| {
-        let (merges, lends, prefix, wire) = {
-            let config = config::get();
-            (
-                config.merges,
-                config.lends,
-                config.prefix,
-                config.wire.clone(),
-            )
-        };
-        if config::get().is_small && nic::count() > 0 {
-            return Err(libc::EBUSY);
-        }
-        let (evq, rxq, txq) = (ring(evq, 1024)?, ring(rxq, 512)?, ring(txq, 512)?);
-        // SAFETY: a domain of ours.
-        let name = unsafe { CStr::from_ptr(pd_name(pd).read()) };
-        let bell = handles().get(&handle).cloned().ok_or(libc::EBADF)?;
-        let wire = wire::open(&wire, &name.to_string_lossy())?;
-        let parts = PARTS.map(|(bytes, fill)| {
-            // SAFETY: sizes are not zero.
-            let part = unsafe { alloc_zeroed(pages(bytes)) };
-            // SAFETY: as many bytes.
-            unsafe { part.write_bytes(fill, bytes) };
-            part.cast::<c_void>()
-        });
-        let [ring, rxd, txd, rx_ids, tx_ids, io, state] = parts;
-        let flags = if merges {
-            flags | RX_EVENT_MERGE
-        } else {
-            flags
-        };
-        // SAFETY: the caller's ef_vi, and parts of these sizes.
-        unsafe {
-            vi::ef_vi_init(
-                this,
-                if lends { 3 } else { 1 },
-                b'B'.into(),
-                2,
-                flags,
-                0,
-                state,
-            );
-            vi::ef_vi_init_io(this, io);
-            vi::ef_vi_init_evq(this, evq, ring, evq as c_uint - 24);
-            vi::ef_vi_init_rxq(this, rxq, rxd, rx_ids, prefix as c_int);
-            vi::ef_vi_init_txq(this, txq, txd, tx_ids);
-            vi::ef_vi_add_queue(this, this);
-        }
-        let number = LAST_VI.fetch_add(1, Ordering::Relaxed) + 1;
-        // `vi_resource_id` and `vi_i`, at the same place in all releases.
-        Vi::at(this).set(4, [number + 0x100, number]);
-        nic::insert(
-            Vi::at(this),
-            Nic::new(wire, bell, name.to_string_lossy().into_owned()),
-        );
-        born();
-        Ok(())
+    answer(check_flags(flags).and_then(|()| {
+        config::check("alloc")?;
+        check_room()?;
+        let (name, wire) = (domain_name(pd), config::get().wire.clone());
+        let wire = wire::open(&wire, &name)?;
+        make_vi(this, handle, &shape, (wire, None, name))
+    }))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ef_vi_alloc_from_set(
+    this: *mut c_void,
+    handle: c_int,
+    set: *mut c_void,
+    _set_handle: c_int,
+    _index: c_int,
+    evq: c_int,
+    rxq: c_int,
+    txq: c_int,
+    _evq_vi: *mut c_void,
+    _evq_handle: c_int,
+    flags: u64,
+) -> c_int {
+    let shape = Shape {
+        evq,
+        rxq,
+        txq,
+        flags,
+    };
+    answer(check_flags(flags).and_then(|()| {
+        config::check("member")?;
+        check_room()?;
+        let (wire, filters, name) = set::join(set)?;
+        make_vi(this, handle, &shape, (wire, Some(filters), name))
     }))
 }
 
@@ -288,7 +335,7 @@ pub unsafe extern "C" fn ef_vi_free(this: *mut c_void, _handle: c_int) -> c_int 
         unsafe { dealloc(part, pages(bytes)) };
     }
     died();
-    0
+    answer(config::check("free"))
 }
 
 #[unsafe(no_mangle)]
@@ -358,7 +405,7 @@ pub unsafe extern "C" fn ef_memreg_free(registration: *mut [*mut u64; 2], _handl
     // SAFETY: made by `ef_memreg_alloc`.
     unsafe { libc::free((*registration)[1].cast()) };
     died();
-    0
+    answer(config::check("free"))
 }
 
 #[unsafe(no_mangle)]
@@ -410,6 +457,9 @@ pub unsafe extern "C" fn ef_vi_filter_del(
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn efct_vi_rxpkt_get(this: *mut c_void, id: c_uint) -> *const c_void {
+    if config::check("lend").is_err() {
+        return std::ptr::null();
+    }
     nic::with(Vi::at(this), |nic| nic.lent(id)).unwrap_or(std::ptr::null())
 }
 

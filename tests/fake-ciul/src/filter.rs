@@ -5,7 +5,9 @@
     reason = "UNSAFETY: exports C functions that fill callers' specifications"
 )]
 
+use std::collections::HashMap;
 use std::ffi::{c_int, c_uint};
+use std::sync::{Arc, Mutex};
 
 use crate::config;
 
@@ -62,6 +64,45 @@ impl Key {
             remote_port: [0; 2],
             ..self
         }
+    }
+}
+
+/// What VIs of a set have together.
+pub(crate) type Shared<T> = Arc<Mutex<T>>;
+
+/// Filters of a VI or a set, with their ids.
+#[derive(Default)]
+pub(crate) struct Filters {
+    ids: HashMap<Key, i32>,
+    last: i32,
+}
+
+impl Filters {
+    pub(crate) fn add(&mut self, key: Key) -> Result<i32, i32> {
+        if self.ids.contains_key(&key) {
+            return Err(libc::EEXIST);
+        }
+        if self.ids.len() >= config::get().filters {
+            return Err(libc::EBUSY);
+        }
+        self.last += 1;
+        self.ids.insert(key, self.last);
+        Ok(self.last)
+    }
+
+    pub(crate) fn remove(&mut self, id: i32) -> Result<Key, i32> {
+        let key = self.ids.iter().find(|(_, other)| **other == id);
+        let key = *key.ok_or(libc::ENOENT)?.0;
+        self.ids.remove(&key);
+        Ok(key)
+    }
+
+    pub(crate) fn matches(&self, key: &Key) -> bool {
+        self.ids.contains_key(key) || self.ids.contains_key(&key.wild())
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.ids.len()
     }
 }
 

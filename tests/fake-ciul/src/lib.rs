@@ -3,6 +3,7 @@
 //! ```text
 //!   backend ── ef_vi calls ──► driver.rs   handles, protection domains, memory, filters
 //!           ── ops ──────────► vi.rs       EF10's rings: descriptors, events, ids
+//!                              set.rs      VIs that share a wire
 //!                              nic.rs      the hardware's side of the rings: a software NIC
 //!                              wire.rs     loop | null | pair:NAME | tap:IF | packet[:IF]
 //! ```
@@ -19,6 +20,7 @@ mod driver;
 mod filter;
 mod layout;
 mod nic;
+mod set;
 mod steal;
 mod vi;
 mod wire;

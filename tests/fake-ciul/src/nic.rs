@@ -9,16 +9,18 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use crate::config;
 use crate::driver::Bell;
-use crate::filter::Key;
+use crate::filter::{Filters, Key, Shared};
 use crate::vi::{BAD_FRAME, RX_DOORBELL, RX_EVENT_MERGE, RX_TIMESTAMPS, TX_DOORBELL, Vi, ef_event};
 use crate::wire::Wire;
 
 /// Frames of one turn, and of one completion that is in time, at most.
 const TURN: usize = 32;
+/// Most frames that are lent at a time.
+const LENT: usize = 512;
 /// Most frames of one completion.
 const BUNDLE: u32 = 64;
 /// Most turns between two completions that are late.
@@ -34,8 +36,9 @@ pub(crate) struct Nic {
     pub(crate) bell: Bell,
     /// Interface of its protection domain.
     pub(crate) name: String,
-    filters: HashMap<Key, i32>,
-    last_filter: i32,
+    filters: Shared<Filters>,
+    /// Its filters are its set's.
+    is_member: bool,
     rx_read: u32,
     tx_read: u32,
     evq_write: u32,
@@ -121,14 +124,20 @@ pub(crate) fn stamp_of(quarters: u32, told: Option<u64>) -> u64 {
 }
 
 impl Nic {
-    pub(crate) fn new(wire: Box<dyn Wire>, bell: Bell, name: String) -> Self {
-        bell.watch(wire.fd());
+    /// Of a VI by itself, or with the filters of its set.
+    pub(crate) fn new(
+        wire: Box<dyn Wire>,
+        bell: Bell,
+        name: String,
+        filters: Option<Shared<Filters>>,
+    ) -> Self {
+        bell.watch(&wire.fds());
         Self {
             wire,
             bell,
             name,
-            filters: HashMap::new(),
-            last_filter: 0,
+            is_member: filters.is_some(),
+            filters: filters.unwrap_or_default(),
             rx_read: 0,
             tx_read: 0,
             evq_write: 0,
@@ -144,27 +153,31 @@ impl Nic {
         }
     }
 
-    pub(crate) fn add_filter(&mut self, key: Key) -> Result<i32, i32> {
-        if self.filters.contains_key(&key) {
-            return Err(libc::EEXIST);
-        }
-        if self.filters.len() >= config::get().filters {
-            return Err(libc::EBUSY);
-        }
-        self.last_filter += 1;
-        self.filters.insert(key, self.last_filter);
-        self.wire.steal(&key);
-        Ok(self.last_filter)
+    fn filters(&self) -> MutexGuard<'_, Filters> {
+        self.filters.lock().expect("a panic ends the process")
     }
 
+    pub(crate) fn add_filter(&mut self, key: Key) -> Result<i32, i32> {
+        // A card could: for frames of this VI only, of which nobody has a use.
+        if self.is_member {
+            return Err(libc::EINVAL);
+        }
+        let id = self.filters().add(key)?;
+        self.wire.steal(&key);
+        Ok(id)
+    }
+
+    /// How many go with it.
     pub(crate) fn filter_count(&self) -> usize {
-        self.filters.len()
+        if self.is_member {
+            0
+        } else {
+            self.filters().count()
+        }
     }
 
     pub(crate) fn remove_filter(&mut self, id: i32) -> Result<(), i32> {
-        let key = self.filters.iter().find(|(_, other)| **other == id);
-        let key = *key.ok_or(libc::ENOENT)?.0;
-        self.filters.remove(&key);
+        let key = self.filters().remove(id)?;
         self.wire.give_back(&key);
         Ok(())
     }
@@ -196,7 +209,7 @@ impl Nic {
         let is_untold = config::get().is_late && self.late.told != self.tx_read;
         let has_more = self.wire.has_frames() || is_untold;
         let is_now = vi.has_event() || !self.specials.is_empty() || has_more;
-        self.bell.arm(self.wire.fd(), is_now);
+        self.bell.arm(&self.wire.fds(), is_now);
     }
 
     /// Moves what there is; events that do not come by the ring, at most so many.
@@ -211,7 +224,7 @@ impl Nic {
         let specials: Vec<ef_event> = self.specials.drain(..count).collect();
         if self.is_primed && (before != self.evq_write || count > 0) {
             self.is_primed = false;
-            self.bell.disarm(self.wire.fd());
+            self.bell.disarm(&self.wire.fds());
         }
         specials
     }
@@ -305,7 +318,7 @@ impl Nic {
         } else {
             8
         };
-        while !self.is_dead && entered < most && (self.lends() || self.is_posted(vi)) {
+        while !self.is_dead && entered < most && self.has_buffer(vi) {
             if !self.has_room(vi) {
                 return;
             }
@@ -338,7 +351,11 @@ impl Nic {
         config::get().lends
     }
 
-    fn is_posted(&self, vi: Vi) -> bool {
+    /// Whether there is a place for a frame: one of its own that is not lent, or a posted one.
+    fn has_buffer(&self, vi: Vi) -> bool {
+        if self.lends() {
+            return self.lent.len() < LENT;
+        }
         // SAFETY: the io page has 8 KiB.
         let write = unsafe { vi.io().add(RX_DOORBELL).cast::<u32>().read_volatile() };
         self.rx_read != write
@@ -352,7 +369,7 @@ impl Nic {
             let Some(key) = Key::of(&into[..length]) else {
                 continue;
             };
-            if self.filters.contains_key(&key) || self.filters.contains_key(&key.wild()) {
+            if self.filters().matches(&key) {
                 return Some(length);
             }
         }
@@ -403,6 +420,9 @@ impl Nic {
     }
 
     fn strike(&mut self) {
+        if let Some(kind) = config::get().strikes("event") {
+            self.specials.push(ef_event::new(kind as u16));
+        }
         for (what, kind) in [("reset", 12), ("oflow", 6)] {
             if config::get().strikes(what).is_some() {
                 self.is_dead = true;

@@ -473,6 +473,9 @@ pub unsafe extern "C" fn ef_vi_receive_unbundle(
     ids: *mut u32,
 ) -> c_int {
     let vi = Vi::at(vi);
+    if let Err(errno) = config::check("unbundle") {
+        return -errno;
+    }
     // SAFETY: the caller's event.
     let count = unsafe { (*event).get_u16(4) };
     for nth in 0..count {
@@ -489,6 +492,9 @@ pub unsafe extern "C" fn ef_vi_receive_get_bytes(
     packet: *const u8,
     bytes: *mut u16,
 ) -> c_int {
+    if let Err(errno) = config::check("bytes") {
+        return -errno;
+    }
     // SAFETY: a received packet begins with its prefix, which has the length at 8.
     let length = unsafe { packet.add(8).cast::<u16>().read_unaligned() };
     // SAFETY: the caller's place.
@@ -615,6 +621,9 @@ pub unsafe extern "C" fn ef_vi_transmit_unbundle(
     ids: *mut u32,
 ) -> c_int {
     let vi = Vi::at(vi);
+    if let Err(errno) = config::check("complete") {
+        return -errno;
+    }
     // SAFETY: the caller's event.
     let last = u32::from(unsafe { (*event).get_u16(4) }) & vi.tx_mask();
     let mut count = 0;

@@ -14,8 +14,10 @@ pub(crate) trait Wire: Send {
     fn send(&mut self, frame: &[u8]);
     /// The next frame that is there; its bytes.
     fn receive(&mut self, into: &mut [u8]) -> Option<usize>;
-    /// Descriptor that is readable while frames wait.
-    fn fd(&self) -> Option<RawFd>;
+    /// Descriptors of which one is readable while frames wait.
+    fn fds(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
     /// Whether frames wait, where there is no descriptor.
     fn has_frames(&self) -> bool {
         false
@@ -54,10 +56,6 @@ impl Wire for Loop {
         Some(frame.len())
     }
 
-    fn fd(&self) -> Option<RawFd> {
-        None
-    }
-
     fn has_frames(&self) -> bool {
         !self.0.is_empty()
     }
@@ -81,17 +79,13 @@ impl Wire for Null {
         Some(60)
     }
 
-    fn fd(&self) -> Option<RawFd> {
-        None
-    }
-
     fn has_frames(&self) -> bool {
         true
     }
 }
 
 /// A descriptor of a call that has made one.
-fn owned(fd: RawFd) -> Result<OwnedFd, i32> {
+pub(crate) fn owned(fd: RawFd) -> Result<OwnedFd, i32> {
     if fd < 0 {
         return Err(errno());
     }
@@ -168,8 +162,8 @@ impl Wire for Pair {
         read(&self.socket, into)
     }
 
-    fn fd(&self) -> Option<RawFd> {
-        Some(self.socket.as_raw_fd())
+    fn fds(&self) -> Vec<RawFd> {
+        vec![self.socket.as_raw_fd()]
     }
 }
 
@@ -200,8 +194,8 @@ impl Wire for Tap {
         read(&self.0, into)
     }
 
-    fn fd(&self) -> Option<RawFd> {
-        Some(self.0.as_raw_fd())
+    fn fds(&self) -> Vec<RawFd> {
+        vec![self.0.as_raw_fd()]
     }
 }
 
@@ -334,8 +328,8 @@ impl Wire for Packet {
         receive_tagged(&self.socket, into)
     }
 
-    fn fd(&self) -> Option<RawFd> {
-        Some(self.socket.as_raw_fd())
+    fn fds(&self) -> Vec<RawFd> {
+        vec![self.socket.as_raw_fd()]
     }
 
     fn steal(&mut self, key: &Key) {

@@ -131,6 +131,65 @@ pub(crate) fn bursts(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// A number of the card's own that `bypassctl stats` shows.
+fn of_card(scene: &Scene, name: &str) -> Option<u64> {
+    let stats = daemon::list(&scene.bed, &["stats"]).ok()?;
+    let mut of_card = stats.iter().filter(|counter| counter["kind"] == "ef_vi");
+    of_card.find(|counter| counter["name"] == name)?["value"].as_u64()
+}
+
+/// A card spreads flows over several queues: datagrams of 64 sockets and segments of 32
+/// connections all come, also behind the death of one queue. (Each socket sends again what is not
+/// answered within a second, so that what is lost with the queue is no failure; what a queue had
+/// that nobody looks at would never be answered.)
+pub(crate) fn spread(scene: &Scene) -> Result<()> {
+    let host = scene.host();
+    let datagrams = echo(scene)?;
+    let mut streams = scene.bed.program(Side::Server, paths::example("tcpecho")?);
+    streams.column(scene.column);
+    streams.args(["--port", "7008", "--bind", &host]);
+    let streams = started(scene, &streams, 7008)?;
+    let ask = format!(
+        "import socket\n\
+         def ask(s, word):\n \
+          for _ in range(20):\n  \
+           s.send(word)\n  \
+           try:\n   \
+            while s.recv(100) != word: pass\n   \
+            return True\n  \
+           except socket.timeout: pass\n \
+          return False\n\
+         all = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(64)]\n\
+         for s in all: s.connect(('{host}', {PORT})); s.settimeout(1)\n\
+         print([[n, i] for i in range(30) for n, s in enumerate(all)\n \
+                if not ask(s, b'%d %d' % (n, i))][:5])"
+    );
+    let unanswered = client(scene, "python3", &["-c", &ask])?.json()?;
+    if unanswered != Value::Array(Vec::new()) {
+        return Err(format!("sockets and rounds that nobody answers: {unanswered}").into());
+    }
+    let exchange = paths::example("tcprr")?.display().to_string();
+    let how = ["--connections", "32", "--count", "100", "--size", "1000"];
+    let to = ["--port", "7008", &host];
+    client(scene, &exchange, &[&how[..], &to].concat())?;
+    if scene.has_shim() {
+        let mut told = [None; 3];
+        let counted = wait_until("the port has counted", Duration::from_secs(20), || {
+            told = ["queues", "resets", "filters-lost"].map(|name| of_card(scene, name));
+            told[0] == Some(4) && told[1] > Some(0) && told[2] == Some(0)
+        });
+        counted.map_err(|error| format!("{error}: {told:?}"))?;
+        let doctor = daemon::bypassctl(&scene.bed, &["doctor", scene.bed.interface(Side::Server)]);
+        let doctor = doctor?.stdout;
+        if !doctor.contains(", 4 queues") {
+            return Err(format!("doctor does not tell of the queues: {doctor}").into());
+        }
+    }
+    streams.kill();
+    datagrams.stop()?.check()?;
+    Ok(())
+}
+
 /// The card is reset, loses events and stops sending while one connection is at work: its VI is
 /// made again each time, and the connection lives on.
 pub(crate) fn outlived(scene: &Scene) -> Result<()> {

@@ -103,6 +103,16 @@ pub(crate) fn check_stamped(column: Column, carried: Carried, body: fn(&Scene) -
     check_options(options, column, carried, body);
 }
 
+/// The same with a card that spreads flows over four queues, of which one dies.
+pub(crate) fn check_spread(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) {
+    let options = Options {
+        card: Some("reset@1000"),
+        card_queues: 4,
+        ..Options::default()
+    };
+    check_options(options, column, carried, body);
+}
+
 /// The same, where completions come late and in bundles.
 pub(crate) fn check_late(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) {
     check_faults("late", column, carried, body);
