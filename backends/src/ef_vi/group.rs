@@ -153,13 +153,13 @@ impl Group {
     /// # Safety
     /// - The bytes are mapped. They may change meanwhile: then it is the frame that changes.
     pub(super) unsafe fn send(&mut self, bytes: *const u8, length: u32) -> bool {
-        let at = match self.queues.len() {
-            1 => 0,
+        let queue = match &mut self.queues[..] {
+            [only] => only,
             // SAFETY: the caller's word.
-            count => (unsafe { flow(bytes, length as usize) }) as usize % count,
+            queues => unsafe { of_flow(queues, bytes, length as usize) },
         };
         // SAFETY: the caller's word.
-        unsafe { self.queues[at].send(bytes, length) }
+        unsafe { queue.send(bytes, length) }
     }
 
     /// Tells the card of what was taken.
@@ -219,17 +219,20 @@ fn any_of(queues: &[Queue]) -> Result<OwnedFd, Errno> {
 /// Bytes of a frame that may tell its flow: Ethernet, IPv4 with all options, ports.
 const HEAD: usize = 14 + 60 + 4;
 
-/// A hash of a frame's addresses, and ports where it has them.
+/// The VI that a frame leaves by.
 ///
 /// # Safety
 /// - As many bytes are mapped. They may change meanwhile.
-unsafe fn flow(bytes: *const u8, length: usize) -> u32 {
+#[inline(never)]
+unsafe fn of_flow(queues: &mut [Queue], bytes: *const u8, length: usize) -> &mut Queue {
     let mut head = [0; HEAD];
     // SAFETY: the caller's word; no more than there is room for.
     unsafe { std::ptr::copy_nonoverlapping(bytes, head.as_mut_ptr(), length.min(HEAD)) };
-    flow_of(&head)
+    let at = flow_of(&head) as usize % queues.len();
+    &mut queues[at]
 }
 
+/// A hash of a frame's addresses, and ports where it has them.
 fn flow_of(head: &[u8; HEAD]) -> u32 {
     /// Offset basis and prime of FNV-1a (Fowler, Noll, Vo), 32 bits.
     const FNV: (u32, u32) = (0x811c_9dc5, 0x0100_0193);
