@@ -11,8 +11,8 @@
 //!
 //! The interface stays the kernel's: what no filter of ours matches never comes here.
 //!
-//! What is absent: queue pairs of programs (docs/adr/0020-ef-vi.md), times of frames that were sent,
-//! checksums by the card.
+//! What is absent: queue pairs of programs (docs/adr/0020-ef-vi.md), times of frames that were
+//! sent, checksums by the card.
 
 mod calibrate;
 mod card;

@@ -199,7 +199,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Makes a VI of a domain, or of a set there, with its RX ring filled. Nothing is led to it yet.
+    /// Makes a VI of a domain, or of a set there, with its RX ring filled. Nothing is led to it.
     ///
     /// # Errors
     /// Which call has failed.
