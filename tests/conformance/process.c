@@ -2,6 +2,7 @@
 #include "case.h"
 
 #include <spawn.h>
+#include <sys/epoll.h>
 #include <sys/prctl.h>
 
 extern char **environ;
@@ -415,4 +416,56 @@ CASE(process_exec_unread, MIXED)
     }
     reap(child);
     line("\nread");
+}
+
+static void look_at(int set)
+{
+    struct epoll_event ready[2];
+    int count = epoll_wait(set, ready, 2, 2000);
+    readiness("epoll_wait", count, count > 0 ? ready[0].events : 0);
+    for (int i = 0; i < count; i++)
+        receive((int)ready[i].data.u64, 0);
+}
+
+/* Parent and child wait with the set that was made before the fork; whoever closes it, or has more
+ * sets and sockets of its own, takes nothing from the other. */
+CASE(process_epoll, ACCELERATED)
+{
+    int set = epoll_create1(0), fd = udp(host4, 6140), stream = dial(peer4, T_ECHO);
+    for (int i = 0; i < 2; i++) {
+        int one = i ? stream : fd;
+        struct epoll_event in = {.events = EPOLLIN, .data.u64 = (uint64_t)one};
+        value("epoll_ctl", epoll_ctl(set, EPOLL_CTL_ADD, one, &in));
+    }
+    for (int round = 0; round < 3; round++) {
+        fflush(stdout);
+        pid_t child = fork();
+        if (child == 0) {
+            send_to(fd, "child", peer4, ECHO);
+            look_at(set);
+            value("send", send(stream, "child", 5, 0));
+            look_at(set);
+            struct epoll_event in = {.events = EPOLLIN};
+            int own = epoll_create1(0), other = udp(host4, 6141);
+            value("epoll_ctl", epoll_ctl(own, EPOLL_CTL_ADD, other, &in));
+            value("epoll_wait", epoll_wait(own, &in, 1, 0));
+            value("close", close(round ? own : set));
+            fflush(stdout);
+            _exit(2);
+        }
+        reap(child);
+        send_to(fd, "parent", peer4, ECHO);
+        look_at(set);
+        value("send", send(stream, "parent", 6, 0));
+        look_at(set);
+    }
+    pid_t child = fork();
+    if (child == 0) {
+        send_to(fd, "left", peer4, ECHO);
+        look_at(set);
+        fflush(stdout);
+        _exit(3);
+    }
+    value("close", close(set));
+    reap(child);
 }

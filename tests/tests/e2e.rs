@@ -20,6 +20,7 @@ mod e2e {
     pub mod languages;
     pub mod links;
     pub mod names;
+    pub mod processor;
     pub mod programs;
     pub mod reasons;
     pub mod reloads;
@@ -42,8 +43,8 @@ use e2e::harness::{
 };
 use e2e::{
     card, clients, crowds, dpdk, endings, engines, faults, floods, groups, handover, jumbo,
-    languages, links, names, programs, reasons, reloads, restarts, rollback, routers, rubbish,
-    rules, soaks, stores, storms, streams, tool, web,
+    languages, links, names, processor, programs, reasons, reloads, restarts, rollback, routers,
+    rubbish, rules, soaks, stores, storms, streams, tool, web,
 };
 
 macro_rules! tests {
@@ -158,6 +159,7 @@ tests! {
     handover::passed_in_a_burst: Any,
     handover::both_ends: Any,
     handover::executed: Any,
+    handover::python_multiprocessing: Any,
     handover::refused: Any,
     reloads::nginx_reloads: Any,
     reloads::nginx_upgrade: Any,
@@ -266,13 +268,15 @@ tests! {
 
 /// Scenes that load both processors or measure time: no other may run beside them.
 mod alone {
-    use super::{Carried, check, floods, groups, programs, rubbish, soaks};
+    use super::{Carried, check, floods, groups, processor, programs, rubbish, soaks};
 
     tests! {
         check:
         programs::iperf3_to_server: Bypass,
         programs::iperf3_from_server: Bypass,
         programs::idle_uses_no_processor: Any,
+        processor::idle_connections: Segments,
+        processor::daemon_beside_load: Segments,
         floods::half_open: Any,
         soaks::everything_at_once: Any,
         rubbish::flood_to_unread_socket: Any,

@@ -175,6 +175,11 @@ pub(crate) fn executed(scene: &Scene) -> Result<()> {
     served(scene, "exec_echo.py", 12, 200_000)
 }
 
+/// Python's multiprocessing gives each connection to a process, in each of its ways.
+pub(crate) fn python_multiprocessing(scene: &Scene) -> Result<()> {
+    served(scene, "multiprocess.py", 9, 200_000)
+}
+
 /// Nobody can hand a connection over: the daemon is dead and none may be started. The program keeps
 /// it; an option that only the kernel has is refused, and whoever gets the descriptor has a socket
 /// that is not connected.

@@ -543,6 +543,13 @@ pub(crate) fn idle_uses_no_processor(scene: &Scene) -> Result<()> {
         .args(["-c", &poke])
         .run()?
         .check()?;
+    nobody_works(scene)?;
+    server.stop()?.check()?;
+    Ok(())
+}
+
+/// Waits for three seconds in which nobody on the server's side works, the daemon included.
+pub(super) fn nobody_works(scene: &Scene) -> Result<()> {
     let all = || -> Duration {
         let processes = scene.bed.processes(Side::Server);
         processes.into_iter().map(processor_time).sum()
@@ -559,9 +566,7 @@ pub(crate) fn idle_uses_no_processor(scene: &Scene) -> Result<()> {
             used.last() <= Some(&Duration::from_millis(15))
         },
     );
-    is_idle.map_err(|error| format!("{error}: {used:?}"))?;
-    server.stop()?.check()?;
-    Ok(())
+    is_idle.map_err(|error| format!("{error}: {used:?}").into())
 }
 
 /// Ping, ARP, TCP and other UDP ports on the interface of an accelerated program.

@@ -274,6 +274,18 @@ pub(super) fn haproxy(scene: &Scene) -> Result<(Running, Master, String)> {
     Ok((server, master, format!("http://{host}:8080/")))
 }
 
+/// Ends haproxy. A signal that comes while the master begins anew is lost.
+fn haproxy_ends(mut server: Running, master: &Master) -> Result<()> {
+    let mut told: Option<Instant> = None;
+    wait_until("the end of haproxy", PATIENCE, || {
+        if told.is_none_or(|at| at.elapsed() > Duration::from_secs(1)) {
+            signal(master.pid().unwrap_or(0), Signal::TERM);
+            told = Some(Instant::now());
+        }
+        !server.is_running()
+    })
+}
+
 /// Master and worker to the kernel and back, again and again: no request fails.
 pub(crate) fn haproxy_rolled_back(scene: &Scene) -> Result<()> {
     let (server, master, url) = haproxy(scene)?;
@@ -281,9 +293,7 @@ pub(crate) fn haproxy_rolled_back(scene: &Scene) -> Result<()> {
     let turn = || there_and_back(scene, pid);
     under_load(scene, &url, &["-n", "4000", "-c", "10"], turn)?;
     under_load(scene, &url, &["-n", "8000", "-c", "10", "-k"], turn)?;
-    drop(master);
-    server.wait(PATIENCE)?;
-    Ok(())
+    haproxy_ends(server, &master)
 }
 
 /// haproxy, reload after reload: its master executes itself anew, and the new worker gets the
@@ -303,9 +313,7 @@ pub(crate) fn haproxy_reloads(scene: &Scene) -> Result<()> {
             !now.is_empty() && !now.iter().any(|pid| before.contains(pid))
         })
     })?;
-    drop(master);
-    server.wait(PATIENCE)?;
-    Ok(())
+    haproxy_ends(server, &master)
 }
 
 /// Apache's ways of sharing work. A process whose threads are all busy closes connections that are
