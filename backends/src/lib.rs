@@ -17,6 +17,7 @@
 //!   [`dpdk`], whose relay leaves to the kernel whatever no filter matches, by a TAP device; or of
 //!   [`ef_vi`], a hidden queue of a Solarflare or AMD card by the system's libciul, to which the
 //!   card's filters lead while the interface stays the kernel's.
+//! - [`netlink`] asks the kernel about interfaces.
 //! - [`sim`] is a deterministic wire in memory for tests.
 //!
 //! Chunks are numbers here; memory and the right to touch it are the caller's. So is the lock
@@ -29,6 +30,7 @@ pub mod af_xdp;
 mod api;
 pub mod dpdk;
 pub mod ef_vi;
+pub mod netlink;
 pub mod relay;
 mod ring;
 pub mod sim;

@@ -2,17 +2,12 @@
 
 #![no_main]
 
+#[path = "../../ctl/tests/fuzz/netlink.rs"]
+mod fuzz;
 #[allow(dead_code, reason = "each target uses a part")]
-#[path = "../../ctl/src/daemon"]
-mod daemon {
-    #[path = "../../tests/fuzz/daemon.rs"]
-    pub mod fuzz;
-    pub mod netlink {
-        pub mod message;
-    }
-    mod proc_text;
-}
+#[path = "../../ctl/src/source/rtnetlink.rs"]
+mod rtnetlink;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    daemon::fuzz::fuzz_netlink(data);
+    fuzz::fuzz_netlink(data);
 });

@@ -7,9 +7,6 @@
 mod daemon {
     #[path = "../../tests/fuzz/daemon.rs"]
     pub mod fuzz;
-    pub mod netlink {
-        pub mod message;
-    }
     mod proc_text;
 }
 

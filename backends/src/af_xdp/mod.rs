@@ -12,7 +12,7 @@
 //! client's side: [`AfXdpQueuePair`] maps the rings of a queue through its descriptor alone, and
 //! [`FlowTable`] the stack's TCP flows, so an unprivileged program can use what it was given. Each
 //! module uses only what stands to its left: `syscall` → `bpf` → `flow_table` → `program`;
-//! `netdev`, `netlink`, `umem` → `xsk` → `nic`; `crate::ring` → `queue_pair`.
+//! `netdev`, `umem` → `xsk` → `nic`; `crate::ring` → `queue_pair`.
 //!
 //! What is absent: frames of more than one chunk (they pass to the kernel), VLAN tags,
 //! NIC filters (ntuple), metadata offloads.
@@ -21,7 +21,6 @@ mod bpf;
 mod error;
 mod flow_table;
 mod netdev;
-pub(crate) mod netlink;
 mod nic;
 mod program;
 mod queue_pair;
@@ -36,7 +35,6 @@ mod tests;
 pub use error::NicError;
 pub use flow_table::{FlowEntry, FlowTable, TableFull, TcpFlow};
 pub use netdev::{Interface, interfaces};
-pub use netlink::{XdpFeatures, function_mac, xdp_features};
 pub use nic::{
     FilterCounters, FilterKey, Mode, Nic, NicConfig, QUEUES_PER_SLOT, RING_ENTRIES, SLOTS,
 };

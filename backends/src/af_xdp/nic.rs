@@ -11,11 +11,11 @@ use rustix::io::Errno;
 use super::error::{self, NicError, failed};
 use super::flow_table::{FlowTable, Geometry};
 use super::netdev::{self, Interface};
-use super::netlink::{self, Attached};
 use super::program::{self, COUNTERS, Flow, Grant, Listener, Maps, Target};
 use super::umem::{PacketMemory, longest_frame};
 use super::xsk::OpenedQueue;
 use super::{bpf, xsk};
+use crate::netlink::{self, Attached};
 
 /// Queues of one slot in the `xsks` map.
 pub const QUEUES_PER_SLOT: u32 = 64;

@@ -12,7 +12,7 @@
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
 
-use crate::af_xdp::netlink;
+use crate::netlink;
 
 /// Ethernet type of a tag.
 const TAG: u16 = 0x8100;

@@ -7,13 +7,13 @@ use rustix::io::Errno;
 
 use super::client::Client;
 use super::counters::Counter;
-use super::netlink::message::LinkInfo;
 use super::nics;
 use super::process::{self, Process};
 use super::requests::Refused;
 use super::server::{Server, Token};
 use super::stacks::{self, StackEntry};
 use super::{sockopt, watch};
+use crate::source::rtnetlink::LinkInfo;
 
 impl Server {
     /// Gives a program a process slot in the stack of its user, which is made if need be.

@@ -25,8 +25,8 @@ use bypass_stack::{IpAddress, QueuePairInfo, SocketAddress};
 use rustix::io::Errno;
 
 use super::filters::{Flow, FlowKind};
-use super::netlink::message::LinkInfo;
 use super::stacks::{self, Queue, StackEntry};
+use crate::source::rtnetlink::LinkInfo;
 
 /// After a failure an interface is left alone for this long, after more of them for longer: an
 /// attempt may take a second.

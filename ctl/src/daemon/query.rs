@@ -14,12 +14,12 @@ use serde_json::{Value, json};
 
 use super::counters::Counter;
 use super::filters::{Filter, Flow, FlowKind, TCP, Wish};
-use super::netlink::message::LinkInfo;
 use super::nics::{self, OpenNic};
 use super::process::{self, Process};
 use super::server::Server;
 use super::stacks::{Origin, Queue, StackEntry};
 use super::statics::Purpose;
+use crate::source::rtnetlink::LinkInfo;
 
 impl Server {
     /// The answer to a query. Users other than root see their own stack and filters only.

@@ -32,11 +32,11 @@ use rustix::io::Errno;
 use rustix::time::Timespec;
 
 use super::deputy::{Alarm, Look};
-use super::netlink::message::LinkInfo;
 use super::nics;
 use super::process;
 use super::published::{Belongs, Published};
 use super::sockopt;
+use crate::source::rtnetlink::LinkInfo;
 
 /// How long the daemon waits for a stack's lock. Programs hold it for microseconds, unless they are
 /// preempted.

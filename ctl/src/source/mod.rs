@@ -11,6 +11,7 @@ pub mod ethtool;
 mod memfd;
 pub mod pci;
 mod process;
+pub mod rtnetlink;
 
 pub use ask::{Interface, ask, backend_of, interfaces, query};
 pub use memfd::{Held, memfd_device, memfds, reopen, reports};

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bypass_backends::af_xdp::function_mac;
+use bypass_backends::netlink::function_mac;
 
 /// First digits of the class of network controllers.
 const NETWORK: &str = "0x02";

@@ -1,25 +1,6 @@
-//! Bodies for what the daemon reads. Must not panic and must come to an end.
+//! Body for what the daemon reads. Must not panic and must come to an end.
 
-use super::netlink::message::{
-    LinkInfo, default_rule, errno, messages, parse_address, parse_neighbour, parse_route,
-};
 use super::proc_text;
-
-/// The input is what the kernel sends over netlink; each message is read as everything. How many
-/// there were.
-pub fn fuzz_netlink(data: &[u8]) -> usize {
-    let mut count = 0;
-    for message in messages(data) {
-        let _ = errno(&message);
-        let _ = LinkInfo::parse(message.body);
-        let _ = parse_address(message.body);
-        let _ = parse_route(message.body);
-        let _ = default_rule(message.body);
-        let _ = parse_neighbour(message.body);
-        count += 1;
-    }
-    count
-}
 
 /// The input is a file of `/proc`, read as each of them. What was found in it.
 pub fn fuzz_proc(data: &[u8]) -> usize {

@@ -10,9 +10,9 @@ use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use super::bed::{Bed, CHUNK, FAR, NEAR, Packets, Queue, RING, run};
 use super::frame::{UDP, datagram};
 use crate::af_xdp::{
-    AfXdpQueuePair, FilterKey, Listener, Mode, Nic, NicConfig, QUEUES_PER_SLOT, SLOTS, XdpFeatures,
-    xdp_features,
+    AfXdpQueuePair, FilterKey, Listener, Mode, Nic, NicConfig, QUEUES_PER_SLOT, SLOTS,
 };
+use crate::netlink::{XdpFeatures, xdp_features};
 
 const PORT: u16 = 7000;
 

@@ -1,10 +1,13 @@
 //! Rules that accelerated packets do not pass: iptables and nftables.
 
+use std::collections::BTreeMap;
 use std::fs;
 
+use bypass_backends::netlink;
 use rustix::io::Errno;
+use rustix::net::netlink::NETFILTER;
 
-use super::{Findings, netlink};
+use super::Findings;
 
 const TODO: &str = "accelerated packets skip such rules: keep ports that need them in the kernel by a \
                     rule of bypass.toml";
@@ -23,7 +26,7 @@ pub(super) fn test(findings: &mut Findings) {
             );
         }
     }
-    match netlink::nft_rules() {
+    match nft_rules() {
         Ok(tables) if tables.is_empty() => findings.ok("firewall: no nftables rules"),
         Ok(tables) => {
             let rules: usize = tables.values().sum();
@@ -42,4 +45,26 @@ pub(super) fn test(findings: &mut Findings) {
         // A kernel without nftables (or its module not loaded) has no rules.
         Err(_) => findings.ok("firewall: no nftables in this kernel"),
     }
+}
+
+/// Count of nftables rules by table: nfnetlink, linux/netfilter/nf_tables.h.
+fn nft_rules() -> Result<BTreeMap<String, usize>, Errno> {
+    /// Subsystem nftables, `NFT_MSG_NEWRULE` and `NFT_MSG_GETRULE`.
+    const NEW_RULE: u16 = 10 << 8 | 6;
+    const GET_RULE: u16 = 10 << 8 | 7;
+    /// Bytes of `struct nfgenmsg`.
+    const FIXED: usize = 4;
+    /// `NFTA_RULE_TABLE`.
+    const TABLE: u16 = 1;
+    let mut tables = BTreeMap::new();
+    netlink::dump(Some(NETFILTER), GET_RULE, &[0; FIXED], |message| {
+        let rule = message
+            .body
+            .get(FIXED..)
+            .filter(|_| message.kind == NEW_RULE);
+        if let Some(table) = rule.and_then(|rule| netlink::find(rule, TABLE)) {
+            *tables.entry(netlink::text(table)).or_default() += 1;
+        }
+    })?;
+    Ok(tables)
 }

@@ -1,13 +1,14 @@
 //! Tests of interfaces: driver, MTU, queues, offloads, XDP programs.
 
 use bypass_backends::af_xdp::{self, Interface};
+use bypass_backends::netlink;
 use bypass_proto::policy::Backend;
 
 use super::facts;
-use super::netlink::{self, Link};
 use super::{Findings, card};
 use crate::source;
 use crate::source::ethtool::{self, Offload};
+use crate::source::rtnetlink::{self, LinkInfo};
 
 /// Most MTU: a frame with its headers and the headroom of 256 bytes must fit a chunk of 4096.
 const LARGEST_MTU: u32 = 3822;
@@ -19,7 +20,7 @@ const ETHERNET: u16 = 1;
 const LRO: u32 = 1 << 15;
 
 pub(super) fn test(only: Option<&str>, findings: &mut Findings) {
-    let links = match netlink::links() {
+    let links = match rtnetlink::links() {
         Ok(links) => links,
         Err(errno) => {
             return findings.fail(
@@ -40,7 +41,7 @@ pub(super) fn test(only: Option<&str>, findings: &mut Findings) {
     {
         failed_device(device, findings);
     }
-    let wanted = |link: &&Link| match only {
+    let wanted = |link: &&LinkInfo| match only {
         Some(name) => link.name == name,
         // Loopback and whatever is not Ethernet is never served: nothing to test.
         None => link.device_type == ETHERNET,
@@ -81,7 +82,7 @@ fn failed_device(device: &source::Interface, findings: &mut Findings) {
 }
 
 fn one(
-    link: &Link,
+    link: &LinkInfo,
     device: Option<&Interface>,
     daemon: Option<&source::Interface>,
     findings: &mut Findings,
@@ -93,11 +94,11 @@ fn one(
             "its traffic stays in the kernel: name another interface",
         );
     }
-    if !link.up {
+    if !link.is_up() {
         let todo = format!("to use it: ip link set {name} up");
         return findings.warn(format!("{name}: is down"), &todo);
     }
-    if link.has_master {
+    if link.master != 0 {
         findings.warn(
             format!("{name}: is a port of a bridge, bond or VRF"),
             "the addresses are the master's: its traffic stays in the kernel",
@@ -139,9 +140,9 @@ fn one(
 }
 
 /// What the driver can do, as the kernel says.
-fn features(link: &Link, driver: &str, findings: &mut Findings) {
+fn features(link: &LinkInfo, driver: &str, findings: &mut Findings) {
     let name = &link.name;
-    match af_xdp::xdp_features(link.ifindex) {
+    match netlink::xdp_features(link.ifindex) {
         Ok(features) if features.is_native() => {
             let copies = match features.is_zero_copy() {
                 true => ", without copies if its [[device]] has zero_copy = true",
@@ -160,7 +161,7 @@ fn features(link: &Link, driver: &str, findings: &mut Findings) {
     }
 }
 
-fn mtu(link: &Link, findings: &mut Findings) {
+fn mtu(link: &LinkInfo, findings: &mut Findings) {
     let what = format!("{}: MTU {} (at most {LARGEST_MTU})", link.name, link.mtu);
     if link.mtu > LARGEST_MTU {
         findings.fail(
@@ -201,19 +202,23 @@ fn offloads(name: &str, findings: &mut Findings) {
     }
 }
 
-fn program(link: &Link, daemon: Option<&source::Interface>, findings: &mut Findings) {
+fn program(link: &LinkInfo, daemon: Option<&source::Interface>, findings: &mut Findings) {
     let name = &link.name;
-    let Some(xdp) = link.xdp else {
-        return findings.ok(format!("{name}: no XDP program: free to use"));
+    let mode = match link.xdp_mode {
+        1 => "native",
+        2 => "generic",
+        3 => "offloaded",
+        4 => "several",
+        _ => return findings.ok(format!("{name}: no XDP program: free to use")),
     };
-    let program = facts::program_name(xdp.program);
+    let program = facts::program_name(link.xdp_program);
     let shown = program.as_deref().unwrap_or("name not to be seen");
     let what = format!(
-        "{name}: XDP program {} ({shown}) in {} mode",
-        xdp.program, xdp.mode
+        "{name}: XDP program {} ({shown}) in {mode} mode",
+        link.xdp_program
     );
     match program.as_deref() {
-        Some(OWN_PROGRAM) if xdp.mode == "generic" => {
+        Some(OWN_PROGRAM) if mode == "generic" => {
             findings.warn(
                 what,
                 "generic mode is slower: a driver with native XDP would help",

@@ -8,7 +8,6 @@ mod facts;
 mod firewall;
 mod interfaces;
 mod machine;
-mod netlink;
 mod programs;
 
 use serde_json::{Value, json};

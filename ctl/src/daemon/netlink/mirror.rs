@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use bypass_backends::netlink;
 use bypass_stack::IpAddress;
 use bypass_stack::cplane::{self, Address, Link, NEIGHBOURS, Neighbour, ROUTES, Route, Table};
 use rustix::io::Errno;
@@ -24,8 +25,8 @@ use rustix::net::{
 };
 use zerocopy::FromZeros;
 
-use super::message::{self, LinkInfo, Message, RouteInfo, kind};
 use crate::daemon::counters::{Counter, Counters};
+use crate::source::rtnetlink::{self, LinkInfo, RouteInfo, kind};
 
 /// Least time between two dumps.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -163,7 +164,7 @@ impl Mirror {
         let unknown = cplane::unresolved(&self.table, to, IpAddress::UNSPECIFIED, ifindex);
         if let Some((target, ifindex)) = unknown {
             self.sequence = self.sequence.wrapping_add(1);
-            let bytes = message::use_request(target, ifindex, self.sequence);
+            let bytes = rtnetlink::use_request(target, ifindex, self.sequence);
             let kernel = SocketAddrNetlink::new(0, 0);
             let _ = sendto(&self.requests, &bytes, SendFlags::DONTWAIT, &kernel);
         }
@@ -182,7 +183,7 @@ impl Mirror {
             match recv(&self.events, &mut buffer[..], RecvFlags::DONTWAIT) {
                 Ok((bytes, _)) => {
                     let bytes = buffer.get(..bytes).unwrap_or_default();
-                    for message in message::messages(bytes) {
+                    for message in netlink::messages(bytes) {
                         counters.add(Counter::NetlinkMessages);
                         self.on_event(&message);
                     }
@@ -199,7 +200,7 @@ impl Mirror {
         self.buffer = buffer;
     }
 
-    fn on_event(&mut self, message: &Message<'_>) {
+    fn on_event(&mut self, message: &netlink::Message<'_>) {
         match message.kind {
             kind::NEW_NEIGHBOUR => self.on_neighbour(message.body, false),
             kind::DEL_NEIGHBOUR => self.on_neighbour(message.body, true),
@@ -218,7 +219,7 @@ impl Mirror {
     }
 
     fn on_neighbour(&mut self, body: &[u8], gone: bool) {
-        let Some(info) = message::parse_neighbour(body) else {
+        let Some(info) = rtnetlink::parse_neighbour(body) else {
             return;
         };
         if gone {
@@ -283,9 +284,12 @@ impl Mirror {
     fn dump_all(&mut self, stale: bool, neighbours_stale: bool) -> Result<(), Errno> {
         if stale {
             let links = self.dump(kind::GET_LINK, kind::NEW_LINK, LinkInfo::parse)?;
-            let addresses =
-                self.dump(kind::GET_ADDRESS, kind::NEW_ADDRESS, message::parse_address)?;
-            let routes = self.dump(kind::GET_ROUTE, kind::NEW_ROUTE, message::parse_route)?;
+            let addresses = self.dump(
+                kind::GET_ADDRESS,
+                kind::NEW_ADDRESS,
+                rtnetlink::parse_address,
+            )?;
+            let routes = self.dump(kind::GET_ROUTE, kind::NEW_ROUTE, rtnetlink::parse_route)?;
             let rules = self.dump(kind::GET_RULE, kind::NEW_RULE, parse_rule)?;
             let links = links.into_iter().map(|link| (link.ifindex, link)).collect();
             if links != self.links || addresses != self.addresses {
@@ -336,7 +340,7 @@ impl Mirror {
         parse: &impl Fn(&[u8]) -> Option<T>,
     ) -> Result<Option<Vec<T>>, Errno> {
         self.sequence = self.sequence.wrapping_add(1);
-        let bytes = message::dump_request(request, self.sequence);
+        let bytes = rtnetlink::dump_request(request, self.sequence);
         sendto(
             &self.requests,
             &bytes,
@@ -350,17 +354,14 @@ impl Mirror {
                 received => received?.0,
             };
             let bytes = self.buffer.get(..bytes).unwrap_or_default();
-            for message in message::messages(bytes) {
+            for message in netlink::messages(bytes) {
                 if message.sequence != self.sequence {
                     continue; // The rest of a dump that was given up.
                 }
-                consistent &= message.flags & message::DUMP_INTERRUPTED == 0;
+                consistent &= message.flags & rtnetlink::DUMP_INTERRUPTED == 0;
                 match message.kind {
-                    kind::DONE => return Ok(consistent.then_some(found)),
-                    kind::ERROR => {
-                        let code = message::errno(&message);
-                        return Err(Errno::from_raw_os_error(code.clamp(1, 4095)));
-                    }
+                    netlink::DONE => return Ok(consistent.then_some(found)),
+                    netlink::ERROR => return message.result().and(Err(Errno::BADMSG)),
                     kind if kind == answer => found.extend(parse(message.body)),
                     _ => {}
                 }
@@ -419,16 +420,16 @@ impl AsFd for Mirror {
 /// A rule message as its bit; 0x80 for a rule of one's own.
 fn parse_rule(body: &[u8]) -> Option<u8> {
     // Rules of multicast routing have families of their own.
-    matches!(body.first(), Some(2 | 10)).then(|| message::default_rule(body).unwrap_or(0x80))
+    matches!(body.first(), Some(2 | 10)).then(|| rtnetlink::default_rule(body).unwrap_or(0x80))
 }
 
 /// Whether the rules are the default ones (a kernel without IPv6 has only those of IPv4).
 fn are_default_rules(rules: &[u8]) -> bool {
     let seen = rules.iter().fold(0, |seen, rule| seen | rule);
-    let has_v6 = seen & message::RULES_V6 != 0;
+    let has_v6 = seen & rtnetlink::RULES_V6 != 0;
     seen & 0x80 == 0
-        && seen & message::RULES_V4 == message::RULES_V4
-        && (!has_v6 || seen & message::RULES_V6 == message::RULES_V6)
+        && seen & rtnetlink::RULES_V4 == rtnetlink::RULES_V4
+        && (!has_v6 || seen & rtnetlink::RULES_V6 == rtnetlink::RULES_V6)
 }
 
 /// An IPv6 route that shares prefix and metric with another is one next hop of several. (IPv4

@@ -1,10 +1,9 @@
 //! What the kernel knows of links, addresses, routes and neighbours, and of UDP sockets.
 //!
-//! [`message`] turns bytes into values, [`mirror`] keeps the daemon's copy and writes it into
+//! [`mirror`] keeps the daemon's copy and writes it into
 //! control-plane tables, [`diag`] tells which sockets there are.
 
 pub(super) mod diag;
-pub(super) mod message;
 pub(super) mod mirror;
 #[cfg(test)]
 mod tests;

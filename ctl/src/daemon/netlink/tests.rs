@@ -1,27 +1,21 @@
 //! Messages as the kernel sends them.
 
+use bypass_backends::netlink::{attribute, messages, request};
 use bypass_stack::IpAddress;
 use bypass_stack::cplane::{Route, route_type};
 
-use super::message::{
-    LinkInfo, RouteInfo, default_rule, dump_request, kind, messages, parse_address,
-    parse_neighbour, parse_route, use_request,
+use crate::source::rtnetlink::{
+    LinkInfo, RouteInfo, default_rule, dump_request, kind, parse_address, parse_neighbour,
+    parse_route, use_request,
 };
 
 /// A message: type, fixed part, attributes.
 fn message(kind: u16, fixed: &[u8], attributes: &[(u16, &[u8])]) -> Vec<u8> {
-    let mut body = fixed.to_vec();
-    for (attribute, value) in attributes {
-        body.extend_from_slice(&(4 + value.len() as u16).to_ne_bytes());
-        body.extend_from_slice(&attribute.to_ne_bytes());
-        body.extend_from_slice(value);
-        body.resize(body.len().next_multiple_of(4), 0);
-    }
-    let mut bytes = (16 + body.len() as u32).to_ne_bytes().to_vec();
-    bytes.extend_from_slice(&kind.to_ne_bytes());
-    bytes.extend_from_slice(&[0; 10]);
-    bytes.extend(body);
-    bytes
+    let attributes = attributes
+        .iter()
+        .flat_map(|(kind, value)| attribute(*kind, value));
+    let body: Vec<u8> = fixed.iter().copied().chain(attributes).collect();
+    request(kind, 0, 0, &body)
 }
 
 fn body(bytes: &[u8]) -> &[u8] {

@@ -1,109 +1,54 @@
 //! rtnetlink messages: bytes from the kernel in, plain values out.
 //!
-//! Five kinds are understood: links, addresses, routes, rules and neighbours, IPv4 and IPv6. A
-//! message is a 16-byte header, a fixed part that depends on its type, then attributes
-//! (length, type, value, each padded to 4 bytes):
-//!
-//! ```text
-//!   0     4      6       8     12    16
-//!   | len | type | flags | seq | pid | fixed part | attribute | attribute | ... |
-//! ```
-//!
-//! Nothing here panics on any bytes: what is too short ends the iteration, what is unknown is
-//! skipped. Numbers are in host order except addresses. Reference: rtnetlink(7), and the
-//! kernel's include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,neighbour,fib_rules}.h.
+//! Five kinds are understood: links, addresses, routes, rules and neighbours, IPv4 and IPv6. What
+//! messages are is in [`bypass_backends::netlink`]; what is unknown is skipped. Reference:
+//! rtnetlink(7), and the kernel's
+//! include/uapi/linux/{rtnetlink,if_link,if_addr,neighbour,fib_rules}.h.
 
+use bypass_backends::netlink::{self, DUMP, REQUEST, attributes, find, half, request, text, word};
 use bypass_stack::IpAddress;
 use bypass_stack::cplane::{Address, Route, route_type};
+use rustix::io::Errno;
 
 /// Message types (RTM_*).
-pub(in crate::daemon) mod kind {
-    /// End of a dump.
-    pub(in crate::daemon) const DONE: u16 = 3;
-    /// A refusal, or an acknowledgement with error 0.
-    pub(in crate::daemon) const ERROR: u16 = 2;
-    pub(in crate::daemon) const NEW_LINK: u16 = 16;
-    pub(in crate::daemon) const DEL_LINK: u16 = 17;
-    pub(in crate::daemon) const GET_LINK: u16 = 18;
-    pub(in crate::daemon) const NEW_ADDRESS: u16 = 20;
-    pub(in crate::daemon) const DEL_ADDRESS: u16 = 21;
-    pub(in crate::daemon) const GET_ADDRESS: u16 = 22;
-    pub(in crate::daemon) const NEW_ROUTE: u16 = 24;
-    pub(in crate::daemon) const DEL_ROUTE: u16 = 25;
-    pub(in crate::daemon) const GET_ROUTE: u16 = 26;
-    pub(in crate::daemon) const NEW_NEIGHBOUR: u16 = 28;
-    pub(in crate::daemon) const DEL_NEIGHBOUR: u16 = 29;
-    pub(in crate::daemon) const GET_NEIGHBOUR: u16 = 30;
-    pub(in crate::daemon) const NEW_RULE: u16 = 32;
-    pub(in crate::daemon) const DEL_RULE: u16 = 33;
-    pub(in crate::daemon) const GET_RULE: u16 = 34;
+pub mod kind {
+    pub const NEW_LINK: u16 = 16;
+    pub const DEL_LINK: u16 = 17;
+    pub const GET_LINK: u16 = 18;
+    pub const NEW_ADDRESS: u16 = 20;
+    pub const DEL_ADDRESS: u16 = 21;
+    pub const GET_ADDRESS: u16 = 22;
+    pub const NEW_ROUTE: u16 = 24;
+    pub const DEL_ROUTE: u16 = 25;
+    pub const GET_ROUTE: u16 = 26;
+    pub const NEW_NEIGHBOUR: u16 = 28;
+    pub const DEL_NEIGHBOUR: u16 = 29;
+    pub const GET_NEIGHBOUR: u16 = 30;
+    pub const NEW_RULE: u16 = 32;
+    pub const DEL_RULE: u16 = 33;
+    pub const GET_RULE: u16 = 34;
 }
 
 /// NLM_F_DUMP_INTR: the tables changed during a dump, which is therefore not consistent.
-pub(in crate::daemon) const DUMP_INTERRUPTED: u16 = 0x10;
+pub const DUMP_INTERRUPTED: u16 = 0x10;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-const HEADER: usize = 16;
-
-/// One message.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::daemon) struct Message<'a> {
-    /// A [`kind`] or any other number.
-    pub kind: u16,
-    /// NLM_F_*.
-    pub flags: u16,
-    /// Number of the request that it answers.
-    pub sequence: u32,
-    /// Everything behind the header.
-    pub body: &'a [u8],
-}
-
-/// The messages of one datagram, as far as they are whole.
-pub(in crate::daemon) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
-    std::iter::from_fn(move || {
-        let length = u32_at(bytes, 0)? as usize;
-        let body = bytes.get(HEADER..length)?;
-        let message = Message {
-            kind: u16_at(bytes, 4)?,
-            flags: u16_at(bytes, 6)?,
-            sequence: u32_at(bytes, 8)?,
-            body,
-        };
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(message)
-    })
-}
-
-/// A whole request: header and body.
-pub(in crate::daemon) fn request(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
-    let length = (HEADER + body.len()) as u32;
-    let mut bytes = Vec::with_capacity(HEADER + body.len());
-    bytes.extend_from_slice(&length.to_ne_bytes());
-    bytes.extend_from_slice(&kind.to_ne_bytes());
-    bytes.extend_from_slice(&flags.to_ne_bytes());
-    bytes.extend_from_slice(&sequence.to_ne_bytes());
-    bytes.extend_from_slice(&[0; 4]);
-    bytes.extend_from_slice(body);
-    bytes
-}
 
 /// A request for everything of one kind ([`kind::GET_LINK`] and so on), all families.
-pub(in crate::daemon) fn dump_request(kind: u16, sequence: u32) -> Vec<u8> {
-    /// NLM_F_REQUEST | NLM_F_DUMP.
-    const FLAGS: u16 = 0x301;
+pub fn dump_request(kind: u16, sequence: u32) -> Vec<u8> {
     // The fixed parts differ, and zero means "all" in each; the longest (ifinfomsg) is 16 bytes.
     let fixed = match kind {
         kind::GET_LINK => 16,
         kind::GET_ADDRESS => 8,
         _ => 12,
     };
-    request(kind, FLAGS, sequence, &[0; 16][..fixed])
+    request(kind, REQUEST | DUMP, sequence, &[0; 16][..fixed])
 }
 
 /// A request that the kernel use a neighbour, and so find out its MAC address (NTF_USE of
 /// linux/neighbour.h).
-pub(in crate::daemon) fn use_request(target: IpAddress, ifindex: u32, sequence: u32) -> Vec<u8> {
+pub fn use_request(target: IpAddress, ifindex: u32, sequence: u32) -> Vec<u8> {
     /// NLM_F_REQUEST | NLM_F_CREATE.
     const FLAGS: u16 = 0x401;
     const NTF_USE: u8 = 1;
@@ -124,14 +69,9 @@ pub(in crate::daemon) fn use_request(target: IpAddress, ifindex: u32, sequence: 
     request(kind::NEW_NEIGHBOUR, FLAGS, sequence, &body)
 }
 
-/// The errno of a [`kind::ERROR`] or [`kind::DONE`] message; 0 = none.
-pub(in crate::daemon) fn errno(message: &Message<'_>) -> i32 {
-    u32_at(message.body, 0).map_or(0, |code| code.cast_signed().wrapping_neg().max(0))
-}
-
 /// A network interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::daemon) struct LinkInfo {
+pub struct LinkInfo {
     pub ifindex: u32,
     pub name: String,
     /// Kind of a virtual interface ("veth", "bridge", …); empty for hardware.
@@ -149,27 +89,44 @@ pub(in crate::daemon) struct LinkInfo {
     pub rx_queues: u32,
     /// XDP program attached by whomever: its id, or 0.
     pub xdp_program: u32,
+    /// How it is attached: XDP_ATTACHED_* of linux/if_link.h.
+    pub xdp_mode: u8,
+}
+
+/// Every link of this network namespace.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn links() -> Result<Vec<LinkInfo>, Errno> {
+    let mut links = Vec::new();
+    netlink::dump(None, kind::GET_LINK, &[0; 16], |message| {
+        links.extend(LinkInfo::parse(message.body));
+    })?;
+    Ok(links)
 }
 
 impl LinkInfo {
     /// Reads the body of a NEW_LINK or DEL_LINK message.
-    pub(in crate::daemon) fn parse(body: &[u8]) -> Option<Self> {
+    pub fn parse(body: &[u8]) -> Option<Self> {
         let mut link = Self {
-            device_type: u16_at(body, 2)?,
-            ifindex: u32_at(body, 4)?,
-            flags: u32_at(body, 8)?,
+            device_type: half(body, 2)?,
+            ifindex: word(body, 4)?,
+            flags: word(body, 8)?,
             ..Self::default()
         };
         for (attribute, value) in attributes(body.get(16..)?) {
             match attribute {
                 1 => link.mac = value.try_into().unwrap_or_default(),
                 3 => link.name = text(value),
-                4 => link.mtu = u32_at(value, 0).unwrap_or(0),
-                10 => link.master = u32_at(value, 0).unwrap_or(0),
-                18 => link.kind = nested(value, 1).map(text).unwrap_or_default(),
-                32 => link.rx_queues = u32_at(value, 0).unwrap_or(0),
+                4 => link.mtu = word(value, 0).unwrap_or(0),
+                10 => link.master = word(value, 0).unwrap_or(0),
+                18 => link.kind = find(value, 1).map(text).unwrap_or_default(),
+                32 => link.rx_queues = word(value, 0).unwrap_or(0),
                 43 => {
-                    link.xdp_program = nested(value, 4).and_then(|id| u32_at(id, 0)).unwrap_or(0);
+                    link.xdp_mode = find(value, 2)
+                        .and_then(|it| it.first().copied())
+                        .unwrap_or(0);
+                    link.xdp_program = find(value, 4).and_then(|id| word(id, 0)).unwrap_or(0);
                 }
                 _ => {}
             }
@@ -178,19 +135,19 @@ impl LinkInfo {
     }
 
     /// IFF_UP.
-    pub(in crate::daemon) fn is_up(&self) -> bool {
+    pub fn is_up(&self) -> bool {
         self.flags & 1 != 0
     }
 
     /// IFF_LOOPBACK.
-    pub(in crate::daemon) fn is_loopback(&self) -> bool {
+    pub fn is_loopback(&self) -> bool {
         self.flags & 8 != 0
     }
 }
 
 /// Reads the body of a NEW_ADDRESS or DEL_ADDRESS message. `None` also for an address that the
 /// kernel does not use (duplicate detected).
-pub(in crate::daemon) fn parse_address(body: &[u8]) -> Option<Address> {
+pub fn parse_address(body: &[u8]) -> Option<Address> {
     const SECONDARY: u32 = 0x01;
     const DAD_FAILED: u32 = 0x08;
     const DEPRECATED: u32 = 0x20;
@@ -200,13 +157,13 @@ pub(in crate::daemon) fn parse_address(body: &[u8]) -> Option<Address> {
     let prefix_len = *body.get(1)?;
     let mut flags = u32::from(*body.get(2)?);
     let scope = *body.get(3)?;
-    let ifindex = u32_at(body, 4)?;
+    let ifindex = word(body, 4)?;
     let (mut local, mut remote) = (None, None);
     for (attribute, value) in attributes(body.get(8..)?) {
         match attribute {
             1 => remote = address(family, value),
             2 => local = address(family, value),
-            8 => flags = u32_at(value, 0)?,
+            8 => flags = word(value, 0)?,
             _ => {}
         }
     }
@@ -232,7 +189,7 @@ pub(in crate::daemon) fn parse_address(body: &[u8]) -> Option<Address> {
 
 /// What a route message says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::daemon) enum RouteInfo {
+pub enum RouteInfo {
     /// A route of the tables that the default rules ask.
     Use(Route),
     /// A route that changes answers in a way that the table cannot express, so that only the
@@ -243,7 +200,7 @@ pub(in crate::daemon) enum RouteInfo {
 }
 
 /// Reads the body of a NEW_ROUTE message.
-pub(in crate::daemon) fn parse_route(body: &[u8]) -> Option<RouteInfo> {
+pub fn parse_route(body: &[u8]) -> Option<RouteInfo> {
     const CLONED: u32 = 0x200;
     const DEAD: u32 = 0x01;
     const LINK_DOWN: u32 = 0x10;
@@ -257,7 +214,7 @@ pub(in crate::daemon) fn parse_route(body: &[u8]) -> Option<RouteInfo> {
         _scope,
         kind,
     ] = body.first_chunk::<8>()?;
-    let flags = u32_at(body, 8)?;
+    let flags = word(body, 8)?;
     let mut table = u32::from(table);
     let mut route = Route {
         prefix_len: prefix(family, dst_len)?,
@@ -272,13 +229,13 @@ pub(in crate::daemon) fn parse_route(body: &[u8]) -> Option<RouteInfo> {
     for (attribute, value) in attributes(body.get(12..)?) {
         match attribute {
             1 => route.dst = prefix_address(family, value)?,
-            4 => route.ifindex = u32_at(value, 0)?,
+            4 => route.ifindex = word(value, 0)?,
             5 => route.gateway = address(family, value)?,
-            6 => route.metric = u32_at(value, 0)?,
+            6 => route.metric = word(value, 0)?,
             7 => route.prefsrc = address(family, value)?,
-            8 => route.mtu = nested(value, 2).and_then(|mtu| u32_at(mtu, 0)).unwrap_or(0),
+            8 => route.mtu = find(value, 2).and_then(|mtu| word(mtu, 0)).unwrap_or(0),
             9 => route.flags |= Route::MULTIPATH,
-            15 => table = u32_at(value, 0)?,
+            15 => table = word(value, 0)?,
             // RTA_VIA (gateway of another family), RTA_ENCAP_TYPE, RTA_ENCAP.
             18 | 21 | 22 => route.flags |= Route::UNSUPPORTED,
             _ => {}
@@ -317,17 +274,17 @@ fn is_refused_anyway(route: &Route) -> bool {
 
 /// Whether a rule message is one of the three that every host has; the bit of that rule, or `None`
 /// for any other.
-pub(in crate::daemon) fn default_rule(body: &[u8]) -> Option<u8> {
+pub fn default_rule(body: &[u8]) -> Option<u8> {
     const ACTION_TO_TABLE: u8 = 1;
     let &[family, dst_len, src_len, tos, table, _, _, action] = body.first_chunk::<8>()?;
-    let flags = u32_at(body, 8)?;
+    let flags = word(body, 8)?;
     let (mut table, mut priority) = (u32::from(table), 0);
     for (attribute, value) in attributes(body.get(12..)?) {
         match attribute {
-            6 => priority = u32_at(value, 0)?,
-            15 => table = u32_at(value, 0)?,
+            6 => priority = word(value, 0)?,
+            15 => table = word(value, 0)?,
             // FRA_SUPPRESS_PREFIXLEN with "none", FRA_PROTOCOL, FRA_PAD change nothing.
-            14 if u32_at(value, 0) == Some(u32::MAX) => {}
+            14 if word(value, 0) == Some(u32::MAX) => {}
             18 | 21 => {}
             _ => return None,
         }
@@ -346,13 +303,13 @@ pub(in crate::daemon) fn default_rule(body: &[u8]) -> Option<u8> {
 }
 
 /// Every bit of [`default_rule`] of IPv4 that routing needs.
-pub(in crate::daemon) const RULES_V4: u8 = 1 | 2;
+pub const RULES_V4: u8 = 1 | 2;
 /// The same for IPv6.
-pub(in crate::daemon) const RULES_V6: u8 = 8 | 16;
+pub const RULES_V6: u8 = 8 | 16;
 
 /// A neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::daemon) struct NeighbourInfo {
+pub struct NeighbourInfo {
     pub ip: IpAddress,
     pub ifindex: u32,
     pub mac: [u8; 6],
@@ -362,11 +319,11 @@ pub(in crate::daemon) struct NeighbourInfo {
 
 /// Reads the body of a NEW_NEIGHBOUR or DEL_NEIGHBOUR message. `None` also for bridge entries and
 /// proxies, which lead nowhere.
-pub(in crate::daemon) fn parse_neighbour(body: &[u8]) -> Option<NeighbourInfo> {
+pub fn parse_neighbour(body: &[u8]) -> Option<NeighbourInfo> {
     const PROXY: u8 = 0x08;
     let family = *body.first()?;
-    let ifindex = u32_at(body, 4)?;
-    let state = u16_at(body, 8)?;
+    let ifindex = word(body, 4)?;
+    let state = half(body, 8)?;
     if *body.get(10)? & PROXY != 0 || ifindex == 0 {
         return None;
     }
@@ -384,24 +341,6 @@ pub(in crate::daemon) fn parse_neighbour(body: &[u8]) -> Option<NeighbourInfo> {
         mac,
         state: state as u8,
     })
-}
-
-/// The attributes of a message, as far as they are whole: type without flag bits, value.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(u16_at(bytes, 0)?);
-        let attribute = u16_at(bytes, 2)? & 0x3fff;
-        let value = bytes.get(4..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((attribute, value))
-    })
-}
-
-/// The value of one attribute inside another.
-fn nested(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(bytes)
-        .find(|(attribute, _)| *attribute == wanted)
-        .map(|(_, value)| value)
 }
 
 /// An address of the family; "any" becomes all zero.
@@ -428,21 +367,4 @@ fn prefix(family: u8, bits: u8) -> Option<u8> {
         AF_INET6 if bits <= 128 => Some(bits),
         _ => None,
     }
-}
-
-/// A string that ends with NUL.
-fn text(value: &[u8]) -> String {
-    let end = value
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(value.len());
-    String::from_utf8_lossy(value.get(..end).unwrap_or_default()).into_owned()
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }

@@ -1,12 +1,12 @@
-//! Body for what the AF_XDP backend reads of netlink. Must not panic and must come to an end.
+//! Body for what is read of netlink about an interface. Must not panic and must come to an end.
 
-use super::netlink::{
+use bypass_backends::netlink::{
     Attached, attached_of, family_of, features_of, function_mac_of, payload, vlan_of,
 };
 
-/// The input is the kernel's answer to one request; its message is read as a link, thrice, as
-/// a generic family and as a device. How many said something.
-pub fn fuzz_xdp(data: &[u8]) -> usize {
+/// The input is the kernel's answer to one request; its message is read as a link, thrice, as a
+/// generic family and as a device. How many said something.
+pub fn fuzz_link(data: &[u8]) -> usize {
     let Ok(message) = payload(data) else {
         return 0;
     };

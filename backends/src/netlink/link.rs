@@ -7,22 +7,14 @@
 //! the numbers.
 
 use rustix::io::Errno;
-use rustix::net::netlink::{self, SocketAddrNetlink};
-use rustix::net::{
-    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto,
-    socket_with,
-};
+use rustix::net::netlink::GENERIC;
 
-/// Bytes of `struct nlmsghdr`.
-const HEADER: usize = 16;
+use super::{ask, attribute, attributes, find, half, payload, word};
+
 /// Bytes of `struct ifinfomsg`.
 const LINK: usize = 16;
 /// Bytes of `struct genlmsghdr`.
-const GENERIC: usize = 4;
-/// More than one interface's answer has.
-const ANSWER: usize = 32 * 1024;
-const NLMSG_ERROR: u16 = 2;
-const NLM_F_REQUEST: u16 = 1;
+const GENERIC_HEADER: usize = 4;
 const RTM_GETLINK: u16 = 18;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
@@ -43,14 +35,15 @@ const CTRL_ATTR_FAMILY_NAME: u16 = 2;
 const NETDEV_CMD_DEV_GET: u8 = 1;
 const NETDEV_A_DEV_IFINDEX: u16 = 1;
 const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
-/// Attribute type without the flags in its two highest bits.
-const TYPE_MASK: u16 = 0x3fff;
 
 /// Where XDP programs are attached to an interface: `XDP_ATTACHED_…` of linux/if_link.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Attached {
+pub enum Attached {
+    /// Nowhere.
     Nothing,
+    /// In the driver.
     Native,
+    /// Behind the driver.
     Generic,
     /// In the NIC itself, or at several places.
     Other,
@@ -82,15 +75,16 @@ impl XdpFeatures {
 ///
 /// # Errors
 /// `ENODEV` when there is no such interface; `EBADMSG` for an answer that is none.
-pub(super) fn attached(ifindex: u32) -> Result<Attached, Errno> {
+pub fn attached(ifindex: u32) -> Result<Attached, Errno> {
     let mut link = [0; LINK];
     link[4..8].copy_from_slice(&ifindex.to_ne_bytes());
-    // NETLINK_ROUTE is protocol 0, which rustix calls none.
     let answer = ask(None, RTM_GETLINK, &link)?;
     Ok(attached_of(payload(&answer)?))
 }
 
-pub(super) fn attached_of(message: &[u8]) -> Attached {
+/// What a link's message says of [`attached`].
+#[must_use]
+pub fn attached_of(message: &[u8]) -> Attached {
     let mode = message
         .get(LINK..)
         .and_then(|attributes| find(attributes, IFLA_XDP))
@@ -106,29 +100,31 @@ pub(super) fn attached_of(message: &[u8]) -> Attached {
 
 /// What a VLAN interface is: an interface and a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct VlanLink {
+pub struct VlanLink {
     /// Index of the interface below.
-    pub(crate) below: u32,
+    pub below: u32,
     /// VLAN id, 1 to 4094; 0 = priority only.
-    pub(crate) id: u16,
+    pub id: u16,
     /// Ethernet type of the tag: 0x8100, or 0x88a8 of 802.1ad.
-    pub(crate) tag: u16,
+    pub tag: u16,
     /// Its own MTU in bytes.
-    pub(crate) mtu: u32,
+    pub mtu: u32,
 }
 
 /// Asks what a VLAN interface is; `None` when it is no such interface.
 ///
 /// # Errors
 /// `ENODEV` when there is no such interface; `EBADMSG` for an answer that is none.
-pub(crate) fn vlan(ifindex: u32) -> Result<Option<VlanLink>, Errno> {
+pub fn vlan(ifindex: u32) -> Result<Option<VlanLink>, Errno> {
     let mut link = [0; LINK];
     link[4..8].copy_from_slice(&ifindex.to_ne_bytes());
     let answer = ask(None, RTM_GETLINK, &link)?;
     Ok(vlan_of(payload(&answer)?))
 }
 
-pub(super) fn vlan_of(message: &[u8]) -> Option<VlanLink> {
+/// What a link's message says of [`vlan`].
+#[must_use]
+pub fn vlan_of(message: &[u8]) -> Option<VlanLink> {
     let attributes = message.get(LINK..)?;
     let info = find(attributes, IFLA_LINKINFO)?;
     if !find(info, IFLA_INFO_KIND)?.starts_with(b"vlan\0") {
@@ -158,7 +154,9 @@ pub fn function_mac(ifindex: u32, function: u32) -> Result<Option<[u8; 6]>, Errn
     Ok(function_mac_of(payload(&answer)?, function))
 }
 
-pub(super) fn function_mac_of(message: &[u8], function: u32) -> Option<[u8; 6]> {
+/// What a link's message says of [`function_mac`].
+#[must_use]
+pub fn function_mac_of(message: &[u8], function: u32) -> Option<[u8; 6]> {
     let functions = find(message.get(LINK..)?, IFLA_VFINFO_LIST)?;
     // `struct ifla_vf_mac`: the number, then the address.
     let mut macs = attributes(functions).filter_map(|(_, info)| find(info, IFLA_VF_MAC));
@@ -180,97 +178,30 @@ pub fn xdp_features(ifindex: u32) -> Result<XdpFeatures, Errno> {
     features_of(payload(&device)?).ok_or(Errno::BADMSG)
 }
 
-pub(super) fn family_of(message: &[u8]) -> Option<u16> {
-    half(find(message.get(GENERIC..)?, CTRL_ATTR_FAMILY_ID)?, 0)
+/// The number of a generic family, by its message.
+#[must_use]
+pub fn family_of(message: &[u8]) -> Option<u16> {
+    half(
+        find(message.get(GENERIC_HEADER..)?, CTRL_ATTR_FAMILY_ID)?,
+        0,
+    )
 }
 
-pub(super) fn features_of(message: &[u8]) -> Option<XdpFeatures> {
-    let features = find(message.get(GENERIC..)?, NETDEV_A_DEV_XDP_FEATURES)?;
+/// What a message of the family `netdev` says of [`xdp_features`].
+#[must_use]
+pub fn features_of(message: &[u8]) -> Option<XdpFeatures> {
+    let features = find(message.get(GENERIC_HEADER..)?, NETDEV_A_DEV_XDP_FEATURES)?;
     Some(XdpFeatures(u64::from_ne_bytes(features.try_into().ok()?)))
-}
-
-/// A whole attribute, padded.
-fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
-    let length = (4 + payload.len()) as u16;
-    let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), payload].concat();
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
 }
 
 fn ask_generic(family: u16, command: u8, attributes: &[u8]) -> Result<Vec<u8>, Errno> {
     const VERSION: u8 = 1;
     let body = [&[command, VERSION, 0, 0], attributes].concat();
-    ask(Some(netlink::GENERIC), family, &body)
-}
-
-/// Sends one request and takes the kernel's one answer.
-fn ask(protocol: Option<Protocol>, kind: u16, body: &[u8]) -> Result<Vec<u8>, Errno> {
-    let socket = socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        protocol,
-    )?;
-    let length = (HEADER + body.len()) as u32;
-    let mut request = length.to_ne_bytes().to_vec();
-    request.extend(kind.to_ne_bytes());
-    request.extend(NLM_F_REQUEST.to_ne_bytes());
-    request.extend([0; 8]); // Sequence number and port.
-    request.extend(body);
-    let kernel = SocketAddrNetlink::new(0, 0);
-    sendto(&socket, &request, SendFlags::empty(), &kernel)?;
-    let mut answer = vec![0; ANSWER];
-    let (count, _) = recv(&socket, &mut answer[..], RecvFlags::empty())?;
-    answer.truncate(count);
-    Ok(answer)
-}
-
-/// What follows the header of the answer, or the error that it is.
-pub(super) fn payload(answer: &[u8]) -> Result<&[u8], Errno> {
-    let length = word(answer, 0).ok_or(Errno::BADMSG)? as usize;
-    let message = answer.get(HEADER..length).ok_or(Errno::BADMSG)?;
-    if half(answer, 4) != Some(NLMSG_ERROR) {
-        return Ok(message);
-    }
-    let errno = word(message, 0).map_or(0, u32::cast_signed);
-    // Errnos only: rustix takes no other number for one.
-    if (-4095..0).contains(&errno) {
-        return Err(Errno::from_raw_os_error(-errno));
-    }
-    Err(Errno::BADMSG)
-}
-
-/// Types and payloads.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(half(bytes, 0)?);
-        let payload = bytes.get(4..length)?;
-        let kind = half(bytes, 2)? & TYPE_MASK;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, payload))
-    })
-}
-
-/// The payload of the first attribute of a type.
-fn find(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    let mut found = attributes(bytes).filter(|(kind, _)| *kind == wanted);
-    found.next().map(|(_, payload)| payload)
-}
-
-fn half(bytes: &[u8], at: usize) -> Option<u16> {
-    let two = bytes.get(at..at + 2)?;
-    Some(u16::from_ne_bytes(two.try_into().ok()?))
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    let four = bytes.get(at..at + 4)?;
-    Some(u32::from_ne_bytes(four.try_into().ok()?))
+    ask(Some(GENERIC), family, &body)
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     /// An index that no interface has.
@@ -337,18 +268,6 @@ mod tests {
         assert_eq!(found, [None, Some(mac), None]);
         for length in 0..message.len() {
             assert_eq!(function_mac_of(&message[..length], 1), None, "{length}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn an_attribute_is_found_behind_others(
-            kind in 1..TYPE_MASK,
-            value in prop::collection::vec(any::<u8>(), 0..9),
-            other in prop::collection::vec(any::<u8>(), 0..9),
-        ) {
-            let bytes = [attribute(kind - 1, &other), attribute(kind, &value)].concat();
-            prop_assert_eq!(find(&bytes, kind), Some(&value[..]));
         }
     }
 }
