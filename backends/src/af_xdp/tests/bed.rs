@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, OFlags};
+use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
@@ -130,9 +131,18 @@ impl Bed {
         result
     }
 
-    /// The near interface, with the program attached.
+    /// The near interface, with the program attached. One that was there before may stay for a
+    /// moment: what another test forks has its descriptor until it executes something.
     pub(super) fn nic(&self, mode: Mode) -> Nic {
-        self.try_nic(mode).unwrap()
+        let end = Instant::now() + Duration::from_secs(5);
+        loop {
+            match self.try_nic(mode) {
+                Err(error) if error.errno == Errno::EXIST && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                opened => return opened.unwrap(),
+            }
+        }
     }
 
     pub(super) fn try_nic(&self, mode: Mode) -> Result<Nic, NicError> {
