@@ -1,7 +1,8 @@
 //! Netlink: messages and their attributes, and asking the kernel.
 //!
-//! A message is a header, a fixed part that depends on its type, then attributes, each padded to 4
-//! bytes; an attribute's value may be attributes again. Numbers are in host order, except addresses.
+//! A message is a header, a fixed part that depends on its type, then attributes, each padded to
+//! 4 bytes; an attribute's value may be attributes again. Numbers are in host order, except
+//! addresses.
 //!
 //! ```text
 //!   0     4      6       8          12     16
