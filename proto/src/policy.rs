@@ -80,6 +80,13 @@ impl Policy {
         devices.any(|device| device.name == interface && device.zero_copy)
     }
 
+    /// Whether the stack is to have a queue of an interface for itself.
+    #[must_use]
+    pub fn own_queue(&self, interface: &str) -> bool {
+        let mut devices = self.devices.iter();
+        devices.any(|device| device.name == interface && device.own_queue)
+    }
+
     /// Whether a rule names a user by name, so that [`Policy::resolve_users`] has work.
     #[must_use]
     pub fn names_users(&self) -> bool {

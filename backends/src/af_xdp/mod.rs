@@ -12,16 +12,19 @@
 //! client's side: [`AfXdpQueuePair`] maps the rings of a queue through its descriptor alone, and
 //! [`FlowTable`] the stack's TCP flows, so an unprivileged program can use what it was given. Each
 //! module uses only what stands to its left: `syscall` → `bpf` → `flow_table` → `program`;
-//! `netdev`, `umem` → `xsk` → `nic`; `crate::ring` → `queue_pair`.
+//! `netdev`, `umem` → `xsk` → `nic`; `own_queue` → `ntuple` → `nic`;
+//! `crate::ring` → `queue_pair`.
 //!
-//! What is absent: frames of more than one chunk (they pass to the kernel), VLAN tags,
-//! NIC filters (ntuple), metadata offloads.
+//! What is absent: frames of more than one chunk (they pass to the kernel), VLAN tags, metadata
+//! offloads.
 
 mod bpf;
 mod error;
 mod flow_table;
 mod netdev;
 mod nic;
+mod ntuple;
+mod own_queue;
 mod program;
 mod queue_pair;
 mod syscall;
@@ -38,6 +41,7 @@ pub use netdev::{Interface, interfaces};
 pub use nic::{
     FilterCounters, FilterKey, Mode, Nic, NicConfig, QUEUES_PER_SLOT, RING_ENTRIES, SLOTS,
 };
+pub use own_queue::Rule;
 pub use program::{COUNTERS, Flow, Listener, Target};
 pub use queue_pair::AfXdpQueuePair;
 pub use umem::{HEADROOM, PacketMemory, longest_frame};

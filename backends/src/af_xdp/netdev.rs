@@ -114,6 +114,12 @@ fn ethtool<const BYTES: usize>(
 ) -> Result<[u8; BYTES], Errno> {
     let mut buffer = [0_u8; BYTES];
     buffer[..4].copy_from_slice(&command.to_ne_bytes());
+    ethtool_call(socket, name, &mut buffer)?;
+    Ok(buffer)
+}
+
+/// Calls ethtool's ioctl with a buffer of the size that the command at its start has.
+pub(super) fn ethtool_call(socket: &OwnedFd, name: &str, buffer: &mut [u8]) -> Result<(), Errno> {
     let mut request = named(name);
     request.data[..8].copy_from_slice(&(buffer.as_mut_ptr() as u64).to_ne_bytes());
     // SAFETY: the request points at a buffer of the command's size.
@@ -125,11 +131,10 @@ fn ethtool<const BYTES: usize>(
                 request: &mut request,
             },
         )
-    }?;
-    Ok(buffer)
+    }
 }
 
-fn word(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
     bytes
         .get(at..at + 4)
         .and_then(|four| four.try_into().ok())

@@ -3,6 +3,7 @@
 //! The link descriptor is the lease: when the last copy of it is closed the program is detached.
 //! Clients keep copies, so the daemon's death detaches nothing.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use rustix::io::Errno;
 use super::error::{self, NicError, failed};
 use super::flow_table::{FlowTable, Geometry};
 use super::netdev::{self, Interface};
+use super::ntuple::Ntuple;
+use super::own_queue::{OwnQueue, Rule};
 use super::program::{self, COUNTERS, Flow, Grant, Listener, Maps, Target};
 use super::umem::{PacketMemory, longest_frame};
 use super::xsk::OpenedQueue;
@@ -84,6 +87,8 @@ pub struct Nic {
     pub queue_count: u32,
     chunk_size: u32,
     zero_copy: bool,
+    /// Before the link: what it has written goes while the program is attached.
+    own: Option<OwnQueue>,
     link: OwnedFd,
     maps: Maps,
     tables: [Option<Geometry>; SLOTS as usize],
@@ -125,6 +130,7 @@ impl Nic {
             queue_count,
             chunk_size: config.chunk_size,
             zero_copy: false,
+            own: None,
             link,
             maps,
             tables: [None; SLOTS as usize],
@@ -158,6 +164,7 @@ impl Nic {
             queue_count,
             chunk_size,
             zero_copy: false,
+            own: None,
             link,
             maps,
             tables: [None; SLOTS as usize],
@@ -168,6 +175,51 @@ impl Nic {
     #[must_use]
     pub fn without_copies(self, zero_copy: bool) -> Self {
         Self { zero_copy, ..self }
+    }
+
+    /// Makes the last queue the owner's alone, before any is open: RSS passes it by, and rules in the
+    /// card follow the filters.
+    ///
+    /// # Errors
+    /// Why the card cannot, in a sentence: all queues are to be served.
+    pub fn take_queue(&mut self) -> Result<(), String> {
+        let card = Ntuple::new(&self.interface.name);
+        self.own = Some(OwnQueue::take(Box::new(card), self.queue_count)?);
+        Ok(())
+    }
+
+    /// Takes over such a queue, with the filters that there are.
+    pub fn take_over_queue(&mut self, queue: u32) {
+        let card = Ntuple::new(&self.interface.name);
+        let own = OwnQueue::take_over(Box::new(card), queue);
+        for filter in self.filters() {
+            if self.target(filter).is_some_and(|target| target.most > 0) {
+                // The card had room for it.
+                let _ = own.lead(&filter);
+            }
+        }
+        self.own = Some(own);
+    }
+
+    /// The queues that are to be opened.
+    #[must_use]
+    pub fn queues(&self) -> Range<u32> {
+        let own = self.own.as_ref().map(|own| own.queue..own.queue + 1);
+        own.unwrap_or(0..self.queue_count)
+    }
+
+    /// The rules that lead to the owner's queue, with their places in the card; `None` when all
+    /// queues are served.
+    #[must_use]
+    pub fn rules(&self) -> Option<Vec<(Rule, u32)>> {
+        self.own.as_ref().map(OwnQueue::rules)
+    }
+
+    /// Leaves the card as it is when this is dropped: programs go on.
+    pub fn leave_behind(&self) {
+        if let Some(own) = &self.own {
+            own.leave_behind();
+        }
     }
 
     /// Whether frames may come with a checksum over the pseudo header only, which whoever receives
@@ -300,7 +352,19 @@ impl Nic {
                 .grant(target.slot)
                 .and_then(|grant| self.maps.grants.update(key, &grant)),
         }
-        .map_err(failed("entering the filter"))
+        .map_err(failed("entering the filter"))?;
+        let Some(own) = &self.own else {
+            return Ok(());
+        };
+        if target.most == 0 {
+            own.leave(&filter);
+            return Ok(());
+        }
+        own.lead(&filter).map_err(|errno| {
+            self.remove_filter(filter);
+            let what = "the card takes no rule for it".to_owned();
+            NicError { errno, what }
+        })
     }
 
     fn grant(&self, slot: u32) -> Result<Grant, Errno> {
@@ -316,6 +380,9 @@ impl Nic {
 
     /// Removes a filter; one that is not there is no error.
     pub fn remove_filter(&self, filter: FilterKey) {
+        if let Some(own) = &self.own {
+            own.leave(&filter);
+        }
         let _ = match &filter {
             FilterKey::Listener(key) => self.maps.listeners.remove(key),
             FilterKey::Flow(key) => self.maps.flows.remove(key),

@@ -323,9 +323,11 @@ fn adopt_links(
             continue;
         };
         let native = infos[first].flags & QueuePairInfo::NATIVE != 0;
-        if let Ok(mut nic) = OpenNic::from_link(link, stack, native) {
+        let here = infos.iter().filter(|info| is_here(info));
+        let queues: Vec<u32> = here.map(|info| info.queue_id).collect();
+        if let Ok(mut nic) = OpenNic::from_link(link, stack, native, &queues) {
             nic.first_queue_pair = first as u8;
-            nic.queue_pairs = infos.iter().filter(|info| is_here(info)).count() as u8;
+            nic.queue_pairs = queues.len() as u8;
             nics.push(nic);
         }
     }

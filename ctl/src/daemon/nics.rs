@@ -10,6 +10,7 @@
 //! `bypassctl` prints them.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -69,6 +70,8 @@ pub(super) struct OpenNic {
     pub queue_pairs: u8,
     /// Why frames of some queue are copied, where the configuration says that they are not to be.
     pub copies: Option<String>,
+    /// Why the stack has no queue for itself, where the configuration says that it is to.
+    pub shared: Option<String>,
 }
 
 /// A card that was asked for its filters.
@@ -102,11 +105,45 @@ impl OpenNic {
         }
     }
 
-    /// Queues of the interface.
-    pub(super) fn queue_count(&self) -> u32 {
+    /// The queues of the interface that are to be open.
+    pub(super) fn queues(&self) -> Range<u32> {
         match &self.driver {
-            Driver::AfXdp(nic) => nic.queue_count,
-            Driver::Relayed { .. } => 1,
+            Driver::AfXdp(nic) => nic.queues(),
+            Driver::Relayed { .. } => 0..1,
+        }
+    }
+
+    /// Makes a queue the stack's alone, where the card can; before any is open.
+    pub(super) fn take_queue(&mut self) {
+        if let Driver::AfXdp(nic) = &mut self.driver {
+            let refused = nic.take_queue().err();
+            let told = |why| format!("all queues are served: {why}");
+            self.shared = refused.map(told);
+        }
+    }
+
+    /// The rules that lead to such a queue.
+    pub(super) fn rules(&self) -> Option<Vec<InCard>> {
+        let Driver::AfXdp(nic) = &self.driver else {
+            return None;
+        };
+        let queue = nic.queues().start;
+        let told = |(rule, place): (af_xdp::Rule, u32)| InCard {
+            filter: CardFilter {
+                protocol: rule.protocol,
+                local: rule.local,
+                remote: rule.remote,
+            },
+            queue,
+            cookie: [place.cast_signed(), 0],
+        };
+        Some(nic.rules()?.into_iter().map(told).collect())
+    }
+
+    /// Leaves what the card has to the next daemon: programs go on.
+    pub(super) fn leave_behind(&self) {
+        if let Driver::AfXdp(nic) = &self.driver {
+            nic.leave_behind();
         }
     }
 
@@ -341,7 +378,7 @@ impl OpenNic {
     pub(super) fn close_queues(&self) {
         match &self.driver {
             Driver::AfXdp(nic) => {
-                for queue in 0..u32::from(self.queue_pairs) {
+                for queue in nic.queues() {
                     nic.close_queue(queue, SLOT);
                 }
             }
@@ -521,6 +558,7 @@ impl OpenNic {
             first_queue_pair: 0,
             queue_pairs: 0,
             copies: None,
+            shared: None,
         }
     }
 
@@ -529,9 +567,15 @@ impl OpenNic {
         link: OwnedFd,
         stack: &StackEntry,
         native: bool,
+        queues: &[u32],
     ) -> Result<Self, NicError> {
         let mut nic = Nic::from_link(link, stack.chunk_size)?;
         nic.set_flow_table(SLOT, stack.flows_fd())?;
+        if let [queue] = *queues
+            && queue > 0
+        {
+            nic.take_over_queue(queue);
+        }
         if !native {
             nic.mode = Mode::Generic;
         }

@@ -88,8 +88,8 @@ impl Server {
             });
             !ids.is_empty()
         };
-        let cards = self.nics.iter().filter(|(ifindex, _)| is_led(*ifindex));
-        let asked: Vec<_> = cards
+        let cards = || self.nics.iter().filter(|(ifindex, _)| is_led(*ifindex));
+        let asked: Vec<_> = cards()
             .filter_map(|(ifindex, nic)| Some((ifindex, nic.ask_card()?)))
             .collect();
         let until = Instant::now() + relay::PATIENCE;
@@ -97,7 +97,8 @@ impl Server {
             let filters = card.filters(until)?;
             Some((*ifindex, filters))
         });
-        told.collect()
+        let own = cards().filter_map(|(ifindex, nic)| Some((ifindex, nic.rules()?)));
+        told.chain(own).collect()
     }
 
     fn filter_objects(
@@ -335,7 +336,9 @@ impl Server {
             "addresses": self.addresses_of(link.ifindex),
             "backend": has_backend.then(|| self.backend_word(link.ifindex)),
             "mode": nic.map(OpenNic::mode),
-            "queues": nic.map_or(link.rx_queues, |nic| nic.queue_count()),
+            "queues": nic.map_or(link.rx_queues, |nic| nic.queues().len() as u32),
+            "own_queue": nic.filter(|nic| nic.rules().is_some()).map(|nic| nic.queues().start),
+            "shared": nic.and_then(|nic| nic.shared.as_deref()),
             "partial_checksums":
                 nic.map_or(link.kind == "veth", |nic| nic.has_partial_checksums()),
             "checksums": checksums(nic.map(OpenNic::offloads).unwrap_or_default()),
@@ -456,7 +459,7 @@ fn failed_device((name, reason): (&str, &str)) -> Value {
     json!({
         "name": name, "ifindex": 0, "device": true, "mac": null, "mtu": 0, "up": false, "addresses": [],
         "backend": null, "mode": null, "queues": 0, "partial_checksums": false,
-        "checksums": checksums(Offloads::default()), "zero_copy": false, "copies": null, "owner": null, "reason": reason, "log": null, "condition": null,
+        "checksums": checksums(Offloads::default()), "zero_copy": false, "copies": null, "own_queue": null, "shared": null, "owner": null, "reason": reason, "log": null, "condition": null,
     })
 }
 

@@ -62,6 +62,12 @@ pub(super) enum Token {
 impl Drop for Server {
     fn drop(&mut self) {
         reload::forget(&self.hangups);
+        for (_, nic) in self.nics.iter() {
+            let mut programs = self.watch.iter();
+            if programs.any(|(_, program)| program.uid == nic.owner) {
+                nic.leave_behind();
+            }
+        }
     }
 }
 

@@ -320,22 +320,27 @@ impl Server {
                 Some((nic, link)) => OpenNic::of_port(nic.clone(), link, stack, None),
                 None => {
                     let zero_copy = self.config.policy.zero_copy(&link.name);
-                    OpenNic::attach(ifindex, uid, stack.chunk_size, zero_copy)?
+                    let mut nic = OpenNic::attach(ifindex, uid, stack.chunk_size, zero_copy)?;
+                    if self.config.policy.own_queue(&link.name) {
+                        nic.take_queue();
+                    }
+                    nic
                 }
             }),
             Pending::NotNow => return Err(not_yet()),
             Pending::Ready(opening) => *opening,
         };
         opening.nic.set_flows(stack.flows_fd())?;
-        let count = opening.nic.queue_count();
+        let wanted = opening.nic.queues();
+        let count = wanted.len();
         let first = stack
-            .room_for(count as usize)
+            .room_for(count)
             .ok_or_else(|| failed(Errno::NOSPC, "the stack has no room for its queues"))?;
         // Mapped for the registration only: the kernel keeps the pages, not the addresses.
         let packets = stack
             .map_packets()
             .map_err(|errno| failed(errno, "mapping packet memory"))?;
-        for queue in opening.queues.len() as u32..count {
+        for queue in wanted.skip(opening.queues.len()) {
             let sizes = Sizes {
                 chunk_size: stack.chunk_size,
                 ring_entries: stack.ring_entries,

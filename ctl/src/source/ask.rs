@@ -161,6 +161,10 @@ pub struct Interface {
     pub zero_copy: bool,
     /// Why it does not, where it was to.
     pub copies: Option<String>,
+    /// The queue that is the stack's alone.
+    pub own_queue: Option<u64>,
+    /// Why there is none, where there was to be one.
+    pub shared: Option<String>,
     /// Why it is not driven as the card that the configuration says it is.
     pub given_up: Option<String>,
 }
@@ -206,6 +210,8 @@ fn interface(value: &Value) -> Interface {
         checksums: ["rx", "tx"].map(|way| value["checksums"][way] == "port"),
         zero_copy: value["zero_copy"] == true,
         copies: text("copies"),
+        own_queue: value["own_queue"].as_u64(),
+        shared: text("shared"),
         given_up: text("given_up"),
     }
 }

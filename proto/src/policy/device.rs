@@ -15,6 +15,7 @@
 //! name    = "eth2"                   # an interface that AF_XDP serves in another way
 //! backend = "af_xdp"
 //! zero_copy = true
+//! own_queue = true
 //! ```
 
 use std::path::PathBuf;
@@ -50,6 +51,9 @@ pub struct Device {
     /// Of ef_vi: over how many queues the card spreads the flows (a set of VIs); `None` = one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u32>,
+    /// Of AF_XDP: rules in the card lead the stack's flows to a queue that RSS passes by, if it can.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_queue: bool,
     /// The plugin; `None` = the one beside `bypassctl`, or wherever libraries are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plugin: Option<PathBuf>,
@@ -69,8 +73,10 @@ impl Device {
             return Err(format!("there is a device `{name}` already"));
         }
         let has_dpdks = !self.devargs.is_empty() || !self.eal.is_empty() || self.plugin.is_some();
-        if self.zero_copy && self.backend != Backend::AfXdp {
-            return Err("zero_copy has a meaning with backend = \"af_xdp\" only".to_owned());
+        if (self.zero_copy || self.own_queue) && self.backend != Backend::AfXdp {
+            return Err(
+                "zero_copy and own_queue have a meaning with backend = \"af_xdp\" only".to_owned(),
+            );
         }
         let has_ef_vis = self.library.is_some() || self.timestamps || self.queues.is_some();
         if !self
@@ -88,9 +94,10 @@ impl Device {
             Backend::EfVi if has_dpdks => Err(
                 "devargs, eal and plugin have a meaning with backend = \"dpdk\" only".to_owned(),
             ),
-            Backend::AfXdp if has_dpdks || has_ef_vis => {
-                Err("with backend = \"af_xdp\" a device has a name and zero_copy only".to_owned())
-            }
+            Backend::AfXdp if has_dpdks || has_ef_vis => Err(
+                "with backend = \"af_xdp\" a device has a name, zero_copy and own_queue only"
+                    .to_owned(),
+            ),
             Backend::Dpdk | Backend::EfVi | Backend::AfXdp => Ok(()),
             _ => Err("a device's backend must be dpdk, ef_vi or af_xdp".to_owned()),
         }
@@ -108,6 +115,7 @@ impl Device {
             timestamps: false,
             zero_copy: false,
             queues: None,
+            own_queue: false,
             plugin: None,
         }
     }

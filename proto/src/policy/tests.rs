@@ -467,7 +467,8 @@ fn devices_are_read_and_checked() {
         wrong("dpdk", "af_xdp"),
         (
             2,
-            "with backend = \"af_xdp\" a device has a name and zero_copy only".to_owned()
+            "with backend = \"af_xdp\" a device has a name, zero_copy and own_queue only"
+                .to_owned()
         )
     );
     assert_eq!(
@@ -480,16 +481,17 @@ fn devices_are_read_and_checked() {
         (7, "there is a device `vf0` already")
     );
     let copies = |backend: &str| {
-        let text = "[[device]]\nname = \"eth2\"\nzero_copy = true\nbackend = ";
+        let text = "[[device]]\nname = \"eth2\"\nzero_copy = true\nown_queue = true\nbackend = ";
         Policy::parse(&format!("{text}\"{backend}\"\n"))
     };
     let policy = copies("af_xdp").unwrap();
     assert!(policy.zero_copy("eth2") && !policy.zero_copy("eth3"));
+    assert!(policy.own_queue("eth2") && !policy.own_queue("eth3"));
     assert_eq!(Policy::parse(&policy.to_toml()).unwrap(), policy);
     let why = copies("ef_vi").unwrap_err().message;
     assert_eq!(
         why,
-        "zero_copy has a meaning with backend = \"af_xdp\" only"
+        "zero_copy and own_queue have a meaning with backend = \"af_xdp\" only"
     );
 }
 

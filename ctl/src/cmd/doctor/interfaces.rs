@@ -129,9 +129,12 @@ fn one(
     features(link, driver, findings);
     mtu(link, findings);
     let queues = device.map_or(1, |device| device.queues);
-    findings.ok(format!(
-        "{name}: RX queues: {queues}, all of them are served"
-    ));
+    findings.ok(match daemon.and_then(|it| it.own_queue) {
+        Some(own) => format!(
+            "{name}: RX queues: {queues}, of which {own} is the stack's alone, by rules in the card"
+        ),
+        None => format!("{name}: RX queues: {queues}, all of them are served"),
+    });
     offloads(name, findings);
     program(link, daemon, findings);
     if let Some(interface) = daemon {
@@ -265,6 +268,10 @@ fn served(name: &str, interface: &source::Interface, findings: &mut Findings) {
             if let Some(why) = &interface.copies {
                 let todo =
                     "leave zero_copy out of its [[device]], or see what driver and kernel can";
+                findings.warn(format!("{name}: {why}"), todo);
+            }
+            if let Some(why) = &interface.shared {
+                let todo = "leave own_queue out of its [[device]]: this card has no such rules";
                 findings.warn(format!("{name}: {why}"), todo);
             }
             if let Some(condition) = &interface.condition {

@@ -1,0 +1,398 @@
+//! A queue that is a stack's alone: RSS passes it by, and rules in the card lead the stack's flows to
+//! it, so that other traffic costs the stack nothing and the stack's costs other traffic nothing.
+//!
+//! ```text
+//!             ┌───────────── card ─────────────┐
+//!   NIC ────► │ rules (ntuple): our flows      │ ──► the last queue ──► the stack
+//!             │ RSS table, without that queue  │ ──► the others ──────► the kernel
+//!             └────────────────────────────────┘
+//! ```
+//!
+//! Few cards take rules, and some of those that do not say so only when they get one: igb counts
+//! its rules and has none. So a rule that matches nothing is tried first, and the table is written
+//! when the card has taken it. What is refused later is the socket's matter: it stays in the kernel.
+//!
+//! When the stack leaves, its rules go and the table is as it was. A daemon that ends while programs
+//! go on, or is killed, leaves both for the next one, which does not know the table of before: it
+//! gives the driver's own back.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::io::Errno;
+
+use super::nic::FilterKey;
+use super::program::{Flow, Listener};
+
+/// What a rule matches, whole: a protocol, an address and port of ours, perhaps another end's.
+/// Addresses of IPv4 are mapped ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rule {
+    /// 6 or 17.
+    pub protocol: u8,
+    /// Our address and port.
+    pub local: ([u8; 16], u16),
+    /// The other end's; `None` = any.
+    pub remote: Option<([u8; 16], u16)>,
+}
+
+impl Rule {
+    /// Matches nothing that a card gets: the discard port of a loopback address.
+    const TRIAL: Self = Self {
+        protocol: 17,
+        local: ([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 9], 9),
+        remote: None,
+    };
+
+    /// The rule for a filter; `None` for one of any address, which no rule matches whole.
+    fn of(filter: &FilterKey) -> Option<Self> {
+        let at = |key: &Listener| {
+            (key.any == 0).then_some(Self {
+                protocol: key.protocol,
+                local: (key.ip, key.port),
+                remote: None,
+            })
+        };
+        match filter {
+            FilterKey::Listener(key) | FilterKey::Grant(key) => at(key),
+            FilterKey::Flow(Flow {
+                local,
+                remote,
+                local_port,
+                remote_port,
+                protocol,
+            }) => Some(Self {
+                protocol: u8::try_from(*protocol).ok()?,
+                local: (*local, *local_port),
+                remote: Some((*remote, *remote_port)),
+            }),
+        }
+    }
+}
+
+/// What is asked of a card.
+pub(super) trait Card: Debug + Send + Sync {
+    /// The RSS table: a queue for each value of the hash.
+    fn table(&self) -> Result<Vec<u32>, Errno>;
+    /// Writes it; an empty one is the driver's own.
+    fn set_table(&self, table: &[u32]) -> Result<(), Errno>;
+    /// Leads a rule's frames to a queue; where the card keeps it.
+    fn insert(&self, rule: &Rule, queue: u32) -> Result<u32, Errno>;
+    /// Forgets the rule that is kept there.
+    fn remove(&self, location: u32);
+    /// Where rules are kept that lead to a queue.
+    fn rules(&self, queue: u32) -> Vec<u32>;
+}
+
+/// A rule that the card has, and the filters that want it.
+#[derive(Debug)]
+struct Kept {
+    location: u32,
+    filters: Vec<FilterKey>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct OwnQueue {
+    card: Box<dyn Card>,
+    /// Its number.
+    pub(super) queue: u32,
+    /// The RSS table of before.
+    before: Vec<u32>,
+    kept: Mutex<BTreeMap<Rule, Kept>>,
+    /// Card and rules stay as they are.
+    is_left: AtomicBool,
+}
+
+impl OwnQueue {
+    /// Takes the last of so many queues.
+    ///
+    /// # Errors
+    /// Why there is none, in a sentence; the card is as it was.
+    pub(super) fn take(card: Box<dyn Card>, queues: u32) -> Result<Self, String> {
+        let queue = queues.checked_sub(1).filter(|last| *last > 0);
+        let queue = queue.ok_or_else(|| "it has one queue only".to_owned())?;
+        let location = card
+            .insert(&Rule::TRIAL, queue)
+            .map_err(|errno| format!("it takes no rules (ntuple): {errno}"))?;
+        card.remove(location);
+        let failed = |errno| format!("its RSS table cannot be set: {errno}");
+        let before = card.table().map_err(failed)?;
+        card.set_table(&without(&before, queue)).map_err(failed)?;
+        Ok(Self::new(card, queue, before))
+    }
+
+    /// Takes over a queue that a daemon before this one has taken, with no rule in the card.
+    pub(super) fn take_over(card: Box<dyn Card>, queue: u32) -> Self {
+        for location in card.rules(queue) {
+            card.remove(location);
+        }
+        Self::new(card, queue, Vec::new())
+    }
+
+    fn new(card: Box<dyn Card>, queue: u32, before: Vec<u32>) -> Self {
+        Self {
+            card,
+            queue,
+            before,
+            kept: Mutex::default(),
+            is_left: AtomicBool::new(false),
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<Rule, Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leads a filter's frames to the queue.
+    ///
+    /// # Errors
+    /// The card's: of most `ENOSPC` when it has no room, `EOPNOTSUPP` for what it cannot match.
+    pub(super) fn lead(&self, filter: &FilterKey) -> Result<(), Errno> {
+        let rule = Rule::of(filter).ok_or(Errno::OPNOTSUPP)?;
+        let mut kept = self.kept();
+        if let Some(known) = kept.get_mut(&rule) {
+            if !known.filters.contains(filter) {
+                known.filters.push(*filter);
+            }
+            return Ok(());
+        }
+        let location = self.card.insert(&rule, self.queue)?;
+        let filters = vec![*filter];
+        kept.insert(rule, Kept { location, filters });
+        Ok(())
+    }
+
+    /// Leads them no more, when no other filter wants the same; one that is not led is no error.
+    pub(super) fn leave(&self, filter: &FilterKey) {
+        let mut kept = self.kept();
+        let Some(rule) = Rule::of(filter) else {
+            return;
+        };
+        let Some(known) = kept.get_mut(&rule) else {
+            return;
+        };
+        known.filters.retain(|other| other != filter);
+        if known.filters.is_empty() {
+            self.card.remove(known.location);
+            kept.remove(&rule);
+        }
+    }
+
+    /// The rules that the card has, with their places.
+    pub(super) fn rules(&self) -> Vec<(Rule, u32)> {
+        let kept = self.kept();
+        let rules = kept.iter().map(|(rule, known)| (*rule, known.location));
+        rules.collect()
+    }
+
+    /// Leaves everything in the card: programs go on without this daemon.
+    pub(super) fn leave_behind(&self) {
+        self.is_left.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for OwnQueue {
+    fn drop(&mut self) {
+        if self.is_left.load(Ordering::Relaxed) {
+            return;
+        }
+        for (_, location) in self.rules() {
+            self.card.remove(location);
+        }
+        // A card that is gone has no table.
+        let _ = self.card.set_table(&self.before);
+    }
+}
+
+/// The table with the others in the place of a queue, in turns.
+fn without(table: &[u32], queue: u32) -> Vec<u32> {
+    let mut others: Vec<u32> = table.iter().copied().filter(|it| *it != queue).collect();
+    others.sort_unstable();
+    others.dedup();
+    if others.is_empty() {
+        others = (0..queue).collect();
+    }
+    let mut turns = others.iter().copied().cycle();
+    let mut other = || turns.next().unwrap_or(0);
+    let entry = |it: &u32| if *it == queue { other() } else { *it };
+    table.iter().map(entry).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// What a card in software has. No emulated card takes rules.
+    #[derive(Debug, Default)]
+    struct State {
+        table: Vec<u32>,
+        rules: BTreeMap<u32, (Rule, u32)>,
+        /// Rules that it has room for.
+        room: usize,
+        refuses_tables: bool,
+    }
+
+    /// A card in software: a double, no driver.
+    #[derive(Clone, Debug, Default)]
+    struct FakeCard(Arc<Mutex<State>>);
+
+    impl FakeCard {
+        fn new(table: &[u32], room: usize) -> Self {
+            let state = State {
+                table: table.to_vec(),
+                room,
+                ..State::default()
+            };
+            Self(Arc::new(Mutex::new(state)))
+        }
+
+        fn state(&self) -> MutexGuard<'_, State> {
+            self.0.lock().unwrap()
+        }
+
+        /// The queues that it brings a frame to: of a rule, or any that RSS knows.
+        fn queues(&self, rule: &Rule) -> BTreeSet<u32> {
+            let state = self.state();
+            let led = state.rules.values().find(|(known, _)| known == rule);
+            let everywhere = || state.table.iter().copied().collect();
+            led.map_or_else(everywhere, |(_, queue)| BTreeSet::from([*queue]))
+        }
+    }
+
+    impl Card for FakeCard {
+        fn table(&self) -> Result<Vec<u32>, Errno> {
+            Ok(self.state().table.clone())
+        }
+
+        fn set_table(&self, table: &[u32]) -> Result<(), Errno> {
+            let mut state = self.state();
+            if state.refuses_tables {
+                return Err(Errno::OPNOTSUPP);
+            }
+            state.table = match table {
+                [] => vec![0, 1, 2, 3],
+                table => table.to_vec(),
+            };
+            Ok(())
+        }
+
+        fn insert(&self, rule: &Rule, queue: u32) -> Result<u32, Errno> {
+            let mut state = self.state();
+            if state.room == 0 {
+                return Err(Errno::OPNOTSUPP);
+            }
+            let free = (0..state.room as u32).find(|it| !state.rules.contains_key(it));
+            let location = free.ok_or(Errno::NOSPC)?;
+            state.rules.insert(location, (*rule, queue));
+            Ok(location)
+        }
+
+        fn remove(&self, location: u32) {
+            assert!(self.state().rules.remove(&location).is_some());
+        }
+
+        fn rules(&self, queue: u32) -> Vec<u32> {
+            let state = self.state();
+            let there = state.rules.iter().filter(|(_, (_, to))| *to == queue);
+            there.map(|(location, _)| *location).collect()
+        }
+    }
+
+    fn key(port: u16, protocol: u8) -> Listener {
+        Listener::at([9; 16], port, protocol)
+    }
+
+    fn rule(port: u16, protocol: u8) -> Rule {
+        Rule::of(&FilterKey::Listener(key(port, protocol))).unwrap()
+    }
+
+    const TABLE: [u32; 8] = [0, 1, 2, 3, 0, 1, 2, 3];
+
+    #[test]
+    fn only_what_is_led_comes_to_the_queue_and_the_card_is_as_before_afterwards() {
+        let card = FakeCard::new(&TABLE, 8);
+        let own = OwnQueue::take(Box::new(card.clone()), 4).unwrap();
+        assert!(card.state().rules.is_empty(), "the trial is gone");
+        assert_eq!(card.state().table, [0, 1, 2, 0, 0, 1, 2, 1]);
+        own.lead(&FilterKey::Listener(key(7, 17))).unwrap();
+        assert_eq!(card.queues(&rule(7, 17)), BTreeSet::from([3]));
+        assert_eq!(card.queues(&rule(8, 17)), BTreeSet::from([0, 1, 2]));
+        assert_eq!(own.rules(), [(rule(7, 17), 0)]);
+        drop(own);
+        assert_eq!(card.state().table, TABLE);
+        assert!(card.state().rules.is_empty());
+    }
+
+    #[test]
+    fn filters_of_one_address_share_a_rule() {
+        let card = FakeCard::new(&TABLE, 2);
+        let own = OwnQueue::take(Box::new(card.clone()), 4).unwrap();
+        let [listener, grant] = [
+            FilterKey::Listener(key(80, 6)),
+            FilterKey::Grant(key(80, 6)),
+        ];
+        own.lead(&listener).unwrap();
+        own.lead(&listener).unwrap();
+        own.lead(&grant).unwrap();
+        assert_eq!(card.state().rules.len(), 1);
+        own.leave(&listener);
+        assert_eq!(card.queues(&rule(80, 6)), BTreeSet::from([3]));
+        own.leave(&grant);
+        own.leave(&grant);
+        assert!(card.state().rules.is_empty());
+    }
+
+    #[test]
+    fn a_card_without_rules_tables_or_queues_is_left_as_it_was() {
+        let refused = |card: &FakeCard, queues, why: &str| {
+            let answer = OwnQueue::take(Box::new(card.clone()), queues);
+            let said = answer.unwrap_err();
+            assert!(said.contains(why), "{said}");
+            assert_eq!(card.state().table, TABLE);
+            assert!(card.state().rules.is_empty());
+        };
+        refused(&FakeCard::new(&TABLE, 0), 4, "no rules (ntuple): Operation");
+        refused(&FakeCard::new(&TABLE, 8), 1, "one queue only");
+        let rigid = FakeCard::new(&TABLE, 8);
+        rigid.state().refuses_tables = true;
+        refused(&rigid, 4, "RSS table");
+    }
+
+    #[test]
+    fn a_full_card_refuses_and_keeps_what_it_has() {
+        let card = FakeCard::new(&TABLE, 1);
+        let own = OwnQueue::take(Box::new(card.clone()), 4).unwrap();
+        let [first, second] = [7, 8].map(|port| FilterKey::Listener(key(port, 17)));
+        own.lead(&first).unwrap();
+        assert_eq!(own.lead(&second), Err(Errno::NOSPC));
+        own.leave(&second);
+        assert_eq!(card.queues(&rule(7, 17)), BTreeSet::from([3]));
+    }
+
+    #[test]
+    fn the_next_daemon_finds_the_rules_of_the_one_before() {
+        let card = FakeCard::new(&TABLE, 4);
+        let own = OwnQueue::take(Box::new(card.clone()), 4).unwrap();
+        own.lead(&FilterKey::Listener(key(7, 17))).unwrap();
+        own.leave_behind();
+        drop(own);
+        assert_eq!(card.queues(&rule(7, 17)), BTreeSet::from([3]));
+        let own = OwnQueue::take_over(Box::new(card.clone()), 3);
+        assert!(card.state().rules.is_empty());
+        own.lead(&FilterKey::Listener(key(9, 17))).unwrap();
+        drop(own);
+        assert_eq!(card.state().table, [0, 1, 2, 3], "the driver's own");
+    }
+
+    #[test]
+    fn a_table_of_one_queue_becomes_one_of_the_others() {
+        assert_eq!(without(&[2, 2, 2], 2), [0, 1, 0]);
+        assert_eq!(without(&[], 2), []);
+    }
+}
