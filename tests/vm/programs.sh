@@ -21,7 +21,7 @@ check "filters, sockets, explain and stats say dpdk" shown
 counts() { within 60 shows "$1" bypassctl stats; }
 checksums() {
   shows "vf0: the daemon serves it .*; its port checks and writes checksums" bypassctl doctor vf0 &&
-    counts "rx_checksum_found_good" && counts "tx_checksum_completed" || return 1
+    shows "$A .*RX and TX by the port" bypassctl devices list && counts "rx_checksum_found_good" && counts "tx_checksum_completed" || return 1
   in_peer forged $HERE 7007 100 && counts "rx_checksum_found_bad" && counts "checksum-bad" && ask
 }
 check "checksums by the card" checksums

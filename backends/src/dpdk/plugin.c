@@ -83,8 +83,9 @@ static struct rte_mbuf *waiting[BURST];
 static uint16_t waiting_count;
 
 static uint32_t offloads;
-/* Frames that came with a verdict, and that went with the port's checksum. */
-static uint64_t found_good, found_bad, completed;
+/* Frames that came with a verdict, that went with the port's checksum, and that the driver has
+ * refused to complete. */
+static uint64_t found_good, found_bad, completed, refused;
 
 /* Not 0: the device is to go, or must be opened anew. DPDK's thread of interrupts says so. */
 static volatile int lost;
@@ -425,6 +426,7 @@ static uint16_t prepared(void)
 	ready = rte_eth_tx_prepare(port, 0, waiting, waiting_count);
 	if (ready < waiting_count) {
 		rte_pktmbuf_free(waiting[ready]);
+		refused++;
 		waiting_count--;
 		memmove(waiting + ready, waiting + ready + 1,
 		        (waiting_count - ready) * sizeof(waiting[0]));
@@ -471,6 +473,7 @@ static uint32_t own_statistics(struct statistic *into, uint32_t count)
 		{ "rx_checksum_found_good", found_good },
 		{ "rx_checksum_found_bad", found_bad },
 		{ "tx_checksum_completed", completed },
+		{ "tx_checksum_refused", refused },
 	};
 
 	if (!offloads || count < RTE_DIM(own))

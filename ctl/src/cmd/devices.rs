@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::source::card::Card;
 use crate::source::pci::{Function, Machine, VFIO};
-use crate::{Failure, render};
+use crate::{Failure, render, source};
 
 /// How long a function may take to turn up, or to get its driver.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -87,8 +87,15 @@ impl Devices {
 
 fn list(machine: &Machine, json: bool) -> Result<(), Failure> {
     let functions = machine.functions();
+    // Without a daemon nobody has asked a port.
+    let served = source::interfaces().unwrap_or_default();
+    let object = |function| {
+        let mut object = object(machine, function);
+        object["checksums"] = checksums(function, &served).into();
+        object
+    };
     if json {
-        let list = functions.iter().map(|it| object(machine, it));
+        let list = functions.iter().map(object);
         render::json(&list.collect());
         return Ok(());
     }
@@ -106,9 +113,10 @@ fn list(machine: &Machine, json: bool) -> Result<(), Failure> {
         ("VF OF", "physical"),
         ("VFS", "vfs"),
         ("IOMMU GROUP", "iommu_group"),
+        ("CHECKSUMS", "checksums"),
     ];
     let rows = functions.iter().map(|function| {
-        let mut row = object(machine, function);
+        let mut row = object(function);
         let names = function.interfaces.iter().map(|name| {
             let route = machine.has_default_route(name);
             name.clone() + if route { " (default route)" } else { "" }
@@ -120,6 +128,22 @@ fn list(machine: &Machine, json: bool) -> Result<(), Failure> {
     });
     render::objects(&columns, &rows.collect::<Vec<_>>());
     Ok(())
+}
+
+/// Which checksums of accelerated traffic the function looks at or writes itself; `None` where no
+/// daemon serves it.
+fn checksums(function: &Function, served: &[source::Interface]) -> Option<&'static str> {
+    let is_its = |it: &&source::Interface| {
+        let is_named = function.interfaces.contains(&it.name);
+        it.reason.is_none() && (is_named || it.address.as_ref() == Some(&function.address))
+    };
+    let its = served.iter().find(is_its)?;
+    Some(match its.checksums {
+        [true, true] => "RX and TX by the port",
+        [true, false] => "RX by the port",
+        [false, true] => "TX by the port",
+        [false, false] => "software",
+    })
 }
 
 fn object(machine: &Machine, function: &Function) -> Value {

@@ -207,6 +207,13 @@ impl Devices {
         self.list.iter().any(|device| device.is(name))
     }
 
+    /// The PCI address of the device that an interface is the face of.
+    pub(super) fn address(&self, name: &str) -> Option<&str> {
+        let device = self.list.iter().find(|device| device.is(name))?;
+        let first = device.wanted.devargs.split(',').next()?;
+        first.contains(':').then_some(first)
+    }
+
     /// Devices without an interface, with the reason.
     pub(super) fn failed(&self) -> impl Iterator<Item = (&str, &str)> {
         let without = self.list.iter().filter(|device| device.nic.is_none());

@@ -341,7 +341,8 @@ impl Server {
             "shared": nic.and_then(|nic| nic.shared.as_deref()),
             "partial_checksums":
                 nic.map_or(link.kind == "veth", |nic| nic.has_partial_checksums()),
-            "checksums": checksums(nic.map(OpenNic::offloads).unwrap_or_default()),
+            "checksums": checksums(self.offloads(link.ifindex)),
+            "address": self.devices.address(&link.name),
             "zero_copy": nic.is_some_and(|nic| self.is_zero_copy(link.ifindex, nic)),
             "copies": nic.and_then(|nic| nic.copies.as_deref()),
             "owner": nic.map(|nic| nic.owner),
@@ -349,6 +350,13 @@ impl Server {
             "condition": nic.and_then(OpenNic::condition),
             "given_up": self.devices.given_up(&link.name),
         })
+    }
+
+    /// What a port does with checksums, also one that no stack has yet.
+    fn offloads(&self, ifindex: u32) -> Offloads {
+        let of_port = || self.devices.port(ifindex).map(|(nic, _)| nic.offloads);
+        let open = self.nics.get(ifindex).map(OpenNic::offloads);
+        open.or_else(of_port).unwrap_or_default()
     }
 
     /// Whether the driver uses the packet memory itself, in all queues of an open interface.

@@ -161,6 +161,8 @@ pub struct Interface {
     pub zero_copy: bool,
     /// Why it does not, where it was to.
     pub copies: Option<String>,
+    /// PCI address of the device that it is the face of.
+    pub address: Option<String>,
     /// The queue that is the stack's alone.
     pub own_queue: Option<u64>,
     /// Why there is none, where there was to be one.
@@ -210,6 +212,7 @@ fn interface(value: &Value) -> Interface {
         checksums: ["rx", "tx"].map(|way| value["checksums"][way] == "port"),
         zero_copy: value["zero_copy"] == true,
         copies: text("copies"),
+        address: text("address"),
         own_queue: value["own_queue"].as_u64(),
         shared: text("shared"),
         given_up: text("given_up"),

@@ -228,3 +228,28 @@ fn a_bind_that_fails_is_taken_back() {
     assert_eq!(fake.read(&format!("{device}/driver_override")), "\n");
     assert_eq!(fake.read("bus/pci/drivers_probe"), VF);
 }
+
+#[test]
+fn whose_checksums_are_is_told_by_interface_or_address() {
+    let fake = FakeSysfs::new("checksums");
+    let [physical, function] = [PF, VF].map(|address| fake.0.find(address).unwrap());
+    let port = source::Interface {
+        name: "vf0".to_owned(),
+        address: Some(VF.to_owned()),
+        checksums: [true, true],
+        ..source::Interface::default()
+    };
+    let kernels = source::Interface {
+        name: "eth0".to_owned(),
+        ..source::Interface::default()
+    };
+    let lost = source::Interface {
+        reason: Some("its relay has ended".to_owned()),
+        ..port.clone()
+    };
+    let served = [kernels, port];
+    assert_eq!(checksums(&function, &served), Some("RX and TX by the port"));
+    assert_eq!(checksums(&physical, &served), Some("software"));
+    assert_eq!(checksums(&function, &[lost]), None);
+    assert_eq!(checksums(&physical, &[]), None);
+}
