@@ -42,6 +42,7 @@ impl Port for MemoryPort {
             driver: "memory".to_owned(),
             // Else the relay makes a device.
             is_bifurcated: true,
+            no_rules: None,
             offloads: Offloads::default(),
         }
     }

@@ -17,6 +17,7 @@ carried() { within 10 shows "udp +$XDP.1:7007 .* $IF +af_xdp .* [1-9][0-9]+ +[0-
 all_queues() {
   shows "not supported" ethtool -N $IF flow-type udp4 dst-port 7007 action 1 || return 1
   shows "$IF: all queues are served: it takes no rules \(ntuple\): .*not supported" bypassctl doctor $IF || return 1
+  shows "live +software: all queues are served: it takes no rules" bypassctl filters list || return 1
   bypassctl stacks --json | grep -o '"queue": *[01]' | sort -u | wc -l | grep -x 2 || return 1
   shows "$IF: RX queues: 2, all of them are served" bypassctl doctor $IF
 }

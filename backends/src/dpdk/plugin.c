@@ -21,6 +21,7 @@
 #include <rte_errno.h>
 #include <rte_ethdev.h>
 #include <rte_ether.h>
+#include <rte_flow.h>
 #include <rte_ip.h>
 #include <rte_log.h>
 #include <rte_mbuf.h>
@@ -28,7 +29,7 @@
 #include <rte_udp.h>
 #include <rte_version.h>
 
-#define ABI 3
+#define ABI 4
 #define BURST 64
 #define DESCRIPTORS 512
 #define POOL 4095
@@ -57,6 +58,14 @@ struct frame {
 	void *handle;
 };
 
+/* What a rule of the port matches: a protocol, our address and port, perhaps the other end's. IPv4
+ * addresses are the last four bytes; ports in host order. */
+struct rule {
+	uint8_t local[16], remote[16];
+	uint16_t local_port, remote_port;
+	uint8_t protocol, is_v4, has_remote, spare;
+};
+
 struct statistic {
 	char name[RTE_ETH_XSTATS_NAME_SIZE];
 	uint64_t value;
@@ -74,6 +83,8 @@ struct table {
 	uint32_t (*flush)(void);
 	uint32_t (*statistics)(struct statistic *into, uint32_t count);
 	int32_t (*is_lost)(void);
+	void *(*flow_create)(const struct rule *rule);
+	void (*flow_destroy)(void *flow);
 	void (*close)(void);
 };
 
@@ -501,6 +512,91 @@ static uint32_t statistics(struct statistic *into, uint32_t count)
 	return got;
 }
 
+/* The addresses of a rule as an item of rte_flow: those of frames that come in, whose destination
+ * we are. */
+static struct rte_flow_item addresses(const struct rule *rule)
+{
+	static struct rte_flow_item_ipv4 v4, v4_mask;
+	static struct rte_flow_item_ipv6 v6, v6_mask;
+	int both = rule->has_remote ? 0xff : 0;
+
+	if (rule->is_v4) {
+		memcpy(&v4.hdr.dst_addr, rule->local + 12, 4);
+		memcpy(&v4.hdr.src_addr, rule->remote + 12, 4);
+		memset(&v4_mask.hdr.dst_addr, 0xff, 4);
+		memset(&v4_mask.hdr.src_addr, both, 4);
+		return (struct rte_flow_item){
+			.type = RTE_FLOW_ITEM_TYPE_IPV4, .spec = &v4, .mask = &v4_mask,
+		};
+	}
+	memcpy(&v6.hdr.dst_addr, rule->local, 16);
+	memcpy(&v6.hdr.src_addr, rule->remote, 16);
+	memset(&v6_mask.hdr.dst_addr, 0xff, 16);
+	memset(&v6_mask.hdr.src_addr, both, 16);
+	return (struct rte_flow_item){
+		.type = RTE_FLOW_ITEM_TYPE_IPV6, .spec = &v6, .mask = &v6_mask,
+	};
+}
+
+static struct rte_flow_item ports(const struct rule *rule)
+{
+	/* UDP and TCP begin with the same two ports. */
+	static struct rte_flow_item_udp udp, udp_mask;
+	static struct rte_flow_item_tcp tcp, tcp_mask;
+	uint16_t both = rule->has_remote ? 0xffff : 0;
+
+	if (rule->protocol == IPPROTO_UDP) {
+		udp.hdr.dst_port = rte_cpu_to_be_16(rule->local_port);
+		udp.hdr.src_port = rte_cpu_to_be_16(rule->remote_port);
+		udp_mask.hdr.dst_port = 0xffff;
+		udp_mask.hdr.src_port = both;
+		return (struct rte_flow_item){
+			.type = RTE_FLOW_ITEM_TYPE_UDP, .spec = &udp, .mask = &udp_mask,
+		};
+	}
+	tcp.hdr.dst_port = rte_cpu_to_be_16(rule->local_port);
+	tcp.hdr.src_port = rte_cpu_to_be_16(rule->remote_port);
+	tcp_mask.hdr.dst_port = 0xffff;
+	tcp_mask.hdr.src_port = both;
+	return (struct rte_flow_item){
+		.type = RTE_FLOW_ITEM_TYPE_TCP, .spec = &tcp, .mask = &tcp_mask,
+	};
+}
+
+/* Has the port itself lead a rule's frames to our queue. NULL when it does not, with its words. */
+static void *flow_create(const struct rule *rule)
+{
+	const struct rte_flow_attr incoming = { .ingress = 1 };
+	const struct rte_flow_action_queue ours = { .index = 0 };
+	const struct rte_flow_item items[] = {
+		{ .type = RTE_FLOW_ITEM_TYPE_ETH }, addresses(rule), ports(rule),
+		{ .type = RTE_FLOW_ITEM_TYPE_END },
+	};
+	const struct rte_flow_action actions[] = {
+		{ .type = RTE_FLOW_ACTION_TYPE_QUEUE, .conf = &ours },
+		{ .type = RTE_FLOW_ACTION_TYPE_END },
+	};
+	struct rte_flow_error error = { .message = NULL };
+	struct rte_flow *flow = rte_flow_create(port, &incoming, items, actions, &error);
+
+	if (flow)
+		return flow;
+	/* The driver's reason, not its log. */
+	said_length = 0;
+	if (error.message)
+		hear(NULL, error.message, strlen(error.message));
+	else
+		failed("the driver takes no rule", rte_errno);
+	return NULL;
+}
+
+static void flow_destroy(void *flow)
+{
+	struct rte_flow_error error;
+
+	rte_flow_destroy(port, flow, &error);
+}
+
 static void close_port(void)
 {
 	if (port < RTE_MAX_ETHPORTS && rte_eth_dev_stop(port) == 0)
@@ -521,5 +617,7 @@ __attribute__((visibility("default"))) const struct table bypass_dpdk = {
 	.flush = flush,
 	.statistics = statistics,
 	.is_lost = is_lost,
+	.flow_create = flow_create,
+	.flow_destroy = flow_destroy,
 	.close = close_port,
 };

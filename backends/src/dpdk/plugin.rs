@@ -8,18 +8,19 @@
     reason = "UNSAFETY: calls through the plugin's table; frames it lends become slices"
 )]
 
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
-use crate::relay::{Facts, Offloads, Port, Told};
+use crate::relay::{CardFilter, Facts, InCard, Offloads, Port, Rules, Told};
 
 /// Name of the library.
 pub const LIBRARY: &str = "libbypass_dpdk.so";
 /// Version of the table; plugin.c has the same.
-const ABI: u32 = 3;
+const ABI: u32 = 4;
 /// Frames of one burst.
 const BURST: usize = 64;
 /// Most statistics of a port.
@@ -50,6 +51,38 @@ struct RawFrame {
     handle: *mut c_void,
 }
 
+/// `struct rule`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct RawRule {
+    local: [u8; 16],
+    remote: [u8; 16],
+    local_port: u16,
+    remote_port: u16,
+    protocol: u8,
+    is_v4: u8,
+    has_remote: u8,
+    spare: u8,
+}
+
+impl From<&CardFilter> for RawRule {
+    fn from(filter: &CardFilter) -> Self {
+        const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+        let (local, local_port) = filter.local;
+        let (remote, remote_port) = filter.remote.unwrap_or_default();
+        Self {
+            local,
+            remote,
+            local_port,
+            remote_port,
+            protocol: filter.protocol,
+            is_v4: local.starts_with(&MAPPED).into(),
+            has_remote: filter.remote.is_some().into(),
+            spare: 0,
+        }
+    }
+}
+
 /// `struct statistic`.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -74,6 +107,8 @@ struct Table {
     flush: unsafe extern "C" fn() -> u32,
     statistics: unsafe extern "C" fn(*mut RawStatistic, u32) -> u32,
     is_lost: unsafe extern "C" fn() -> i32,
+    flow_create: unsafe extern "C" fn(*const RawRule) -> *mut c_void,
+    flow_destroy: unsafe extern "C" fn(*mut c_void),
     close: unsafe extern "C" fn(),
 }
 
@@ -149,8 +184,11 @@ impl Plugin {
         }
         let end = facts.driver.iter().position(|byte| *byte == 0);
         let driver = facts.driver.get(..end.unwrap_or(0)).unwrap_or_default();
+        let no_rules = self.try_rule().err();
         Ok(DpdkPort {
+            rules: Rules::default(),
             facts: Facts {
+                no_rules,
                 mac: facts.mac,
                 mtu: facts.mtu,
                 driver: String::from_utf8_lossy(driver).into_owned(),
@@ -163,6 +201,34 @@ impl Plugin {
             wait_fd: (facts.wait_fd >= 0).then_some(facts.wait_fd),
             plugin: self,
         })
+    }
+
+    /// Whether the port takes rules: one that matches nothing it gets.
+    fn try_rule(&self) -> Result<(), String> {
+        let local = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 9];
+        let trial = CardFilter {
+            protocol: 17,
+            local: (local, 9),
+            remote: None,
+        };
+        self.create_flow(&trial).map(|flow| self.destroy_flow(flow))
+    }
+
+    fn create_flow(&self, filter: &CardFilter) -> Result<usize, String> {
+        // What was said before is of other matters.
+        let _ = self.words("");
+        let rule = RawRule::from(filter);
+        // SAFETY: reads the rule.
+        let flow = unsafe { (self.table.flow_create)(&raw const rule) };
+        if flow.is_null() {
+            return Err(self.words("it refuses"));
+        }
+        Ok(flow.expose_provenance())
+    }
+
+    fn destroy_flow(&self, flow: usize) {
+        // SAFETY: `create_flow` has made it, and it is destroyed once.
+        unsafe { (self.table.flow_destroy)(std::ptr::with_exposed_provenance_mut(flow)) }
     }
 
     /// What DPDK has said, on one line; else `otherwise`.
@@ -204,6 +270,7 @@ pub struct DpdkPort {
     facts: Facts,
     /// Descriptor that is readable while frames wait; `None` = it must be polled.
     wait_fd: Option<i32>,
+    rules: Rules<usize>,
     plugin: Plugin,
 }
 
@@ -268,6 +335,21 @@ impl Port for DpdkPort {
             (String::from_utf8_lossy(name).into_owned(), statistic.value)
         });
         named.collect()
+    }
+
+    fn lead(&mut self, wanted: &BTreeSet<CardFilter>) -> Result<(), String> {
+        if self.facts.no_rules.is_none() {
+            let plugin = &self.plugin;
+            let destroy = |flow| plugin.destroy_flow(flow);
+            self.rules
+                .follow(wanted, |filter| plugin.create_flow(filter).ok(), destroy);
+        }
+        // What the port does not match, the relay does.
+        Ok(())
+    }
+
+    fn in_card(&self) -> Vec<InCard> {
+        self.rules.in_card()
     }
 
     fn is_lost(&self) -> bool {

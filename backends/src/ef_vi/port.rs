@@ -242,6 +242,7 @@ impl EfViPort {
             mtu: mtu as u16,
             driver: described(&ciul, layout) + &opened.describe(plan),
             is_bifurcated: true,
+            no_rules: None,
             offloads: Offloads::default(),
         };
         let plan = Plan {

@@ -25,6 +25,7 @@ mod port;
 mod queue_pair;
 mod rings;
 mod roster;
+mod rules;
 mod steering;
 mod tap;
 mod worker;
@@ -35,6 +36,7 @@ pub use memory::STAMP_AT;
 pub use nic::{Answer, Link, OpenQueue, PATIENCE, RelayNic};
 pub use port::{CardFilter, End, Facts, InCard, Offloads, Port, Told};
 pub use queue_pair::RelayQueuePair;
+pub use rules::Rules;
 pub use steering::Filters;
 pub use worker::{Relay, tell_failure};
 

@@ -47,12 +47,22 @@ pub struct RelayNic {
     pub is_bifurcated: bool,
     /// What the port does with checksums.
     pub offloads: Offloads,
+    /// Why the port takes no rules of its own; `None` = it does, and they follow as the card's do.
+    pub no_rules: Option<String>,
     /// Its filters, which the relay reads.
     pub filters: Arc<Filters>,
     /// What it has counted, see [`super::read_board`].
     pub board: Arc<OwnedFd>,
     /// The rings of the stack that had it before this daemon came.
     pub rings: Option<Arc<OwnedFd>>,
+}
+
+impl RelayNic {
+    /// Whether rules of the port follow its filters.
+    #[must_use]
+    pub fn has_rules(&self) -> bool {
+        self.is_bifurcated || self.no_rules.is_none()
+    }
 }
 
 /// The stack's side of a queue pair that was opened.
@@ -210,9 +220,15 @@ fn nic(message: &Message, fds: Vec<OwnedFd>) -> Result<RelayNic, Errno> {
     let mut next = || fds.next().ok_or(Errno::PROTO);
     let filters = Filters::map([next()?, next()?, next()?])?;
     let board = Arc::new(next()?);
+    let text = message.text();
+    let (driver, no_rules) = match text.split_once('\n') {
+        Some((driver, why)) => (driver.to_owned(), Some(why.to_owned())),
+        None => (text, None),
+    };
     Ok(RelayNic {
         ifindex: message.ifindex,
-        driver: message.text(),
+        driver,
+        no_rules,
         sleeps: message.sleeps != 0,
         is_bifurcated: message.is_bifurcated != 0,
         offloads: Offloads {

@@ -44,6 +44,8 @@ pub struct Facts {
     pub is_bifurcated: bool,
     /// What it does with checksums.
     pub offloads: Offloads,
+    /// Why it takes no rules of its own, if it does not: the relay matches frames then.
+    pub no_rules: Option<String>,
 }
 
 /// What a port does with the checksums of UDP and TCP.
@@ -100,14 +102,14 @@ pub trait Port: Debug {
     fn is_lost(&self) -> bool {
         false
     }
-    /// Makes these the card's filters, and no others: of a bifurcated port.
+    /// Makes these the card's filters, and no others: of a bifurcated port, and of one with rules.
     ///
     /// # Errors
     /// A sentence, when one of them cannot be. Those that can, are.
     fn lead(&mut self, _wanted: &BTreeSet<CardFilter>) -> Result<(), String> {
         Ok(())
     }
-    /// The filters that the card has now: of a bifurcated port.
+    /// The filters that the card has now: of such a port.
     fn in_card(&self) -> Vec<InCard> {
         Vec::new()
     }

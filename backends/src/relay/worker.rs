@@ -443,6 +443,10 @@ impl Relay {
         let Some(daemon) = accept_daemon(&self.listener) else {
             return false;
         };
+        let mut text = self.facts.driver.clone();
+        if let Some(why) = &self.facts.no_rules {
+            text = format!("{text}\n{why}");
+        }
         let ready = Message {
             ifindex: self.face.ifindex(),
             mtu: u32::from(self.facts.mtu),
@@ -451,7 +455,7 @@ impl Relay {
             is_bifurcated: u32::from(self.facts.is_bifurcated),
             rx_checksums: u32::from(self.facts.offloads.rx_checksums),
             tx_checksums: u32::from(self.facts.offloads.tx_checksums),
-            ..Message::new(Kind::Ready).with_text(&self.facts.driver)
+            ..Message::new(Kind::Ready).with_text(&text)
         };
         let mut fds = self.filters.fds().to_vec();
         fds.push(self.board.as_fd());

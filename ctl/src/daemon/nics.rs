@@ -140,6 +140,19 @@ impl OpenNic {
         Some(nic.rules()?.into_iter().map(told).collect())
     }
 
+    /// Why it is software that matches the frames of a filter which the card has not; `None` where
+    /// frames come by the card's filters only.
+    pub(super) fn why_software(&self) -> Option<&str> {
+        match &self.driver {
+            Driver::AfXdp(_) => Some(self.shared.as_deref().unwrap_or("the XDP program")),
+            Driver::Relayed { nic, .. } if nic.is_bifurcated => None,
+            Driver::Relayed { nic, .. } => {
+                let why = nic.no_rules.as_deref();
+                Some(why.unwrap_or("the port has no rule for it"))
+            }
+        }
+    }
+
     /// Leaves what the card has to the next daemon: programs go on.
     pub(super) fn leave_behind(&self) {
         if let Driver::AfXdp(nic) = &self.driver {
@@ -263,6 +276,10 @@ impl OpenNic {
                 let entered = nic.filters.add(&key(flow), *longest);
                 entered.map_err(|errno| failed(errno, "entering the filter".to_owned()))?;
                 if !nic.is_bifurcated {
+                    if nic.no_rules.is_none() {
+                        // What the port does not take, its relay matches.
+                        let _ = link.steer();
+                    }
                     return Ok(());
                 }
                 link.steer().map_err(|words| {
@@ -292,7 +309,7 @@ impl OpenNic {
             Driver::AfXdp(nic) => nic.remove_filter(key),
             Driver::Relayed { nic, link, .. } => {
                 nic.filters.remove(&key);
-                if nic.is_bifurcated {
+                if nic.has_rules() {
                     // What still comes, the relay gives to the kernel.
                     let _ = link.steer();
                 }
@@ -315,7 +332,7 @@ impl OpenNic {
     pub(super) fn ask_card(&self) -> Option<Asked<'_>> {
         match &self.driver {
             // A relay that does not answer shows in other lists.
-            Driver::Relayed { nic, link, .. } if nic.is_bifurcated => Some(Asked {
+            Driver::Relayed { nic, link, .. } if nic.has_rules() => Some(Asked {
                 link,
                 number: link.ask_filters().ok()?,
             }),

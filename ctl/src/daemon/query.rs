@@ -75,6 +75,12 @@ impl Server {
                 "state": "static", "hardware": null,
             }));
         }
+        for filter in &mut list {
+            let is_its = |ifindex| self.interface_name(ifindex) == filter["interface"];
+            let nic = self.nics.iter().find(|(ifindex, _)| is_its(*ifindex));
+            let words = nic.map(|(_, nic)| matched_by(nic, &filter["hardware"]));
+            filter["matched_by"] = words.filter(|_| filter["action"] == "steer").into();
+        }
         list.into()
     }
 
@@ -430,6 +436,13 @@ fn hardware(cards: &Cards, ifindex: u32, flows: &[Flow]) -> Value {
         })
     })
     .collect()
+}
+
+/// Who matches the frames of a filter: the card, or software, and why.
+fn matched_by(nic: &OpenNic, hardware: &Value) -> String {
+    let has_none = hardware.as_array().is_none_or(Vec::is_empty);
+    let why = nic.why_software().filter(|_| has_none);
+    why.map_or_else(|| "hardware".to_owned(), |why| format!("software: {why}"))
 }
 
 /// The flow that grants a stack the connections of an address.
