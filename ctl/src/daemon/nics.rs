@@ -20,7 +20,7 @@ use bypass_backends::af_xdp::{
     PacketMemory, Target,
 };
 use bypass_backends::relay::{CardFilter, InCard, Link, Offloads, RelayNic};
-use bypass_proto::policy::{Backend, DaemonPolicy};
+use bypass_proto::policy::{Backend, DaemonPolicy, Policy};
 use bypass_runtime::packets::Packets;
 use bypass_stack::{IpAddress, QueuePairInfo, SocketAddress};
 use rustix::io::Errno;
@@ -114,7 +114,7 @@ impl OpenNic {
     }
 
     /// Makes a queue the stack's alone, where the card can; before any is open.
-    pub(super) fn take_queue(&mut self) {
+    fn take_queue(&mut self) {
         if let Driver::AfXdp(nic) = &mut self.driver {
             let refused = nic.take_queue().err();
             let told = |why| format!("all queues are served: {why}");
@@ -527,18 +527,20 @@ impl Nics {
 }
 
 impl OpenNic {
-    /// Attaches the program to an interface. Nothing is steered and no queue open yet.
+    /// Attaches the program to an interface, as its `[[device]]` says. Nothing is steered and no
+    /// queue open yet.
     pub(super) fn attach(
-        ifindex: u32,
+        link: &LinkInfo,
         owner: u32,
         chunk_size: u32,
-        zero_copy: bool,
+        policy: &Policy,
     ) -> Result<Self, NicError> {
         let nic = Nic::open(NicConfig {
-            ifindex,
+            ifindex: link.ifindex,
             mode: Mode::Auto,
             chunk_size,
         })?;
+        let zero_copy = policy.zero_copy(&link.name);
         let is_possible = stacks::fits_drivers(chunk_size);
         let nic = nic.without_copies(zero_copy && is_possible);
         let mut open = Self::new(Driver::AfXdp(Box::new(nic)), owner);
@@ -548,6 +550,9 @@ impl OpenNic {
                  of {chunk_size} bytes"
             )
         });
+        if policy.own_queue(&link.name) {
+            open.take_queue();
+        }
         Ok(open)
     }
 

@@ -318,14 +318,7 @@ impl Server {
         let mut opening = match self.openings.take(ifindex) {
             Pending::None => Opening::new(match self.devices.port(ifindex) {
                 Some((nic, link)) => OpenNic::of_port(nic.clone(), link, stack, None),
-                None => {
-                    let zero_copy = self.config.policy.zero_copy(&link.name);
-                    let mut nic = OpenNic::attach(ifindex, uid, stack.chunk_size, zero_copy)?;
-                    if self.config.policy.own_queue(&link.name) {
-                        nic.take_queue();
-                    }
-                    nic
-                }
+                None => OpenNic::attach(link, uid, stack.chunk_size, &self.config.policy)?,
             }),
             Pending::NotNow => return Err(not_yet()),
             Pending::Ready(opening) => *opening,
