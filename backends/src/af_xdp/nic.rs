@@ -177,8 +177,8 @@ impl Nic {
         Self { zero_copy, ..self }
     }
 
-    /// Makes the last queue the owner's alone, before any is open: RSS passes it by, and rules in the
-    /// card follow the filters.
+    /// Makes the last queue the owner's alone, before any is open: RSS passes it by, and rules in
+    /// the card follow the filters.
     ///
     /// # Errors
     /// Why the card cannot, in a sentence: all queues are to be served.

@@ -1,5 +1,6 @@
-//! A queue that is a stack's alone: RSS passes it by, and rules in the card lead the stack's flows to
-//! it, so that other traffic costs the stack nothing and the stack's costs other traffic nothing.
+//! A queue that is a stack's alone: RSS passes it by, and rules in the card lead the stack's flows
+//! to it, so that other traffic costs the stack nothing and the stack's costs other traffic
+//! nothing.
 //!
 //! ```text
 //!             ┌───────────── card ─────────────┐
@@ -10,11 +11,12 @@
 //!
 //! Few cards take rules, and some of those that do not say so only when they get one: igb counts
 //! its rules and has none. So a rule that matches nothing is tried first, and the table is written
-//! when the card has taken it. What is refused later is the socket's matter: it stays in the kernel.
+//! when the card has taken it. What is refused later is the socket's matter: it stays in the
+//! kernel.
 //!
-//! When the stack leaves, its rules go and the table is as it was. A daemon that ends while programs
-//! go on, or is killed, leaves both for the next one, which does not know the table of before: it
-//! gives the driver's own back.
+//! When the stack leaves, its rules go and the table is as it was. A daemon that ends while
+//! programs go on, or is killed, leaves both for the next one, which does not know the table of
+//! before: it gives the driver's own back.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;

@@ -1,7 +1,8 @@
 //! Rules that a port has taken, beside the relay's own tables.
 //!
-//! The tables decide: a rule only spares the port's queue what is not ours, where there is more than
-//! one. So one that the port refuses is no failure: the relay matches its frames as ever, and says so.
+//! The tables decide: a rule only spares the port's queue what is not ours, where there is more
+//! than one. So one that the port refuses is no failure: the relay matches its frames as ever, and
+//! says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -12,8 +12,8 @@ use crate::{Failure, render, source};
 /// Filters: what is led past the kernel.
 #[derive(Debug, clap::Subcommand)]
 pub enum Filters {
-    /// Every filter with its owner, backend, packets and bytes, and who matches its frames; of one in
-    /// a card also the card's queue and cookie.
+    /// Every filter with its owner, backend, packets and bytes, and who matches its frames; of one
+    /// in a card also the card's queue and cookie.
     List(Json),
     /// Keep an address or a flow in the kernel, or reserve an address for some programs.
     #[command(after_help = "\

@@ -51,7 +51,8 @@ pub struct Device {
     /// Of ef_vi: over how many queues the card spreads the flows (a set of VIs); `None` = one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queues: Option<u32>,
-    /// Of AF_XDP: rules in the card lead the stack's flows to a queue that RSS passes by, if it can.
+    /// Of AF_XDP: rules in the card lead the stack's flows to a queue that RSS passes by, if it
+    /// can.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub own_queue: bool,
     /// The plugin; `None` = the one beside `bypassctl`, or wherever libraries are.
