@@ -6,6 +6,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
+use crate::locks::Mutex;
 use bypass_proto::control::{Refusal, Request, RequestKind};
 use bypass_proto::options::Log;
 use bypass_proto::policy::Backend;
@@ -20,7 +21,6 @@ use bypass_runtime::packets::Packets;
 use bypass_runtime::queues;
 use bypass_runtime::wake::Ringer;
 use bypass_stack::{EndpointId, ProcessId, QueuePairInfo};
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use crate::config;

@@ -32,6 +32,7 @@ pub mod errno;
 pub mod family;
 pub mod fdtable;
 pub mod interface;
+pub mod locks;
 pub mod log;
 pub mod passing;
 pub mod private;

@@ -3,11 +3,11 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::locks::{RwLock, RwLockReadGuard};
 use bypass_proto::control::{Request, RequestKind};
 use bypass_proto::reason::FallThrough;
 use bypass_runtime::lock;
 use bypass_stack::{EndpointId, ProcessId};
-use parking_lot::{RwLock, RwLockReadGuard};
 
 use crate::fdtable::{self, Entry};
 use crate::{context, decide, report, shadow, sharing, tcp, wait};

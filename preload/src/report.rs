@@ -11,13 +11,13 @@
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
 
+use crate::locks::Mutex;
 use bypass_proto::options::Log;
 use bypass_proto::policy::{Protocol, Role};
 use bypass_proto::reason::FallThrough;
 use bypass_proto::report::{Header, NAME, REPORT_BYTES, Record, Report, State};
 use bypass_runtime::map::{Mapping, sealed_memfd};
 use bypass_stack::{EndpointId, SocketAddress};
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use crate::fdtable::{self, Entry};

@@ -418,6 +418,75 @@ CASE(process_exec_unread, MIXED)
     line("\nread");
 }
 
+enum { ECHOERS = 8, FORKS = 1000, FORKS_MS = 20000 };
+
+struct echoer {
+    int fd;
+    bool is_stream;
+    long rounds, wrong;
+};
+static _Atomic bool has_forked;
+
+/* Sends and reads until all forks are over; a datagram that is lost is sent again. */
+static void *echoes(void *argument)
+{
+    struct echoer *me = argument;
+    struct sockaddr_storage from;
+    while (!has_forked) {
+        long sent = me->rounds, got = -1;
+        send(me->fd, &sent, sizeof sent, 0);
+        struct pollfd ready = {.fd = me->fd, .events = POLLIN};
+        if (me->is_stream)
+            me->wrong += recv(me->fd, &got, sizeof got, MSG_WAITALL) != sizeof got || got != sent;
+        else
+            while (got != sent && poll(&ready, 1, 1000) == 1)
+                recvfrom(me->fd, &got, sizeof got, 0, (struct sockaddr *)&from,
+                         &(socklen_t){sizeof from});
+        me->rounds++;
+    }
+    return NULL;
+}
+
+/* A child of a program whose threads are in the middle of calls uses what it has. */
+static int one_child(int fd, int spare)
+{
+    int copy = dup(spare), own = socket(AF_INET, SOCK_STREAM, 0);
+    char byte = 'c';
+    bool works = write(fd, &byte, 1) == 1 && read(fd, &byte, 1) == 1 && byte == 'c';
+    return works && close(copy) == 0 && close(own) == 0 && close(spare) == 0;
+}
+
+CASE(process_fork_threads, ACCELERATED)
+{
+    struct echoer all[ECHOERS] = {0};
+    pthread_t threads[ECHOERS];
+    int fd = dial(peer4, T_ECHO), forks = 0, served = 0;
+    uint64_t begin = now_ms();
+    for (int i = 0; i < ECHOERS; i++) {
+        all[i].is_stream = i % 2;
+        all[i].fd = i % 2 ? dial(peer4, T_ECHO) : udp(host4, 6130 + i);
+        if (!all[i].is_stream)
+            connect_to(all[i].fd, peer4, ECHO);
+    }
+    for (int i = 0; i < ECHOERS; i++)
+        pthread_create(&threads[i], NULL, echoes, &all[i]);
+    /* All of them, but on a machine that has no time for so many. */
+    for (; forks < FORKS && now_ms() - begin < FORKS_MS; forks++) {
+        int status = 0;
+        pid_t child = fork();
+        if (child == 0)
+            _exit(one_child(fd, all[forks % ECHOERS].fd));
+        served += waitpid(child, &status, 0) == child && WEXITSTATUS(status) == 1;
+    }
+    has_forked = true;
+    yes("all are served", forks > 50 && served == forks);
+    for (int i = 0; i < ECHOERS; i++) {
+        pthread_join(threads[i], NULL);
+        yes("went on", all[i].rounds > 1);
+        value("wrong", all[i].wrong);
+    }
+}
+
 static void look_at(int set)
 {
     struct epoll_event ready[2];

@@ -148,6 +148,7 @@ cases! {
     process_scm_self: Mixed,
     process_scm_unread: Mixed,
     process_exec_unread: Mixed,
+    process_fork_threads: Accelerated,
     process_epoll: Accelerated,
     process_atfork: Accelerated,
     tcp_fork_killed: Accelerated,

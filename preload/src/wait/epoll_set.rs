@@ -22,6 +22,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use crate::locks::Mutex;
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
 use bypass_stack::{EndpointId, Instant, WaiterId};
@@ -29,7 +30,6 @@ use libc::{
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLEXCLUSIVE, EPOLLHUP,
     EPOLLIN, EPOLLOUT, EPOLLRDNORM, POLLIN, epoll_event, pollfd, sigset_t,
 };
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::call::Call;

@@ -29,12 +29,12 @@ mod spin;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use crate::locks::Mutex;
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
 use bypass_runtime::wake::Bell;
 use bypass_stack::{EndpointId, Instant, WaiterId, WatcherId};
 use libc::{POLLIN, pollfd, sigset_t, timespec};
-use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use self::call::Call;
