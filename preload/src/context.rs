@@ -6,7 +6,6 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-use crate::locks::Mutex;
 use bypass_proto::control::{Refusal, Request, RequestKind};
 use bypass_proto::options::Log;
 use bypass_proto::policy::Backend;
@@ -24,6 +23,7 @@ use bypass_stack::{EndpointId, ProcessId, QueuePairInfo};
 use rustix::io::Errno;
 
 use crate::config;
+use crate::locks::Mutex;
 use crate::{autostart, log, private, process, report};
 
 /// After a failure to attach, new sockets go straight to the kernel for this long.

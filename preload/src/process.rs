@@ -3,13 +3,13 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::locks::{RwLock, RwLockReadGuard};
 use bypass_proto::control::{Request, RequestKind};
 use bypass_proto::reason::FallThrough;
 use bypass_runtime::lock;
 use bypass_stack::{EndpointId, ProcessId};
 
 use crate::fdtable::{self, Entry};
+use crate::locks::{RwLock, RwLockReadGuard};
 use crate::{context, decide, report, shadow, sharing, tcp, wait};
 
 /// Whether this process was forked, has forked, or has sockets of another program: sockets may be

@@ -11,7 +11,6 @@
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
 
-use crate::locks::Mutex;
 use bypass_proto::options::Log;
 use bypass_proto::policy::{Protocol, Role};
 use bypass_proto::reason::FallThrough;
@@ -21,6 +20,7 @@ use bypass_stack::{EndpointId, SocketAddress};
 use rustix::io::Errno;
 
 use crate::fdtable::{self, Entry};
+use crate::locks::Mutex;
 use crate::{config, log, private, process, tcp};
 
 struct Own {

@@ -15,9 +15,9 @@ use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use super::filters::TCP;
@@ -124,12 +124,8 @@ impl Drop for Foreign {
 }
 
 impl Closer {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn close(&'static self, job: Job) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.waiting.push_back(job);
         if state.waiting.len() > state.idle && state.threads < THREADS {
             let thread = std::thread::Builder::new().stack_size(STACK);
@@ -143,19 +139,16 @@ impl Closer {
     }
 
     fn work(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             if let Some((all, done)) = state.waiting.pop_front() {
                 drop(state);
                 drop(all);
                 drop(done);
-                state = self.lock();
+                state = self.state.lock();
             } else {
                 state.idle += 1;
-                state = self
-                    .bell
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                self.bell.wait(&mut state);
                 state.idle -= 1;
             }
         }

@@ -10,13 +10,13 @@
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::locks::Mutex;
 use bypass_runtime::clock;
 use bypass_runtime::tcp_options::{READ, usual_name};
 use bypass_stack::{Family, TcpOptions};
 
 use super::options::{of_shadow, read_one};
 use crate::fdtable::{self, Entry, NUMBERS};
+use crate::locks::Mutex;
 use crate::{shadow, symbols};
 
 /// All is known of this descriptor; the other bits say which of [`READ`] were set.

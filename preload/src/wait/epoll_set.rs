@@ -22,7 +22,6 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use crate::locks::Mutex;
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
 use bypass_stack::{EndpointId, Instant, WaiterId};
@@ -38,6 +37,7 @@ use super::{Interest, Target, Woken};
 use crate::context::{self, Joined};
 use crate::errno::{Answer, last};
 use crate::fdtable::{self, Entry};
+use crate::locks::Mutex;
 use crate::tcp::{self, burst, handover};
 use crate::{private, process, symbols};
 

@@ -29,7 +29,6 @@ mod spin;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use crate::locks::Mutex;
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
 use bypass_runtime::wake::Bell;
@@ -40,6 +39,7 @@ use rustix::io::Errno;
 use self::call::Call;
 use self::lookout::{Look, Wake};
 use crate::context::{self, Joined};
+use crate::locks::Mutex;
 use crate::{config, errno, private, symbols};
 
 /// How a wait ended.
