@@ -182,7 +182,7 @@ fn what_was_never_released_is_refused_with_both_answers() {
 #[test]
 fn datagrams_go_around_in_every_release_and_way_of_receiving() {
     for release in RELEASES {
-        for way in ["", "merge", "ref", "prefix0"] {
+        for way in ["", "merge", "ref", "prefix0", "timed", "timed,merge"] {
             let fake = Fake::new(&[("LAYOUT", release), ("FAULT", way)]);
             let mut port = fake.open().unwrap();
             assert_eq!(port.facts().mtu, 1500);
@@ -191,6 +191,7 @@ fn datagrams_go_around_in_every_release_and_way_of_receiving() {
             let got = around(&mut port, 3000);
             assert_eq!(got, (0..3000).collect::<Vec<_>>(), "{release} {way}");
             assert_eq!((port.counts().received, port.counts().sent), (3000, 3000));
+            assert_eq!(room(&mut port), 511, "{release} {way}");
             drop(port);
             assert_eq!(fake.live(), 0, "{release} {way}");
         }

@@ -34,6 +34,8 @@ pub(crate) struct Config {
     pub(crate) lends: bool,
     /// Completions come late and in bundles.
     pub(crate) is_late: bool,
+    /// Each frame that was sent has an event of its own, with a time.
+    pub(crate) is_timed: bool,
     /// The card has room for one VI.
     pub(crate) is_small: bool,
     pub(crate) prefix: usize,
@@ -52,6 +54,7 @@ impl Config {
             merges: false,
             lends: false,
             is_late: false,
+            is_timed: false,
             is_small: false,
             prefix: 14,
         };
@@ -79,13 +82,14 @@ impl Config {
     fn set_faults(&mut self, value: &str) {
         self.faults.clear();
         (self.merges, self.lends, self.prefix) = (false, false, 14);
-        (self.is_late, self.is_small) = (false, false);
+        (self.is_late, self.is_timed, self.is_small) = (false, false, false);
         for word in value.split(',').filter(|word| !word.is_empty()) {
             match word {
                 "merge" => self.merges = true,
                 "ref" => (self.lends, self.prefix) = (true, 0),
                 "prefix0" => self.prefix = 0,
                 "late" => self.is_late = true,
+                "timed" => self.is_timed = true,
                 "small" => self.is_small = true,
                 _ => self.faults.push(fault(word)),
             }

@@ -248,12 +248,13 @@ impl Nic {
         // SAFETY: the io page has 8 KiB.
         let write = unsafe { vi.io().add(TX_DOORBELL).cast::<u32>().read_volatile() };
         let mask = vi.get::<u32>(vi.layout.txq);
+        let turn = if config::get().is_timed { 1 } else { TURN };
         while self.tx_read != write & mask && !self.is_dead && !self.is_tx_stopped {
             if !self.has_room(vi) {
                 return;
             }
             let mut last = self.tx_read;
-            for _ in 0..TURN {
+            for _ in 0..turn {
                 if self.tx_read == write & mask {
                     break;
                 }

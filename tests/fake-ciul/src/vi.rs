@@ -253,6 +253,13 @@ impl Vi {
         id
     }
 
+    /// The event of one frame that was sent, with a time: second 1, nanosecond 2.
+    fn sent_at(self, label: u8) -> ef_event {
+        let id = self.take_id(self.tx_ids(), self.tx_mask(), self.tx_removed());
+        let event = ef_event::new(7).u8(2, label).u32(4, id);
+        event.u32(8, 1).u32(12, 2)
+    }
+
     fn received(self, raw: u64) -> ef_event {
         let bytes = (raw & 0x3fff) as u16;
         let low = (raw >> 48) as u32 & 15;
@@ -659,6 +666,7 @@ pub unsafe extern "C" fn ef10_ef_eventq_poll(
     };
     let mut specials = nic::with(vi, |nic| nic.turn(vi, most as usize)).unwrap_or_default();
     let mut is_full = false;
+    let is_timed = config::get().is_timed;
     for event in specials.drain(..) {
         is_full = put(event);
     }
@@ -666,6 +674,7 @@ pub unsafe extern "C" fn ef10_ef_eventq_poll(
         let label = (raw >> 16) as u8 & 31;
         is_full = match raw >> 60 {
             0 => put(vi.received(raw)),
+            2 if is_timed => put(vi.sent_at(label)),
             2 => put(ef_event::new(1)
                 .u8(2, label)
                 .u16(4, (raw as u16).wrapping_add(1))),
