@@ -152,6 +152,7 @@ impl Group {
     ///
     /// # Safety
     /// - The bytes are mapped. They may change meanwhile: then it is the frame that changes.
+    #[inline]
     pub(super) unsafe fn send(&mut self, bytes: *const u8, length: u32) -> bool {
         let queue = match &mut self.queues[..] {
             [only] => only,
