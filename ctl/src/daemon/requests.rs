@@ -118,8 +118,9 @@ impl Server {
         match kind {
             RequestKind::Attach => self.attach(client).map(Answer::Stack),
             RequestKind::QueuePairs => {
-                // Whoever finds a port taken asks this, and then for the port again.
-                self.bury_waiting();
+                // Whoever finds a port taken asks this, and then for the port again. (So do others,
+                // who wait until the daemon has done what it was told, or look for new queues.)
+                self.bury_waiting(client.stack.unwrap_or(client.peer.uid));
                 self.queue_pairs(client)
             }
             RequestKind::AddFilter => self.add_filter(client, request, fds).map(Answer::Reply),

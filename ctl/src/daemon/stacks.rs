@@ -7,8 +7,8 @@
 //! stack is dropped.
 //!
 //! A stack's lock is in memory that its programs can write, and one of them may be stopped while
-//! it holds the lock. So the daemon never waits for it longer than [`PATIENCE`]; what could not be
-//! done then is refused or done at the next sweep.
+//! it holds the lock. So the daemon never waits for it longer than [`PATIENCE`], or
+//! [`PROGRAM_PATIENCE`]; what could not be done then is refused or done at the next sweep.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -49,6 +49,8 @@ const RESENTMENT: Duration = Duration::from_millis(200);
 /// How long the lock is waited for when a program cannot go on without it: some turns of a busy
 /// processor.
 const PROGRAM_PATIENCE: Duration = Duration::from_millis(50);
+/// After it has waited that long for what a program only may need, it only looks for this long.
+const LONG_RESENTMENT: Duration = Duration::from_secs(1);
 /// Chunk sizes: the usual one, and the one for larger MTUs.
 const CHUNK_SIZES: [u32; 2] = [2048, 4096];
 /// An MTU above this needs the larger chunks.
@@ -142,6 +144,8 @@ pub(super) struct StackEntry {
     pub deserted: Option<Instant>,
     /// Until when the lock is not waited for.
     busy_until: Cell<Option<Instant>>,
+    /// Until when it is not waited for by [`Self::is_to_be_had`].
+    kept_until: Cell<Option<Instant>>,
 }
 
 /// What a stack is made of.
@@ -281,6 +285,7 @@ impl StackEntry {
             is_crowded: false,
             deserted: None,
             busy_until: Cell::new(None),
+            kept_until: Cell::new(None),
         })
     }
 
@@ -317,6 +322,28 @@ impl StackEntry {
         let locked = taken.map_err(|_| Busy)?;
         self.busy_until.set(None);
         Ok(locked)
+    }
+
+    /// Whether the lock is free, or soon, if one of its own programs asks: others do not wait for
+    /// it, and nobody does after it has been waited for in vain.
+    pub(super) fn is_to_be_had(&self, is_own: bool) -> bool {
+        let now = Instant::now();
+        let waits = is_own && self.kept_until.get().is_none_or(|until| until <= now);
+        let patience = if waits {
+            PROGRAM_PATIENCE
+        } else {
+            Duration::ZERO
+        };
+        let is_free = self.attachment.lock_within(patience, self.owners()).is_ok();
+        if is_free {
+            self.busy_until.set(None);
+            self.kept_until.set(None);
+        } else if waits {
+            let now = Instant::now();
+            self.busy_until.set(Some(now + RESENTMENT));
+            self.kept_until.set(Some(now + LONG_RESENTMENT));
+        }
+        is_free
     }
 
     /// Whether the thread ids of its lock's owners are the daemon's too.

@@ -53,6 +53,23 @@ impl Chores {
         self.unborn.retain(|(u, s, _)| (*u, *s) != (uid, slot));
     }
 
+    /// The users for whose stacks something waits.
+    fn users(&self) -> Vec<u32> {
+        let slots = self.slots.iter().map(|(uid, _)| *uid);
+        let mut users: Vec<u32> = slots.chain(self.unknown.iter().copied()).collect();
+        users.sort_unstable();
+        users.dedup();
+        users
+    }
+
+    /// What waits for a stack: slots, and whether its image is to be looked into.
+    fn take(&mut self, uid: u32) -> (Vec<ProcessId>, bool) {
+        let slots = self.slots.extract_if(.., |(user, _)| *user == uid);
+        let slots = slots.map(|(_, slot)| slot).collect();
+        let unknown = self.unknown.extract_if(.., |user| *user == uid);
+        (slots, unknown.count() != 0)
+    }
+
     fn try_again(&mut self) {
         let pause = self.pause.clamp(RETRY.0, RETRY.1);
         self.retry_at.get_or_insert_with(|| Instant::now() + pause);
@@ -360,18 +377,27 @@ impl Server {
     }
 
     /// Gives back what the dead held before somebody is answered who asks for it: their listeners'
-    /// ports.
-    pub(super) fn bury_waiting(&mut self) {
-        let mut users: Vec<u32> = self.chores.slots.iter().map(|(uid, _)| *uid).collect();
-        if users.is_empty() && self.chores.unknown.is_empty() {
-            return;
+    /// ports. What cannot be had now is tried again when it would have been anyway.
+    pub(super) fn bury_waiting(&mut self, asker: u32) {
+        for uid in self.chores.users() {
+            let stack = self.stacks.get(uid);
+            // Whoever has kept the asker's own lock may be about to give it back.
+            if stack.is_some_and(|stack| stack.is_to_be_had(uid == asker)) {
+                self.catch_up(uid);
+            }
         }
-        users.dedup();
-        for stack in users.iter().filter_map(|uid| self.stacks.get(*uid)) {
-            // Whoever has kept the lock may be about to give it back.
-            drop(stack.lock_for_program());
+    }
+
+    /// Tries again what waits for a stack.
+    fn catch_up(&mut self, uid: u32) {
+        let (slots, is_unknown) = self.chores.take(uid);
+        for slot in slots {
+            self.give_back(uid, slot);
         }
-        self.do_chores();
+        if is_unknown {
+            self.find_relatives(uid);
+            self.drop_stack_without_process(uid);
+        }
     }
 
     /// Tries again what waits.
@@ -381,12 +407,8 @@ impl Server {
         if std::mem::take(&mut self.chores.unadopted) {
             self.adopt_stacks();
         }
-        for (uid, slot) in std::mem::take(&mut self.chores.slots) {
-            self.give_back(uid, slot);
-        }
-        for uid in std::mem::take(&mut self.chores.unknown) {
-            self.find_relatives(uid);
-            self.drop_stack_without_process(uid);
+        for uid in self.chores.users() {
+            self.catch_up(uid);
         }
         if self.chores.retry_at.is_none() {
             self.chores.pause = RETRY.0;

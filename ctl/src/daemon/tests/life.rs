@@ -333,6 +333,32 @@ fn ports_of_the_dead_are_free_for_who_asks() {
     });
 }
 
+/// Whoever asks while the dead of a stack, its own or another's, wait for a lock that is kept.
+#[test]
+fn who_asks_again_does_not_wait_again_for_the_dead() {
+    for uid in [0, 65534] {
+        let bed = Bed::with_daemon();
+        let mut owner = ready(&bed, "198.18.9.1:7001", uid);
+        let mut victim = ready(&bed, "198.18.9.1:7002", uid);
+        bed.inside(|| {
+            let mut program = Program::join().expect("join");
+            assert_eq!(owner.ask("lock"), "locked");
+            let busy = || counter(&bed, "stack_locks_busy");
+            let before = busy();
+            victim.kill();
+            until("its slot waits", || busy() > before);
+            promptly(|| {
+                let begun = Instant::now();
+                for _ in 0..10 {
+                    let request = Request::new(RequestKind::QueuePairs);
+                    program.control.ask(request, None).expect("answer");
+                }
+                begun.elapsed()
+            });
+        });
+    }
+}
+
 #[test]
 fn a_child_that_was_never_born_holds_nothing_for_long() {
     let bed = Bed::with_daemon();
