@@ -87,8 +87,11 @@ pub struct Message {
     pub number: u32,
     /// MAC address of the port.
     pub mac: [u8; 6],
-    pub(super) spare: [u8; 2],
-    /// Name of the driver (Ready), or what DPDK said (Failed), padded with NULs.
+    /// 1 = a port that is not bifurcated takes rules. Relays before this word say 0.
+    pub has_rules: u8,
+    pub(super) spare: u8,
+    /// Name of the driver (Ready), or what DPDK said (Failed), padded with NULs. Behind the first
+    /// NUL of a Ready is why the port takes no rules.
     pub(super) text: [u8; 1024],
 }
 
@@ -109,7 +112,8 @@ impl Message {
             tx_checksums: 0,
             number: 0,
             mac: [0; 6],
-            spare: [0; 2],
+            has_rules: 0,
+            spare: 0,
             text: [0; 1024],
         }
     }
@@ -123,12 +127,17 @@ impl Message {
         self
     }
 
-    /// The text.
+    /// The text, up to its first NUL.
     #[must_use]
     pub fn text(&self) -> String {
-        let end = self.text.iter().position(|byte| *byte == 0);
-        let text = self.text.get(..end.unwrap_or(0)).unwrap_or_default();
-        String::from_utf8_lossy(text).into_owned()
+        self.part(0)
+    }
+
+    /// What is between the NULs of the text, by number.
+    pub(super) fn part(&self, number: usize) -> String {
+        let mut parts = self.text.split(|byte| *byte == 0);
+        let part = parts.nth(number).unwrap_or_default();
+        String::from_utf8_lossy(part).into_owned()
     }
 
     /// What it is; `None` = nothing that this version knows.

@@ -47,22 +47,14 @@ pub struct RelayNic {
     pub is_bifurcated: bool,
     /// What the port does with checksums.
     pub offloads: Offloads,
-    /// Why the port takes no rules of its own; `None` = it does, and they follow as the card's do.
-    pub no_rules: Option<String>,
+    /// Why a port that is not bifurcated takes no rules, if it does not.
+    pub rules: Result<(), String>,
     /// Its filters, which the relay reads.
     pub filters: Arc<Filters>,
     /// What it has counted, see [`super::read_board`].
     pub board: Arc<OwnedFd>,
     /// The rings of the stack that had it before this daemon came.
     pub rings: Option<Arc<OwnedFd>>,
-}
-
-impl RelayNic {
-    /// Whether rules of the port follow its filters.
-    #[must_use]
-    pub fn has_rules(&self) -> bool {
-        self.is_bifurcated || self.no_rules.is_none()
-    }
 }
 
 /// The stack's side of a queue pair that was opened.
@@ -220,15 +212,10 @@ fn nic(message: &Message, fds: Vec<OwnedFd>) -> Result<RelayNic, Errno> {
     let mut next = || fds.next().ok_or(Errno::PROTO);
     let filters = Filters::map([next()?, next()?, next()?])?;
     let board = Arc::new(next()?);
-    let text = message.text();
-    let (driver, no_rules) = match text.split_once('\n') {
-        Some((driver, why)) => (driver.to_owned(), Some(why.to_owned())),
-        None => (text, None),
-    };
     Ok(RelayNic {
         ifindex: message.ifindex,
-        driver,
-        no_rules,
+        driver: message.text(),
+        rules: rules(message),
         sleeps: message.sleeps != 0,
         is_bifurcated: message.is_bifurcated != 0,
         offloads: Offloads {
@@ -241,10 +228,39 @@ fn nic(message: &Message, fds: Vec<OwnedFd>) -> Result<RelayNic, Errno> {
     })
 }
 
+/// Whether the port takes rules, or why not; an older relay does not say.
+fn rules(message: &Message) -> Result<(), String> {
+    if message.has_rules == 1 {
+        return Ok(());
+    }
+    let why = message.part(1);
+    Err(if why.is_empty() {
+        "its relay enters no rules".to_owned()
+    } else {
+        why
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::control::{accept_daemon, claim};
     use super::*;
+
+    #[test]
+    fn a_relay_that_does_not_speak_of_rules_has_none() {
+        let mut message = Message::new(Kind::Ready).with_text("net_tap");
+        assert_eq!(rules(&message), Err("its relay enters no rules".to_owned()));
+        message = message.with_text("net_tap\0Function not implemented");
+        let why = "Function not implemented".to_owned();
+        assert_eq!(
+            (rules(&message), message.text()),
+            (Err(why), "net_tap".to_owned())
+        );
+        message.has_rules = 1;
+        assert_eq!(rules(&message), Ok(()));
+        let long = Message::new(Kind::Ready).with_text(&"x".repeat(5000));
+        assert!(rules(&long).is_err());
+    }
 
     #[test]
     fn a_card_that_does_not_answer_keeps_nobody_from_anothers_answer() {

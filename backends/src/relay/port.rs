@@ -102,7 +102,8 @@ pub trait Port: Debug {
     fn is_lost(&self) -> bool {
         false
     }
-    /// Makes these the card's filters, and no others: of a bifurcated port, and of one with rules.
+    /// Makes these the card's filters, and no others: of a bifurcated port; or, from time to time,
+    /// the rules of another.
     ///
     /// # Errors
     /// A sentence, when one of them cannot be. Those that can, are.

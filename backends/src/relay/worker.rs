@@ -351,6 +351,19 @@ impl Relay {
         let led = COUNTERS.iter().zip(self.counters);
         let steering = led.map(|((name, _), value)| ((*name).to_owned(), value));
         board::write(&self.board, steering.chain(self.port.statistics()));
+        self.follow_rules();
+    }
+
+    /// Has the rules of a port that is not bifurcated follow the tables, which decide without them:
+    /// so nobody waits for that.
+    fn follow_rules(&mut self) {
+        if self.facts.is_bifurcated || self.facts.no_rules.is_some() {
+            return;
+        }
+        let led = self.stack.as_ref().map(|_| self.filters.of_card());
+        let wanted = led.into_iter().flatten().collect();
+        // What the port does not take, the tables match.
+        let _ = self.port.lead(&wanted);
     }
 
     /// Sleeps until there is work or for so long; whether the relay is to end.
@@ -427,7 +440,8 @@ impl Relay {
     }
 
     /// Tells the daemon which filters the card has.
-    fn list_filters(&self, number: u32) {
+    fn list_filters(&mut self, number: u32) {
+        self.follow_rules();
         let answer = Message {
             number,
             ..Message::new(Kind::Listed)
@@ -443,16 +457,16 @@ impl Relay {
         let Some(daemon) = accept_daemon(&self.listener) else {
             return false;
         };
-        let mut text = self.facts.driver.clone();
-        if let Some(why) = &self.facts.no_rules {
-            text = format!("{text}\n{why}");
-        }
+        let why = self.facts.no_rules.as_deref();
+        let text = format!("{}\0{}", self.facts.driver, why.unwrap_or_default());
+        let has_rules = !self.facts.is_bifurcated && why.is_none();
         let ready = Message {
             ifindex: self.face.ifindex(),
             mtu: u32::from(self.facts.mtu),
             mac: self.facts.mac,
             sleeps: u32::from(self.port.wait_fd().is_some()),
             is_bifurcated: u32::from(self.facts.is_bifurcated),
+            has_rules: has_rules.into(),
             rx_checksums: u32::from(self.facts.offloads.rx_checksums),
             tx_checksums: u32::from(self.facts.offloads.tx_checksums),
             ..Message::new(Kind::Ready).with_text(&text)

@@ -140,17 +140,22 @@ impl OpenNic {
         Some(nic.rules()?.into_iter().map(told).collect())
     }
 
-    /// Why it is software that matches the frames of a filter which the card has not; `None` where
-    /// frames come by the card's filters only.
-    pub(super) fn why_software(&self) -> Option<&str> {
-        match &self.driver {
-            Driver::AfXdp(_) => Some(self.shared.as_deref().unwrap_or("the XDP program")),
-            Driver::Relayed { nic, .. } if nic.is_bifurcated => None,
-            Driver::Relayed { nic, .. } => {
-                let why = nic.no_rules.as_deref();
-                Some(why.unwrap_or("the port has no rule for it"))
+    /// Who matches the frames of a filter, which the card has or not: it, or software and why.
+    pub(super) fn matched_by(&self, is_in_card: bool) -> String {
+        let why = match &self.driver {
+            Driver::AfXdp(_) if is_in_card => return "hardware".to_owned(),
+            Driver::AfXdp(_) => self.shared.as_deref().unwrap_or("the XDP program"),
+            Driver::Relayed { nic, .. } if nic.is_bifurcated => return "hardware".to_owned(),
+            // Its one queue gets every frame, whatever its rules are.
+            Driver::Relayed { .. } if is_in_card => {
+                return "software (the port has a rule)".to_owned();
             }
-        }
+            Driver::Relayed { nic, .. } => match &nic.rules {
+                Ok(()) => "the port has no rule for it",
+                Err(why) => why,
+            },
+        };
+        format!("software: {why}")
     }
 
     /// Leaves what the card has to the next daemon: programs go on.
@@ -276,10 +281,6 @@ impl OpenNic {
                 let entered = nic.filters.add(&key(flow), *longest);
                 entered.map_err(|errno| failed(errno, "entering the filter".to_owned()))?;
                 if !nic.is_bifurcated {
-                    if nic.no_rules.is_none() {
-                        // What the port does not take, its relay matches.
-                        let _ = link.steer();
-                    }
                     return Ok(());
                 }
                 link.steer().map_err(|words| {
@@ -309,7 +310,7 @@ impl OpenNic {
             Driver::AfXdp(nic) => nic.remove_filter(key),
             Driver::Relayed { nic, link, .. } => {
                 nic.filters.remove(&key);
-                if nic.has_rules() {
+                if nic.is_bifurcated {
                     // What still comes, the relay gives to the kernel.
                     let _ = link.steer();
                 }
@@ -332,10 +333,10 @@ impl OpenNic {
     pub(super) fn ask_card(&self) -> Option<Asked<'_>> {
         match &self.driver {
             // A relay that does not answer shows in other lists.
-            Driver::Relayed { nic, link, .. } if nic.has_rules() => Some(Asked {
-                link,
-                number: link.ask_filters().ok()?,
-            }),
+            Driver::Relayed { nic, link, .. } if nic.is_bifurcated || nic.rules.is_ok() => {
+                let number = link.ask_filters().ok()?;
+                Some(Asked { link, number })
+            }
             _ => None,
         }
     }

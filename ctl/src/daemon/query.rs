@@ -72,14 +72,8 @@ impl Server {
                 "local": address(&filter.wish.local), "remote": remote(&filter.wish),
                 "interface": self.interface_name(filter.wish.ifindex), "backend": null,
                 "action": action, "role": null, "owner": owner, "packets": 0, "bytes": 0,
-                "state": "static", "hardware": null,
+                "state": "static", "hardware": null, "matched_by": null,
             }));
-        }
-        for filter in &mut list {
-            let is_its = |ifindex| self.interface_name(ifindex) == filter["interface"];
-            let nic = self.nics.iter().find(|(ifindex, _)| is_its(*ifindex));
-            let words = nic.map(|(_, nic)| matched_by(nic, &filter["hardware"]));
-            filter["matched_by"] = words.filter(|_| filter["action"] == "steer").into();
         }
         list.into()
     }
@@ -117,14 +111,17 @@ impl Server {
         let is_live = filter.is_closing()
             || image.is_some_and(|image| image.endpoint(filter.endpoint).is_some());
         let owner = self.owner(filter, image);
-        let object = |interface: Value, backend: Value, hardware: Value, packets, bytes| {
+        let object = |nic: Option<(u32, &OpenNic)>, hardware: Value, packets, bytes| {
             let (packets, bytes): (u64, u64) = (packets, bytes);
             json!({
                 "id": filter.id, "protocol": protocol(filter.wish.protocol),
                 "local": address(&filter.wish.local), "remote": remote(&filter.wish),
-                "interface": interface, "backend": backend, "action": "steer",
+                "interface": nic.map(|(ifindex, _)| self.interface_name(ifindex)),
+                "backend": nic.map(|(_, nic)| nic.backend().word()), "action": "steer",
                 "role": role(filter), "owner": owner, "packets": packets, "bytes": bytes,
-                "state": if is_live { "live" } else { "orphan" }, "hardware": hardware,
+                "state": if is_live { "live" } else { "orphan" },
+                "matched_by": nic.map(|(_, nic)| matched_by(nic, &hardware)),
+                "hardware": hardware,
             })
         };
         let mut seen = false;
@@ -145,18 +142,12 @@ impl Server {
                 bytes += now.bytes.saturating_sub(entry.before.bytes);
             }
             seen = true;
-            let backend = nic.backend().word().into();
             let flows: Vec<Flow> = mine().map(|entry| entry.flow).collect();
-            list.push(object(
-                self.interface_name(ifindex),
-                backend,
-                hardware(cards, ifindex, &flows),
-                packets,
-                bytes,
-            ));
+            let hardware = hardware(cards, ifindex, &flows);
+            list.push(object(Some((ifindex, nic)), hardware, packets, bytes));
         }
         if !seen {
-            list.push(object(Value::Null, Value::Null, Value::Null, 0, 0));
+            list.push(object(None, Value::Null, 0, 0));
         }
     }
 
@@ -185,6 +176,8 @@ impl Server {
             let Some((filter, ifindex)) = grants.get(&flow.local) else {
                 continue;
             };
+            let hardware = hardware(cards, *ifindex, &[grant(flow.local)]);
+            let nic = self.nics.get(*ifindex);
             list.push(json!({
                 "id": filter.id, "protocol": protocol(TCP),
                 "local": flow.local.to_string(), "remote": flow.remote.to_string(),
@@ -192,7 +185,7 @@ impl Server {
                 "action": "steer", "role": "flow",
                 "owner": self.owner_of(flow.endpoint, filter, image),
                 "packets": flow.packets, "bytes": flow.bytes, "state": "live",
-                "hardware": hardware(cards, *ifindex, &[grant(flow.local)]),
+                "matched_by": nic.map(|nic| matched_by(nic, &hardware)), "hardware": hardware,
             }));
         }
     }
@@ -438,11 +431,9 @@ fn hardware(cards: &Cards, ifindex: u32, flows: &[Flow]) -> Value {
     .collect()
 }
 
-/// Who matches the frames of a filter: the card, or software, and why.
+/// Who matches the frames of a filter, of which the card has these.
 fn matched_by(nic: &OpenNic, hardware: &Value) -> String {
-    let has_none = hardware.as_array().is_none_or(Vec::is_empty);
-    let why = nic.why_software().filter(|_| has_none);
-    why.map_or_else(|| "hardware".to_owned(), |why| format!("software: {why}"))
+    nic.matched_by(hardware.as_array().is_some_and(|it| !it.is_empty()))
 }
 
 /// The flow that grants a stack the connections of an address.
