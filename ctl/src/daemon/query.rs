@@ -33,10 +33,11 @@ impl Server {
             }
             QueryKind::Daemon => self.daemon_object(),
             QueryKind::Interfaces => {
-                let links = self.mirror.links().map(|link| self.interface_object(link));
+                let links = self.mirror.links().map(|link| self.link_object(link));
                 let is_there = |name: &str| self.mirror.links().any(|link| link.name == name);
                 let failed = self.devices.failed().filter(|(name, _)| !is_there(name));
-                links.chain(failed.map(failed_device)).collect()
+                let failed = failed.map(|(name, reason)| self.failed_device(name, reason));
+                links.chain(failed).collect()
             }
         }
     }
@@ -320,13 +321,28 @@ impl Server {
         ports.chain(interfaces).collect()
     }
 
-    fn interface_object(&self, link: &LinkInfo) -> Value {
-        let nic = self.nics.get(link.ifindex);
-        let reason = if nic.is_some() {
-            None
-        } else {
-            self.why_not(link)
+    fn link_object(&self, link: &LinkInfo) -> Value {
+        let is_open = self.nics.get(link.ifindex).is_some();
+        let reason = if is_open { None } else { self.why_not(link) };
+        self.interface_object(link, reason)
+    }
+
+    /// A device of the configuration that is no interface.
+    fn failed_device(&self, name: &str, reason: &str) -> Value {
+        let link = LinkInfo {
+            name: name.to_owned(),
+            ..LinkInfo::default()
         };
+        let mut object = self.interface_object(&link, Some(reason.to_owned()));
+        // No other backend has what is not there.
+        for none in ["mac", "given_up"] {
+            object[none] = Value::Null;
+        }
+        object
+    }
+
+    fn interface_object(&self, link: &LinkInfo, reason: Option<String>) -> Value {
+        let nic = self.nics.get(link.ifindex);
         let has_backend = reason.is_none();
         json!({
             "name": link.name, "ifindex": link.ifindex, "device": self.devices.has(&link.name),
@@ -464,15 +480,6 @@ fn role(filter: &Filter) -> Option<&'static str> {
 fn checksums(offloads: Offloads) -> Value {
     let who = |is_port| if is_port { "port" } else { "software" };
     json!({ "rx": who(offloads.rx_checksums), "tx": who(offloads.tx_checksums) })
-}
-
-/// A device of the configuration that is no interface.
-fn failed_device((name, reason): (&str, &str)) -> Value {
-    json!({
-        "name": name, "ifindex": 0, "device": true, "mac": null, "mtu": 0, "up": false, "addresses": [],
-        "backend": null, "mode": null, "queues": 0, "partial_checksums": false,
-        "checksums": checksums(Offloads::default()), "zero_copy": false, "copies": null, "own_queue": null, "shared": null, "owner": null, "reason": reason, "log": null, "condition": null,
-    })
 }
 
 fn address(address: &SocketAddress) -> String {
