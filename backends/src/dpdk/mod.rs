@@ -2,7 +2,7 @@
 //!
 //! The environment of DPDK is in that process only. docs/adr/0018-dpdk.md says why.
 //!
-//! What is absent: filters in the card (rte_flow).
+//! What is absent: a second queue, with which rules of the port (rte_flow) would spare it frames.
 
 mod plugin;
 

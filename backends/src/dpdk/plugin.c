@@ -12,6 +12,7 @@
 #define ALLOW_EXPERIMENTAL_API
 #include <pthread.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -65,6 +66,14 @@ struct rule {
 	uint16_t local_port, remote_port;
 	uint8_t protocol, is_v4, has_remote, spare;
 };
+
+/* plugin.rs says the same of its own. */
+_Static_assert(sizeof(struct rule) == 40 && offsetof(struct rule, remote) == 16, "struct rule");
+_Static_assert(offsetof(struct rule, local_port) == 32, "struct rule");
+_Static_assert(offsetof(struct rule, remote_port) == 34, "struct rule");
+_Static_assert(offsetof(struct rule, protocol) == 36, "struct rule");
+_Static_assert(offsetof(struct rule, is_v4) == 37, "struct rule");
+_Static_assert(offsetof(struct rule, has_remote) == 38, "struct rule");
 
 struct statistic {
 	char name[RTE_ETH_XSTATS_NAME_SIZE];

@@ -65,6 +65,15 @@ struct RawRule {
     spare: u8,
 }
 
+const _: () = {
+    use std::mem::offset_of;
+    // plugin.c says the same of its own.
+    assert!(size_of::<RawRule>() == 40 && offset_of!(RawRule, remote) == 16);
+    assert!(offset_of!(RawRule, local_port) == 32 && offset_of!(RawRule, remote_port) == 34);
+    assert!(offset_of!(RawRule, protocol) == 36 && offset_of!(RawRule, is_v4) == 37);
+    assert!(offset_of!(RawRule, has_remote) == 38);
+};
+
 impl From<&CardFilter> for RawRule {
     fn from(filter: &CardFilter) -> Self {
         const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
