@@ -135,7 +135,8 @@ fn list(machine: &Machine, json: bool) -> Result<(), Failure> {
 fn checksums(function: &Function, served: &[source::Interface]) -> Option<&'static str> {
     let is_its = |it: &&source::Interface| {
         let is_named = function.interfaces.contains(&it.name);
-        it.reason.is_none() && (is_named || it.address.as_ref() == Some(&function.address))
+        let is_at = |address: &String| function.is_at(address);
+        it.reason.is_none() && (is_named || it.address.as_ref().is_some_and(is_at))
     };
     let its = served.iter().find(is_its)?;
     Some(match its.checksums {

@@ -98,16 +98,14 @@ impl RelayCommand {
         Ok(port)
     }
 
-    /// A virtual function gets its MAC address from the physical one. While that one is not up the
-    /// driver makes one up, to which the card leads nothing.
+    /// A virtual function gets its MAC address from the physical one, and the card leads it nothing
+    /// that is for another. While the physical one is not up, DPDK's driver makes one up.
     fn check_mac(&self, mac: [u8; 6]) -> Result<(), String> {
         let given = self.address().and_then(|it| Machine::here().given_mac(it));
-        if given.is_none_or(|given| given == mac) {
-            return Ok(());
+        match given {
+            Some(given) if given != mac => Err(another_mac(given, mac)),
+            _ => Ok(()),
         }
-        let words = "its physical function has given it no MAC address yet, or another one than its \
-                     driver has: ip link set that one up";
-        Err(words.to_owned())
     }
 
     fn is_virtual(&self) -> bool {
@@ -165,6 +163,15 @@ impl RelayCommand {
         arguments.extend(self.eal.iter().cloned());
         arguments
     }
+}
+
+/// What to do about a MAC address that a virtual function has not from its physical one.
+fn another_mac(given: [u8; 6], own: [u8; 6]) -> String {
+    let [given, own] = [given, own].map(|it| it.map(|byte| format!("{byte:02x}")).join(":"));
+    format!(
+        "its MAC address is {own}, and its physical function has noted {given} for it: ip link set \
+         that one up, or have it note the other with ip link set … vf … mac"
+    )
 }
 
 /// The processors that this process may use, as `0-3,7`.

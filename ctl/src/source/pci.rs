@@ -45,6 +45,15 @@ pub struct Function {
     pub group: Option<String>,
 }
 
+impl Function {
+    /// Whether this is its address (with or without the domain).
+    #[must_use]
+    pub fn is_at(&self, address: &str) -> bool {
+        let short = self.address.strip_prefix("0000:");
+        self.address == address || short == Some(address)
+    }
+}
+
 impl Machine {
     /// The one that we are on.
     #[must_use]
@@ -70,11 +79,9 @@ impl Machine {
     /// The function with this address (with or without the domain) or interface.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<Function> {
-        let long = format!("0000:{name}");
         self.functions().into_iter().find(|function| {
             let is_there = |it: &String| it == name;
-            [name, &long].contains(&function.address.as_str())
-                || function.interfaces.iter().any(is_there)
+            function.is_at(name) || function.interfaces.iter().any(is_there)
         })
     }
 
@@ -216,6 +223,17 @@ fn default_routes(v4: &str, v6: &str) -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_may_leave_the_domain_out() {
+        let function = |address: &str| Function {
+            address: address.to_owned(),
+            ..Function::default()
+        };
+        let (first, second) = (function("0000:01:10.0"), function("0001:01:10.0"));
+        assert!(first.is_at("0000:01:10.0") && first.is_at("01:10.0"));
+        assert!(!first.is_at("1:10.0") && !second.is_at("01:10.0"));
+    }
 
     #[test]
     fn default_routes_are_those_of_prefix_length_zero() {
