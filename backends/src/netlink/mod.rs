@@ -200,16 +200,25 @@ pub fn dump(
     let mut part = vec![0; ANSWER];
     loop {
         let (count, _) = recv(&socket, &mut part[..], RecvFlags::empty())?;
-        if count == 0 {
-            return Ok(());
-        }
-        for message in messages(part.get(..count).unwrap_or_default()) {
-            match message.kind {
-                ERROR | DONE => return message.result(),
-                _ => each(&message),
-            }
+        if let Some(end) = read_part(part.get(..count).unwrap_or_default(), &mut each) {
+            return end;
         }
     }
+}
+
+/// Gives `each` the messages of one part of a dump; how it ended, if this is the last part.
+#[doc(hidden)]
+pub fn read_part(part: &[u8], mut each: impl FnMut(&Message<'_>)) -> Option<Result<(), Errno>> {
+    if part.is_empty() {
+        return Some(Ok(()));
+    }
+    for message in messages(part) {
+        match message.kind {
+            ERROR | DONE => return Some(message.result()),
+            _ => each(&message),
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -230,6 +239,31 @@ mod tests {
             assert_eq!(payload(&answer(ERROR, code)), Err(errno));
         }
         assert_eq!(payload(&answer(16, 7)[..19]), Err(Errno::BADMSG));
+    }
+
+    #[test]
+    fn a_dump_ends_with_done_or_an_error_and_nothing_behind_it_counts() {
+        let part = |last: Option<(u16, i32)>| {
+            let mut bytes = [request(16, 0, 1, &[1]), vec![0; 3], request(17, 0, 1, &[])].concat();
+            if let Some((kind, code)) = last {
+                bytes.extend(request(kind, 0, 1, &code.to_ne_bytes()));
+                bytes.extend(request(18, 0, 1, &[]));
+            }
+            bytes
+        };
+        for (last, end) in [
+            (None, None),
+            (Some((DONE, 0)), Some(Ok(()))),
+            (Some((DONE, 7)), Some(Ok(()))),
+            (Some((DONE, -4)), Some(Err(Errno::INTR))),
+            (Some((ERROR, -1)), Some(Err(Errno::PERM))),
+        ] {
+            let mut kinds = Vec::new();
+            let found = read_part(&part(last), |message| kinds.push(message.kind));
+            assert_eq!((found, kinds), (end, vec![16, 17]), "{last:?}");
+        }
+        assert_eq!(read_part(&[], |_| ()), Some(Ok(())));
+        assert_eq!(read_part(&[1; 9], |_| ()), None);
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! Body for what is read of rtnetlink. Must not panic and must come to an end.
 
-use bypass_backends::netlink::messages;
+use bypass_backends::netlink::{messages, read_part};
 
 use super::rtnetlink::{LinkInfo, default_rule, parse_address, parse_neighbour, parse_route};
 
@@ -17,5 +17,8 @@ pub fn fuzz_netlink(data: &[u8]) -> usize {
         let _ = parse_neighbour(message.body);
         count += 1;
     }
+    let mut given = 0;
+    let is_over = read_part(data, |_| given += 1).is_some();
+    assert!(given == count || is_over);
     count
 }
