@@ -296,6 +296,8 @@ impl Joined {
     /// its descriptors may be others than those the table tells of.
     fn map_queue_pairs(&self, answer: Answer, generation: u32) -> bool {
         let _own = private::own();
+        // A child would find the leases locked by a thread that it does not have.
+        let _fork = process::no_fork();
         let mut fds = answer.fds.into_iter();
         let count = answer.reply.count as usize;
         let queues: Vec<_> = fds.by_ref().take(count).collect();
