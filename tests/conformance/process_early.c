@@ -4,6 +4,7 @@
 #include <pty.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <utmp.h>
 
 /* A flag of terminals, not the peer's port. */
@@ -250,7 +251,8 @@ CASE(process_forkpty, ACCELERATED)
     receive(STDIN_FILENO, 0);
 }
 
-/* login_tty() by itself: a connection that was the standard input has no other number. */
+/* login_tty() by itself: a connection that was the standard input has no other number. What cannot
+   be put in the place of a stream (the limit is below that number) is no matter. */
 CASE(process_login_tty, ACCELERATED)
 {
     begin(6127);
@@ -262,10 +264,17 @@ CASE(process_login_tty, ACCELERATED)
         dup2(stream, STDIN_FILENO);
         close(stream);
         close(master);
+        struct rlimit limit, usual;
+        getrlimit(RLIMIT_NOFILE, &usual);
+        limit = usual;
+        limit.rlim_cur = STDERR_FILENO;
+        setrlimit(RLIMIT_NOFILE, &limit);
         int failed = login_tty(terminal);
+        setrlimit(RLIMIT_NOFILE, &usual);
         write(STDIN_FILENO, "said", 4);
         dup2(out, STDOUT_FILENO);
         value("login_tty", failed);
+        yes("the others' error output", !isatty(STDERR_FILENO));
         value("send", send(STDIN_FILENO, "no socket", 9, 0));
         fflush(stdout);
         _exit(4);

@@ -10,9 +10,11 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::os::fd::AsRawFd;
 
 use libc::{pid_t, posix_spawn_file_actions_t, posix_spawnattr_t, termios, winsize};
+use rustix::io::Errno;
 
 use crate::environment::Environment;
 use crate::family::fd;
+use crate::fdtable::{self, Entry};
 use crate::{context, errno, process, symbols};
 
 pub unsafe fn fork() -> pid_t {
@@ -158,7 +160,8 @@ pub unsafe fn forkpty(
     size: *const winsize,
 ) -> pid_t {
     let (mut ours, mut terminal) = (-1, -1);
-    // SAFETY: the caller's arguments, and numbers; libc only reads through the last two.
+    // SAFETY: the caller's arguments, and numbers; libc only reads through the last two. (openpty
+    // is in libc itself since glibc 2.34, the oldest that we load with.)
     unsafe {
         if libc::openpty(&raw mut ours, &raw mut terminal, name, settings, size) != 0 {
             return -1;
@@ -183,7 +186,8 @@ pub unsafe fn forkpty(
     }
 }
 
-/// login_tty(3), which changes what the standard streams are.
+/// login_tty(3), which changes what the standard streams are. As there, a stream that cannot be
+/// changed stays as it is.
 pub unsafe fn login_tty(terminal: c_int) -> c_int {
     // SAFETY: numbers only. setsid fails in the leader of a process group, which is no matter.
     unsafe {
@@ -192,9 +196,11 @@ pub unsafe fn login_tty(terminal: c_int) -> c_int {
             return -1;
         }
         for stream in 0..=2 {
-            if fd::dup2(terminal, stream) < 0 {
-                return -1;
-            }
+            // While another thread is opening that number (dup(2)); one of ours there stays.
+            while fd::dup2(terminal, stream) < 0
+                && errno::last() == Errno::BUSY
+                && fdtable::look(stream) != Entry::Private
+            {}
         }
         if terminal > 2 {
             fd::close(terminal);
