@@ -114,7 +114,9 @@ impl Stack<'_> {
                 self.send_reset(memory, &reset);
             }
         }
-        for index in 0..self.head.used_minis as usize {
+        // How many were used is the dead program's word.
+        let used = self.minis.len().min(self.head.used_minis as usize);
+        for index in 0..used {
             if let Some(reset) = self.minis.get(index).and_then(Reset::of_request) {
                 self.send_reset(memory, &reset);
             }
