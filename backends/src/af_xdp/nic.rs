@@ -188,17 +188,15 @@ impl Nic {
         Ok(())
     }
 
-    /// Takes over such a queue, with the filters that there are.
-    pub fn take_over_queue(&mut self, queue: u32) {
+    /// Takes over such a queue, with the filters that there are; of how many of them the card has
+    /// no rule and takes none.
+    pub fn take_over_queue(&mut self, queue: u32) -> usize {
         let card = Ntuple::new(&self.interface.name);
-        let own = OwnQueue::take_over(Box::new(card), queue);
-        for filter in self.filters() {
-            if self.target(filter).is_some_and(|target| target.most > 0) {
-                // The card had room for it.
-                let _ = own.lead(&filter);
-            }
-        }
+        let mut filters = self.filters();
+        filters.retain(|filter| self.target(*filter).is_some_and(|target| target.most > 0));
+        let (own, refused) = OwnQueue::take_over(Box::new(card), queue, &filters);
         self.own = Some(own);
+        refused
     }
 
     /// The queues that are to be opened.

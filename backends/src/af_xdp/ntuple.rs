@@ -1,8 +1,9 @@
 //! RSS table and rules (ntuple) of a card, by ethtool's ioctl; linux/ethtool.h has the structures.
 //!
 //! `struct ethtool_rxnfc` is 192 bytes: command, flow type, data, then the rule at 16: flow type,
-//! what is matched at 20, its mask at 92, the queue at 168 and the location at 176. Netlink has no
-//! rules (6.18).
+//! what is matched at 20, its mask at 92 (both of 52 bytes and 20 more, of VLAN and MAC address),
+//! the queue at 168 and the location at 176. The queue has 64 bits: the upper half names a function
+//! of the card. Netlink has no rules (6.18).
 
 use rustix::io::Errno;
 
@@ -25,10 +26,22 @@ const LARGEST_TABLE: u32 = 4096;
 /// Most rules of a card that are believed.
 const MOST_RULES: u32 = 65536;
 
+const TCP_V4_FLOW: u32 = 1;
+const UDP_V4_FLOW: u32 = 2;
+const TCP_V6_FLOW: u32 = 5;
+const UDP_V6_FLOW: u32 = 6;
+/// In a flow type: VLAN and the like may be matched. Some drivers say it always (ixgbe).
+const FLOW_EXT: u32 = 0x8000_0000;
+/// What an IPv4 address begins with here.
+const V4: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
 const DATA: usize = 8;
 const FLOW: usize = 16;
 const MATCHED: usize = 20;
 const MASK: usize = 92;
+const MASK_BYTES: usize = 72;
 const QUEUE: usize = 168;
 const LOCATION: usize = 176;
 const COUNT: usize = 184;
@@ -53,7 +66,7 @@ impl Ntuple {
         netdev::ethtool_call(&netdev::query_socket()?, &self.name, buffer)
     }
 
-    /// How many rules there are, whether the driver picks places, and how many places it has.
+    /// How many rules there are, and whether the driver picks places.
     fn count(&self) -> Result<(u32, bool), Errno> {
         let mut request = [0; RXNFC];
         self.call(ETHTOOL_GRXCLSRLCNT, &mut request)?;
@@ -81,14 +94,27 @@ impl Ntuple {
         let (taken, all) = self.places()?;
         free_place(&taken, all)
     }
+
+    /// What is kept in a place and leads to a queue; `Some(None)` when it is no [`Rule`].
+    fn led(&self, location: u32, queue: u32) -> Option<Option<Rule>> {
+        let mut answer = [0; RXNFC];
+        put(&mut answer, LOCATION, location);
+        self.call(ETHTOOL_GRXCLSRULE, &mut answer).ok()?;
+        leads_to(&answer, queue).then(|| read(&answer))
+    }
 }
 
 /// The last of so many places that is not taken. A card that tells of no places refuses the first
 /// one in words of its own.
 fn free_place(taken: &[u32], all: u32) -> Result<u32, Errno> {
-    let mut free = (0..all.max(1)).rev();
-    free.find(|place| !taken.contains(place))
-        .ok_or(Errno::NOSPC)
+    let mut is_free = vec![true; all.max(1) as usize];
+    for place in taken {
+        if let Some(it) = is_free.get_mut(*place as usize) {
+            *it = false;
+        }
+    }
+    let last = is_free.iter().rposition(|it| *it);
+    last.map(|place| place as u32).ok_or(Errno::NOSPC)
 }
 
 impl Card for Ntuple {
@@ -125,28 +151,53 @@ impl Card for Ntuple {
         let _ = self.call(ETHTOOL_SRXCLSRLDEL, &mut request);
     }
 
-    fn rules(&self, queue: u32) -> Vec<u32> {
-        let leads_there = |location: &u32| {
-            let mut request = [0; RXNFC];
-            put(&mut request, LOCATION, *location);
-            let asked = self.call(ETHTOOL_GRXCLSRULE, &mut request);
-            asked.is_ok() && netdev::word(&request, QUEUE) == queue
-        };
-        let (mut places, _) = self.places().unwrap_or_default();
-        places.retain(leads_there);
-        places
+    fn has(&self, location: u32, rule: &Rule, queue: u32) -> bool {
+        self.led(location, queue) == Some(Some(*rule))
     }
+
+    fn rules(&self, queue: u32) -> Vec<(u32, Option<Rule>)> {
+        let (places, _) = self.places().unwrap_or_default();
+        let led = |location| Some((location, self.led(location, queue)?));
+        places.into_iter().filter_map(led).collect()
+    }
+}
+
+/// Whether a rule leads to a queue, of this function of the card.
+fn leads_to(rule: &[u8; RXNFC], queue: u32) -> bool {
+    rule[QUEUE..QUEUE + 8] == u64::from(queue).to_ne_bytes()
+}
+
+/// The rule that the kernel tells, when it matches what [`written`] writes and no more.
+fn read(answer: &[u8; RXNFC]) -> Option<Rule> {
+    let (protocol, length) = match netdev::word(answer, FLOW) & !FLOW_EXT {
+        TCP_V4_FLOW => (TCP, 4),
+        UDP_V4_FLOW => (UDP, 4),
+        TCP_V6_FLOW => (TCP, 16),
+        UDP_V6_FLOW => (UDP, 16),
+        _ => return None,
+    };
+    let end = |address: usize, port: usize| {
+        let matched = &answer[MATCHED..];
+        let mut ip = [0; 16];
+        ip[..12].copy_from_slice(&V4);
+        ip[16 - length..].copy_from_slice(&matched[address..][..length]);
+        (ip, u16::from_be_bytes([matched[port], matched[port + 1]]))
+    };
+    let (local, remote) = (end(length, 2 * length + 2), end(0, 2 * length));
+    let rules = [None, Some(remote)].map(|remote| Rule {
+        protocol,
+        local,
+        remote,
+    });
+    let mask = MASK..MASK + MASK_BYTES;
+    let is_it = |rule: &Rule| written(rule, 0, 0)[mask.clone()] == answer[mask.clone()];
+    rules.into_iter().find(is_it)
 }
 
 /// The request that enters a rule.
 fn written(rule: &Rule, queue: u32, location: u32) -> [u8; RXNFC] {
-    const TCP: u8 = 6;
-    const TCP_V4_FLOW: u32 = 1;
-    const UDP_V4_FLOW: u32 = 2;
-    const TCP_V6_FLOW: u32 = 5;
-    const UDP_V6_FLOW: u32 = 6;
     let (local, _) = &rule.local;
-    let is_v4 = local.starts_with(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]);
+    let is_v4 = local.starts_with(&V4);
     let kind = match (is_v4, rule.protocol == TCP) {
         (true, true) => TCP_V4_FLOW,
         (true, false) => UDP_V4_FLOW,
@@ -169,7 +220,7 @@ fn written(rule: &Rule, queue: u32, location: u32) -> [u8; RXNFC] {
     if let Some(remote) = &rule.remote {
         matches(remote, 0, 2 * length);
     }
-    put(&mut request, QUEUE, queue);
+    request[QUEUE..QUEUE + 8].copy_from_slice(&u64::from(queue).to_ne_bytes());
     put(&mut request, LOCATION, location);
     request
 }
@@ -233,9 +284,41 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_is_read_as_it_was_written_and_another_is_none_of_ours() {
+        let ends = [(mapped([198, 18, 0, 1]), 53), ([0x20; 16], 80)];
+        for (local, protocol) in ends.into_iter().flat_map(|end| [(end, TCP), (end, UDP)]) {
+            for remote in [None, Some((local.0, 0x1234))] {
+                let rule = Rule {
+                    protocol,
+                    local,
+                    remote,
+                };
+                let mut told = written(&rule, 3, 7);
+                assert!(leads_to(&told, 3) && !leads_to(&told, 2));
+                assert_eq!(read(&told), Some(rule));
+                told[QUEUE + 4] = 1;
+                assert!(!leads_to(&told, 3), "a queue of a virtual function");
+                let kind = netdev::word(&told, FLOW);
+                put(&mut told, FLOW, kind | FLOW_EXT);
+                assert_eq!(read(&told), Some(rule));
+                put(&mut told, FLOW, kind | 0x2000_0000);
+                assert_eq!(read(&told), None, "FLOW_RSS");
+                put(&mut told, FLOW, kind);
+                for byte in [MASK + MASK_BYTES - 1, MASK + 144 - 92, MASK] {
+                    let was = told[byte];
+                    told[byte] = 0x0f;
+                    assert_eq!(read(&told), None, "byte {byte}");
+                    told[byte] = was;
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_rule_gets_a_place_that_is_free() {
         assert_eq!(free_place(&[], 16), Ok(15));
         assert_eq!(free_place(&[15, 13], 16), Ok(14));
+        assert_eq!(free_place(&[15, 99], 16), Ok(14));
         assert_eq!(free_place(&[1, 0], 2), Err(Errno::NOSPC));
         assert_eq!(free_place(&[], 0), Ok(0));
     }

@@ -14,9 +14,13 @@
 //! when the card has taken it. What is refused later is the socket's matter: it stays in the
 //! kernel.
 //!
-//! When the stack leaves, its rules go and the table is as it was. A daemon that ends while
-//! programs go on, or is killed, leaves both for the next one, which does not know the table of
-//! before: it gives the driver's own back.
+//! When the stack leaves, its rules go and the table is as it was, unless somebody else has written
+//! one meanwhile. A daemon that ends while programs go on, or is killed, leaves both for the next
+//! one, which keeps the rules that its filters want and enters what is missing. It does not know
+//! the table of before: it gives the driver's own back.
+//!
+//! Whose a rule is, no card tells. So a queue that somebody else's rules lead to is not taken, and
+//! a rule is removed only where the card still has it as it was entered.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -84,8 +88,10 @@ pub(super) trait Card: Debug + Send + Sync {
     fn insert(&self, rule: &Rule, queue: u32) -> Result<u32, Errno>;
     /// Forgets the rule that is kept there.
     fn remove(&self, location: u32);
-    /// Where rules are kept that lead to a queue.
-    fn rules(&self, queue: u32) -> Vec<u32>;
+    /// Whether this rule is kept there and leads to the queue.
+    fn has(&self, location: u32, rule: &Rule, queue: u32) -> bool;
+    /// Where rules are kept that lead to a queue, and which; `None` for what is no [`Rule`].
+    fn rules(&self, queue: u32) -> Vec<(u32, Option<Rule>)>;
 }
 
 /// A rule that the card has, and the filters that want it.
@@ -101,8 +107,10 @@ pub(super) struct OwnQueue {
     card: Box<dyn Card>,
     /// Its number.
     pub(super) queue: u32,
-    /// The RSS table of before.
+    /// The RSS table to give back, empty = the driver's own.
     before: Vec<u32>,
+    /// The one in its place. When the card has another, nothing is given back.
+    written: Vec<u32>,
     kept: Mutex<BTreeMap<Rule, Kept>>,
     /// Card and rules stay as they are.
     is_left: AtomicBool,
@@ -112,35 +120,73 @@ impl OwnQueue {
     /// Takes the last of so many queues.
     ///
     /// # Errors
-    /// Why there is none, in a sentence; the card is as it was.
+    /// Why there is none, in a sentence; the card has nothing of ours then.
     pub(super) fn take(card: Box<dyn Card>, queues: u32) -> Result<Self, String> {
         let queue = queues.checked_sub(1).filter(|last| *last > 0);
         let queue = queue.ok_or_else(|| "it has one queue only".to_owned())?;
-        let location = card
-            .insert(&Rule::TRIAL, queue)
-            .map_err(|errno| format!("it takes no rules (ntuple): {errno}"))?;
-        card.remove(location);
-        let failed = |errno| format!("its RSS table cannot be set: {errno}");
-        let before = card.table().map_err(failed)?;
-        card.set_table(&without(&before, queue)).map_err(failed)?;
-        Ok(Self::new(card, queue, before))
-    }
-
-    /// Takes over a queue that a daemon before this one has taken, with no rule in the card.
-    pub(super) fn take_over(card: Box<dyn Card>, queue: u32) -> Self {
-        for location in card.rules(queue) {
-            card.remove(location);
+        clear(&*card, queue);
+        try_rule(&*card, queue)?;
+        let led = card.rules(queue).len();
+        if led > 0 {
+            return Err(format!("rules lead to its last queue already ({led})"));
         }
-        Self::new(card, queue, Vec::new())
+        let failed = |errno| format!("its RSS table cannot be set: {errno}");
+        let table = card.table().map_err(failed)?;
+        let mut written = without(&table, queue);
+        if written != table {
+            card.set_table(&written).map_err(failed)?;
+            written = card.table().unwrap_or(written);
+        }
+        let is_usual = table == usual(table.len(), queues);
+        let before = if is_usual { Vec::new() } else { table };
+        Ok(Self::new(card, queue, before, written))
     }
 
-    fn new(card: Box<dyn Card>, queue: u32, before: Vec<u32>) -> Self {
+    /// Takes over a queue that a daemon before this one has taken, with the rules that these
+    /// filters want; and of how many the card has no rule and takes none.
+    pub(super) fn take_over(
+        card: Box<dyn Card>,
+        queue: u32,
+        filters: &[FilterKey],
+    ) -> (Self, usize) {
+        let led = card.rules(queue).into_iter();
+        let found: BTreeMap<Rule, u32> = led
+            .filter_map(|(location, rule)| Some((rule?, location)))
+            .collect();
+        let written = card.table().unwrap_or_default();
+        let is_ours = !written.is_empty() && !written.contains(&queue);
+        let before = if is_ours { Vec::new() } else { written.clone() };
+        let own = Self::new(card, queue, before, written);
+        let mut kept = own.kept();
+        for rule in filters.iter().filter_map(Rule::of) {
+            if let Some(location) = found.get(&rule) {
+                kept.entry(rule).or_insert(Kept {
+                    location: *location,
+                    filters: Vec::new(),
+                });
+            }
+        }
+        drop(kept);
+        let refused = filters.iter().filter(|filter| own.lead(filter).is_err());
+        let refused = refused.count();
+        (own, refused)
+    }
+
+    fn new(card: Box<dyn Card>, queue: u32, before: Vec<u32>, written: Vec<u32>) -> Self {
         Self {
             card,
             queue,
             before,
+            written,
             kept: Mutex::default(),
             is_left: AtomicBool::new(false),
+        }
+    }
+
+    /// Removes a rule, where the card still has it: places are used again.
+    fn remove(&self, rule: &Rule, location: u32) {
+        if self.card.has(location, rule, self.queue) {
+            self.card.remove(location);
         }
     }
 
@@ -178,7 +224,7 @@ impl OwnQueue {
         };
         known.filters.retain(|other| other != filter);
         if known.filters.is_empty() {
-            self.card.remove(known.location);
+            self.remove(&rule, known.location);
             kept.remove(&rule);
         }
     }
@@ -201,12 +247,52 @@ impl Drop for OwnQueue {
         if self.is_left.load(Ordering::Relaxed) {
             return;
         }
-        for (_, location) in self.rules() {
-            self.card.remove(location);
+        for (rule, location) in self.rules() {
+            self.remove(&rule, location);
         }
-        // A card that is gone has no table.
-        let _ = self.card.set_table(&self.before);
+        let is_still_ours = self.card.table().as_ref() == Ok(&self.written);
+        if is_still_ours && self.before != self.written {
+            // A card that is gone has no table.
+            let _ = self.card.set_table(&self.before);
+        }
     }
+}
+
+/// Removes what a daemon has left that was killed, and its programs with it.
+fn clear(card: &dyn Card, queue: u32) {
+    let is_left = card.table().is_ok_and(|it| is_left_over(&it, queue));
+    for (location, rule) in card.rules(queue) {
+        if rule.is_some_and(|rule| is_left || rule == Rule::TRIAL) {
+            card.remove(location);
+        }
+    }
+    if is_left {
+        // A table that cannot be set stays.
+        let _ = card.set_table(&[]);
+    }
+}
+
+/// Enters a rule that matches nothing and removes it again.
+fn try_rule(card: &dyn Card, queue: u32) -> Result<(), String> {
+    let location = card
+        .insert(&Rule::TRIAL, queue)
+        .map_err(|errno| format!("it takes no rules (ntuple): {errno}"))?;
+    let is_told = card.has(location, &Rule::TRIAL, queue);
+    card.remove(location);
+    let untold = || "it does not tell its rules (ntuple) as they were entered".to_owned();
+    is_told.then_some(()).ok_or_else(untold)
+}
+
+/// The table of so many entries that the kernel has drivers begin with.
+fn usual(entries: usize, queues: u32) -> Vec<u32> {
+    (0..queues).cycle().take(entries).collect()
+}
+
+/// Whether a table is what the usual one becomes without its last queue, and is no usual one of
+/// fewer queues.
+fn is_left_over(table: &[u32], queue: u32) -> bool {
+    let ours = without(&usual(table.len(), queue + 1), queue);
+    table == ours && table != usual(table.len(), queue)
 }
 
 /// The table with the others in the place of a queue, in turns.
@@ -234,10 +320,17 @@ mod tests {
     #[derive(Debug, Default)]
     struct State {
         table: Vec<u32>,
-        rules: BTreeMap<u32, (Rule, u32)>,
+        /// `None` = of another shape than ours.
+        rules: BTreeMap<u32, (Option<Rule>, u32)>,
+        /// Rules that were ever entered.
+        entered: usize,
         /// Rules that it has room for.
         room: usize,
         refuses_tables: bool,
+        /// The kernel's flag for a table that somebody has written.
+        is_configured: bool,
+        /// Tells rules in other words than they were entered.
+        forgets: bool,
     }
 
     /// A card in software: a double, no driver.
@@ -261,7 +354,10 @@ mod tests {
         /// The queues that it brings a frame to: of a rule, or any that RSS knows.
         fn queues(&self, rule: &Rule) -> BTreeSet<u32> {
             let state = self.state();
-            let led = state.rules.values().find(|(known, _)| known == rule);
+            let led = state
+                .rules
+                .values()
+                .find(|(known, _)| *known == Some(*rule));
             let everywhere = || state.table.iter().copied().collect();
             led.map_or_else(everywhere, |(_, queue)| BTreeSet::from([*queue]))
         }
@@ -278,9 +374,10 @@ mod tests {
                 return Err(Errno::OPNOTSUPP);
             }
             state.table = match table {
-                [] => vec![0, 1, 2, 3],
+                [] => usual(state.table.len(), 4),
                 table => table.to_vec(),
             };
+            state.is_configured = !table.is_empty();
             Ok(())
         }
 
@@ -291,7 +388,8 @@ mod tests {
             }
             let free = (0..state.room as u32).find(|it| !state.rules.contains_key(it));
             let location = free.ok_or(Errno::NOSPC)?;
-            state.rules.insert(location, (*rule, queue));
+            state.rules.insert(location, (Some(*rule), queue));
+            state.entered += 1;
             Ok(location)
         }
 
@@ -299,10 +397,17 @@ mod tests {
             assert!(self.state().rules.remove(&location).is_some());
         }
 
-        fn rules(&self, queue: u32) -> Vec<u32> {
+        fn has(&self, location: u32, rule: &Rule, queue: u32) -> bool {
+            let state = self.state();
+            !state.forgets && state.rules.get(&location) == Some(&(Some(*rule), queue))
+        }
+
+        fn rules(&self, queue: u32) -> Vec<(u32, Option<Rule>)> {
             let state = self.state();
             let there = state.rules.iter().filter(|(_, (_, to))| *to == queue);
-            there.map(|(location, _)| *location).collect()
+            there
+                .map(|(location, (rule, _))| (*location, *rule))
+                .collect()
         }
     }
 
@@ -352,18 +457,18 @@ mod tests {
 
     #[test]
     fn a_card_without_rules_tables_or_queues_is_left_as_it_was() {
-        let refused = |card: &FakeCard, queues, why: &str| {
+        let is_refused = |card: &FakeCard, queues, why: &str| {
             let answer = OwnQueue::take(Box::new(card.clone()), queues);
             let said = answer.unwrap_err();
             assert!(said.contains(why), "{said}");
             assert_eq!(card.state().table, TABLE);
             assert!(card.state().rules.is_empty());
         };
-        refused(&FakeCard::new(&TABLE, 0), 4, "no rules (ntuple): Operation");
-        refused(&FakeCard::new(&TABLE, 8), 1, "one queue only");
+        is_refused(&FakeCard::new(&TABLE, 0), 4, "no rules (ntuple): Operation");
+        is_refused(&FakeCard::new(&TABLE, 8), 1, "one queue only");
         let rigid = FakeCard::new(&TABLE, 8);
         rigid.state().refuses_tables = true;
-        refused(&rigid, 4, "RSS table");
+        is_refused(&rigid, 4, "RSS table");
     }
 
     #[test]
@@ -377,19 +482,114 @@ mod tests {
         assert_eq!(card.queues(&rule(7, 17)), BTreeSet::from([3]));
     }
 
-    #[test]
-    fn the_next_daemon_finds_the_rules_of_the_one_before() {
-        let card = FakeCard::new(&TABLE, 4);
+    fn filter(port: u16) -> FilterKey {
+        FilterKey::Listener(key(port, 17))
+    }
+
+    /// What a daemon leaves that ends while programs go on, or is killed.
+    fn left(card: &FakeCard, ports: &[u16]) {
         let own = OwnQueue::take(Box::new(card.clone()), 4).unwrap();
-        own.lead(&FilterKey::Listener(key(7, 17))).unwrap();
+        for port in ports {
+            own.lead(&filter(*port)).unwrap();
+        }
         own.leave_behind();
         drop(own);
+        card.state().entered = 0;
+    }
+
+    fn refused(card: &FakeCard) -> String {
+        OwnQueue::take(Box::new(card.clone()), 4).unwrap_err()
+    }
+
+    #[test]
+    fn the_next_daemon_keeps_the_rules_of_the_one_before() {
+        let card = FakeCard::new(&TABLE, 4);
+        left(&card, &[7]);
+        let strange = (Some(rule(5, 17)), 3);
+        card.state().rules.insert(9, strange);
+        let (own, refused) = OwnQueue::take_over(Box::new(card.clone()), 3, &[filter(7)]);
+        assert_eq!((refused, card.state().entered), (0, 0));
         assert_eq!(card.queues(&rule(7, 17)), BTreeSet::from([3]));
-        let own = OwnQueue::take_over(Box::new(card.clone()), 3);
-        assert!(card.state().rules.is_empty());
-        own.lead(&FilterKey::Listener(key(9, 17))).unwrap();
+        own.lead(&filter(9)).unwrap();
         drop(own);
-        assert_eq!(card.state().table, [0, 1, 2, 3], "the driver's own");
+        let left = card.state().rules.clone();
+        assert_eq!(left, BTreeMap::from([(9, strange)]), "no filter's");
+        assert_eq!(card.state().table, TABLE, "the driver's own");
+    }
+
+    #[test]
+    fn what_the_next_daemon_misses_it_enters_or_counts() {
+        let card = FakeCard::new(&TABLE, 2);
+        left(&card, &[7]);
+        let wanted = [7, 8, 9].map(filter);
+        let (own, refused) = OwnQueue::take_over(Box::new(card.clone()), 3, &wanted);
+        assert_eq!((refused, card.state().entered), (1, 1));
+        assert_eq!(own.rules().len(), 2);
+    }
+
+    #[test]
+    fn what_a_killed_daemon_left_goes_when_the_queue_is_taken_again() {
+        let card = FakeCard::new(&TABLE, 2);
+        left(&card, &[7, 8]);
+        let own = OwnQueue::take(Box::new(card.clone()), 4).unwrap();
+        assert!(card.state().rules.is_empty());
+        own.lead(&filter(7)).unwrap();
+        drop(own);
+        assert_eq!(card.state().table, TABLE);
+        assert!(card.state().rules.is_empty());
+        left(&card, &[7, 8]);
+        card.state().rules.insert(9, (None, 3));
+        assert!(refused(&card).contains("rules lead to its last queue already (1)"));
+        assert_eq!(card.state().table, TABLE);
+        assert_eq!(card.state().rules, BTreeMap::from([(9, (None, 3))]));
+    }
+
+    #[test]
+    fn a_queue_that_rules_of_others_lead_to_is_not_taken() {
+        for table in [&[0, 1, 2, 3], &[0, 1, 2, 0]] {
+            for foreign in [Some(rule(7, 17)), None] {
+                let card = FakeCard::new(table, 4);
+                card.state().rules.insert(2, (foreign, 3));
+                let said = refused(&card);
+                assert!(
+                    said.contains("rules lead to its last queue already (1)"),
+                    "{said}"
+                );
+                assert_eq!(card.state().table, table);
+                assert_eq!(card.state().rules.len(), 1);
+            }
+        }
+    }
+
+    #[test]
+    fn what_others_have_written_meanwhile_stays() {
+        let card = FakeCard::new(&TABLE, 4);
+        let own = OwnQueue::take(Box::new(card.clone()), 4).unwrap();
+        own.lead(&filter(7)).unwrap();
+        let theirs = (Some(rule(8, 17)), 1);
+        card.state().rules.insert(0, theirs);
+        card.state().table = vec![1; 8];
+        drop(own);
+        assert_eq!(card.state().table, [1; 8]);
+        assert_eq!(card.state().rules, BTreeMap::from([(0, theirs)]));
+    }
+
+    #[test]
+    fn the_usual_table_is_given_back_as_the_drivers_own() {
+        for table in [[3, 0, 1, 2, 3, 0, 1, 2], TABLE] {
+            let card = FakeCard::new(&table, 4);
+            drop(OwnQueue::take(Box::new(card.clone()), 4).unwrap());
+            assert_eq!(card.state().table, table);
+            assert_eq!(card.state().is_configured, table != TABLE);
+        }
+    }
+
+    #[test]
+    fn a_card_that_tells_other_rules_than_it_got_is_left_alone() {
+        let card = FakeCard::new(&TABLE, 4);
+        card.state().forgets = true;
+        assert!(refused(&card).contains("does not tell"));
+        assert!(card.state().rules.is_empty());
     }
 
     #[test]

@@ -139,7 +139,11 @@ impl Server {
         }
         self.stacks.insert(stack);
         self.watch_queues(uid);
-        for nic in nics {
+        // Not before all else has succeeded: without its interface a stack's rules go.
+        for mut nic in nics {
+            for _ in 0..nic.take_over_queue(infos) {
+                self.counters.add(Counter::FilterFailures);
+            }
             self.nics.insert(nic.ifindex(), nic);
         }
         self.adopt_filters(uid, &view);
@@ -323,11 +327,10 @@ fn adopt_links(
             continue;
         };
         let native = infos[first].flags & QueuePairInfo::NATIVE != 0;
-        let here = infos.iter().filter(|info| is_here(info));
-        let queues: Vec<u32> = here.map(|info| info.queue_id).collect();
-        if let Ok(mut nic) = OpenNic::from_link(link, stack, native, &queues) {
+        let queues = infos.iter().filter(|info| is_here(info)).count();
+        if let Ok(mut nic) = OpenNic::from_link(link, stack, native) {
             nic.first_queue_pair = first as u8;
-            nic.queue_pairs = queues.len() as u8;
+            nic.queue_pairs = queues as u8;
             nics.push(nic);
         }
     }

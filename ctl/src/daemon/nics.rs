@@ -70,7 +70,8 @@ pub(super) struct OpenNic {
     pub queue_pairs: u8,
     /// Why frames of some queue are copied, where the configuration says that they are not to be.
     pub copies: Option<String>,
-    /// Why the stack has no queue for itself, where the configuration says that it is to.
+    /// Why the stack has no queue for itself, where the configuration says that it is to; or what
+    /// does not come to the one that it has.
     pub shared: Option<String>,
 }
 
@@ -122,6 +123,24 @@ impl OpenNic {
         }
     }
 
+    /// Takes over such a queue when the stack has it: it is one only, and not the first. Of how
+    /// many filters the card has no rule and takes none.
+    pub(super) fn take_over_queue(&mut self, queues: &[QueuePairInfo]) -> usize {
+        let ifindex = self.ifindex();
+        let its = |info: &&QueuePairInfo| info.is_live() && info.ifindex == ifindex;
+        let its: Vec<u32> = queues.iter().filter(its).map(|it| it.queue_id).collect();
+        let (Driver::AfXdp(nic), [queue]) = (&mut self.driver, &*its) else {
+            return 0;
+        };
+        if *queue == 0 {
+            return 0;
+        }
+        let refused = nic.take_over_queue(*queue);
+        let told = || format!("queue {queue} gets nothing of {refused} filters: no rules for them");
+        self.shared = (refused > 0).then(told);
+        refused
+    }
+
     /// The rules that lead to such a queue.
     pub(super) fn rules(&self) -> Option<Vec<InCard>> {
         let Driver::AfXdp(nic) = &self.driver else {
@@ -144,6 +163,7 @@ impl OpenNic {
     pub(super) fn matched_by(&self, is_in_card: bool) -> String {
         let why = match &self.driver {
             Driver::AfXdp(_) if is_in_card => return "hardware".to_owned(),
+            Driver::AfXdp(nic) if nic.rules().is_some() => "the card has no rule for it",
             Driver::AfXdp(_) => self.shared.as_deref().unwrap_or("the XDP program"),
             Driver::Relayed { nic, .. } if nic.is_bifurcated => return "hardware".to_owned(),
             // Its one queue gets every frame, whatever its rules are.
@@ -590,15 +610,9 @@ impl OpenNic {
         link: OwnedFd,
         stack: &StackEntry,
         native: bool,
-        queues: &[u32],
     ) -> Result<Self, NicError> {
         let mut nic = Nic::from_link(link, stack.chunk_size)?;
         nic.set_flow_table(SLOT, stack.flows_fd())?;
-        if let [queue] = *queues
-            && queue > 0
-        {
-            nic.take_over_queue(queue);
-        }
         if !native {
             nic.mode = Mode::Generic;
         }
