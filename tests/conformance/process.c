@@ -418,7 +418,8 @@ CASE(process_exec_unread, MIXED)
     line("\nread");
 }
 
-enum { ECHOERS = 8, FORKS = 1000, FORKS_MS = 20000 };
+/* Fewer children than a stack has places for processes: the daemon may be late in freeing them. */
+enum { ECHOERS = 8, FORKS = 100, FORKS_MS = 20000 };
 
 struct echoer {
     int fd;
@@ -479,7 +480,7 @@ CASE(process_fork_threads, ACCELERATED)
         served += waitpid(child, &status, 0) == child && WEXITSTATUS(status) == 1;
     }
     has_forked = true;
-    yes("all are served", forks > 50 && served == forks);
+    yes("all are served", forks > 20 && served == forks);
     for (int i = 0; i < ECHOERS; i++) {
         pthread_join(threads[i], NULL);
         yes("went on", all[i].rounds > 1);
@@ -528,6 +529,7 @@ CASE(process_epoll, ACCELERATED)
         value("send", send(stream, "parent", 6, 0));
         look_at(set);
     }
+    fflush(stdout);
     pid_t child = fork();
     if (child == 0) {
         send_to(fd, "left", peer4, ECHO);
@@ -535,6 +537,7 @@ CASE(process_epoll, ACCELERATED)
         fflush(stdout);
         _exit(3);
     }
-    value("close", close(set));
+    int closed = close(set);
     reap(child);
+    value("close", closed);
 }
