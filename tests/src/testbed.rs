@@ -284,7 +284,7 @@ impl Testbed {
     /// Gives a daemon with this configuration file the card.
     pub(crate) fn add_card(&self, daemon: &mut Program<'_>, file: &Path) -> Result<()> {
         let name = self.interface(Side::Server);
-        let library = crate::ciul::stand_in()?.display().to_string();
+        let library = crate::ciul::library(&self.folder)?.display().to_string();
         let device = format!("name = {name:?}\nbackend = \"ef_vi\"\nlibrary = {library:?}\n");
         let stamps = self.options.timestamps;
         let queues = self.options.card_queues;

@@ -38,8 +38,8 @@ mod e2e {
 }
 
 use e2e::harness::{
-    Carried, check, check_card, check_dying, check_late, check_port, check_spread, check_stamped,
-    check_veth,
+    Carried, check, check_card, check_dying, check_late, check_pair, check_port, check_spread,
+    check_stamped, check_veth,
 };
 use e2e::{
     card, clients, crowds, dpdk, endings, engines, faults, floods, groups, handover, jumbo,
@@ -348,7 +348,28 @@ mod ef_vi_spread {
     }
 }
 
-/// The same, where completions come late and in bundles.
+/// Over the genuine library's own ring code, whose driver and card are the stand-in's:
+/// `BYPASS_TEST_LIBCIUL=/path/to/libciul.so.1`. (So are all scenes of cards then.)
+mod ef_vi_genuine {
+    use super::{Carried, card, check_card};
+
+    tests! {
+        check_card:
+        card::flights: Bypass,
+    }
+}
+
+/// The same with two queues.
+mod ef_vi_genuine_set {
+    use super::{Carried, card, check_pair};
+
+    tests! {
+        check_pair:
+        card::flights: Bypass,
+    }
+}
+
+/// On a card by ef_vi, where completions come late and in bundles.
 mod ef_vi_late {
     use super::{Carried, card, check_late, programs, streams};
 

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! What is absent: prime and sleep, filters (one lets everything by; it is seen that the library
-//! takes each kind), cards other than EF10.
+//! takes each kind), cards other than EF10. Programs, a relay and a wire that ends in a kernel it
+//! has in the end-to-end tests (`tests/fake-ciul/src/bridge.c`).
 
 #![expect(
     unsafe_code,

@@ -39,9 +39,11 @@ pub(crate) struct Config {
     /// The card has room for one VI.
     pub(crate) is_small: bool,
     pub(crate) prefix: usize,
+    /// Path of the library whose ring code VIs have.
+    pub(crate) vendor: Option<String>,
 }
 
-const NAMES: [&str; 4] = ["LAYOUT", "WIRE", "FAULT", "FILTERS"];
+const NAMES: [&str; 5] = ["LAYOUT", "WIRE", "FAULT", "FILTERS", "VENDOR"];
 
 impl Config {
     fn new() -> Self {
@@ -57,6 +59,7 @@ impl Config {
             is_timed: false,
             is_small: false,
             prefix: 14,
+            vendor: None,
         };
         for name in NAMES {
             if let Ok(value) = std::env::var(format!("FAKE_CIUL_{name}")) {
@@ -75,6 +78,7 @@ impl Config {
             "WIRE" => value.clone_into(&mut self.wire),
             "FILTERS" => self.filters = value.parse().expect("a number of filters"),
             "FAULT" => self.set_faults(value),
+            "VENDOR" => self.vendor = Some(value.to_owned()),
             other => panic!("fake libciul has no setting {other}"),
         }
     }
@@ -155,8 +159,8 @@ pub(crate) fn check(what: &str) -> Result<(), i32> {
     get().strikes(what).map_or(Ok(()), Err)
 }
 
-/// Changes a setting: `LAYOUT`, `WIRE`, `FAULT` or `FILTERS`. No release has this function: by it
-/// the backend knows a stand-in.
+/// Changes a setting: `LAYOUT`, `WIRE`, `FAULT`, `FILTERS` or `VENDOR`. No release has this
+/// function: by it the backend knows a stand-in.
 ///
 /// # Safety
 /// Both are strings.

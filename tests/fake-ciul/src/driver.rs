@@ -13,17 +13,20 @@ use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::config;
-use crate::filter::{Filters, Shared, ef_filter_spec};
-use crate::nic::{self, Nic};
-use crate::set;
-use crate::vi::{self, RX_EVENT_MERGE, RX_TIMESTAMPS, Vi};
-use crate::wire::{self, Wire, owned};
+use crate::filter::ef_filter_spec;
+use crate::nic::{self, Nic, Rings};
+use crate::set::{self, Place};
+use crate::vendor;
+use crate::vi::{RX_EVENT_MERGE, RX_TIMESTAMPS, Vi};
+use crate::wire::{self, owned};
 
 /// Number of the last VI: those of programs begin at 16.
 static LAST_VI: AtomicU32 = AtomicU32::new(15);
 /// What was made and not freed: handles, domains, VIs, registrations, filters.
 static LIVE: AtomicI64 = AtomicI64::new(0);
 const RING: usize = 4096;
+/// VI flags: descriptors hold plain addresses.
+const PLAIN: u64 = 0x60;
 
 pub(crate) fn born() {
     LIVE.fetch_add(1, Ordering::Relaxed);
@@ -171,7 +174,7 @@ pub(crate) fn domain_name(pd: *mut c_void) -> String {
     name.to_string_lossy().into_owned()
 }
 
-/// Memory of a VI: event ring, descriptors, ids, io, state.
+/// Memory of a VI: event ring, descriptors, ids, io, state. Bytes, and what they are.
 const PARTS: [(usize, u8); 7] = [
     (RING * 8, 0xff),
     (RING * 8, 0),
@@ -179,7 +182,7 @@ const PARTS: [(usize, u8); 7] = [
     (RING * 4, 0xff),
     (RING * 4, 0xff),
     (8192, 0),
-    (4096, 0),
+    (16_384, 0),
 ];
 
 fn pages(bytes: usize) -> Pages {
@@ -213,12 +216,7 @@ fn check_flags(flags: u64) -> Result<(), i32> {
 }
 
 /// Makes a VI, with filters of a set or its own.
-fn make_vi(
-    this: *mut c_void,
-    handle: c_int,
-    shape: &Shape,
-    (wire, filters, name): (Box<dyn Wire>, Option<Shared<Filters>>, String),
-) -> Result<(), i32> {
+fn make_vi(this: *mut c_void, handle: c_int, shape: &Shape, place: Place) -> Result<(), i32> {
     let (merges, lends, prefix) = {
         let config = config::get();
         (config.merges, config.lends, config.prefix)
@@ -232,25 +230,55 @@ fn make_vi(
         let part = unsafe { alloc_zeroed(pages(bytes)) };
         // SAFETY: as many bytes.
         unsafe { part.write_bytes(fill, bytes) };
-        part.cast::<c_void>()
+        part
     });
-    let [ring, rxd, txd, rx_ids, tx_ids, io, state] = parts;
-    let (arch, flags) = (if lends { 3 } else { 1 }, shape.flags | merge);
-    // SAFETY: the caller's ef_vi, and parts of these sizes.
-    unsafe {
-        vi::ef_vi_init(this, arch, b'B'.into(), 2, flags, 0, state);
-        vi::ef_vi_init_io(this, io);
-        vi::ef_vi_init_evq(this, evq, ring, evq as c_uint - 24);
-        vi::ef_vi_init_rxq(this, rxq, rxd, rx_ids, prefix as c_int);
-        vi::ef_vi_init_txq(this, txq, txd, tx_ids);
-        vi::ef_vi_add_queue(this, this);
-    }
+    let rings = Rings {
+        parts,
+        events: evq as u32,
+        rx: rxq as u32,
+        tx: txq as u32,
+        prefix: prefix as u32,
+        flags: shape.flags | merge,
+    };
+    set_up(this, &rings, if lends { 3 } else { 1 });
     let number = LAST_VI.fetch_add(1, Ordering::Relaxed) + 1;
     // `vi_resource_id` and `vi_i`, at the same place in all releases.
-    Vi::at(this).set(4, [number + 0x100, number]);
-    nic::insert(Vi::at(this), Nic::new(wire, bell, name, filters));
+    // SAFETY: the caller's ef_vi.
+    unsafe {
+        this.cast::<u32>()
+            .add(1)
+            .cast::<[u32; 2]>()
+            .write([number + 0x100, number])
+    };
+    nic::insert(Vi::at(this), Nic::new(rings, bell, place));
     born();
     Ok(())
+}
+
+/// Has the library's code know its memory, of a card of this architecture.
+fn set_up(this: *mut c_void, rings: &Rings, architecture: c_int) {
+    let [ring, rxd, txd, rx_ids, tx_ids, io, state] = rings.parts.map(|part| part.cast::<c_void>());
+    let [evq, rxq, txq] = [rings.events, rings.rx, rings.tx].map(|entries| entries as c_int);
+    let code = vendor::code();
+    // SAFETY: the caller's ef_vi, and parts of these sizes.
+    unsafe {
+        (code.init)(
+            this,
+            architecture,
+            b'B'.into(),
+            2,
+            rings.flags | PLAIN,
+            0,
+            state,
+        );
+        (code.init_io)(this, io);
+        (code.init_evq)(this, evq, ring, rings.events - 24);
+        (code.init_rxq)(this, rxq, rxd, rx_ids, rings.prefix as c_int);
+        (code.init_txq)(this, txq, txd, tx_ids);
+        (code.init_state)(this);
+        (code.add_queue)(this, this);
+    }
+    code.lend_turns(this);
 }
 
 /// Whether the card has room for one VI only, and has one.
@@ -313,8 +341,7 @@ pub unsafe extern "C" fn ef_vi_alloc_from_set(
     answer(check_flags(flags).and_then(|()| {
         config::check("member")?;
         check_room()?;
-        let (wire, filters, name) = set::join(set)?;
-        make_vi(this, handle, &shape, (wire, Some(filters), name))
+        make_vi(this, handle, &shape, set::join(set)?)
     }))
 }
 
@@ -328,8 +355,8 @@ pub unsafe extern "C" fn ef_vi_free(this: *mut c_void, _handle: c_int) -> c_int 
     for _ in 0..nic.filter_count() {
         died();
     }
+    let parts = nic.rings.parts;
     drop(nic);
-    let parts: [*mut u8; 7] = vi.parts();
     for (part, (bytes, _)) in parts.into_iter().zip(PARTS) {
         // SAFETY: made by `ef_vi_alloc_from_pd` with this size.
         unsafe { dealloc(part, pages(bytes)) };
@@ -410,13 +437,13 @@ pub unsafe extern "C" fn ef_memreg_free(registration: *mut [*mut u64; 2], _handl
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ef_vi_prime(this: *mut c_void, _handle: c_int, at: c_uint) -> c_int {
-    let vi = Vi::at(this);
     answer(config::check("prime").and_then(|()| {
-        let state: *const u32 = vi.get(vi.layout.ep_state);
-        // SAFETY: the state begins with the pointer of the event queue.
-        let current = unsafe { state.read() };
-        assert_eq!(current, at, "fake libciul: primed at another event");
-        nic::with(vi, |nic| nic.prime(vi)).ok_or(libc::EINVAL)
+        let primed = nic::with(Vi::at(this), |nic| {
+            let current = nic.rings.read();
+            assert_eq!(current, at, "fake libciul: primed at another event");
+            nic.prime();
+        });
+        primed.ok_or(libc::EINVAL)
     }))
 }
 

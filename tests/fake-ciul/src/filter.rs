@@ -128,7 +128,15 @@ const _: () = assert!(size_of::<ef_filter_spec>() == 56);
 impl ef_filter_spec {
     /// What it matches; `None` when it says nothing yet.
     pub(crate) fn key(&self) -> Option<Key> {
+        if config::get().vendor.is_some() {
+            return vendors(&self.words());
+        }
         (self.kind == 1).then_some(self.key)
+    }
+
+    fn words(&self) -> [u32; 14] {
+        // SAFETY: both are plain numbers of the same size.
+        unsafe { std::mem::transmute_copy(self) }
     }
 
     fn set(
@@ -155,6 +163,48 @@ impl ef_filter_spec {
             vlan: self.key.vlan,
         };
         0
+    }
+}
+
+/// What a specification says that the vendor's setters have written: the kinds, flags, protocol,
+/// addresses and ports. (Seen in the seven releases that were looked at.)
+fn vendors(words: &[u32; 14]) -> Option<Key> {
+    const IP4: u32 = 0x2;
+    const VLAN: u32 = 0x10;
+    const IP6: u32 = 0x4000;
+    let port = |at: usize| (words[at] as u16).to_ne_bytes();
+    let v6 = |at: usize| {
+        let mut bytes = [0; 16];
+        let words = words[at..at + 4].iter().flat_map(|word| word.to_ne_bytes());
+        bytes
+            .iter_mut()
+            .zip(words)
+            .for_each(|(to, from)| *to = from);
+        bytes
+    };
+    let is_tagged = words[0] & VLAN != 0;
+    let key = Key {
+        protocol: words[2] as u16,
+        vlan: if is_tagged { words[7] as u16 } else { 0 },
+        ..Key::default()
+    };
+    match words[0] & !VLAN {
+        IP4 => Some(Key {
+            local: v4(words[3]),
+            local_port: port(4),
+            // A filter of any other end has no address at all.
+            remote: if words[5] == 0 { [0; 16] } else { v4(words[5]) },
+            remote_port: port(6),
+            ..key
+        }),
+        IP6 => Some(Key {
+            local: v6(3),
+            local_port: port(8),
+            remote: v6(9),
+            remote_port: port(13),
+            ..key
+        }),
+        _ => None,
     }
 }
 

@@ -8,8 +8,12 @@
 //!                              wire.rs     loop | null | pair:NAME | tap:IF | packet[:IF]
 //! ```
 //!
+//! By `bridge.c` the vendor's ring code may have the place of `vi.rs`, and the rest is as it is
+//! ([`vendor`]).
+//!
 //! The layout of `struct ef_vi` is data ([`layout`]): one table for each release. Settings come
-//! from the environment (`FAKE_CIUL_LAYOUT`, `_WIRE`, `_FAULT`, `_FILTERS`), or from
+//! from the environment (`FAKE_CIUL_LAYOUT`, `_WIRE`, `_FAULT`, `_FILTERS`,
+//! `_VENDOR`), or from
 //! `fake_ciul_set` in a test that has loaded a copy of its own.
 //!
 //! What is here follows a description of the interface, not its source. Nothing of it is for
@@ -22,5 +26,6 @@ mod layout;
 mod nic;
 mod set;
 mod steal;
+mod vendor;
 mod vi;
 mod wire;

@@ -14,6 +14,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 use crate::config;
 use crate::driver::Bell;
 use crate::filter::{Filters, Key, Shared};
+use crate::set::Place;
 use crate::vi::{BAD_FRAME, RX_DOORBELL, RX_EVENT_MERGE, RX_TIMESTAMPS, TX_DOORBELL, Vi, ef_event};
 use crate::wire::Wire;
 
@@ -28,10 +29,66 @@ const LATE_TURNS: u32 = 24;
 const FRAME: usize = 65_536;
 /// Nanoseconds.
 const SECOND: u64 = 1_000_000_000;
+/// The time is told four times a second.
+const TOLD_NS: u64 = SECOND / 4;
+/// The event of it: seconds 0-31, high bits of the quarters of nanoseconds 38-43.
+const TIME: u64 = 12 << 60 | 0x1a << 44;
 const EMPTY: u64 = u64::MAX;
+
+/// Memory of a VI, and what it was set up with: what a card knows of it, whoever's the library is.
+pub(crate) struct Rings {
+    /// Event ring, RX and TX descriptors, ids of both, io, state.
+    pub(crate) parts: [*mut u8; 7],
+    /// Entries.
+    pub(crate) events: u32,
+    pub(crate) rx: u32,
+    pub(crate) tx: u32,
+    /// Bytes of a buffer before the frame.
+    pub(crate) prefix: u32,
+    pub(crate) flags: u64,
+}
+
+// SAFETY: the memory is the VI's, which one thread works on at a time.
+unsafe impl Send for Rings {}
+
+impl Rings {
+    /// Slot of the event that was the nth.
+    fn event(&self, nth: u32) -> *mut u64 {
+        let at = nth & (self.events - 1);
+        // SAFETY: inside of the ring.
+        unsafe { self.parts[0].cast::<u64>().add(at as usize) }
+    }
+
+    /// Address and length of a descriptor.
+    fn descriptor(ring: *mut u8, at: u32) -> (*mut u8, usize) {
+        // SAFETY: callers' positions are inside of the ring.
+        let word = unsafe { ring.cast::<u64>().add(at as usize).read_volatile() };
+        let address = (word & 0xffff_ffff_ffff) as *mut u8;
+        (address, (word >> 48) as usize & 0x3fff)
+    }
+
+    /// A word that the library writes to the io page.
+    fn doorbell(&self, at: usize) -> u32 {
+        // SAFETY: the io page has 8 KiB.
+        unsafe { self.parts[5].add(at).cast::<u32>().read_volatile() }
+    }
+
+    /// Bytes of events that the library has read, wrapping.
+    pub(crate) fn read(&self) -> u32 {
+        // SAFETY: the state begins with them.
+        unsafe { self.parts[6].cast::<u32>().read_volatile() }
+    }
+
+    /// Whether an event waits.
+    fn has_event(&self) -> bool {
+        // SAFETY: inside of the ring.
+        unsafe { self.event(self.read() / 8).read_volatile() != EMPTY }
+    }
+}
 
 /// One VI's share of a card.
 pub(crate) struct Nic {
+    pub(crate) rings: Rings,
     pub(crate) wire: Box<dyn Wire>,
     pub(crate) bell: Bell,
     /// Interface of its protection domain.
@@ -43,6 +100,8 @@ pub(crate) struct Nic {
     tx_read: u32,
     evq_write: u32,
     late: Late,
+    /// When the time was told.
+    told_ns: u64,
     specials: Vec<ef_event>,
     is_dead: bool,
     is_tx_stopped: bool,
@@ -85,14 +144,13 @@ fn nics() -> &'static Mutex<HashMap<usize, Nic>> {
 /// Does something with the card behind a VI; `None` when there is none (ordinary memory).
 pub(crate) fn with<T>(vi: Vi, what: impl FnOnce(&mut Nic) -> T) -> Option<T> {
     let mut nics = nics().lock().expect("a panic ends the process");
-    // Descriptors tell one from another: a VI's are its own.
-    nics.get_mut(&(vi.evq() as usize)).map(what)
+    nics.get_mut(&vi.place()).map(what)
 }
 
 /// Gives a VI, whose rings are set up, a card.
 pub(crate) fn insert(vi: Vi, nic: Nic) {
     let mut nics = nics().lock().expect("a panic ends the process");
-    nics.insert(vi.evq() as usize, nic);
+    nics.insert(vi.place(), nic);
 }
 
 /// How many VIs there are.
@@ -102,7 +160,7 @@ pub(crate) fn count() -> usize {
 
 pub(crate) fn remove(vi: Vi) -> Option<Nic> {
     let mut nics = nics().lock().expect("a panic ends the process");
-    nics.remove(&(vi.evq() as usize))
+    nics.remove(&vi.place())
 }
 
 /// The card's clock, nanoseconds since 1970: a million seconds ahead, so that nobody takes it for
@@ -125,14 +183,10 @@ pub(crate) fn stamp_of(quarters: u32, told: Option<u64>) -> u64 {
 
 impl Nic {
     /// Of a VI by itself, or with the filters of its set.
-    pub(crate) fn new(
-        wire: Box<dyn Wire>,
-        bell: Bell,
-        name: String,
-        filters: Option<Shared<Filters>>,
-    ) -> Self {
+    pub(crate) fn new(rings: Rings, bell: Bell, (wire, filters, name): Place) -> Self {
         bell.watch(&wire.fds());
         Self {
+            rings,
             wire,
             bell,
             name,
@@ -142,6 +196,7 @@ impl Nic {
             tx_read: 0,
             evq_write: 0,
             late: Late::default(),
+            told_ns: 0,
             specials: Vec::new(),
             is_dead: false,
             is_tx_stopped: false,
@@ -204,53 +259,52 @@ impl Nic {
     }
 
     /// The descriptor becomes readable with the next event, or now.
-    pub(crate) fn prime(&mut self, vi: Vi) {
+    pub(crate) fn prime(&mut self) {
         self.is_primed = true;
+        // The vendor's doorbell does not tell of itself.
+        self.transmit();
         let is_untold = config::get().is_late && self.late.told != self.tx_read;
         let has_more = self.wire.has_frames() || is_untold;
-        let is_now = vi.has_event() || !self.specials.is_empty() || has_more;
+        let is_now = self.rings.has_event() || !self.specials.is_empty() || has_more;
         self.bell.arm(&self.wire.fds(), is_now);
     }
 
     /// Moves what there is; events that do not come by the ring, at most so many.
-    pub(crate) fn turn(&mut self, vi: Vi, most: usize) -> Vec<ef_event> {
-        let before = self.evq_write;
-        self.transmit(vi);
-        self.receive(vi);
+    pub(crate) fn turn(&mut self, most: usize) -> Vec<ef_event> {
+        self.transmit();
+        self.receive();
         if config::get().is_late {
-            self.tell_late(vi);
+            self.tell_late();
         }
         let count = self.specials.len().min(most);
         let specials: Vec<ef_event> = self.specials.drain(..count).collect();
-        if self.is_primed && (before != self.evq_write || count > 0) {
+        if self.is_primed && (self.rings.has_event() || count > 0) {
             self.is_primed = false;
             self.bell.disarm(&self.wire.fds());
         }
         specials
     }
 
-    fn raise(&mut self, vi: Vi, event: u64) {
-        let at = self.evq_write & (vi.evq_slots() - 1);
+    fn raise(&mut self, event: u64) {
         // SAFETY: inside of the ring.
-        unsafe { vi.evq().add(at as usize).write_volatile(event) };
+        unsafe { self.rings.event(self.evq_write).write_volatile(event) };
         self.evq_write = self.evq_write.wrapping_add(1);
     }
 
     /// Whether the event ring has 16 free slots.
-    fn has_room(&self, vi: Vi) -> bool {
-        let at = self.evq_write.wrapping_add(16) & (vi.evq_slots() - 1);
+    fn has_room(&self) -> bool {
+        let slot = self.rings.event(self.evq_write.wrapping_add(16));
         // SAFETY: inside of the ring.
-        unsafe { vi.evq().add(at as usize).read_volatile() == EMPTY }
+        unsafe { slot.read_volatile() == EMPTY }
     }
 
     /// Sends what the doorbell has told of.
-    pub(crate) fn transmit(&mut self, vi: Vi) {
-        // SAFETY: the io page has 8 KiB.
-        let write = unsafe { vi.io().add(TX_DOORBELL).cast::<u32>().read_volatile() };
-        let mask = vi.get::<u32>(vi.layout.txq);
+    pub(crate) fn transmit(&mut self) {
+        let write = self.rings.doorbell(TX_DOORBELL);
+        let mask = self.rings.tx - 1;
         let turn = if config::get().is_timed { 1 } else { TURN };
         while self.tx_read != write & mask && !self.is_dead && !self.is_tx_stopped {
-            if !self.has_room(vi) {
+            if !self.has_room() {
                 return;
             }
             let mut last = self.tx_read;
@@ -259,7 +313,7 @@ impl Nic {
                     break;
                 }
                 last = self.tx_read;
-                self.send(vi, last);
+                self.send(last);
                 self.tx_read = (self.tx_read + 1) & mask;
                 if config::get().strikes("txerr").is_some() {
                     self.is_tx_stopped = true;
@@ -269,16 +323,16 @@ impl Nic {
                 }
             }
             if !config::get().is_late {
-                self.raise(vi, 2 << 60 | u64::from(last));
+                self.raise(2 << 60 | u64::from(last));
             }
         }
     }
 
     /// Tells of some of the frames that were sent, when it is time.
-    fn tell_late(&mut self, vi: Vi) {
-        let mask = vi.get::<u32>(vi.layout.txq);
+    fn tell_late(&mut self) {
+        let mask = self.rings.tx - 1;
         let sent = self.tx_read.wrapping_sub(self.late.told) & mask;
-        if sent == 0 || self.is_dead || !self.has_room(vi) {
+        if sent == 0 || self.is_dead || !self.has_room() {
             return;
         }
         if self.late.turns > 0 {
@@ -289,17 +343,14 @@ impl Nic {
         let count = self.late.draw(BUNDLE).min(sent);
         self.late.told = self.late.told.wrapping_add(count) & mask;
         let last = self.late.told.wrapping_sub(1) & mask;
-        self.raise(vi, 2 << 60 | u64::from(last));
+        self.raise(2 << 60 | u64::from(last));
     }
 
-    fn send(&mut self, vi: Vi, at: u32) {
-        // SAFETY: inside of the ring.
-        let descriptor = unsafe { vi.txd().add(at as usize).read_volatile() };
-        let length = (descriptor >> 48) as usize & 0x3fff;
+    fn send(&mut self, at: u32) {
+        let (address, length) = Rings::descriptor(self.rings.parts[2], at);
         if std::mem::take(&mut self.has_cut_through) {
             return;
         }
-        let address = (descriptor & 0xffff_ffff_ffff) as *const u8;
         // SAFETY: whoever posts a descriptor has registered the memory.
         let frame = unsafe { std::slice::from_raw_parts(address, length) };
         self.wire.send(frame);
@@ -311,16 +362,13 @@ impl Nic {
         self.has_cut_through = true;
     }
 
-    fn receive(&mut self, vi: Vi) {
+    fn receive(&mut self) {
         let mut entered = 0;
         let mut is_bad = false;
-        let most = if vi.flags() & RX_EVENT_MERGE == 0 {
-            16
-        } else {
-            8
-        };
-        while !self.is_dead && entered < most && self.has_buffer(vi) {
-            if !self.has_room(vi) {
+        let merges = self.rings.flags & RX_EVENT_MERGE != 0;
+        let most = if merges { 8 } else { 16 };
+        while !self.is_dead && entered < most && self.has_buffer() {
+            if !self.has_room() {
                 return;
             }
             let mut frame = std::mem::take(&mut self.frame);
@@ -328,13 +376,13 @@ impl Nic {
             if let Some(length) = length {
                 if !self.lends() {
                     is_bad = config::get().strikes("discard").is_some();
-                    self.place(vi, &frame[..length]);
+                    self.place(&frame[..length]);
                     entered += 1;
-                    if vi.flags() & RX_EVENT_MERGE == 0 {
-                        self.tell(vi, length, is_bad);
+                    if !merges {
+                        self.tell(length, is_bad);
                     }
                 } else {
-                    self.lend(vi, &frame[..length]);
+                    self.lend(&frame[..length]);
                 }
                 self.strike();
             }
@@ -343,8 +391,8 @@ impl Nic {
                 break;
             }
         }
-        if entered > 0 && vi.flags() & RX_EVENT_MERGE != 0 {
-            self.tell(vi, 0, is_bad);
+        if entered > 0 && merges {
+            self.tell(0, is_bad);
         }
     }
 
@@ -353,13 +401,11 @@ impl Nic {
     }
 
     /// Whether there is a place for a frame: one of its own that is not lent, or a posted one.
-    fn has_buffer(&self, vi: Vi) -> bool {
+    fn has_buffer(&self) -> bool {
         if self.lends() {
             return self.lent.len() < LENT;
         }
-        // SAFETY: the io page has 8 KiB.
-        let write = unsafe { vi.io().add(RX_DOORBELL).cast::<u32>().read_volatile() };
-        self.rx_read != write
+        self.rx_read != self.rings.doorbell(RX_DOORBELL)
     }
 
     /// The next frame of the wire that a filter matches.
@@ -377,13 +423,21 @@ impl Nic {
         None
     }
 
+    /// A frame's time, of which the card tells what a frame has no room for.
+    fn stamp(&mut self) -> u32 {
+        let now = clock();
+        let quarters = now % SECOND * 4;
+        if now - self.told_ns >= TOLD_NS {
+            self.told_ns = now;
+            self.raise(TIME | ((quarters >> 26) << 38) | (now / SECOND));
+        }
+        quarters as u32
+    }
+
     /// Writes a frame to the next buffer.
-    fn place(&mut self, vi: Vi, frame: &[u8]) {
-        // SAFETY: inside of the ring.
-        let descriptor = unsafe { vi.rxd().add(self.rx_read as usize).read_volatile() };
-        let to = (descriptor & 0xffff_ffff_ffff) as *mut u8;
-        let prefix: u32 = vi.get(vi.layout.rx_prefix_len);
-        let most = (descriptor >> 48) as usize & 0x3fff;
+    fn place(&mut self, frame: &[u8]) {
+        let (to, most) = Rings::descriptor(self.rings.parts[1], self.rx_read);
+        let prefix = self.rings.prefix;
         assert!(
             frame.len() + prefix as usize <= most,
             "fake libciul: a frame too long"
@@ -392,8 +446,8 @@ impl Nic {
             // SAFETY: the buffer has as many bytes before the frame.
             unsafe { to.add(8).cast::<u16>().write_unaligned(frame.len() as u16) };
         }
-        if prefix >= 14 && vi.flags() & RX_TIMESTAMPS != 0 {
-            let quarters = (clock() % SECOND * 4) as u32;
+        if prefix >= 14 && self.rings.flags & RX_TIMESTAMPS != 0 {
+            let quarters = self.stamp();
             // SAFETY: the same.
             unsafe { to.add(10).cast::<u32>().write_unaligned(quarters) };
         }
@@ -401,21 +455,20 @@ impl Nic {
         unsafe {
             std::ptr::copy_nonoverlapping(frame.as_ptr(), to.add(prefix as usize), frame.len());
         }
-        self.rx_read = (self.rx_read + 1) & vi.get::<u32>(vi.layout.rxq);
+        self.rx_read = (self.rx_read + 1) & (self.rings.rx - 1);
     }
 
-    fn tell(&mut self, vi: Vi, length: usize, is_bad: bool) {
-        let prefix: u32 = vi.get(vi.layout.rx_prefix_len);
-        let bytes = length as u64 + u64::from(prefix);
+    fn tell(&mut self, length: usize, is_bad: bool) {
+        let bytes = length as u64 + u64::from(self.rings.prefix);
         let error = if is_bad { BAD_FRAME } else { 0 };
-        self.raise(vi, bytes | error | u64::from(self.rx_read & 15) << 48);
+        self.raise(bytes | error | u64::from(self.rx_read & 15) << 48);
     }
 
-    fn lend(&mut self, vi: Vi, frame: &[u8]) {
+    fn lend(&mut self, frame: &[u8]) {
         self.last_lent += 1;
         let id = self.last_lent;
         self.lent.insert(id, (frame.into(), clock()));
-        let event = ef_event::new(vi.layout.rx_ref);
+        let event = ef_event::new(config::get().layout.rx_ref);
         self.specials
             .push(event.u16(2, frame.len() as u16).u32(4, id));
     }

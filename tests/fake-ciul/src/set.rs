@@ -157,8 +157,8 @@ impl Wire for Member {
     }
 }
 
-/// What the next VI of a set has: its end of the wire, the filters, the interface.
-pub(crate) type Place = (Box<dyn Wire>, Shared<Filters>, String);
+/// What a VI has: its end of the wire, filters of its set if it is of one, the interface.
+pub(crate) type Place = (Box<dyn Wire>, Option<Shared<Filters>>, String);
 
 /// The place of the next VI.
 pub(crate) fn join(set: *mut c_void) -> Result<Place, i32> {
@@ -173,7 +173,8 @@ pub(crate) fn join(set: *mut c_void) -> Result<Place, i32> {
         set: Arc::clone(&found),
         at,
     };
-    Ok((Box::new(member), Arc::clone(&set.filters), set.name.clone()))
+    let filters = Some(Arc::clone(&set.filters));
+    Ok((Box::new(member), filters, set.name.clone()))
 }
 
 #[unsafe(no_mangle)]

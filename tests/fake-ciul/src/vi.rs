@@ -16,7 +16,7 @@ use std::ffi::{c_int, c_uint, c_void};
 
 use crate::config;
 use crate::layout::{Layout, slot};
-use crate::nic;
+use crate::nic::{self, Nic};
 
 /// Doorbells in the io page: receive, transmit, event queue.
 pub(crate) const RX_DOORBELL: usize = 0x830;
@@ -92,7 +92,12 @@ impl Vi {
         }
     }
 
-    pub(crate) fn get<T: Copy>(self, at: usize) -> T {
+    /// Where it is: one from another.
+    pub(crate) fn place(self) -> usize {
+        self.base as usize
+    }
+
+    fn get<T: Copy>(self, at: usize) -> T {
         // SAFETY: offsets are of the layout's table, inside of what callers must allocate.
         unsafe { self.base.add(at).cast::<T>().read_unaligned() }
     }
@@ -135,7 +140,7 @@ impl Vi {
         self.get(self.layout.txq)
     }
 
-    pub(crate) fn rxd(self) -> *mut u64 {
+    fn rxd(self) -> *mut u64 {
         self.get(self.layout.rxq + 8)
     }
 
@@ -143,7 +148,7 @@ impl Vi {
         self.get(self.layout.rxq + 16)
     }
 
-    pub(crate) fn txd(self) -> *mut u64 {
+    fn txd(self) -> *mut u64 {
         self.get(self.layout.rxq - 16)
     }
 
@@ -151,33 +156,19 @@ impl Vi {
         self.get(self.layout.rxq - 8)
     }
 
-    pub(crate) fn evq(self) -> *mut u64 {
+    fn evq(self) -> *mut u64 {
         self.get(self.layout.evq_mask - 8)
     }
 
-    pub(crate) fn evq_slots(self) -> u32 {
+    fn evq_slots(self) -> u32 {
         (self.get::<u32>(self.layout.evq_mask) + 1) / 8
     }
 
-    pub(crate) fn io(self) -> *mut u8 {
+    fn io(self) -> *mut u8 {
         self.get(self.layout.evq_mask - 24)
     }
 
-    /// What it was set up with: event ring, descriptors, ids, io, state.
-    pub(crate) fn parts(self) -> [*mut u8; 7] {
-        let (rx, tx) = ((self.rxd(), self.rx_ids()), (self.txd(), self.tx_ids()));
-        [
-            self.evq().cast(),
-            rx.0.cast(),
-            tx.0.cast(),
-            rx.1.cast(),
-            tx.1.cast(),
-            self.io(),
-            self.state(0).cast(),
-        ]
-    }
-
-    pub(crate) fn flags(self) -> u64 {
+    fn flags(self) -> u64 {
         match self.layout.flags_bytes {
             4 => u64::from(self.get::<u32>(self.layout.vi_flags)),
             _ => self.get(self.layout.vi_flags),
@@ -195,7 +186,7 @@ impl Vi {
     }
 
     /// Whether an event waits in the ring.
-    pub(crate) fn has_event(self) -> bool {
+    fn has_event(self) -> bool {
         // SAFETY: inside of the ring.
         unsafe { self.evq().add(self.evq_at()).read_volatile() != NONE }
     }
@@ -578,7 +569,7 @@ unsafe extern "C" fn transmit_push(vi: *mut c_void) {
     let added = vi.word(vi.layout.tx_added);
     vi.set_word(vi.layout.tx_previous, added);
     vi.doorbell(TX_DOORBELL, added & vi.tx_mask());
-    nic::with(vi, |nic| nic.transmit(vi));
+    nic::with(vi, Nic::transmit);
 }
 
 unsafe extern "C" fn transmit(vi: *mut c_void, address: u64, bytes: c_int, id: c_int) -> c_int {
@@ -664,7 +655,7 @@ pub unsafe extern "C" fn ef10_ef_eventq_poll(
         count += 1;
         count as c_int == most
     };
-    let mut specials = nic::with(vi, |nic| nic.turn(vi, most as usize)).unwrap_or_default();
+    let mut specials = nic::with(vi, |nic| nic.turn(most as usize)).unwrap_or_default();
     let mut is_full = false;
     let is_timed = config::get().is_timed;
     for event in specials.drain(..) {

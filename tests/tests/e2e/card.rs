@@ -131,6 +131,88 @@ pub(crate) fn bursts(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// The ring code that the card's VIs have: the vendor's where `BYPASS_TEST_LIBCIUL` names a
+/// library, which the relay must have then.
+fn check_library(scene: &Scene) -> Result<()> {
+    let Some(vendors) = ciul::vendors()? else {
+        println!("BYPASS_TEST_LIBCIUL is not set: no genuine library, the stand-in only");
+        return Ok(());
+    };
+    let maps = fs::read_to_string(format!("/proc/{}/maps", the_only(scene, "relay")?))?;
+    let name = vendors.display().to_string();
+    if maps.lines().any(|line| line.ends_with(&name)) {
+        Ok(())
+    } else {
+        Err(format!("{name} is not the relay's:\n{maps}").into())
+    }
+}
+
+/// Datagrams of every size, more at once than the rings hold, come back as they were: asked for by
+/// the kernel's side, then by ours. By one queue and by several.
+pub(crate) fn flights(scene: &Scene) -> Result<()> {
+    const FLIGHT: [&str; 3] = ["8", "1000", "3"];
+    let script = script("flights.py").display().to_string();
+    if scene.has_shim() {
+        check_library(scene)?;
+    }
+    for (asked, host, port) in [
+        (Side::Server, scene.host(), PORT),
+        (Side::Client, scene.peer(), PORT + 1),
+    ] {
+        let number = port.to_string();
+        let to = [&*script, "echo", &host, &number];
+        let mut echo = match asked {
+            Side::Server => subject(scene, asked, "python3"),
+            Side::Client => scene.bed.program(asked, "python3"),
+        };
+        let echo = echo.args(to).spawn()?;
+        wait_for_udp_port(&scene.bed, asked, port)
+            .map_err(|error| format!("{error}\n{}{}", echo.stdout(), echo.stderr()))?;
+        let mut ask = match asked {
+            Side::Server => scene.bed.program(Side::Client, "python3"),
+            Side::Client => subject(scene, Side::Server, "python3"),
+        };
+        ask.args([&*script, "ask", &host, &number]).args(FLIGHT);
+        let told = ask.run()?.check()?;
+        println!("{}", told.stdout);
+        echo.kill();
+    }
+    if scene.has_shim() {
+        check_counts(scene, 6000)?;
+    }
+    Ok(())
+}
+
+/// The card has received and sent as much, and nothing has gone wrong in its rings.
+fn check_counts(scene: &Scene, least: u64) -> Result<()> {
+    const BAD: [&str; 7] = [
+        "discarded",
+        "too-long",
+        "other-vlan",
+        "resets",
+        "overflows",
+        "tx-errors",
+        "filters-lost",
+    ];
+    let mut told = [None; 2];
+    let counted = wait_until("the port has counted", PATIENCE, || {
+        told = ["received", "sent"].map(|name| of_card(scene, name));
+        told.iter().all(|count| *count >= Some(least))
+    });
+    counted.map_err(|error| format!("{error}: {told:?}"))?;
+    let mut wrong = daemon::list(&scene.bed, &["stats"])?;
+    wrong.retain(|counter| {
+        let name = counter["name"].as_str().unwrap_or_default();
+        let is_bad = BAD.iter().any(|bad| name.starts_with(bad));
+        counter["kind"] == "ef_vi" && is_bad && counter["value"] != 0
+    });
+    if wrong.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("something is wrong: {wrong:?}").into())
+    }
+}
+
 /// A number of the card's own that `bypassctl stats` shows.
 fn of_card(scene: &Scene, name: &str) -> Option<u64> {
     let stats = daemon::list(&scene.bed, &["stats"]).ok()?;
@@ -355,7 +437,7 @@ fn make_vlan(scene: &Scene, id: &str) -> Result<String> {
 /// Starts a daemon that drives an interface as a card, and waits until it does.
 fn serve_card(scene: &Scene, name: &str) -> Result<()> {
     let bed = &scene.bed;
-    let library = ciul::stand_in()?.display().to_string();
+    let library = ciul::library(bed.folder())?.display().to_string();
     let device = format!("name = {name:?}\nbackend = \"ef_vi\"\nlibrary = {library:?}\n");
     fs::write(bed.device_file(), format!("[[device]]\n{device}"))?;
     let mut started = bed.program(Side::Server, paths::bypassctl());

@@ -88,7 +88,7 @@ pub(crate) fn check_port(column: Column, carried: Carried, body: fn(&Scene) -> R
 }
 
 /// Runs a test with the server's interface as a card by ef_vi: its queue is the one of libciul's
-/// stand-in, no card.
+/// stand-in, no card; or the vendor's library has it, where `BYPASS_TEST_LIBCIUL` names one.
 pub(crate) fn check_card(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) {
     check_faults("", column, carried, body);
 }
@@ -108,6 +108,16 @@ pub(crate) fn check_spread(column: Column, carried: Carried, body: fn(&Scene) ->
     let options = Options {
         card: Some("reset@1000"),
         card_queues: 4,
+        ..Options::default()
+    };
+    check_options(options, column, carried, body);
+}
+
+/// The same with two queues that live.
+pub(crate) fn check_pair(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) {
+    let options = Options {
+        card: Some(""),
+        card_queues: 2,
         ..Options::default()
     };
     check_options(options, column, carried, body);
