@@ -221,9 +221,36 @@ impl<T: Entry> Ring<T> {
 
     /// Consumes up to `limit` entries; returns their count.
     pub(crate) fn consume(&mut self, limit: usize, each: impl FnMut(T)) -> usize {
-        let count = self.look(limit, each);
-        self.advance(count);
-        count
+        let mut taking = self.take(limit);
+        taking.by_ref().for_each(each);
+        taking.taken() as usize
+    }
+
+    /// Up to `limit` entries that are full now, one after the other. What was taken is consumed
+    /// when that is dropped, at once.
+    #[inline]
+    pub(crate) fn take(&mut self, limit: usize) -> Taking<'_, T> {
+        let (first, filled) = self.full();
+        let filled = filled.min(u32::try_from(limit).unwrap_or(u32::MAX));
+        Taking {
+            first,
+            next: first,
+            end: first.wrapping_add(filled),
+            ring: self,
+        }
+    }
+
+    /// Room for as many entries as are free now. What is entered is produced when that is dropped,
+    /// at once.
+    #[inline]
+    pub(crate) fn enter(&mut self) -> Entering<'_, T> {
+        let (first, free) = self.empty();
+        Entering {
+            first,
+            next: first,
+            end: first.wrapping_add(free),
+            ring: self,
+        }
     }
 
     /// Reads up to `limit` entries, which stay; returns their count.
@@ -249,18 +276,10 @@ impl<T: Entry> Ring<T> {
 
     /// Produces entries as long as there is room; returns how many.
     pub(crate) fn produce(&mut self, items: impl ExactSizeIterator<Item = T>) -> usize {
-        let (producer, free) = self.empty();
-        let count = free.min(u32::try_from(items.len()).unwrap_or(u32::MAX));
-        for (step, item) in (0..count).zip(items) {
-            // SAFETY: the place lies in the memory (`entry`); the consumer does not read it until
-            // the cursor moves.
-            unsafe { self.entry(producer.wrapping_add(step)).write(item) };
-        }
-        if count > 0 {
-            let next = producer.wrapping_add(count);
-            self.cursor(self.producer).store(next, Ordering::Release);
-        }
-        count as usize
+        let mut entering = self.enter();
+        let room = entering.room();
+        items.take(room).for_each(|item| entering.put(item));
+        entering.entered() as usize
     }
 
     /// Every full entry, without consuming it. The other side may be at work: an entry may be
@@ -270,6 +289,95 @@ impl<T: Entry> Ring<T> {
         for step in 0..filled {
             // SAFETY: as in `look`.
             each(unsafe { self.entry(consumer.wrapping_add(step)).read_volatile() });
+        }
+    }
+}
+
+/// Entries that are being taken; see [`Ring::take`].
+#[derive(Debug)]
+pub(crate) struct Taking<'a, T: Entry> {
+    ring: &'a mut Ring<T>,
+    first: u32,
+    next: u32,
+    end: u32,
+}
+
+impl<T: Entry> Taking<'_, T> {
+    /// How many were.
+    pub(crate) fn taken(&self) -> u32 {
+        self.next.wrapping_sub(self.first)
+    }
+}
+
+impl<T: Entry> Iterator for Taking<'_, T> {
+    type Item = T;
+
+    #[inline]
+    fn next(&mut self) -> Option<T> {
+        if self.next == self.end {
+            return None;
+        }
+        // SAFETY: as in `look`.
+        let item = unsafe { self.ring.entry(self.next).read_volatile() };
+        self.next = self.next.wrapping_add(1);
+        Some(item)
+    }
+}
+
+impl<T: Entry> Drop for Taking<'_, T> {
+    fn drop(&mut self) {
+        if self.next != self.first {
+            let consumer = self.ring.cursor(self.ring.consumer);
+            consumer.store(self.next, Ordering::Release);
+        }
+    }
+}
+
+/// Entries that are being entered; see [`Ring::enter`].
+#[derive(Debug)]
+pub(crate) struct Entering<'a, T: Entry> {
+    ring: &'a mut Ring<T>,
+    first: u32,
+    next: u32,
+    end: u32,
+}
+
+impl<T: Entry> Entering<'_, T> {
+    /// How many were.
+    pub(crate) fn entered(&self) -> u32 {
+        self.next.wrapping_sub(self.first)
+    }
+
+    /// For how many there still is room.
+    pub(crate) fn room(&self) -> usize {
+        self.end.wrapping_sub(self.next) as usize
+    }
+
+    /// Enters one; whether there was room.
+    #[inline]
+    pub(crate) fn push(&mut self, item: T) -> bool {
+        let has_room = self.room() > 0;
+        if has_room {
+            self.put(item);
+        }
+        has_room
+    }
+
+    /// Enters one, for which there is room. (Otherwise an old one is lost.)
+    #[inline]
+    fn put(&mut self, item: T) {
+        // SAFETY: the place lies in the memory (`entry`); the consumer does not read it until
+        // the cursor moves.
+        unsafe { self.ring.entry(self.next).write(item) };
+        self.next = self.next.wrapping_add(1);
+    }
+}
+
+impl<T: Entry> Drop for Entering<'_, T> {
+    fn drop(&mut self) {
+        if self.next != self.first {
+            let producer = self.ring.cursor(self.ring.producer);
+            producer.store(self.next, Ordering::Release);
         }
     }
 }

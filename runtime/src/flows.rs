@@ -79,7 +79,7 @@ impl Flows {
     /// Leaves the SYNs of these ports to the kernel, and no others:
     /// [`bypass_stack::Stack::pressed`].
     pub fn press(&self, ports: u64) {
-        self.table.press(ports);
+        self.table.mark(ports);
     }
 
     /// Leaves the segments of a connection to the kernel again; whether they were led here.
@@ -147,9 +147,9 @@ mod tests {
         let flows = Flows::map(&fd).expect("map");
         for port in [0, 1, 22, 80, 443, 6379, 8080, 8443, 40_000, 65_535] {
             flows.press(bypass_stack::tcp::pressed_bit(port));
-            assert!(flows.table.is_pressed(port));
+            assert!(flows.table.is_marked(port));
             flows.press(!bypass_stack::tcp::pressed_bit(port));
-            assert!(!flows.table.is_pressed(port));
+            assert!(!flows.table.is_marked(port));
         }
     }
 

@@ -9,8 +9,8 @@
 //!   flow     | local 16 | remote 16 | ports 4, 4 spare | owner 8 | packets 8 | bytes 8 |
 //! ```
 //!
-//! One word of the header says at which ports too many connections are half open: their SYNs are
-//! the kernel's.
+//! One word of the header marks ports. In a stack's table: too many connections to them are half
+//! open, and their SYNs are the kernel's.
 //!
 //! The steering program looks into a stack's table only for a local address and port that the
 //! daemon has granted to this stack, so what a program writes here is a matter of its own stack.
@@ -62,7 +62,7 @@ struct Place {
 #[repr(C)]
 struct Bucket {
     tags: [AtomicU32; BUCKET_FLOWS],
-    /// Magic number, seed, buckets, pressed ports.
+    /// Magic number, seed, buckets, marked ports.
     header: [AtomicU64; 4],
     places: [Place; BUCKET_FLOWS],
 }
@@ -83,17 +83,27 @@ pub struct TcpFlow {
     pub remote_port: u16,
 }
 
-impl TcpFlow {
-    /// The key's words as the program has them in memory.
-    fn words(&self) -> [u64; 5] {
-        let [one, two] = halves(self.local);
-        let [three, four] = halves(self.remote);
-        let ports = u64::from(self.local_port) | u64::from(self.remote_port) << 16;
-        [one, two, three, four, ports]
+/// A flow as it lies in a table: `struct flow_key` of steer.bpf.c, in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FlowKey([u64; 5]);
+
+impl FlowKey {
+    /// The halves of both addresses as they lie in memory, and ports in host order.
+    pub(crate) fn new(local: [u64; 2], remote: [u64; 2], ports: [u16; 2]) -> Self {
+        let [local_port, remote_port] = ports.map(u64::from);
+        let ports = local_port | remote_port << 16;
+        Self([local[0], local[1], remote[0], remote[1], ports])
     }
 
-    fn from_words([one, two, three, four, ports]: [u64; 5]) -> Self {
-        Self {
+    /// The same without a remote end.
+    pub(crate) fn of_local(self) -> Self {
+        let Self([one, two, .., ports]) = self;
+        Self([one, two, 0, 0, ports & 0xffff])
+    }
+
+    fn flow(self) -> TcpFlow {
+        let Self([one, two, three, four, ports]) = self;
+        TcpFlow {
             local: whole(one, two),
             remote: whole(three, four),
             local_port: ports as u16,
@@ -102,23 +112,24 @@ impl TcpFlow {
     }
 }
 
-fn halves(bytes: [u8; 16]) -> [u64; 2] {
-    let all = u128::from_ne_bytes(bytes);
-    let (low, high) = (all as u64, (all >> 64) as u64);
-    if cfg!(target_endian = "little") {
-        [low, high]
-    } else {
-        [high, low]
+impl From<&TcpFlow> for FlowKey {
+    fn from(flow: &TcpFlow) -> Self {
+        let ports = [flow.local_port, flow.remote_port];
+        Self::new(halves(&flow.local), halves(&flow.remote), ports)
     }
 }
 
+/// An address as it lies in memory.
+pub(crate) fn halves(bytes: &[u8; 16]) -> [u64; 2] {
+    let half = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_ne_bytes);
+    [half(&bytes[..8]), half(&bytes[8..])]
+}
+
 fn whole(one: u64, two: u64) -> [u8; 16] {
-    let (low, high) = if cfg!(target_endian = "little") {
-        (one, two)
-    } else {
-        (two, one)
-    };
-    (u128::from(high) << 64 | u128::from(low)).to_ne_bytes()
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&one.to_ne_bytes());
+    bytes[8..].copy_from_slice(&two.to_ne_bytes());
+    bytes
 }
 
 /// A flow that is steered, as it was when it was read.
@@ -275,9 +286,9 @@ impl FlowTable {
     }
 
     /// `find_flow` of steer.bpf.c does the same: tag and the two buckets.
-    fn hash(&self, key: &[u64; 5]) -> (u32, [u32; 2]) {
+    fn hash(&self, key: &FlowKey) -> (u32, [u32; 2]) {
         let Geometry { mask, seed } = self.geometry;
-        let hash = key.iter().fold(seed, |hash, word| {
+        let hash = key.0.iter().fold(seed, |hash, word| {
             let hash = (hash ^ word).wrapping_mul(seed | 1);
             hash ^ hash >> 32
         });
@@ -285,57 +296,67 @@ impl FlowTable {
         (tag, [hash as u32 & mask, (hash >> 20) as u32 & mask])
     }
 
-    fn find_words(&self, key: &[u64; 5]) -> Option<(u32, &Bucket, usize)> {
-        let (tag, indices) = self.hash(key);
-        indices.into_iter().find_map(|index| {
-            let bucket = self.bucket(index);
-            let is_it = |place: &usize| {
-                bucket.tags[*place].load(Ordering::Acquire) == tag
-                    && bucket.places[*place].key() == *key
-            };
-            let place = (0..BUCKET_FLOWS).find(is_it)?;
-            Some((index, bucket, place))
-        })
+    /// Where a flow is. Not inlined: steering has it at five places.
+    #[inline(never)]
+    fn find_key(&self, key: &FlowKey) -> Option<u32> {
+        let (tag, [one, two]) = self.hash(key);
+        for index in [one, two] {
+            if let Some(place) = self.bucket(index).find(tag, key) {
+                return Some(slot(index, place));
+            }
+        }
+        None
     }
 
-    /// Leaves the SYNs of these ports to the kernel, and those of all others to the listeners: a
-    /// bit for each port, as [`Self::is_pressed`] looks for it. Costs a load when it says nothing
-    /// new.
-    pub fn press(&self, ports: u64) {
-        let [_, _, _, pressed] = &self.bucket(0).header;
-        if pressed.load(Ordering::Relaxed) != ports {
-            pressed.store(ports, Ordering::Relaxed);
+    /// Marks ports, and no others: a bit for each, as [`Self::is_marked`] looks for it. What a mark
+    /// says is a matter of who looks: in a stack's table, that the SYNs of the port are the
+    /// kernel's. Costs a load when it says nothing new.
+    pub fn mark(&self, ports: u64) {
+        let [_, _, _, marked] = &self.bucket(0).header;
+        if marked.load(Ordering::Relaxed) != ports {
+            marked.store(ports, Ordering::Release);
         }
     }
 
-    /// Whether [`Self::press`] has named a port. Some share a bit.
+    /// Whether [`Self::mark`] has named a port. Some share a bit.
     #[must_use]
-    pub fn is_pressed(&self, port: u16) -> bool {
-        let [_, _, _, pressed] = &self.bucket(0).header;
-        pressed.load(Ordering::Relaxed) >> ((port ^ port >> 6) & 63) & 1 != 0
+    pub fn is_marked(&self, port: u16) -> bool {
+        let [_, _, _, marked] = &self.bucket(0).header;
+        marked.load(Ordering::Relaxed) >> port_bit(port) & 1 != 0
     }
 
     /// Where a flow is.
     #[must_use]
     pub fn find(&self, flow: &TcpFlow) -> Option<u32> {
-        let (index, _, place) = self.find_words(&flow.words())?;
-        Some(slot(index, place))
+        self.find_key(&flow.into())
+    }
+
+    /// Whether a flow is there.
+    pub(crate) fn holds(&self, key: &FlowKey) -> bool {
+        self.find_key(key).is_some()
     }
 
     /// The owner of a flow, if it is there. Counts a frame of it, as the steering program does, if
-    /// `is_led` says of the owner that the frame goes there.
+    /// `is_led` says of the owner that the frame goes there. Only one thread counts in a table.
+    #[inline(always)]
     pub(crate) fn count(
         &self,
-        flow: &TcpFlow,
+        key: &FlowKey,
         bytes: u64,
         is_led: impl FnOnce(u64) -> bool,
     ) -> Option<u64> {
-        let (_, bucket, place) = self.find_words(&flow.words())?;
+        let (bucket, place) = self.at(self.find_key(key)?)?;
         let entry = &bucket.places[place];
         let owner = entry.owner.load(Ordering::Relaxed);
         if is_led(owner) {
-            entry.packets.fetch_add(1, Ordering::Relaxed);
-            entry.bytes.fetch_add(bytes, Ordering::Relaxed);
+            let add = |to: &AtomicU64, more| {
+                to.store(
+                    to.load(Ordering::Relaxed).wrapping_add(more),
+                    Ordering::Relaxed,
+                );
+            };
+            add(&entry.packets, 1);
+            add(&entry.bytes, bytes);
         }
         Some(owner)
     }
@@ -347,10 +368,12 @@ impl FlowTable {
     /// # Errors
     /// [`TableFull`].
     pub fn insert(&self, flow: &TcpFlow, owner: u64) -> Result<u32, TableFull> {
-        let key = flow.words();
-        if let Some((index, bucket, place)) = self.find_words(&key) {
+        let key = FlowKey::from(flow);
+        if let Some(slot) = self.find_key(&key)
+            && let Some((bucket, place)) = self.at(slot)
+        {
             bucket.places[place].owner.store(owner, Ordering::Relaxed);
-            return Ok(slot(index, place));
+            return Ok(slot);
         }
         let (tag, [one, two]) = self.hash(&key);
         let index = if self.bucket(two).free() > self.bucket(one).free() {
@@ -362,7 +385,7 @@ impl FlowTable {
         let is_free = |tag: &AtomicU32| tag.load(Ordering::Relaxed) == 0;
         let place = bucket.tags.iter().position(is_free).ok_or(TableFull)?;
         let entry = &bucket.places[place];
-        for (to, word) in entry.key.iter().zip(key) {
+        for (to, word) in entry.key.iter().zip(key.0) {
             to.store(word, Ordering::Relaxed);
         }
         entry.owner.store(owner, Ordering::Relaxed);
@@ -374,8 +397,8 @@ impl FlowTable {
 
     /// Leaves a flow to the kernel again; whether it was there.
     pub fn remove(&self, flow: &TcpFlow) -> bool {
-        let found = self.find_words(&flow.words());
-        if let Some((_, bucket, place)) = found {
+        let found = self.find(flow).and_then(|slot| self.at(slot));
+        if let Some((bucket, place)) = found {
             bucket.tags[place].store(0, Ordering::Release);
         }
         found.is_some()
@@ -410,7 +433,7 @@ impl FlowTable {
         let entry = &bucket.places[place];
         Some(FlowEntry {
             slot,
-            flow: TcpFlow::from_words(entry.key()),
+            flow: entry.key().flow(),
             owner: entry.owner.load(Ordering::Relaxed),
             packets: entry.packets.load(Ordering::Relaxed),
             bytes: entry.bytes.load(Ordering::Relaxed),
@@ -423,21 +446,38 @@ impl FlowTable {
     }
 }
 
+/// Number of the bit that stands for a port among those of [`FlowTable::mark`].
+pub(crate) fn port_bit(port: u16) -> u32 {
+    u32::from((port ^ port >> 6) & 63)
+}
+
 fn slot(bucket: u32, place: usize) -> u32 {
     bucket * BUCKET_FLOWS as u32 + place as u32
 }
 
 impl Place {
-    fn key(&self) -> [u64; 5] {
-        let mut words = [0; 5];
-        for (to, word) in words.iter_mut().zip(&self.key) {
-            *to = word.load(Ordering::Relaxed);
-        }
-        words
+    fn key(&self) -> FlowKey {
+        FlowKey(self.key.each_ref().map(|word| word.load(Ordering::Relaxed)))
+    }
+
+    /// Without a branch for each word: what has the tag is nearly always it.
+    fn is_of(&self, key: &FlowKey) -> bool {
+        let words = self.key.iter().zip(key.0);
+        let differs = words.fold(0, |bits, (word, it)| {
+            bits | word.load(Ordering::Relaxed) ^ it
+        });
+        differs == 0
     }
 }
 
 impl Bucket {
+    /// Where a flow is: places are looked at whose tag is its own.
+    #[inline(always)]
+    fn find(&self, tag: u32, key: &FlowKey) -> Option<usize> {
+        let mut places = self.tags.iter().zip(&self.places);
+        places.position(|(it, place)| it.load(Ordering::Acquire) == tag && place.is_of(key))
+    }
+
     fn free(&self) -> usize {
         let tags = self.tags.iter();
         tags.filter(|tag| tag.load(Ordering::Relaxed) == 0).count()

@@ -37,6 +37,7 @@ mod tests;
 
 pub use error::NicError;
 pub use flow_table::{FlowEntry, FlowTable, TableFull, TcpFlow};
+pub(crate) use flow_table::{FlowKey, halves, port_bit};
 pub use netdev::{Interface, interfaces};
 pub use nic::{
     FilterCounters, FilterKey, Mode, Nic, NicConfig, QUEUES_PER_SLOT, RING_ENTRIES, SLOTS,

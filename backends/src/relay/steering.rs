@@ -13,11 +13,14 @@
 //! Whatever matches nothing is the kernel's, for the reasons of [`super::COUNTERS`].
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::io::Errno;
 
 use super::port::CardFilter;
-use crate::af_xdp::{FilterKey, FlowEntry, FlowTable, Listener, Target, TcpFlow};
+use crate::af_xdp::{
+    FilterKey, FlowEntry, FlowKey, FlowTable, Listener, Target, TcpFlow, halves, port_bit,
+};
 
 /// Filters of each table, at most.
 const FILTERS: u32 = 16_384;
@@ -52,6 +55,33 @@ pub struct Filters {
     opening: FlowTable,
     grants: FlowTable,
     fds: [OwnedFd; 3],
+    udp_flows: PortCounts,
+}
+
+/// How many flows of datagrams there are, by the bit of their port. Ports that have none are not
+/// marked in the table: their datagrams are looked up once. Counted by the daemon alone.
+#[derive(Debug)]
+struct PortCounts([AtomicU32; 64]);
+
+impl PortCounts {
+    fn of(udp: &FlowTable) -> Self {
+        let counts = Self([const { AtomicU32::new(0) }; 64]);
+        let flows = udp.entries().filter(|entry| entry.flow.remote_port != 0);
+        flows.for_each(|entry| counts.change(entry.flow.local_port, 1));
+        counts
+    }
+
+    /// `by` may be negative.
+    fn change(&self, port: u16, by: i32) {
+        let count = &self.0[port_bit(port) as usize];
+        count.fetch_add(by as u32, Ordering::Relaxed);
+    }
+
+    fn marks(&self) -> u64 {
+        let bits = self.0.iter().enumerate();
+        let bits = bits.map(|(bit, count)| u64::from(count.load(Ordering::Relaxed) != 0) << bit);
+        bits.fold(0, |marks, bit| marks | bit)
+    }
 }
 
 impl Filters {
@@ -70,8 +100,10 @@ impl Filters {
     /// As [`FlowTable::map`].
     pub fn map(fds: [OwnedFd; 3]) -> Result<Self, Errno> {
         let [udp, opening, grants] = &fds;
+        let udp = FlowTable::map(udp)?;
         Ok(Self {
-            udp: FlowTable::map(udp)?,
+            udp_flows: PortCounts::of(&udp),
+            udp,
             opening: FlowTable::map(opening)?,
             grants: FlowTable::map(grants)?,
             fds,
@@ -110,15 +142,33 @@ impl Filters {
     /// `EINVAL` for a filter that no table takes, `E2BIG` when its table is full.
     pub fn add(&self, filter: &FilterKey, most: u32) -> Result<(), Errno> {
         let (table, flow) = self.place(filter).ok_or(Errno::INVAL)?;
-        let entered = table.insert(&flow, most.into());
-        entered.map(drop).map_err(|_| Errno::TOOBIG)
+        let is_new = matches!(filter, FilterKey::Flow(_)) && table.find(&flow).is_none();
+        if is_new {
+            // Before it is there: a frame that is looked up in vain is found by its listener.
+            self.count_flow(flow.local_port, 1);
+        }
+        if table.insert(&flow, most.into()).is_ok() {
+            return Ok(());
+        }
+        if is_new {
+            self.count_flow(flow.local_port, -1);
+        }
+        Err(Errno::TOOBIG)
     }
 
     /// Removes a filter; one that is not there is no error.
     pub fn remove(&self, filter: &FilterKey) {
-        if let Some((table, flow)) = self.place(filter) {
-            table.remove(&flow);
+        let Some((table, flow)) = self.place(filter) else {
+            return;
+        };
+        if table.remove(&flow) && matches!(filter, FilterKey::Flow(_)) {
+            self.count_flow(flow.local_port, -1);
         }
+    }
+
+    fn count_flow(&self, port: u16, by: i32) {
+        self.udp_flows.change(port, by);
+        self.udp.mark(self.udp_flows.marks());
     }
 
     /// What a filter does and has counted.
@@ -185,15 +235,19 @@ impl Filters {
             return Verdict::EmptySlot;
         };
         let bytes = frame.len() as u64;
-        let local = local_only(packet.flow.local, packet.flow.local_port);
+        let Packet { protocol, flow, .. } = packet;
+        let local = flow.of_local();
         let fits = |most| bytes <= most;
         let mut is_pressed = false;
-        let most = if packet.protocol == UDP {
-            let exact = self.udp.count(&packet.flow, bytes, fits);
-            exact.or_else(|| self.udp.count(&local, bytes, fits))
+        let most = if protocol == UDP {
+            let has_flows = self.udp.is_marked(packet.local_port);
+            let exact = has_flows.then(|| self.udp.count(&flow, bytes, fits));
+            exact
+                .flatten()
+                .or_else(|| self.udp.count(&local, bytes, fits))
         } else {
-            let is_granted = self.grants.find(&local).is_some();
-            if is_granted && flows.count(&packet.flow, bytes, |_| true).is_some() {
+            let is_granted = self.grants.holds(&local);
+            if is_granted && flows.count(&flow, bytes, |_| true).is_some() {
                 self.grants.count(&local, bytes, |_| true);
                 return Verdict::Led;
             }
@@ -204,7 +258,7 @@ impl Filters {
                     Verdict::Unmatched
                 };
             }
-            is_pressed = is_granted && flows.is_pressed(local.local_port);
+            is_pressed = is_granted && flows.is_marked(packet.local_port);
             let is_led = |most| fits(most) && !is_pressed;
             self.opening.count(&local, bytes, is_led)
         };
@@ -231,50 +285,63 @@ fn local_only(local: [u8; 16], local_port: u16) -> TcpFlow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Packet {
     protocol: u8,
-    flow: TcpFlow,
+    flow: FlowKey,
+    local_port: u16,
     /// A SYN without ACK.
     opens: bool,
 }
 
 impl Packet {
     /// The packet of a frame, or why it is the kernel's: the steps of steer.bpf.c.
+    #[inline(always)]
     fn parse(frame: &[u8]) -> Result<Self, Verdict> {
         let (ethernet, rest) = frame.split_first_chunk::<14>().ok_or(Verdict::Truncated)?;
         if ethernet[0] & 1 != 0 {
             return Err(Verdict::Group);
         }
-        let (protocol, local, remote, transport) = match [ethernet[12], ethernet[13]] {
+        let Parts {
+            protocol,
+            local,
+            remote,
+            transport,
+        } = match [ethernet[12], ethernet[13]] {
             [0x08, 0x00] => ipv4(rest)?,
             [0x86, 0xdd] => ipv6(rest)?,
             [0x81, 0x00] | [0x88, 0xa8] => return Err(Verdict::Vlan),
             _ => return Err(Verdict::NotIp),
         };
-        let size = if protocol == UDP { 8 } else { 20 };
-        let ports = transport
-            .first_chunk::<4>()
-            .filter(|_| transport.len() >= size);
-        let [from_high, from_low, to_high, to_low] = *ports.ok_or(Verdict::Truncated)?;
         const SYN: u8 = 0x02;
         const ACK: u8 = 0x10;
-        let flags = transport.get(13).copied().unwrap_or(0);
+        let (ports, opens) = if protocol == UDP {
+            let udp = transport.first_chunk::<8>().ok_or(Verdict::Truncated)?;
+            ([udp[0], udp[1], udp[2], udp[3]], false)
+        } else {
+            let tcp = transport.first_chunk::<20>().ok_or(Verdict::Truncated)?;
+            let opens = tcp[13] & (SYN | ACK) == SYN;
+            ([tcp[0], tcp[1], tcp[2], tcp[3]], opens)
+        };
+        let remote_port = u16::from_be_bytes([ports[0], ports[1]]);
+        let local_port = u16::from_be_bytes([ports[2], ports[3]]);
         Ok(Self {
             protocol,
-            flow: TcpFlow {
-                local,
-                remote,
-                local_port: u16::from_be_bytes([to_high, to_low]),
-                remote_port: u16::from_be_bytes([from_high, from_low]),
-            },
-            opens: protocol == TCP && flags & (SYN | ACK) == SYN,
+            flow: FlowKey::new(local, remote, [local_port, remote_port]),
+            local_port,
+            opens,
         })
     }
 }
 
-/// Protocol, destination, source, and what follows the header.
-type Parts<'a> = (u8, [u8; 16], [u8; 16], &'a [u8]);
+/// What an IP header says, addresses as [`FlowKey`] has them, and what follows it.
+struct Parts<'a> {
+    protocol: u8,
+    local: [u64; 2],
+    remote: [u64; 2],
+    transport: &'a [u8],
+}
 
+#[inline(always)]
 fn ipv4(bytes: &[u8]) -> Result<Parts<'_>, Verdict> {
-    let (header, rest) = bytes.split_first_chunk::<20>().ok_or(Verdict::Truncated)?;
+    let (header, transport) = bytes.split_first_chunk::<20>().ok_or(Verdict::Truncated)?;
     if header[0] >> 4 != 4 {
         return Err(Verdict::NotIp);
     }
@@ -287,36 +354,39 @@ fn ipv4(bytes: &[u8]) -> Result<Parts<'_>, Verdict> {
     if header[16] >= 224 {
         return Err(Verdict::Group);
     }
-    let mapped = |at: usize| {
-        let mut address = [0; 16];
-        address[10..12].fill(0xff);
-        address[12..].copy_from_slice(&header[at..at + 4]);
-        address
+    let protocol = match header[9] {
+        protocol @ (UDP | TCP) => protocol,
+        1 => return Err(Verdict::Icmp),
+        _ => return Err(Verdict::OtherProtocol),
     };
-    match header[9] {
-        protocol @ (UDP | TCP) => Ok((protocol, mapped(16), mapped(12), rest)),
-        1 => Err(Verdict::Icmp),
-        _ => Err(Verdict::OtherProtocol),
-    }
+    let mapped = |[a, b, c, d]: [u8; 4]| [0, u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d])];
+    Ok(Parts {
+        protocol,
+        local: mapped([header[16], header[17], header[18], header[19]]),
+        remote: mapped([header[12], header[13], header[14], header[15]]),
+        transport,
+    })
 }
 
 fn ipv6(bytes: &[u8]) -> Result<Parts<'_>, Verdict> {
-    let (header, rest) = bytes.split_first_chunk::<40>().ok_or(Verdict::Truncated)?;
+    let (header, transport) = bytes.split_first_chunk::<40>().ok_or(Verdict::Truncated)?;
     if header[24] == 0xff {
         return Err(Verdict::Group);
     }
-    let address = |at: usize| {
-        let mut address = [0; 16];
-        address.copy_from_slice(&header[at..at + 16]);
-        address
+    let protocol = match header[6] {
+        protocol @ (UDP | TCP) => protocol,
+        44 => return Err(Verdict::Fragment),
+        0 | 43 | 60 => return Err(Verdict::Options),
+        58 => return Err(Verdict::Icmp),
+        _ => return Err(Verdict::OtherProtocol),
     };
-    match header[6] {
-        protocol @ (UDP | TCP) => Ok((protocol, address(24), address(8), rest)),
-        44 => Err(Verdict::Fragment),
-        0 | 43 | 60 => Err(Verdict::Options),
-        58 => Err(Verdict::Icmp),
-        _ => Err(Verdict::OtherProtocol),
-    }
+    let address = |at: usize| header[at..].first_chunk().map_or([0; 2], halves);
+    Ok(Parts {
+        protocol,
+        local: address(24),
+        remote: address(8),
+        transport,
+    })
 }
 
 #[cfg(test)]
@@ -384,6 +454,35 @@ mod tests {
     }
 
     #[test]
+    fn ports_are_marked_while_they_have_flows() {
+        let (filters, _flows) = tables();
+        let flow = |remote_port| {
+            FilterKey::Flow(crate::af_xdp::Flow {
+                local: mapped(1),
+                remote: mapped(2),
+                local_port: 53,
+                remote_port,
+                protocol: UDP.into(),
+            })
+        };
+        let has_flows = || filters.udp.is_marked(53);
+        let listener = FilterKey::Listener(Listener::at(mapped(1), 53, UDP));
+        filters.add(&listener, MOST).unwrap();
+        assert!(!has_flows());
+        for remote_port in [4000, 4001, 4001] {
+            filters.add(&flow(remote_port), MOST).unwrap();
+        }
+        filters.remove(&flow(4001));
+        filters.remove(&flow(4001));
+        assert!(has_flows());
+        // A daemon that begins anew counts what there is.
+        let fds = filters.fds().map(|fd| fd.try_clone_to_owned().unwrap());
+        let next = Filters::map(fds).unwrap();
+        next.remove(&flow(4000));
+        assert!(!has_flows());
+    }
+
+    #[test]
     fn segments_go_by_grant_and_flow_and_those_that_open_by_listener() {
         const SYN: u8 = 2;
         const ACK: u8 = 16;
@@ -405,7 +504,7 @@ mod tests {
             local_port: 80,
             remote_port: 4000,
         };
-        flows.press(!0);
+        flows.mark(!0);
         assert_eq!(steer(SYN), Verdict::Pressed);
         flows.insert(&flow, 1).unwrap();
         assert_eq!((steer(ACK), steer(SYN)), (Verdict::Led, Verdict::Led));

@@ -37,6 +37,7 @@ use super::rings::{CHECKSUM_GOOD, Rings, Slot, is_unread};
 use super::roster;
 use super::steering::{Filters, Verdict};
 use crate::af_xdp::FlowTable;
+use crate::ring::{Entering, Taking};
 
 /// How long it looks for more work before it sleeps.
 const SPIN: Duration = Duration::from_micros(20);
@@ -250,32 +251,20 @@ impl Relay {
             counters,
             ..
         } = self;
-        let mut led = [Slot::default(); BURST];
-        let (mut count, mut missed) = (0, 0);
+        let (flows, mut inflow) = stack.as_mut().map(Stack::inflow).unzip();
         let frames = port.receive(&mut |frame, told| {
-            let flows = stack.as_ref().map(|stack| &stack.flows);
             let verdict = filters.steer(frame, flows);
             counters[verdict as usize] += 1;
-            let stack = stack.as_mut().filter(|_| verdict == Verdict::Led);
-            let Some(stack) = stack else {
-                face.give(frame);
-                return;
-            };
-            // A port that is ahead of its burst loses what is too much.
-            let placed = (count < BURST).then(|| stack.place(frame, told, count));
-            match placed.flatten() {
-                Some(slot) => {
-                    led[count] = slot;
-                    count += 1;
-                }
-                None => missed += 1,
+            match &mut inflow {
+                Some(inflow) if verdict == Verdict::Led => inflow.enter(frame, told),
+                _ => face.give(frame),
             }
         });
+        let (entered, missed) = inflow.map_or((0, 0), Inflow::end);
         if let Some(stack) = stack
-            && (count > 0 || missed > 0)
+            && (entered > 0 || missed > 0)
         {
             stack.rings.count_missed(missed);
-            stack.rings.rx.produce(led[..count].iter().copied());
             stack.ring();
         }
         frames
@@ -286,24 +275,19 @@ impl Relay {
         let Some(stack) = &mut self.stack else {
             return 0;
         };
-        let free = stack.rings.completion.free() as usize;
-        let most = BURST.min(free).min(self.port.room());
-        let mut done = [0; BURST];
-        let mut count = 0;
         let (port, memory) = (&mut self.port, &stack.memory);
-        stack.rings.tx.consume(most, |slot| {
+        let mut done = stack.rings.completion.enter();
+        let most = BURST.min(done.room()).min(port.room());
+        for slot in stack.rings.tx.take(most) {
             let bytes = memory.place(slot.chunk, slot.offset, slot.len);
             if let Some(bytes) = bytes.filter(|_| slot.len >= SHORTEST) {
                 send_patiently(&mut **port, bytes, slot.len);
             }
-            done[count] = slot.chunk;
-            count += 1;
-        });
+            done.push(slot.chunk);
+        }
+        let count = done.entered() as usize;
+        drop(done);
         if count > 0 {
-            stack
-                .rings
-                .completion
-                .produce(done[..count].iter().copied());
             port.flush();
         }
         count
@@ -528,26 +512,15 @@ impl Stack {
         })
     }
 
-    /// Copies a frame into the next free chunk, `entered` others being on their way to the RX ring;
-    /// `None` when there is none, or no room. (None is taken for a segment that is too long.)
-    fn place(&mut self, frame: &[u8], told: Told, entered: usize) -> Option<Slot> {
-        if self.rings.rx.free() as usize <= entered || !self.memory.holds(frame) {
-            return None;
-        }
-        let mut next = None;
-        self.rings.fill.consume(1, |chunk| next = Some(chunk));
-        let chunk = next?;
-        let offset = self.memory.store(chunk, frame, told.stamp)?;
-        Some(Slot {
-            chunk,
-            offset,
-            len: frame.len() as u32,
-            flags: if told.is_checksum_good {
-                CHECKSUM_GOOD
-            } else {
-                0
-            },
-        })
+    /// Its table, and its way in for a burst.
+    fn inflow(&mut self) -> (&FlowTable, Inflow<'_>) {
+        let inflow = Inflow {
+            memory: &self.memory,
+            fill: self.rings.fill.take(usize::MAX),
+            rx: self.rings.rx.enter(),
+            missed: 0,
+        };
+        (&self.flows, inflow)
     }
 
     /// Whether somebody has the stack's end. To be asked once a second.
@@ -574,6 +547,52 @@ impl Stack {
     fn ring(&self) -> bool {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         !self.rings.must_ring() || send(&self.bell, &[], flags) != Err(Errno::CONNREFUSED)
+    }
+}
+
+/// Frames of a burst on their way to the stack, which sees them when it ends.
+#[derive(Debug)]
+struct Inflow<'a> {
+    memory: &'a Memory,
+    fill: Taking<'a, u32>,
+    rx: Entering<'a, Slot>,
+    missed: u32,
+}
+
+impl Inflow<'_> {
+    /// Copies a frame into the next free chunk. What finds none, or no room, is counted, as is a
+    /// segment that is too long.
+    #[inline]
+    fn enter(&mut self, frame: &[u8], told: Told) {
+        if self.place(frame, told).is_none() {
+            self.missed += 1;
+        }
+    }
+
+    fn place(&mut self, frame: &[u8], told: Told) -> Option<()> {
+        if self.rx.room() == 0 || !self.memory.holds(frame) {
+            return None;
+        }
+        let chunk = self.fill.next()?;
+        let offset = self.memory.store(chunk, frame, told.stamp)?;
+        let flags = if told.is_checksum_good {
+            CHECKSUM_GOOD
+        } else {
+            0
+        };
+        let len = frame.len() as u32;
+        self.rx.push(Slot {
+            chunk,
+            offset,
+            len,
+            flags,
+        });
+        Some(())
+    }
+
+    /// How many were entered, and how many were not.
+    fn end(self) -> (u32, u32) {
+        (self.rx.entered(), self.missed)
     }
 }
 

@@ -80,7 +80,7 @@ struct tcp_flow {
 
 struct bucket {
 	__u32 tags[BUCKET_FLOWS]; /* 0 = free */
-	__u64 header[4];          /* of the table, in its first bucket; the last: pressed ports */
+	__u64 header[4];          /* of the table, in its first bucket; the last: marked ports */
 	struct tcp_flow flows[BUCKET_FLOWS];
 };
 
@@ -184,7 +184,7 @@ find_flow(const struct grant *grant, const struct flow_key *flow)
 	return bucket ? find_in(bucket, key, ports, tag) : 0;
 }
 
-/* As FlowTable::is_pressed of flow_table.rs. */
+/* As FlowTable::is_marked of flow_table.rs. */
 static __attribute__((always_inline)) int is_pressed(const struct grant *grant, __u16 port)
 {
 	__u32 slot = grant->slot, first = 0;

@@ -135,7 +135,7 @@ fn every_kind_of_frame_has_its_counter() {
     let grant = Listener::at(NEAR.to_ipv6_mapped().octets(), PORT + 1, TCP);
     wire.near.add_filter(FilterKey::Grant(grant), 0).unwrap();
     wire.near.add_filter(FilterKey::Listener(grant), 0).unwrap();
-    FlowTable::map(&table).unwrap().press(!0);
+    FlowTable::map(&table).unwrap().mark(!0);
 
     let request6 = udp((FAR6.into(), 5000), (NEAR6.into(), PORT), b"request");
     let to4 = |protocol, payload: &[u8]| ipv4(FAR, NEAR, protocol, 0, &[], payload);

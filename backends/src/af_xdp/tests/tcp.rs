@@ -234,7 +234,7 @@ fn each_segment_goes_where_table_and_grants_say() {
     // At a pressed port only flows are led, and segments of the kernel's connections still pass.
     let ports = |port: u16| 1 << ((port ^ port >> 6) & 63);
     for (pressed, counter) in [(ports(PORT), "pressed"), (!ports(PORT), "redirected")] {
-        mine.press(pressed);
+        mine.mark(pressed);
         let (moved, frame) = wire.send(&segment(5001, PORT, SYN));
         assert!(moved.contains(&counter), "{pressed:x}: {moved:?}");
         assert_eq!(frame.is_some(), counter == "redirected");
