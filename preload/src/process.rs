@@ -58,6 +58,9 @@ pub fn is_alone() -> bool {
 pub fn forked(original: impl FnOnce() -> i32) -> i32 {
     // A handler inside of a fork may fork.
     let outer = FORKING.get();
+    if outer.is_none() {
+        make_room();
+    }
     let guard = outer.is_none().then(|| FORK.write());
     FORKING.set(Some(None));
     let slot = reserve();
@@ -82,6 +85,20 @@ pub fn forked(original: impl FnOnce() -> i32) -> i32 {
 /// its parent's.
 pub fn begins_in_child() {
     context::set_process(FORKING.get().flatten());
+}
+
+/// When no place for a process is free, some may be of dead ones that the daemon has not come to
+/// yet: it gives those back before it answers. (Before the fork begins: whoever has the connection
+/// to the daemon may be waiting for the end of a fork.)
+fn make_room() {
+    let Some(joined) = context::joined() else {
+        return;
+    };
+    let free = joined.attachment.lock();
+    let free = free.map_or(1, |mut locked| locked.stack().free_processes());
+    if free == 0 {
+        context::settle_if_running();
+    }
 }
 
 fn reserve() -> Option<ProcessId> {

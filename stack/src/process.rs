@@ -44,6 +44,13 @@ impl Stack<'_> {
         Some(ProcessId(index))
     }
 
+    /// How many slots for processes are free.
+    #[must_use]
+    pub fn free_processes(&self) -> u32 {
+        let [low, high] = self.head.live_processes;
+        low.count_zeros().wrapping_add(high.count_zeros())
+    }
+
     /// Says which process owns a slot, after a fork.
     pub fn set_process_pid(&mut self, process: ProcessId, pid: u32, start_time: u64) {
         if let Some(slot) = self.head.processes.get_mut(usize::from(process.0))

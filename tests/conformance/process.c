@@ -418,8 +418,8 @@ CASE(process_exec_unread, MIXED)
     line("\nread");
 }
 
-/* Fewer children than a stack has places for processes: the daemon may be late in freeing them. */
-enum { ECHOERS = 8, FORKS = 100, FORKS_MS = 20000 };
+/* More children than a stack has places for processes. */
+enum { ECHOERS = 8, FORKS = 1000, FORKS_MS = 30000 };
 
 struct echoer {
     int fd;

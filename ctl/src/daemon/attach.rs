@@ -2,6 +2,7 @@
 
 use bypass_proto::control::{Refusal, Reply, ReplyKind};
 use bypass_proto::policy::Peer;
+use bypass_stack::ProcessId;
 use rustix::event::epoll;
 use rustix::io::Errno;
 
@@ -42,12 +43,13 @@ impl Server {
             return Err(Refusal::PidNamespace.into());
         }
         self.ensure_stack(uid)?;
-        let stack = self.stacks.get(uid).ok_or(Errno::INVAL)?;
-        let slot = stack
-            .lock()?
-            .stack()
-            .add_process(peer.pid, peer.start_time, uid)
-            .ok_or(Refusal::Limit)?;
+        let mut slot = self.place(peer)?;
+        if slot.is_none() {
+            // The dead give theirs back first.
+            self.bury_waiting(uid);
+            slot = self.place(peer)?;
+        }
+        let slot = slot.ok_or(Refusal::Limit)?;
         // The kernel's own word on who connected, where it gives it (Linux 6.5).
         let pidfd = sockopt::peer_pidfd(&*client).ok();
         let watched = match watch::open(peer.pid, peer.start_time, pidfd, uid, slot) {
@@ -66,6 +68,15 @@ impl Server {
             stack.has_foreign_pids |= !process::shares_pids(client.peer.pid);
         }
         Ok(self.attached(uid, u32::from(slot.0)))
+    }
+
+    /// A place for a process in the stack of its user; `None` when all are taken.
+    fn place(&self, peer: &Process) -> Result<Option<ProcessId>, Refused> {
+        let stack = self.stacks.get(peer.uid).ok_or(Errno::INVAL)?;
+        let mut locked = stack.lock()?;
+        Ok(locked
+            .stack()
+            .add_process(peer.pid, peer.start_time, peer.uid))
     }
 
     /// Whether programs of another pid namespace have the stack of a program's user. They could not

@@ -118,8 +118,9 @@ impl Server {
         match kind {
             RequestKind::Attach => self.attach(client).map(Answer::Stack),
             RequestKind::QueuePairs => {
-                // Whoever finds a port taken asks this, and then for the port again. (So do others,
-                // who wait until the daemon has done what it was told, or look for new queues.)
+                // Whoever finds a port taken asks this, and then for the port again; so does a
+                // parent before it forks that finds no place for its child. (And others, who wait
+                // until the daemon has done what it was told, or look for new queues.)
                 self.bury_waiting(client.stack.unwrap_or(client.peer.uid));
                 self.queue_pairs(client)
             }

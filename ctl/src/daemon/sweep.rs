@@ -376,9 +376,21 @@ impl Server {
         }
     }
 
+    /// When a stack has no place for a process left, gives back those of the dead that nobody has
+    /// told of yet.
+    pub(super) fn make_room(&mut self, uid: u32) {
+        let stack = self.stacks.get(uid);
+        let locked = stack.and_then(|stack| stack.lock().ok());
+        if locked.is_some_and(|mut locked| locked.stack().free_processes() == 0) {
+            self.find_relatives(uid);
+        }
+    }
+
     /// Gives back what the dead held before somebody is answered who asks for it: their listeners'
-    /// ports. What cannot be had now is tried again when it would have been anyway.
+    /// ports, and their places in a stack that has no other. What cannot be had now is tried again
+    /// when it would have been anyway.
     pub(super) fn bury_waiting(&mut self, asker: u32) {
+        self.make_room(asker);
         for uid in self.chores.users() {
             let stack = self.stacks.get(uid);
             // Whoever has kept the asker's own lock may be about to give it back.

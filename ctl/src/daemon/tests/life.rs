@@ -333,6 +333,35 @@ fn ports_of_the_dead_are_free_for_who_asks() {
     });
 }
 
+/// Places for processes are all those of dead ones that nobody has told of: who asks finds some
+/// free, and so does who starts.
+#[test]
+fn places_of_the_dead_are_free_for_who_needs_one() {
+    let bed = Bed::with_daemon();
+    let mut dead = std::process::Command::new("true").spawn().expect("spawn");
+    dead.wait().expect("wait");
+    let fill = |program: &Program| {
+        let mut locked = program.attachment.lock().expect("lock");
+        while let Some(slot) = locked.stack().fork_process(program.process) {
+            locked.stack().set_process_pid(slot, dead.id(), 0);
+        }
+        assert_eq!(locked.stack().free_processes(), 0);
+    };
+    let mut program = bed.inside(|| Program::join().expect("join"));
+    fill(&program);
+    let request = Request::new(RequestKind::QueuePairs);
+    program.control.ask(request, None).expect("answer");
+    let free = program
+        .attachment
+        .lock()
+        .expect("lock")
+        .stack()
+        .free_processes();
+    assert_eq!(free, 127);
+    fill(&program);
+    let _late = ready(&bed, "198.18.9.1:7002", 0);
+}
+
 /// Whoever asks while the dead of a stack, its own or another's, wait for a lock that is kept.
 #[test]
 fn who_asks_again_does_not_wait_again_for_the_dead() {
