@@ -34,6 +34,7 @@ mod e2e {
     pub mod storms;
     pub mod streams;
     pub mod tool;
+    pub mod units;
     pub mod web;
 }
 
@@ -44,7 +45,7 @@ use e2e::harness::{
 use e2e::{
     card, clients, crowds, dpdk, endings, engines, faults, floods, groups, handover, jumbo,
     languages, links, names, processor, programs, reasons, reloads, restarts, rollback, routers,
-    rubbish, rules, soaks, stores, storms, streams, tool, web,
+    rubbish, rules, soaks, stores, storms, streams, tool, units, web,
 };
 
 macro_rules! tests {
@@ -120,6 +121,9 @@ tests! {
     endings::slow_enders: Any,
     endings::sockets_without_a_program: Any,
     crowds::too_many_connections: Any,
+    crowds::ten_programs: Any,
+    units::hardened: Segments,
+    units::chrooted: Segments,
     storms::workers_killed: Any,
     storms::daemons_killed: Any,
     storms::anything_killed: Any,
@@ -248,6 +252,7 @@ tests! {
     reasons::by_variable: Any,
     reasons::by_daemon: Any,
     reasons::setuid_program: Any,
+    units::directives: Any,
     tool::exit_codes: Any,
     tool::doctor: Any,
     jumbo::large_frames: Any,

@@ -1,13 +1,18 @@
-//! More of something than a stack has room for.
+//! More of something than a stack has room for, and more programs than an interface has queues.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-use bypass_tests::program::wait_until;
+use bypass_tests::counters::{wait_for_tcp_port, wait_for_udp_port};
+use bypass_tests::program::{Running, wait_until};
+use bypass_tests::services::wait_for_filter;
 use bypass_tests::testbed::Side;
 use bypass_tests::{Result, daemon, paths};
+use serde_json::Value;
 
-use super::harness::Scene;
+use super::faults::readable_copies;
+use super::harness::{Scene, script};
 use super::streams::started;
 
 const PORT: u16 = 7007;
@@ -78,5 +83,188 @@ pub(crate) fn too_many_connections(scene: &Scene) -> Result<()> {
         return Err("the new one is not accelerated".into());
     }
     server.stop()?;
+    Ok(())
+}
+
+/// A program of a user, and what it is asked.
+struct Resident {
+    user: u32,
+    /// Its words; HERE is the folder of the test, HOST its address.
+    command: &'static str,
+    port: u16,
+    /// What its client does in Python, with `s`, a connection to it that is read as `f`, or `u`, a
+    /// datagram socket.
+    exchange: &'static str,
+}
+
+const OWNER: u32 = 65534;
+const STREAM: &str = "s.sendall(b'x' * 9000); assert len(f.read(9000)) == 9000";
+const DATAGRAM: &str = "u.send(b'x' * 900); assert len(u.recv(2000)) == 900";
+
+const fn resident(user: u32, port: u16, command: &'static str, exchange: &'static str) -> Resident {
+    Resident {
+        user,
+        command,
+        port,
+        exchange,
+    }
+}
+
+/// Five of the user who comes first, five of others, one of these root's.
+const RESIDENTS: [Resident; 10] = [
+    resident(
+        OWNER,
+        7001,
+        "HERE/udpecho --bind HOST --port 7001",
+        DATAGRAM,
+    ),
+    resident(OWNER, 7002, "HERE/tcpecho --bind HOST --port 7002", STREAM),
+    resident(
+        OWNER,
+        7003,
+        "redis-server --bind HOST --port 7003 --dir HERE --protected-mode no --save ",
+        "s.sendall(b'PING\\r\\n'); assert f.readline() == b'+PONG\\r\\n'",
+    ),
+    resident(
+        OWNER,
+        7004,
+        "memcached -l HOST -p 7004 -U 0",
+        "s.sendall(b'version\\r\\n'); assert f.readline().startswith(b'VERSION')",
+    ),
+    resident(
+        OWNER,
+        7005,
+        "/usr/bin/python3 -I HERE/asyncio_echo.py HOST 7005",
+        DATAGRAM,
+    ),
+    resident(2001, 7006, "HERE/udpecho --bind HOST --port 7006", DATAGRAM),
+    resident(2002, 7007, "HERE/tcpecho --bind HOST --port 7007", STREAM),
+    resident(
+        2003,
+        7008,
+        "/usr/bin/python3 -I -m http.server --bind HOST --directory HERE 7008",
+        "s.sendall(b'HEAD / HTTP/1.0\\r\\n\\r\\n'); assert f.read(9) == b'HTTP/1.0 '",
+    ),
+    resident(
+        2004,
+        7009,
+        "socat TCP4-LISTEN:7009,bind=HOST,fork,reuseaddr PIPE",
+        STREAM,
+    ),
+    resident(
+        0,
+        7010,
+        "/usr/bin/python3 -I HERE/socketserver_echo.py HOST 7010",
+        DATAGRAM,
+    ),
+];
+
+fn move_in(scene: &Scene, one: &Resident, folder: &Path) -> Result<Running> {
+    let here = folder.display().to_string();
+    let words = one.command.replace("HERE", &here);
+    let words = words.replace("HOST", &scene.host());
+    let mut words = words.split(' ');
+    let mut program = scene.bed.program(Side::Server, words.next().unwrap_or(""));
+    program.args(words);
+    if one.user != 0 {
+        program.user(one.user);
+    }
+    if scene.has_shim() {
+        program.env("LD_PRELOAD", folder.join("libbypass.so"));
+    }
+    let running = program.spawn()?;
+    let bound = if one.exchange == DATAGRAM {
+        wait_for_udp_port(&scene.bed, Side::Server, one.port)
+    } else {
+        wait_for_tcp_port(&scene.bed, Side::Server, one.port)
+    };
+    bound.map_err(|error| format!("{}: {error}: {}", one.command, running.stderr()))?;
+    if scene.has_shim() && one.user == OWNER {
+        wait_for_filter(&scene.bed, one.port)?;
+    }
+    Ok(running)
+}
+
+/// Who serves the socket of a program's port, or why it is the kernel.
+fn reason(scene: &Scene, pid: u32, port: u16) -> Result<String> {
+    let all = daemon::list(&scene.bed, &["explain", &pid.to_string()])?;
+    let end = format!(":{port}");
+    let is_it = |socket: &&Value| {
+        let local = socket["local"].as_str().unwrap_or_default();
+        local.ends_with(&end)
+    };
+    let socket = all.iter().find(is_it);
+    let socket = socket.ok_or_else(|| format!("nothing about port {port}: {all:?}"))?;
+    let found = [&socket["reason"], &socket["served_by"]];
+    let found = found.into_iter().find_map(Value::as_str);
+    Ok(found.unwrap_or_default().to_owned())
+}
+
+/// Ten programs that know nothing of each other on an interface with one queue, of six users: those
+/// of the user who was first share the queue, the others are told why they have the kernel, and all
+/// are served at once.
+pub(crate) fn ten_programs(scene: &Scene) -> Result<()> {
+    let scripts = ["asyncio_echo.py", "socketserver_echo.py"].map(script);
+    let mut files = scripts.to_vec();
+    files.extend([paths::example("udpecho")?, paths::example("tcpecho")?]);
+    let folder = readable_copies(scene, files)?;
+    let start = || daemon::start(&scene.bed, &[]);
+    let daemon = scene.has_shim().then(start).transpose()?;
+    let mut residents = Vec::new();
+    for one in &RESIDENTS {
+        residents.push(move_in(scene, one, &folder)?);
+    }
+    everybody_is_served(scene)?;
+    if scene.has_shim() {
+        for (one, running) in RESIDENTS.iter().zip(&residents) {
+            let expected = match one.user {
+                OWNER => "bypass",
+                _ => "queue-busy",
+            };
+            let found = reason(scene, running.pid(), one.port)?;
+            if found != expected {
+                let command = one.command;
+                return Err(format!("{command}: {found} in the place of {expected}").into());
+            }
+        }
+    }
+    drop(residents);
+    fs::remove_dir_all(folder)?;
+    if let Some(daemon) = daemon {
+        daemon.stop()?;
+    }
+    Ok(())
+}
+
+/// A client for each, all at once: 30 connections or exchanges.
+fn everybody_is_served(scene: &Scene) -> Result<()> {
+    let mut text = String::from("import socket, threading\nbad = []\n");
+    for one in &RESIDENTS {
+        let (host, port, exchange) = (scene.host(), one.port, one.exchange);
+        let make = match exchange {
+            DATAGRAM => format!(
+                "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.connect(('{host}', {port}))\n\
+                 \x20   u.settimeout(10)"
+            ),
+            _ => format!(
+                "s = socket.create_connection(('{host}', {port}), 10); f = s.makefile('rb')"
+            ),
+        };
+        text += &format!(
+            "def client{port}():\n\
+             \x20 for _ in range(30):\n\
+             \x20  try:\n\
+             \x20   {make}\n\
+             \x20   {exchange}\n\
+             \x20  except BaseException as error: bad.append(({port}, error))\n"
+        );
+    }
+    text += "all = [threading.Thread(target=one) for name, one in list(globals().items()) \
+             if name.startswith('client')]\n\
+             for one in all: one.start()\n\
+             for one in all: one.join()\n\
+             assert not bad, bad";
+    let mut clients = scene.bed.program(Side::Client, "python3");
+    clients.args(["-c", &text]).run()?.check()?;
     Ok(())
 }

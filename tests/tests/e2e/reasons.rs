@@ -173,7 +173,7 @@ fn open(scene: &Scene, row: &Row, folder: &Path, sockets: &[&str]) -> Result<Run
 }
 
 /// The reasons that `bypassctl explain` gives, in the order of the sockets.
-fn reasons(scene: &Scene, pid: u32) -> Result<Vec<String>> {
+pub(super) fn reasons(scene: &Scene, pid: u32) -> Result<Vec<String>> {
     let mut list = daemon::list(&scene.bed, &["explain", &pid.to_string()])?;
     list.sort_by_key(|socket| socket["fd"].as_i64());
     let reason = |socket: &Value| match socket["reason"].as_str() {

@@ -120,12 +120,22 @@ pub(super) fn nginx(scene: &Scene, workers: u32) -> Result<(PathBuf, Master, Str
     Ok((config, master, url))
 }
 
-/// A reload after the other, with a connection for each request: no request fails.
+/// A reload after the other, with a connection for each request: no request fails. With
+/// `BYPASS_RELOAD_SECONDS` a reload each second, for so long.
 pub(crate) fn nginx_reloads(scene: &Scene) -> Result<()> {
+    let seconds = std::env::var("BYPASS_RELOAD_SECONDS").ok();
+    let (load, pause) = match &seconds {
+        Some(seconds) => (vec!["-t", seconds, "-n", "2000000"], Duration::from_secs(1)),
+        None => (vec!["-n", "2500"], Duration::ZERO),
+    };
+    let load = [load.as_slice(), &["-c", "10"]].concat();
     for workers in [2, 4] {
         let (config, master, url) = nginx(scene, workers)?;
-        under_load(scene, &url, &["-n", "2500", "-c", "10"], || {
-            master.renewed(|| nginx_command(scene, &config, &["-s", "reload"]))
+        under_load(scene, &url, &load, || {
+            let begun = Instant::now();
+            master.renewed(|| nginx_command(scene, &config, &["-s", "reload"]))?;
+            std::thread::sleep(pause.saturating_sub(begun.elapsed()));
+            Ok(())
         })?;
         let pid = master.pid()?;
         nginx_command(scene, &config, &["-s", "quit"])?;
