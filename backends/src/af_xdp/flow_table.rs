@@ -49,22 +49,52 @@ const PAGE: usize = 4096;
 /// Most buckets: the hash has twenty bits for each.
 const MOST_BUCKETS: u32 = 1 << 20;
 
+/// What the table does with a word. The model has its own.
+trait Word<T> {
+    fn load(&self, order: Ordering) -> T;
+    fn store(&self, value: T, order: Ordering);
+}
+
+impl Word<u32> for AtomicU32 {
+    #[inline]
+    fn load(&self, order: Ordering) -> u32 {
+        self.load(order)
+    }
+
+    #[inline]
+    fn store(&self, value: u32, order: Ordering) {
+        self.store(value, order);
+    }
+}
+
+impl Word<u64> for AtomicU64 {
+    #[inline]
+    fn load(&self, order: Ordering) -> u64 {
+        self.load(order)
+    }
+
+    #[inline]
+    fn store(&self, value: u64, order: Ordering) {
+        self.store(value, order);
+    }
+}
+
 /// One flow in memory: a cache line, `struct tcp_flow` of steer.bpf.c.
 #[repr(C)]
-struct Place {
-    key: [AtomicU64; 5],
-    owner: AtomicU64,
-    packets: AtomicU64,
-    bytes: AtomicU64,
+struct Place<Long = AtomicU64> {
+    key: [Long; 5],
+    owner: Long,
+    packets: Long,
+    bytes: Long,
 }
 
 /// `struct bucket` of steer.bpf.c.
 #[repr(C)]
-struct Bucket {
-    tags: [AtomicU32; BUCKET_FLOWS],
+struct Bucket<Short = AtomicU32, Long = AtomicU64> {
+    tags: [Short; BUCKET_FLOWS],
     /// Magic number, seed, buckets, marked ports.
-    header: [AtomicU64; 4],
-    places: [Place; BUCKET_FLOWS],
+    header: [Long; 4],
+    places: [Place<Long>; BUCKET_FLOWS],
 }
 
 const _: () = assert!(size_of::<Bucket>() == 576);
@@ -381,25 +411,15 @@ impl FlowTable {
         } else {
             one
         };
-        let bucket = self.bucket(index);
-        let is_free = |tag: &AtomicU32| tag.load(Ordering::Relaxed) == 0;
-        let place = bucket.tags.iter().position(is_free).ok_or(TableFull)?;
-        let entry = &bucket.places[place];
-        for (to, word) in entry.key.iter().zip(key.0) {
-            to.store(word, Ordering::Relaxed);
-        }
-        entry.owner.store(owner, Ordering::Relaxed);
-        entry.packets.store(0, Ordering::Relaxed);
-        entry.bytes.store(0, Ordering::Relaxed);
-        bucket.tags[place].store(tag, Ordering::Release);
-        Ok(slot(index, place))
+        let place = self.bucket(index).enter(tag, &key, owner);
+        Ok(slot(index, place.ok_or(TableFull)?))
     }
 
     /// Leaves a flow to the kernel again; whether it was there.
     pub fn remove(&self, flow: &TcpFlow) -> bool {
         let found = self.find(flow).and_then(|slot| self.at(slot));
         if let Some((bucket, place)) = found {
-            bucket.tags[place].store(0, Ordering::Release);
+            bucket.leave(place);
         }
         found.is_some()
     }
@@ -412,7 +432,7 @@ impl FlowTable {
         let is_its = bucket.tags[place].load(Ordering::Relaxed) != 0
             && bucket.places[place].owner.load(Ordering::Relaxed) == owner;
         if is_its {
-            bucket.tags[place].store(0, Ordering::Release);
+            bucket.leave(place);
         }
         is_its
     }
@@ -455,7 +475,7 @@ fn slot(bucket: u32, place: usize) -> u32 {
     bucket * BUCKET_FLOWS as u32 + place as u32
 }
 
-impl Place {
+impl<Long: Word<u64>> Place<Long> {
     fn key(&self) -> FlowKey {
         FlowKey(self.key.each_ref().map(|word| word.load(Ordering::Relaxed)))
     }
@@ -470,7 +490,7 @@ impl Place {
     }
 }
 
-impl Bucket {
+impl<Short: Word<u32>, Long: Word<u64>> Bucket<Short, Long> {
     /// Where a flow is: places are looked at whose tag is its own.
     #[inline(always)]
     fn find(&self, tag: u32, key: &FlowKey) -> Option<usize> {
@@ -481,6 +501,26 @@ impl Bucket {
     fn free(&self) -> usize {
         let tags = self.tags.iter();
         tags.filter(|tag| tag.load(Ordering::Relaxed) == 0).count()
+    }
+
+    /// Enters a flow that is not there; its place, if there is one.
+    fn enter(&self, tag: u32, key: &FlowKey, owner: u64) -> Option<usize> {
+        let is_free = |tag: &Short| tag.load(Ordering::Relaxed) == 0;
+        let place = self.tags.iter().position(is_free)?;
+        let entry = &self.places[place];
+        for (to, word) in entry.key.iter().zip(key.0) {
+            to.store(word, Ordering::Relaxed);
+        }
+        entry.owner.store(owner, Ordering::Relaxed);
+        entry.packets.store(0, Ordering::Relaxed);
+        entry.bytes.store(0, Ordering::Relaxed);
+        self.tags[place].store(tag, Ordering::Release);
+        Some(place)
+    }
+
+    /// Takes the flow in a place out.
+    fn leave(&self, place: usize) {
+        self.tags[place].store(0, Ordering::Release);
     }
 }
 
@@ -564,5 +604,142 @@ mod tests {
         let file = std::fs::File::open("/dev/zero").unwrap();
         assert!(FlowTable::is_one(&fd) && !FlowTable::is_one(file));
         assert_eq!(FlowTable::create(u32::MAX, 0).unwrap_err(), Errno::INVAL);
+    }
+}
+
+/// Every order in which whoever has the stack's lock writes and the steering program reads, by
+/// loom.
+///
+/// Listeners that share a port are a chain in the image and change under that lock
+/// (`runtime/src/lock.rs` has its model); what has begun is pinned by its flow here, and is looked
+/// for without a lock. Not claimed: that a flow which never was is not found while one with its 31
+/// bits of hash goes and another comes in its place. That costs a frame of a stranger.
+#[cfg(test)]
+mod model {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::sync::atomic::{AtomicU32, AtomicU64};
+
+    type Modelled = Bucket<AtomicU32, AtomicU64>;
+
+    impl Word<u32> for AtomicU32 {
+        fn load(&self, order: Ordering) -> u32 {
+            self.load(order)
+        }
+
+        fn store(&self, value: u32, order: Ordering) {
+            self.store(value, order);
+        }
+    }
+
+    impl Word<u64> for AtomicU64 {
+        fn load(&self, order: Ordering) -> u64 {
+            self.load(order)
+        }
+
+        fn store(&self, value: u64, order: Ordering) {
+            self.store(value, order);
+        }
+    }
+
+    fn empty() -> Modelled {
+        let long = || AtomicU64::new(0);
+        Bucket {
+            tags: std::array::from_fn(|_| AtomicU32::new(0)),
+            header: std::array::from_fn(|_| long()),
+            places: std::array::from_fn(|_| Place {
+                key: std::array::from_fn(|_| long()),
+                owner: long(),
+                packets: long(),
+                bytes: long(),
+            }),
+        }
+    }
+
+    /// Flows that stay, go and come, with their tags; the number is the owner, too.
+    const STAYS: u64 = 1;
+    const GOES: u64 = 2;
+    const COMES: u64 = 3;
+
+    fn tag(flow: u64) -> u32 {
+        flow as u32 * 2 + 1
+    }
+
+    /// One flow goes and another comes in its place, by `enter`, while the steering program looks.
+    fn every_order(
+        enter: impl Fn(&Modelled) + Copy + Send + Sync + 'static,
+        look: impl Fn(&Modelled, usize) + Send + Sync + 'static,
+    ) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(move || {
+            let bucket = Arc::new(empty());
+            let gone = bucket.enter(tag(GOES), &FlowKey([GOES; 5]), GOES).unwrap();
+            let stays = bucket
+                .enter(tag(STAYS), &FlowKey([STAYS; 5]), STAYS)
+                .unwrap();
+            let writer = Arc::clone(&bucket);
+            let writer = loom::thread::spawn(move || {
+                writer.leave(gone);
+                enter(&writer);
+            });
+            look(&bucket, stays);
+            writer.join().unwrap();
+            assert_eq!(bucket.find(tag(GOES), &FlowKey([GOES; 5])), None);
+            assert_eq!(bucket.find(tag(COMES), &FlowKey([COMES; 5])), Some(gone));
+        });
+    }
+
+    fn enters(bucket: &Modelled) {
+        bucket
+            .enter(tag(COMES), &FlowKey([COMES; 5]), COMES)
+            .unwrap();
+    }
+
+    /// Who is found is whole.
+    fn finds_whole(bucket: &Modelled, _: usize) {
+        if let Some(place) = bucket.find(tag(COMES), &FlowKey([COMES; 5])) {
+            let owner = bucket.places[place].owner.load(Ordering::Relaxed);
+            assert_eq!(owner, COMES, "half of another");
+        }
+    }
+
+    #[test]
+    fn who_stays_is_found_while_others_come_and_go() {
+        every_order(enters, |bucket, stays| {
+            assert_eq!(bucket.find(tag(STAYS), &FlowKey([STAYS; 5])), Some(stays));
+        });
+    }
+
+    #[test]
+    fn who_has_come_is_found_whole() {
+        every_order(enters, finds_whole);
+    }
+
+    #[test]
+    fn who_never_was_is_not_found_in_the_midst_of_a_change() {
+        let half = FlowKey([GOES, GOES, COMES, COMES, COMES]);
+        every_order(enters, move |bucket, _| {
+            assert_eq!(bucket.find(tag(COMES), &half), None);
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "half of another")]
+    fn the_tag_must_come_last() {
+        let too_early = |bucket: &Modelled| {
+            let place = bucket
+                .tags
+                .iter()
+                .position(|tag| tag.load(Ordering::Relaxed) == 0);
+            let place = place.unwrap();
+            bucket.tags[place].store(tag(COMES), Ordering::Release);
+            let entry = &bucket.places[place];
+            for to in &entry.key {
+                to.store(COMES, Ordering::Relaxed);
+            }
+            entry.owner.store(COMES, Ordering::Relaxed);
+        };
+        every_order(too_early, finds_whole);
     }
 }
