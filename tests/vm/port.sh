@@ -30,7 +30,7 @@ echo 128 > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
 # Not the card itself: to begin with XDP igb resets it, and its functions with it, which would happen
 # with the first socket of any address and again with the last.
 printf '[daemon]\ninterfaces = { exclude = ["%s"] }\n' $IF > $BYPASS_CONFIG
-printf '[[device]]\nname = "vf0"\nbackend = "dpdk"\ndevargs = "%s"\n' $A >> $BYPASS_CONFIG
+printf '[[device]]\nname = "vf0"\nbackend = "dpdk"\ndevargs = "%s"\nphysical_rules = true\n' $A >> $BYPASS_CONFIG
 mkfifo /run/hold
 held() {
   bypassctl devices bind $IF --vf 0 || return 1

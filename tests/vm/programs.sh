@@ -8,6 +8,13 @@ check "exception path: echo requests" pings
 check "exception path: a port that nobody has" refused
 check "exception path: a TCP server of the kernel" exceptions
 
+# The physical function refuses rules, whatever ethtool's exit code is: the relay matches.
+no_rules="$IF takes no rules \(ntuple\): .*not supported"
+unruled() {
+  shows "not supported" ethtool -N $IF flow-type udp4 dst-ip $HERE dst-port 7007 vf 0 queue 0 || return 1
+  shows "udp +$HERE:7007.* vf0 +dpdk.* software: Function not implemented; $no_rules" bypassctl filters list &&
+    shows "vf0: no rules elsewhere lead to it: $no_rules" bypassctl doctor vf0
+}
 shown() {
   shows "udp +$HERE:7007.* vf0 +dpdk.* software: Function not implemented" bypassctl filters list && shows "udp .*$HERE:7007.*dpdk" bypassctl sockets &&
     shows "$HERE:7007.*bypass" bypassctl explain --all && within 60 shows "vf0 +dpdk +redirected" bypassctl stats &&
@@ -17,6 +24,7 @@ accelerated echo udpecho --bind $HERE --port 7007; echo_pid=$started
 has_filter "udp +$HERE:7007"
 check "udpecho" ask 100
 check "filters, sockets, explain and stats say dpdk" shown
+check "the physical function takes no rules: said, and served all the same" unruled
 # The card looks at checksums and writes them; a wrong one is dropped all the same.
 counts() { within 60 shows "$1" bypassctl stats; }
 checksums() {

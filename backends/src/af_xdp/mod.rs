@@ -42,7 +42,9 @@ pub use netdev::{Interface, interfaces};
 pub use nic::{
     FilterCounters, FilterKey, Mode, Nic, NicConfig, QUEUES_PER_SLOT, RING_ENTRIES, SLOTS,
 };
+pub(crate) use ntuple::Ntuple;
 pub use own_queue::Rule;
+pub(crate) use own_queue::{Card, Destination, of_function, try_rule};
 pub use program::{COUNTERS, Flow, Listener, Target};
 pub use queue_pair::AfXdpQueuePair;
 pub use umem::{HEADROOM, PacketMemory, longest_frame};

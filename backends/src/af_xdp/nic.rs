@@ -13,7 +13,7 @@ use super::error::{self, NicError, failed};
 use super::flow_table::{FlowTable, Geometry};
 use super::netdev::{self, Interface};
 use super::ntuple::Ntuple;
-use super::own_queue::{OwnQueue, Rule};
+use super::own_queue::{self, OwnQueue, Rule};
 use super::program::{self, COUNTERS, Flow, Grant, Listener, Maps, Target};
 use super::umem::{PacketMemory, longest_frame};
 use super::xsk::OpenedQueue;
@@ -197,6 +197,13 @@ impl Nic {
         let (own, refused) = OwnQueue::take_over(Box::new(card), queue, &filters);
         self.own = Some(own);
         refused
+    }
+
+    /// Why [`Self::take_queue`] is refused, if that shows without it: of an interface whose queues
+    /// are open.
+    #[must_use]
+    pub fn why_no_queue(&self) -> Option<String> {
+        own_queue::refusal(&Ntuple::new(&self.interface.name), self.queue_count)
     }
 
     /// The queues that are to be opened.

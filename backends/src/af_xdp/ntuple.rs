@@ -8,7 +8,7 @@
 use rustix::io::Errno;
 
 use super::netdev;
-use super::own_queue::{Card, Rule};
+use super::own_queue::{Card, Destination, Rule};
 
 const ETHTOOL_GRXCLSRLCNT: u32 = 0x2e;
 const ETHTOOL_GRXCLSRULE: u32 = 0x2f;
@@ -51,12 +51,12 @@ const RXNFC: usize = 192;
 
 /// An interface's.
 #[derive(Debug)]
-pub(super) struct Ntuple {
+pub(crate) struct Ntuple {
     name: String,
 }
 
 impl Ntuple {
-    pub(super) fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let name = name.to_owned();
         Self { name }
     }
@@ -95,12 +95,12 @@ impl Ntuple {
         free_place(&taken, all)
     }
 
-    /// What is kept in a place and leads to a queue; `Some(None)` when it is no [`Rule`].
-    fn led(&self, location: u32, queue: u32) -> Option<Option<Rule>> {
+    /// What is kept in a place and leads there; `Some(None)` when it is no [`Rule`].
+    fn led(&self, location: u32, to: Destination) -> Option<Option<Rule>> {
         let mut answer = [0; RXNFC];
         put(&mut answer, LOCATION, location);
         self.call(ETHTOOL_GRXCLSRULE, &mut answer).ok()?;
-        leads_to(&answer, queue).then(|| read(&answer))
+        leads_to(&answer, to).then(|| read(&answer))
     }
 }
 
@@ -138,8 +138,8 @@ impl Card for Ntuple {
         self.call(ETHTOOL_SRXFHINDIR, &mut request)
     }
 
-    fn insert(&self, rule: &Rule, queue: u32) -> Result<u32, Errno> {
-        let mut request = written(rule, queue, self.place()?);
+    fn insert(&self, rule: &Rule, to: Destination) -> Result<u32, Errno> {
+        let mut request = written(rule, to, self.place()?);
         self.call(ETHTOOL_SRXCLSRLINS, &mut request)?;
         Ok(netdev::word(&request, LOCATION))
     }
@@ -151,20 +151,20 @@ impl Card for Ntuple {
         let _ = self.call(ETHTOOL_SRXCLSRLDEL, &mut request);
     }
 
-    fn has(&self, location: u32, rule: &Rule, queue: u32) -> bool {
-        self.led(location, queue) == Some(Some(*rule))
+    fn has(&self, location: u32, rule: &Rule, to: Destination) -> bool {
+        self.led(location, to) == Some(Some(*rule))
     }
 
-    fn rules(&self, queue: u32) -> Vec<(u32, Option<Rule>)> {
+    fn rules(&self, to: Destination) -> Vec<(u32, Option<Rule>)> {
         let (places, _) = self.places().unwrap_or_default();
-        let led = |location| Some((location, self.led(location, queue)?));
+        let led = |location| Some((location, self.led(location, to)?));
         places.into_iter().filter_map(led).collect()
     }
 }
 
-/// Whether a rule leads to a queue, of this function of the card.
-fn leads_to(rule: &[u8; RXNFC], queue: u32) -> bool {
-    rule[QUEUE..QUEUE + 8] == u64::from(queue).to_ne_bytes()
+/// Whether a rule leads there.
+fn leads_to(rule: &[u8; RXNFC], to: Destination) -> bool {
+    rule[QUEUE..QUEUE + 8] == to.to_ne_bytes()
 }
 
 /// The rule that the kernel tells, when it matches what [`written`] writes and no more.
@@ -195,7 +195,7 @@ fn read(answer: &[u8; RXNFC]) -> Option<Rule> {
 }
 
 /// The request that enters a rule.
-fn written(rule: &Rule, queue: u32, location: u32) -> [u8; RXNFC] {
+fn written(rule: &Rule, to: Destination, location: u32) -> [u8; RXNFC] {
     let (local, _) = &rule.local;
     let is_v4 = local.starts_with(&V4);
     let kind = match (is_v4, rule.protocol == TCP) {
@@ -220,7 +220,7 @@ fn written(rule: &Rule, queue: u32, location: u32) -> [u8; RXNFC] {
     if let Some(remote) = &rule.remote {
         matches(remote, 0, 2 * length);
     }
-    request[QUEUE..QUEUE + 8].copy_from_slice(&u64::from(queue).to_ne_bytes());
+    request[QUEUE..QUEUE + 8].copy_from_slice(&to.to_ne_bytes());
     put(&mut request, LOCATION, location);
     request
 }
@@ -233,6 +233,7 @@ fn put(buffer: &mut [u8], at: usize, value: u32) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::own_queue::of_function;
     use super::*;
 
     fn mapped(last: [u8; 4]) -> [u8; 16] {
@@ -298,6 +299,7 @@ mod tests {
                 assert_eq!(read(&told), Some(rule));
                 told[QUEUE + 4] = 1;
                 assert!(!leads_to(&told, 3), "a queue of a virtual function");
+                assert!(leads_to(&told, of_function(0) | 3));
                 let kind = netdev::word(&told, FLOW);
                 put(&mut told, FLOW, kind | FLOW_EXT);
                 assert_eq!(read(&told), Some(rule));

@@ -32,6 +32,15 @@ use rustix::io::Errno;
 use super::nic::FilterKey;
 use super::program::{Flow, Listener};
 
+/// Where a rule leads, as the kernel writes it: the number of a queue; above it that of a virtual
+/// function of the card, plus one (`ethtool_get_flow_spec_ring_vf` of linux/ethtool.h).
+pub(crate) type Destination = u64;
+
+/// The first queue of a virtual function.
+pub(crate) fn of_function(number: u32) -> Destination {
+    (Destination::from(number) + 1) << 32
+}
+
 /// What a rule matches, whole: a protocol, an address and port of ours, perhaps another end's.
 /// Addresses of IPv4 are mapped ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,19 +88,19 @@ impl Rule {
 }
 
 /// What is asked of a card.
-pub(super) trait Card: Debug + Send + Sync {
+pub(crate) trait Card: Debug + Send + Sync {
     /// The RSS table: a queue for each value of the hash.
     fn table(&self) -> Result<Vec<u32>, Errno>;
     /// Writes it; an empty one is the driver's own.
     fn set_table(&self, table: &[u32]) -> Result<(), Errno>;
     /// Leads a rule's frames to a queue; where the card keeps it.
-    fn insert(&self, rule: &Rule, queue: u32) -> Result<u32, Errno>;
+    fn insert(&self, rule: &Rule, to: Destination) -> Result<u32, Errno>;
     /// Forgets the rule that is kept there.
     fn remove(&self, location: u32);
     /// Whether this rule is kept there and leads to the queue.
-    fn has(&self, location: u32, rule: &Rule, queue: u32) -> bool;
+    fn has(&self, location: u32, rule: &Rule, to: Destination) -> bool;
     /// Where rules are kept that lead to a queue, and which; `None` for what is no [`Rule`].
-    fn rules(&self, queue: u32) -> Vec<(u32, Option<Rule>)>;
+    fn rules(&self, to: Destination) -> Vec<(u32, Option<Rule>)>;
 }
 
 /// A rule that the card has, and the filters that want it.
@@ -122,11 +131,10 @@ impl OwnQueue {
     /// # Errors
     /// Why there is none, in a sentence; the card has nothing of ours then.
     pub(super) fn take(card: Box<dyn Card>, queues: u32) -> Result<Self, String> {
-        let queue = queues.checked_sub(1).filter(|last| *last > 0);
-        let queue = queue.ok_or_else(|| "it has one queue only".to_owned())?;
+        let queue = last(queues)?;
         clear(&*card, queue);
-        try_rule(&*card, queue)?;
-        let led = card.rules(queue).len();
+        try_last(&*card, queue)?;
+        let led = card.rules(queue.into()).len();
         if led > 0 {
             return Err(format!("rules lead to its last queue already ({led})"));
         }
@@ -149,7 +157,7 @@ impl OwnQueue {
         queue: u32,
         filters: &[FilterKey],
     ) -> (Self, usize) {
-        let led = card.rules(queue).into_iter();
+        let led = card.rules(queue.into()).into_iter();
         let found: BTreeMap<Rule, u32> = led
             .filter_map(|(location, rule)| Some((rule?, location)))
             .collect();
@@ -185,7 +193,7 @@ impl OwnQueue {
 
     /// Removes a rule, where the card still has it: places are used again.
     fn remove(&self, rule: &Rule, location: u32) {
-        if self.card.has(location, rule, self.queue) {
+        if self.card.has(location, rule, self.queue.into()) {
             self.card.remove(location);
         }
     }
@@ -207,7 +215,7 @@ impl OwnQueue {
             }
             return Ok(());
         }
-        let location = self.card.insert(&rule, self.queue)?;
+        let location = self.card.insert(&rule, self.queue.into())?;
         let filters = vec![*filter];
         kept.insert(rule, Kept { location, filters });
         Ok(())
@@ -258,10 +266,25 @@ impl Drop for OwnQueue {
     }
 }
 
+/// Why a card gives nobody a queue for himself, if that shows without changing its table.
+pub(super) fn refusal(card: &dyn Card, queues: u32) -> Option<String> {
+    last(queues).and_then(|queue| try_last(card, queue)).err()
+}
+
+/// The last of so many queues.
+fn last(queues: u32) -> Result<u32, String> {
+    let queue = queues.checked_sub(1).filter(|last| *last > 0);
+    queue.ok_or_else(|| "it has one queue only".to_owned())
+}
+
+fn try_last(card: &dyn Card, queue: u32) -> Result<(), String> {
+    try_rule(card, queue.into()).map_err(|why| format!("it {why}"))
+}
+
 /// Removes what a daemon has left that was killed, and its programs with it.
 fn clear(card: &dyn Card, queue: u32) {
     let is_left = card.table().is_ok_and(|it| is_left_over(&it, queue));
-    for (location, rule) in card.rules(queue) {
+    for (location, rule) in card.rules(queue.into()) {
         if rule.is_some_and(|rule| is_left || rule == Rule::TRIAL) {
             card.remove(location);
         }
@@ -273,13 +296,16 @@ fn clear(card: &dyn Card, queue: u32) {
 }
 
 /// Enters a rule that matches nothing and removes it again.
-fn try_rule(card: &dyn Card, queue: u32) -> Result<(), String> {
+///
+/// # Errors
+/// What follows the card's name in a sentence.
+pub(crate) fn try_rule(card: &dyn Card, to: Destination) -> Result<(), String> {
     let location = card
-        .insert(&Rule::TRIAL, queue)
-        .map_err(|errno| format!("it takes no rules (ntuple): {errno}"))?;
-    let is_told = card.has(location, &Rule::TRIAL, queue);
+        .insert(&Rule::TRIAL, to)
+        .map_err(|errno| format!("takes no rules (ntuple): {errno}"))?;
+    let is_told = card.has(location, &Rule::TRIAL, to);
     card.remove(location);
-    let untold = || "it does not tell its rules (ntuple) as they were entered".to_owned();
+    let untold = || "does not tell its rules (ntuple) as they were entered".to_owned();
     is_told.then_some(()).ok_or_else(untold)
 }
 
@@ -381,7 +407,8 @@ mod tests {
             Ok(())
         }
 
-        fn insert(&self, rule: &Rule, queue: u32) -> Result<u32, Errno> {
+        fn insert(&self, rule: &Rule, to: Destination) -> Result<u32, Errno> {
+            let queue = u32::try_from(to).unwrap();
             let mut state = self.state();
             if state.room == 0 {
                 return Err(Errno::OPNOTSUPP);
@@ -397,12 +424,14 @@ mod tests {
             assert!(self.state().rules.remove(&location).is_some());
         }
 
-        fn has(&self, location: u32, rule: &Rule, queue: u32) -> bool {
+        fn has(&self, location: u32, rule: &Rule, to: Destination) -> bool {
+            let queue = u32::try_from(to).unwrap();
             let state = self.state();
             !state.forgets && state.rules.get(&location) == Some(&(Some(*rule), queue))
         }
 
-        fn rules(&self, queue: u32) -> Vec<(u32, Option<Rule>)> {
+        fn rules(&self, to: Destination) -> Vec<(u32, Option<Rule>)> {
+            let queue = u32::try_from(to).unwrap();
             let state = self.state();
             let there = state.rules.iter().filter(|(_, (_, to))| *to == queue);
             there
@@ -466,6 +495,12 @@ mod tests {
         };
         is_refused(&FakeCard::new(&TABLE, 0), 4, "no rules (ntuple): Operation");
         is_refused(&FakeCard::new(&TABLE, 8), 1, "one queue only");
+        let told = |room, queues| refusal(&FakeCard::new(&TABLE, room), queues).unwrap_or_default();
+        assert!(told(0, 4).contains("no rules (ntuple): Operation"));
+        assert_eq!(
+            (told(8, 1).as_str(), told(8, 4).as_str()),
+            ("it has one queue only", "")
+        );
         let rigid = FakeCard::new(&TABLE, 8);
         rigid.state().refuses_tables = true;
         is_refused(&rigid, 4, "RSS table");

@@ -30,7 +30,7 @@
 #include <rte_udp.h>
 #include <rte_version.h>
 
-#define ABI 4
+#define ABI 5
 #define BURST 64
 #define DESCRIPTORS 512
 #define POOL 4095
@@ -51,12 +51,11 @@ struct facts {
 	char driver[32];
 };
 
-/* A frame that came in: ours until it is released. */
+/* A frame that came in: it stays until all of its burst are released, before the next one. */
 struct frame {
 	const uint8_t *bytes;
 	uint32_t length;
 	uint32_t flags;
-	void *handle;
 };
 
 /* What a rule of the port matches: a protocol, our address and port, perhaps the other end's. IPv4
@@ -87,20 +86,25 @@ struct table {
 	int32_t (*start)(int32_t count, char **arguments);
 	int32_t (*open)(struct facts *facts);
 	uint32_t (*receive)(struct frame *into, uint32_t count);
-	void (*release)(const struct frame *frames, uint32_t count);
+	void (*release)(void);
 	int32_t (*send)(const uint8_t *bytes, uint32_t length);
 	uint32_t (*flush)(void);
 	uint32_t (*statistics)(struct statistic *into, uint32_t count);
 	int32_t (*is_lost)(void);
 	void *(*flow_create)(const struct rule *rule);
 	void (*flow_destroy)(void *flow);
+	void (*answer_to)(const uint8_t *mac);
 	void (*close)(void);
 };
 
 static uint16_t port = RTE_MAX_ETHPORTS;
 static struct rte_mempool *pool;
-static struct rte_mbuf *waiting[BURST];
-static uint16_t waiting_count;
+static struct rte_mbuf *waiting[BURST], *lent[BURST];
+static uint16_t waiting_count, lent_count;
+
+/* The port's MAC address, and another one: frames for that become frames for the port's. */
+static uint8_t own_mac[RTE_ETHER_ADDR_LEN], other_mac[RTE_ETHER_ADDR_LEN];
+static int has_other;
 
 static uint32_t offloads;
 /* Frames that came with a verdict, that went with the port's checksum, and that the driver has
@@ -319,6 +323,7 @@ static int32_t open_port(struct facts *facts)
 	if (error)
 		return failed("asking for the MAC address", -error);
 	memcpy(facts->mac, mac.addr_bytes, sizeof(facts->mac));
+	memcpy(own_mac, mac.addr_bytes, sizeof(own_mac));
 	if (rte_eth_dev_get_mtu(port, &facts->mtu))
 		facts->mtu = RTE_ETHER_MTU;
 	snprintf(facts->driver, sizeof(facts->driver), "%s", info.driver_name);
@@ -341,42 +346,54 @@ static uint32_t verdict(const struct rte_mbuf *chunk)
 	return CHECKSUM_GOOD;
 }
 
+/* Frames for this MAC address come too, by rules elsewhere in the card: they are the port's. */
+static void answer_to(const uint8_t *mac)
+{
+	memcpy(other_mac, mac, sizeof(other_mac));
+	has_other = 1;
+}
+
+static void take_for_own(struct rte_mbuf *chunk)
+{
+	uint8_t *to = rte_pktmbuf_mtod(chunk, uint8_t *);
+
+	if (chunk->data_len >= sizeof(own_mac) && !memcmp(to, other_mac, sizeof(other_mac)))
+		memcpy(to, own_mac, sizeof(own_mac));
+}
+
+/* Frames of one burst, which stay what they are until they are released. */
 static uint32_t receive(struct frame *into, uint32_t count)
 {
-	struct rte_mbuf *chunks[BURST];
 	uint16_t most = count < BURST ? count : BURST;
-	uint16_t got = rte_eth_rx_burst(port, 0, chunks, most);
-	uint32_t kept = 0;
+	uint16_t got = rte_eth_rx_burst(port, 0, lent, most), kept = 0;
 
 	for (uint16_t i = 0; i < got; i++) {
-		struct rte_mbuf *chunk = chunks[i];
+		struct rte_mbuf *chunk = lent[i];
 
 		/* Nobody has asked for scattered frames. */
-		if (chunk->nb_segs != 1) {
+		if (unlikely(chunk->nb_segs != 1)) {
 			rte_pktmbuf_free(chunk);
 			continue;
 		}
 		into[kept].bytes = rte_pktmbuf_mtod(chunk, const uint8_t *);
 		into[kept].length = chunk->data_len;
-		into[kept].flags = offloads & RX_CHECKSUMS ? verdict(chunk) : 0;
-		into[kept].handle = chunk;
-		kept++;
+		into[kept].flags = 0;
+		lent[kept++] = chunk;
 	}
+	if (offloads & RX_CHECKSUMS)
+		for (uint16_t i = 0; i < kept; i++)
+			into[i].flags = verdict(lent[i]);
+	if (has_other)
+		for (uint16_t i = 0; i < kept; i++)
+			take_for_own(lent[i]);
+	lent_count = kept;
 	return kept;
 }
 
-static void release(const struct frame *frames, uint32_t count)
+static void release(void)
 {
-	struct rte_mbuf *chunks[BURST];
-	uint32_t kept = 0;
-
-	for (uint32_t i = 0; i < count; i++) {
-		chunks[kept++] = frames[i].handle;
-		if (kept == BURST || i == count - 1) {
-			rte_pktmbuf_free_bulk(chunks, kept);
-			kept = 0;
-		}
-	}
+	rte_pktmbuf_free_bulk(lent, lent_count);
+	lent_count = 0;
 }
 
 /* The transport header of a frame, and the sum of its pseudo-header; NULL unless it is UDP or TCP
@@ -628,5 +645,6 @@ __attribute__((visibility("default"))) const struct table bypass_dpdk = {
 	.is_lost = is_lost,
 	.flow_create = flow_create,
 	.flow_destroy = flow_destroy,
+	.answer_to = answer_to,
 	.close = close_port,
 };

@@ -20,7 +20,7 @@ use crate::relay::{CardFilter, Facts, InCard, Offloads, Port, Rules, Told};
 /// Name of the library.
 pub const LIBRARY: &str = "libbypass_dpdk.so";
 /// Version of the table; plugin.c has the same.
-const ABI: u32 = 4;
+const ABI: u32 = 5;
 /// Frames of one burst.
 const BURST: usize = 64;
 /// Most statistics of a port.
@@ -48,7 +48,6 @@ struct RawFrame {
     bytes: *const u8,
     length: u32,
     flags: u32,
-    handle: *mut c_void,
 }
 
 /// `struct rule`.
@@ -111,13 +110,14 @@ struct Table {
     start: unsafe extern "C" fn(i32, *mut *mut c_char) -> i32,
     open: unsafe extern "C" fn(*mut RawFacts) -> i32,
     receive: unsafe extern "C" fn(*mut RawFrame, u32) -> u32,
-    release: unsafe extern "C" fn(*const RawFrame, u32),
+    release: unsafe extern "C" fn(),
     send: unsafe extern "C" fn(*const u8, u32) -> i32,
     flush: unsafe extern "C" fn() -> u32,
     statistics: unsafe extern "C" fn(*mut RawStatistic, u32) -> u32,
     is_lost: unsafe extern "C" fn() -> i32,
     flow_create: unsafe extern "C" fn(*const RawRule) -> *mut c_void,
     flow_destroy: unsafe extern "C" fn(*mut c_void),
+    answer_to: unsafe extern "C" fn(*const u8),
     close: unsafe extern "C" fn(),
 }
 
@@ -283,6 +283,14 @@ pub struct DpdkPort {
     plugin: Plugin,
 }
 
+impl DpdkPort {
+    /// Takes frames for this MAC address for its own: rules elsewhere in the card lead them here.
+    pub fn answer_to(&mut self, mac: [u8; 6]) {
+        // SAFETY: reads six bytes.
+        unsafe { (self.plugin.table.answer_to)(mac.as_ptr()) }
+    }
+}
+
 impl Port for DpdkPort {
     fn facts(&self) -> Facts {
         self.facts.clone()
@@ -298,14 +306,13 @@ impl Port for DpdkPort {
             bytes: std::ptr::null(),
             length: 0,
             flags: 0,
-            handle: std::ptr::null_mut(),
         };
         let mut frames = [NONE; BURST];
         // SAFETY: there is room for as many.
         let count = unsafe { (self.plugin.table.receive)(frames.as_mut_ptr(), BURST as u32) };
         let frames = frames.get(..count as usize).unwrap_or_default();
         for frame in frames {
-            // SAFETY: the frame is ours until it is released, and nobody writes to it.
+            // SAFETY: the frame is ours until the burst is released, and nobody writes to it.
             let bytes = unsafe { std::slice::from_raw_parts(frame.bytes, frame.length as usize) };
             let told = Told {
                 stamp: 0,
@@ -313,8 +320,8 @@ impl Port for DpdkPort {
             };
             each(bytes, told);
         }
-        // SAFETY: those that came, once.
-        unsafe { (self.plugin.table.release)(frames.as_ptr(), frames.len() as u32) };
+        // SAFETY: no slice of them is left.
+        unsafe { (self.plugin.table.release)() };
         frames.len()
     }
 

@@ -91,7 +91,8 @@ pub struct Message {
     pub has_rules: u8,
     pub(super) spare: u8,
     /// Name of the driver (Ready), or what DPDK said (Failed), padded with NULs. Behind the first
-    /// NUL of a Ready is why the port takes no rules.
+    /// NUL of a Ready is why the port takes no rules, then the interface at which there are rules
+    /// that lead to it, then why there are none.
     pub(super) text: [u8; 1024],
 }
 

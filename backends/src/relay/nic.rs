@@ -49,6 +49,9 @@ pub struct RelayNic {
     pub offloads: Offloads,
     /// Why a port that is not bifurcated takes no rules, if it does not.
     pub rules: Result<(), String>,
+    /// The interface at which there are rules that lead to the port (see
+    /// [`super::PhysicalRules`]), or why there are none; `None` = nobody has asked for them.
+    pub physical: Option<Result<String, String>>,
     /// Its filters, which the relay reads.
     pub filters: Arc<Filters>,
     /// What it has counted, see [`super::read_board`].
@@ -216,6 +219,7 @@ fn nic(message: &Message, fds: Vec<OwnedFd>) -> Result<RelayNic, Errno> {
         ifindex: message.ifindex,
         driver: message.text(),
         rules: rules(message),
+        physical: physical(message),
         sleeps: message.sleeps != 0,
         is_bifurcated: message.is_bifurcated != 0,
         offloads: Offloads {
@@ -241,6 +245,15 @@ fn rules(message: &Message) -> Result<(), String> {
     })
 }
 
+fn physical(message: &Message) -> Option<Result<String, String>> {
+    let [through, refused] = [2, 3].map(|number| Some(message.part(number)));
+    let told = |it: &String| !it.is_empty();
+    through
+        .filter(told)
+        .map(Ok)
+        .or_else(|| refused.filter(told).map(Err))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::control::{accept_daemon, claim};
@@ -260,6 +273,14 @@ mod tests {
         assert_eq!(rules(&message), Ok(()));
         let long = Message::new(Kind::Ready).with_text(&"x".repeat(5000));
         assert!(rules(&long).is_err());
+        assert_eq!((physical(&message), physical(&long)), (None, None));
+        for (text, expected) in [
+            ("net_ixgbe_vf\0\0eth0\0", Ok("eth0".to_owned())),
+            ("net_ixgbe_vf\0\0\0no", Err("no".to_owned())),
+        ] {
+            message = Message::new(Kind::Ready).with_text(text);
+            assert_eq!(physical(&message), Some(expected));
+        }
     }
 
     #[test]

@@ -26,7 +26,8 @@ pub struct InCard {
     pub filter: CardFilter,
     /// Number of the card's queue that it leads to.
     pub queue: u32,
-    /// What the card's library knows it by: a number and a kind.
+    /// What the card's library knows it by: a number and a kind. Of a DPDK port's physical function
+    /// ([`super::PHYSICAL`]) the place in the card.
     pub cookie: [i32; 2],
 }
 

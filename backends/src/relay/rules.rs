@@ -82,12 +82,21 @@ impl<H> Rules<H> {
 
     /// Those that the port has.
     pub fn in_card(&self) -> Vec<InCard> {
+        self.taken(|number, _| [number, 0])
+    }
+
+    /// The same with cookies of what they are known as.
+    pub(super) fn told(&self, cookie: impl Fn(&H) -> [i32; 2]) -> Vec<InCard> {
+        self.taken(|_, handle| cookie(handle))
+    }
+
+    fn taken(&self, cookie: impl Fn(i32, &H) -> [i32; 2]) -> Vec<InCard> {
         let taken = self.known.iter().filter_map(|(filter, rule)| {
-            let (number, _) = rule.as_ref()?;
+            let (number, handle) = rule.as_ref()?;
             Some(InCard {
                 filter: *filter,
                 queue: 0,
-                cookie: [*number, 0],
+                cookie: cookie(*number, handle),
             })
         });
         taken.collect()

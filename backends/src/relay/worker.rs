@@ -32,7 +32,8 @@ use super::board;
 use super::control::{Kind, Message, accept_daemon};
 use super::face::Face;
 use super::memory::Memory;
-use super::port::{BURST, Facts, Port, Told};
+use super::physical::PhysicalRules;
+use super::port::{BURST, CardFilter, Facts, Port, Told};
 use super::rings::{CHECKSUM_GOOD, Rings, Slot, is_unread};
 use super::roster;
 use super::steering::{Filters, Verdict};
@@ -87,6 +88,9 @@ struct Stack {
 pub struct Relay {
     port: Box<dyn Port>,
     facts: Facts,
+    /// Rules at the physical function that lead to the port, or why there are none; `None` = nobody
+    /// has asked for them.
+    physical: Option<Result<PhysicalRules, String>>,
     /// Of the descriptor that is watched.
     epoch: Option<u64>,
     face: Face,
@@ -143,6 +147,7 @@ impl Relay {
         let mut relay = Self {
             port,
             facts,
+            physical: None,
             epoch: None,
             face,
             filters,
@@ -171,6 +176,15 @@ impl Relay {
             .and_then(|()| relay.watch_port())
             .map_err(failed("filling the epoll set"))?;
         Ok(relay)
+    }
+
+    /// The same with rules at the physical function of the port's, or why there are none.
+    #[must_use]
+    pub fn with_physical(self, rules: Option<Result<PhysicalRules, String>>) -> Self {
+        Self {
+            physical: rules,
+            ..self
+        }
     }
 
     /// Watches the port's descriptor, if it is not watched yet.
@@ -341,13 +355,24 @@ impl Relay {
     /// Has the rules of a port that is not bifurcated follow the tables, which decide without them:
     /// so nobody waits for that.
     fn follow_rules(&mut self) {
-        if self.facts.is_bifurcated || self.facts.no_rules.is_some() {
+        let has_rules = self.facts.no_rules.is_none() || matches!(self.physical, Some(Ok(_)));
+        if self.facts.is_bifurcated || !has_rules {
             return;
         }
         let led = self.stack.as_ref().map(|_| self.filters.of_card());
-        let wanted = led.into_iter().flatten().collect();
         // What the port does not take, the tables match.
-        let _ = self.port.lead(&wanted);
+        let _ = self.lead(&led.into_iter().flatten().collect());
+    }
+
+    /// Makes these the rules of the port, and of its physical function.
+    fn lead(&mut self, wanted: &BTreeSet<CardFilter>) -> Result<(), String> {
+        if let Some(Ok(rules)) = &mut self.physical {
+            rules.follow(wanted);
+        }
+        match self.facts.no_rules {
+            None => self.port.lead(wanted),
+            Some(_) => Ok(()),
+        }
     }
 
     /// Sleeps until there is work or for so long; whether the relay is to end.
@@ -413,7 +438,7 @@ impl Relay {
     fn follow_filters(&mut self, number: u32) {
         let wanted = self.filters.of_card().collect();
         let answer = Message::new(Kind::Steered);
-        let answer = match self.port.lead(&wanted) {
+        let answer = match self.lead(&wanted) {
             Ok(()) => answer,
             Err(words) => answer.with_text(&words),
         };
@@ -430,7 +455,11 @@ impl Relay {
             number,
             ..Message::new(Kind::Listed)
         };
-        if let (Some(daemon), Ok(roster)) = (&self.daemon, roster::write(&self.port.in_card())) {
+        let mut filters = self.port.in_card();
+        if let Some(Ok(rules)) = &self.physical {
+            filters.extend(rules.in_card());
+        }
+        if let (Some(daemon), Ok(roster)) = (&self.daemon, roster::write(&filters)) {
             // A daemon that is gone wants no answer.
             let _ = answer.send(daemon, &[roster.as_fd()]);
         }
@@ -442,7 +471,16 @@ impl Relay {
             return false;
         };
         let why = self.facts.no_rules.as_deref();
-        let text = format!("{}\0{}", self.facts.driver, why.unwrap_or_default());
+        let [through, refused] = match &self.physical {
+            None => ["", ""],
+            Some(Ok(rules)) => [rules.interface(), ""],
+            Some(Err(why)) => ["", why],
+        };
+        let driver = &self.facts.driver;
+        let text = format!(
+            "{driver}\0{}\0{through}\0{refused}",
+            why.unwrap_or_default()
+        );
         let has_rules = !self.facts.is_bifurcated && why.is_none();
         let ready = Message {
             ifindex: self.face.ifindex(),
@@ -488,6 +526,9 @@ impl Relay {
                     self.stack = None;
                     // What no stack has is the kernel's: no filter fails to go.
                     let _ = self.port.lead(&BTreeSet::new());
+                    if let Some(Ok(rules)) = &mut self.physical {
+                        rules.clear();
+                    }
                 }
                 Some(Kind::End) => return true,
                 Some(Kind::Steer) => self.follow_filters(message.number),
@@ -616,5 +657,196 @@ pub(super) fn timespec(duration: Duration) -> Timespec {
     Timespec {
         tv_sec: duration.as_secs() as i64,
         tv_nsec: i64::from(duration.subsec_nanos()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::BorrowedFd;
+    use std::sync::{Arc, Mutex};
+
+    use rustix::fs::{MemfdFlags, SealFlags};
+
+    use super::super::control::claim;
+    use super::super::nic::{Answer, Link, OpenQueue, RelayNic};
+    use super::super::physical::tests::FakePhysical;
+    use super::super::port::{InCard, Offloads};
+    use super::*;
+    use crate::af_xdp::{FilterKey, Listener};
+
+    type Filters = BTreeSet<CardFilter>;
+
+    /// A port in software that takes rules, or not, and notes what it is told: a double.
+    #[derive(Debug)]
+    struct FakePort {
+        no_rules: Option<String>,
+        told: Arc<Mutex<Vec<Filters>>>,
+    }
+
+    impl Port for FakePort {
+        fn facts(&self) -> Facts {
+            Facts {
+                mac: [2, 0x18, 0, 0, 0, 1],
+                mtu: 1500,
+                driver: "fake".to_owned(),
+                // Else the relay makes a device; the tests take it back.
+                is_bifurcated: true,
+                offloads: Offloads::default(),
+                no_rules: self.no_rules.clone(),
+            }
+        }
+
+        fn receive(&mut self, _: &mut dyn FnMut(&[u8], Told)) -> usize {
+            0
+        }
+
+        #[expect(unsafe_code, reason = "UNSAFETY: the trait's; nothing is read here")]
+        unsafe fn send(&mut self, _: *const u8, _: u32) -> bool {
+            true
+        }
+
+        fn flush(&mut self) -> u32 {
+            0
+        }
+
+        fn statistics(&self) -> Vec<(String, u64)> {
+            Vec::new()
+        }
+
+        fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+
+        fn lead(&mut self, wanted: &Filters) -> Result<(), String> {
+            self.told.lock().unwrap().push(wanted.clone());
+            Ok(())
+        }
+
+        fn in_card(&self) -> Vec<InCard> {
+            let told = self.told.lock().unwrap();
+            let filter = |filter: &CardFilter| InCard {
+                filter: *filter,
+                queue: 0,
+                cookie: [7, 0],
+            };
+            told.last().into_iter().flatten().map(filter).collect()
+        }
+    }
+
+    /// A relay, not bifurcated, over such a port, the daemon's side, and a stack that has it.
+    struct Bed {
+        relay: Relay,
+        link: Link,
+        nic: RelayNic,
+        told: Arc<Mutex<Vec<Filters>>>,
+        _queue: OpenQueue,
+    }
+
+    impl Bed {
+        fn new(name: &str, no_rules: Option<&str>, physical: Option<&FakePhysical>) -> Self {
+            const CHUNK: u32 = 2048;
+            let told = Arc::default();
+            let port = FakePort {
+                no_rules: no_rules.map(str::to_owned),
+                told: Arc::clone(&told),
+            };
+            let device = format!("{name}-{}", std::process::id());
+            let listener = claim(&device).unwrap();
+            let relay = Relay::new("lo", Box::new(port), listener, 1).unwrap();
+            let mut relay = relay.with_physical(physical.map(|it| it.open(0)));
+            relay.facts.is_bifurcated = false;
+            let link = Link::connect(&device).unwrap();
+            relay.attend();
+            let Some(Answer::Ready(nic)) = link.hear().unwrap() else {
+                panic!("the relay says nothing");
+            };
+            let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+            let memory = rustix::fs::memfd_create("packets", flags).unwrap();
+            rustix::fs::ftruncate(&memory, u64::from(CHUNK) * 64).unwrap();
+            rustix::fs::fcntl_add_seals(&memory, SealFlags::SHRINK).unwrap();
+            let flows = FlowTable::create(16, 1).unwrap();
+            let queue = link.attach(memory.as_fd(), CHUNK, flows.as_fd(), 16);
+            relay.attend();
+            assert!(relay.stack.is_some());
+            Self {
+                relay,
+                link,
+                nic,
+                told,
+                _queue: queue.unwrap(),
+            }
+        }
+
+        fn listener(port: u16) -> FilterKey {
+            FilterKey::Listener(Listener::at([9; 16], port, 17))
+        }
+
+        /// What the port was told last.
+        fn last(&self) -> Option<Filters> {
+            self.told.lock().unwrap().last().cloned()
+        }
+
+        /// Has the relay attend until the port was told this.
+        fn until(&mut self, ports: &[u16]) {
+            let end = Instant::now() + Duration::from_secs(20);
+            while self.last() != Some(filters(ports)) {
+                assert!(Instant::now() < end, "{:?}", self.last());
+                self.relay.attend();
+                std::thread::yield_now();
+            }
+        }
+
+        /// What the daemon gets for an answer when it asks for the filters in the card.
+        fn listed(&mut self) -> Vec<InCard> {
+            let number = self.link.ask_filters().unwrap();
+            self.relay.attend();
+            let end = Instant::now() + Duration::from_secs(20);
+            self.link.filters_in_card(number, end).unwrap()
+        }
+    }
+
+    fn filters(ports: &[u16]) -> Filters {
+        let filter = |port: &u16| CardFilter {
+            protocol: 17,
+            local: ([9; 16], *port),
+            remote: None,
+        };
+        ports.iter().map(filter).collect()
+    }
+
+    #[test]
+    fn rules_follow_the_tables_by_themselves_and_before_they_are_told() {
+        let mut bed = Bed::new("follow", None, None);
+        bed.nic.filters.add(&Bed::listener(7), 2048).unwrap();
+        bed.until(&[7]);
+        bed.nic.filters.add(&Bed::listener(8), 2048).unwrap();
+        // A filter that keeps its flows in the kernel wants none.
+        bed.nic.filters.add(&Bed::listener(9), 0).unwrap();
+        let listed = bed.listed();
+        assert_eq!(bed.last(), Some(filters(&[7, 8])), "before the next second");
+        assert_eq!(listed.len(), 2);
+        bed.nic.filters.remove(&Bed::listener(7));
+        bed.until(&[8]);
+        bed.link.detach();
+        bed.until(&[]);
+    }
+
+    #[test]
+    fn a_port_without_rules_is_asked_for_none_and_its_physical_functions_are() {
+        let card = FakePhysical::new(4);
+        let mut bed = Bed::new("physical", Some("not at all"), Some(&card));
+        assert_eq!(bed.nic.rules, Err("not at all".to_owned()));
+        assert_eq!(bed.nic.physical, Some(Ok("eth0".to_owned())));
+        bed.nic.filters.add(&Bed::listener(7), 2048).unwrap();
+        let listed = bed.listed();
+        assert_eq!(card.led(0), [7]);
+        assert_eq!(listed[0].cookie, [0, super::super::PHYSICAL]);
+        bed.link.detach();
+        bed.relay.attend();
+        assert_eq!(card.led(0), []);
+        let mut plain = Bed::new("plain", Some("not at all"), None);
+        plain.nic.filters.add(&Bed::listener(7), 2048).unwrap();
+        assert_eq!((plain.listed(), plain.last()), (Vec::new(), None));
+        assert_eq!(plain.nic.physical, None);
     }
 }

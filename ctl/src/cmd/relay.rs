@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use bypass_backends::dpdk::{DpdkPort, LIBRARY, Plugin};
 use bypass_backends::ef_vi::{self, EfViPort, Settings};
-use bypass_backends::relay::{Port, Relay, tell_failure};
+use bypass_backends::relay::{PhysicalRules, Port, Relay, tell_failure};
 
 use crate::Failure;
 use crate::source::pci::Machine;
@@ -44,6 +44,9 @@ pub struct RelayCommand {
     /// More arguments for DPDK's environment.
     #[arg(long, allow_hyphen_values = true)]
     eal: Vec<String>,
+    /// Rules at the physical function lead to the device too.
+    #[arg(long)]
+    physical_rules: bool,
     /// The plugin.
     #[arg(long)]
     plugin: Option<PathBuf>,
@@ -73,6 +76,7 @@ impl RelayCommand {
 
     fn open(&self, listener: &OwnedFd) -> Result<Relay, String> {
         let listener = listener.try_clone().map_err(|error| error.to_string())?;
+        let mut physical = None;
         let port: Box<dyn Port> = if self.ef_vi {
             let library = self.library.as_deref();
             let library = library.unwrap_or_else(|| Path::new(ef_vi::LIBRARY));
@@ -82,9 +86,24 @@ impl RelayCommand {
             };
             Box::new(EfViPort::open(library, &self.name, settings)?)
         } else {
-            Box::new(self.open_dpdk()?)
+            let mut port = self.open_dpdk()?;
+            physical = self.physical_rules.then(|| self.open_physical());
+            if let Some(Ok(rules)) = &physical {
+                let mac = rules.mac();
+                mac.into_iter().for_each(|mac| port.answer_to(mac));
+            }
+            Box::new(port)
         };
-        Relay::new(&self.name, port, listener, random()?)
+        let relay = Relay::new(&self.name, port, listener, random()?)?;
+        Ok(relay.with_physical(physical))
+    }
+
+    fn open_physical(&self) -> Result<PhysicalRules, String> {
+        let physical = self.address().and_then(|it| Machine::here().physical(it));
+        let (interface, number) = physical.ok_or_else(|| {
+            "it is no virtual function whose physical one is an interface here".to_owned()
+        })?;
+        PhysicalRules::open(&interface, number)
     }
 
     fn open_dpdk(&self) -> Result<DpdkPort, String> {

@@ -134,6 +134,9 @@ impl Device {
         if let Some(queues) = wanted.queues {
             command.args(["--queues", &queues.to_string()]);
         }
+        if wanted.physical_rules {
+            command.arg("--physical-rules");
+        }
         for argument in &wanted.eal {
             command.args(["--eal", argument]);
         }

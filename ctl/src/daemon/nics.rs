@@ -71,7 +71,7 @@ pub(super) struct OpenNic {
     /// Why frames of some queue are copied, where the configuration says that they are not to be.
     pub copies: Option<String>,
     /// Why the stack has no queue for itself, where the configuration says that it is to; or what
-    /// does not come to the one that it has.
+    /// does not come to the one that it has; or why there are no rules at a physical function.
     pub shared: Option<String>,
 }
 
@@ -141,6 +141,27 @@ impl OpenNic {
         refused
     }
 
+    /// Says of an interface taken over what it has not of what the configuration asks for. Only the
+    /// daemon that has opened it knew why; what still shows is told. `copied` is a queue whose
+    /// frames are copied.
+    pub(super) fn tell_again(&mut self, policy: &Policy, name: &str, copied: Option<(u32, u32)>) {
+        const SINCE: &str = "since before this daemon";
+        let Driver::AfXdp(nic) = &self.driver else {
+            return;
+        };
+        if let Some((queue, chunk_size)) = copied.filter(|_| policy.zero_copy(name)) {
+            self.copies = Some(match stacks::fits_drivers(chunk_size) {
+                true => format!("frames of queue {queue} are copied: {SINCE}"),
+                false => small_chunks(chunk_size),
+            });
+        }
+        if policy.own_queue(name) && nic.rules().is_none() {
+            let why = nic.why_no_queue();
+            let why = why.as_deref().unwrap_or(SINCE);
+            self.shared = Some(format!("all queues are served: {why}"));
+        }
+    }
+
     /// The rules that lead to such a queue.
     pub(super) fn rules(&self) -> Option<Vec<InCard>> {
         let Driver::AfXdp(nic) = &self.driver else {
@@ -159,21 +180,16 @@ impl OpenNic {
         Some(nic.rules()?.into_iter().map(told).collect())
     }
 
-    /// Who matches the frames of a filter, which the card has or not: it, or software and why.
-    pub(super) fn matched_by(&self, is_in_card: bool) -> String {
+    /// Who matches the frames of a filter, which the card has or not, and its physical function has
+    /// or not: they, or software and why.
+    pub(super) fn matched_by(&self, is_in_card: bool, is_in_physical: bool) -> String {
         let why = match &self.driver {
             Driver::AfXdp(_) if is_in_card => return "hardware".to_owned(),
             Driver::AfXdp(nic) if nic.rules().is_some() => "the card has no rule for it",
             Driver::AfXdp(_) => self.shared.as_deref().unwrap_or("the XDP program"),
-            Driver::Relayed { nic, .. } if nic.is_bifurcated => return "hardware".to_owned(),
-            // Its one queue gets every frame, whatever its rules are.
-            Driver::Relayed { .. } if is_in_card => {
-                return "software (the port has a rule)".to_owned();
+            Driver::Relayed { nic, .. } => {
+                return matched_by_relay(nic, is_in_card, is_in_physical);
             }
-            Driver::Relayed { nic, .. } => match &nic.rules {
-                Ok(()) => "the port has no rule for it",
-                Err(why) => why,
-            },
         };
         format!("software: {why}")
     }
@@ -301,6 +317,11 @@ impl OpenNic {
                 let entered = nic.filters.add(&key(flow), *longest);
                 entered.map_err(|errno| failed(errno, "entering the filter".to_owned()))?;
                 if !nic.is_bifurcated {
+                    // What others send by the other MAC address is the kernel's until then. A relay
+                    // that does not answer, or a rule that is refused, leaves it so.
+                    if has_physical(nic) {
+                        let _ = link.steer();
+                    }
                     return Ok(());
                 }
                 link.steer().map_err(|words| {
@@ -330,7 +351,7 @@ impl OpenNic {
             Driver::AfXdp(nic) => nic.remove_filter(key),
             Driver::Relayed { nic, link, .. } => {
                 nic.filters.remove(&key);
-                if nic.is_bifurcated {
+                if nic.is_bifurcated || has_physical(nic) {
                     // What still comes, the relay gives to the kernel.
                     let _ = link.steer();
                 }
@@ -353,7 +374,9 @@ impl OpenNic {
     pub(super) fn ask_card(&self) -> Option<Asked<'_>> {
         match &self.driver {
             // A relay that does not answer shows in other lists.
-            Driver::Relayed { nic, link, .. } if nic.is_bifurcated || nic.rules.is_ok() => {
+            Driver::Relayed { nic, link, .. }
+                if nic.is_bifurcated || nic.rules.is_ok() || has_physical(nic) =>
+            {
                 let number = link.ask_filters().ok()?;
                 Some(Asked { link, number })
             }
@@ -444,6 +467,32 @@ pub(super) fn of_relay(nic: &RelayNic) -> Backend {
         Backend::EfVi
     } else {
         Backend::Dpdk
+    }
+}
+
+/// Whether rules elsewhere in the card lead to its port.
+fn has_physical(nic: &RelayNic) -> bool {
+    matches!(nic.physical, Some(Ok(_)))
+}
+
+/// Who matches the frames of a relay's filter, see [`OpenNic::matched_by`].
+fn matched_by_relay(nic: &RelayNic, is_in_card: bool, is_in_physical: bool) -> String {
+    if nic.is_bifurcated {
+        return "hardware".to_owned();
+    }
+    if let Some(Ok(through)) = nic.physical.as_ref().filter(|_| is_in_physical) {
+        return format!("the card's rule (through {through})");
+    }
+    // Its one queue gets every frame, whatever its rules are.
+    let said = match &nic.rules {
+        _ if is_in_card => "software (the port has a rule)".to_owned(),
+        Ok(()) => "software: the port has no rule for it".to_owned(),
+        Err(why) => format!("software: {why}"),
+    };
+    match &nic.physical {
+        None => said,
+        Some(Ok(through)) => format!("{said}; {through} has no rule for it"),
+        Some(Err(why)) => format!("{said}; {why}"),
     }
 }
 
@@ -565,12 +614,7 @@ impl OpenNic {
         let is_possible = stacks::fits_drivers(chunk_size);
         let nic = nic.without_copies(zero_copy && is_possible);
         let mut open = Self::new(Driver::AfXdp(Box::new(nic)), owner);
-        open.copies = (zero_copy && !is_possible).then(|| {
-            format!(
-                "frames are copied: the stack was made before zero_copy was asked for, with chunks \
-                 of {chunk_size} bytes"
-            )
-        });
+        open.copies = (zero_copy && !is_possible).then(|| small_chunks(chunk_size));
         if policy.own_queue(&link.name) {
             open.take_queue();
         }
@@ -584,6 +628,7 @@ impl OpenNic {
         stack: &StackEntry,
         rings: Option<OwnedFd>,
     ) -> Self {
+        let refused = nic.physical.clone().and_then(Result::err);
         let driver = Driver::Relayed {
             nic,
             link,
@@ -591,7 +636,9 @@ impl OpenNic {
             flows: None,
             rings,
         };
-        Self::new(driver, stack.uid)
+        let mut open = Self::new(driver, stack.uid);
+        open.shared = refused.map(|why| format!("no rules elsewhere lead to it: {why}"));
+        open
     }
 
     fn new(driver: Driver, owner: u32) -> Self {
@@ -641,6 +688,14 @@ impl OpenNic {
             Driver::Relayed { nic, .. } => nic.ifindex,
         }
     }
+}
+
+/// Why the frames of all queues are copied: drivers need larger chunks.
+fn small_chunks(chunk_size: u32) -> String {
+    format!(
+        "frames are copied: the stack was made before zero_copy was asked for, with chunks of \
+         {chunk_size} bytes"
+    )
 }
 
 /// Why the frames of a queue are copied all the same.
@@ -752,7 +807,65 @@ pub(super) fn too_big(link: &LinkInfo, chunk_size: u32) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use bypass_backends::relay::Filters;
+
     use super::*;
+
+    fn relayed(rules: Result<(), &str>, physical: Option<Result<&str, &str>>) -> RelayNic {
+        let text = |it: &str| it.to_owned();
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        RelayNic {
+            ifindex: 7,
+            driver: text("net_ixgbe_vf"),
+            sleeps: false,
+            is_bifurcated: false,
+            offloads: Offloads::default(),
+            rules: rules.map_err(text),
+            physical: physical.map(|it| it.map(text).map_err(text)),
+            filters: Arc::new(Filters::create(1).expect("the tables of filters")),
+            board: Arc::new(rustix::fs::memfd_create("board", flags).expect("a board")),
+            rings: None,
+        }
+    }
+
+    #[test]
+    fn a_ports_filters_are_matched_by_software_unless_a_rule_leads_here() {
+        let none = Err("Function not implemented");
+        let (taken, refused) = (Some(Ok("eth0")), Some(Err("eth0 takes no rules")));
+        for (rules, physical, [in_card, in_physical], expected) in [
+            (none, None, [false; 2], "software: Function not implemented"),
+            (
+                Ok(()),
+                None,
+                [true, false],
+                "software (the port has a rule)",
+            ),
+            (
+                Ok(()),
+                None,
+                [false; 2],
+                "software: the port has no rule for it",
+            ),
+            (none, taken, [false, true], "the card's rule (through eth0)"),
+            (
+                none,
+                taken,
+                [false; 2],
+                "software: Function not implemented; eth0 has no rule for it",
+            ),
+            (
+                none,
+                refused,
+                [false; 2],
+                "software: Function not implemented; eth0 takes no rules",
+            ),
+        ] {
+            let mut nic = relayed(rules, physical);
+            assert_eq!(matched_by_relay(&nic, in_card, in_physical), expected);
+            nic.is_bifurcated = true;
+            assert_eq!(matched_by_relay(&nic, in_card, in_physical), "hardware");
+        }
+    }
 
     #[test]
     fn a_vlan_is_served_where_it_is_a_cards() {

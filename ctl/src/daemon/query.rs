@@ -449,7 +449,10 @@ fn hardware(cards: &Cards, ifindex: u32, flows: &[Flow]) -> Value {
 
 /// Who matches the frames of a filter, of which the card has these.
 fn matched_by(nic: &OpenNic, hardware: &Value) -> String {
-    nic.matched_by(hardware.as_array().is_some_and(|it| !it.is_empty()))
+    let is_physical = |it: &&Value| it["cookie_type"] == relay::PHYSICAL;
+    let there = || hardware.as_array().into_iter().flatten();
+    let physical = there().filter(is_physical).count();
+    nic.matched_by(there().count() > physical, physical > 0)
 }
 
 /// The flow that grants a stack the connections of an address.

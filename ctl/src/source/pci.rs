@@ -121,14 +121,20 @@ impl Machine {
     /// without the domain); `None` = it tells none, or its driver is not the kernel's.
     #[must_use]
     pub fn given_mac(&self, address: &str) -> Option<[u8; 6]> {
+        let (name, number) = self.physical(address)?;
+        let ifindex = word(&self.sys.join("class/net").join(name).join("ifindex"))?;
+        function_mac(ifindex.parse().ok()?, number).ok().flatten()
+    }
+
+    /// The interface of the physical function of a virtual one (its address with or without the
+    /// domain), and its number there.
+    #[must_use]
+    pub fn physical(&self, address: &str) -> Option<(String, u32)> {
         let function = self.find(address)?;
         let physical = self.function(function.physical?);
         let mut numbers = (0..).zip(&physical.virtuals);
         let (number, _) = numbers.find(|(_, virtual_)| **virtual_ == function.address)?;
-        physical.interfaces.iter().find_map(|name| {
-            let ifindex = word(&self.sys.join("class/net").join(name).join("ifindex"))?;
-            function_mac(ifindex.parse().ok()?, number).ok().flatten()
-        })
+        Some((physical.interfaces.first()?.clone(), number))
     }
 
     /// Folder of a function.

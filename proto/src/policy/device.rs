@@ -6,6 +6,7 @@
 //! name    = "vf0"                    # the interface that the kernel gets for it
 //! backend = "dpdk"
 //! devargs = "0000:01:10.0"           # PCI address, or a virtual device: "net_af_packet0,iface=eth1"
+//! # physical_rules = true            # rules at its physical function lead here too
 //!
 //! [[device]]
 //! name    = "eth1"                   # an interface that there is: of a Solarflare or AMD card
@@ -39,6 +40,10 @@ pub struct Device {
     /// More arguments for DPDK's environment.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub eal: Vec<String>,
+    /// Of DPDK, a virtual function: rules at its physical one (`ethtool -N … vf N`) lead the
+    /// stack's flows to it, if that can, also those for the other's MAC address.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub physical_rules: bool,
     /// Of ef_vi: the library; `None` = libciul.so.1 from where libraries are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub library: Option<PathBuf>,
@@ -73,7 +78,10 @@ impl Device {
         if earlier.iter().any(|other| other.name == *name) {
             return Err(format!("there is a device `{name}` already"));
         }
-        let has_dpdks = !self.devargs.is_empty() || !self.eal.is_empty() || self.plugin.is_some();
+        let has_dpdks = !self.devargs.is_empty()
+            || !self.eal.is_empty()
+            || self.plugin.is_some()
+            || self.physical_rules;
         if (self.zero_copy || self.own_queue) && self.backend != Backend::AfXdp {
             return Err(
                 "zero_copy and own_queue have a meaning with backend = \"af_xdp\" only".to_owned(),
@@ -93,7 +101,9 @@ impl Device {
                     .to_owned(),
             ),
             Backend::EfVi if has_dpdks => Err(
-                "devargs, eal and plugin have a meaning with backend = \"dpdk\" only".to_owned(),
+                "devargs, eal, plugin and physical_rules have a meaning with backend = \"dpdk\" \
+                 only"
+                    .to_owned(),
             ),
             Backend::AfXdp if has_dpdks || has_ef_vis => Err(
                 "with backend = \"af_xdp\" a device has a name, zero_copy and own_queue only"
@@ -112,6 +122,7 @@ impl Device {
             backend: Backend::EfVi,
             devargs: String::new(),
             eal: Vec::new(),
+            physical_rules: false,
             library: None,
             timestamps: false,
             zero_copy: false,

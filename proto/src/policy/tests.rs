@@ -496,6 +496,22 @@ fn devices_are_read_and_checked() {
 }
 
 #[test]
+fn a_dpdk_device_may_have_rules_at_its_physical_function() {
+    let text = "[[device]]\nname = \"vf0\"\nbackend = \"dpdk\"\ndevargs = \"0000:01:10.0\"\n";
+    let policy = Policy::parse(text).unwrap();
+    assert!(!policy.devices[0].physical_rules);
+    let steered = text.replace("devargs", "physical_rules = true\ndevargs");
+    let policy = Policy::parse(&steered).unwrap();
+    assert!(policy.devices[0].physical_rules);
+    assert_eq!(Policy::parse(&policy.to_toml()).unwrap(), policy);
+    let why = Policy::parse(&steered.replace("dpdk", "ef_vi")).unwrap_err();
+    assert!(
+        why.message
+            .contains("physical_rules have a meaning with backend = \"dpdk\"")
+    );
+}
+
+#[test]
 fn a_card_has_queues_and_others_have_none() {
     let text = |backend: &str, queues: &str| {
         let more = if backend == "dpdk" {

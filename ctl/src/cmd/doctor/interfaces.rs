@@ -271,8 +271,8 @@ fn served(name: &str, interface: &source::Interface, findings: &mut Findings) {
                 findings.warn(format!("{name}: {why}"), todo);
             }
             if let Some(why) = &interface.shared {
-                let todo = "see its rules and table (ethtool -n, -x), or leave own_queue out of its \
-                            [[device]]";
+                let todo = "see its rules and table (ethtool -n, -x), or leave own_queue (of a DPDK \
+                            port physical_rules) out of its [[device]]";
                 findings.warn(format!("{name}: {why}"), todo);
             }
             if let Some(condition) = &interface.condition {
