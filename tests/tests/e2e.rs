@@ -237,6 +237,7 @@ tests! {
 tests! {
     check_veth:
     faults::daemon_killed: Bypass,
+    faults::told_again: Bypass,
     links::link_with_delay: Any,
     links::link_with_loss: Any,
     links::link_with_everything: Any,

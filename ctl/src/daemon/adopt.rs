@@ -144,12 +144,26 @@ impl Server {
             for _ in 0..nic.take_over_queue(infos) {
                 self.counters.add(Counter::FilterFailures);
             }
+            self.tell_again(&mut nic);
             self.nics.insert(nic.ifindex(), nic);
         }
         self.adopt_filters(uid, &view);
         self.keep_flows();
         self.unpublished = true;
         Ok(())
+    }
+
+    /// See [`OpenNic::tell_again`].
+    fn tell_again(&self, nic: &mut OpenNic) {
+        let ifindex = nic.ifindex();
+        let (Some(link), Some(stack)) = (self.mirror.link(ifindex), self.stacks.get(nic.owner))
+        else {
+            return;
+        };
+        let queues = stack.queues().iter().flatten();
+        let mut copied = queues.filter(|it| it.ifindex == ifindex && !it.is_zero_copy());
+        let copied = copied.next().map(|queue| (queue.queue, stack.chunk_size));
+        nic.tell_again(&self.config.policy, &link.name, copied);
     }
 
     /// The ports that a stack has, as their relays say.

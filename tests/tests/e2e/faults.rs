@@ -126,6 +126,40 @@ pub(crate) fn daemon_killed(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// What an interface has not of what the configuration asks for the next daemon says too.
+pub(crate) fn told_again(scene: &Scene) -> Result<()> {
+    let name = scene.bed.interface(Side::Server);
+    let file = scene.bed.folder().join("asks.toml");
+    let asks = "backend = \"af_xdp\"\nzero_copy = true\nown_queue = true\n";
+    fs::write(&file, format!("[[device]]\nname = {name:?}\n{asks}"))?;
+    let file = file.display().to_string();
+    let start = || daemon::start_with(&scene.bed, &["--config", &file], &[]);
+    let says = |why: &[&str]| -> Result<()> {
+        let told = daemon::bypassctl(&scene.bed, &["doctor", name])?.stdout;
+        let missing = why.iter().find(|why| !told.contains(**why));
+        missing.map_or(Ok(()), |why| Err(format!("no \"{why}\" in {told}").into()))
+    };
+    let first = scene.has_shim().then(start).transpose()?;
+    let server = echo(scene)?;
+    ping_pong(scene, &scene.host(), PORT, 100)?;
+    if let Some(first) = first {
+        let one = "all queues are served: it has one queue only";
+        says(&["frames of queue 0 are copied: ", one])?;
+        kill(first.pid())?;
+        wait_until("the daemon is gone", Duration::from_secs(20), || {
+            daemon::running(&scene.bed).is_empty()
+        })?;
+        let second = start()?;
+        says(&["frames of queue 0 are copied: since before", one])?;
+        ping_pong(scene, &scene.host(), PORT, 100)?;
+        server.stop()?.check()?;
+        second.stop()?;
+        return Ok(());
+    }
+    server.stop()?.check()?;
+    Ok(())
+}
+
 /// Whether a program keeps what the next daemon finds its stack by.
 fn keeps_its_stack(pid: u32) -> bool {
     let entries = fs::read_dir(format!("/proc/{pid}/fd"));
