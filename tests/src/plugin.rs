@@ -40,22 +40,26 @@ pub fn build() -> Result<PathBuf> {
     if modified(&plugin).is_some_and(|built| modified(&source).is_some_and(|it| it < built)) {
         return Ok(plugin);
     }
-    let [compile, link] = [words(&["--cflags"])?, words(&["--libs"])?];
     std::fs::create_dir_all(paths::product())?;
     // Another process may build or load it at this moment.
     let fresh = plugin.with_extension(format!("so.{}", std::process::id()));
+    compile(
+        &source,
+        &fresh,
+        &["-fPIC", "-shared", "-fvisibility=hidden"],
+    )?;
+    std::fs::rename(&fresh, &plugin)?;
+    Ok(plugin)
+}
+
+/// Compiles a source over DPDK's headers.
+fn compile(source: &Path, to: &Path, arguments: &[&str]) -> Result<()> {
+    let [compile, link] = [words(&["--cflags"])?, words(&["--libs"])?];
     let run = Command::new("cc")
-        .args([
-            "-O2",
-            "-std=gnu11",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-            "-fPIC",
-            "-shared",
-        ])
-        .args(["-fvisibility=hidden", "-o"])
-        .args([&fresh, &source])
+        .args(["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror"])
+        .args(arguments)
+        .arg("-o")
+        .args([to, source])
         .args(compile)
         .arg("-Wl,--as-needed")
         .args(link)
@@ -63,8 +67,7 @@ pub fn build() -> Result<PathBuf> {
     if !run.status.success() {
         return Err(format!("cc failed:\n{}", String::from_utf8_lossy(&run.stderr)).into());
     }
-    std::fs::rename(&fresh, &plugin)?;
-    Ok(plugin)
+    Ok(())
 }
 
 /// What `pkg-config` says of libdpdk.
@@ -80,4 +83,30 @@ fn words(arguments: &[&str]) -> Result<Vec<String>> {
     }
     let text = String::from_utf8_lossy(&run.stdout);
     Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The plugin with a double of `rte_eth_tx_prepare`; see `tests/plugin/refused.c`.
+    #[test]
+    fn a_frame_whose_checksum_the_driver_refuses_is_dropped_and_counted() {
+        if let Err(why) = words(&["--libs"]) {
+            println!("skipped: {why}");
+            return;
+        }
+        let source = paths::repository().join("tests/plugin/refused.c");
+        let plugin = paths::repository().join("backends/src/dpdk");
+        let program = std::env::temp_dir().join(format!("byp-refused-{}", std::process::id()));
+        let include = format!("-I{}", plugin.display());
+        compile(&source, &program, &[&include]).unwrap();
+        let run = Command::new(&program).output();
+        // What is left in the folder for temporary files is no matter.
+        let _ = std::fs::remove_file(&program);
+        let run = run.unwrap();
+        let said = String::from_utf8_lossy(&run.stdout).into_owned();
+        assert!(run.status.success(), "{said}");
+        assert!(said.ends_with("0 wait, 3 refused, 6 sent\n"), "{said}");
+    }
 }
