@@ -7,6 +7,7 @@ mod fallthrough;
 mod idle;
 mod instructions;
 mod ping_pong;
+mod port;
 mod processes;
 mod rate;
 mod streams;
@@ -51,7 +52,7 @@ pub(crate) enum Name {
     StackTcp,
     /// Instructions per frame of ef_vi's event loop alone
     EfVi,
-    /// Instructions per frame of the relay and its queue pair alone
+    /// Instructions per frame of the relay and its queue pair alone, and of a DPDK port's burst
     Relay,
     /// What iperf3 carries over links with delay and loss
     TcpPath,
@@ -119,7 +120,13 @@ pub(crate) fn run(name: Name, json: bool, rounds: u32, record: bool) -> Result<(
             rows
         }
         Name::EfVi => instructions::run(&instructions::EF_VI, record)?,
-        Name::Relay => instructions::run(&instructions::RELAY, record)?,
+        Name::Relay => {
+            let mut rows = instructions::run(&instructions::RELAY, record)?;
+            let inward = rows.iter().find(|row| row.what.ends_with(", in"));
+            let inward = inward.and_then(|row| Some(row.medians.last()?.1));
+            rows.extend(port::run(inward.unwrap_or_default())?);
+            rows
+        }
         Name::TcpPath => tcp_path::run(rounds)?,
         Name::Processes => processes::run(rounds)?,
     };

@@ -151,6 +151,7 @@ fn check_file(name: &str, text: &str, problems: &mut Vec<String>) {
         let lower = line
             .to_lowercase()
             .replace("rte_mbuf", "")
+            .replace("total-num-mbufs", "")
             .replace("rte_pktmbuf", "");
         for (word, instead) in BANNED.iter().filter(|_| words) {
             if lower.contains(word) {

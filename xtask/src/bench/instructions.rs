@@ -230,13 +230,24 @@ impl Subject {
 /// Instructions of the program `example` itself in callgrind's output, without functions of the
 /// example: what the package under test does.
 fn own_costs(output: &str, example: &str) -> f64 {
+    let is_own = |object: &str| object == example;
+    costs(output, is_own, |function| !function.starts_with(example))
+}
+
+/// Instructions of these functions in these objects (by file name) in callgrind's output, which has
+/// whole names.
+pub(super) fn costs(
+    output: &str,
+    is_object: impl Fn(&str) -> bool,
+    is_function: impl Fn(&str) -> bool,
+) -> f64 {
     let (mut is_own, mut is_tested, mut is_call) = (false, false, false);
     let mut sum = 0.0;
     for line in output.lines() {
         if let Some(object) = line.strip_prefix("ob=") {
-            is_own = object.rsplit('/').next() == Some(example);
+            is_own = is_object(object.rsplit('/').next().unwrap_or_default());
         } else if let Some(function) = line.strip_prefix("fn=") {
-            is_tested = !function.starts_with(example);
+            is_tested = is_function(function);
         } else if line.starts_with("calls=") {
             is_call = true;
         } else if line.starts_with(|first: char| first.is_ascii_digit() || "+-*".contains(first)) {
