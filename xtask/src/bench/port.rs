@@ -1,9 +1,9 @@
 //! Beside `relay`: instructions for each frame of a DPDK port's bursts, and testpmd's for the same.
 //!
 //! Both over net_null, 64 frames of 64 bytes at a time, by callgrind; the slope between two counts
-//! leaves start-up out. Of ours what plugin and DPDK do counts: the loop around it is the relay's, and
-//! counted there. testpmd cannot be told a count: it runs for two times of different length
-//! and says how many frames it had. Without it there is no row.
+//! leaves start-up out. Of ours what plugin and DPDK do counts: the loop around it is the relay's,
+//! and counted there. testpmd cannot be told a count: it runs for two times of different length and
+//! says how many frames it had. Without it there is no row.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
