@@ -282,7 +282,10 @@ impl Testbed {
     }
 
     /// Gives a daemon with this configuration file the card.
-    pub(crate) fn add_card(&self, daemon: &mut Program<'_>, file: &Path) -> Result<()> {
+    ///
+    /// # Errors
+    /// When there is no library for it, or the file cannot be written.
+    pub fn add_card(&self, daemon: &mut Program<'_>, file: &Path) -> Result<()> {
         let name = self.interface(Side::Server);
         let library = crate::ciul::library(&self.folder)?.display().to_string();
         let device = format!("name = {name:?}\nbackend = \"ef_vi\"\nlibrary = {library:?}\n");

@@ -77,6 +77,10 @@ impl<'s> Storm<'s> {
         let (host, port) = (scene.host(), PORT.to_string());
         let mut server = subject(scene, Side::Server, "/usr/bin/python3");
         server.arg(script("prefork_server.py"));
+        if scene.bed.has_card() {
+            // One that they start has the machine's configuration, which knows of no card.
+            server.env("BYPASS_DAEMON", "never");
+        }
         server.args([host.as_str(), &port, how]);
         let server = started(scene, &server, PORT)?;
         let stop = scene.bed.folder().join("stop");
@@ -97,11 +101,18 @@ impl<'s> Storm<'s> {
         children(self.server.pid())
     }
 
-    /// Starts a daemon, unless a program has by now, and waits until it has the stack.
+    /// Starts a daemon, unless a program has by now, and waits until it has the stack. On a bed
+    /// with a card it has the card.
     fn next_daemon(&self) -> Result<()> {
         let bed = &self.scene.bed;
         let mut next = bed.program(Side::Server, paths::bypassctl());
-        let started = next.args(["daemon", "--exit-when-idle"]).run()?;
+        next.args(["daemon", "--exit-when-idle"]);
+        if bed.has_card() {
+            let file = bed.device_file();
+            bed.add_card(&mut next, &file)?;
+            next.arg("--config").arg(file);
+        }
+        let started = next.run()?;
         wait_until("the next daemon", PATIENCE, || {
             daemon::list(bed, &["stacks"]).is_ok_and(|stacks| stacks.len() == 1)
         })
