@@ -39,8 +39,8 @@ mod e2e {
 }
 
 use e2e::harness::{
-    Carried, check, check_card, check_dying, check_late, check_pair, check_port, check_spread,
-    check_stamped, check_veth,
+    Carried, check, check_card, check_dying, check_full, check_late, check_pair, check_port,
+    check_spread, check_stamped, check_veth,
 };
 use e2e::{
     card, clients, crowds, dpdk, endings, engines, faults, floods, groups, handover, jumbo,
@@ -395,6 +395,16 @@ mod ef_vi_dying {
     tests! {
         check_dying:
         card::outlived: Segments,
+    }
+}
+
+/// The same, where the card has no room for a second filter.
+mod ef_vi_full {
+    use super::{Carried, card, check_full};
+
+    tests! {
+        check_full:
+        card::full: Any,
     }
 }
 

@@ -25,6 +25,8 @@ struct Obstacles {
     kept: bool,
     /// Another stack or program.
     taken: bool,
+    /// A card, or a map, without room for another entry.
+    full: bool,
     /// The operating system.
     errno: Option<Errno>,
 }
@@ -42,6 +44,8 @@ impl Obstacles {
     fn refused(self) -> Refused {
         let refusal = if self.errno == Some(Errno::INPROGRESS) {
             return Refused::not_yet();
+        } else if self.full {
+            Refusal::Limit
         } else if self.taken {
             Refusal::QueueBusy
         } else if self.errno == Some(Errno::AGAIN) {
@@ -65,7 +69,8 @@ impl Server {
         let id = filter.id;
         self.filters.insert(filter);
         let mut refused = self.reconcile(id);
-        if self.interfaces_of(id) == 0 && refused != Refused::not_yet() {
+        let is_full = refused.refusal == Refusal::Limit;
+        if self.interfaces_of(id) == 0 && refused != Refused::not_yet() && !is_full {
             // The address may be newer than what we know.
             self.mirror.refresh_now(&mut self.counters);
             self.follow_mirror();
@@ -174,12 +179,13 @@ impl Server {
                 obstacles.failed(errno);
                 continue;
             }
-            if let Some(before) = self.add_entry(ifindex, &flow) {
-                entries.push(Entry {
+            match self.add_entry(ifindex, &flow) {
+                Some(before) => entries.push(Entry {
                     ifindex,
                     flow,
                     before,
-                });
+                }),
+                None => obstacles.full = true,
             }
         }
         self.filters.set_entries(id, entries);

@@ -213,6 +213,32 @@ fn check_counts(scene: &Scene, least: u64) -> Result<()> {
     }
 }
 
+/// The card takes one filter and no other: whose it is not, the kernel serves, and the reason is
+/// known.
+pub(crate) fn full(scene: &Scene) -> Result<()> {
+    let host = scene.host();
+    let led = echo(scene)?;
+    let left = start_example(scene, "udpecho", PORT + 1, &["--bind", &host])?;
+    for port in [PORT, PORT + 1] {
+        ping_pong(scene, &host, port, 200)?;
+    }
+    if scene.has_shim() {
+        let sockets = daemon::list(&scene.bed, &["explain", "--all"])?;
+        let reason = |port: u16| {
+            let local = Value::from(format!("{host}:{port}"));
+            let mut found = sockets.iter().filter(|it| it["local"] == local);
+            found.next().map(|it| it["reason"].clone())
+        };
+        let reasons = [PORT, PORT + 1].map(reason);
+        if reasons != [Some(Value::Null), Some("limit".into())] {
+            return Err(format!("{reasons:?}: {sockets:?}").into());
+        }
+    }
+    led.stop()?.check()?;
+    left.stop()?.check()?;
+    Ok(())
+}
+
 /// A number of the card's own that `bypassctl stats` shows.
 fn of_card(scene: &Scene, name: &str) -> Option<u64> {
     let stats = daemon::list(&scene.bed, &["stats"]).ok()?;

@@ -135,6 +135,11 @@ pub(crate) fn check_dying(column: Column, carried: Carried, body: fn(&Scene) -> 
     check_faults(DEATHS, column, carried, body);
 }
 
+/// The same, where the card has room for one filter.
+pub(crate) fn check_full(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) {
+    check_faults("filter:EBUSY@2", column, carried, body);
+}
+
 fn check_faults(
     faults: &'static str,
     column: Column,
