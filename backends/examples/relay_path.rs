@@ -42,6 +42,7 @@ impl Port for MemoryPort {
             driver: "memory".to_owned(),
             // Else the relay makes a device.
             is_bifurcated: true,
+            stamps_sent: false,
             no_rules: None,
             offloads: Offloads::default(),
         }
@@ -114,7 +115,7 @@ fn open(burst: usize) -> (Relay, RelayQueuePair) {
     let flows = FlowTable::create(16, 1).unwrap();
     let memory = packet_memory();
     let queue = link
-        .attach(memory.as_fd(), CHUNK, flows.as_fd(), ENTRIES)
+        .attach(memory.as_fd(), CHUNK, flows.as_fd(), (ENTRIES, false))
         .unwrap();
     relay.attend();
     let pair = RelayQueuePair::map(queue.bell, queue.rings.as_fd(), ENTRIES).unwrap();
@@ -139,6 +140,7 @@ fn send_out(relay: &mut Relay, pair: &mut RelayQueuePair, chunks: &mut [u32; BUR
         chunk,
         offset: 256,
         len: 14 + u32::from(PACKET),
+        stamp: 0,
     });
     assert_eq!(pair.submit(&frames), BURST);
     assert!(!pair.needs_doorbell());

@@ -36,6 +36,9 @@ pub struct Transmit {
     pub offset: u32,
     /// Bytes of the frame.
     pub len: u32,
+    /// Not 0: the number by which is to be told when the frame has left ([`QueuePair::departed`]),
+    /// if the NIC tells that.
+    pub stamp: u32,
 }
 
 /// What an error of a queue pair asks for.
@@ -97,6 +100,9 @@ pub trait QueuePair: Send {
     fn submit(&mut self, frames: &[Transmit]) -> usize;
     /// Takes back chunks that have been sent, in any order; returns their count.
     fn complete(&mut self, into: &mut [u32]) -> usize;
+    /// Takes the numbers of frames that have left, and when by the NIC's clock, nanoseconds since
+    /// 1970, 0 = not known. To be called after [`Self::receive`]: what comes later wakes who waits.
+    fn departed(&mut self, _each: &mut dyn FnMut(u32, u64)) {}
     /// Whether the NIC must be told about frames that were submitted.
     fn needs_doorbell(&self) -> bool;
     /// Tells the NIC about submitted frames, in a bounded number of system calls. Frames that

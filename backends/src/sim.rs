@@ -84,7 +84,9 @@ impl End {
         if self.room(self.completion.len()) == 0 {
             return None;
         }
-        let Transmit { chunk, offset, len } = self.tx.pop_front()?;
+        let Transmit {
+            chunk, offset, len, ..
+        } = self.tx.pop_front()?;
         self.completion.push_back(chunk);
         let start = chunk as usize * self.shape.chunk_size as usize + offset as usize;
         let memory = held(&self.memory);

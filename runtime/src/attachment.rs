@@ -452,6 +452,7 @@ impl Locked<'_> {
                 continue;
             };
             frames += receive(stack, packets, queue, (index, now), each);
+            queue.departed(&mut |number, at_ns| stack.tcp_left(number, at_ns));
             steer(stack, flows);
             reclaim(stack, queue);
             refill(stack, queue);
@@ -765,6 +766,7 @@ fn submit(stack: &mut Stack<'static>, queue: &mut dyn QueuePair, number: u8) -> 
         chunk: 0,
         offset: 0,
         len: 0,
+        stamp: 0,
     };
     let mut moved = 0;
     for _ in 0..BATCHES_PER_RING {
@@ -777,6 +779,7 @@ fn submit(stack: &mut Stack<'static>, queue: &mut dyn QueuePair, number: u8) -> 
                 chunk: frame.chunk.0,
                 offset: frame.offset,
                 len: frame.len,
+                stamp: frame.stamp,
             };
             count += 1;
         }
@@ -787,6 +790,7 @@ fn submit(stack: &mut Stack<'static>, queue: &mut dyn QueuePair, number: u8) -> 
                 chunk: ChunkId(frame.chunk),
                 offset: frame.offset,
                 len: frame.len,
+                stamp: frame.stamp,
             };
             stack.untransmit(number, frame);
         }

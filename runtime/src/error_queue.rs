@@ -117,8 +117,8 @@ pub fn is_cut(notice: &Notice) -> bool {
     notice.kind != NoticeKind::Copied && notice.first != 0
 }
 
-/// Puts the messages of a notice that a socket of this family has read: `at_ns` is its time, or
-/// that of the reading when it has none, nanoseconds since 1970.
+/// Puts the messages of a notice that a socket of this family has read: `at_ns` is its time by the
+/// host's clock, or that of the reading when it has none, nanoseconds since 1970.
 pub fn put_notice(
     notice: &Notice,
     (options, family): (&TcpOptions, Family),
@@ -126,11 +126,22 @@ pub fn put_notice(
     put: &mut dyn FnMut(c_int, c_int, &[u8]),
 ) {
     let is_copy = notice.kind == NoticeKind::Copied;
+    let is_stamp = notice.kind == NoticeKind::Stamped;
     put_timestamp(options, at_ns, put);
-    if options.timestamping & flags::SOFTWARE != 0
-        && (!is_copy || options.has(TcpOptions::TIMESTAMP))
-    {
-        put_timestamping(at_ns, 0, put);
+    let has = |flag| options.timestamping & flag != 0;
+    let is_told = !is_copy && !is_stamp || options.has(TcpOptions::TIMESTAMP);
+    let at_ns = if has(flags::SOFTWARE) && is_told {
+        at_ns
+    } else {
+        0
+    };
+    let nic_ns = if has(flags::RAW_HARDWARE) && is_stamp {
+        notice.at.0
+    } else {
+        0
+    };
+    if at_ns != 0 || nic_ns != 0 {
+        put_timestamping(at_ns, nic_ns, put);
     }
     let (errno, origin, code) = if is_copy {
         (0, ORIGIN_ZEROCOPY, ZEROCOPY_COPIED)
@@ -139,7 +150,7 @@ pub fn put_notice(
     };
     let info = match notice.kind {
         NoticeKind::Copied => notice.first,
-        NoticeKind::Sent => 0,
+        NoticeKind::Sent | NoticeKind::Stamped => 0,
         NoticeKind::Scheduled => 1,
         NoticeKind::Acknowledged => 2,
     };

@@ -41,7 +41,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// First eight bytes of an image: "bypassim" in memory.
 pub const MAGIC: u64 = u64::from_ne_bytes(*b"bypassim");
 /// Version of the layout that this build reads and writes.
-pub const LAYOUT_VERSION: u32 = 22;
+pub const LAYOUT_VERSION: u32 = 23;
+/// Bit of [`ChunkSlot::queue_pair`]: somebody asks when the frame leaves. Numbers of queue pairs
+/// are below it.
+pub(crate) const ASKS_TIME: u8 = 1 << 7;
 /// Link value: nothing.
 pub(crate) const NONE: u32 = u32::MAX;
 /// `ReadyLink::next` of an endpoint that is on no ready list.
@@ -186,6 +189,8 @@ impl QueuePairInfo {
     /// UDP and TCP checksums are completed behind it: those of frames whose checksum is the sum of
     /// the pseudo-header.
     pub const COMPLETES_CHECKSUMS: u32 = 32;
+    /// It tells when frames have left, of which that is asked, by the NIC's clock.
+    pub const STAMPS_SENT: u32 = 64;
 
     /// Whether the queue pair is in use.
     #[must_use]
@@ -360,6 +365,7 @@ pub(crate) struct ChunkSlot {
     pub(crate) offset: u16,
     pub(crate) len: u16,
     pub(crate) state: u8,
+    /// Of a received frame. Of one to send [`ASKS_TIME`] or not.
     pub(crate) queue_pair: u8,
     pub(crate) tos: u8,
     pub(crate) ttl: u8,
@@ -427,7 +433,7 @@ pub(crate) struct WaiterSlot {
 }
 
 /// Words that fill the head up to a whole cache line.
-const TAIL: usize = 6;
+const TAIL: usize = 5;
 
 /// The head of the image.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -495,10 +501,18 @@ pub(crate) struct Head {
     pub(crate) pressed_listeners: [u32; 64],
     pub(crate) notice_queues: Places,
     pub(crate) notices: Places,
+    /// The last of the frames whose times of leaving were asked for, wrapping.
+    pub(crate) stamped_frames: u64,
     pub(crate) tail: [u64; TAIL],
 }
 
 impl Head {
+    /// Whether a queue pair tells when frames have left.
+    pub(crate) fn stamps_sent(&self, queue_pair: u8) -> bool {
+        let info = self.queue_pairs.get(usize::from(queue_pair));
+        info.is_some_and(|info| info.flags & QueuePairInfo::STAMPS_SENT != 0)
+    }
+
     /// How much of its checksums a frame for this queue pair has.
     #[inline(always)]
     pub(crate) fn tx_checksum(&self, queue_pair: u8) -> TxChecksum {

@@ -7,8 +7,9 @@
 use crate::counters::{Counter, Counters, DropReason};
 use crate::demux::Addresses;
 use crate::image::{
-    Capacities, ChunkSlot, Endpoint, Head, LAYOUT_VERSION, LayoutError, MAGIC, NONE, QueuePairInfo,
-    ReadyLink, UNLISTED, UdpState, chunk_state, image_bytes, split, stated_capacities,
+    ASKS_TIME, Capacities, ChunkSlot, Endpoint, Head, LAYOUT_VERSION, LayoutError, MAGIC, NONE,
+    QueuePairInfo, ReadyLink, UNLISTED, UdpState, chunk_state, image_bytes, split,
+    stated_capacities,
 };
 use crate::receive_buffer::Charge;
 use crate::tcp::TcpDefaults;
@@ -73,6 +74,8 @@ pub struct Transmit {
     pub offset: u32,
     /// Bytes of the frame.
     pub len: u32,
+    /// The number by which [`Stack::tcp_left`] is to be told when it has left; 0 = nobody asks.
+    pub stamp: u32,
 }
 
 /// A stack: the view of one image.
@@ -109,6 +112,8 @@ impl<'a> Stack<'a> {
         stack.head.chunk_size = caps.chunk_size;
         stack.head.image_bytes = image_bytes(&caps) as u64;
         stack.head.seed = seed;
+        // Nobody is told what was meant for the stack before.
+        stack.head.stamped_frames = seed;
         for list in &mut stack.head.transmit {
             list.head = NONE;
             list.tail = NONE;
@@ -307,7 +312,8 @@ impl Stack<'_> {
             return None;
         }
         let chunk = ChunkId(list.head);
-        let taken = match self.chunks.get_mut(list.head as usize) {
+        let asks_time;
+        let mut taken = match self.chunks.get_mut(list.head as usize) {
             Some(slot)
                 if chunk_state::is_sending(slot.state) && slot.owner == u32::from(queue_pair) =>
             {
@@ -318,10 +324,12 @@ impl Stack<'_> {
                 }
                 slot.owner = NONE;
                 slot.next = NONE;
+                asks_time = slot.queue_pair & ASKS_TIME != 0;
                 Transmit {
                     chunk,
                     offset: u32::from(slot.offset),
                     len: u32::from(slot.len),
+                    stamp: 0,
                 }
             }
             _ => {
@@ -336,6 +344,9 @@ impl Stack<'_> {
             info.tx_packets = info.tx_packets.wrapping_add(1);
             info.tx_bytes = info.tx_bytes.wrapping_add(u64::from(taken.len));
         }
+        if asks_time {
+            taken.stamp = self.number_of_frame(chunk.0);
+        }
         Some(taken)
     }
 
@@ -348,6 +359,9 @@ impl Stack<'_> {
         match self.chunks.get_mut(transmit.chunk.0 as usize) {
             Some(slot) if chunk_state::is_sending(slot.state) && slot.owner == NONE => {
                 slot.owner = u32::from(queue_pair);
+                if transmit.stamp != 0 {
+                    slot.queue_pair = ASKS_TIME;
+                }
                 slot.next = list.head;
                 list.head = transmit.chunk.0;
                 list.count = list.count.saturating_add(1);

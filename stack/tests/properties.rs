@@ -279,6 +279,7 @@ impl World {
                         chunk,
                         offset: 0,
                         len: 0,
+                        stamp: 0,
                     });
                 }
             }

@@ -40,7 +40,7 @@ mod e2e {
 
 use e2e::harness::{
     Carried, check, check_card, check_dying, check_full, check_late, check_pair, check_port,
-    check_spread, check_stamped, check_veth,
+    check_spread, check_stamped, check_stamped_late, check_veth,
 };
 use e2e::{
     card, clients, crowds, dpdk, endings, engines, faults, floods, groups, handover, jumbo,
@@ -408,7 +408,7 @@ mod ef_vi_full {
     }
 }
 
-/// The same, where the card says when frames have come.
+/// The same, where the card says when frames have come, and have left.
 mod ef_vi_stamped {
     use super::{Carried, card, check_stamped};
 
@@ -416,6 +416,17 @@ mod ef_vi_stamped {
         check_stamped:
         card::stamps: Bypass,
         card::stream_stamps: Segments,
+        card::sent_times: Segments,
+    }
+}
+
+/// The same, where completions come late.
+mod ef_vi_stamped_late {
+    use super::{Carried, card, check_stamped_late};
+
+    tests! {
+        check_stamped_late:
+        card::sent_times: Segments,
     }
 }
 

@@ -197,6 +197,7 @@ impl Plugin {
         Ok(DpdkPort {
             rules: Rules::default(),
             facts: Facts {
+                stamps_sent: false,
                 no_rules,
                 mac: facts.mac,
                 mtu: facts.mtu,

@@ -32,8 +32,8 @@ pub(super) enum Event {
     LentBad { packet: u32 },
     /// Frames were sent: to be unbundled.
     Sent,
-    /// One frame was sent, with a time.
-    SentAt { id: u32 },
+    /// One frame was sent: when, nanoseconds since 1970, 0 = not known.
+    SentAt { id: u32, at_ns: u64 },
     /// Sending has stopped.
     TxError { why: u16 },
     /// A frame found no buffer.
@@ -57,6 +57,15 @@ impl RawEvent {
         u32::from(self.u16(at)) | u32::from(self.u16(at + 2)) << 16
     }
 
+    /// When a frame was sent. (8.1 says in the two lowest bits of the nanoseconds what the clock is
+    /// worth, the others in the highest.)
+    fn time(self) -> u64 {
+        const NANOSECONDS: u32 = (1 << 30) - 1;
+        let seconds = u64::from(self.u32(8));
+        let rest = u64::from(self.u32(12) & NANOSECONDS);
+        seconds * 1_000_000_000 + rest
+    }
+
     /// Buffer, and bytes with the prefix, if it is of a frame in one buffer: most events are.
     pub(super) fn whole_frame(self) -> Option<(u32, u16)> {
         const START: u16 = 1;
@@ -77,7 +86,10 @@ impl RawEvent {
             3 => Event::TxError { why: self.u16(8) },
             4 => Event::NoBuffer,
             6 => Event::Overflow,
-            7 => Event::SentAt { id: self.u32(4) },
+            7 => Event::SentAt {
+                id: self.u32(4),
+                at_ns: self.time(),
+            },
             9 => Event::Merged { why: None },
             11 => Event::Merged {
                 why: Some(self.u16(8)),
@@ -118,6 +130,9 @@ mod tests {
         }
         let bad = raw(&[(0, 2), (5, 1), (12, 2)]).read(14);
         assert_eq!(bad, Event::Discarded { id: 256, why: 2 });
+        let sent = raw(&[(0, 7), (4, 9), (8, 2), (12, 5), (15, 0xc0)]).read(14);
+        let at_ns = 2_000_000_005;
+        assert_eq!(sent, Event::SentAt { id: 9, at_ns });
         let merged = raw(&[(0, 11), (8, 3)]).read(14);
         assert_eq!(merged, Event::Merged { why: Some(3) });
     }

@@ -26,7 +26,7 @@ use super::layout::Layout;
 use super::library::{Ciul, Cookie};
 use super::queue::Queue;
 use super::reason::CiulError;
-use crate::relay::CardFilter;
+use crate::relay::{CardFilter, Departure};
 
 /// What is to be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub(super) struct Plan {
     pub(super) vlan: Option<u16>,
     /// Whether the card is to stamp received frames.
     pub(super) stamps: bool,
+    /// Whether it is to tell when frames have left, too.
+    pub(super) departures: bool,
     /// How many VIs; more than one are a set.
     pub(super) queues: u32,
 }
@@ -113,6 +115,17 @@ impl Group {
         self.queues[0].has_stamps()
     }
 
+    /// Whether the card tells when frames have left.
+    pub(super) fn tells_departures(&self) -> bool {
+        self.queues[0].tells_departures()
+    }
+
+    /// The departures that were told since the last call.
+    pub(super) fn take_departed(&mut self) -> Vec<Departure> {
+        let queues = self.queues.iter_mut();
+        queues.flat_map(Queue::take_departed).collect()
+    }
+
     /// The VI that is to be looked at now; the next time it is another one's turn.
     pub(super) fn in_turn(&mut self) -> &mut Queue {
         let at = self.next;
@@ -154,13 +167,38 @@ impl Group {
     /// - The bytes are mapped. They may change meanwhile: then it is the frame that changes.
     #[inline]
     pub(super) unsafe fn send(&mut self, bytes: *const u8, length: u32) -> bool {
-        let queue = match &mut self.queues[..] {
+        // SAFETY: the caller's word.
+        unsafe { self.queue_for(bytes, length).send(bytes, length) }
+    }
+
+    /// The same with the number by which its departure is told.
+    ///
+    /// # Safety
+    /// - As for [`Self::send`].
+    pub(super) unsafe fn send_stamped(
+        &mut self,
+        bytes: *const u8,
+        length: u32,
+        number: u32,
+    ) -> bool {
+        // SAFETY: the caller's word.
+        unsafe {
+            self.queue_for(bytes, length)
+                .send_stamped(bytes, length, number)
+        }
+    }
+
+    /// The VI that a frame leaves by.
+    ///
+    /// # Safety
+    /// - As for [`Self::send`].
+    #[inline(always)]
+    unsafe fn queue_for(&mut self, bytes: *const u8, length: u32) -> &mut Queue {
+        match &mut self.queues[..] {
             [only] => only,
             // SAFETY: the caller's word.
             queues => unsafe { of_flow(queues, bytes, length as usize) },
-        };
-        // SAFETY: the caller's word.
-        unsafe { queue.send(bytes, length) }
+        }
     }
 
     /// Tells the card of what was taken.

@@ -23,7 +23,7 @@ use super::library::{Ciul, Cookie};
 use super::queue::{ETHERNET, MOST_OF_ONE, Queue};
 use super::reason::CiulError;
 use super::vlan::{self, Vlan};
-use crate::relay::{CardFilter, Facts, InCard, Offloads, Port, Told};
+use crate::relay::{CardFilter, Departure, Facts, InCard, Offloads, Port, Told};
 
 /// Events of one look. With room for two at least.
 const EVENTS: usize = 32;
@@ -64,7 +64,7 @@ pub struct Counts {
 /// What is wished of a card, and done without where it cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The card says when each frame has come.
+    /// The card says when each frame has come, and has left.
     pub timestamps: bool,
     /// Over how many queues it spreads the flows.
     pub queues: u32,
@@ -113,12 +113,13 @@ pub struct EfViPort {
 struct Opened {
     group: Group,
     no_stamps: Option<String>,
+    no_departures: Option<String>,
     no_set: Option<String>,
 }
 
 impl Opened {
-    /// Opens queues; without stamps where the card, or its licence, has none, and one only where no
-    /// set of them is to be had, if that may be.
+    /// Opens queues; without stamps of what is sent, or any, where the card, or its licence, has
+    /// none, and one only where no set of them is to be had, if that may be.
     fn of(
         ciul: &Arc<Ciul>,
         layout: Layout,
@@ -126,9 +127,14 @@ impl Opened {
         wished: Plan,
         may_be_one: bool,
     ) -> Result<Self, CiulError> {
-        let (mut plan, mut no_stamps, mut no_set) = (wished, None, None);
+        let mut plan = wished;
+        let (mut no_stamps, mut no_departures, mut no_set) = (None, None, None);
         let group = loop {
             match Group::open(ciul, layout, interface, plan) {
+                Err(error) if plan.departures && error.may_be_of_stamps() => {
+                    plan.departures = false;
+                    no_departures = Some(error.errno.to_string());
+                }
                 Err(error) if plan.stamps && error.may_be_of_stamps() => {
                     plan.stamps = false;
                     no_stamps = Some(error.errno.to_string());
@@ -139,7 +145,8 @@ impl Opened {
                         queues: 1,
                         ..wished
                     };
-                    (no_stamps, no_set) = (None, Some(error.to_string()));
+                    (no_stamps, no_departures) = (None, None);
+                    no_set = Some(error.to_string());
                 }
                 opened => break opened?,
             }
@@ -150,6 +157,7 @@ impl Opened {
         Ok(Self {
             group,
             no_stamps,
+            no_departures,
             no_set,
         })
     }
@@ -161,10 +169,11 @@ impl Opened {
             None if wished.queues > 1 => format!(", {} queues", wished.queues),
             None => String::new(),
         };
-        let stamps = match &self.no_stamps {
-            Some(why) => format!(", which cannot stamp frames ({why})"),
-            None if wished.stamps => ", stamping frames".to_owned(),
-            None => String::new(),
+        let stamps = match (&self.no_stamps, &self.no_departures) {
+            (Some(why), _) => format!(", which cannot stamp frames ({why})"),
+            (_, Some(why)) => format!(", stamping frames, but none that it sends ({why})"),
+            _ if wished.stamps => ", stamping frames".to_owned(),
+            _ => String::new(),
         };
         set + &stamps
     }
@@ -221,6 +230,7 @@ impl EfViPort {
         let plan = Plan {
             vlan: vlan.map(|(id, _)| id),
             stamps: settings.timestamps,
+            departures: settings.timestamps,
             queues: settings.queues,
         };
         let opened = Opened::of(&ciul, layout, interface, plan, true);
@@ -242,6 +252,7 @@ impl EfViPort {
             mtu: mtu as u16,
             driver: described(&ciul, layout) + &opened.describe(plan),
             is_bifurcated: true,
+            stamps_sent: opened.group.tells_departures(),
             no_rules: None,
             offloads: Offloads::default(),
         };
@@ -447,6 +458,24 @@ impl Port for EfViPort {
         unsafe { group.send(bytes, length) }
     }
 
+    #[expect(
+        unsafe_code,
+        reason = "UNSAFETY: passes on bytes that others may change"
+    )]
+    unsafe fn send_stamped(&mut self, bytes: *const u8, length: u32, number: u32) -> bool {
+        let Some(group) = &mut self.group else {
+            // A dead card's frames are lost.
+            return true;
+        };
+        // SAFETY: the caller's word.
+        unsafe { group.send_stamped(bytes, length, number) }
+    }
+
+    fn departed(&mut self) -> Vec<Departure> {
+        let group = self.group.as_mut();
+        group.map_or_else(Vec::new, Group::take_departed)
+    }
+
     fn room(&self) -> usize {
         // A dead card's frames are lost.
         self.group.as_ref().map_or(usize::MAX, Group::room)
@@ -598,9 +627,9 @@ impl Counts {
                 Some(count) => self.sent += count as u64,
                 None => return dead(&mut self.overflows),
             },
-            Event::SentAt { id } => {
+            Event::SentAt { id, at_ns } => {
                 self.sent += 1;
-                queue.sent(id);
+                queue.sent_at(id, at_ns);
             }
             Event::NoBuffer => self.no_buffer += 1,
             Event::TxError { .. } => return dead(&mut self.tx_errors),

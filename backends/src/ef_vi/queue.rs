@@ -26,6 +26,7 @@ use super::library::{Functions, GetStamp, RawRegistration, Time};
 use super::raw::RawVi;
 use super::reason::CiulError;
 use super::vlan;
+use crate::relay::Departure;
 
 /// Bytes of an Ethernet header.
 pub(super) const ETHERNET: u32 = 14;
@@ -45,6 +46,8 @@ const EFCT: u8 = 3;
 const EF10CT: u8 = 5;
 /// `EF_VI_RX_TIMESTAMPS`: received frames have the time in their prefix.
 const RX_STAMPS: u64 = 0x1_0000;
+/// `EF_VI_TX_TIMESTAMPS`: each frame that is sent has an event of its own, with the time.
+const TX_STAMPS: u64 = 0x2_0000;
 /// Most frames that one event speaks of.
 pub(super) const MOST_OF_ONE: usize = 64;
 
@@ -194,6 +197,11 @@ pub(super) struct Queue {
     unpushed: u32,
     /// Buffers to send from.
     free_tx: Vec<u32>,
+    /// By which number the departure of each of them is told, 0 = it is not; none where the card
+    /// does not tell.
+    numbers: Box<[u32]>,
+    /// Departures that have been told.
+    departed: Vec<Departure>,
     /// Frames of which the card was not told yet.
     queued: u32,
 }
@@ -211,7 +219,8 @@ impl Queue {
         plan: Plan,
     ) -> Result<Self, CiulError> {
         let get_stamp = handle.ciul.get_stamp.filter(|_| plan.stamps);
-        let flags = get_stamp.map_or(0, |_| RX_STAMPS);
+        let departs = get_stamp.is_some() && plan.departures;
+        let flags = get_stamp.map_or(0, |_| RX_STAMPS) | if departs { TX_STAMPS } else { 0 };
         let interface = Interface::of(domain, set, handle, layout, flags)?;
         let memory = Memory::map()?;
         let registration = Registration::of(&memory, domain)?;
@@ -234,6 +243,8 @@ impl Queue {
             memory,
             unpushed: 0,
             free_tx: (RX_BUFFERS..BUFFERS).collect(),
+            numbers: vec![0; if departs { TX_BUFFERS as usize } else { 0 }].into(),
+            departed: Vec::new(),
             queued: 0,
         };
         // Cards that lend their packets are given no buffers.
@@ -298,6 +309,11 @@ impl Queue {
     /// Whether the card stamps received frames.
     pub(super) fn has_stamps(&self) -> bool {
         self.get_stamp.is_some()
+    }
+
+    /// Whether it tells when frames have left.
+    pub(super) fn tells_departures(&self) -> bool {
+        !self.numbers.is_empty()
     }
 
     /// Bytes of the longest frame that a buffer takes.
@@ -439,6 +455,26 @@ impl Queue {
         taken
     }
 
+    /// The same with the number by which its departure is told.
+    ///
+    /// # Safety
+    /// - As for [`Self::send`].
+    pub(super) unsafe fn send_stamped(
+        &mut self,
+        bytes: *const u8,
+        length: u32,
+        number: u32,
+    ) -> bool {
+        let (free, next) = (self.free_tx.len(), self.free_tx.last().copied());
+        // SAFETY: the caller's word.
+        let taken = unsafe { self.send(bytes, length) };
+        let place = next.and_then(|id| self.numbers.get_mut((id - RX_BUFFERS) as usize));
+        if let Some(place) = place.filter(|_| self.free_tx.len() < free) {
+            *place = number;
+        }
+        taken
+    }
+
     /// Tells the card of what was taken.
     pub(super) fn flush(&mut self) {
         if std::mem::take(&mut self.queued) > 0 {
@@ -464,6 +500,26 @@ impl Queue {
         if (RX_BUFFERS..BUFFERS).contains(&id) {
             self.free_tx.push(id);
         }
+    }
+
+    /// A frame has left at this time, nanoseconds since 1970, 0 = not known.
+    pub(super) fn sent_at(&mut self, id: u32, at_ns: u64) {
+        self.sent(id);
+        let place = id.checked_sub(RX_BUFFERS);
+        let place = place.and_then(|place| self.numbers.get_mut(place as usize));
+        let number = place.map_or(0, std::mem::take);
+        if number != 0 {
+            self.departed.push(Departure {
+                at_ns,
+                number,
+                spare: 0,
+            });
+        }
+    }
+
+    /// The departures since the last call.
+    pub(super) fn take_departed(&mut self) -> Vec<Departure> {
+        std::mem::take(&mut self.departed)
     }
 
     /// The bytes of a frame that the card lends, or none.

@@ -458,6 +458,12 @@ fn a_vlan_has_its_frames_only_and_they_have_no_tag_here() {
 /// The stand-in's clock is a million seconds ahead.
 const AHEAD: u64 = 1_000_000_000_000_000;
 
+/// That clock's time, nanoseconds since 1970.
+fn card_now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    AHEAD + now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
 /// When the frames have come that go around.
 fn stamps(port: &mut EfViPort, count: u32) -> Vec<u64> {
     let mut stamps = Vec::new();
@@ -471,17 +477,13 @@ fn stamps(port: &mut EfViPort, count: u32) -> Vec<u64> {
 
 #[test]
 fn frames_have_the_time_of_the_cards_clock() {
-    let now = || {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        AHEAD + now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-    };
     for release in RELEASES {
         for way in ["", "merge", "ref", "prefix0"] {
             let fake = Fake::new(&[("LAYOUT", release), ("FAULT", way)]);
             let mut port = fake.open_stamped();
             assert!(port.facts().driver.ends_with(", stamping frames"));
             port.add_filter(datagrams()).unwrap();
-            let before = now();
+            let before = card_now();
             let mut stamps = stamps(&mut port, 1000);
             assert_eq!(stamps.len(), 1000, "{release} {way}");
             if way == "prefix0" || way == "ref" && release == "8.1" {
@@ -490,7 +492,7 @@ fn frames_have_the_time_of_the_cards_clock() {
                 continue;
             }
             assert!(stamps.is_sorted(), "{release} {way}");
-            let whole = before..now();
+            let whole = before..card_now();
             let all = stamps.iter().all(|stamp| whole.contains(stamp));
             assert!(all, "{release} {way}: {before} {stamps:?}");
         }
@@ -516,6 +518,95 @@ fn a_card_without_stamps_serves_all_the_same() {
     let stamps = stamps(&mut port, 5);
     let known: Vec<bool> = stamps.iter().map(|stamp| *stamp != 0).collect();
     assert_eq!(known, [true, true, false, true, true]);
+}
+
+/// Sends numbered datagrams around the loop, each third with a number of its departure; what is
+/// told of them, oldest first.
+fn departures(port: &mut EfViPort, count: u32) -> Vec<(u32, u64)> {
+    let mut told = Vec::new();
+    for number in 1..=count {
+        let bytes = frame(OURS.1, number);
+        let asked = if number % 3 == 0 { number } else { 0 };
+        // SAFETY: the frame's bytes.
+        while !unsafe { port.send_stamped(bytes.as_ptr(), bytes.len() as u32, asked) } {
+            port.receive(&mut |_, _| ());
+        }
+        port.flush();
+        port.receive(&mut |_, _| ());
+        told.extend(port.departed());
+    }
+    for _ in 0..24 * count {
+        port.receive(&mut |_, _| ());
+        told.extend(port.departed());
+    }
+    let pairs = told.iter().map(|frame| (frame.number, frame.at_ns));
+    pairs.collect()
+}
+
+#[test]
+fn frames_have_the_time_of_their_departure() {
+    for release in RELEASES {
+        for way in ["", "merge", "ref", "late"] {
+            let fake = Fake::new(&[("LAYOUT", release), ("FAULT", way)]);
+            let mut port = fake.open_stamped();
+            assert!(port.facts().stamps_sent);
+            port.add_filter(datagrams()).unwrap();
+            let before = card_now() - 3;
+            let told = departures(&mut port, 900);
+            let (numbers, times): (Vec<u32>, Vec<u64>) = told.into_iter().unzip();
+            let asked: Vec<u32> = (1..=300).map(|nth| nth * 3).collect();
+            assert_eq!(numbers, asked, "{release} {way}");
+            assert!(times.is_sorted(), "{release} {way}");
+            let whole = before..card_now();
+            let all = times.iter().all(|time| whole.contains(time));
+            assert!(all, "{release} {way}: {before} {times:?}");
+            assert_eq!(port.counts().sent, 900, "{release} {way}");
+            assert_eq!(room(&mut port), 511, "{release} {way}");
+        }
+    }
+    // What the card does not know of a frame is told, too.
+    let fake = Fake::new(&[("FAULT", "untimed@3")]);
+    let mut port = fake.open_stamped();
+    assert_eq!(departures(&mut port, 3), [(3, 0)]);
+}
+
+/// Only what comes has times, where that is all that there are; and none without asking.
+#[test]
+fn a_card_without_times_of_departures_stamps_what_comes() {
+    let fake = Fake::new(&[("FAULT", "departures:EOPNOTSUPP")]);
+    let mut port = fake.open_stamped();
+    let facts = port.facts();
+    assert!(!facts.stamps_sent);
+    let words = ", stamping frames, but none that it sends (";
+    assert!(facts.driver.contains(words), "{}", facts.driver);
+    port.add_filter(datagrams()).unwrap();
+    assert!(stamps(&mut port, 100).iter().all(|stamp| *stamp > AHEAD));
+    assert_eq!(departures(&mut port, 100), []);
+    let mut port = fake.open().unwrap();
+    assert!(!port.facts().stamps_sent);
+    assert_eq!(departures(&mut port, 100), []);
+}
+
+/// What a VI had on its way when it died has left without a time; the next one's has its own.
+#[test]
+fn departures_of_a_dead_vi_are_not_told() {
+    for fault in ["reset@50", "oflow@50", "txerr@50", "late,txerr@50"] {
+        let fake = Fake::new(&[("FAULT", fault)]);
+        let mut port = fake.open_stamped();
+        port.add_filter(datagrams()).unwrap();
+        let told = departures(&mut port, 900);
+        assert!(told.iter().all(|(_, at)| *at > AHEAD), "{fault}: {told:?}");
+        let numbers: Vec<u32> = told.iter().map(|(number, _)| *number).collect();
+        assert!(
+            numbers.is_sorted() && numbers.ends_with(&[897, 900]),
+            "{fault}: {numbers:?}"
+        );
+        assert!(
+            (250..300).contains(&numbers.len()),
+            "{fault}: {}",
+            numbers.len()
+        );
+    }
 }
 
 /// What has nothing to do with stamps is not tried without: it would work by chance, and for ever.

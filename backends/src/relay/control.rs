@@ -89,7 +89,8 @@ pub struct Message {
     pub mac: [u8; 6],
     /// 1 = a port that is not bifurcated takes rules. Relays before this word say 0.
     pub has_rules: u8,
-    pub(super) spare: u8,
+    /// 1 = the port tells when frames have left. Relays before this word say 0.
+    pub stamps_sent: u8,
     /// Name of the driver (Ready), or what DPDK said (Failed), padded with NULs. Behind the first
     /// NUL of a Ready is why the port takes no rules, then the interface at which there are rules
     /// that lead to it, then why there are none.
@@ -114,7 +115,7 @@ impl Message {
             number: 0,
             mac: [0; 6],
             has_rules: 0,
-            spare: 0,
+            stamps_sent: 0,
             text: [0; 1024],
         }
     }

@@ -38,6 +38,7 @@ pub use nic::{Answer, Link, OpenQueue, PATIENCE, RelayNic};
 pub use physical::{PHYSICAL, PhysicalRules};
 pub use port::{CardFilter, End, Facts, InCard, Offloads, Port, Told};
 pub use queue_pair::RelayQueuePair;
+pub use rings::Departure;
 pub use rules::Rules;
 pub use steering::Filters;
 pub use worker::{Relay, tell_failure};

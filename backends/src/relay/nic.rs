@@ -47,6 +47,8 @@ pub struct RelayNic {
     pub is_bifurcated: bool,
     /// What the port does with checksums.
     pub offloads: Offloads,
+    /// Whether it tells when frames have left.
+    pub stamps_sent: bool,
     /// Why a port that is not bifurcated takes no rules, if it does not.
     pub rules: Result<(), String>,
     /// The interface at which there are rules that lead to the port (see
@@ -105,9 +107,9 @@ impl Link {
         packets: BorrowedFd<'_>,
         chunk_size: u32,
         flows: BorrowedFd<'_>,
-        entries: u32,
+        (entries, departs): (u32, bool),
     ) -> Result<OpenQueue, Errno> {
-        let pair = Pair::create(entries)?;
+        let pair = Pair::create(entries, departs)?;
         let message = Message {
             chunk_size,
             entries,
@@ -226,6 +228,7 @@ fn nic(message: &Message, fds: Vec<OwnedFd>) -> Result<RelayNic, Errno> {
             rx_checksums: message.rx_checksums != 0,
             tx_checksums: message.tx_checksums != 0,
         },
+        stamps_sent: message.stamps_sent != 0,
         filters: Arc::new(filters),
         board,
         rings: fds.next().map(Arc::new),

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
 
+use super::rings::Departure;
+
 /// An address and its port; IPv4 addresses are mapped ones.
 pub type End = ([u8; 16], u16);
 
@@ -45,6 +47,8 @@ pub struct Facts {
     pub is_bifurcated: bool,
     /// What it does with checksums.
     pub offloads: Offloads,
+    /// Whether it tells when frames have left.
+    pub stamps_sent: bool,
     /// Why it takes no rules of its own, if it does not: the relay matches frames then.
     pub no_rules: Option<String>,
 }
@@ -84,6 +88,19 @@ pub trait Port: Debug {
     /// - The bytes are mapped. They may change meanwhile: then it is the frame that changes.
     #[expect(unsafe_code, reason = "UNSAFETY: bytes that others may change")]
     unsafe fn send(&mut self, bytes: *const u8, length: u32) -> bool;
+    /// The same with a frame whose departure is told by this number, of a port that tells it.
+    ///
+    /// # Safety
+    /// - As for [`Self::send`].
+    #[expect(unsafe_code, reason = "UNSAFETY: bytes that others may change")]
+    unsafe fn send_stamped(&mut self, bytes: *const u8, length: u32, _number: u32) -> bool {
+        // SAFETY: the caller's word.
+        unsafe { self.send(bytes, length) }
+    }
+    /// Departures that [`Self::receive`] has heard of since the last call.
+    fn departed(&mut self) -> Vec<Departure> {
+        Vec::new()
+    }
     /// Sends what was taken; how many frames still wait here.
     fn flush(&mut self) -> u32;
     /// The port's own statistics: name and value.

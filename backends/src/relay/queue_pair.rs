@@ -99,7 +99,7 @@ impl QueuePair for RelayQueuePair {
             chunk: frame.chunk,
             offset: frame.offset,
             len: frame.len,
-            flags: 0,
+            flags: frame.stamp,
         }))
     }
 
@@ -110,6 +110,12 @@ impl QueuePair for RelayQueuePair {
                 *slot = chunk;
             }
         })
+    }
+
+    fn departed(&mut self, each: &mut dyn FnMut(u32, u64)) {
+        if let Some(departures) = &mut self.rings.departures {
+            departures.consume(usize::MAX, |frame| each(frame.number, frame.at_ns));
+        }
     }
 
     fn needs_doorbell(&self) -> bool {

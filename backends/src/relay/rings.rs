@@ -1,12 +1,12 @@
 //! The rings between a stack and the relay: one memfd and a pair of sockets.
 //!
 //! ```text
-//!   memfd:  | header page | fill | completion | RX | TX |       each ring on pages of its own
+//!   memfd:  | header page | fill | completion | RX | TX | departures |    each on its own pages
 //!
 //!              rings under the stack lock                      the relay's one thread
 //!   stack ──── fill, TX ──────────────────────────────────────────────────────► relay
-//!   stack ◄─── completion, RX ────────────────────────────────────────────────  relay
-//!         ◄─── a datagram when frames came and none is on its way (`rung`) ──── bell
+//!   stack ◄─── completion, RX, departures ────────────────────────────────────  relay
+//!         ◄─── a datagram when any came and none is on its way (`rung`) ──── bell
 //!         ──── a datagram when there is to send and the relay sleeps ─────────►
 //! ```
 //!
@@ -20,7 +20,13 @@
 //! Frames first, then the bell: the relay enters frames in the RX ring and then makes `rung` 1; if
 //! it was 0 it sends a datagram. The stack takes the datagram only when it has emptied the ring,
 //! makes `rung` 0 and looks at the ring once more: a frame that came before that is seen, one that
-//! comes after it rings anew. All of it is sequentially consistent.
+//! comes after it rings anew. All of it is sequentially consistent. Departures are as frames: the
+//! stack looks after them when it has looked after the bell.
+//!
+//! # Departures
+//!
+//! When frames have left by the port's clock, of those whose number asks for it. There is a ring of
+//! them only where the port can tell: the size of the memfd says so.
 
 #![expect(
     unsafe_code,
@@ -58,12 +64,26 @@ pub(super) struct Slot {
     pub(super) chunk: u32,
     pub(super) offset: u32,
     pub(super) len: u32,
-    /// [`CHECKSUM_GOOD`], or 0.
+    /// Received: [`CHECKSUM_GOOD`], or 0. To send: the number by which its departure is told, or 0.
     pub(super) flags: u32,
+}
+
+/// When a frame has left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Departure {
+    /// Nanoseconds since 1970 by the port's clock; 0 = not known.
+    pub at_ns: u64,
+    /// The frame's.
+    pub number: u32,
+    /// Zero.
+    pub spare: u32,
 }
 
 // SAFETY: four integers.
 unsafe impl Entry for Slot {}
+// SAFETY: three integers.
+unsafe impl Entry for Departure {}
 // SAFETY: an integer.
 unsafe impl Entry for u32 {}
 
@@ -94,14 +114,15 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Makes rings of `entries` (a power of two) and a bell.
+    /// Makes rings of `entries` (a power of two) and a bell; one of departures if the port tells
+    /// of them.
     ///
     /// # Errors
     /// `EINVAL` for another size; what the kernel answers.
-    pub fn create(entries: u32) -> Result<Self, Errno> {
+    pub fn create(entries: u32, departs: bool) -> Result<Self, Errno> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let rings = rustix::fs::memfd_create(NAME, flags)?;
-        rustix::fs::ftruncate(&rings, size(entries)? as u64)?;
+        rustix::fs::ftruncate(&rings, size(entries, departs)? as u64)?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&rings, seals)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -135,12 +156,17 @@ fn ring_bytes<T>(entries: u32) -> usize {
     (HEAD as usize + entries as usize * size_of::<T>()).next_multiple_of(PAGE)
 }
 
-/// Bytes of the memfd.
-fn size(entries: u32) -> Result<usize, Errno> {
+/// Bytes of the memfd, with a ring of departures or without.
+fn size(entries: u32, departs: bool) -> Result<usize, Errno> {
     if !entries.is_power_of_two() || entries > MOST_ENTRIES {
         return Err(Errno::INVAL);
     }
-    Ok(PAGE + 2 * ring_bytes::<u32>(entries) + 2 * ring_bytes::<Slot>(entries))
+    let last = if departs {
+        ring_bytes::<Departure>(entries)
+    } else {
+        0
+    };
+    Ok(PAGE + 2 * ring_bytes::<u32>(entries) + 2 * ring_bytes::<Slot>(entries) + last)
 }
 
 /// The rings, mapped: by the stack's side or the relay's.
@@ -150,6 +176,7 @@ pub(super) struct Rings {
     pub(super) completion: Ring<u32>,
     pub(super) rx: Ring<Slot>,
     pub(super) tx: Ring<Slot>,
+    pub(super) departures: Option<Ring<Departure>>,
     header: NonNull<Header>,
 }
 
@@ -162,11 +189,14 @@ impl Rings {
     /// # Errors
     /// `EINVAL` unless it is one: sealed, and of that size.
     pub(super) fn map(fd: BorrowedFd<'_>, entries: u32) -> Result<Self, Errno> {
-        let bytes = size(entries)?;
+        let at = size(entries, false)?;
         let is_sealed = rustix::fs::fcntl_get_seals(fd)?.contains(SealFlags::SHRINK);
-        if !is_sealed || rustix::fs::fstat(fd)?.st_size != bytes as i64 {
+        let bytes = rustix::fs::fstat(fd)?.st_size;
+        let departs = bytes == size(entries, true)? as i64;
+        if !is_sealed || !departs && bytes != at as i64 {
             return Err(Errno::INVAL);
         }
+        let departures = departs.then(|| ring(fd, at, entries)).transpose()?;
         let (small, large) = (ring_bytes::<u32>(entries), ring_bytes::<Slot>(entries));
         let fill = ring(fd, PAGE, entries)?;
         let completion = ring(fd, PAGE + small, entries)?;
@@ -182,6 +212,7 @@ impl Rings {
             completion,
             rx,
             tx,
+            departures,
             header,
         })
     }
@@ -190,6 +221,12 @@ impl Rings {
         // SAFETY: `map` has mapped a page there, aligned, which lives as long as `self`; atomics
         // are valid for any bits.
         unsafe { self.header.as_ref() }
+    }
+
+    /// Whether the stack has frames or departures to take.
+    pub(super) fn has_news(&self) -> bool {
+        let departures = self.departures.as_ref();
+        self.rx.filled() > 0 || departures.is_some_and(|ring| ring.filled() > 0)
     }
 
     /// Whether a datagram is on its way to the stack.
@@ -269,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_datagram_is_unread_until_it_is_taken_or_its_end_is_gone() {
-        let Pair { stack, relay, .. } = Pair::create(8).unwrap();
+        let Pair { stack, relay, .. } = Pair::create(8, false).unwrap();
         let ring = || send(&relay, &[], SendFlags::NOSIGNAL);
         assert!(!is_unread(&relay));
         ring().unwrap();

@@ -107,6 +107,8 @@ pub struct Relay {
     frame: Vec<u8>,
     turns: u32,
     tap_is_quiet: bool,
+    /// Whether a frame's departure was ever asked for.
+    asks_departures: bool,
     is_lost: bool,
 }
 
@@ -163,6 +165,7 @@ impl Relay {
             frame: vec![0; FRAME],
             turns: 0,
             tap_is_quiet: false,
+            asks_departures: false,
             is_lost: false,
         };
         relay
@@ -246,6 +249,9 @@ impl Relay {
     /// Moves what there is; how many frames. (For [`Self::run`], and for whoever counts.)
     pub fn turn(&mut self) -> usize {
         let mut frames = self.receive();
+        if self.asks_departures {
+            self.tell_departures();
+        }
         frames += self.transmit();
         if !self.tap_is_quiet || self.turns.is_multiple_of(TAP_TURNS) {
             let taken = self.exceptions();
@@ -289,13 +295,15 @@ impl Relay {
         let Some(stack) = &mut self.stack else {
             return 0;
         };
+        let mut asks = 0;
         let (port, memory) = (&mut self.port, &stack.memory);
         let mut done = stack.rings.completion.enter();
         let most = BURST.min(done.room()).min(port.room());
         for slot in stack.rings.tx.take(most) {
             let bytes = memory.place(slot.chunk, slot.offset, slot.len);
             if let Some(bytes) = bytes.filter(|_| slot.len >= SHORTEST) {
-                send_patiently(&mut **port, bytes, slot.len);
+                send_patiently(&mut **port, bytes, (slot.len, slot.flags));
+                asks |= slot.flags;
             }
             done.push(slot.chunk);
         }
@@ -303,8 +311,22 @@ impl Relay {
         drop(done);
         if count > 0 {
             port.flush();
+            self.asks_departures |= asks != 0;
         }
         count
+    }
+
+    /// Tells the stack when those of its frames have left that ask for it. What it has no room for
+    /// is not told.
+    #[cold]
+    fn tell_departures(&mut self) {
+        let departed = self.port.departed();
+        if let Some(stack) = &mut self.stack
+            && let Some(ring) = &mut stack.rings.departures
+            && ring.produce(departed.into_iter()) > 0
+        {
+            stack.ring();
+        }
     }
 
     /// What the kernel sends.
@@ -316,7 +338,7 @@ impl Relay {
         while count < BURST
             && let Some(frame) = tap.read(&mut self.frame)
         {
-            send_patiently(&mut *self.port, frame.as_ptr(), frame.len() as u32);
+            send_patiently(&mut *self.port, frame.as_ptr(), (frame.len() as u32, 0));
             count += 1;
         }
         if count > 0 {
@@ -427,7 +449,7 @@ impl Relay {
         if let Some(stack) = &self.stack {
             let mut nothing = [0_u8; 1];
             while recv(&stack.bell, &mut nothing[..], RecvFlags::DONTWAIT).is_ok() {}
-            if stack.rings.rx.filled() > 0 {
+            if stack.rings.has_news() {
                 stack.ring();
             }
         }
@@ -491,6 +513,7 @@ impl Relay {
             has_rules: has_rules.into(),
             rx_checksums: u32::from(self.facts.offloads.rx_checksums),
             tx_checksums: u32::from(self.facts.offloads.tx_checksums),
+            stamps_sent: self.facts.stamps_sent.into(),
             ..Message::new(Kind::Ready).with_text(&text)
         };
         let mut fds = self.filters.fds().to_vec();
@@ -637,15 +660,21 @@ impl Inflow<'_> {
     }
 }
 
-/// Has the port take a frame; one for which there is no room for long is lost.
-fn send_patiently(port: &mut dyn Port, bytes: *const u8, length: u32) {
+/// Has the port take a frame of a length, and a number if its departure is to be told; one for
+/// which there is no room for long is lost.
+fn send_patiently(port: &mut dyn Port, bytes: *const u8, (length, number): (u32, u32)) {
     for _ in 0..SEND_TRIES {
         #[expect(
             unsafe_code,
             reason = "UNSAFETY: passes bytes on that others may change"
         )]
         // SAFETY: the callers' bytes are mapped: a frame of the kernel, or checked by `Memory`.
-        let taken = unsafe { port.send(bytes, length) };
+        let taken = unsafe {
+            match number {
+                0 => port.send(bytes, length),
+                _ => port.send_stamped(bytes, length, number),
+            }
+        };
         if taken {
             return;
         }
@@ -686,6 +715,7 @@ mod tests {
     impl Port for FakePort {
         fn facts(&self) -> Facts {
             Facts {
+                stamps_sent: false,
                 mac: [2, 0x18, 0, 0, 0, 1],
                 mtu: 1500,
                 driver: "fake".to_owned(),
@@ -765,7 +795,7 @@ mod tests {
             rustix::fs::ftruncate(&memory, u64::from(CHUNK) * 64).unwrap();
             rustix::fs::fcntl_add_seals(&memory, SealFlags::SHRINK).unwrap();
             let flows = FlowTable::create(16, 1).unwrap();
-            let queue = link.attach(memory.as_fd(), CHUNK, flows.as_fd(), 16);
+            let queue = link.attach(memory.as_fd(), CHUNK, flows.as_fd(), (16, false));
             relay.attend();
             assert!(relay.stack.is_some());
             Self {

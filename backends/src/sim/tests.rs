@@ -51,6 +51,7 @@ impl Pair {
             chunk: 0,
             offset: 0,
             len: 1,
+            stamp: 0,
         };
         assert_eq!(self.one.submit(&[frame]), 1);
         assert!(self.one.needs_doorbell());
@@ -132,6 +133,7 @@ fn nothing_goes_without_a_doorbell_and_nothing_comes_without_a_chunk() {
         chunk: 3,
         offset: 8,
         len: 1,
+        stamp: 0,
     };
     assert_eq!(pair.two.submit(&[frame]), 1);
     assert_eq!(pair.two.complete(&mut [0; 4]), 0);
@@ -154,6 +156,7 @@ fn long_frames_and_full_wires_lose() {
         chunk: 0,
         offset: 0,
         len: 9,
+        stamp: 0,
     };
     pair.one.submit(&[long]);
     pair.one.ring_doorbell().unwrap();
@@ -205,7 +208,7 @@ proptest! {
                         let given = free.split_off(free.len().saturating_sub(count));
                         let frames: Vec<Transmit> = given
                             .iter()
-                            .map(|&chunk| Transmit { chunk, offset: 4, len: 20 })
+                            .map(|&chunk| Transmit { chunk, offset: 4, len: 20, stamp: 0 })
                             .collect();
                         let fitted = pair.submit(&frames);
                         free.extend(&given[fitted..]);

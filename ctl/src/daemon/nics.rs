@@ -228,6 +228,10 @@ impl OpenNic {
                 QueuePairInfo::STAMPS,
             )
             | is(
+                matches!(&self.driver, Driver::Relayed { nic, .. } if nic.stamps_sent),
+                QueuePairInfo::STAMPS_SENT,
+            )
+            | is(
                 self.offloads().tx_checksums,
                 QueuePairInfo::COMPLETES_CHECKSUMS,
             )
@@ -291,7 +295,8 @@ impl OpenNic {
                     what: "giving the relay the stack's memory".to_owned(),
                 };
                 let flows = flows.as_ref().ok_or_else(|| failed(Errno::INVAL))?.as_fd();
-                let opened = link.attach(packets, chunk_size, flows, ring_entries);
+                let wanted = (ring_entries, nic.stamps_sent);
+                let opened = link.attach(packets, chunk_size, flows, wanted);
                 let opened = opened.map_err(failed)?;
                 let copy = opened.rings.try_clone().map_err(|_| failed(Errno::MFILE))?;
                 *rings = Some(opened.rings);
@@ -815,6 +820,7 @@ mod tests {
         let text = |it: &str| it.to_owned();
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
         RelayNic {
+            stamps_sent: false,
             ifindex: 7,
             driver: text("net_ixgbe_vf"),
             sleeps: false,

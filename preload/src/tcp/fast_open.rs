@@ -52,7 +52,7 @@ pub unsafe fn connect(fd: c_int, message: &msghdr, flags: c_int) -> Option<Answe
     };
     Some(match connect::begin_with(fd, remote, Some(first))? {
         Ok(begun) => {
-            let sending = Sending::begins(begun.endpoint, flags, stamps).unwrap_or_default();
+            let mut sending = Sending::begins(begun.endpoint, flags, stamps).unwrap_or_default();
             let begins = (begun.taken, waits);
             let answer = go_on(fd, begun.endpoint, begins, (total, flags), fill);
             if answer.is_ok_and(|sent| sent > 0) {
@@ -123,7 +123,13 @@ pub fn first(
     match started.flatten() {
         Some((Ok(taken), waits)) => go_on(fd, endpoint, (taken, waits), (total, flags), fill),
         // Another thread was faster.
-        Some((Err(_), _)) => send::bytes(fd, endpoint, total, flags & !MSG_FASTOPEN, fill),
+        Some((Err(_), _)) => send::bytes(
+            (fd, endpoint),
+            total,
+            flags & !MSG_FASTOPEN,
+            &mut Sending::default(),
+            fill,
+        ),
         None => Err(Errno::BADF),
     }
 }
@@ -161,6 +167,12 @@ fn go_on(
     // Where some bytes were taken there is no error to signal.
     let quiet = if taken > 0 { MSG_NOSIGNAL } else { 0 };
     let flags = flags & !MSG_FASTOPEN | quiet;
-    let rest = send::bytes(fd, endpoint, total - taken, flags, fill);
+    let rest = send::bytes(
+        (fd, endpoint),
+        total - taken,
+        flags,
+        &mut Sending::default(),
+        fill,
+    );
     rest.map(|sent| sent + taken as isize).or_else(so_far)
 }

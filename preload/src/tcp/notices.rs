@@ -12,11 +12,12 @@
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
 use bypass_runtime::error_queue::{TX_RECORD, is_cut, put_arrival, put_notice};
 use bypass_runtime::tcp_options::timestamping_of_shadow;
 use bypass_stack::tcp::notices::OPT_ID;
-use bypass_stack::{EndpointId, NoticeKind, TcpOptions, TcpState};
+use bypass_stack::{EndpointId, Instant, NoticeKind, TcpOptions, TcpState};
 use libc::{
     MSG_CMSG_CLOEXEC, MSG_ERRQUEUE, MSG_TRUNC, MSG_ZEROCOPY, SO_TIMESTAMPING, SOL_SOCKET, msghdr,
     socklen_t,
@@ -45,7 +46,7 @@ pub fn are_asked() -> bool {
     ASKED.load(Ordering::Relaxed)
 }
 
-/// What a send has to tell when it is over.
+/// What a send still has to tell when it is over.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sending {
     copied: bool,
@@ -74,20 +75,27 @@ impl Sending {
         begun.flatten().unwrap_or_else(|| Ok(Self::default()))
     }
 
-    /// Some of its bytes were taken.
-    pub fn ends(self, endpoint: EndpointId) {
-        if !self.copied && self.stamps == 0 {
-            return;
+    /// Some of its bytes were taken, and it is over.
+    pub fn ends(&mut self, endpoint: EndpointId) {
+        if self.copied || self.stamps != 0 {
+            with_stack(|_, locked, now| self.ends_in(locked, endpoint, now));
         }
-        with_stack(|_, locked, now| {
+    }
+
+    /// The same under the lock under which the last of them were: before they leave, which a NIC
+    /// that stamps them has to know.
+    #[inline]
+    pub fn ends_in(&mut self, locked: &mut Locked<'_>, endpoint: EndpointId, now: Instant) {
+        if self.copied || self.stamps != 0 {
+            let Self { copied, stamps } = std::mem::take(self);
             let stack = locked.stack();
-            if self.copied {
+            if copied {
                 let _ = stack.tcp_copied(endpoint, now);
             }
-            if self.stamps != 0 {
-                let _ = stack.tcp_await(endpoint, self.stamps, now);
+            if stamps != 0 {
+                let _ = stack.tcp_await(endpoint, stamps, now);
             }
-        });
+        }
     }
 }
 
@@ -112,10 +120,10 @@ pub unsafe fn receive(endpoint: EndpointId, message: &mut msghdr, call: c_int) -
     });
     let (notice, (options, family), now) = taken.ok_or(Errno::AGAIN)?.ok_or(Errno::BADF)?;
     let notice = notice.ok_or(Errno::AGAIN)?;
-    let age = if notice.kind == NoticeKind::Copied {
-        0
-    } else {
-        now.0.saturating_sub(notice.at.0)
+    // The others have no time of the host's clock: theirs is that of the reading.
+    let age = match notice.kind {
+        NoticeKind::Copied | NoticeKind::Stamped => 0,
+        _ => now.0.saturating_sub(notice.at.0),
     };
     let at_ns = clock::realtime_ns().saturating_sub(age);
     message.msg_namelen = 0;

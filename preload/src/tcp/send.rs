@@ -110,24 +110,24 @@ fn told(
     stamps: Option<u32>,
     fill: &mut dyn FnMut(&mut [u8]),
 ) -> Answer {
-    let sending = if total > 0 {
+    let mut sending = if total > 0 {
         Sending::begins(endpoint, flags, stamps)?
     } else {
         Sending::default()
     };
-    let answer = bytes(fd, endpoint, total, flags, fill);
+    let answer = bytes((fd, endpoint), total, flags, &mut sending, fill);
     if answer.is_ok_and(|sent| sent > 0) {
         sending.ends(endpoint);
     }
     answer
 }
 
-/// The same without a word in the error queue.
+/// The same, and `sending` has told what it has to tell, unless the send was cut short.
 pub(super) fn bytes(
-    fd: c_int,
-    endpoint: EndpointId,
+    (fd, endpoint): (c_int, EndpointId),
     total: usize,
     flags: c_int,
+    sending: &mut Sending,
     fill: &mut dyn FnMut(&mut [u8]),
 ) -> Answer {
     burst::sends();
@@ -135,7 +135,8 @@ pub(super) fn bytes(
     let mut deadline = None;
     let mut call = Call::default();
     loop {
-        let Some((sent, options)) = some_bytes(endpoint, (done, total), flags, fill) else {
+        let some = some_bytes(endpoint, (done, total), flags, sending, fill);
+        let Some((sent, options)) = some else {
             return partly(done, Errno::AGAIN);
         };
         match sent {
@@ -155,7 +156,7 @@ pub(super) fn bytes(
             return partly(done, Errno::BADF);
         };
         // What has been taken is told, not what acknowledgements that come now would make room for.
-        if options.has(TcpOptions::NONBLOCKING) || flags & MSG_DONTWAIT != 0 {
+        if !waits(&options, flags) {
             return partly(done, Errno::AGAIN);
         }
         if sent.is_ok() {
@@ -180,6 +181,7 @@ fn some_bytes(
     endpoint: EndpointId,
     (done, total): (usize, usize),
     flags: c_int,
+    sending: &mut Sending,
     fill: &mut dyn FnMut(&mut [u8]),
 ) -> Option<(Result<usize, TcpError>, Option<TcpOptions>)> {
     let more = flags & MSG_MORE != 0;
@@ -209,13 +211,24 @@ fn some_bytes(
             }
         }
         if sent != Ok(left) {
-            return (sent, super::options_of(locked, endpoint));
+            let options = super::options_of(locked, endpoint);
+            let is_over = options.is_some_and(|options| !waits(&options, flags));
+            if is_over && done + sent.unwrap_or(0) > 0 {
+                sending.ends_in(locked, endpoint, now);
+            }
+            return (sent, options);
         }
         if flags & MSG_EOR != 0 {
             let _ = locked.stack().tcp_end_record(endpoint);
         }
+        sending.ends_in(locked, endpoint, now);
         (sent, None)
     })
+}
+
+/// Whether a send waits for room.
+fn waits(options: &TcpOptions, flags: c_int) -> bool {
+    !options.has(TcpOptions::NONBLOCKING) && flags & MSG_DONTWAIT == 0
 }
 
 /// Whether an error waits to be told.

@@ -20,6 +20,7 @@ pub mod congestion;
 mod connection;
 pub(crate) mod cookies;
 pub(crate) mod defaults;
+mod departures;
 pub(crate) mod ended;
 mod expected;
 mod fast_connect;

@@ -1,6 +1,6 @@
 //! Notices: what the error queue of a connection tells of its sends. One that was asked not to copy
-//! has copied (SO_EE_ORIGIN_ZEROCOPY); the last byte of one has left or was acknowledged
-//! (SO_EE_ORIGIN_TIMESTAMPING).
+//! has copied (SO_EE_ORIGIN_ZEROCOPY); the last byte of one has left, by the host's clock or the
+//! NIC's ([`super::departures`]), or was acknowledged (SO_EE_ORIGIN_TIMESTAMPING).
 //!
 //! Few sockets ask for any, so a control block has one word for it: the connection's
 //! [`NoticeQueue`], with two lists. A send *awaits* its notices by the sequence number behind its
@@ -20,12 +20,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Most notices of one connection that wait to be read, and most sends that await some. The kernel
 /// charges the former against the receive buffer and net.core.optmem_max, 768 bytes each; their
 /// defaults take so many.
-const MOST: u16 = 170;
+pub(super) const MOST: u16 = 170;
 
 /// A send's last byte has gone to the queueing discipline (SOF_TIMESTAMPING_TX_SCHED).
 pub const TX_SCHED: u32 = 1 << 8;
 /// It has gone to the device (SOF_TIMESTAMPING_TX_SOFTWARE).
 pub const TX_SOFTWARE: u32 = 1 << 1;
+/// It has left, by the NIC's clock (SOF_TIMESTAMPING_TX_HARDWARE). Of NICs that do not tell that,
+/// nothing comes.
+pub const TX_HARDWARE: u32 = 1;
 /// The peer has acknowledged it (SOF_TIMESTAMPING_TX_ACK).
 pub const TX_ACK: u32 = 1 << 9;
 /// Timestamps name their byte (SOF_TIMESTAMPING_OPT_ID).
@@ -35,8 +38,10 @@ pub const OPT_ID: u32 = 1 << 7;
 pub const OPT_ID_TCP: u32 = 1 << 16;
 /// A timestamp comes without its packet (SOF_TIMESTAMPING_OPT_TSONLY).
 pub const OPT_TSONLY: u32 = 1 << 11;
+/// The host's time comes beside the NIC's (SOF_TIMESTAMPING_OPT_TX_SWHW), not only for want of it.
+pub const OPT_TX_SWHW: u32 = 1 << 14;
 /// What a send can await here.
-const AWAITABLE: u32 = TX_SCHED | TX_SOFTWARE | TX_ACK;
+const AWAITABLE: u32 = TX_HARDWARE | TX_SCHED | TX_SOFTWARE | TX_ACK;
 
 /// What a notice is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +55,8 @@ pub enum NoticeKind {
     Sent = 3,
     /// See [`TX_ACK`].
     Acknowledged = 4,
+    /// See [`TX_HARDWARE`].
+    Stamped = 5,
 }
 
 /// One notice, as the program reads it.
@@ -62,7 +69,7 @@ pub struct Notice {
     pub first: u32,
     /// The last of them. For timestamps the number of the byte, 0 without [`OPT_ID`].
     pub last: u32,
-    /// When it happened.
+    /// When it happened. Of [`NoticeKind::Stamped`] by the NIC's clock, nanoseconds since 1970.
     pub at: Instant,
 }
 
@@ -72,12 +79,13 @@ pub struct Notice {
 pub(crate) struct NoticeSlot {
     pub(crate) next: u32,
     /// Told: a [`NoticeKind`]. Awaited: what still is, bits of [`AWAITABLE`].
-    kind: u32,
+    pub(super) kind: u32,
     /// Told: [`Notice::first`]. Awaited: the sequence number behind the send.
-    first: u32,
-    last: u32,
-    /// Nanoseconds of [`Instant`].
-    at: u64,
+    pub(super) first: u32,
+    /// Told: [`Notice::last`]. Awaited: the number of the frame that ends the send, 0 = none yet.
+    pub(super) last: u32,
+    /// Told: [`Notice::at`]. Awaited, with a number: the connection.
+    pub(super) at: u64,
 }
 
 /// What the error queue of one connection is at.
@@ -87,7 +95,7 @@ pub(crate) struct NoticeQueue {
     /// Chain of the free ones.
     next: u32,
     told: List,
-    awaited: List,
+    pub(super) awaited: List,
     /// Entries of the two lists.
     tells: u16,
     awaits: u16,
@@ -120,8 +128,8 @@ impl NoticeQueue {
 /// A list of notices, first in, first out.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
-struct List {
-    head: u32,
+pub(super) struct List {
+    pub(super) head: u32,
     tail: u32,
 }
 
@@ -273,15 +281,17 @@ impl Stack<'_> {
     }
 
     /// The send that has just ended awaits these timestamps: [`TX_SCHED`], [`TX_SOFTWARE`],
-    /// [`TX_ACK`].
+    /// [`TX_ACK`], [`TX_HARDWARE`]. To be called before its frames are taken to be sent: the NIC
+    /// does not tell of what it has.
     ///
     /// # Errors
     /// [`Stale`].
     pub fn tcp_await(&mut self, id: EndpointId, asked: u32, now: Instant) -> Result<(), Stale> {
         let end = self.tcp(id)?.tcb.write_seq;
+        let kind = self.awaitable(id.index, asked & AWAITABLE);
         let awaits = NoticeSlot {
             next: NONE,
-            kind: asked & AWAITABLE,
+            kind,
             first: end,
             last: 0,
             at: 0,
@@ -289,6 +299,7 @@ impl Stack<'_> {
         if awaits.kind == 0 || self.notice_queue_mut(id.index).is_none() {
             return Ok(());
         }
+        self.make_room(id.index);
         let number = self.notice_number(id.index);
         let queue = self.notice_queues.get_mut(number as usize);
         if let Some(queue) = queue.filter(|queue| queue.awaits < MOST)
@@ -296,7 +307,11 @@ impl Stack<'_> {
         {
             queue.awaited.append(self.notices, place);
             queue.awaits = queue.awaits.saturating_add(1);
-            self.tcp(id)?.tcb.options.set(TcpOptions::AWAITS, true);
+            let options = &mut self.tcp(id)?.tcb.options;
+            options.set(TcpOptions::AWAITS, true);
+            if kind & TX_HARDWARE != 0 {
+                options.set(TcpOptions::AWAITS_CARD, true);
+            }
         }
         self.settle(id.index, now);
         Ok(())
@@ -348,6 +363,7 @@ impl Stack<'_> {
             1 => NoticeKind::Copied,
             2 => NoticeKind::Scheduled,
             3 => NoticeKind::Sent,
+            5 => NoticeKind::Stamped,
             _ => NoticeKind::Acknowledged,
         };
         Ok(Some(Notice {
@@ -371,11 +387,9 @@ impl Stack<'_> {
             return;
         };
         let (sent, acked) = (tcb.snd_nxt, tcb.snd_una);
-        let (timestamping, closed) = (tcb.options.timestamping, tcb.state() == TcpState::Closed);
         let Some(&queue) = self.notice_queue(index) else {
             return;
         };
-        let with_packet = u32::from(timestamping & OPT_TSONLY == 0);
         let mut place = queue.awaited.head;
         for _ in 0..MOST {
             let Some(slot) = self.notices.get_mut(place as usize) else {
@@ -383,7 +397,7 @@ impl Stack<'_> {
             };
             let end = slot.first;
             let due = if !before(acked, end) {
-                slot.kind
+                slot.kind & !TX_HARDWARE
             } else if !before(sent, end) {
                 slot.kind & (TX_SCHED | TX_SOFTWARE)
             } else {
@@ -391,34 +405,49 @@ impl Stack<'_> {
             };
             slot.kind &= !due;
             place = slot.next;
-            let key = if timestamping & OPT_ID == 0 {
-                0
-            } else {
-                end.wrapping_sub(1).wrapping_sub(queue.base)
-            };
             for (bit, kind) in [
                 (TX_SCHED, NoticeKind::Scheduled),
                 (TX_SOFTWARE, NoticeKind::Sent),
                 (TX_ACK, NoticeKind::Acknowledged),
             ] {
                 if due & bit != 0 {
-                    self.tell(index, kind, (with_packet, key), now);
+                    self.tell_of_send(index, kind, end, now);
                 }
             }
         }
-        self.end_awaits(index, closed);
+        self.end_awaits(index);
     }
 
-    /// Forgets the sends at the front of the list that await nothing any more, all of them when the
-    /// connection has ended.
-    fn end_awaits(&mut self, index: u32, closed: bool) {
+    /// Tells of the send that ends before this sequence number.
+    pub(super) fn tell_of_send(&mut self, index: u32, kind: NoticeKind, end: u32, at: Instant) {
+        let flags = self.tcbs.get(index as usize);
+        let flags = flags.map_or(0, |tcb| tcb.options.timestamping);
+        let base = self.notice_queue(index).map_or(0, |queue| queue.base);
+        let key = if flags & OPT_ID == 0 {
+            0
+        } else {
+            end.wrapping_sub(1).wrapping_sub(base)
+        };
+        let with_packet = u32::from(flags & OPT_TSONLY == 0);
+        self.tell(index, kind, (with_packet, key), at);
+    }
+
+    /// Forgets the sends at the front of the list that await nothing any more. When the connection
+    /// has ended that is all of them but those that have left: the NIC tells when.
+    pub(super) fn end_awaits(&mut self, index: u32) {
+        let tcb = self.tcbs.get(index as usize);
+        let closed = tcb.is_some_and(|tcb| tcb.state() == TcpState::Closed);
         let number = self.notice_number(index);
         let Some(queue) = self.notice_queues.get_mut(number as usize) else {
             return;
         };
         for _ in 0..MOST {
             let first = self.notices.get(queue.awaited.head as usize);
-            if first.is_none_or(|slot| slot.kind != 0 && !closed) {
+            let waits = |slot: &NoticeSlot| match closed {
+                true => slot.kind & TX_HARDWARE != 0 && slot.last != 0,
+                false => slot.kind != 0,
+            };
+            if first.is_none_or(waits) {
                 break;
             }
             if let Some((place, _)) = queue.awaited.take_first(self.notices) {
@@ -429,7 +458,8 @@ impl Stack<'_> {
         if queue.awaited.head == NONE
             && let Some(tcb) = self.tcbs.get_mut(index as usize)
         {
-            tcb.options.set(TcpOptions::AWAITS, false);
+            let bits = TcpOptions::AWAITS | TcpOptions::AWAITS_CARD;
+            tcb.options.set(bits, false);
         }
     }
 
@@ -460,13 +490,13 @@ impl Stack<'_> {
     }
 
     /// Which place the connection's queue has; [`NONE`] = it has none.
-    fn notice_number(&self, index: u32) -> u32 {
+    pub(super) fn notice_number(&self, index: u32) -> u32 {
         let tcb = self.tcbs.get(index as usize);
         tcb.map_or(NONE, |tcb| tcb.notices.wrapping_sub(1))
     }
 
     /// The connection's queue, if it has one.
-    fn notice_queue(&self, index: u32) -> Option<&NoticeQueue> {
+    pub(super) fn notice_queue(&self, index: u32) -> Option<&NoticeQueue> {
         self.notice_queues.get(self.notice_number(index) as usize)
     }
 

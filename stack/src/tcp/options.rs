@@ -111,6 +111,9 @@ impl TcpOptions {
     /// No option: a send awaits notices ([`super::notices`]).
     pub(crate) const AWAITS: u32 = 1 << 18;
 
+    /// No option: one of them is the NIC's time of leaving.
+    pub(crate) const AWAITS_CARD: u32 = 1 << 20;
+
     /// TCP_NOTSENT_LOWAT was set. Not used by the stack.
     pub const NOTSENT_LOWAT_SET: u32 = 1 << 19;
 

@@ -7,7 +7,7 @@ use super::pool::{SegmentSlot, mark};
 use super::seq::{after, before, distance};
 use super::tcb::{NEVER, Range, TcpState, flag, pending, search};
 use crate::counters::Counter;
-use crate::image::{DEFAULT_TTL, NONE, chunk_state};
+use crate::image::{ASKS_TIME, DEFAULT_TTL, NONE, chunk_state};
 use crate::types::{ChunkId, Instant, Memory};
 use crate::wire::tcp::{self, FastOpen, flags};
 use crate::wire::{TxChecksum, ethernet, tcp::Headers};
@@ -375,6 +375,9 @@ impl Connection<'_> {
             slot.offset = start;
             slot.len = segment.offset.wrapping_add(segment.len).wrapping_sub(start);
             slot.state = chunk_state::RETAINED_SENDING;
+            if self.tcb.options.has(TcpOptions::AWAITS_CARD) {
+                slot.queue_pair = ASKS_TIME;
+            }
         }
         self.pool.append_transmit(self.tcb.hop.queue_pair, chunk);
         self.sent(chunk, now);

@@ -553,7 +553,8 @@ impl Tcb {
         self.reordering = USUAL_REORDERING;
         self.rack_steps = 1;
         self.options = options;
-        self.options.set(TcpOptions::AWAITS, false);
+        self.options
+            .set(TcpOptions::AWAITS | TcpOptions::AWAITS_CARD, false);
     }
 
     pub(crate) fn state(&self) -> TcpState {

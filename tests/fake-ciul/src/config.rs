@@ -12,9 +12,10 @@ use crate::layout::{LAYOUTS, Layout};
 struct Fault {
     /// A call (`open`, `pd`, `alloc`, `set`, `member` = one of a set, `memreg`, `mac`, `mtu`,
     /// `filter`, `vlan`, `unfilter`, `prime`, `receive`, `transmit`, `stamp`, `lend`, `bytes`;
-    /// `stamps` = a VI with times of frames; `unbundle` = of RX, `complete` = of TX; `free` = one
-    /// that frees, which does so all the same), or what the card does (`reset`, `oflow`, `txerr`,
-    /// `discard`; `event:TYPE` = it tells of that, with all other bytes zero).
+    /// `stamps` = a VI with times of frames; `departures` = one with times of those it sends;
+    /// `untimed` = it does not know one (of no errno); `unbundle` = of RX, `complete` = of TX;
+    /// `free` = one that frees, which does so all the same), or what the card does (`reset`,
+    /// `oflow`, `txerr`, `discard`; `event:TYPE` = it tells of that, with all other bytes zero).
     what: String,
     /// Which call, or which frame, from 1 on; 0 = each.
     nth: u64,

@@ -17,7 +17,7 @@ use crate::filter::ef_filter_spec;
 use crate::nic::{self, Nic, Rings};
 use crate::set::{self, Place};
 use crate::vendor;
-use crate::vi::{RX_EVENT_MERGE, RX_TIMESTAMPS, Vi};
+use crate::vi::{RX_EVENT_MERGE, RX_TIMESTAMPS, TX_TIMESTAMPS, Vi};
 use crate::wire::{self, owned};
 
 /// Number of the last VI: those of programs begin at 16.
@@ -209,10 +209,13 @@ struct Shape {
 
 /// Whether a VI with these flags is to fail.
 fn check_flags(flags: u64) -> Result<(), i32> {
-    if flags & RX_TIMESTAMPS == 0 {
-        return Ok(());
+    if flags & (RX_TIMESTAMPS | TX_TIMESTAMPS) != 0 {
+        config::check("stamps")?;
     }
-    config::check("stamps")
+    if flags & TX_TIMESTAMPS != 0 {
+        config::check("departures")?;
+    }
+    Ok(())
 }
 
 /// Makes a VI, with filters of a set or its own.

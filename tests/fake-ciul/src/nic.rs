@@ -15,7 +15,10 @@ use crate::config;
 use crate::driver::Bell;
 use crate::filter::{Filters, Key, Shared};
 use crate::set::Place;
-use crate::vi::{BAD_FRAME, RX_DOORBELL, RX_EVENT_MERGE, RX_TIMESTAMPS, TX_DOORBELL, Vi, ef_event};
+use crate::vi::{
+    BAD_FRAME, RX_DOORBELL, RX_EVENT_MERGE, RX_TIMESTAMPS, SENT_HIGH, SENT_LOW, TX_DOORBELL,
+    TX_TIMESTAMPS, UNKNOWN, Vi, ef_event,
+};
 use crate::wire::Wire;
 
 /// Frames of one turn, and of one completion that is in time, at most.
@@ -102,6 +105,8 @@ pub(crate) struct Nic {
     late: Late,
     /// When the time was told.
     told_ns: u64,
+    /// When the frame of each descriptor was sent.
+    times: Vec<u64>,
     specials: Vec<ef_event>,
     is_dead: bool,
     is_tx_stopped: bool,
@@ -165,7 +170,7 @@ pub(crate) fn remove(vi: Vi) -> Option<Nic> {
 
 /// The card's clock, nanoseconds since 1970: a million seconds ahead, so that nobody takes it for
 /// the host's.
-fn clock() -> u64 {
+pub(crate) fn clock() -> u64 {
     const AHEAD: std::time::Duration = std::time::Duration::from_secs(1_000_000);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     (now.expect("a time after 1970") + AHEAD).as_nanos() as u64
@@ -186,6 +191,7 @@ impl Nic {
     pub(crate) fn new(rings: Rings, bell: Bell, (wire, filters, name): Place) -> Self {
         bell.watch(&wire.fds());
         Self {
+            times: vec![0; rings.tx as usize],
             rings,
             wire,
             bell,
@@ -302,7 +308,8 @@ impl Nic {
     pub(crate) fn transmit(&mut self) {
         let write = self.rings.doorbell(TX_DOORBELL);
         let mask = self.rings.tx - 1;
-        let turn = if config::get().is_timed { 1 } else { TURN };
+        let is_alone = config::get().is_timed || self.tells_departures();
+        let turn = if is_alone { 1 } else { TURN };
         while self.tx_read != write & mask && !self.is_dead && !self.is_tx_stopped {
             if !self.has_room() {
                 return;
@@ -323,7 +330,7 @@ impl Nic {
                 }
             }
             if !config::get().is_late {
-                self.raise(2 << 60 | u64::from(last));
+                self.tell_sent(last);
             }
         }
     }
@@ -340,6 +347,12 @@ impl Nic {
             return;
         }
         self.late.turns = self.late.draw(LATE_TURNS);
+        if self.tells_departures() {
+            let last = self.late.told;
+            self.late.told = last.wrapping_add(1) & mask;
+            self.tell_sent(last);
+            return;
+        }
         let count = self.late.draw(BUNDLE).min(sent);
         self.late.told = self.late.told.wrapping_add(count) & mask;
         let last = self.late.told.wrapping_sub(1) & mask;
@@ -348,12 +361,36 @@ impl Nic {
 
     fn send(&mut self, at: u32) {
         let (address, length) = Rings::descriptor(self.rings.parts[2], at);
+        if let Some(time) = self.times.get_mut(at as usize) {
+            *time = clock();
+        }
         if std::mem::take(&mut self.has_cut_through) {
             return;
         }
         // SAFETY: whoever posts a descriptor has registered the memory.
         let frame = unsafe { std::slice::from_raw_parts(address, length) };
         self.wire.send(frame);
+    }
+
+    /// Whether each frame that was sent has its time.
+    fn tells_departures(&self) -> bool {
+        self.rings.flags & TX_TIMESTAMPS != 0
+    }
+
+    /// Tells that the frames up to this descriptor were sent; of one frame also when, if it does.
+    fn tell_sent(&mut self, last: u32) {
+        self.raise(2 << 60 | u64::from(last));
+        if !self.tells_departures() {
+            return;
+        }
+        let time = self.times.get(last as usize).copied().unwrap_or_default();
+        self.tell_time(time);
+        let quarters = time % SECOND * 4;
+        let halves = (quarters >> 16) << 32 | quarters & 0xffff;
+        self.raise(2 << 60 | SENT_LOW | halves);
+        let is_unknown = config::get().strikes("untimed").is_some();
+        let seconds = (time / SECOND) & 0xffff | if is_unknown { UNKNOWN } else { 0 };
+        self.raise(2 << 60 | SENT_HIGH | seconds);
     }
 
     /// A frame that goes before its descriptor comes.
@@ -426,12 +463,17 @@ impl Nic {
     /// A frame's time, of which the card tells what a frame has no room for.
     fn stamp(&mut self) -> u32 {
         let now = clock();
-        let quarters = now % SECOND * 4;
-        if now - self.told_ns >= TOLD_NS {
+        self.tell_time(now);
+        (now % SECOND * 4) as u32
+    }
+
+    /// Tells the time, if it was not a moment ago.
+    fn tell_time(&mut self, now: u64) {
+        if now.saturating_sub(self.told_ns) >= TOLD_NS {
             self.told_ns = now;
+            let quarters = now % SECOND * 4;
             self.raise(TIME | ((quarters >> 26) << 38) | (now / SECOND));
         }
-        quarters as u32
     }
 
     /// Writes a frame to the next buffer.

@@ -32,6 +32,15 @@ const TIME: u64 = 0x1a;
 /// low 26 bits; whether it was.
 const TOLD: usize = 8;
 const IS_TOLD: usize = 20;
+/// The first half of the time of a frame that was sent, quarters of nanoseconds.
+const SENT: usize = 24;
+/// What a TX event tells of a frame that has an event of its own (bits 24-30): quarters of
+/// nanoseconds, then seconds (the low 16 bits). Their halves are in bits 0-15 and 32-47; of the
+/// seconds the second half has bit 15 when the time is not known.
+pub(crate) const SENT_LOW: u64 = 0x51 << 24;
+pub(crate) const SENT_HIGH: u64 = 0x52 << 24;
+const SENT_BITS: u64 = 0x7f << 24;
+pub(crate) const UNKNOWN: u64 = 0x8000 << 32;
 /// Events behind the one that is read next that are not cleared yet.
 const CLEARED: c_int = 8;
 /// An event's bits for errors of a frame that cards of this kind discard: frame checksum, IP's,
@@ -46,6 +55,7 @@ pub(crate) const RX_BUFFER: u32 = 1792;
 /// VI flags.
 pub(crate) const RX_EVENT_MERGE: u64 = 0x20_0000;
 pub(crate) const RX_TIMESTAMPS: u64 = 0x1_0000;
+pub(crate) const TX_TIMESTAMPS: u64 = 0x2_0000;
 
 /// `ef_event`: 16 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -244,11 +254,45 @@ impl Vi {
         id
     }
 
-    /// The event of one frame that was sent, with a time: second 1, nanosecond 2.
-    fn sent_at(self, label: u8) -> ef_event {
+    /// Whether each frame that was sent has its time.
+    pub(crate) fn tells_departures(self) -> bool {
+        self.flags() & TX_TIMESTAMPS != 0
+    }
+
+    /// Takes an event of TX of a VI that tells departures: three are one frame's.
+    fn hear_sent(self, raw: u64) -> Option<ef_event> {
+        let (low, high) = (raw & 0xffff, raw >> 32 & 0xffff);
+        match raw & SENT_BITS {
+            SENT_LOW => self.set_word(SENT, (high << 16 | low) as u32),
+            SENT_HIGH if raw & UNKNOWN != 0 => return Some(self.sent_at(raw, 0)),
+            SENT_HIGH => {
+                let quarters = self.word(SENT);
+                let base = self.told().unwrap_or_else(nic::clock) / 1_000_000_000;
+                let near = (low as u16).wrapping_sub(base as u16).cast_signed();
+                let seconds = base.saturating_add_signed(near.into());
+                let at = seconds * 1_000_000_000 + u64::from(quarters / 4);
+                return Some(self.sent_at(raw, at));
+            }
+            _ => {}
+        }
+        None
+    }
+
+    /// The event of the oldest frame that was sent, with a time, nanoseconds since 1970, 0 = none.
+    fn sent_at(self, raw: u64, at: u64) -> ef_event {
+        const SYNC: u32 = 3;
+        let label = (raw >> 16) as u8 & 31;
         let id = self.take_id(self.tx_ids(), self.tx_mask(), self.tx_removed());
         let event = ef_event::new(7).u8(2, label).u32(4, id);
-        event.u32(8, 1).u32(12, 2)
+        let (seconds, rest) = ((at / 1_000_000_000) as u32, (at % 1_000_000_000) as u32);
+        // What the clock is worth is in the lowest bits, or the highest.
+        let rest = match self.layout.name {
+            "8.1" => rest & !SYNC | SYNC,
+            _ => rest | SYNC << 30,
+        };
+        event
+            .u32(8, seconds)
+            .u32(12, if at == 0 { 0 } else { rest })
     }
 
     fn received(self, raw: u64) -> ef_event {
@@ -665,7 +709,8 @@ pub unsafe extern "C" fn ef10_ef_eventq_poll(
         let label = (raw >> 16) as u8 & 31;
         is_full = match raw >> 60 {
             0 => put(vi.received(raw)),
-            2 if is_timed => put(vi.sent_at(label)),
+            2 if vi.tells_departures() => vi.hear_sent(raw).is_some_and(&mut put),
+            2 if is_timed => put(vi.sent_at(raw, 1_000_000_002)),
             2 => put(ef_event::new(1)
                 .u8(2, label)
                 .u16(4, (raw as u16).wrapping_add(1))),

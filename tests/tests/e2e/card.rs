@@ -5,6 +5,7 @@
 //! itself.
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use bypass_tests::counters::wait_for_udp_port;
@@ -386,6 +387,83 @@ pub(crate) fn stream_stamps(scene: &Scene) -> Result<()> {
     );
     check_times(scene, &client(scene, "python3", &["-c", &ask])?.json()?)?;
     server.kill();
+    Ok(())
+}
+
+/// A program of this C source, in the bed's folder.
+fn compiled(scene: &Scene, name: &str) -> Result<String> {
+    let program = scene.bed.folder().join(name).display().to_string();
+    let mut cc = Command::new("cc");
+    cc.args(["-O1", "-o", &program])
+        .arg(script(&format!("{name}.c")));
+    let run = cc.output()?;
+    let why = String::from_utf8_lossy(&run.stderr);
+    let is_made = run.status.success().then_some(program);
+    is_made.ok_or_else(|| format!("cc: {why}").into())
+}
+
+/// What `sent_times` has told must be all that a kernel would tell over such a card: its time of
+/// each send by the number of the last byte, beside the host's where that is asked for. (The
+/// kernel's column has a veth, which has no clock.)
+fn check_sent_times(scene: &Scene, is_beside: bool, told: &Value) -> Result<()> {
+    let is_near = |value: &Value, wanted: f64| {
+        let off = value.as_f64().map(|value| value - wanted);
+        off.is_some_and(|off| (-10.0..0.5).contains(&off))
+    };
+    let mut behind = 0;
+    let sizes = (1..=20).map(|nth| nth * 300).chain([100; 20]);
+    let mut wanted: Vec<(u64, bool)> = Vec::new();
+    for size in sizes {
+        behind += size;
+        let of_host = !scene.has_shim() || is_beside;
+        let kinds = [(of_host, false), (scene.has_shim(), true)];
+        let kinds = kinds.iter().filter(|(is_told, _)| *is_told);
+        wanted.extend(kinds.map(|(_, of_card)| (behind - 1, *of_card)));
+    }
+    let told = told.as_array().ok_or("no list")?;
+    let mut got = Vec::new();
+    for notice in told {
+        let (of_host, of_card) = (&notice[1], &notice[2]);
+        let is_card = is_near(of_card, 1e6) && of_host.is_null();
+        let is_host = is_near(of_host, 0.0) && of_card.is_null();
+        if !is_card && !is_host {
+            return Err(format!("another time: {notice}").into());
+        }
+        got.push((notice[0].as_u64().ok_or("no number")?, is_card));
+    }
+    // The card's come when they come, each kind in its order.
+    let of = |all: &[(u64, bool)], kind| -> Vec<u64> {
+        let all = all.iter().filter(|(_, is_card)| *is_card == kind);
+        all.map(|(number, _)| *number).collect()
+    };
+    for kind in [false, true] {
+        if of(&got, kind) != of(&wanted, kind) {
+            return Err(format!("other notices: {got:?}, not {wanted:?}").into());
+        }
+    }
+    Ok(())
+}
+
+/// Sends of a connection have the card's time in its error queue.
+pub(crate) fn sent_times(scene: &Scene) -> Result<()> {
+    let (program, host) = (compiled(scene, "sent_times")?, scene.host());
+    let read = format!(
+        "import socket\n\
+         s = socket.create_connection(('{host}', 7008), 10)\n\
+         while s.recv(65536): pass"
+    );
+    for is_beside in [false, true] {
+        let mut server = subject(scene, Side::Server, &program);
+        server.args([&*host, "7008"]);
+        if is_beside {
+            server.arg(if scene.has_shim() { "2" } else { "1" });
+        }
+        let server = started(scene, &server, 7008)?;
+        client(scene, "python3", &["-c", &read])?;
+        let told = server.wait(PATIENCE)?.check()?;
+        check_sent_times(scene, is_beside, &told.json()?)
+            .map_err(|error| format!("beside: {is_beside}: {error}"))?;
+    }
     Ok(())
 }
 

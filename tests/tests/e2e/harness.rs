@@ -93,10 +93,24 @@ pub(crate) fn check_card(column: Column, carried: Carried, body: fn(&Scene) -> R
     check_faults("", column, carried, body);
 }
 
-/// The same with a card that says when frames have come.
+/// The same with a card that says when frames have come, and have left.
 pub(crate) fn check_stamped(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) {
+    check_times("", column, carried, body);
+}
+
+/// The same, where that comes late.
+pub(crate) fn check_stamped_late(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) {
+    check_times("late", column, carried, body);
+}
+
+fn check_times(
+    faults: &'static str,
+    column: Column,
+    carried: Carried,
+    body: fn(&Scene) -> Result<()>,
+) {
     let options = Options {
-        card: Some(""),
+        card: Some(faults),
         timestamps: true,
         ..Options::default()
     };

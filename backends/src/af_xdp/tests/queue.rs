@@ -67,6 +67,7 @@ fn more_frames_than_a_budget_go_with_one_doorbell_and_come_back() {
                     chunk,
                     offset: 0,
                     len: bytes.len() as u32,
+                    stamp: 0,
                 }
             })
             .collect();
@@ -163,6 +164,7 @@ fn a_doorbell_says_when_the_link_is_down_and_when_the_device_is_gone() {
         chunk: SENDING,
         offset: 0,
         len: bytes.len() as u32,
+        stamp: 0,
     };
     run("ip link set bktn down");
     assert_eq!(queue.pair.submit(&[frame]), 1);
@@ -219,6 +221,7 @@ fn a_program_without_privilege_uses_what_it_was_given() {
         chunk: SENDING,
         offset: 0,
         len: bytes.len() as u32,
+        stamp: 0,
     };
     assert_eq!(queue.pair.submit(&[frame]), 1);
     queue.pair.ring_doorbell().unwrap();
@@ -290,6 +293,7 @@ fn a_doorbell_goes_on_when_the_device_throws_a_frame_away() {
                 chunk,
                 offset: 0,
                 len: bytes.len() as u32,
+                stamp: 0,
             }
         })
         .collect();

@@ -55,6 +55,7 @@ impl Wire {
             chunk: 800,
             offset: 0,
             len: bytes.len() as u32,
+            stamp: 0,
         };
         assert_eq!(self.sender.pair.submit(&[frame]), 1);
         self.sender.pair.ring_doorbell().unwrap();

@@ -69,6 +69,7 @@ fn send(queue: &mut Queue, bytes: &[u8]) {
         chunk: 900,
         offset: 0,
         len: bytes.len() as u32,
+        stamp: 0,
     };
     assert_eq!(queue.pair.submit(&[frame]), 1);
     queue.pair.ring_doorbell().unwrap();
