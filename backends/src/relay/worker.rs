@@ -295,15 +295,18 @@ impl Relay {
         let Some(stack) = &mut self.stack else {
             return 0;
         };
-        let mut asks = 0;
         let (port, memory) = (&mut self.port, &stack.memory);
         let mut done = stack.rings.completion.enter();
         let most = BURST.min(done.room()).min(port.room());
         for slot in stack.rings.tx.take(most) {
             let bytes = memory.place(slot.chunk, slot.offset, slot.len);
             if let Some(bytes) = bytes.filter(|_| slot.len >= SHORTEST) {
-                send_patiently(&mut **port, bytes, (slot.len, slot.flags));
-                asks |= slot.flags;
+                if slot.flags == 0 {
+                    send_patiently(&mut **port, bytes, slot.len);
+                } else {
+                    send_asked(&mut **port, bytes, slot.len, slot.flags);
+                    self.asks_departures = true;
+                }
             }
             done.push(slot.chunk);
         }
@@ -311,7 +314,6 @@ impl Relay {
         drop(done);
         if count > 0 {
             port.flush();
-            self.asks_departures |= asks != 0;
         }
         count
     }
@@ -338,7 +340,7 @@ impl Relay {
         while count < BURST
             && let Some(frame) = tap.read(&mut self.frame)
         {
-            send_patiently(&mut *self.port, frame.as_ptr(), (frame.len() as u32, 0));
+            send_patiently(&mut *self.port, frame.as_ptr(), frame.len() as u32);
             count += 1;
         }
         if count > 0 {
@@ -660,21 +662,32 @@ impl Inflow<'_> {
     }
 }
 
-/// Has the port take a frame of a length, and a number if its departure is to be told; one for
-/// which there is no room for long is lost.
-fn send_patiently(port: &mut dyn Port, bytes: *const u8, (length, number): (u32, u32)) {
+/// Has the port take a frame; one for which there is no room for long is lost.
+fn send_patiently(port: &mut dyn Port, bytes: *const u8, length: u32) {
     for _ in 0..SEND_TRIES {
         #[expect(
             unsafe_code,
             reason = "UNSAFETY: passes bytes on that others may change"
         )]
         // SAFETY: the callers' bytes are mapped: a frame of the kernel, or checked by `Memory`.
-        let taken = unsafe {
-            match number {
-                0 => port.send(bytes, length),
-                _ => port.send_stamped(bytes, length, number),
-            }
-        };
+        let taken = unsafe { port.send(bytes, length) };
+        if taken {
+            return;
+        }
+        port.flush();
+    }
+}
+
+/// The same with the number by which its departure is told.
+#[cold]
+fn send_asked(port: &mut dyn Port, bytes: *const u8, length: u32, number: u32) {
+    for _ in 0..SEND_TRIES {
+        #[expect(
+            unsafe_code,
+            reason = "UNSAFETY: passes bytes on that others may change"
+        )]
+        // SAFETY: as in `send_patiently`.
+        let taken = unsafe { port.send_stamped(bytes, length, number) };
         if taken {
             return;
         }
