@@ -290,7 +290,8 @@ impl Relay {
         frames
     }
 
-    /// What the stack sends.
+    /// What the stack sends. (By itself: within a turn the compiler has too few registers for it.)
+    #[inline(never)]
     fn transmit(&mut self) -> usize {
         let Some(stack) = &mut self.stack else {
             return 0;
@@ -663,6 +664,7 @@ impl Inflow<'_> {
 }
 
 /// Has the port take a frame; one for which there is no room for long is lost.
+#[inline]
 fn send_patiently(port: &mut dyn Port, bytes: *const u8, length: u32) {
     for _ in 0..SEND_TRIES {
         #[expect(
