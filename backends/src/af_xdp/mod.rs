@@ -44,7 +44,7 @@ pub use nic::{
 };
 pub(crate) use ntuple::Ntuple;
 pub use own_queue::Rule;
-pub(crate) use own_queue::{Card, Destination, of_function, try_rule};
+pub(crate) use own_queue::{Card, Destination, enter, of_function, try_rule, withdraw};
 pub use program::{COUNTERS, Flow, Listener, Target};
 pub use queue_pair::AfXdpQueuePair;
 pub use umem::{HEADROOM, PacketMemory, longest_frame};

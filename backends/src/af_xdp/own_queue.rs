@@ -54,12 +54,19 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Matches nothing that a card gets: the discard port of a loopback address.
-    const TRIAL: Self = Self {
-        protocol: 17,
-        local: ([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 9], 9),
-        remote: None,
-    };
+    /// Matches nothing that a card gets: the discard port of a loopback address. Functions have one
+    /// each: they are tried at one time, and some cards refuse a second equal rule.
+    pub(crate) fn trial(to: Destination) -> Self {
+        let function = (to >> 32) as u8;
+        let local = [
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, function, 9,
+        ];
+        Self {
+            protocol: 17,
+            local: (local, 9),
+            remote: None,
+        }
+    }
 
     /// The rule for a filter; `None` for one of any address, which no rule matches whole.
     fn of(filter: &FilterKey) -> Option<Self> {
@@ -86,6 +93,9 @@ impl Rule {
         }
     }
 }
+
+/// What [`enter`] answers for a card that does not tell a rule as it was entered.
+const UNTOLD: Errno = Errno::BADMSG;
 
 /// What is asked of a card.
 pub(crate) trait Card: Debug + Send + Sync {
@@ -191,11 +201,8 @@ impl OwnQueue {
         }
     }
 
-    /// Removes a rule, where the card still has it: places are used again.
     fn remove(&self, rule: &Rule, location: u32) {
-        if self.card.has(location, rule, self.queue.into()) {
-            self.card.remove(location);
-        }
+        withdraw(&*self.card, rule, location, self.queue.into());
     }
 
     fn kept(&self) -> MutexGuard<'_, BTreeMap<Rule, Kept>> {
@@ -205,7 +212,7 @@ impl OwnQueue {
     /// Leads a filter's frames to the queue.
     ///
     /// # Errors
-    /// The card's: of most `ENOSPC` when it has no room, `EOPNOTSUPP` for what it cannot match.
+    /// As of [`enter`].
     pub(super) fn lead(&self, filter: &FilterKey) -> Result<(), Errno> {
         let rule = Rule::of(filter).ok_or(Errno::OPNOTSUPP)?;
         let mut kept = self.kept();
@@ -215,7 +222,7 @@ impl OwnQueue {
             }
             return Ok(());
         }
-        let location = self.card.insert(&rule, self.queue.into())?;
+        let location = enter(&*self.card, &rule, self.queue.into())?;
         let filters = vec![*filter];
         kept.insert(rule, Kept { location, filters });
         Ok(())
@@ -285,7 +292,7 @@ fn try_last(card: &dyn Card, queue: u32) -> Result<(), String> {
 fn clear(card: &dyn Card, queue: u32) {
     let is_left = card.table().is_ok_and(|it| is_left_over(&it, queue));
     for (location, rule) in card.rules(queue.into()) {
-        if rule.is_some_and(|rule| is_left || rule == Rule::TRIAL) {
+        if rule.is_some_and(|rule| is_left || rule == Rule::trial(queue.into())) {
             card.remove(location);
         }
     }
@@ -300,13 +307,42 @@ fn clear(card: &dyn Card, queue: u32) {
 /// # Errors
 /// What follows the card's name in a sentence.
 pub(crate) fn try_rule(card: &dyn Card, to: Destination) -> Result<(), String> {
-    let location = card
-        .insert(&Rule::TRIAL, to)
-        .map_err(|errno| format!("takes no rules (ntuple): {errno}"))?;
-    let is_told = card.has(location, &Rule::TRIAL, to);
-    card.remove(location);
-    let untold = || "does not tell its rules (ntuple) as they were entered".to_owned();
-    is_told.then_some(()).ok_or_else(untold)
+    let trial = Rule::trial(to);
+    let location = enter(card, &trial, to).map_err(|errno| match errno == UNTOLD {
+        true => "does not tell its rules (ntuple) as they were entered".to_owned(),
+        false => format!("takes no rules (ntuple): {errno}"),
+    })?;
+    withdraw(card, &trial, location, to);
+    Ok(())
+}
+
+/// Enters a rule and reads it back: a place is chosen first and taken then, and a driver that is
+/// told a place may replace what another program has put there meanwhile. (Who comes second does
+/// not see that he has replaced one.)
+///
+/// # Errors
+/// The card's: of most `ENOSPC` when it has no room, `EOPNOTSUPP` for what it cannot match;
+/// [`UNTOLD`].
+pub(crate) fn enter(card: &dyn Card, rule: &Rule, to: Destination) -> Result<u32, Errno> {
+    let first = card.insert(rule, to)?;
+    if card.has(first, rule, to) {
+        return Ok(first);
+    }
+    let second = card.insert(rule, to).ok();
+    // A card that tells the second one told the first as well: another's is there.
+    if let Some(place) = second.filter(|place| card.has(*place, rule, to)) {
+        return Ok(place);
+    }
+    card.remove(first);
+    second.into_iter().for_each(|place| card.remove(place));
+    Err(UNTOLD)
+}
+
+/// Removes a rule, where the card still has it: places are used again.
+pub(crate) fn withdraw(card: &dyn Card, rule: &Rule, location: u32, to: Destination) {
+    if card.has(location, rule, to) {
+        card.remove(location);
+    }
 }
 
 /// The table of so many entries that the kernel has drivers begin with.

@@ -21,7 +21,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::port::{CardFilter, InCard};
 use super::rules::Rules;
-use crate::af_xdp::{Card, Destination, Ntuple, Rule, interfaces, of_function, try_rule};
+use crate::af_xdp::{
+    Card, Destination, Ntuple, Rule, enter, interfaces, of_function, try_rule, withdraw,
+};
 
 /// Kind of such a rule in [`InCard::cookie`].
 pub const PHYSICAL: i32 = 1;
@@ -49,11 +51,16 @@ impl PhysicalRules {
 
     fn of(card: Box<dyn Card>, interface: &str, function: u32) -> Result<Self, String> {
         let to = of_function(function);
-        try_rule(&*card, to).map_err(|why| format!("{interface} {why}"))?;
         let left = card.rules(to).into_iter();
         let left = left.filter_map(|(place, rule)| Some((rule?, place)));
+        let mut left: BTreeMap<Rule, u32> = left.collect();
+        // Some cards refuse a second equal one.
+        if let Some(place) = left.remove(&Rule::trial(to)) {
+            card.remove(place);
+        }
+        try_rule(&*card, to).map_err(|why| format!("{interface} {why}"))?;
         Ok(Self {
-            left: left.collect(),
+            left,
             card,
             interface: interface.to_owned(),
             to,
@@ -77,12 +84,7 @@ impl PhysicalRules {
     /// Makes these its rules, as far as it takes them, and no others.
     pub(super) fn follow(&mut self, wanted: &BTreeSet<CardFilter>) {
         let Self { card, to, left, .. } = self;
-        let remove = |(rule, place): (Rule, u32)| {
-            // Places are used again.
-            if card.has(place, &rule, *to) {
-                card.remove(place);
-            }
-        };
+        let remove = |(rule, place): (Rule, u32)| withdraw(&**card, &rule, place, *to);
         if !wanted.is_empty() {
             // First: the card may have room for few.
             let is_wanted = |it: &Rule| wanted.contains(&filter(it));
@@ -91,7 +93,9 @@ impl PhysicalRules {
         }
         let enter = |filter: &CardFilter| {
             let rule = rule(filter);
-            let place = left.remove(&rule).or_else(|| card.insert(&rule, *to).ok());
+            let found = left.remove(&rule);
+            let found = found.filter(|place| card.has(*place, &rule, *to));
+            let place = found.or_else(|| enter(&**card, &rule, *to).ok());
             place.map(|place| (rule, place))
         };
         self.rules.follow(wanted, enter, remove);
@@ -101,16 +105,19 @@ impl PhysicalRules {
     pub(super) fn clear(&mut self) {
         self.follow(&BTreeSet::new());
         for (rule, place) in std::mem::take(&mut self.left) {
-            if self.card.has(place, &rule, self.to) {
-                self.card.remove(place);
-            }
+            withdraw(&*self.card, &rule, place, self.to);
         }
     }
 
-    /// Those that it has.
+    /// Those that it has still: others enter and remove rules there too.
     pub(super) fn in_card(&self) -> Vec<InCard> {
         let place = |&(_, place): &(Rule, u32)| [place.cast_signed(), PHYSICAL];
-        self.rules.told(place)
+        let mut told = self.rules.told(place);
+        told.retain(|it| {
+            let place = it.cookie[0].cast_unsigned();
+            self.card.has(place, &rule(&it.filter), self.to)
+        });
+        told
     }
 }
 
@@ -154,7 +161,8 @@ pub(super) mod tests {
 
     use super::*;
 
-    type Kept = BTreeMap<u32, (Option<Rule>, Destination)>;
+    type Entry = (Option<Rule>, Destination);
+    type Kept = BTreeMap<u32, Entry>;
 
     /// A physical function in software with room for so many rules: a double. None that takes rules
     /// was at hand.
@@ -163,6 +171,8 @@ pub(super) mod tests {
         room: u32,
         kept: Arc<Mutex<Kept>>,
         entered: Arc<Mutex<usize>>,
+        /// What somebody else enters in the place of the next rule that is.
+        rival: Arc<Mutex<Option<Entry>>>,
     }
 
     impl FakePhysical {
@@ -171,6 +181,7 @@ pub(super) mod tests {
                 room,
                 kept: Arc::default(),
                 entered: Arc::default(),
+                rival: Arc::default(),
             }
         }
 
@@ -206,9 +217,13 @@ pub(super) mod tests {
                 return Err(Errno::OPNOTSUPP);
             }
             let mut kept = self.kept.lock().unwrap();
+            if kept.values().any(|(known, _)| *known == Some(*rule)) {
+                return Err(Errno::EXIST);
+            }
             let free = (0..self.room).find(|it| !kept.contains_key(it));
             let place = free.ok_or(Errno::NOSPC)?;
-            kept.insert(place, (Some(*rule), to));
+            let theirs = self.rival.lock().unwrap().take();
+            kept.insert(place, theirs.unwrap_or((Some(*rule), to)));
             *self.entered.lock().unwrap() += 1;
             Ok(place)
         }
@@ -292,6 +307,49 @@ pub(super) mod tests {
         std::mem::forget(killed);
         drop(card.open(2).unwrap());
         assert_eq!(card.led(2), [], "nobody came");
+    }
+
+    #[test]
+    fn a_trial_that_a_killed_relay_has_left_is_no_obstacle() {
+        let card = FakePhysical::new(4);
+        let [own, others] = [0, 1].map(|number| {
+            let to = of_function(number);
+            (Some(Rule::trial(to)), to)
+        });
+        *card.kept.lock().unwrap() = BTreeMap::from([(0, own), (1, others)]);
+        drop(card.open(0).unwrap());
+        assert_eq!(*card.kept.lock().unwrap(), BTreeMap::from([(1, others)]));
+    }
+
+    #[test]
+    fn a_rule_whose_place_somebody_else_takes_gets_another() {
+        let card = FakePhysical::new(4);
+        let to = of_function(1);
+        let [trial, theirs] = [Some(Rule::trial(to)), None].map(|rule| (rule, to));
+        *card.rival.lock().unwrap() = Some(trial);
+        let mut rules = card.open(0).unwrap();
+        assert_eq!(*card.kept.lock().unwrap(), BTreeMap::from([(0, trial)]));
+        *card.rival.lock().unwrap() = Some(theirs);
+        rules.follow(&filters(&[7]));
+        assert_eq!(card.led(0), [7]);
+        assert_eq!(rules.in_card()[0].cookie, [2, PHYSICAL]);
+        drop(rules);
+        let others = BTreeMap::from([(0, trial), (1, theirs)]);
+        assert_eq!(*card.kept.lock().unwrap(), others);
+    }
+
+    #[test]
+    fn a_rule_that_somebody_has_removed_is_not_told_and_not_believed() {
+        let card = FakePhysical::new(4);
+        let mut killed = card.open(0).unwrap();
+        killed.follow(&filters(&[7]));
+        std::mem::forget(killed);
+        let mut next = card.open(0).unwrap();
+        card.remove(0);
+        next.follow(&filters(&[7]));
+        assert_eq!((card.led(0), next.in_card().len()), (vec![7], 1));
+        card.remove(0);
+        assert_eq!(next.in_card(), []);
     }
 
     #[test]
