@@ -1,8 +1,8 @@
 //! The daemon's side of a port: what the relay has told of it, its filters, and its queue.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::control::{Kind, Message, connect_to};
@@ -16,6 +16,10 @@ use rustix::io::Errno;
 
 /// How long a relay has to answer: it looks at the daemon between two bursts.
 pub const PATIENCE: Duration = Duration::from_millis(500);
+/// How long one that has not answered in time is not waited for again: the daemon has others.
+const RESENTMENT: Duration = Duration::from_secs(1);
+
+const LATE: &str = "the relay does not answer";
 
 /// A connection to a relay that has said nothing yet, or has a port.
 #[derive(Debug)]
@@ -23,6 +27,8 @@ pub struct Link {
     socket: OwnedFd,
     /// Questions that were asked.
     asked: AtomicU32,
+    /// Until then it is not waited for.
+    resented: Mutex<Option<Instant>>,
 }
 
 /// What a relay says first.
@@ -78,8 +84,11 @@ impl Link {
     /// `ECONNREFUSED` when there is none.
     pub fn connect(device: &str) -> Result<Self, Errno> {
         let socket = connect_to(device)?;
-        let asked = AtomicU32::new(0);
-        Ok(Self { socket, asked })
+        Ok(Self {
+            socket,
+            asked: AtomicU32::new(0),
+            resented: Mutex::default(),
+        })
     }
 
     /// What the relay says; `None` = nothing new.
@@ -129,15 +138,29 @@ impl Link {
         let _ = Message::new(Kind::Detach).send(&self.socket, &[]);
     }
 
-    /// Has the card's filters follow the tables, and waits until they do.
+    /// Has the card's filters follow the tables, and waits until they do; of a relay that was late
+    /// within the last second, not at all.
     ///
     /// # Errors
     /// A sentence: the card's, or that the relay does not answer in time.
     pub fn steer(&self) -> Result<(), String> {
         let number = self.ask(Kind::Steer)?;
-        let (answer, _) = self.answer(number, Kind::Steered, Instant::now() + PATIENCE)?;
-        let words = answer.text();
+        let mut resented = self.resented.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if resented.is_some_and(|until| now < until) {
+            return Err(LATE.to_owned());
+        }
+        let answer = self.answer(number, Kind::Steered, now + PATIENCE);
+        let is_late = answer.as_ref().is_err_and(|words| words == LATE);
+        *resented = is_late.then(|| Instant::now() + RESENTMENT);
+        let words = answer?.0.text();
         words.is_empty().then_some(()).ok_or(words)
+    }
+
+    /// Has them follow the tables, and does not wait. (A relay that has no room for another
+    /// question has one before it that it has not read.)
+    pub fn tell_to_steer(&self) {
+        let _ = self.ask(Kind::Steer);
     }
 
     /// Asks for the filters that the card has now: the number of the question. Several relays are
@@ -180,7 +203,7 @@ impl Link {
             let mut waiting = [PollFd::new(&self.socket, PollFlags::IN)];
             match poll(&mut waiting, Some(&timespec(left))) {
                 Err(Errno::INTR) => continue,
-                Ok(0) => return Err("the relay does not answer".to_owned()),
+                Ok(0) => return Err(LATE.to_owned()),
                 other => other.map_err(failed)?,
             };
             let (message, fds) = Message::receive(&self.socket).map_err(failed)?;
@@ -191,7 +214,7 @@ impl Link {
             // However much it has to say.
             left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err("the relay does not answer".to_owned());
+                return Err(LATE.to_owned());
             }
         }
     }
@@ -284,6 +307,20 @@ mod tests {
             message = Message::new(Kind::Ready).with_text(text);
             assert_eq!(physical(&message), Some(expected));
         }
+    }
+
+    #[test]
+    fn a_relay_that_is_late_is_waited_for_once() {
+        let name = format!("test-late-{}", std::process::id());
+        let _listener = claim(&name).unwrap();
+        let link = Link::connect(&name).unwrap();
+        let begun = Instant::now();
+        for _ in 0..8 {
+            assert_eq!(link.steer(), Err(LATE.to_owned()));
+        }
+        // Twice, should the second pass meanwhile.
+        let taken = begun.elapsed();
+        assert!(taken >= PATIENCE && taken < PATIENCE * 6, "{taken:?}");
     }
 
     #[test]
