@@ -87,23 +87,28 @@ impl RelayCommand {
             Box::new(EfViPort::open(library, &self.name, settings)?)
         } else {
             let mut port = self.open_dpdk()?;
-            physical = self.physical_rules.then(|| self.open_physical());
-            if let Some(Ok(rules)) = &physical {
-                let mac = rules.mac();
-                mac.into_iter().for_each(|mac| port.answer_to(mac));
-            }
+            physical = self.physical_rules.then(|| {
+                let (rules, mac) = self.open_physical()?;
+                port.answer_to(mac);
+                Ok(rules)
+            });
             Box::new(port)
         };
         let relay = Relay::new(&self.name, port, listener, random()?)?;
         Ok(relay.with_physical(physical))
     }
 
-    fn open_physical(&self) -> Result<PhysicalRules, String> {
+    /// Rules at the physical function, and its MAC address.
+    fn open_physical(&self) -> Result<(PhysicalRules, [u8; 6]), String> {
         let physical = self.address().and_then(|it| Machine::here().physical(it));
         let (interface, number) = physical.ok_or_else(|| {
             "it is no virtual function whose physical one is an interface here".to_owned()
         })?;
-        PhysicalRules::open(&interface, number)
+        let rules = PhysicalRules::open(&interface, number)?;
+        // Without it the frames that they lead here were nobody's.
+        let mac = rules.mac();
+        let mac = mac.ok_or_else(|| format!("{interface} has no MAC address"))?;
+        Ok((rules, mac))
     }
 
     fn open_dpdk(&self) -> Result<DpdkPort, String> {
