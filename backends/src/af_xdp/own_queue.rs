@@ -43,7 +43,7 @@ pub(crate) fn of_function(number: u32) -> Destination {
 
 /// What a rule matches, whole: a protocol, an address and port of ours, perhaps another end's.
 /// Addresses of IPv4 are mapped ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Rule {
     /// 6 or 17.
     pub protocol: u8,

@@ -19,7 +19,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::port::{CardFilter, InCard};
+use super::port::InCard;
 use super::rules::Rules;
 use crate::af_xdp::{
     Card, Destination, Ntuple, Rule, enter, interfaces, of_function, try_rule, withdraw,
@@ -82,21 +82,19 @@ impl PhysicalRules {
     }
 
     /// Makes these its rules, as far as it takes them, and no others.
-    pub(super) fn follow(&mut self, wanted: &BTreeSet<CardFilter>) {
+    pub(super) fn follow(&mut self, wanted: &BTreeSet<Rule>) {
         let Self { card, to, left, .. } = self;
         let remove = |(rule, place): (Rule, u32)| withdraw(&**card, &rule, place, *to);
         if !wanted.is_empty() {
             // First: the card may have room for few.
-            let is_wanted = |it: &Rule| wanted.contains(&filter(it));
-            left.extract_if(.., |rule, _| !is_wanted(rule))
+            left.extract_if(.., |rule, _| !wanted.contains(rule))
                 .for_each(remove);
         }
-        let enter = |filter: &CardFilter| {
-            let rule = rule(filter);
-            let found = left.remove(&rule);
-            let found = found.filter(|place| card.has(*place, &rule, *to));
-            let place = found.or_else(|| enter(&**card, &rule, *to).ok());
-            place.map(|place| (rule, place))
+        let enter = |rule: &Rule| {
+            let found = left.remove(rule);
+            let found = found.filter(|place| card.has(*place, rule, *to));
+            let place = found.or_else(|| enter(&**card, rule, *to).ok());
+            place.map(|place| (*rule, place))
         };
         self.rules.follow(wanted, enter, remove);
     }
@@ -115,7 +113,7 @@ impl PhysicalRules {
         let mut told = self.rules.told(place);
         told.retain(|it| {
             let place = it.cookie[0].cast_unsigned();
-            self.card.has(place, &rule(&it.filter), self.to)
+            self.card.has(place, &it.filter, self.to)
         });
         told
     }
@@ -124,32 +122,6 @@ impl PhysicalRules {
 impl Drop for PhysicalRules {
     fn drop(&mut self) {
         self.clear();
-    }
-}
-
-fn rule(filter: &CardFilter) -> Rule {
-    let CardFilter {
-        protocol,
-        local,
-        remote,
-    } = *filter;
-    Rule {
-        protocol,
-        local,
-        remote,
-    }
-}
-
-fn filter(rule: &Rule) -> CardFilter {
-    let Rule {
-        protocol,
-        local,
-        remote,
-    } = *rule;
-    CardFilter {
-        protocol,
-        local,
-        remote,
     }
 }
 
@@ -243,8 +215,8 @@ pub(super) mod tests {
         }
     }
 
-    fn filters(ports: &[u16]) -> BTreeSet<CardFilter> {
-        let filter = |port: &u16| CardFilter {
+    fn filters(ports: &[u16]) -> BTreeSet<Rule> {
+        let filter = |port: &u16| Rule {
             protocol: 17,
             local: ([9; 16], *port),
             remote: None,

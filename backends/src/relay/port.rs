@@ -5,21 +5,11 @@ use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
 
 use super::rings::Departure;
+/// A filter of a card.
+pub use crate::af_xdp::Rule as CardFilter;
 
 /// An address and its port; IPv4 addresses are mapped ones.
 pub type End = ([u8; 16], u16);
-
-/// A filter of a card: everything of a protocol for an address and port of ours, or only what comes
-/// from one other end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CardFilter {
-    /// 6 or 17.
-    pub protocol: u8,
-    /// Our end.
-    pub local: End,
-    /// The other one; `None` = any.
-    pub remote: Option<End>,
-}
 
 /// A filter that a card has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -169,11 +169,7 @@ impl OpenNic {
         };
         let queue = nic.queues().start;
         let told = |(rule, place): (af_xdp::Rule, u32)| InCard {
-            filter: CardFilter {
-                protocol: rule.protocol,
-                local: rule.local,
-                remote: rule.remote,
-            },
+            filter: rule,
             queue,
             cookie: [place.cast_signed(), 0],
         };
