@@ -71,7 +71,7 @@ pub(super) struct OpenNic {
     /// Why frames of some queue are copied, where the configuration says that they are not to be.
     pub copies: Option<String>,
     /// Why the stack has no queue for itself, where the configuration says that it is to; or what
-    /// does not come to the one that it has; or why there are no rules at a physical function.
+    /// does not come to the one that it has.
     pub shared: Option<String>,
 }
 
@@ -188,6 +188,17 @@ impl OpenNic {
             }
         };
         format!("software: {why}")
+    }
+
+    /// Why no rules at a physical function lead to its port, where the configuration says that they
+    /// are to.
+    pub(super) fn unled(&self) -> Option<&str> {
+        match &self.driver {
+            Driver::Relayed { nic, .. } => {
+                nic.physical.as_ref()?.as_ref().err().map(String::as_str)
+            }
+            Driver::AfXdp(_) => None,
+        }
     }
 
     /// Leaves what the card has to the next daemon: programs go on.
@@ -629,7 +640,6 @@ impl OpenNic {
         stack: &StackEntry,
         rings: Option<OwnedFd>,
     ) -> Self {
-        let refused = nic.physical.clone().and_then(Result::err);
         let driver = Driver::Relayed {
             nic,
             link,
@@ -637,9 +647,7 @@ impl OpenNic {
             flows: None,
             rings,
         };
-        let mut open = Self::new(driver, stack.uid);
-        open.shared = refused.map(|why| format!("no rules elsewhere lead to it: {why}"));
-        open
+        Self::new(driver, stack.uid)
     }
 
     fn new(driver: Driver, owner: u32) -> Self {

@@ -354,6 +354,7 @@ impl Server {
             "queues": nic.map_or(link.rx_queues, |nic| nic.queues().len() as u32),
             "own_queue": nic.filter(|nic| nic.rules().is_some()).map(|nic| nic.queues().start),
             "shared": nic.and_then(|nic| nic.shared.as_deref()),
+            "unled": nic.and_then(OpenNic::unled),
             "partial_checksums":
                 nic.map_or(link.kind == "veth", |nic| nic.has_partial_checksums()),
             "checksums": checksums(self.offloads(link.ifindex)),

@@ -167,6 +167,8 @@ pub struct Interface {
     pub own_queue: Option<u64>,
     /// Why there is none, where there was to be one.
     pub shared: Option<String>,
+    /// Why no rules at a physical function lead to it, where they were to.
+    pub unled: Option<String>,
     /// Why it is not driven as the card that the configuration says it is.
     pub given_up: Option<String>,
 }
@@ -215,6 +217,7 @@ fn interface(value: &Value) -> Interface {
         address: text("address"),
         own_queue: value["own_queue"].as_u64(),
         shared: text("shared"),
+        unled: text("unled"),
         given_up: text("given_up"),
     }
 }

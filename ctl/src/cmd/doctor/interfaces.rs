@@ -271,9 +271,15 @@ fn served(name: &str, interface: &source::Interface, findings: &mut Findings) {
                 findings.warn(format!("{name}: {why}"), todo);
             }
             if let Some(why) = &interface.shared {
-                let todo = "see its rules and table (ethtool -n, -x), or leave own_queue (of a DPDK \
-                            port physical_rules) out of its [[device]]";
+                let todo = "see its rules and table (ethtool -n, -x), or leave own_queue out of \
+                            its [[device]]";
                 findings.warn(format!("{name}: {why}"), todo);
+            }
+            if let Some(why) = &interface.unled {
+                let todo = "see the physical function's rules (ethtool -n), or leave \
+                            physical_rules out of its [[device]]";
+                let told = format!("{name}: no rules elsewhere lead to it: {why}");
+                findings.warn(told, todo);
             }
             if let Some(condition) = &interface.condition {
                 findings.warn(format!("{name}: it needs more"), condition);
