@@ -46,9 +46,9 @@ impl Stack<'_> {
 
     /// How many slots for processes are free.
     #[must_use]
-    pub fn free_processes(&self) -> u32 {
-        let [low, high] = self.head.live_processes;
-        low.count_zeros().wrapping_add(high.count_zeros())
+    pub fn free_processes(&self) -> usize {
+        let slots = self.head.processes.iter();
+        slots.filter(|slot| slot.live == 0).count()
     }
 
     /// Says which process owns a slot, after a fork.

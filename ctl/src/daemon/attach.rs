@@ -43,13 +43,12 @@ impl Server {
             return Err(Refusal::PidNamespace.into());
         }
         self.ensure_stack(uid)?;
-        let mut slot = self.place(peer)?;
-        if slot.is_none() {
-            // The dead give theirs back first.
+        if self.stacks.get(uid).is_some_and(StackEntry::is_full) {
+            // The dead give their places back first; a stack that has none but dead ones ends.
             self.bury_waiting(uid);
-            slot = self.place(peer)?;
+            self.ensure_stack(uid)?;
         }
-        let slot = slot.ok_or(Refusal::Limit)?;
+        let slot = self.place(peer)?.ok_or(Refusal::Limit)?;
         // The kernel's own word on who connected, where it gives it (Linux 6.5).
         let pidfd = sockopt::peer_pidfd(&*client).ok();
         let watched = match watch::open(peer.pid, peer.start_time, pidfd, uid, slot) {

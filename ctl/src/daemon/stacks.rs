@@ -26,7 +26,7 @@ use bypass_runtime::lock::Owners;
 use bypass_runtime::packets::Packets;
 use bypass_runtime::queues;
 use bypass_runtime::wake::Ringer;
-use bypass_stack::{Capacities, QUEUE_PAIRS, QueuePairInfo};
+use bypass_stack::{Capacities, PROCESSES, QUEUE_PAIRS, QueuePairInfo, inspect};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::time::Timespec;
@@ -51,6 +51,8 @@ const RESENTMENT: Duration = Duration::from_millis(200);
 const PROGRAM_PATIENCE: Duration = Duration::from_millis(50);
 /// After it has waited that long for what a program only may need, it only looks for this long.
 const LONG_RESENTMENT: Duration = Duration::from_secs(1);
+/// After a look for dead processes that has freed no place, the next one waits for this long.
+const NEXT_LOOK: Duration = Duration::from_secs(1);
 /// Chunk sizes: the usual one, and the one for larger MTUs.
 const CHUNK_SIZES: [u32; 2] = [2048, 4096];
 /// An MTU above this needs the larger chunks.
@@ -146,6 +148,8 @@ pub(super) struct StackEntry {
     busy_until: Cell<Option<Instant>>,
     /// Until when it is not waited for by [`Self::is_to_be_had`].
     kept_until: Cell<Option<Instant>>,
+    /// Until when nobody looks for places of dead processes.
+    full_until: Cell<Option<Instant>>,
 }
 
 /// What a stack is made of.
@@ -286,6 +290,7 @@ impl StackEntry {
             deserted: None,
             busy_until: Cell::new(None),
             kept_until: Cell::new(None),
+            full_until: Cell::new(None),
         })
     }
 
@@ -344,6 +349,28 @@ impl StackEntry {
             self.kept_until.set(Some(now + LONG_RESENTMENT));
         }
         is_free
+    }
+
+    /// Whether all places for processes are taken, by the word of its programs: without the lock,
+    /// which they may keep.
+    pub(super) fn is_full(&self) -> bool {
+        let Ok(head) = self.copy_head() else {
+            return false;
+        };
+        inspect::processes(&head).is_ok_and(|processes| processes.count() >= PROCESSES)
+    }
+
+    /// Whether places of the dead are to be looked for: all are taken, and the last look that freed
+    /// none is a while ago.
+    pub(super) fn lacks_places(&self) -> bool {
+        let full_until = self.full_until.get();
+        full_until.is_none_or(|until| until <= Instant::now()) && self.is_full()
+    }
+
+    /// They have been looked for.
+    pub(super) fn note_places(&self) {
+        let pause = self.is_full().then(|| Instant::now() + NEXT_LOOK);
+        self.full_until.set(pause);
     }
 
     /// Whether the thread ids of its lock's owners are the daemon's too.
@@ -687,7 +714,7 @@ impl Stacks {
 /// The capacities that an image states, checked.
 fn stated_capacities(image: impl AsFd) -> Result<Capacities, Errno> {
     let bytes = copy_stack(image)?;
-    let image = bypass_stack::inspect::Image::attach(&bytes).map_err(|_| Errno::INVAL)?;
+    let image = inspect::Image::attach(&bytes).map_err(|_| Errno::INVAL)?;
     Ok(image.capacities())
 }
 

@@ -1,6 +1,6 @@
 //! Giving back what the dead held, and what could not be done at once.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use bypass_runtime::flows::Flow;
@@ -10,7 +10,7 @@ use bypass_stack::{EndpointId, ProcessId};
 use super::counters::Counter;
 use super::filters::Filter;
 use super::netlink::diag;
-use super::process::Process;
+use super::process::{Process, mapped_images};
 use super::server::Server;
 use super::stacks::{Busy, StackEntry};
 
@@ -186,6 +186,8 @@ impl Server {
         let Ok(processes) = bypass_stack::inspect::processes(&head) else {
             return;
         };
+        // Its programs may have written one number into all slots.
+        let mut seen: HashMap<u32, Option<Process>> = HashMap::new();
         for known in processes {
             if self.watch.of_slot(uid, known.id).is_some()
                 || self.chores.slots.contains(&(uid, known.id))
@@ -198,11 +200,14 @@ impl Server {
                 continue;
             }
             // What the image says is the program's word; that it has the image mapped is a fact.
-            let found = Process::find(known.pid)
-                .filter(|process| [0, process.start_time].contains(&known.start_time))
-                .filter(|process| super::process::mapped_images(process.pid).contains(&inode));
+            let has_image = |found: &Process| mapped_images(found.pid).contains(&inode);
+            let found = seen
+                .entry(known.pid)
+                .or_insert_with(|| Process::find(known.pid).filter(has_image))
+                .as_ref()
+                .filter(|process| [0, process.start_time].contains(&known.start_time));
             match found {
-                Some(process) if self.watch_process(uid, &process, known.id).is_ok() => {
+                Some(process) if self.watch_process(uid, process, known.id).is_ok() => {
                     self.counters.add(Counter::ProcessesFound);
                 }
                 // In a container's pid namespace the number means another process, or none. The
@@ -228,7 +233,7 @@ impl Server {
         let Ok(processes) = bypass_stack::inspect::processes(&head) else {
             return;
         };
-        let has_image = |pid| super::process::mapped_images(pid).contains(&stack.inode);
+        let has_image = |pid| mapped_images(pid).contains(&stack.inode);
         let is_watched = |pid| self.watch.of_pid(pid).iter().any(|(_, of)| *of == uid);
         let has_parent = |start_time| u32::try_from(start_time).is_ok_and(has_image);
         let alone = processes
@@ -376,27 +381,25 @@ impl Server {
         }
     }
 
-    /// When a stack has no place for a process left, gives back those of the dead that nobody has
-    /// told of yet.
-    pub(super) fn make_room(&mut self, uid: u32) {
-        let stack = self.stacks.get(uid);
-        let locked = stack.and_then(|stack| stack.lock().ok());
-        if locked.is_some_and(|mut locked| locked.stack().free_processes() == 0) {
-            self.find_relatives(uid);
-        }
-    }
-
     /// Gives back what the dead held before somebody is answered who asks for it: their listeners'
     /// ports, and their places in a stack that has no other. What cannot be had now is tried again
     /// when it would have been anyway.
     pub(super) fn bury_waiting(&mut self, asker: u32) {
-        self.make_room(asker);
+        let stack = self.stacks.get(asker);
+        let lacks_places = stack.is_some_and(StackEntry::lacks_places);
+        if lacks_places {
+            // Some may be of dead ones that nobody has told of yet.
+            self.chores.look_for_relatives(asker);
+        }
         for uid in self.chores.users() {
             let stack = self.stacks.get(uid);
             // Whoever has kept the asker's own lock may be about to give it back.
             if stack.is_some_and(|stack| stack.is_to_be_had(uid == asker)) {
                 self.catch_up(uid);
             }
+        }
+        if lacks_places && let Some(stack) = self.stacks.get(asker) {
+            stack.note_places();
         }
     }
 

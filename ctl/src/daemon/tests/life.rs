@@ -1,6 +1,8 @@
 //! Deaths: of programs, of daemons, of interfaces.
 
+use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bypass_proto::control::{QueryKind, Request, RequestKind};
@@ -276,10 +278,7 @@ fn a_child_goes_on_with_its_parents_sockets() {
     let mut parent = ready(&bed, "198.18.9.1:7001", 0);
     let slot = parent.ask("fork");
     // Whoever the child is: a process that lives on.
-    let mut child = std::process::Command::new("sleep")
-        .arg("100")
-        .spawn()
-        .expect("spawn");
+    let mut child = Command::new("sleep").arg("100").spawn().expect("spawn");
     assert_eq!(parent.ask(&format!("forked {slot} {}", child.id())), "told");
     until("both are known", || {
         bed.list(QueryKind::Stacks)[0]["processes"]
@@ -308,10 +307,7 @@ fn ports_of_the_dead_are_free_for_who_asks() {
     let connection = "connection 198.18.9.1:7002 198.18.9.2:5001";
     assert_eq!(parent.ask(connection), "true");
     let slot = parent.ask("fork");
-    let mut child = std::process::Command::new("sleep")
-        .arg("100")
-        .spawn()
-        .expect("spawn");
+    let mut child = Command::new("sleep").arg("100").spawn().expect("spawn");
     assert_eq!(parent.ask(&format!("forked {slot} {}", child.id())), "told");
     bed.inside(|| {
         let mut program = Program::join().expect("join");
@@ -338,29 +334,100 @@ fn ports_of_the_dead_are_free_for_who_asks() {
 #[test]
 fn places_of_the_dead_are_free_for_who_needs_one() {
     let bed = Bed::with_daemon();
-    let mut dead = std::process::Command::new("true").spawn().expect("spawn");
-    dead.wait().expect("wait");
-    let fill = |program: &Program| {
-        let mut locked = program.attachment.lock().expect("lock");
-        while let Some(slot) = locked.stack().fork_process(program.process) {
-            locked.stack().set_process_pid(slot, dead.id(), 0);
-        }
-        assert_eq!(locked.stack().free_processes(), 0);
-    };
+    let dead = dead_process();
     let mut program = bed.inside(|| Program::join().expect("join"));
-    fill(&program);
+    fill_places(&program, dead);
     let request = Request::new(RequestKind::QueuePairs);
     program.control.ask(request, None).expect("answer");
-    let free = program
-        .attachment
-        .lock()
-        .expect("lock")
-        .stack()
-        .free_processes();
-    assert_eq!(free, 127);
-    fill(&program);
+    assert_eq!(free_places(&program), 127);
+    fill_places(&program, dead);
     let _late = ready(&bed, "198.18.9.1:7002", 0);
 }
+
+/// Number of a process that has ended.
+fn dead_process() -> u32 {
+    let mut dead = Command::new("true").spawn().expect("spawn");
+    dead.wait().expect("wait");
+    dead.id()
+}
+
+/// Takes all places for processes of a program's stack that are free, for the process `pid`.
+fn fill_places(program: &Program, pid: u32) {
+    let mut locked = program.attachment.lock().expect("lock");
+    while let Some(slot) = locked.stack().fork_process(program.process) {
+        locked.stack().set_process_pid(slot, pid, 0);
+    }
+    assert_eq!(locked.stack().free_processes(), 0);
+}
+
+fn free_places(program: &Program) -> usize {
+    let mut locked = program.attachment.lock().expect("lock");
+    locked.stack().free_processes()
+}
+
+/// The same while somebody keeps the stack's lock for longer than the daemon waits for what no
+/// program needs. (One of five attempts: the lock may be kept for too long by a busy machine.)
+#[test]
+fn places_of_the_dead_are_free_after_a_lock_that_is_kept() {
+    let bed = Bed::with_daemon();
+    let dead = dead_process();
+    let mut program = bed.inside(|| Program::join().expect("join"));
+    for _ in 0..5 {
+        fill_places(&program, dead);
+        let Program {
+            control,
+            attachment,
+            ..
+        } = &mut program;
+        let locked = attachment.lock().expect("lock");
+        std::thread::scope(|scope| {
+            let request = Request::new(RequestKind::QueuePairs);
+            let asked = scope.spawn(move || control.ask(request, None).map(drop));
+            std::thread::sleep(Duration::from_millis(25));
+            drop(locked);
+            asked.join().expect("thread").expect("answer");
+        });
+        if free_places(&program) == 127 {
+            return;
+        }
+        until("they are free later", || free_places(&program) == 127);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    panic!("none was free at once");
+}
+
+/// All places name, again and again, one process, which has nothing of the stack and so many
+/// mappings that nobody should look through them 127 times.
+#[test]
+fn places_that_name_one_process_cost_one_look() {
+    let bed = Bed::with_daemon();
+    let mut program = bed.inside(|| Program::join().expect("join"));
+    let mut large = Command::new("python3")
+        .args(["-IS", "-c", LARGE])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("spawn");
+    let mut line = String::new();
+    let mut output = BufReader::new(large.stdout.take().expect("output"));
+    output.read_line(&mut line).expect("mappings");
+    promptly(|| {
+        fill_places(&program, large.id());
+        let begun = Instant::now();
+        let request = Request::new(RequestKind::QueuePairs);
+        program.control.ask(request, None).expect("answer");
+        assert_eq!(free_places(&program), 127);
+        begun.elapsed()
+    });
+    large.kill().expect("kill");
+    large.wait().expect("wait");
+}
+
+/// Neighbours that differ in what they allow stay mappings of their own.
+const LARGE: &str = "import mmap, sys
+all = [mmap.mmap(-1, 4096, mmap.MAP_PRIVATE, 1 + i % 2 * 2) for i in range(20000)]
+print(flush=True)
+sys.stdin.read()";
 
 /// Whoever asks while the dead of a stack, its own or another's, wait for a lock that is kept.
 #[test]
