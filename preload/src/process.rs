@@ -1,11 +1,11 @@
 //! This process's part in the stack through fork and exec.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bypass_proto::control::{Request, RequestKind};
 use bypass_proto::reason::FallThrough;
-use bypass_runtime::lock;
+use bypass_runtime::{clock, lock};
 use bypass_stack::{EndpointId, ProcessId};
 
 use crate::fdtable::{self, Entry};
@@ -15,6 +15,12 @@ use crate::{context, decide, report, shadow, sharing, tcp, wait};
 /// Whether this process was forked, has forked, or has sockets of another program: sockets may be
 /// shared with relatives.
 static RELATIVES: AtomicBool = AtomicBool::new(false);
+
+/// Until when ([`clock::now`]) a parent that got no place for its child does not ask again.
+static FULL_UNTIL: AtomicU64 = AtomicU64::new(0);
+
+/// How long that is, in nanoseconds.
+const NEXT_ASK_NS: u64 = 1_000_000_000;
 
 /// Held for reading by every change of in-process tables, for writing by a fork, so that a child
 /// never inherits a table in the middle of a change.
@@ -89,15 +95,22 @@ pub fn begins_in_child() {
 
 /// When no place for a process is free, some may be of dead ones that the daemon has not come to
 /// yet: it gives those back before it answers. (Before the fork begins: whoever has the connection
-/// to the daemon may be waiting for the end of a fork.)
+/// to the daemon may be waiting for the end of a fork.) When all live, not every fork waits for it.
 fn make_room() {
     let Some(joined) = context::joined() else {
         return;
     };
-    let free = joined.attachment.lock();
-    let free = free.map_or(1, |mut locked| locked.stack().free_processes());
-    if free == 0 {
-        context::settle_if_running();
+    let is_full = || {
+        let locked = joined.attachment.lock();
+        locked.is_ok_and(|mut locked| locked.stack().free_processes() == 0)
+    };
+    if !is_full() || clock::now().0 < FULL_UNTIL.load(Ordering::Relaxed) {
+        return;
+    }
+    context::settle_if_running();
+    if is_full() {
+        let until = clock::now().0.saturating_add(NEXT_ASK_NS);
+        FULL_UNTIL.store(until, Ordering::Relaxed);
     }
 }
 

@@ -418,7 +418,7 @@ CASE(process_exec_unread, MIXED)
     line("\nread");
 }
 
-/* More children than a stack has places for processes. */
+/* More children than a stack has places for processes, where the machine has time for them. */
 enum { ECHOERS = 8, FORKS = 1000, FORKS_MS = 30000 };
 
 struct echoer {

@@ -121,6 +121,7 @@ tests! {
     endings::slow_enders: Any,
     endings::sockets_without_a_program: Any,
     crowds::too_many_connections: Any,
+    crowds::more_children_than_places: Any,
     crowds::ten_programs: Any,
     units::hardened: Segments,
     units::chrooted: Segments,

@@ -86,6 +86,54 @@ pub(crate) fn too_many_connections(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// A program has more children than its stack has places for. What those beyond do is the kernel's,
+/// and nobody asks the daemon for each of them.
+pub(crate) fn more_children_than_places(scene: &Scene) -> Result<()> {
+    let script = format!(
+        "import os, socket, sys, time\n\
+         s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('{}', {PORT}))\n\
+         r, w = os.pipe()\n\
+         def child():\n\
+         \x20   os.close(w); os.read(r, 1); os._exit(0)\n\
+         def forks(count):\n\
+         \x20   for _ in range(count): os.fork() or child()\n\
+         while not os.path.exists(sys.argv[1]): time.sleep(0.01)\n\
+         forks(140); print('full', flush=True)\n\
+         while not os.path.exists(sys.argv[2]): time.sleep(0.01)\n\
+         begun = time.monotonic(); forks(100)\n\
+         print('seconds', int(time.monotonic() - begun), flush=True)",
+        scene.host()
+    );
+    let [go, again] = ["go", "again"].map(|name| scene.bed.folder().join(name));
+    let mut parent = scene.bed.program(Side::Server, "python3");
+    parent.column(scene.column).args(["-IS", "-c", &script]);
+    let parent = parent.args([&go, &again]).spawn()?;
+    wait_for_udp_port(&scene.bed, Side::Server, PORT)?;
+    if scene.has_shim() {
+        wait_for_filter(&scene.bed, PORT)?;
+    }
+    fs::write(&go, "")?;
+    let said = |what: &str| parent.stdout().contains(what);
+    let full = wait_until("as many children as there are places", PATIENCE, || {
+        said("full")
+    });
+    full.map_err(|error| format!("{error}: {}", parent.stderr()))?;
+    let asked = |scene: &Scene| daemon::counter(&scene.bed, "requests");
+    let before = if scene.has_shim() { asked(scene)? } else { 0 };
+    fs::write(&again, "")?;
+    let run = parent.wait(PATIENCE)?.check()?;
+    if scene.has_shim() {
+        let took = run.stdout.split_whitespace().last();
+        let seconds: u64 = took.ok_or("no time")?.parse()?;
+        // The tool asks too.
+        let asked = asked(scene)?.saturating_sub(before);
+        if asked > 20 + seconds {
+            return Err(format!("{asked} requests in {seconds} s").into());
+        }
+    }
+    Ok(())
+}
+
 /// A program of a user, and what it is asked.
 struct Resident {
     user: u32,
