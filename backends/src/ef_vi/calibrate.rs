@@ -18,6 +18,7 @@ use std::ffi::{c_int, c_void};
 use super::event::RawEvent;
 use super::layout::{LAYOUTS, Layout};
 use super::library::Ciul;
+use super::reason::CiulError;
 
 /// Descriptors hold plain addresses: `EF_VI_TX_PHYS_ADDR | EF_VI_RX_PHYS_ADDR`.
 const PLAIN: u32 = 0x60;
@@ -80,9 +81,9 @@ struct Counts {
 /// A sentence, when what is seen is no release's.
 pub(super) fn layout(ciul: &Ciul) -> Result<Layout, String> {
     let mut scratch = Scratch::new();
-    let size = scratch.size(ciul);
-    let mut seen = scratch.operations(ciul);
-    scratch.fields(ciul, &mut seen);
+    let size = scratch.size(ciul)?;
+    let mut seen = scratch.operations(ciul)?;
+    scratch.fields(ciul, &mut seen)?;
     seen.size = size;
     let row = LAYOUTS.iter().find(|row| seen.agrees(row));
     let row = row.ok_or_else(|| seen.refusal(ciul))?;
@@ -92,6 +93,12 @@ pub(super) fn layout(ciul: &Ciul) -> Result<Layout, String> {
         return Err(seen.refusal(ciul));
     }
     Ok(*row)
+}
+
+/// Of a call that answers a number, or an errno below zero.
+fn check(call: &'static str, answer: c_int) -> Result<(), String> {
+    let done = CiulError::check(call, answer);
+    done.map_err(|why| format!("the layout of libciul is not known: {why}"))
 }
 
 impl Seen {
@@ -171,27 +178,29 @@ impl Scratch {
         self.vi.as_mut_ptr().cast()
     }
 
-    fn init(&mut self, ciul: &Ciul) {
+    /// On a structure that is not initialised nothing else may be called.
+    fn init(&mut self, ciul: &Ciul) -> Result<(), String> {
         let state = self.state.as_mut_ptr().cast();
         let (vi, flags) = (self.vi(), u64::from(PLAIN));
         // SAFETY: more memory than a VI and its state need; the library only writes there.
-        unsafe { (ciul.functions.ef_vi_init)(vi, 1, b'B'.into(), 2, flags, 0, state) };
+        let answer = unsafe { (ciul.functions.ef_vi_init)(vi, 1, b'B'.into(), 2, flags, 0, state) };
+        check("ef_vi_init", answer)
     }
 
     /// Size of the structure: what the initialiser has touched. `None` when it leaves holes.
-    fn size(&mut self, ciul: &Ciul) -> Option<usize> {
+    fn size(&mut self, ciul: &Ciul) -> Result<Option<usize>, String> {
         const UNTOUCHED: u64 = u64::from_ne_bytes([FILL; 8]);
         self.vi.fill(UNTOUCHED);
-        self.init(ciul);
-        let words = self.vi.iter().position(|word| *word == UNTOUCHED)?;
-        let is_end = self.vi[words..].iter().all(|word| *word == UNTOUCHED);
-        is_end.then_some(8 * words)
+        self.init(ciul)?;
+        let words = self.vi.iter().position(|word| *word == UNTOUCHED);
+        let is_end = |words: &usize| self.vi[*words..].iter().all(|word| *word == UNTOUCHED);
+        Ok(words.filter(is_end).map(|words| 8 * words))
     }
 
     /// Step A.
-    fn operations(&mut self, ciul: &Ciul) -> Seen {
+    fn operations(&mut self, ciul: &Ciul) -> Result<Seen, String> {
         self.vi.fill(0);
-        self.init(ciul);
+        self.init(ciul)?;
         let state = self.state.as_ptr() as usize;
         let slot = |wanted: Option<usize>| {
             let wanted = wanted? as u64;
@@ -204,7 +213,7 @@ impl Scratch {
                 && slot.and_then(|slot| self.vi.get(slot)) == function.map(|at| at as u64).as_ref()
         };
         let polls = slot(poll).filter(|slot| holds(Some(slot + 1), prime));
-        Seen {
+        Ok(Seen {
             ep_state: slot(Some(state)).map(|slot| 8 * slot),
             ops: self.vi.iter().position(is_code).map(|slot| 8 * slot),
             eventq_poll: polls.map(|slot| 8 * slot),
@@ -213,35 +222,37 @@ impl Scratch {
             vi_flags: self.field(PLAIN),
             nic_type: self.field(u32::from_le_bytes([1, b'B', 2, 0])),
             ..Seen::default()
-        }
+        })
     }
 
     /// Step B.
-    fn fields(&mut self, ciul: &Ciul, seen: &mut Seen) {
+    fn fields(&mut self, ciul: &Ciul, seen: &mut Seen) -> Result<(), String> {
         let vi = self.vi();
         let functions = &ciul.functions;
         let (rx, tx) = (self.rx.as_mut_ptr().cast(), self.tx.as_mut_ptr().cast());
         let (rx_ids, tx_ids) = (self.rx_ids.as_mut_ptr(), self.tx_ids.as_mut_ptr());
         // SAFETY: an initialised VI; each ring and page is as large as is said, and of `self`.
-        unsafe {
+        let label = unsafe {
             (functions.ef_vi_init_io)(vi, self.io.as_mut_ptr().cast());
             let events = self.events.as_mut_ptr().cast();
             (functions.ef_vi_init_evq)(vi, EVENTS as c_int, events, CAPACITY);
             (functions.ef_vi_init_rxq)(vi, RX as c_int, rx, rx_ids.cast(), PREFIX as c_int);
             (functions.ef_vi_init_txq)(vi, TX as c_int, tx, tx_ids.cast());
             (functions.ef_vi_init_state)(vi);
-            (functions.ef_vi_add_queue)(vi, vi);
-        }
+            (functions.ef_vi_add_queue)(vi, vi)
+        };
+        check("ef_vi_add_queue", label)?;
         // SAFETY: an initialised VI.
         let capacity = unsafe { (functions.ef_eventq_capacity)(vi) };
         if !(1..EVENTS as c_int).contains(&capacity) {
-            return;
+            return Ok(());
         }
         seen.has_capacity = capacity == CAPACITY as c_int;
         seen.evq_mask = self.field(8 * EVENTS as u32 - 1);
         seen.rxq = self.field(RX as u32 - 1);
         seen.txq = self.field(TX as u32 - 1);
         seen.rx_prefix_len = self.field(PREFIX);
+        Ok(())
     }
 
     /// Where the structure has a value, if it has it once.

@@ -277,6 +277,9 @@ fn the_descriptor_is_readable_once_it_is_primed_and_frames_come() {
 #[test]
 fn what_fails_is_said_and_nothing_leaks() {
     let table = [
+        ("init:ENOMEM", "ef_vi_init: Cannot allocate memory"),
+        ("init:EINVAL@2", "ef_vi_init: Invalid argument"),
+        ("add:ENOSPC", "ef_vi_add_queue: No space left"),
         ("open:ENOENT", "there is no /dev/sfc_char"),
         ("open:EACCES", "no permission"),
         ("pd:ENODEV", "does not serve this interface"),
@@ -306,15 +309,20 @@ fn what_fails_is_said_and_nothing_leaks() {
     assert!(why.contains("no room for another filter"), "{why}");
     port.remove_filter(&datagrams());
     port.add_filter(second).unwrap();
-    for (errno, wanted) in [
-        ("EEXIST", "another queue of the card"),
-        ("EPROTONOSUPPORT", "no such filters"),
-        ("EPERM", "no permission"),
+    for (fault, wanted) in [
+        ("filter:EEXIST", "another queue of the card"),
+        ("filter:EPROTONOSUPPORT", "no such filters"),
+        ("filter:EPERM", "no permission"),
+        ("spec:EPROTONOSUPPORT", "no such filters"),
+        ("spec:EINVAL", "ef_filter_spec_set: Invalid argument"),
     ] {
-        fake.set("FAULT", &format!("filter:{errno}"));
+        fake.set("FAULT", fault);
         let why = port.add_filter(datagrams()).unwrap_err();
-        assert!(why.contains(wanted), "{why}");
+        assert!(why.contains(wanted), "{fault}: {why}");
     }
+    fake.set("FAULT", "");
+    port.remove_filter(&second);
+    port.add_filter(datagrams()).unwrap();
 }
 
 /// Waits until a VI is made again.

@@ -53,7 +53,7 @@ impl Config {
             layout: newest.unwrap_or(&LAYOUTS[0]),
             wire: "loop".to_owned(),
             faults: Vec::new(),
-            filters: 1024,
+            filters: 4096,
             merges: false,
             lends: false,
             is_late: false,

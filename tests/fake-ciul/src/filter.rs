@@ -145,6 +145,9 @@ impl ef_filter_spec {
         local: ([u8; 16], c_int),
         remote: ([u8; 16], c_int),
     ) -> c_int {
+        if let Err(errno) = config::check("spec") {
+            return -errno;
+        }
         if ![6, 17].contains(&protocol) {
             return -libc::EPROTONOSUPPORT;
         }

@@ -330,6 +330,9 @@ pub unsafe extern "C" fn ef_vi_init(
     nic_flags: u8,
     state: *mut c_void,
 ) -> c_int {
+    if let Err(errno) = config::check("init") {
+        return -errno;
+    }
     let vi = Vi::at(vi);
     let layout = vi.layout;
     if layout.flags_bytes == 4 {
@@ -450,6 +453,9 @@ pub unsafe extern "C" fn ef_vi_init_state(vi: *mut c_void) {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ef_vi_add_queue(evq_vi: *mut c_void, vi: *mut c_void) -> c_int {
+    if let Err(errno) = config::check("add") {
+        return -errno;
+    }
     let owner = Vi::at(evq_vi);
     let count = owner.layout.vi_qs + 32 * 8;
     let label: u32 = owner.get(count);
