@@ -280,6 +280,40 @@ fn a_segment_that_is_sent_again_takes_its_number_along() {
     assert_eq!(host.numbers(), [0], "all is told");
 }
 
+#[test]
+fn a_number_that_comes_twice_ends_no_other_wait() {
+    let mut host = Host::new();
+    host.ask(NUMBERED);
+    host.rig
+        .stack()
+        .tcp_options(host.id)
+        .unwrap()
+        .set(TcpOptions::NODELAY, true);
+    // The first one is still listed when its number comes again, and then is not.
+    for nth in [0, 2] {
+        host.send(TX_HARDWARE | TX_ACK);
+        host.send(TX_HARDWARE);
+        let [first, second] = host.numbers()[..] else {
+            panic!("two frames")
+        };
+        let end = 100 * nth + 99;
+        host.left(first, CARD);
+        assert_eq!(host.told(), [(NoticeKind::Stamped, end, CARD)]);
+        let acknowledged = (NoticeKind::Acknowledged, end, 0);
+        if nth == 0 {
+            host.acknowledge(100 * nth + 200);
+            assert_eq!(host.told(), [acknowledged]);
+            host.left(first, CARD + 1);
+        } else {
+            host.left(first, CARD + 1);
+            host.acknowledge(100 * nth + 200);
+            assert_eq!(host.told(), [acknowledged]);
+        }
+        host.left(second, CARD + 2);
+        assert_eq!(host.told(), [(NoticeKind::Stamped, end + 100, CARD + 2)]);
+    }
+}
+
 /// Times that never come (a card that was reset) are not waited for when there is no room, nor
 /// when later ones come.
 #[test]

@@ -117,9 +117,11 @@ impl Stack<'_> {
         let Some(slot) = slot.filter(|slot| number != 0 && slot.last == number) else {
             return;
         };
-        // Only if it is on that connection's list is it what it seems to be.
+        // Only if it is on that connection's list is it what it seems to be. It may come twice: a
+        // segment was sent again.
         let index = slot.at as u32;
-        let Some(tcb) = self.tcbs.get(index as usize) else {
+        let is_listed = self.awaited(index).any(|slot| slot.last == number);
+        let Some(tcb) = self.tcbs.get(index as usize).filter(|_| is_listed) else {
             return;
         };
         let acked = tcb.snd_una;
@@ -129,15 +131,12 @@ impl Stack<'_> {
             let Some(slot) = self.notices.get_mut(place as usize) else {
                 break;
             };
-            let end = slot.first;
+            let (end, is_awaited) = (slot.first, slot.awaits_departure());
             place = slot.next;
-            if !slot.awaits_departure() {
-                continue;
-            }
             if slot.last == number {
                 is_found = true;
                 slot.kind &= !TX_HARDWARE;
-                if at_ns != 0 {
+                if is_awaited && at_ns != 0 {
                     self.tell_of_send(index, NoticeKind::Stamped, end, Instant(at_ns));
                 }
             } else if !is_found && !before(acked, end) {
@@ -175,6 +174,13 @@ impl Stack<'_> {
     fn first_awaited(&self, index: u32) -> u32 {
         let queue = self.notice_queue(index);
         queue.map_or(NONE, |queue| queue.awaited.head)
+    }
+
+    /// What a connection's sends await.
+    fn awaited(&self, index: u32) -> impl Iterator<Item = &NoticeSlot> {
+        let at = |place: u32| self.notices.get(place as usize);
+        let first = at(self.first_awaited(index));
+        core::iter::successors(first, move |slot| at(slot.next)).take(MOST.into())
     }
 
     /// Bits of a number that name the place.
