@@ -34,7 +34,7 @@ mod worker;
 pub use board::read as read_board;
 pub use control::claim;
 pub use memory::STAMP_AT;
-pub use nic::{Answer, Link, OpenQueue, PATIENCE, RelayNic};
+pub use nic::{Answer, Link, OpenQueue, PATIENCE, RelayNic, Unsteered};
 pub use physical::{PHYSICAL, PhysicalRules};
 pub use port::{CardFilter, End, Facts, InCard, Offloads, Port, Told};
 pub use queue_pair::RelayQueuePair;

@@ -143,7 +143,15 @@ impl Link {
     ///
     /// # Errors
     /// A sentence: the card's, or that the relay does not answer in time.
-    pub fn steer(&self) -> Result<(), String> {
+    pub fn steer(&self) -> Result<(), Unsteered> {
+        let answer = self.steered().map_err(Unsteered::Unanswered)?;
+        match answer.text() {
+            words if words.is_empty() => Ok(()),
+            words => Err(Unsteered::Refused(words)),
+        }
+    }
+
+    fn steered(&self) -> Result<Message, String> {
         let number = self.ask(Kind::Steer)?;
         let mut resented = self.resented.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -153,8 +161,7 @@ impl Link {
         let answer = self.answer(number, Kind::Steered, now + PATIENCE);
         let is_late = answer.as_ref().is_err_and(|words| words == LATE);
         *resented = is_late.then(|| Instant::now() + RESENTMENT);
-        let words = answer?.0.text();
-        words.is_empty().then_some(()).ok_or(words)
+        Ok(answer?.0)
     }
 
     /// Has them follow the tables, and does not wait. (A relay that has no room for another
@@ -229,6 +236,15 @@ impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// Why the card does not lead what the tables do, in a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unsteered {
+    /// The card's word.
+    Refused(String),
+    /// The relay does not answer, or is gone.
+    Unanswered(String),
 }
 
 fn failed(errno: Errno) -> String {
@@ -316,7 +332,7 @@ mod tests {
         let link = Link::connect(&name).unwrap();
         let begun = Instant::now();
         for _ in 0..8 {
-            assert_eq!(link.steer(), Err(LATE.to_owned()));
+            assert_eq!(link.steer(), Err(Unsteered::Unanswered(LATE.to_owned())));
         }
         // Twice, should the second pass meanwhile.
         let taken = begun.elapsed();

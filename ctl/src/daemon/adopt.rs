@@ -245,7 +245,7 @@ impl Server {
 
     /// An entry that the daemon before has made; it counts from here on.
     pub(super) fn adopt_entry(&mut self, (ifindex, flow): (u32, Flow)) -> Option<Entry> {
-        self.add_entry(ifindex, &flow)?;
+        self.add_entry(ifindex, &flow).ok()?;
         Some(Entry {
             ifindex,
             flow,

@@ -19,7 +19,7 @@ use bypass_backends::af_xdp::{
     self, COUNTERS, FilterCounters, FilterKey, Listener, Mode, Nic, NicConfig, NicError,
     PacketMemory, Target,
 };
-use bypass_backends::relay::{CardFilter, InCard, Link, Offloads, RelayNic};
+use bypass_backends::relay::{CardFilter, InCard, Link, Offloads, RelayNic, Unsteered};
 use bypass_proto::policy::{Backend, DaemonPolicy, Policy};
 use bypass_runtime::packets::Packets;
 use bypass_stack::{IpAddress, QueuePairInfo, SocketAddress};
@@ -336,9 +336,12 @@ impl OpenNic {
                     }
                     return Ok(());
                 }
-                link.steer().map_err(|words| {
+                link.steer().map_err(|why| {
                     self.remove(key(flow));
-                    failed(Errno::BUSY, words)
+                    match why {
+                        Unsteered::Refused(words) => failed(Errno::NOSPC, words),
+                        Unsteered::Unanswered(words) => failed(Errno::TIMEDOUT, words),
+                    }
                 })
             }
         }

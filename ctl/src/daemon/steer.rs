@@ -25,7 +25,7 @@ struct Obstacles {
     kept: bool,
     /// Another stack or program.
     taken: bool,
-    /// A card, or a map, without room for another entry.
+    /// A card that takes no more, or a table without room for another entry.
     full: bool,
     /// The operating system.
     errno: Option<Errno>,
@@ -180,31 +180,37 @@ impl Server {
                 continue;
             }
             match self.add_entry(ifindex, &flow) {
-                Some(before) => entries.push(Entry {
+                Ok(before) => entries.push(Entry {
                     ifindex,
                     flow,
                     before,
                 }),
-                None => obstacles.full = true,
+                Err(Errno::NOSPC | Errno::TOOBIG) => obstacles.full = true,
+                Err(errno) => obstacles.failed(Some(errno)),
             }
         }
         self.filters.set_entries(id, entries);
         obstacles.refused()
     }
 
-    /// Writes one entry; what it had counted before, or `None` when it could not be written.
-    pub(super) fn add_entry(&mut self, ifindex: u32, flow: &Flow) -> Option<FilterCounters> {
-        let nic = self.nics.get(ifindex)?;
+    /// Writes one entry; what it had counted before. `ENOSPC` when the card takes no more, `E2BIG`
+    /// when a table is full, or why else it could not be written.
+    pub(super) fn add_entry(&mut self, ifindex: u32, flow: &Flow) -> Result<FilterCounters, Errno> {
+        let nic = self.nics.get(ifindex).ok_or(Errno::NODEV)?;
         if self.filters.share(ifindex, *flow) == MapChange::Shared {
-            return Some(nic.filter_counters(flow));
+            return Ok(nic.filter_counters(flow));
         }
         // An adopted interface has it already; writing it again would start its counters anew.
-        if nic.has_filter(flow) || nic.add_filter(flow).is_ok() {
-            return Some(nic.filter_counters(flow));
+        let entered = match nic.has_filter(flow) {
+            true => Ok(()),
+            false => nic.add_filter(flow).map_err(|why| why.errno),
+        };
+        if let Err(errno) = entered {
+            self.filters.unshare(ifindex, *flow);
+            self.counters.add(Counter::FilterFailures);
+            return Err(errno);
         }
-        self.filters.unshare(ifindex, *flow);
-        self.counters.add(Counter::FilterFailures);
-        None
+        Ok(nic.filter_counters(flow))
     }
 
     /// The entries that a filter of a stack's program should have now.

@@ -96,6 +96,7 @@ impl Config {
                 "late" => self.is_late = true,
                 "timed" => self.is_timed = true,
                 "small" => self.is_small = true,
+                "filter1" => self.filters = 1,
                 _ => self.faults.push(fault(word)),
             }
         }

@@ -151,7 +151,7 @@ pub(crate) fn check_dying(column: Column, carried: Carried, body: fn(&Scene) -> 
 
 /// The same, where the card has room for one filter.
 pub(crate) fn check_full(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) {
-    check_faults("filter:EBUSY@2", column, carried, body);
+    check_faults("filter1", column, carried, body);
 }
 
 fn check_faults(
