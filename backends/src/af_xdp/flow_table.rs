@@ -367,7 +367,8 @@ impl FlowTable {
     }
 
     /// The owner of a flow, if it is there. Counts a frame of it, as the steering program does, if
-    /// `is_led` says of the owner that the frame goes there. Only one thread counts in a table.
+    /// `is_led` says of the owner that the frame goes there. Where two count in one table (a stack
+    /// with two ports) a count may be lost: it is for people.
     #[inline(always)]
     pub(crate) fn count(
         &self,

@@ -101,8 +101,11 @@ impl Filters {
     pub fn map(fds: [OwnedFd; 3]) -> Result<Self, Errno> {
         let [udp, opening, grants] = &fds;
         let udp = FlowTable::map(udp)?;
+        let udp_flows = PortCounts::of(&udp);
+        // A daemon of an older release marks none.
+        udp.mark(udp_flows.marks());
         Ok(Self {
-            udp_flows: PortCounts::of(&udp),
+            udp_flows,
             udp,
             opening: FlowTable::map(opening)?,
             grants: FlowTable::map(grants)?,
