@@ -366,8 +366,12 @@ impl OpenNic {
             Driver::AfXdp(nic) => nic.remove_filter(key),
             Driver::Relayed { nic, link, .. } => {
                 nic.filters.remove(&key);
-                if nic.is_bifurcated || has_physical(nic) {
-                    // What still comes, the relay gives to the kernel: nobody waits for that.
+                if nic.is_bifurcated {
+                    // What still comes, the relay gives to the kernel. It answers when it has a
+                    // moment: mostly when it has sent what the owner had left in the TX ring.
+                    let _ = link.steer();
+                } else if has_physical(nic) {
+                    // Nobody waits for that.
                     link.tell_to_steer();
                 }
             }
