@@ -182,7 +182,7 @@ pub fn check_native(case: &str) -> Result<()> {
 /// When it does not; the text shows where.
 pub fn check_shim(case: &str, how: How) -> Result<()> {
     let mut options = Options::of_backend()?;
-    if options.port
+    if options.port.is_some()
         && let Some((_, why)) = AS_ON_VETH.iter().find(|(name, _)| *name == case)
     {
         println!("compared with the kernel on a veth: {why}");

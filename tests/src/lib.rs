@@ -27,6 +27,7 @@ pub mod services;
 pub mod sources;
 mod tap;
 pub mod testbed;
+pub mod vdev;
 
 /// Every fallible function of this crate: the error is a sentence for a person.
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

@@ -23,8 +23,9 @@ use bypass_backends::sim::Faults;
 
 use crate::Result;
 use crate::emulated_link::EmulatedLink;
-use crate::program::{Program, wait_until};
+use crate::program::{Program, Running, wait_until};
 use crate::tap::Tap;
+use crate::vdev::Vdev;
 
 /// Which end of the veth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,9 +47,9 @@ pub struct Options {
     pub subnet: u8,
     /// An emulated link between two TAP devices, from this seed, in place of the veth.
     pub emulated: Option<(Faults, u64)>,
-    /// A DPDK port on the server side (a virtual device, no card: net_tap), whose wire ends in the
-    /// kernel of the client's side, in place of the veth. A daemon runs from the beginning.
-    pub port: bool,
+    /// A DPDK port on the server side (a virtual device, no card), whose wire ends in the kernel of
+    /// the client's side, in place of the veth. A daemon runs from the beginning.
+    pub port: Option<Vdev>,
     /// The programs of each side have half of the processors, as on two machines.
     pub apart: bool,
     /// The server's interface is a card, whose queue libciul's stand-in has, with these faults. A
@@ -67,7 +68,7 @@ impl Default for Options {
             mtu: 1500,
             subnet: 7,
             emulated: None,
-            port: false,
+            port: None,
             apart: false,
             card: None,
             timestamps: false,
@@ -85,9 +86,9 @@ impl Options {
     pub fn of_backend() -> Result<Self> {
         let name = std::env::var("BYPASS_TEST_BACKEND");
         let (port, card) = match name.as_deref().unwrap_or("af_xdp") {
-            "af_xdp" => (false, None),
-            "dpdk" => (true, None),
-            "ef_vi" => (false, Some("")),
+            "af_xdp" => (None, None),
+            "dpdk" => (Some(Vdev::Tap), None),
+            "ef_vi" => (None, Some("")),
             other => return Err(format!("BYPASS_TEST_BACKEND={other}?").into()),
         };
         Ok(Self {
@@ -106,6 +107,7 @@ pub struct Testbed {
     folder: PathBuf,
     janitor: Child,
     link: Option<EmulatedLink>,
+    pub(crate) testpmd: Option<Running>,
 }
 
 /// What the janitor does when its input ends; `$1` and `$2` are the namespaces, `$3` the folder.
@@ -159,6 +161,7 @@ impl Testbed {
             folder,
             janitor,
             link: None,
+            testpmd: None,
         };
         bed.set_up()?;
         Ok(bed)
@@ -171,8 +174,10 @@ impl Testbed {
         }
         match self.options.emulated {
             Some((faults, seed)) => self.emulate_link(faults, seed)?,
-            None if self.options.port => self.open_port()?,
-            None => self.add_veth()?,
+            None => match self.options.port {
+                Some(vdev) => self.open_port(vdev)?,
+                None => self.add_veth()?,
+            },
         }
         for side in sides {
             self.ip(side, &["link", "set", "lo", "up"])?;
@@ -190,7 +195,7 @@ impl Testbed {
         if self.options.card.is_some() {
             self.start_card()?;
         }
-        if self.options.port {
+        if self.options.port.is_some() {
             self.wait_for_daemon()?;
         }
         Ok(())
@@ -312,12 +317,30 @@ impl Testbed {
     }
 
     /// Starts a daemon with a device and plugs in the other end of its wire.
-    fn open_port(&self) -> Result<()> {
-        std::fs::write(self.device_file(), self.device("net_tap0,iface=wire", ""))?;
+    fn open_port(&mut self, vdev: Vdev) -> Result<()> {
+        self.before_port(vdev)?;
+        let devargs = vdev.devargs(&self.folder);
+        let device = self.device(&devargs, "");
+        let not_wire = "[daemon]\ninterfaces = { exclude = [\"wire\"] }\n";
+        std::fs::write(self.device_file(), format!("{not_wire}{device}"))?;
         let mut daemon = self.program(Side::Server, crate::paths::bypassctl());
         daemon.args(["daemon", "--config"]).arg(self.device_file());
         daemon.run()?.check()?;
-        self.plug_in()
+        self.after_port(vdev)
+    }
+
+    /// Waits until the port is open. DPDK loads all of its drivers first, which takes seconds on a
+    /// machine with much to do.
+    pub(crate) fn wait_for_port(&self) -> Result<()> {
+        let is_open = || self.why_no_port().contains("side of a DPDK port");
+        let open = wait_until("the port is open", Duration::from_secs(60), is_open);
+        open.map_err(|error| format!("{error}: {}", self.why_no_port()).into())
+    }
+
+    /// The device that is the port.
+    #[must_use]
+    pub fn vdev(&self) -> Option<Vdev> {
+        self.options.port
     }
 
     /// Moves the other end of the port's wire, which its driver has made beside it, to the client's
@@ -326,11 +349,8 @@ impl Testbed {
     /// # Errors
     /// When there is none in time.
     pub fn plug_in(&self) -> Result<()> {
-        // Not before the port is open: its driver finds the wire by its name. DPDK loads all of its
-        // drivers first, which takes seconds on a machine with much to do.
-        let is_open = || self.why_no_port().contains("side of a DPDK port");
-        let open = wait_until("the port is open", Duration::from_secs(60), is_open);
-        open.map_err(|error| format!("{error}: {}", self.why_no_port()))?;
+        // Not before the port is open: its driver finds the wire by its name.
+        self.wait_for_port()?;
         let namespace = self.namespace(Side::Client);
         let peer = self.interface(Side::Client);
         let mac = "02:18:00:00:00:02";
@@ -398,7 +418,7 @@ impl Testbed {
     /// which sees its own frames only.)
     #[must_use]
     pub fn counting_side(&self) -> Side {
-        if self.options.port {
+        if self.options.port.is_some() {
             Side::Client
         } else {
             Side::Server

@@ -35,17 +35,18 @@ mod e2e {
     pub mod streams;
     pub mod tool;
     pub mod units;
+    pub mod vdevs;
     pub mod web;
 }
 
 use e2e::harness::{
     Carried, check, check_card, check_dying, check_full, check_late, check_pair, check_port,
-    check_spread, check_stamped, check_stamped_late, check_veth,
+    check_spread, check_stamped, check_stamped_late, check_vdev, check_veth,
 };
 use e2e::{
     card, clients, crowds, dpdk, endings, engines, faults, floods, groups, handover, jumbo,
     languages, links, names, processor, programs, reasons, reloads, restarts, rollback, routers,
-    rubbish, rules, soaks, stores, storms, streams, tool, units, web,
+    rubbish, rules, soaks, stores, storms, streams, tool, units, vdevs, web,
 };
 
 macro_rules! tests {
@@ -460,5 +461,50 @@ mod dpdk_port {
         dpdk::nobody_left: Any,
         floods::half_open: Any,
         dpdk::nothing_left: Any,
+    }
+}
+
+/// A DPDK port on each kind of virtual device that Debian's DPDK has.
+mod dpdk_vdevs {
+    use bypass_tests::program::Column;
+    use bypass_tests::vdev::Vdev;
+
+    use super::{Carried, check_vdev, vdevs};
+
+    macro_rules! vdev_tests {
+        ($( $name:ident: $vdev:ident, )+) => {
+            $( mod $name {
+                use super::{Carried, Column, Vdev, check_vdev, vdevs};
+
+                #[test]
+                fn kernel() {
+                    check_vdev(Vdev::$vdev, Column::Native, Carried::Any, vdevs::served);
+                }
+
+                #[test]
+                fn shim() {
+                    check_vdev(Vdev::$vdev, Column::Shim, Carried::Any, vdevs::served);
+                }
+            } )+
+        };
+    }
+
+    vdev_tests! {
+        tap: Tap,
+        af_xdp: AfXdp,
+        af_packet: AfPacket,
+        memif: Memif,
+        virtio_user: VirtioUser,
+        vhost: Vhost,
+    }
+}
+
+/// The one that has no other end.
+mod dpdk_ring {
+    use super::{Carried, check_veth, vdevs};
+
+    tests! {
+        check_veth:
+        vdevs::ring: Any,
     }
 }

@@ -34,6 +34,7 @@ const PACKAGES: &[(&str, &str)] = &[
         "/usr/lib/python3.11/test/test_socket.py",
     ),
     ("libmemcached-tools", "/usr/bin/memcaslap"),
+    ("dpdk-dev", "/usr/bin/dpdk-testpmd"),
     ("libdpdk-dev", "/usr/include/dpdk/rte_ethdev.h"),
     ("liblwip-dev", "/usr/include/lwip/netif/tapif.h"),
     ("linux-libc-dev", "/usr/include/linux/if_xdp.h"),

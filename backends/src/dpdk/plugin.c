@@ -110,10 +110,15 @@ static uint32_t offloads;
 /* Frames that came with a verdict, that went with the port's checksum, and that the driver has
  * refused to complete. */
 static uint64_t found_good, found_bad, completed, refused;
+/* Frames that came with a partial checksum. */
+static uint64_t finished;
 
 /* Not 0: the device is to go, or must be opened anew. DPDK's thread of interrupts says so. */
 static volatile int lost;
 static int is_of_pci;
+
+/* The port is an interface of this kernel, whose other end may leave checksums to the wire. */
+static int has_partial;
 
 /* What was said since it was last asked for. */
 static char said[4096];
@@ -322,6 +327,9 @@ static int32_t open_port(struct facts *facts)
 	error = rte_eth_macaddr_get(port, &mac);
 	if (error)
 		return failed("asking for the MAC address", -error);
+	/* net_ring has none. */
+	if (rte_is_zero_ether_addr(&mac))
+		memcpy(mac.addr_bytes, (const uint8_t[]){ 2, 'r', 'i', 'n', 'g', 1 }, sizeof(mac));
 	memcpy(facts->mac, mac.addr_bytes, sizeof(facts->mac));
 	memcpy(own_mac, mac.addr_bytes, sizeof(own_mac));
 	if (rte_eth_dev_get_mtu(port, &facts->mtu))
@@ -329,6 +337,8 @@ static int32_t open_port(struct facts *facts)
 	snprintf(facts->driver, sizeof(facts->driver), "%s", info.driver_name);
 	facts->wait_fd = wait_fd(info.driver_name);
 	facts->offloads = offloads;
+	has_partial = !strcmp(info.driver_name, "net_af_xdp") ||
+	              !strcmp(info.driver_name, "net_af_packet");
 	is_of_pci = strchr(rte_dev_name(info.device), ':') != NULL;
 	ignore_signals();
 	return 0;
@@ -359,41 +369,6 @@ static void take_for_own(struct rte_mbuf *chunk)
 
 	if (chunk->data_len >= sizeof(own_mac) && !memcmp(to, other_mac, sizeof(other_mac)))
 		memcpy(to, own_mac, sizeof(own_mac));
-}
-
-/* Frames of one burst, which stay what they are until they are released. */
-static uint32_t receive(struct frame *into, uint32_t count)
-{
-	uint16_t most = count < BURST ? count : BURST;
-	uint16_t got = rte_eth_rx_burst(port, 0, lent, most), kept = 0;
-
-	for (uint16_t i = 0; i < got; i++) {
-		struct rte_mbuf *chunk = lent[i];
-
-		/* Nobody has asked for scattered frames. */
-		if (unlikely(chunk->nb_segs != 1)) {
-			rte_pktmbuf_free(chunk);
-			continue;
-		}
-		into[kept].bytes = rte_pktmbuf_mtod(chunk, const uint8_t *);
-		into[kept].length = chunk->data_len;
-		into[kept].flags = 0;
-		lent[kept++] = chunk;
-	}
-	if (offloads & RX_CHECKSUMS)
-		for (uint16_t i = 0; i < kept; i++)
-			into[i].flags = verdict(lent[i]);
-	if (has_other)
-		for (uint16_t i = 0; i < kept; i++)
-			take_for_own(lent[i]);
-	lent_count = kept;
-	return kept;
-}
-
-static void release(void)
-{
-	rte_pktmbuf_free_bulk(lent, lent_count);
-	lent_count = 0;
 }
 
 /* The transport header of a frame, and the sum of its pseudo-header; NULL unless it is UDP or TCP
@@ -427,30 +402,96 @@ static void *transport(struct rte_mbuf *chunk, uint8_t *protocol, uint16_t *sum)
 	return v6 + 1;
 }
 
-/* Has the port complete a checksum that is only the sum of the pseudo-header. (One that is whole
- * and happens to be the same number comes out as it was.) */
-static void complete(struct rte_mbuf *chunk)
+/* The checksum of a frame, if it is only the sum of the pseudo-header, and the flag by which a port
+ * is told to complete it; else NULL. (One that is whole and happens to be the same number comes
+ * out as it was.) */
+static uint8_t *partial_sum(struct rte_mbuf *chunk, uint64_t *flag)
 {
 	uint16_t sum, room = chunk->data_len - RTE_ETHER_HDR_LEN;
 	uint8_t protocol;
 	void *header = transport(chunk, &protocol, &sum);
 	struct rte_udp_hdr *udp = header;
 	struct rte_tcp_hdr *tcp = header;
-	uint64_t flags;
 
 	if (!header)
-		return;
+		return NULL;
 	room -= chunk->l3_len;
+	*flag = protocol == IPPROTO_UDP ? RTE_MBUF_F_TX_UDP_CKSUM : RTE_MBUF_F_TX_TCP_CKSUM;
 	if (protocol == IPPROTO_UDP && room >= sizeof(*udp) && udp->dgram_cksum == sum)
-		flags = RTE_MBUF_F_TX_UDP_CKSUM;
-	else if (protocol == IPPROTO_TCP && room >= sizeof(*tcp) && tcp->cksum == sum)
-		flags = RTE_MBUF_F_TX_TCP_CKSUM;
-	else
+		return (uint8_t *)header + offsetof(struct rte_udp_hdr, dgram_cksum);
+	if (protocol == IPPROTO_TCP && room >= sizeof(*tcp) && tcp->cksum == sum)
+		return (uint8_t *)header + offsetof(struct rte_tcp_hdr, cksum);
+	return NULL;
+}
+
+/* Has the port complete such a checksum. */
+static void complete(struct rte_mbuf *chunk)
+{
+	uint64_t flag;
+
+	if (!partial_sum(chunk, &flag))
 		return;
-	chunk->ol_flags |= flags;
+	chunk->ol_flags |= flag;
 	chunk->ol_flags |= chunk->l3_len == sizeof(struct rte_ipv4_hdr) ? RTE_MBUF_F_TX_IPV4
 	                                                                : RTE_MBUF_F_TX_IPV6;
 	completed++;
+}
+
+/* Completes such a checksum here: neither the stack nor the kernel behind the TAP knows that the
+ * sender, a kernel on this machine, has left it out. */
+static void finish(struct rte_mbuf *chunk)
+{
+	uint64_t flag;
+	uint16_t whole = 0;
+	uint8_t *sum = partial_sum(chunk, &flag);
+	uint8_t *ip = rte_pktmbuf_mtod_offset(chunk, uint8_t *, RTE_ETHER_HDR_LEN);
+
+	if (!sum)
+		return;
+	memcpy(sum, &whole, sizeof(whole));
+	whole = chunk->l3_len == sizeof(struct rte_ipv4_hdr)
+	                ? rte_ipv4_udptcp_cksum((void *)ip, ip + chunk->l3_len)
+	                : rte_ipv6_udptcp_cksum((void *)ip, ip + chunk->l3_len);
+	memcpy(sum, &whole, sizeof(whole));
+	finished++;
+}
+
+/* Frames of one burst, which stay what they are until they are released. */
+static uint32_t receive(struct frame *into, uint32_t count)
+{
+	uint16_t most = count < BURST ? count : BURST;
+	uint16_t got = rte_eth_rx_burst(port, 0, lent, most), kept = 0;
+
+	for (uint16_t i = 0; i < got; i++) {
+		struct rte_mbuf *chunk = lent[i];
+
+		/* Nobody has asked for scattered frames. */
+		if (unlikely(chunk->nb_segs != 1)) {
+			rte_pktmbuf_free(chunk);
+			continue;
+		}
+		into[kept].bytes = rte_pktmbuf_mtod(chunk, const uint8_t *);
+		into[kept].length = chunk->data_len;
+		into[kept].flags = 0;
+		lent[kept++] = chunk;
+	}
+	if (offloads & RX_CHECKSUMS)
+		for (uint16_t i = 0; i < kept; i++)
+			into[i].flags = verdict(lent[i]);
+	if (has_other)
+		for (uint16_t i = 0; i < kept; i++)
+			take_for_own(lent[i]);
+	if (has_partial)
+		for (uint16_t i = 0; i < kept; i++)
+			finish(lent[i]);
+	lent_count = kept;
+	return kept;
+}
+
+static void release(void)
+{
+	rte_pktmbuf_free_bulk(lent, lent_count);
+	lent_count = 0;
 }
 
 /* How many of those that wait may go: a frame that the driver refuses is dropped. */
@@ -513,6 +554,10 @@ static uint32_t own_statistics(struct statistic *into, uint32_t count)
 		{ "tx_checksum_refused", refused },
 	};
 
+	if (has_partial && count) {
+		*into = (struct statistic){ "rx_checksum_finished", finished };
+		return 1;
+	}
 	if (!offloads || count < RTE_DIM(own))
 		return 0;
 	memcpy(into, own, sizeof(own));

@@ -95,7 +95,7 @@ fn backend<'v>(list: &'v [Value], of: &str) -> Result<&'v str> {
     text.ok_or_else(|| format!("{of} tell no backend: {list:?}").into())
 }
 
-fn is_of_dpdk(scene: &Scene, arguments: &[&str]) -> Result<()> {
+pub(super) fn is_of_dpdk(scene: &Scene, arguments: &[&str]) -> Result<()> {
     let list = daemon::list(&scene.bed, arguments)?;
     match backend(&list, &arguments.join(" "))? {
         "dpdk" => Ok(()),

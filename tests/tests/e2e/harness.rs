@@ -8,6 +8,7 @@ use bypass_tests::leftovers::Leftovers;
 use bypass_tests::plugin;
 use bypass_tests::program::Column;
 use bypass_tests::testbed::{Options, Side, Testbed};
+use bypass_tests::vdev::Vdev;
 use bypass_tests::{Result, paths};
 
 /// Who is to carry the datagrams of the program under test in the shim column.
@@ -75,15 +76,26 @@ pub(crate) fn check_veth(column: Column, carried: Carried, body: fn(&Scene) -> R
 /// Runs a test with a DPDK port (a virtual device, no card) in the place of the veth, where there
 /// is DPDK.
 pub(crate) fn check_port(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) {
+    check_vdev(Vdev::Tap, column, carried, body);
+}
+
+/// The same, where the port is another virtual device.
+pub(crate) fn check_vdev(
+    vdev: Vdev,
+    column: Column,
+    carried: Carried,
+    body: fn(&Scene) -> Result<()>,
+) {
     if !Column::available().contains(&column) {
         return;
     }
-    if let Err(why) = plugin::path() {
+    let missing = plugin::path().err().map(str::to_owned);
+    if let Some(why) = missing.or_else(|| vdev.is_missing()) {
         println!("skipped: {why}");
         return;
     }
-    if let Err(error) = run_on_port(column, carried, body) {
-        panic!("{}, DPDK net_tap: {error}", column.name());
+    if let Err(error) = run_on_port(vdev, column, carried, body) {
+        panic!("{}, DPDK {}: {error}", column.name(), vdev.driver());
     }
 }
 
@@ -186,9 +198,14 @@ fn check_options(
     }
 }
 
-fn run_on_port(column: Column, carried: Carried, body: fn(&Scene) -> Result<()>) -> Result<()> {
+fn run_on_port(
+    vdev: Vdev,
+    column: Column,
+    carried: Carried,
+    body: fn(&Scene) -> Result<()>,
+) -> Result<()> {
     let options = Options {
-        port: true,
+        port: Some(vdev),
         ..Options::default()
     };
     let bed = Testbed::with(options)?;
