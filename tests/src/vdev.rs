@@ -5,7 +5,7 @@
 //!   net_af_xdp, net_af_packet
 //!                       one end of a veth, whose other end is the client's
 //!   net_memif, net_virtio_user, net_vhost
-//!                       shared memory with testpmd, which forwards from and to a TAP of the client's
+//!                       shared memory with testpmd, which forwards from and to the client's TAP
 //! ```
 
 use std::path::Path;
@@ -100,7 +100,7 @@ impl Vdev {
 }
 
 impl Testbed {
-    /// What must be there before the port is opened: the veth, or testpmd where it makes the socket.
+    /// What must be there before the port is opened: the veth, or a testpmd that makes the socket.
     pub(crate) fn before_port(&mut self, vdev: Vdev) -> Result<()> {
         match vdev {
             Vdev::AfXdp => self.add_wire(),

@@ -7,11 +7,11 @@ ip link set $IF up
 # As with any two interfaces in one network: else the card's own answers for addresses of the other.
 echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore
 
-# Two functions, made for the second, which then is the kernel's again.
-make() { bypassctl devices bind $IF --vf 1 && [ "$(driver $(vf 1))" = vfio-pci ] && [ "$(driver $(vf 0))" = none ]; }
+# Three functions, made for the third, which then is the kernel's, as is the second.
+make() { bypassctl devices bind $IF --vf 2 && bypassctl devices bind $IF --vf 1 && [ "$(driver $(vf 1))" = vfio-pci ] && [ "$(driver $(vf 0))" = none ]; }
 back() {
-  for i in 0 1; do ip link set $IF vf $i mac 02:18:06:00:01:0$i; done
-  bypassctl devices unbind $IF --vf 1 && [ "$(driver $(vf 1))" = igbvf ]
+  for i in 0 1 2; do ip link set $IF vf $i mac 02:18:06:00:01:0$i; done
+  bypassctl devices unbind $IF --vf 2 && bypassctl devices unbind $IF --vf 1 && [ "$(driver $(vf 1))" = igbvf ]
 }
 peer() {
   within 60 test -d $D/$(vf 1)/net || return 1; local name=$(ls $D/$(vf 1)/net)

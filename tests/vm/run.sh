@@ -5,6 +5,7 @@ if [ -e zero ]; then . ./zero.sh
 else
   . ./port.sh
   . ./programs.sh
+  [ ! -e all ] || . ./ratio.sh
   . ./cases.sh
   . ./life.sh
   bypassctl shutdown

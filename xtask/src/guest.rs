@@ -308,6 +308,7 @@ fn gather(job: &Path, kind: Kind) -> Result<()> {
         "port.sh",
         "programs.sh",
         "life.sh",
+        "ratio.sh",
         "xdp.sh",
         "zero.sh",
         "vlan.sh",
