@@ -263,6 +263,13 @@ impl Attachment {
         self.image.frames()
     }
 
+    /// Changes whenever connections have come from the kernel; wraps.
+    #[must_use]
+    #[inline]
+    pub fn returned(&self) -> u32 {
+        self.image.returned()
+    }
+
     /// When the stack has something to do that no frame brings; `None` = never. See [`Image::due`].
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
@@ -378,6 +385,11 @@ impl Locked<'_> {
     /// Stack and packet memory at once, for calls that copy.
     pub fn parts(&mut self) -> (&mut Stack<'static>, &mut Packets) {
         (&mut self.state.stack, &mut self.state.packets)
+    }
+
+    /// Notes that connections have come from the kernel.
+    pub fn count_returned(&self) {
+        self.attachment.image.count_returned();
     }
 
     /// The table that steers TCP flows.

@@ -3,7 +3,7 @@
 //! ```text
 //! 0        4096                                    end
 //! | header | stack image (bypass_stack::Stack)      |
-//!   magic, id, lock word, recoveries, pumps, frames, due
+//!   magic, id, lock word, recoveries, pumps, frames, due, returned
 //! ```
 //!
 //! The header's words are atomics; the stack image is touched only by whoever holds the lock word.
@@ -41,6 +41,7 @@ pub struct SharedHeader {
     pumps: AtomicU32,
     frames: AtomicU32,
     due: AtomicU64,
+    returned: AtomicU32,
 }
 
 const _: () = assert!(size_of::<SharedHeader>() <= STACK_OFFSET);
@@ -246,6 +247,18 @@ impl Image {
     #[inline]
     pub fn set_due(&self, due: u64) {
         self.header().due.store(due, Ordering::Relaxed);
+    }
+
+    /// Changes whenever connections have come (back) from the kernel; wraps.
+    #[must_use]
+    #[inline]
+    pub fn returned(&self) -> u32 {
+        self.header().returned.load(Ordering::Acquire)
+    }
+
+    /// Notes that some have.
+    pub fn count_returned(&self) {
+        self.header().returned.fetch_add(1, Ordering::Release);
     }
 
     /// Notes one take-over.

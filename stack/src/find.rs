@@ -1,6 +1,7 @@
 //! Finding an endpoint by its shadow.
 
 use crate::Stack;
+use crate::image::kind;
 use crate::types::EndpointId;
 
 impl Stack<'_> {
@@ -23,5 +24,15 @@ impl Stack<'_> {
             })
             .find(|(endpoint, id)| endpoint.shadow_cookie == shadow_cookie && self.is_live(*id))
             .map(|(_, id)| id)
+    }
+
+    /// Every live TCP endpoint of which the shadow's cookie is known, with that.
+    pub fn tcp_shadows(&self) -> impl Iterator<Item = (u64, EndpointId)> {
+        let all = self.endpoints.iter().zip(0_u32..);
+        let known = all.filter(|(it, _)| it.kind == kind::TCP && it.shadow_cookie != 0);
+        known.map(|(endpoint, index)| {
+            let generation = endpoint.generation;
+            (endpoint.shadow_cookie, EndpointId { index, generation })
+        })
     }
 }

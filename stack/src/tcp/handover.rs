@@ -12,6 +12,7 @@
 //! ```
 
 use super::connection::{Connection, millis};
+use super::input::TIMESTAMP_AGE_MS;
 use super::mini;
 use super::receive::Payload;
 use super::seq::{before, distance};
@@ -69,7 +70,7 @@ pub struct ConnectionRecord {
     pub rcv_wnd: u32,
     /// Our timestamp clock now, milliseconds (byte 80); no segment has had a later one.
     pub ts_value: u32,
-    /// The peer's latest timestamp (byte 84).
+    /// The peer's latest timestamp, 0 = unknown (byte 84).
     pub ts_recent: u32,
     /// The peer's MSS as bounded by the path and TCP_MAXSEG (byte 88).
     pub mss_clamp: u16,
@@ -451,7 +452,13 @@ impl Connection<'_> {
         tcb.drs_seq = record.copied_seq;
         tcb.ts_offset = record.ts_value.wrapping_sub(millis(now));
         tcb.ts_recent = record.ts_recent;
-        tcb.ts_recent_ms = millis(now);
+        // What is not known is old, and whatever the peer says next is newer.
+        let age = if record.ts_recent == 0 {
+            TIMESTAMP_AGE_MS
+        } else {
+            0
+        };
+        tcb.ts_recent_ms = millis(now).wrapping_sub(age);
         let told = record.advertised_mss;
         self.start(record.snd_una, now);
         self.tcb.advertised_mss = told;

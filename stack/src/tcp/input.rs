@@ -30,7 +30,7 @@ pub(crate) mod errno {
 /// Segments of a new connection's first flight (RFC 6928).
 const INITIAL_WINDOW: u32 = 10;
 /// A timestamp older than this says nothing (RFC 7323 section 5.5): 24 days in milliseconds.
-const TIMESTAMP_AGE_MS: u32 = 24 * 24 * 3600 * 1000;
+pub(super) const TIMESTAMP_AGE_MS: u32 = 24 * 24 * 3600 * 1000;
 /// By how much a timestamp may be older (Linux: TCP_PAWS_WINDOW).
 const TIMESTAMP_SLACK: i32 = 1;
 /// Congestion-experienced (RFC 3168).
