@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bypass_stack::EndpointId;
 
-use crate::tcp::heir;
+use crate::tcp::{guest, heir};
 
 /// Numbers that the table knows (the kernel's default `fs.nr_open`). Higher ones fall through.
 pub const NUMBERS: usize = 1 << 20;
@@ -30,6 +30,7 @@ const KIND_TCP_CANDIDATE: u64 = 6;
 const KIND_TCP: u64 = 7;
 const KIND_LISTENER: u64 = 8;
 const KIND_HEIR: u64 = 9;
+const KIND_GUEST: u64 = 10;
 
 /// What a descriptor number is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub enum Entry {
     Listener(EndpointId),
     /// A listener of the program before this one, which no call has touched yet.
     Heir,
+    /// A TCP connection of the kernel's that may come to the stack at any moment.
+    Guest,
     /// An epoll set: index into the registry of sets.
     Epoll(u32),
     /// One of our own descriptors, hidden from the program.
@@ -69,6 +72,7 @@ impl Entry {
             Self::Epoll(set) => (KIND_EPOLL << KIND_SHIFT) | u64::from(set),
             Self::Private => KIND_PRIVATE << KIND_SHIFT,
             Self::Heir => KIND_HEIR << KIND_SHIFT,
+            Self::Guest => KIND_GUEST << KIND_SHIFT,
         }
     }
 
@@ -88,6 +92,7 @@ impl Entry {
             KIND_EPOLL => Self::Epoll(low),
             KIND_PRIVATE => Self::Private,
             KIND_HEIR => Self::Heir,
+            KIND_GUEST => Self::Guest,
             _ => Self::Other,
         }
     }
@@ -124,11 +129,12 @@ pub fn falls_through(fd: i32) -> bool {
     }
 }
 
-/// What this number is, for a call on it: an heir turns out to be something else now.
+/// What this number is, for a call on it: an heir turns out to be something else now, a guest may.
 #[inline]
 pub fn get(fd: i32) -> Entry {
     match look(fd) {
         Entry::Heir => heir::claim(fd),
+        Entry::Guest => guest::look(fd),
         entry => entry,
     }
 }
@@ -232,6 +238,7 @@ mod tests {
             Entry::Epoll(77),
             Entry::Private,
             Entry::Heir,
+            Entry::Guest,
         ] {
             assert_eq!(Entry::decode(entry.encode()), entry);
         }

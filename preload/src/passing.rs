@@ -90,6 +90,11 @@ fn hand_over(fd: i32) {
         Entry::Tcp(endpoint) => {
             tcp::handover::hand_over(fd, endpoint, FallThrough::Passed);
         }
+        Entry::Guest => {
+            if let Entry::Tcp(endpoint) = tcp::guest::stays(fd, FallThrough::Passed) {
+                tcp::handover::hand_over(fd, endpoint, FallThrough::Passed);
+            }
+        }
         Entry::Candidate | Entry::Bound | Entry::TcpCandidate => {
             fdtable::set(fd, Entry::Other);
             report::refused(fd, FallThrough::Passed);

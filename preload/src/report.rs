@@ -220,6 +220,7 @@ pub fn accelerated(fd: i32, endpoint: EndpointId) {
             record.state = State::Accelerated as u8;
             record.reason = 0;
             record.errno = 0;
+            record.may_return = 0;
             record.endpoint_index = endpoint.index;
             record.endpoint_generation = endpoint.generation;
             log::at(Log::Info, format_args!("{}: accelerated", Told(record)));
@@ -236,24 +237,80 @@ pub fn refused(fd: i32, reason: FallThrough) {
             record.state = State::Kernel as u8;
             record.reason = reason as u8;
             record.errno = errno;
+            record.may_return = 0;
             record.endpoint_generation = 0;
             log::refused(format_args!("{}", Told(record)), reason, errno);
         }
     });
 }
 
-/// The socket has become the kernel's by somebody else's doing; the daemon may have said why.
-pub fn left(fd: i32, reason: FallThrough) {
-    let mut told = false;
+/// A connection has become the kernel's by somebody else's doing, of which the daemon may have said
+/// why.
+pub fn left(fd: i32, was: EndpointId, why: FallThrough) {
+    let mut is_told = true;
     with(|report| {
-        let accelerated = State::Accelerated as u8;
-        told = report
-            .find(fd)
-            .is_some_and(|record| record.state != accelerated);
+        if let Some(record) = report.find(fd) {
+            let now = (record.endpoint_index, record.endpoint_generation);
+            is_told =
+                record.state != State::Accelerated as u8 || now != (was.index, was.generation);
+        }
     });
-    if !told {
-        refused(fd, reason);
+    if is_told {
+        return;
     }
+    refused(fd, why);
+    with(|report| {
+        if let Some(record) = report.find(fd) {
+            record.may_return = u8::from(why == FallThrough::Rollback);
+        }
+    });
+}
+
+/// What the daemon has said of a connection that has left the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The kernel has it, because of a rollback.
+    MayReturn,
+    /// It is in the stack again, as another endpoint.
+    Returned,
+    /// The kernel has it, or nothing was said.
+    Stays,
+}
+
+/// What has become of a descriptor's connection that was this endpoint.
+pub fn fate(fd: i32, was: EndpointId) -> Fate {
+    let mut fate = Fate::Stays;
+    with(|report| {
+        let Some(record) = report.find(fd) else {
+            return;
+        };
+        let now = (record.endpoint_index, record.endpoint_generation);
+        fate = match record.state() {
+            Some(State::Accelerated) if now != (was.index, was.generation) => Fate::Returned,
+            Some(State::Kernel) if record.may_return == 1 => Fate::MayReturn,
+            _ => Fate::Stays,
+        };
+    });
+    fate
+}
+
+/// A connection that the kernel has accepted because its listener rests.
+pub fn rests(fd: i32, local: SocketAddress, remote: SocketAddress) {
+    with(|report| {
+        report.header().count(FallThrough::Rollback);
+        let mut record = Record {
+            fd,
+            state: State::Kernel as u8,
+            reason: FallThrough::Rollback as u8,
+            rule: -1,
+            protocol: 6,
+            role: Role::Listen as u8,
+            may_return: 1,
+            ..Record::default()
+        };
+        place(&mut record, local, Some(remote));
+        report.insert(record);
+    });
 }
 
 /// A socket in a line for a person.

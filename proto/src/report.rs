@@ -89,8 +89,8 @@ pub struct Record {
     pub family: u8,
     /// A [`Role`], or 0 when no address is fixed yet.
     pub role: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// 1 = a TCP connection of the kernel's for whose move into the stack the program is prepared.
+    pub may_return: u8,
     /// errno behind [`FallThrough::System`], or 0.
     pub errno: i32,
     /// Local address, IPv4 as v4-mapped; all zero = any.

@@ -7,6 +7,7 @@
 
 use std::ffi::c_int;
 
+use bypass_proto::reason::FallThrough;
 use bypass_stack::Instant;
 use libc::{EPOLL_CTL_DEL, epoll_event, sigset_t, timespec};
 use rustix::io::Errno;
@@ -14,7 +15,7 @@ use rustix::io::Errno;
 use crate::address::{is_kernels, is_nowhere, is_wild};
 use crate::errno::to_int;
 use crate::fdtable::{self, Entry, Set};
-use crate::tcp::handover;
+use crate::tcp::{guest, handover};
 use crate::wait::{self, epoll_set};
 use crate::{context, decide, process, symbols};
 
@@ -57,6 +58,7 @@ pub unsafe fn epoll_ctl(set: c_int, operation: c_int, fd: c_int, event: *mut epo
     };
     match entry {
         Entry::Udp(endpoint) | Entry::Tcp(endpoint) | Entry::Listener(endpoint) => {
+            let event_of_caller = event;
             let event = if is_nowhere(event) {
                 None
             } else {
@@ -65,7 +67,10 @@ pub unsafe fn epoll_ctl(set: c_int, operation: c_int, fd: c_int, event: *mut epo
             };
             let socket = (fd, endpoint, entry.is_shadowed());
             match epoll.control(set, operation, socket, event) {
-                Err(Errno::STALE) if handover::moved(fd, endpoint) => original(),
+                // SAFETY: the caller's arguments.
+                Err(Errno::STALE) if handover::moved(fd, endpoint) => unsafe {
+                    epoll_ctl(set, operation, fd, event_of_caller)
+                },
                 Err(Errno::STALE) => to_int(Err(Errno::NOENT)),
                 answer => to_int(answer),
             }
@@ -80,6 +85,10 @@ pub unsafe fn epoll_ctl(set: c_int, operation: c_int, fd: c_int, event: *mut epo
             }
             result
         }
+        Entry::Guest => {
+            // SAFETY: the caller's arguments.
+            unsafe { control_guest(epoll, set, operation, fd, event) }
+        }
         Entry::Epoll(inner) if inner != index => {
             let result = original();
             if result == 0 {
@@ -91,6 +100,43 @@ pub unsafe fn epoll_ctl(set: c_int, operation: c_int, fd: c_int, event: *mut epo
         }
         _ => original(),
     }
+}
+
+/// epoll_ctl on a guest: the kernel's, as long as it is one.
+///
+/// # Safety
+/// `event` is the caller's.
+#[cold]
+unsafe fn control_guest(
+    epoll: &epoll_set::EpollSet,
+    set: c_int,
+    operation: c_int,
+    fd: c_int,
+    event: *mut epoll_event,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let given = || unsafe { event.as_ref() }.map_or((0, 0), |event| (event.events, event.u64));
+    // SAFETY: the caller's arguments.
+    let result = unsafe { symbols::epoll_ctl::original()(set, operation, fd, event) };
+    if result == 0 {
+        let (events, data) = match operation {
+            EPOLL_CTL_DEL => (0, 0),
+            _ => given(),
+        };
+        epoll.note_guest(set, operation, fd, events, data);
+        if events & libc::EPOLLONESHOT as u32 != 0 {
+            // Nobody knows later whether the kernel has told of it.
+            guest::stays(fd, FallThrough::Option);
+        }
+    }
+    match fdtable::look(fd) {
+        // It has come to the stack meanwhile.
+        Entry::Tcp(endpoint) if result == 0 => epoll_set::activated(fd, endpoint, false),
+        // SAFETY: the caller's arguments.
+        Entry::Tcp(_) => return unsafe { epoll_ctl(set, operation, fd, event) },
+        _ => {}
+    }
+    result
 }
 
 /// Whether the original alone can serve a wait on this descriptor: two or three loads.

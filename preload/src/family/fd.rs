@@ -7,6 +7,7 @@
 
 use std::ffi::{c_int, c_uint};
 
+use bypass_proto::reason::FallThrough;
 use libc::size_t;
 use rustix::io::Errno;
 
@@ -17,7 +18,10 @@ use crate::{decide, private, report, sharing, symbols, tcp};
 
 /// The number is about to be closed, or to become something else.
 pub fn forget(fd: c_int) {
-    let entry = fdtable::look(fd);
+    let entry = match fdtable::look(fd) {
+        Entry::Guest => tcp::guest::closes(fd),
+        entry => entry,
+    };
     fdtable::set(fd, Entry::Other);
     report::closed(fd);
     if sharing::is_shareable(entry) && sharing::descriptor_removed(entry) {
@@ -126,6 +130,8 @@ fn duplicated(old: c_int, new: c_int) {
     let entry = match fdtable::get(old) {
         // A duplicate shares the address too: decide now, so that both lead to one endpoint.
         Entry::Bound => decide::activate(old),
+        // Who has several descriptors has it from the kernel.
+        Entry::Guest => tcp::guest::stays(old, FallThrough::Inherited),
         entry => entry,
     };
     if sharing::is_shareable(entry) {
@@ -137,7 +143,7 @@ fn duplicated(old: c_int, new: c_int) {
         fdtable::set(new, Entry::Other);
         if is_candidate(entry) {
             fdtable::set(old, Entry::Other);
-            report::refused(old, bypass_proto::reason::FallThrough::Inherited);
+            report::refused(old, FallThrough::Inherited);
         }
     }
 }

@@ -24,7 +24,9 @@ pub unsafe fn read(fd: c_int, buffer: *mut c_void, len: size_t) -> ssize_t {
     match identity(fd) {
         Entry::Udp(_) | Entry::Tcp(_) if len == 0 => 0,
         // SAFETY: read on a socket is recv without flags.
-        Entry::Udp(_) | Entry::Tcp(_) => unsafe { super::recv::recv(fd, buffer, len, 0) },
+        Entry::Udp(_) | Entry::Tcp(_) | Entry::Guest => unsafe {
+            super::recv::recv(fd, buffer, len, 0)
+        },
         Entry::Private => hidden(),
         // SAFETY: the caller's arguments.
         _ => unsafe { symbols::read::original()(fd, buffer, len) },
@@ -122,11 +124,13 @@ unsafe fn read_vectors(
             to_c(unsafe { udp::receive::one(fd, endpoint, &mut message, flags) })
         }
         // SAFETY: the vectors are the caller's.
-        Entry::Tcp(_) if unsafe { is_empty(&message) } => 0,
+        Entry::Tcp(_) | Entry::Guest if unsafe { is_empty(&message) } => 0,
         Entry::Tcp(endpoint) => {
             // SAFETY: the vectors are the caller's buffers.
             to_c(unsafe { super::recv::one(fd, (entry, endpoint), &mut message, flags) })
         }
+        // SAFETY: the vectors are the caller's buffers.
+        Entry::Guest => to_c(unsafe { super::recv::again(fd, &mut message, flags) }),
         _ => return None,
     })
 }
@@ -138,7 +142,9 @@ pub unsafe fn write(fd: c_int, buffer: *const c_void, len: size_t) -> ssize_t {
     }
     match identity(fd) {
         // SAFETY: write on a socket is send without flags.
-        Entry::Udp(_) | Entry::Tcp(_) => unsafe { super::send::send(fd, buffer, len, 0) },
+        Entry::Udp(_) | Entry::Tcp(_) | Entry::Guest => unsafe {
+            super::send::send(fd, buffer, len, 0)
+        },
         Entry::Private => hidden(),
         // SAFETY: the caller's arguments.
         _ => unsafe { symbols::write::original()(fd, buffer, len) },
@@ -189,7 +195,7 @@ unsafe fn write_vectors(
     let message = message_of(vectors, count)?;
     Some(match entry {
         // SAFETY: the vectors are the caller's.
-        Entry::Udp(_) | Entry::Tcp(_) if unsafe { is_empty(&message) } => 0,
+        Entry::Udp(_) | Entry::Tcp(_) | Entry::Guest if unsafe { is_empty(&message) } => 0,
         Entry::Udp(endpoint) => {
             // SAFETY: the vectors are the caller's buffers.
             to_c(unsafe { udp::send::one(fd, endpoint, &message, flags) })
@@ -198,6 +204,8 @@ unsafe fn write_vectors(
             // SAFETY: the vectors are the caller's buffers.
             to_c(unsafe { super::send::one(fd, (entry, endpoint), &message, flags) })
         }
+        // SAFETY: the vectors are the caller's buffers.
+        Entry::Guest => to_c(unsafe { super::send::again(fd, &message, flags) }),
         _ => return None,
     })
 }
@@ -224,16 +232,24 @@ fn message_of(vectors: *const iovec, count: c_int) -> Option<msghdr> {
 }
 
 pub unsafe fn sendfile(out: c_int, input: c_int, offset: *mut off_t, count: size_t) -> ssize_t {
+    let guest = tcp::guest::Filling::of(out);
     if let Entry::Tcp(endpoint) = fdtable::get(out) {
         // SAFETY: the caller's offset.
         let answer = unsafe { tcp::send::file(out, endpoint, input, offset, count) };
         if answer != Err(Errno::BADF) || !tcp::handover::moved(out, endpoint) {
             return to_c(answer);
         }
+        // SAFETY: the caller's arguments.
+        return unsafe { sendfile(out, input, offset, count) };
     }
     // SAFETY: the caller's arguments. To a UDP socket the kernel sends by the shadow, which has
     // the same address: the peer sees no difference.
-    unsafe { symbols::sendfile64::original()(out, input, offset, count) }
+    let sent = unsafe { symbols::sendfile64::original()(out, input, offset, count) };
+    if sent < 0 && guest.is_void() {
+        // SAFETY: the caller's arguments.
+        return unsafe { sendfile(out, input, offset, count) };
+    }
+    sent
 }
 
 pub unsafe fn splice(
@@ -244,6 +260,7 @@ pub unsafe fn splice(
     len: size_t,
     flags: c_uint,
 ) -> ssize_t {
+    let guests = [tcp::guest::Filling::of(out), tcp::guest::Filling::of(input)];
     if let Entry::Tcp(endpoint) = fdtable::get(out) {
         if !input_offset.is_null() {
             return to_c(Err(Errno::SPIPE));
@@ -272,7 +289,13 @@ pub unsafe fn splice(
         return from_socket(input, out, len);
     }
     // SAFETY: the caller's arguments. Into a UDP socket it is a send by the shadow.
-    unsafe { symbols::splice::original()(input, input_offset, out, out_offset, len, flags) }
+    let moved =
+        unsafe { symbols::splice::original()(input, input_offset, out, out_offset, len, flags) };
+    if moved < 0 && guests.iter().any(tcp::guest::Filling::is_void) {
+        // SAFETY: the caller's arguments.
+        return unsafe { splice(input, input_offset, out, out_offset, len, flags) };
+    }
+    moved
 }
 
 /// splice out of an accelerated socket: one datagram, by way of a buffer.

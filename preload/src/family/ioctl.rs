@@ -128,6 +128,9 @@ unsafe fn waiting_bytes(fd: c_int, to: *mut c_int) {
 
 /// Follows O_NONBLOCK after a change of the open file description.
 pub fn nonblocking_changed(fd: c_int) {
+    if fdtable::look(fd) == Entry::Guest {
+        tcp::guest::settle();
+    }
     if let Entry::Tcp(endpoint) = fdtable::get(fd) {
         tcp::options::note_nonblocking(endpoint, shadow::is_nonblocking(fd));
     }

@@ -19,7 +19,7 @@ use crate::address::{is_nowhere, is_wild};
 use crate::context::{self, Joined};
 use crate::errno::{Answer, last, to_int};
 use crate::fdtable::{self, Entry};
-use crate::tcp::handover;
+use crate::tcp::{guest, handover};
 use crate::wait::block::Limits;
 use crate::wait::call::Call;
 use crate::wait::epoll_set::{self, EpollSet};
@@ -137,6 +137,8 @@ unsafe fn falls_through(fds: *const pollfd, count: nfds_t) -> bool {
 pub fn matters(fd: c_int) -> bool {
     match decide::ready(fd) {
         Entry::Epoll(_) => epoll_set::accelerated(fd).is_some(),
+        // It may come to the stack during the wait.
+        Entry::Guest => true,
         entry => entry.endpoint().is_some(),
     }
 }
@@ -257,6 +259,9 @@ fn look(
 ) -> Result<(isize, bool), Errno> {
     if ours.len() < fds.len() || ours.iter().any(|(_, ours)| ours.is_shadowed()) {
         kernel(fds)?;
+    }
+    if fds.iter().any(guest::has_come) {
+        return Ok((0, true));
     }
     let mut stale = false;
     let mut news = false;

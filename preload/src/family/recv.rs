@@ -45,7 +45,7 @@ pub unsafe fn recvfrom(
     address_len: *mut socklen_t,
 ) -> ssize_t {
     let entry = decide::ready(fd);
-    let (Entry::Udp(endpoint) | Entry::Tcp(endpoint)) = entry else {
+    let Some(endpoint) = ours(entry) else {
         // SAFETY: the caller's arguments.
         return unsafe {
             symbols::recvfrom::original()(fd, buffer, len, flags, address, address_len)
@@ -94,7 +94,7 @@ pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t 
         return received;
     }
     let entry = decide::ready(fd);
-    let (Entry::Udp(endpoint) | Entry::Tcp(endpoint)) = entry else {
+    let Some(endpoint) = ours(entry) else {
         // SAFETY: the caller's arguments.
         return unsafe { symbols::recvmsg::original()(fd, message, flags) };
     };
@@ -110,7 +110,31 @@ pub unsafe fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t 
     to_c(unsafe { one(fd, (entry, endpoint), message, flags) })
 }
 
-/// One receive on an accelerated socket.
+/// The endpoint of a socket of which the receives are ours; of a guest none.
+fn ours(entry: Entry) -> Option<EndpointId> {
+    match entry {
+        Entry::Udp(endpoint) | Entry::Tcp(endpoint) => Some(endpoint),
+        Entry::Guest => Some(EndpointId::NONE),
+        _ => None,
+    }
+}
+
+/// One receive on a connection that has moved: by who has it now.
+///
+/// # Safety
+/// As [`one`].
+#[cold]
+pub unsafe fn again(fd: c_int, message: &mut msghdr, flags: c_int) -> Answer {
+    let entry = fdtable::get(fd);
+    match ours(entry) {
+        // SAFETY: the caller's promise.
+        Some(endpoint) => unsafe { one(fd, (entry, endpoint), message, flags) },
+        // SAFETY: the caller's promise.
+        None => from_c(unsafe { symbols::recvmsg::original()(fd, message, flags) }),
+    }
+}
+
+/// One receive on an accelerated socket or a guest.
 ///
 /// # Safety
 /// `message` describes buffers that the caller may write.
@@ -126,11 +150,13 @@ pub(super) unsafe fn one(
             match unsafe { tcp::receive::one(endpoint, fd, message, flags) } {
                 Err(Errno::BADF) if tcp::handover::moved(fd, endpoint) => {
                     // SAFETY: the caller's promise.
-                    from_c(unsafe { symbols::recvmsg::original()(fd, message, flags) })
+                    unsafe { again(fd, message, flags) }
                 }
                 answer => answer,
             }
         }
+        // SAFETY: the caller's promise.
+        Entry::Guest => unsafe { tcp::guest::receive(fd, message, flags) },
         // SAFETY: the caller's promise.
         _ => unsafe { receive::one(fd, endpoint, message, flags) },
     }
@@ -144,7 +170,7 @@ pub unsafe fn recvmmsg(
     timeout: *mut timespec,
 ) -> c_int {
     let entry = decide::ready(fd);
-    let (Entry::Udp(endpoint) | Entry::Tcp(endpoint)) = entry else {
+    let Some(endpoint) = ours(entry) else {
         // SAFETY: the caller's arguments.
         return unsafe { symbols::recvmmsg::original()(fd, messages, count, flags, timeout) };
     };
@@ -158,9 +184,9 @@ pub unsafe fn recvmmsg(
     let count = count.min(1024) as usize;
     // SAFETY: the caller's array of `count` messages.
     let messages = unsafe { std::slice::from_raw_parts_mut(messages, count) };
-    if let Entry::Tcp(_) = entry {
+    if !matches!(entry, Entry::Udp(_)) {
         // SAFETY: the messages describe the caller's own buffers.
-        return to_int(unsafe { stream_many(fd, endpoint, messages, flags) });
+        return to_int(unsafe { stream_many(fd, (entry, endpoint), messages, flags) });
     }
     // SAFETY: null or the caller's timeout.
     let timeout = unsafe { timeout.as_mut() };
@@ -174,7 +200,7 @@ pub unsafe fn recvmmsg(
 /// The messages describe buffers that the caller may write.
 unsafe fn stream_many(
     fd: c_int,
-    endpoint: EndpointId,
+    (entry, endpoint): (Entry, EndpointId),
     messages: &mut [mmsghdr],
     flags: c_int,
 ) -> Answer {
@@ -182,14 +208,7 @@ unsafe fn stream_many(
     let mut done = 0;
     for message in messages {
         // SAFETY: the caller's promise.
-        match unsafe {
-            one(
-                fd,
-                (Entry::Tcp(endpoint), endpoint),
-                &mut message.msg_hdr,
-                flags,
-            )
-        } {
+        match unsafe { one(fd, (entry, endpoint), &mut message.msg_hdr, flags) } {
             Ok(size) => message.msg_len = size as u32,
             Err(_) if done > 0 => break,
             Err(errno) => return Err(errno),

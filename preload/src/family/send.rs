@@ -43,7 +43,7 @@ pub unsafe fn sendto(
     let entry = decide::ready(fd);
     // sendto refuses what sendmsg would cut.
     let is_long = !address.is_null() && address_len as usize > size_of::<libc::sockaddr_storage>();
-    let is_ours = is_fast(entry, flags) || matches!(entry, Entry::Udp(_) | Entry::Tcp(_));
+    let is_ours = is_fast(entry, flags) || ours(entry).is_some();
     if is_long || !is_ours {
         // SAFETY: the caller's arguments.
         let sent =
@@ -80,6 +80,8 @@ unsafe fn any(fd: c_int, entry: Entry, message: &msghdr, flags: c_int) -> Answer
             // SAFETY: the caller's promise.
             unsafe { one(fd, (entry, endpoint), message, flags) }
         }
+        // SAFETY: the caller's promise.
+        Entry::Guest => unsafe { tcp::guest::send(fd, message, flags) },
         _ => {
             // SAFETY: the caller's promise.
             let sent = unsafe { tcp::fast_open::connect(fd, message, flags) };
@@ -92,7 +94,32 @@ unsafe fn any(fd: c_int, entry: Entry, message: &msghdr, flags: c_int) -> Answer
     }
 }
 
-/// One send on an accelerated socket.
+/// The endpoint of a socket of which the sends are ours; of a guest none.
+#[inline]
+fn ours(entry: Entry) -> Option<EndpointId> {
+    match entry {
+        Entry::Udp(endpoint) | Entry::Tcp(endpoint) => Some(endpoint),
+        Entry::Guest => Some(EndpointId::NONE),
+        _ => None,
+    }
+}
+
+/// One send on a connection that has moved: by who has it now.
+///
+/// # Safety
+/// As [`one`].
+#[cold]
+pub unsafe fn again(fd: c_int, message: &msghdr, flags: c_int) -> Answer {
+    let entry = fdtable::get(fd);
+    match ours(entry) {
+        // SAFETY: the caller's promise.
+        Some(endpoint) => unsafe { one(fd, (entry, endpoint), message, flags) },
+        // SAFETY: the caller's promise.
+        None => from_c(unsafe { symbols::sendmsg::original()(fd, message, flags) }),
+    }
+}
+
+/// One send on an accelerated socket or a guest.
 ///
 /// # Safety
 /// `message` describes buffers that the caller may read.
@@ -108,11 +135,13 @@ pub(super) unsafe fn one(
             match unsafe { tcp::send::one(fd, endpoint, message, flags) } {
                 Err(Errno::BADF) if tcp::handover::moved(fd, endpoint) => {
                     // SAFETY: the caller's promise.
-                    from_c(unsafe { symbols::sendmsg::original()(fd, message, flags) })
+                    unsafe { again(fd, message, flags) }
                 }
                 answer => answer,
             }
         }
+        // SAFETY: the caller's promise.
+        Entry::Guest => unsafe { tcp::guest::send(fd, message, flags) },
         // SAFETY: the caller's promise.
         _ => unsafe { udp::send::one(fd, endpoint, message, flags) },
     }
@@ -126,7 +155,7 @@ pub unsafe fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_
         return unsafe { symbols::sendmsg::original()(fd, message, flags) };
     }
     let entry = decide::ready(fd);
-    if !is_fast(entry, flags) && !matches!(entry, Entry::Udp(_) | Entry::Tcp(_)) {
+    if !is_fast(entry, flags) && ours(entry).is_none() {
         // SAFETY: the caller's arguments.
         let sent = unsafe { symbols::sendmsg::original()(fd, message, flags) };
         decide::after_first_send(fd, sent);
@@ -141,7 +170,7 @@ pub unsafe fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_
 
 pub unsafe fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
     let entry = decide::ready(fd);
-    let (Entry::Udp(endpoint) | Entry::Tcp(endpoint)) = entry else {
+    let Some(endpoint) = ours(entry) else {
         // SAFETY: the caller's arguments.
         let sent = unsafe { symbols::sendmmsg::original()(fd, messages, count, flags) };
         decide::after_first_send(fd, sent as ssize_t);
@@ -157,9 +186,9 @@ pub unsafe fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: 
     let count = count.min(1024) as usize;
     // SAFETY: the caller's array of `count` messages.
     let messages = unsafe { std::slice::from_raw_parts_mut(messages, count) };
-    if let Entry::Tcp(_) = entry {
+    if !matches!(entry, Entry::Udp(_)) {
         // SAFETY: the messages describe the caller's own buffers.
-        return to_int(unsafe { stream_many(fd, endpoint, messages, flags) });
+        return to_int(unsafe { stream_many(fd, (entry, endpoint), messages, flags) });
     }
     // SAFETY: the messages describe the caller's own buffers.
     to_int(unsafe { udp::send::many(fd, endpoint, messages, flags) })
@@ -171,21 +200,14 @@ pub unsafe fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: 
 /// The messages describe buffers that the caller may read.
 unsafe fn stream_many(
     fd: c_int,
-    endpoint: EndpointId,
+    (entry, endpoint): (Entry, EndpointId),
     messages: &mut [mmsghdr],
     flags: c_int,
 ) -> Answer {
     let mut done = 0;
     for message in messages {
         // SAFETY: the caller's promise.
-        match unsafe {
-            one(
-                fd,
-                (Entry::Tcp(endpoint), endpoint),
-                &message.msg_hdr,
-                flags,
-            )
-        } {
+        match unsafe { one(fd, (entry, endpoint), &message.msg_hdr, flags) } {
             Ok(size) => message.msg_len = size as u32,
             Err(_) if done > 0 => break,
             Err(errno) => return Err(errno),

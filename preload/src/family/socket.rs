@@ -216,20 +216,28 @@ unsafe fn connect_tcp(fd: c_int, address: *const sockaddr, len: socklen_t) -> Op
 }
 
 pub unsafe fn shutdown(fd: c_int, how: c_int) -> c_int {
-    match fdtable::get(fd) {
+    let entry = fdtable::get(fd);
+    match entry {
         Entry::Tcp(endpoint) => {
             let answer = tcp::close::shutdown(endpoint, how);
             if answer != Err(Errno::NOTCONN) || !handover::moved(fd, endpoint) {
                 return to_int(answer);
             }
+            // SAFETY: plain integers.
+            return unsafe { shutdown(fd, how) };
         }
         Entry::Listener(endpoint) if matches!(how, libc::SHUT_RD | libc::SHUT_RDWR) => {
             tcp::listen::give_up(fd, endpoint);
         }
         _ => {}
     }
+    let guest = tcp::guest::Call::on(fd);
     // SAFETY: plain integers.
     let result = unsafe { symbols::shutdown::original()(fd, how) };
+    if result != 0 && entry == Entry::Guest && guest.is_void(errno::last()) {
+        // SAFETY: plain integers.
+        return unsafe { shutdown(fd, how) };
+    }
     if result == 0
         && let Entry::Udp(endpoint) = fdtable::get(fd)
         && let Some(joined) = context::joined()
@@ -258,15 +266,24 @@ pub unsafe fn getsockname(fd: c_int, address: *mut sockaddr, len: *mut socklen_t
 }
 
 pub unsafe fn getpeername(fd: c_int, address: *mut sockaddr, len: *mut socklen_t) -> c_int {
-    if let Entry::Tcp(endpoint) = fdtable::get(fd) {
+    let entry = fdtable::get(fd);
+    if let Entry::Tcp(endpoint) = entry {
         // SAFETY: the caller's arguments.
         let answer = unsafe { tcp::name::of(endpoint, End::Remote, address, len) };
         if answer != Err(Errno::NOTCONN) || !handover::moved(fd, endpoint) {
             return to_int(answer);
         }
+        // SAFETY: the caller's arguments.
+        return unsafe { getpeername(fd, address, len) };
     }
+    let guest = tcp::guest::Call::on(fd);
     // SAFETY: the caller's arguments; the shadow has the name.
-    unsafe { symbols::getpeername::original()(fd, address, len) }
+    let result = unsafe { symbols::getpeername::original()(fd, address, len) };
+    if result != 0 && entry == Entry::Guest && guest.is_void(errno::last()) {
+        // SAFETY: the caller's arguments.
+        return unsafe { getpeername(fd, address, len) };
+    }
+    result
 }
 
 pub unsafe fn getsockopt(
@@ -303,6 +320,11 @@ pub unsafe fn setsockopt(
     let entry = fdtable::get(fd);
     // SAFETY: the caller's arguments.
     let foreign = entry != Entry::Other && unsafe { tcp::foreign::is(level, name, value, len) };
+    if foreign && entry == Entry::Guest {
+        tcp::guest::stays(fd, FallThrough::Option);
+        // SAFETY: the caller's arguments.
+        return unsafe { setsockopt(fd, level, name, value, len) };
+    }
     if foreign && let Entry::Tcp(endpoint) = entry {
         // SAFETY: as above.
         let prepared = unsafe { tcp::foreign::prepare(fd, endpoint, (level, name), value, len) };
@@ -323,9 +345,15 @@ pub unsafe fn setsockopt(
         if answer != Err(Errno::STALE) || !handover::moved(fd, endpoint) {
             return to_int(answer);
         }
+        // SAFETY: the caller's arguments.
+        return unsafe { setsockopt(fd, level, name, value, len) };
     }
     // SAFETY: the caller's arguments.
     let result = unsafe { symbols::setsockopt::original()(fd, level, name, value, len) };
+    if result == 0 && entry == Entry::Guest && tcp::guest::came(fd) {
+        // SAFETY: the caller's arguments.
+        return unsafe { setsockopt(fd, level, name, value, len) };
+    }
     if result == 0 && entry == Entry::TcpCandidate {
         tcp::changed::note(fd, level, name);
     }

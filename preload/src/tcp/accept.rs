@@ -13,7 +13,7 @@ use bypass_stack::{EndpointId, Family, SocketAddress, TcpOptions, event};
 use libc::{AF_INET, AF_INET6, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, sockaddr, socklen_t};
 use rustix::io::Errno;
 
-use super::{handover, with_stack};
+use super::{guest, handover, with_stack};
 use crate::errno::{Answer, from_c, last};
 use crate::fdtable::{self, Entry};
 use crate::wait::call::Call;
@@ -72,7 +72,7 @@ pub unsafe fn accept(fd: c_int, listener: EndpointId, place: Place, call_flags: 
     if served.is_multiple_of(SHADOW_EVERY) && !context::rests(listener) {
         super::defaults::follow();
         // SAFETY: the caller's promise.
-        match unsafe { from_kernel(fd, place, call_flags) } {
+        match unsafe { from_kernel((fd, listener), place, call_flags) } {
             Err(Errno::AGAIN) => {}
             answer => return answer,
         }
@@ -88,13 +88,13 @@ pub unsafe fn accept(fd: c_int, listener: EndpointId, place: Place, call_flags: 
             Look::Gone => {
                 fdtable::replace(fd, Entry::Listener(listener), Entry::Other);
                 // SAFETY: the caller's promise.
-                return unsafe { from_kernel(fd, place, call_flags) };
+                return unsafe { from_kernel((fd, listener), place, call_flags) };
             }
         };
         // Another thread may have closed it since: the number is none of ours then.
         if fdtable::leads_to(fd, listener) {
             // SAFETY: the caller's promise. The shadow does not block.
-            match unsafe { from_kernel(fd, place, call_flags) } {
+            match unsafe { from_kernel((fd, listener), place, call_flags) } {
                 Err(Errno::AGAIN) => {}
                 answer => return answer,
             }
@@ -118,11 +118,18 @@ pub unsafe fn accept(fd: c_int, listener: EndpointId, place: Place, call_flags: 
 ///
 /// # Safety
 /// `place` is the caller's to write.
-unsafe fn from_kernel(fd: c_int, place: Place, call_flags: c_int) -> Answer {
+unsafe fn from_kernel(
+    (fd, listener): (c_int, EndpointId),
+    place: Place,
+    call_flags: c_int,
+) -> Answer {
     // SAFETY: the caller's promise.
     let accepted =
         unsafe { symbols::accept4::original()(fd, place.address, place.len, call_flags) };
     crate::family::socket::reborn(accepted);
+    if accepted >= 0 && context::rests(listener) {
+        guest::accepted(accepted);
+    }
     from_c(accepted as isize)
 }
 

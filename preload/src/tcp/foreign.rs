@@ -188,6 +188,11 @@ pub fn signals(fd: c_int) {
         Entry::Tcp(endpoint) if state(endpoint) != Some(TcpState::Closed) => {
             handover::hand_over(fd, endpoint, FallThrough::Option);
         }
+        Entry::Guest => {
+            if let Entry::Tcp(endpoint) = super::guest::stays(fd, FallThrough::Option) {
+                handover::hand_over(fd, endpoint, FallThrough::Option);
+            }
+        }
         Entry::Udp(endpoint) => {
             decide::release_all(endpoint);
             report::refused(fd, FallThrough::Option);

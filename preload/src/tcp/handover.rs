@@ -23,9 +23,10 @@ use bypass_runtime::control::ControlError;
 use bypass_stack::{Counter, EndpointId, FirstWrite, TcpState};
 use rustix::io::Errno;
 
-use super::with_stack;
+use super::{guest, with_stack};
 use crate::decide::TCP;
 use crate::fdtable::{self, Entry};
+use crate::report::Fate;
 use crate::wait::call::Call;
 use crate::wait::{self, Woken, epoll_set};
 use crate::{context, log, report, sharing};
@@ -131,7 +132,12 @@ pub fn moved(fd: c_int, endpoint: EndpointId) -> bool {
         return false;
     }
     settle(endpoint, FallThrough::Passed);
-    fdtable::get(fd) == Entry::Other
+    // It may be in the stack again by now, as another endpoint.
+    match fdtable::look(fd) {
+        Entry::Other | Entry::Guest => true,
+        Entry::Tcp(now) => now != endpoint,
+        _ => false,
+    }
 }
 
 /// Whether connections have left the stack since this process last looked.
@@ -182,12 +188,20 @@ fn settle(endpoint: EndpointId, why: FallThrough) {
 /// Gives these descriptors of an endpoint that is gone, and its members of epoll sets, to the
 /// kernel.
 fn release(endpoint: EndpointId, numbers: impl Iterator<Item = c_int>, why: FallThrough) {
-    epoll_set::handed_over(endpoint);
-    let entry = Entry::Tcp(endpoint);
-    let replaced = numbers.filter(|fd| fdtable::replace(*fd, entry, Entry::Other));
-    let replaced: Vec<c_int> = replaced.collect();
-    sharing::ended(entry);
-    for fd in replaced {
-        report::left(fd, why);
+    let numbers: Vec<c_int> = numbers.collect();
+    if epoll_set::has_one_shot(endpoint) {
+        // Nobody knows later whether the kernel has told of it.
+        let is_back = |fd: &c_int| report::fate(*fd, endpoint) == Fate::MayReturn;
+        for fd in numbers.iter().copied().filter(is_back) {
+            report::refused(fd, FallThrough::Option);
+        }
     }
+    epoll_set::left(endpoint);
+    for fd in numbers {
+        if fdtable::leads_to(fd, endpoint) {
+            report::left(fd, endpoint, why);
+            guest::leaves(fd, endpoint);
+        }
+    }
+    sharing::ended(Entry::Tcp(endpoint));
 }

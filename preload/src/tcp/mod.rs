@@ -14,6 +14,7 @@ pub mod control;
 pub mod defaults;
 pub mod fast_open;
 pub mod foreign;
+pub mod guest;
 pub mod handover;
 pub mod heir;
 pub mod info;

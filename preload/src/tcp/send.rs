@@ -248,7 +248,7 @@ fn partly(done: usize, errno: Errno) -> Answer {
 }
 
 /// The error of a send; EPIPE comes with a signal (net/core/stream.c:sk_stream_error).
-fn broken(errno: i32, flags: c_int) -> Errno {
+pub(super) fn broken(errno: i32, flags: c_int) -> Errno {
     if errno == libc::EPIPE && flags & MSG_NOSIGNAL == 0 {
         // SAFETY: this thread lives; the signal's number is valid.
         unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGPIPE) };

@@ -27,7 +27,7 @@ use bypass_runtime::clock;
 use bypass_stack::{EndpointId, Instant, WaiterId};
 use libc::{
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLEXCLUSIVE, EPOLLHUP,
-    EPOLLIN, EPOLLOUT, EPOLLRDNORM, POLLIN, epoll_event, pollfd, sigset_t,
+    EPOLLIN, EPOLLONESHOT, EPOLLOUT, EPOLLRDNORM, POLLIN, epoll_event, pollfd, sigset_t,
 };
 use rustix::io::Errno;
 
@@ -38,7 +38,7 @@ use crate::context::{self, Joined};
 use crate::errno::{Answer, last};
 use crate::fdtable::{self, Entry};
 use crate::locks::Mutex;
-use crate::tcp::{self, burst, handover};
+use crate::tcp::{self, burst, guest, handover};
 use crate::{private, process, symbols};
 
 /// Token of the program's own epoll descriptor in the overlay; shadows use their member's slot.
@@ -53,12 +53,15 @@ const EXCLUSIVE_OK: u32 =
     (EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | libc::EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE)
         as u32;
 
-/// A UDP socket that was added before an address made it accelerated.
+/// A socket that was added before an address made it accelerated, or a connection of the kernel's
+/// that may come to the stack.
 #[derive(Debug)]
 struct Pending {
     fd: i32,
     events: u32,
     data: u64,
+    /// It may come at any moment: the kernel's events are not passed on unseen.
+    is_guest: bool,
 }
 
 /// Another epoll set as a member: the kernel reports its kernel side, we its accelerated members.
@@ -91,6 +94,8 @@ pub struct EpollSet {
     kernel_waits: AtomicBool,
     /// A kick has been entered: the kernel's events may hold it.
     kicked: AtomicBool,
+    /// Some of the kernel's members have been guests.
+    had_guests: AtomicBool,
 }
 
 /// Every set of the process. Sets are leaked and reused: a descriptor's word holds the index. As
@@ -144,6 +149,7 @@ pub fn destroy(index: u32) {
         set.count.store(0, Ordering::Release);
         set.kernel_waits.store(false, Ordering::Relaxed);
         set.kicked.store(false, Ordering::Relaxed);
+        set.had_guests.store(false, Ordering::Relaxed);
         drop(members);
         FREE.lock().push(index);
     }
@@ -155,6 +161,7 @@ pub fn activated(fd: i32, endpoint: EndpointId, shadowed: bool) {
         let mut members = set.members.lock();
         if let Some(at) = members.pending.iter().position(|pending| pending.fd == fd) {
             let Pending { events, data, .. } = members.pending.swap_remove(at);
+            set.recount(&mut members);
             let taken = ctl(members.epfd, EPOLL_CTL_DEL, fd, 0, 0);
             // Not a member there: the number was another socket's then. (A relative that shares the
             // set may have been faster.)
@@ -195,6 +202,46 @@ pub fn handed_over(endpoint: EndpointId) {
     give_to_kernel(endpoint, |_, _| {});
 }
 
+/// The same for a connection that may come back: until then it is the kernel's member.
+pub fn left(endpoint: EndpointId) {
+    for set in all().filter(|set| !set.is_kernel_only()) {
+        // Before the kernel can tell of it.
+        set.had_guests.store(true, Ordering::Release);
+    }
+    give_to_kernel(endpoint, |members, pending| {
+        members.pending.retain(|other| other.fd != pending.fd);
+        let is_guest = true;
+        members.pending.push(Pending {
+            is_guest,
+            ..pending
+        });
+    });
+}
+
+/// Whether a set has the endpoint as a one-shot member.
+pub fn has_one_shot(endpoint: EndpointId) -> bool {
+    let sets = all().filter(|set| !set.is_kernel_only());
+    let once = EPOLLONESHOT as u32;
+    let is_one = |set: &EpollSet| {
+        let members = set.members.lock();
+        let mut its = members.active.iter().map(|(_, member)| member);
+        its.any(|member| member.endpoint == endpoint && member.events & once != 0)
+    };
+    sets.into_iter().any(is_one)
+}
+
+/// The guest is closed, or the kernel's for good.
+pub fn guest_gone(fd: i32) {
+    for set in all().filter(|set| !set.is_kernel_only()) {
+        let mut members = set.members.lock();
+        let is_its = |pending: &Pending| pending.is_guest && pending.fd == fd;
+        if members.pending.iter().any(is_its) {
+            members.pending.retain(|pending| !is_its(pending));
+            set.recount(&mut members);
+        }
+    }
+}
+
 /// The socket has no endpoint any more and may get another one (a connect that failed, a listener
 /// that was shut down): until then it is the kernel's member, as before [`activated`].
 pub fn released(endpoint: EndpointId) {
@@ -222,13 +269,19 @@ fn give_to_kernel(endpoint: EndpointId, each: impl Fn(&mut Members, Pending)) {
                 let (fd, events, data) = (member.fd, member.kernel_events(), member.data);
                 // A relative that shares the set may have been faster.
                 let _ = ctl(epfd, EPOLL_CTL_ADD, fd, events, data);
-                moved.push(Pending { fd, events, data });
+                let is_guest = false;
+                moved.push(Pending {
+                    fd,
+                    events,
+                    data,
+                    is_guest,
+                });
             });
-        set.recount(&mut members);
         let news = !moved.is_empty();
         for member in moved {
             each(&mut members, member);
         }
+        set.recount(&mut members);
         drop(members);
         drop(locked);
         if news {
@@ -336,8 +389,28 @@ impl EpollSet {
         members.epfd = epfd;
         members.pending.retain(|pending| pending.fd != fd);
         if operation != EPOLL_CTL_DEL {
-            members.pending.push(Pending { fd, events, data });
+            let is_guest = false;
+            members.pending.push(Pending {
+                fd,
+                events,
+                data,
+                is_guest,
+            });
         }
+    }
+
+    /// Notes a guest that the kernel has taken as a member, or has changed or let go.
+    pub fn note_guest(&self, epfd: i32, operation: i32, fd: i32, events: u32, data: u64) {
+        self.note_pending(epfd, operation, fd, events, data);
+        let mut members = self.members.lock();
+        if let Some(pending) = members.pending.iter_mut().find(|it| it.fd == fd) {
+            pending.is_guest = true;
+            self.had_guests.store(true, Ordering::Release);
+        }
+        if members.overlay.is_none() {
+            let _ = self.build_overlay(&mut members);
+        }
+        self.grows(&mut members);
     }
 
     fn build_overlay(&self, members: &mut Members) -> Result<(), Errno> {
@@ -382,21 +455,28 @@ impl EpollSet {
                 return Err(errno);
             }
         }
+        self.grows(members);
+        Ok(())
+    }
+
+    /// There are more members that the kernel alone does not serve.
+    fn grows(&self, members: &mut Members) {
         let was_kernel_only = self.is_kernel_only();
         self.recount(members);
         // First the count, then the flag; a waiter sets the flag first, then reads the count: one
         // of
         // the two sees the other.
-        if was_kernel_only && self.kernel_waits.load(Ordering::SeqCst) {
+        let is_served = !self.is_kernel_only();
+        if was_kernel_only && is_served && self.kernel_waits.load(Ordering::SeqCst) {
             self.kicked.store(true, Ordering::Release);
             kick(members);
         }
-        Ok(())
     }
 
     /// Members that the kernel alone does not serve.
     fn recount(&self, members: &mut Members) {
-        let count = members.active.len() + members.nested.len();
+        let guests = members.pending.iter().filter(|it| it.is_guest).count();
+        let count = members.active.len() + members.nested.len() + guests;
         if count == 0 {
             // The next wait is the kernel's alone again, and would report it.
             members.end_kick(members.epfd);
@@ -597,7 +677,25 @@ impl EpollSet {
         if found < 0 {
             return Err(last());
         }
-        Ok(without_kick(&mut out[..found as usize]) as isize)
+        let left = without_kick(&mut out[..found as usize]);
+        Ok(self.without_guests(&mut out[..left]) as isize)
+    }
+
+    /// Takes out of the kernel's events what tells only that a guest has come to the stack, where
+    /// it is a member from here on; how many are left.
+    fn without_guests(&self, events: &mut [epoll_event]) -> usize {
+        let ended = |event: &epoll_event| event.events & EPOLLHUP as u32 != 0;
+        if !self.had_guests.load(Ordering::Acquire) || !events.iter().any(ended) {
+            return events.len();
+        }
+        guest::settle();
+        let members = self.members.lock();
+        let has_come = |event: &epoll_event| {
+            let data = event.u64;
+            let mut active = members.active.iter().map(|(_, member)| member);
+            ended(event) && active.any(|member| !member.shadowed && member.data == data)
+        };
+        keep(events, |event| !has_come(event))
     }
 
     /// epoll_wait on a set with accelerated members.
