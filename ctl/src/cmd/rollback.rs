@@ -38,7 +38,11 @@ Examples:
   bypassctl adopt --all
 
 Listeners and UDP sockets are accelerated again at once, and so is what the programs open from now
-on. Connections that the kernel has stay with it to their end.")]
+on. TCP connections come back with all that they have, and so do those that the kernel has accepted
+at a rolled back listener; their peers notice nothing. The kernel keeps what it alone can serve:
+connections by the loopback interface or another that is not accelerated, connections that another
+descriptor or process has too (dup, fork), and those that one end has closed. How many, and why, is
+told.")]
 pub struct Adopt {
     #[command(flatten)]
     whom: Whom,
@@ -71,7 +75,7 @@ impl Rollback {
         let mut total = Counts::default();
         loop {
             let now = Counts::of(&source::ask(&request)?);
-            total.add(now);
+            total.add(&now);
             if now.left == 0 || Instant::now() > end {
                 break;
             }
@@ -79,7 +83,7 @@ impl Rollback {
                 std::thread::sleep(PAUSE);
             }
         }
-        self.whom.finish(total, "moved to the kernel", self.json)?;
+        self.whom.finish(&total, "moved to the kernel", self.json)?;
         if total.left == 0 {
             return Ok(());
         }
@@ -93,14 +97,22 @@ impl Rollback {
 }
 
 impl Adopt {
-    /// Asks once.
+    /// Asks until all connections were looked at.
     ///
     /// # Errors
     /// Exit code 3 when there is nothing to do.
     pub fn execute(&self) -> Result<(), Failure> {
         let request = self.whom.request(RequestKind::TakeBack)?;
-        let counts = Counts::of(&source::ask(&request)?);
-        self.whom.finish(counts, "taken back", self.json)
+        let end = Instant::now() + PATIENCE;
+        let mut total = Counts::default();
+        loop {
+            let now = Counts::of(&source::ask(&request)?);
+            total.add(&now);
+            if now.left == 0 || Instant::now() > end {
+                break;
+            }
+        }
+        self.whom.finish(&total, "taken back", self.json)
     }
 }
 
@@ -116,22 +128,23 @@ impl Whom {
         })
     }
 
-    fn finish(&self, counts: Counts, verb: &str, json: bool) -> Result<(), Failure> {
+    fn finish(&self, counts: &Counts, verb: &str, json: bool) -> Result<(), Failure> {
         let Counts {
             processes,
             connections,
             listeners,
             udp,
             left,
+            stay,
         } = counts;
         if json {
             render::json(&serde_json::json!({
                 "processes": processes, "connections": connections, "listeners": listeners,
-                "udp": udp, "left": left,
+                "udp": udp, "left": left, "stay": stay,
             }));
             return Ok(());
         }
-        if self.port.is_none() && processes == 0 {
+        if self.port.is_none() && *processes == 0 {
             return Err(Failure::nothing(match self.pid {
                 Some(pid) => {
                     format!("process {pid} has no accelerated socket: see bypassctl explain {pid}")
@@ -142,18 +155,23 @@ impl Whom {
         render::line(&format!(
             "{verb}: {connections} connections, {listeners} listeners, {udp} UDP sockets"
         ));
+        for (why, count) in stay.as_object().into_iter().flatten() {
+            render::line(&format!("stay with the kernel: {count} connections: {why}"));
+        }
         Ok(())
     }
 }
 
 /// What the daemon has done.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Counts {
     processes: u64,
     connections: u64,
     listeners: u64,
     udp: u64,
     left: u64,
+    /// Of adopt: connections by the reason for which they stay.
+    stay: Value,
 }
 
 impl Counts {
@@ -165,15 +183,17 @@ impl Counts {
             listeners: count("listeners"),
             udp: count("udp"),
             left: count("left"),
+            stay: answer["stay"].clone(),
         }
     }
 
     /// Another round of the same.
-    fn add(&mut self, other: Self) {
+    fn add(&mut self, other: &Self) {
         self.processes = self.processes.max(other.processes);
         self.connections += other.connections;
         self.listeners += other.listeners;
         self.udp += other.udp;
         self.left = other.left;
+        self.stay = other.stay.clone();
     }
 }

@@ -21,6 +21,7 @@
 mod adopt;
 mod attach;
 mod bequeath;
+mod capture;
 mod client;
 mod counters;
 mod deputy;
@@ -41,6 +42,7 @@ mod process;
 mod proof;
 mod published;
 mod query;
+mod recall;
 mod reload;
 mod repair;
 mod report;

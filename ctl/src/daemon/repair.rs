@@ -30,29 +30,29 @@ use super::outlet::Outlets;
 use super::sockopt::{self as own, IPPROTO_TCP, Name, SOL_SOCKET};
 
 // linux/tcp.h.
-const MAXSEG: Name = (IPPROTO_TCP, 2);
-const REPAIR: Name = (IPPROTO_TCP, 19);
-const REPAIR_QUEUE: Name = (IPPROTO_TCP, 20);
-const QUEUE_SEQ: Name = (IPPROTO_TCP, 21);
+pub(super) const MAXSEG: Name = (IPPROTO_TCP, 2);
+pub(super) const REPAIR: Name = (IPPROTO_TCP, 19);
+pub(super) const REPAIR_QUEUE: Name = (IPPROTO_TCP, 20);
+pub(super) const QUEUE_SEQ: Name = (IPPROTO_TCP, 21);
 const REPAIR_OPTIONS: Name = (IPPROTO_TCP, 22);
-const TIMESTAMP: Name = (IPPROTO_TCP, 24);
-const REPAIR_WINDOW: Name = (IPPROTO_TCP, 29);
+pub(super) const TIMESTAMP: Name = (IPPROTO_TCP, 24);
+pub(super) const REPAIR_WINDOW: Name = (IPPROTO_TCP, 29);
 // asm-generic/socket.h.
 const REUSEADDR: Name = (SOL_SOCKET, 2);
 const REUSEPORT: Name = (SOL_SOCKET, 15);
 const SNDBUFFORCE: Name = (SOL_SOCKET, 32);
 const RCVBUFFORCE: Name = (SOL_SOCKET, 33);
 const TIMESTAMPING: Name = (SOL_SOCKET, 37);
-const BUF_LOCK: Name = (SOL_SOCKET, 72);
+pub(super) const BUF_LOCK: Name = (SOL_SOCKET, 72);
 /// Bits of SO_BUF_LOCK.
-const SNDBUF_LOCK: u32 = 1;
-const RCVBUF_LOCK: u32 = 2;
+pub(super) const SNDBUF_LOCK: u32 = 1;
+pub(super) const RCVBUF_LOCK: u32 = 2;
 /// Values of TCP_REPAIR that end it.
-const REPAIR_OFF: u32 = 0;
-const REPAIR_OFF_NO_PROBE: u32 = u32::MAX;
+pub(super) const REPAIR_OFF: u32 = 0;
+pub(super) const REPAIR_OFF_NO_PROBE: u32 = u32::MAX;
 /// Queues of TCP_REPAIR_QUEUE; none is chosen at first.
-const RECV_QUEUE: u32 = 1;
-const SEND_QUEUE: u32 = 2;
+pub(super) const RECV_QUEUE: u32 = 1;
+pub(super) const SEND_QUEUE: u32 = 2;
 /// Kinds of TCP options (RFC 9293 section 3.2, RFC 7323, RFC 2018).
 const KIND_MSS: u32 = 2;
 const KIND_WINDOW_SCALE: u32 = 3;
@@ -80,7 +80,7 @@ pub(super) struct Parcel {
 
 impl Parcel {
     /// The bytes of both queues, sent, unsent; `None` when the record does not agree with them.
-    fn split(&self) -> Option<(&[u8], &[u8])> {
+    pub(super) fn split(&self) -> Option<(&[u8], &[u8])> {
         let record = &self.record;
         let distance = |from: u32, to: u32| to.wrapping_sub(from) as usize;
         let sent = distance(record.snd_una, record.snd_nxt);
@@ -155,7 +155,7 @@ fn end_of_repair(record: &ConnectionRecord) -> u32 {
     }
 }
 
-fn put(socket: &OwnedFd, name: Name, value: u32) -> Result<(), Errno> {
+pub(super) fn put(socket: &OwnedFd, name: Name, value: u32) -> Result<(), Errno> {
     own::set(socket, name, &value.to_ne_bytes())
 }
 

@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use bypass_proto::policy::Protocol;
 use bypass_proto::reason::FallThrough;
 use bypass_proto::report::{CAPACITY, Header, NAME, PROBE, Record, ReportView, State};
 use bypass_stack::EndpointId;
@@ -87,7 +88,28 @@ impl Report {
             record.state = state as u8;
             record.reason = reason.map_or(0, |reason| reason as u8);
             record.errno = 0;
+            let is_connection = record.protocol() == Some(Protocol::Tcp) && record.remote_port != 0;
+            let is_back = is_connection && reason == Some(FallThrough::Rollback);
+            record.may_return = is_back.into();
             // Without it the tool shows the old reason.
+            let _ = self.file.write_all_at(record.as_bytes(), at);
+        }
+    }
+
+    /// Whether the kernel serves the descriptor's connection since a rollback, or because it was
+    /// accepted after one.
+    pub(super) fn may_return(&self, fd: i32) -> bool {
+        self.find(fd).is_some_and(|(_, record)| may_return(&record))
+    }
+
+    /// Notes that the stack serves a descriptor, as this endpoint.
+    pub(super) fn tell_returned(&self, fd: i32, endpoint: EndpointId) {
+        if let Some((at, mut record)) = self.find(fd) {
+            record.state = State::Accelerated as u8;
+            (record.reason, record.errno, record.may_return) = (0, 0, 0);
+            record.endpoint_index = endpoint.index;
+            record.endpoint_generation = endpoint.generation;
+            // Without it a rollback waits until the program has noticed.
             let _ = self.file.write_all_at(record.as_bytes(), at);
         }
     }
@@ -102,6 +124,11 @@ impl Report {
             (record.state().is_some() && record.fd == fd).then_some((at, record))
         })
     }
+}
+
+/// Whether a record is of a connection that may come (back) to the stack.
+pub(super) fn may_return(record: &Record) -> bool {
+    record.state() == Some(State::Kernel) && record.may_return == 1
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! New sockets stay with the kernel: those of a program by a mark in its slot of the image, which
 //! forked children inherit, those of a port by a static filter.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -22,12 +23,15 @@ use rustix::io::Errno;
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use serde_json::{Value, json};
 
+use super::capture::Stays;
 use super::counters::Counter;
 use super::filters::{TCP, Wish};
 use super::foreign::Foreign;
 use super::process;
 use super::proof::UDP;
-use super::report::Report;
+use super::recall::Recalled;
+use super::repair::End;
+use super::report::{self, Report};
 use super::requests::Refused;
 use super::server::Server;
 use super::stacks::StackEntry;
@@ -35,12 +39,12 @@ use super::statics::{Purpose, StaticFilter};
 use super::watch::Watched;
 
 /// Connections that one request moves, so that others are served between two.
-const MOST_MOVED: u32 = 256;
+pub(super) const MOST_MOVED: u32 = 256;
 /// For how long the stack's lock is kept while connections move: so long their peers wait.
 const SLICE: Duration = Duration::from_micros(500);
 /// For how long the programs have the stack to themselves then, if they have waited for it: a lock
 /// that is taken again at once is ours before any of them has woken.
-const WAY: Duration = Duration::from_micros(100);
+pub(super) const WAY: Duration = Duration::from_micros(100);
 /// Generations of processes that are looked through for an ancestor.
 const DEPTH: u32 = 32;
 
@@ -56,19 +60,22 @@ pub(super) enum Whom {
 }
 
 /// What was done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Done {
     processes: u32,
     connections: u32,
     listeners: u32,
     udp: u32,
     left: u32,
+    /// Connections that the kernel keeps, by reason.
+    stay: BTreeMap<Stays, u32>,
 }
 
 /// A process that takes part in a stack, with what it says of its descriptors.
 pub(super) struct Member {
     slot: ProcessId,
-    is_meant: bool,
+    /// Whether it was named.
+    pub is_meant: bool,
     pidfd: Option<OwnedFd>,
     report: Option<Report>,
     /// Descriptors and their endpoints, by these.
@@ -97,10 +104,13 @@ impl Whom {
 
 impl Done {
     /// As `bypassctl` reads it.
-    pub(super) fn to_json(self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
+        let stay = self.stay.iter().map(|(why, count)| (why.sentence(), count));
+        let stay: BTreeMap<_, _> = stay.collect();
         json!({
             "processes": self.processes, "connections": self.connections,
             "listeners": self.listeners, "udp": self.udp, "left": self.left,
+            "stay": stay,
         })
     }
 }
@@ -169,6 +179,8 @@ impl Server {
                 let done = self.transfer_of(&mut locked, uid, all, members, &mut ends);
                 count += u32::from(done.is_ok() || twins.contains(&endpoint));
                 if done.is_ok() {
+                    // Before the program can notice: it asks for the reason then.
+                    tell_all(members, &ends);
                     twins.extend(ends.iter().skip(1).map(|twin| twin.endpoint));
                     moved.extend(ends);
                 } else {
@@ -183,12 +195,7 @@ impl Server {
             drop(refused);
             self.counters
                 .add_many(Counter::ConnectionsMoved, moved.len() as u64);
-            let moved = moved.into_iter().map(|end| (end.endpoint, end.socket));
-            let (moved, sockets): (Vec<_>, Vec<_>) = moved.unzip();
-            Foreign::close_later(sockets);
-            for endpoint in moved {
-                tell(members, endpoint, Some(FallThrough::Rollback));
-            }
+            Foreign::close_later(moved.into_iter().map(|end| end.socket));
             if is_awaited {
                 std::thread::sleep(WAY);
             }
@@ -196,7 +203,8 @@ impl Server {
         count
     }
 
-    /// Lets programs have new accelerated sockets again, and steers to those that rest.
+    /// Lets programs have new accelerated sockets again, steers to those that rest, and takes
+    /// connections back.
     pub(super) fn take_back(&mut self, whom: Whom) -> Done {
         let mut done = Done::default();
         if let Whom::Port(port) = whom {
@@ -213,6 +221,16 @@ impl Server {
                         Some(_) => done.listeners += 1,
                     }
                 }
+            }
+            let mut recalled = Recalled {
+                came: done.connections,
+                ..Recalled::default()
+            };
+            self.recall(uid, whom, &members, &mut recalled);
+            done.connections = recalled.came;
+            done.left += recalled.left;
+            for (why, count) in recalled.stay {
+                *done.stay.entry(why).or_default() += count;
             }
         }
         done
@@ -351,6 +369,43 @@ impl Member {
         }
     }
 
+    /// Its slot.
+    pub(super) fn slot(&self) -> ProcessId {
+        self.slot
+    }
+
+    /// Its descriptors of connections that the kernel has and that may come to the stack.
+    pub(super) fn guests(&self, whom: Whom) -> impl Iterator<Item = i32> + use<> {
+        let view = self.report.as_ref().and_then(Report::view);
+        let records = view.map_or_else(Vec::new, |view| view.records);
+        let guests = records.into_iter().filter(report::may_return);
+        let guests = guests.filter(move |record| match whom {
+            Whom::Port(port) => record.local_port == port,
+            Whom::All | Whom::Process(_) => true,
+        });
+        guests.map(|record| record.fd)
+    }
+
+    /// What is behind a descriptor.
+    pub(super) fn socket(&self, fd: i32) -> Option<Foreign> {
+        let pidfd = self.pidfd.as_ref()?;
+        let socket = pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()).ok()?;
+        Some(Foreign::from(socket))
+    }
+
+    /// Whether a descriptor still is that of such a connection.
+    pub(super) fn may_return(&self, fd: i32) -> bool {
+        let report = self.report.as_ref();
+        report.is_some_and(|report| report.may_return(fd))
+    }
+
+    /// The stack serves it.
+    pub(super) fn tell_returned(&self, fd: i32, endpoint: EndpointId) {
+        if let Some(report) = &self.report {
+            report.tell_returned(fd, endpoint);
+        }
+    }
+
     /// The descriptors that are said to be an endpoint's.
     fn claimed(&self, endpoint: EndpointId) -> impl Iterator<Item = i32> {
         let first = self
@@ -402,6 +457,12 @@ fn tell(members: &[Member], endpoint: EndpointId, reason: Option<FallThrough>) {
                 report.tell(fd, reason);
             }
         }
+    }
+}
+
+fn tell_all(members: &[Member], ends: &[End]) {
+    for end in ends {
+        tell(members, end.endpoint, Some(FallThrough::Rollback));
     }
 }
 

@@ -17,6 +17,7 @@ pub(super) const SOL_SOCKET: c_int = 1;
 pub(super) const IPPROTO_TCP: c_int = 6;
 pub(super) const SO_RCVLOWAT: c_int = 18;
 const SO_BINDTOIFINDEX: c_int = 62;
+const SO_COOKIE: c_int = 57;
 const SO_NETNS_COOKIE: c_int = 71;
 const SO_PEERPIDFD: c_int = 77;
 
@@ -108,6 +109,55 @@ pub(super) fn tcp_state(fd: impl AsFd) -> Result<u8, Errno> {
     /// TCP_INFO of linux/tcp.h.
     const TCP_INFO: c_int = 11;
     option_at::<1>(fd, (IPPROTO_TCP, TCP_INFO)).map(|[state]| state)
+}
+
+/// Reads an option, as much as there is room for; how many bytes.
+pub(super) fn get(fd: impl AsFd, (level, name): Name, into: &mut [u8]) -> Result<usize, Errno> {
+    let mut length = into.len() as u32;
+    // SAFETY: the kernel writes at most `length` bytes to `into`, which has that many, and the new
+    // length to `length`; both live across the call.
+    let result = unsafe {
+        getsockopt(
+            fd.as_fd().as_raw_fd(),
+            level,
+            name,
+            into.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        Ok(length as usize)
+    } else {
+        Err(last_error())
+    }
+}
+
+/// Reads an option that is a number.
+pub(super) fn number(fd: impl AsFd, name: Name) -> Result<u32, Errno> {
+    option_at(fd, name).map(u32::from_ne_bytes)
+}
+
+/// SO_COOKIE: the socket's identity.
+pub(super) fn cookie(fd: impl AsFd) -> Result<u64, Errno> {
+    option(fd, SO_COOKIE).map(u64::from_ne_bytes)
+}
+
+/// Bytes that wait by one of the ioctls of tcp(7) and linux/sockios.h.
+pub(super) fn waiting(fd: impl AsFd, request: u32) -> Result<u32, Errno> {
+    let mut bytes: c_int = 0;
+    // SAFETY: these requests write one int, which lives across the call.
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request.into(), &raw mut bytes) };
+    if result == 0 {
+        Ok(bytes.unsigned_abs())
+    } else {
+        Err(last_error())
+    }
+}
+
+/// Whether somebody gets signals about the socket (F_SETOWN).
+pub(super) fn is_owned(fd: impl AsFd) -> bool {
+    // SAFETY: F_GETOWN takes no argument.
+    unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_GETOWN) != 0 }
 }
 
 /// TCP_CONGESTION, padded with NULs.

@@ -145,6 +145,8 @@ impl Server {
         }
         let socket = shadow(&record)?;
         self.check_shadow(&socket)?;
+        // Of the end that the kernel's connection had when it came here.
+        let _ = sockopt::socket_error(&socket);
         let parcel = Parcel {
             record,
             options: *locked
