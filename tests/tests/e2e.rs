@@ -25,6 +25,7 @@ mod e2e {
     pub mod reasons;
     pub mod reloads;
     pub mod restarts;
+    pub mod returns;
     pub mod rollback;
     pub mod routers;
     pub mod rubbish;
@@ -45,8 +46,8 @@ use e2e::harness::{
 };
 use e2e::{
     card, clients, crowds, dpdk, endings, engines, faults, floods, groups, handover, jumbo,
-    languages, links, names, processor, programs, reasons, reloads, restarts, rollback, routers,
-    rubbish, rules, soaks, stores, storms, streams, tool, units, vdevs, web,
+    languages, links, names, processor, programs, reasons, reloads, restarts, returns, rollback,
+    routers, rubbish, rules, soaks, stores, storms, streams, tool, units, vdevs, web,
 };
 
 macro_rules! tests {
@@ -192,6 +193,8 @@ tests! {
     rollback::between_two: Any,
     rollback::of_forked: Any,
     rollback::datagrams: Any,
+    returns::from_every_wait: Any,
+    returns::under_way: Any,
     languages::java_nio: Segments,
     languages::tokio_echo: Segments,
     languages::gunicorn: Segments,

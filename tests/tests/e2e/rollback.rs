@@ -14,7 +14,7 @@ use super::harness::Scene;
 use super::streams::{client, started, subject};
 
 /// One that only the privileged may bind.
-const PORT: u16 = 900;
+pub(crate) const PORT: u16 = 900;
 
 /// An echo on asyncio.
 fn echo(scene: &Scene) -> Result<Running> {
@@ -40,7 +40,7 @@ asyncio.run(main())
 }
 
 /// Runs `bypassctl COMMAND WHOM --json`; without the shim there is nothing to run it on.
-fn control(scene: &Scene, command: &str, whom: &str) -> Result<Value> {
+pub(crate) fn control(scene: &Scene, command: &str, whom: &str) -> Result<Value> {
     if !scene.has_shim() {
         return Ok(Value::Null);
     }
@@ -56,7 +56,7 @@ fn control(scene: &Scene, command: &str, whom: &str) -> Result<Value> {
 }
 
 /// The answer must have this count of something.
-fn counted(scene: &Scene, answer: &Value, of: &str, wanted: u64) -> Result<()> {
+pub(crate) fn counted(scene: &Scene, answer: &Value, of: &str, wanted: u64) -> Result<()> {
     if !scene.has_shim() || answer[of] == wanted {
         return Ok(());
     }
@@ -101,7 +101,10 @@ fn carried_by_kernel(scene: &Scene, wanted: bool) -> Result<()> {
 }
 
 /// Waits for the clients while `turn` is called again and again.
-fn meanwhile(clients: &Program<'_>, mut turn: impl FnMut() -> Result<()>) -> Result<u32> {
+pub(crate) fn meanwhile(
+    clients: &Program<'_>,
+    mut turn: impl FnMut() -> Result<()>,
+) -> Result<u32> {
     let mut running = clients.spawn()?;
     let mut turns = 0;
     while running.is_running() {
