@@ -103,6 +103,8 @@ pub trait QueuePair: Send {
     /// Takes the numbers of frames that have left, and when by the NIC's clock, nanoseconds since
     /// 1970, 0 = not known. To be called after [`Self::receive`]: what comes later wakes who waits.
     fn departed(&mut self, _each: &mut dyn FnMut(u32, u64)) {}
+    /// Whether submitted frames wait for the NIC to take them. Cheap.
+    fn tx_pending(&self) -> bool;
     /// Whether the NIC must be told about frames that were submitted.
     fn needs_doorbell(&self) -> bool;
     /// Tells the NIC about submitted frames, in a bounded number of system calls. Frames that

@@ -257,8 +257,12 @@ impl QueuePair for SimQueuePair {
         })
     }
 
-    fn needs_doorbell(&self) -> bool {
+    fn tx_pending(&self) -> bool {
         self.with(|end| !end.tx.is_empty())
+    }
+
+    fn needs_doorbell(&self) -> bool {
+        self.tx_pending()
     }
 
     fn ring_doorbell(&self) -> Result<(), QueueError> {

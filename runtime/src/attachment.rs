@@ -496,6 +496,22 @@ impl Locked<'_> {
         lock::is_awaited(self.attachment.image.lock_word())
     }
 
+    /// Whether frames wait to be sent, in the stack or in a TX ring.
+    #[must_use]
+    pub fn has_unsent(&mut self) -> bool {
+        let State {
+            stack,
+            queues,
+            count,
+            ..
+        } = &mut *self.state;
+        let mut queues = queues.iter_mut().take(*count).enumerate();
+        queues.any(|(index, slot)| {
+            current(stack, index, slot)
+                .is_some_and(|queue| queue.tx_pending() || stack.has_transmit(index as u8))
+        })
+    }
+
     /// Takes back chunks that the NICs have sent.
     pub fn reclaim(&mut self) {
         let State {

@@ -135,10 +135,14 @@ impl QueuePair for AfXdpQueuePair {
         })
     }
 
+    fn tx_pending(&self) -> bool {
+        self.tx.filled() > 0
+    }
+
     fn needs_doorbell(&self) -> bool {
         // In copy mode every burst needs a call; whatever is in the ring has not been taken. (A
         // driver without copies may be about to take it: then the call costs time, no more.)
-        self.tx.filled() > 0
+        self.tx_pending()
     }
 
     fn ring_doorbell(&self) -> Result<(), QueueError> {

@@ -118,8 +118,12 @@ impl QueuePair for RelayQueuePair {
         }
     }
 
+    fn tx_pending(&self) -> bool {
+        self.rings.tx.filled() > 0
+    }
+
     fn needs_doorbell(&self) -> bool {
-        self.rings.tx.filled() > 0 && self.rings.must_wake()
+        self.tx_pending() && self.rings.must_wake()
     }
 
     fn ring_doorbell(&self) -> Result<(), QueueError> {

@@ -22,6 +22,9 @@ const LOOK_EVERY: u32 = 10;
 const BIRTH: Duration = Duration::from_secs(5);
 /// How long a stack without a process lives at most, whatever its image says.
 const LONGEST_PARTING: Duration = Duration::from_secs(120);
+/// How long it has for the frames that its programs have left behind. A relay takes a millisecond,
+/// or some turns of a busy processor; a queue without a link takes none.
+const LAST_FRAMES: Duration = Duration::from_millis(500);
 
 /// Work that waits.
 #[derive(Debug, Default)]
@@ -279,11 +282,14 @@ impl Server {
             }
             return;
         }
-        if self.filters.has_tcp(uid)
-            && let Some(stack) = self.stacks.get_mut(uid)
-        {
+        if let Some(stack) = self.stacks.get_mut(uid) {
             let since = *stack.deserted.get_or_insert_with(Instant::now);
-            if since.elapsed() < LONGEST_PARTING && self.bequeath(uid) {
+            let has_tcp = self.filters.has_tcp(uid);
+            if has_tcp && since.elapsed() < LONGEST_PARTING && self.bequeath(uid) {
+                return;
+            }
+            if since.elapsed() < LAST_FRAMES && self.sends_last_frames(uid) {
+                self.chores.look_for_relatives(uid);
                 return;
             }
         }
@@ -307,6 +313,13 @@ impl Server {
         }
         // Others may have been waiting for its interfaces.
         self.reconcile_all();
+    }
+
+    /// Has a stack without a process send what it can; whether frames are left. (Giving the lock
+    /// back sends.)
+    fn sends_last_frames(&self, uid: u32) -> bool {
+        let locked = self.stacks.get(uid).map(StackEntry::lock);
+        locked.is_some_and(|locked| locked.map_or(true, |mut locked| locked.has_unsent()))
     }
 
     /// Everything that is looked at once a second.
