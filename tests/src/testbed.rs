@@ -286,6 +286,12 @@ impl Testbed {
         self.options.card.is_some()
     }
 
+    /// Whether the server's interface has a relay: that of a card or of a DPDK port.
+    #[must_use]
+    pub fn has_relay(&self) -> bool {
+        self.options.port.is_some() || self.has_card()
+    }
+
     /// Gives a daemon with this configuration file the card.
     ///
     /// # Errors

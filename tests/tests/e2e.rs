@@ -448,7 +448,6 @@ mod dpdk_port {
         programs::udp_echo_ipv6: Bypass,
         programs::sockperf_ping_pong: Bypass,
         programs::sockperf_epoll: Bypass,
-        programs::udp_sender_in_batches: Any,
         names::dnsperf_knot: Bypass,
         streams::redis: Segments,
         streams::nginx_files: Segments,
@@ -466,6 +465,11 @@ mod dpdk_port {
         dpdk::nobody_left: Any,
         floods::half_open: Any,
         dpdk::nothing_left: Any,
+    }
+
+    shim_tests! {
+        check_port:
+        programs::udp_sender_in_batches: Any,
     }
 }
 

@@ -36,6 +36,7 @@ mod netlink;
 mod nics;
 mod opening;
 mod outlet;
+mod port;
 mod ports;
 mod proc_text;
 mod process;

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,13 +19,14 @@ use bypass_backends::af_xdp::{
     self, COUNTERS, FilterCounters, FilterKey, Listener, Mode, Nic, NicConfig, NicError,
     PacketMemory, Target,
 };
-use bypass_backends::relay::{CardFilter, InCard, Link, Offloads, RelayNic, Unsteered};
+use bypass_backends::relay::{CardFilter, InCard, Link, Offloads, RelayNic};
 use bypass_proto::policy::{Backend, DaemonPolicy, Policy};
 use bypass_runtime::packets::Packets;
 use bypass_stack::{IpAddress, QueuePairInfo, SocketAddress};
 use rustix::io::Errno;
 
 use super::filters::{Flow, FlowKind};
+use super::port::{Asked, Port};
 use super::stacks::{self, Queue, StackEntry};
 use crate::source::rtnetlink::LinkInfo;
 
@@ -46,16 +47,7 @@ const UNFIT_KINDS: [&str; 14] = [
 #[derive(Debug)]
 enum Driver {
     AfXdp(Box<Nic>),
-    Relayed {
-        nic: RelayNic,
-        link: Arc<Link>,
-        /// Bytes of the longest frame that the owner's chunks hold.
-        longest: u32,
-        /// The owner's table of TCP flows.
-        flows: Option<OwnedFd>,
-        /// The rings of the open queue.
-        rings: Option<OwnedFd>,
-    },
+    Relayed(Port),
 }
 
 /// One opened interface.
@@ -75,25 +67,12 @@ pub(super) struct OpenNic {
     pub shared: Option<String>,
 }
 
-/// A card that was asked for its filters.
-pub(super) struct Asked<'n> {
-    link: &'n Link,
-    number: u32,
-}
-
-impl Asked<'_> {
-    /// What it tells by then.
-    pub(super) fn filters(&self, until: Instant) -> Option<Vec<InCard>> {
-        self.link.filters_in_card(self.number, until).ok()
-    }
-}
-
 impl OpenNic {
     /// What drives it.
     pub(super) fn backend(&self) -> Backend {
         match &self.driver {
             Driver::AfXdp(_) => Backend::AfXdp,
-            Driver::Relayed { nic, .. } => of_relay(nic),
+            Driver::Relayed(port) => port.backend(),
         }
     }
 
@@ -102,7 +81,7 @@ impl OpenNic {
     pub(super) fn link(&self) -> Option<BorrowedFd<'_>> {
         match &self.driver {
             Driver::AfXdp(nic) => Some(nic.link()),
-            Driver::Relayed { rings, .. } => rings.as_ref().map(AsFd::as_fd),
+            Driver::Relayed(port) => port.rings(),
         }
     }
 
@@ -110,7 +89,7 @@ impl OpenNic {
     pub(super) fn queues(&self) -> Range<u32> {
         match &self.driver {
             Driver::AfXdp(nic) => nic.queues(),
-            Driver::Relayed { .. } => 0..1,
+            Driver::Relayed(_) => 0..1,
         }
     }
 
@@ -183,9 +162,7 @@ impl OpenNic {
             Driver::AfXdp(_) if is_in_card => return "hardware".to_owned(),
             Driver::AfXdp(nic) if nic.rules().is_some() => "the card has no rule for it",
             Driver::AfXdp(_) => self.shared.as_deref().unwrap_or("the XDP program"),
-            Driver::Relayed { nic, .. } => {
-                return matched_by_relay(nic, is_in_card, is_in_physical);
-            }
+            Driver::Relayed(port) => return port.matched_by(is_in_card, is_in_physical),
         };
         format!("software: {why}")
     }
@@ -194,9 +171,7 @@ impl OpenNic {
     /// are to.
     pub(super) fn unled(&self) -> Option<&str> {
         match &self.driver {
-            Driver::Relayed { nic, .. } => {
-                nic.physical.as_ref()?.as_ref().err().map(String::as_str)
-            }
+            Driver::Relayed(port) => port.unled(),
             Driver::AfXdp(_) => None,
         }
     }
@@ -213,7 +188,7 @@ impl OpenNic {
         match &self.driver {
             Driver::AfXdp(nic) if nic.mode == Mode::Native => "native",
             Driver::AfXdp(_) => "generic",
-            Driver::Relayed { nic, .. } => &nic.driver,
+            Driver::Relayed(port) => &port.nic.driver,
         }
     }
 
@@ -230,28 +205,14 @@ impl OpenNic {
                 self.has_partial_checksums(),
                 QueuePairInfo::PARTIAL_CHECKSUMS,
             )
-            | is(
-                matches!(self.driver, Driver::Relayed { .. }),
-                QueuePairInfo::STAMPS,
-            )
-            | is(
-                matches!(&self.driver, Driver::Relayed { nic, .. } if nic.stamps_sent),
-                QueuePairInfo::STAMPS_SENT,
-            )
-            | is(
-                self.offloads().tx_checksums,
-                QueuePairInfo::COMPLETES_CHECKSUMS,
-            )
+            | self.port().map_or(0, Port::flags)
     }
 
     /// What the other end must be set to, or what one should know of the device, if anything.
     pub(super) fn condition(&self) -> Option<&'static str> {
         match &self.driver {
             Driver::AfXdp(nic) => nic.condition(),
-            Driver::Relayed { nic, .. } => (!nic.sleeps).then_some(
-                "its driver has no interrupts here: an idle relay looks for frames a thousand \
-                 times a second",
-            ),
+            Driver::Relayed(port) => port.condition(),
         }
     }
 
@@ -267,7 +228,7 @@ impl OpenNic {
         let Sizes {
             chunk_size,
             ring_entries,
-            packets,
+            ..
         } = sizes;
         match &mut self.driver {
             Driver::AfXdp(nic) => {
@@ -290,31 +251,7 @@ impl OpenNic {
                     backend: Backend::AfXdp,
                 })
             }
-            Driver::Relayed {
-                nic,
-                link,
-                flows,
-                rings,
-                ..
-            } => {
-                let failed = |errno| NicError {
-                    errno,
-                    what: "giving the relay the stack's memory".to_owned(),
-                };
-                let flows = flows.as_ref().ok_or_else(|| failed(Errno::INVAL))?.as_fd();
-                let wanted = (ring_entries, nic.stamps_sent);
-                let opened = link.attach(packets, chunk_size, flows, wanted);
-                let opened = opened.map_err(failed)?;
-                let copy = opened.rings.try_clone().map_err(|_| failed(Errno::MFILE))?;
-                *rings = Some(opened.rings);
-                Ok(Queue {
-                    ifindex,
-                    queue,
-                    fd: opened.bell,
-                    rings: Some(copy),
-                    backend: of_relay(nic),
-                })
-            }
+            Driver::Relayed(port) => port.open_queue(ifindex, queue, sizes),
         }
     }
 
@@ -322,59 +259,28 @@ impl OpenNic {
     pub(super) fn add_filter(&self, flow: &Flow) -> Result<(), NicError> {
         match &self.driver {
             Driver::AfXdp(nic) => nic.add_filter(key(flow), SLOT),
-            Driver::Relayed {
-                nic, link, longest, ..
-            } => {
-                let failed = |errno, what| NicError { errno, what };
-                let entered = nic.filters.add(&key(flow), *longest);
-                entered.map_err(|errno| failed(errno, "entering the filter".to_owned()))?;
-                if !nic.is_bifurcated {
-                    // What others send by the other MAC address is the kernel's until then. A relay
-                    // that is late, or a rule that is refused, leaves it so.
-                    if has_physical(nic) {
-                        let _ = link.steer();
-                    }
-                    return Ok(());
-                }
-                link.steer().map_err(|why| {
-                    self.remove(key(flow));
-                    match why {
-                        Unsteered::Refused(words) => failed(Errno::NOSPC, words),
-                        Unsteered::Unanswered(words) => failed(Errno::TIMEDOUT, words),
-                    }
-                })
-            }
+            Driver::Relayed(port) => port.add_filter(key(flow)),
         }
     }
 
     fn target(&self, key: FilterKey) -> Option<Target> {
         match &self.driver {
             Driver::AfXdp(nic) => nic.target(key),
-            Driver::Relayed { nic, .. } => nic.filters.target(&key),
+            Driver::Relayed(port) => port.nic.filters.target(&key),
         }
     }
 
     fn filters(&self) -> Vec<FilterKey> {
         match &self.driver {
             Driver::AfXdp(nic) => nic.filters(),
-            Driver::Relayed { nic, .. } => nic.filters.keys(),
+            Driver::Relayed(port) => port.nic.filters.keys(),
         }
     }
 
     fn remove(&self, key: FilterKey) {
         match &self.driver {
             Driver::AfXdp(nic) => nic.remove_filter(key),
-            Driver::Relayed { nic, link, .. } => {
-                nic.filters.remove(&key);
-                if nic.is_bifurcated {
-                    // What still comes, the relay gives to the kernel. It answers when it has a
-                    // moment: mostly when it has sent what the owner had left in the TX ring.
-                    let _ = link.steer();
-                } else if has_physical(nic) {
-                    // Nobody waits for that.
-                    link.tell_to_steer();
-                }
-            }
+            Driver::Relayed(port) => port.remove_filter(key),
         }
     }
 
@@ -391,16 +297,7 @@ impl OpenNic {
 
     /// Asks the card for its own filters; `None` where a program steers.
     pub(super) fn ask_card(&self) -> Option<Asked<'_>> {
-        match &self.driver {
-            // A relay that does not answer shows in other lists.
-            Driver::Relayed { nic, link, .. }
-                if nic.is_bifurcated || nic.rules.is_ok() || has_physical(nic) =>
-            {
-                let number = link.ask_filters().ok()?;
-                Some(Asked { link, number })
-            }
-            _ => None,
-        }
+        self.port()?.ask_card()
     }
 
     /// Removes every entry that `is_wanted` does not want. Those of other kinds than the daemon
@@ -426,7 +323,7 @@ impl OpenNic {
             // A full map leaves the flow to the entry of the socket.
             let _ = match &self.driver {
                 Driver::AfXdp(nic) => nic.keep_in_kernel(key(flow)).is_ok(),
-                Driver::Relayed { nic, .. } => nic.filters.add(&key(flow), 0).is_ok(),
+                Driver::Relayed(port) => port.nic.filters.add(&key(flow), 0).is_ok(),
             };
         }
     }
@@ -462,56 +359,27 @@ impl OpenNic {
                     nic.close_queue(queue, SLOT);
                 }
             }
-            Driver::Relayed { link, .. } => link.detach(),
+            Driver::Relayed(port) => port.link.detach(),
         }
     }
 
     /// What its port does with checksums.
     pub(super) fn offloads(&self) -> Offloads {
+        self.port()
+            .map_or_else(Offloads::default, |port| port.nic.offloads)
+    }
+
+    /// The port that it is, of a device.
+    fn port(&self) -> Option<&Port> {
         match &self.driver {
-            Driver::AfXdp(_) => Offloads::default(),
-            Driver::Relayed { nic, .. } => nic.offloads,
+            Driver::Relayed(port) => Some(port),
+            Driver::AfXdp(_) => None,
         }
     }
 
     /// Whether frames from the other end come with partial checksums.
     pub(super) fn has_partial_checksums(&self) -> bool {
         matches!(&self.driver, Driver::AfXdp(nic) if nic.interface.is_local_only())
-    }
-}
-
-/// What drives a relay's port.
-pub(super) fn of_relay(nic: &RelayNic) -> Backend {
-    if nic.is_bifurcated {
-        Backend::EfVi
-    } else {
-        Backend::Dpdk
-    }
-}
-
-/// Whether rules elsewhere in the card lead to its port.
-fn has_physical(nic: &RelayNic) -> bool {
-    matches!(nic.physical, Some(Ok(_)))
-}
-
-/// Who matches the frames of a relay's filter, see [`OpenNic::matched_by`].
-fn matched_by_relay(nic: &RelayNic, is_in_card: bool, is_in_physical: bool) -> String {
-    if nic.is_bifurcated {
-        return "hardware".to_owned();
-    }
-    if let Some(Ok(through)) = nic.physical.as_ref().filter(|_| is_in_physical) {
-        return format!("the card's rule (through {through})");
-    }
-    // Its one queue gets every frame, whatever its rules are.
-    let said = match &nic.rules {
-        _ if is_in_card => "software (the port has a rule)".to_owned(),
-        Ok(()) => "software: the port has no rule for it".to_owned(),
-        Err(why) => format!("software: {why}"),
-    };
-    match &nic.physical {
-        None => said,
-        Some(Ok(through)) => format!("{said}; {through} has no rule for it"),
-        Some(Err(why)) => format!("{said}; {why}"),
     }
 }
 
@@ -647,14 +515,8 @@ impl OpenNic {
         stack: &StackEntry,
         rings: Option<OwnedFd>,
     ) -> Self {
-        let driver = Driver::Relayed {
-            nic,
-            link,
-            longest: af_xdp::longest_frame(stack.chunk_size),
-            flows: None,
-            rings,
-        };
-        Self::new(driver, stack.uid)
+        let port = Port::new(nic, link, af_xdp::longest_frame(stack.chunk_size), rings);
+        Self::new(Driver::Relayed(port), stack.uid)
     }
 
     fn new(driver: Driver, owner: u32) -> Self {
@@ -686,14 +548,7 @@ impl OpenNic {
     pub(super) fn set_flows(&mut self, table: BorrowedFd<'_>) -> Result<(), NicError> {
         match &mut self.driver {
             Driver::AfXdp(nic) => nic.set_flow_table(SLOT, table),
-            Driver::Relayed { flows, .. } => {
-                let copy = table.try_clone_to_owned();
-                *flows = Some(copy.map_err(|_| NicError {
-                    errno: Errno::MFILE,
-                    what: "keeping the flow table".to_owned(),
-                })?);
-                Ok(())
-            }
+            Driver::Relayed(port) => port.set_flows(table),
         }
     }
 
@@ -701,7 +556,7 @@ impl OpenNic {
     pub(super) fn ifindex(&self) -> u32 {
         match &self.driver {
             Driver::AfXdp(nic) => nic.interface.ifindex,
-            Driver::Relayed { nic, .. } => nic.ifindex,
+            Driver::Relayed(port) => port.nic.ifindex,
         }
     }
 }
@@ -823,98 +678,7 @@ pub(super) fn too_big(link: &LinkInfo, chunk_size: u32) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use bypass_backends::relay::{self, Filters};
-
     use super::*;
-
-    fn relayed(rules: Result<(), &str>, physical: Option<Result<&str, &str>>) -> RelayNic {
-        let text = |it: &str| it.to_owned();
-        let flags = rustix::fs::MemfdFlags::CLOEXEC;
-        RelayNic {
-            stamps_sent: false,
-            ifindex: 7,
-            driver: text("net_ixgbe_vf"),
-            sleeps: false,
-            is_bifurcated: false,
-            offloads: Offloads::default(),
-            rules: rules.map_err(text),
-            physical: physical.map(|it| it.map(text).map_err(text)),
-            filters: Arc::new(Filters::create(1).expect("the tables of filters")),
-            board: Arc::new(rustix::fs::memfd_create("board", flags).expect("a board")),
-            rings: None,
-        }
-    }
-
-    #[test]
-    fn a_ports_filters_are_matched_by_software_unless_a_rule_leads_here() {
-        let none = Err("Function not implemented");
-        let (taken, refused) = (Some(Ok("eth0")), Some(Err("eth0 takes no rules")));
-        for (rules, physical, [in_card, in_physical], expected) in [
-            (none, None, [false; 2], "software: Function not implemented"),
-            (
-                Ok(()),
-                None,
-                [true, false],
-                "software (the port has a rule)",
-            ),
-            (
-                Ok(()),
-                None,
-                [false; 2],
-                "software: the port has no rule for it",
-            ),
-            (none, taken, [false, true], "the card's rule (through eth0)"),
-            (
-                none,
-                taken,
-                [false; 2],
-                "software: Function not implemented; eth0 has no rule for it",
-            ),
-            (
-                none,
-                refused,
-                [false; 2],
-                "software: Function not implemented; eth0 takes no rules",
-            ),
-        ] {
-            let mut nic = relayed(rules, physical);
-            assert_eq!(matched_by_relay(&nic, in_card, in_physical), expected);
-            nic.is_bifurcated = true;
-            assert_eq!(matched_by_relay(&nic, in_card, in_physical), "hardware");
-        }
-    }
-
-    #[test]
-    fn a_relay_that_does_not_answer_holds_up_the_daemon_once() {
-        let name = format!("test-deaf-{}", std::process::id());
-        let _listener = relay::claim(&name).expect("the address of a relay");
-        let link = Arc::new(Link::connect(&name).expect("a relay"));
-        let driver = Driver::Relayed {
-            nic: relayed(Ok(()), Some(Ok("eth0"))),
-            link,
-            longest: 2048,
-            flows: None,
-            rings: None,
-        };
-        let nic = OpenNic::new(driver, 0);
-        let end = |port| SocketAddress::new(IpAddress([9; 16]), port);
-        let flows = (1..9).map(|port| Flow {
-            local: end(port),
-            remote: SocketAddress::UNSPECIFIED,
-            protocol: 17,
-            kind: FlowKind::Packets,
-        });
-        let flows: Vec<Flow> = flows.collect();
-        let begun = Instant::now();
-        for flow in &flows {
-            nic.add_filter(flow).expect("the relay's tables decide");
-        }
-        nic.remove_filter(&flows[0]);
-        nic.retain_filters(|_| false);
-        assert!(!nic.has_filter(&flows[7]));
-        let taken = begun.elapsed();
-        assert!(taken < relay::PATIENCE * 6, "{taken:?}");
-    }
 
     #[test]
     fn a_vlan_is_served_where_it_is_a_cards() {

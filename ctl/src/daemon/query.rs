@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::counters::Counter;
 use super::filters::{Filter, Flow, FlowKind, TCP, Wish};
 use super::nics::{self, OpenNic};
+use super::port::backend_of;
 use super::process::{self, Process};
 use super::server::Server;
 use super::stacks::{Origin, Queue, StackEntry};
@@ -405,7 +406,7 @@ impl Server {
         let port = self.devices.port(ifindex);
         let backend = match self.nics.get(ifindex) {
             Some(nic) => nic.backend(),
-            None => port.map_or(Backend::AfXdp, |(nic, _)| nics::of_relay(nic)),
+            None => port.map_or(Backend::AfXdp, |(nic, _)| backend_of(nic)),
         };
         backend.word()
     }
