@@ -13,6 +13,7 @@ use bypass_stack::cplane::{self, CplaneReason, Lookup};
 use bypass_stack::{EndpointId, Family, IpAddress, OpenError, ProcessId, SocketAddress, UdpOpen};
 
 use crate::context::Joined;
+use crate::family::uring;
 use crate::fdtable::{self, Entry};
 use crate::{config, context, interface, process, report, shadow, wait};
 
@@ -64,6 +65,9 @@ pub fn ask_policy(
     }
     if config.options.disable {
         return Err((FallThrough::Disabled, None));
+    }
+    if let Some(reason) = uring::keeps_out() {
+        return Err((reason, None));
     }
     // The tool and its daemon never accelerate themselves.
     if config.program.ends_with("/bypassctl") {

@@ -180,6 +180,11 @@ hooks! {
     fn popen(command: *const c_char, mode: *const c_char) -> *mut FILE => family::process::popen;
 
     fn syscall(number: size_t, a: size_t, b: size_t, c: size_t, d: size_t, e: size_t, f: size_t) -> size_t => family::raw::syscall;
+
+    fn io_uring_queue_init(entries: c_uint, ring: *mut c_void, flags: c_uint) -> c_int => family::uring::queue_init;
+    fn io_uring_queue_init_params(entries: c_uint, ring: *mut c_void, parameters: *mut c_void) -> c_int => family::uring::queue_init_params;
+    fn io_uring_queue_init_mem(entries: c_uint, ring: *mut c_void, parameters: *mut c_void, memory: *mut c_void, len: size_t) -> c_int => family::uring::queue_init_mem;
+    fn io_uring_setup(entries: c_uint, parameters: *mut c_void) -> c_int => family::uring::setup;
 }
 
 /// The functions whose list of arguments has no end that a Rust signature could name: each puts the

@@ -118,6 +118,36 @@ impl Log {
     }
 }
 
+/// What a program that makes an io_uring gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rings {
+    /// By liburing as [`Self::Kernel`]; by libc's `syscall` as [`Self::Refuse`] once the program
+    /// has an accelerated socket, before as [`Self::Kernel`].
+    #[default]
+    Auto,
+    /// The ring; its sockets are the kernel's.
+    Kernel,
+    /// ENOSYS.
+    Refuse,
+    /// The ring; its sockets stay accelerated.
+    Ignore,
+}
+
+impl Rings {
+    fn from_name(name: &str) -> Option<Self> {
+        let words = [
+            ("auto", Self::Auto),
+            ("kernel", Self::Kernel),
+            ("refuse", Self::Refuse),
+            ("ignore", Self::Ignore),
+        ];
+        words
+            .into_iter()
+            .find(|word| word.0 == name)
+            .map(|word| word.1)
+    }
+}
+
 /// Declares the table and the values.
 macro_rules! options {
     ($(
@@ -178,6 +208,12 @@ options! {
     accelerate_local: bool, "BYPASS_ACCELERATE_LOCAL", "accelerate_local", Kind::Flag, "0", flag;
     /// Accelerate TCP sockets too.
     tcp: bool, "BYPASS_TCP", "tcp", Kind::Flag, "1", flag;
+    /// When the program makes an io_uring: its sockets are the kernel's from then on (kernel), it
+    /// is refused with ENOSYS (refuse), or nothing happens, for rings that serve files only
+    /// (ignore); auto: kernel by liburing, refuse by syscall() once a socket is accelerated, kernel
+    /// before.
+    io_uring: Rings, "BYPASS_IO_URING", "io_uring",
+        Kind::Choice(&["auto", "kernel", "refuse", "ignore"]), "auto", Rings::from_name;
 }
 
 impl Default for Options {

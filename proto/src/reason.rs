@@ -99,6 +99,8 @@ reasons! {
     Backend = 30, "backend", "write backend = \"auto\", leave it out, or name a [[device]] for it";
     /// Programs of the same user in another pid namespace (container) have the stack.
     PidNamespace = 31, "pid-namespace", "give the containers users or network namespaces of their own";
+    /// The program uses io_uring, which works on the kernel's sockets.
+    IoUring = 32, "io_uring", "if its rings serve files only, set BYPASS_IO_URING=ignore";
     /// The descriptor was handed to the kernel by rollback.
     Rollback = 28, "rollback", "";
 }

@@ -26,6 +26,7 @@ mod e2e {
     pub mod reloads;
     pub mod restarts;
     pub mod returns;
+    pub mod rings;
     pub mod rollback;
     pub mod routers;
     pub mod rubbish;
@@ -46,8 +47,8 @@ use e2e::harness::{
 };
 use e2e::{
     card, clients, crowds, dpdk, endings, engines, faults, floods, groups, handover, jumbo,
-    languages, links, names, processor, programs, reasons, reloads, restarts, returns, rollback,
-    routers, rubbish, rules, soaks, stores, storms, streams, tool, units, vdevs, web,
+    languages, links, names, processor, programs, reasons, reloads, restarts, returns, rings,
+    rollback, routers, rubbish, rules, soaks, stores, storms, streams, tool, units, vdevs, web,
 };
 
 macro_rules! tests {
@@ -183,6 +184,9 @@ tests! {
     reloads::apache_killed_workers: Any,
     reloads::apache_rolled_back: Any,
     reloads::apache_listeners: Any,
+    rings::made_first: Any,
+    rings::made_of_bound: Any,
+    rings::made_of_used: Any,
     rollback::in_turns: Any,
     rollback::with_both_ends: Any,
     rollback::new_connections: Any,

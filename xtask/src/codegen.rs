@@ -121,9 +121,13 @@ fn compat_page(list: &str) -> String {
                 "stack shared by a fork; an exec leaves sockets to the kernel",
             ),
             "stdio" => (file, "a stream whose reads and writes are the hooked ones"),
+            "uring" => (
+                file,
+                "liburing's; with the ring, sockets become the kernel's (BYPASS_IO_URING)",
+            ),
             "raw" => (
                 file,
-                "by number, as the named call; io_uring_setup answers ENOSYS",
+                "by number, as the named call; io_uring_setup answers ENOSYS (BYPASS_IO_URING)",
             ),
             _ => (file, ""),
         };

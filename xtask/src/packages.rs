@@ -37,6 +37,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("dpdk-dev", "/usr/bin/dpdk-testpmd"),
     ("libdpdk-dev", "/usr/include/dpdk/rte_ethdev.h"),
     ("liblwip-dev", "/usr/include/lwip/netif/tapif.h"),
+    ("liburing-dev", "/usr/include/liburing.h"),
     ("linux-libc-dev", "/usr/include/linux/if_xdp.h"),
     ("make", "/usr/bin/make"),
     ("memcached", "/usr/bin/memcached"),

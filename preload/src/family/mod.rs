@@ -18,3 +18,4 @@ pub mod select;
 pub mod send;
 pub mod socket;
 pub mod stdio;
+pub mod uring;

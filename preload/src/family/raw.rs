@@ -15,9 +15,9 @@ use std::ffi::{c_int, c_uint};
 use libc::{off_t, size_t};
 use rustix::io::Errno;
 
-use super::{epoll, fd, io, ioctl, poll, process, recv, select, send, socket};
+use super::{epoll, fd, io, ioctl, poll, process, recv, select, send, socket, uring};
 use crate::errno::set;
-use crate::{context, fdtable};
+use crate::fdtable;
 
 /// The system call itself, with libc's convention for errors.
 ///
@@ -216,10 +216,16 @@ pub unsafe fn syscall(
                     fd, b as _, c as c_int, d as c_int, e as _,
                 ));
             }
-            libc::SYS_io_uring_setup if context::joined().is_some() => {
-                // A ring would carry socket calls past us; ENOSYS makes runtimes use epoll.
-                set(Errno::NOSYS);
-                return size_t::MAX;
+            libc::SYS_io_uring_setup => {
+                if uring::is_refused() {
+                    set(Errno::NOSYS);
+                    return size_t::MAX;
+                }
+                let ring = direct(number, [a, b, c, d, e, f]);
+                if ring != size_t::MAX {
+                    uring::made();
+                }
+                return ring;
             }
             #[cfg(target_arch = "x86_64")]
             libc::SYS_poll => return int(poll::poll(a as _, b as _, c as c_int)),

@@ -5,7 +5,6 @@
 //! itself.
 
 use std::fs;
-use std::process::Command;
 use std::time::Duration;
 
 use bypass_tests::counters::wait_for_udp_port;
@@ -15,7 +14,7 @@ use bypass_tests::{Result, ciul, daemon, paths};
 use serde_json::Value;
 
 use super::dpdk::{echo, kill, the_only};
-use super::harness::{Scene, script};
+use super::harness::{Scene, compiled, script};
 use super::programs::{ping_pong, start_example};
 use super::streams::{client, started, subject};
 
@@ -390,18 +389,6 @@ pub(crate) fn stream_stamps(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// A program of this C source, in the bed's folder.
-fn compiled(scene: &Scene, name: &str) -> Result<String> {
-    let program = scene.bed.folder().join(name).display().to_string();
-    let mut cc = Command::new("cc");
-    cc.args(["-O1", "-o", &program])
-        .arg(script(&format!("{name}.c")));
-    let run = cc.output()?;
-    let why = String::from_utf8_lossy(&run.stderr);
-    let is_made = run.status.success().then_some(program);
-    is_made.ok_or_else(|| format!("cc: {why}").into())
-}
-
 /// What `sent_times` has told must be all that a kernel would tell over such a card: its time of
 /// each send by the number of the last byte, beside the host's where that is asked for. (The
 /// kernel's column has a veth, which has no clock.)
@@ -446,7 +433,7 @@ fn check_sent_times(scene: &Scene, is_beside: bool, told: &Value) -> Result<()> 
 
 /// Sends of a connection have the card's time in its error queue.
 pub(crate) fn sent_times(scene: &Scene) -> Result<()> {
-    let (program, host) = (compiled(scene, "sent_times")?, scene.host());
+    let (program, host) = (compiled(scene, "sent_times", &[])?, scene.host());
     let read = format!(
         "import socket\n\
          s = socket.create_connection(('{host}', 7008), 10)\n\

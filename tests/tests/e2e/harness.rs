@@ -1,6 +1,7 @@
 //! Runs one test in one column and proves who carried the datagrams.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use bypass_tests::counters::{KernelUdp, interface_frames, kernel_segments};
@@ -258,6 +259,19 @@ pub(crate) fn proven(
         return Err(format!("the kernel carried {segments} segments of {frames} frames").into());
     }
     Ok(())
+}
+
+/// A program of this C source of `tests/e2e`, linked with these libraries, in the bed's folder.
+pub(crate) fn compiled(scene: &Scene, name: &str, libraries: &[&str]) -> Result<String> {
+    let program = scene.bed.folder().join(name).display().to_string();
+    let mut cc = Command::new("cc");
+    cc.args(["-O1", "-o", &program])
+        .arg(script(&format!("{name}.c")))
+        .args(libraries);
+    let run = cc.output()?;
+    let why = String::from_utf8_lossy(&run.stderr);
+    let is_made = run.status.success().then_some(program);
+    is_made.ok_or_else(|| format!("cc: {why}").into())
 }
 
 /// A program of `tests/e2e`.
