@@ -155,7 +155,7 @@ pub struct Request {
     /// programs that `user` and `program` name (AddStatic).
     pub keep_in_kernel: u8,
     /// TCP: 1 = connections that others begin are the stack's too, 0 = only the flows that it
-    /// claims. Zero for UDP.
+    /// claims. Zero for UDP. TakeBack: 1 = connections that the kernel has too.
     pub listen: u8,
     /// Interface index, 0 = every interface with a backend that has the local address.
     pub ifindex: u32,

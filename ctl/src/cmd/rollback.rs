@@ -36,16 +36,22 @@ Examples:
   bypassctl adopt 1234
   bypassctl adopt --port 443
   bypassctl adopt --all
+  bypassctl adopt 1234 --connections
 
 Listeners and UDP sockets are accelerated again at once, and so is what the programs open from now
-on. TCP connections come back with all that they have, and so do those that the kernel has accepted
-at a rolled back listener; their peers notice nothing. The kernel keeps what it alone can serve:
+on. TCP connections that the kernel has stay with it to their end. With --connections they come
+back with all that they have, and so do those that the kernel has accepted at a rolled back
+listener. THIS IS NEW: a connection that is busy at that moment may be cut or lose bytes (see
+docs/adr/0011). The kernel keeps what it alone can serve:
 connections by the loopback interface or another that is not accelerated, connections that another
 descriptor or process has too (dup, fork), and those that one end has closed. How many, and why, is
 told.")]
 pub struct Adopt {
     #[command(flatten)]
     whom: Whom,
+    /// Take TCP connections out of the kernel too (experimental).
+    #[arg(long)]
+    connections: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -100,9 +106,12 @@ impl Adopt {
     /// Asks until all connections were looked at.
     ///
     /// # Errors
-    /// Exit code 3 when there is nothing to do.
+    /// Exit code 3 when there is nothing to do, 1 when some were not looked at.
     pub fn execute(&self) -> Result<(), Failure> {
-        let request = self.whom.request(RequestKind::TakeBack)?;
+        let request = Request {
+            listen: self.connections.into(),
+            ..self.whom.request(RequestKind::TakeBack)?
+        };
         let end = Instant::now() + PATIENCE;
         let mut total = Counts::default();
         loop {
@@ -111,8 +120,18 @@ impl Adopt {
             if now.left == 0 || Instant::now() > end {
                 break;
             }
+            if now.connections == 0 {
+                std::thread::sleep(PAUSE);
+            }
         }
-        self.whom.finish(&total, "taken back", self.json)
+        self.whom.finish(&total, "taken back", self.json)?;
+        if total.left == 0 {
+            return Ok(());
+        }
+        Err(Failure::new(format!(
+            "{} connections were not looked at: ask again",
+            total.left
+        )))
     }
 }
 

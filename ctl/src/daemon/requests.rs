@@ -160,7 +160,7 @@ impl Server {
                 let done = if kind == RequestKind::RollBack {
                     self.roll_back(whom)
                 } else {
-                    self.take_back(whom)
+                    self.take_back(whom, request.listen != 0)
                 };
                 Ok(Answer::Text(done.to_json().to_string()))
             }

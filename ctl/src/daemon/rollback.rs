@@ -204,8 +204,8 @@ impl Server {
     }
 
     /// Lets programs have new accelerated sockets again, steers to those that rest, and takes
-    /// connections back.
-    pub(super) fn take_back(&mut self, whom: Whom) -> Done {
+    /// connections back if these are meant too.
+    pub(super) fn take_back(&mut self, whom: Whom, connections: bool) -> Done {
         let mut done = Done::default();
         if let Whom::Port(port) = whom {
             self.free_port(port);
@@ -221,6 +221,9 @@ impl Server {
                         Some(_) => done.listeners += 1,
                     }
                 }
+            }
+            if !connections {
+                continue;
             }
             let mut recalled = Recalled {
                 came: done.connections,

@@ -170,7 +170,7 @@ fn there_and_back(scene: &Scene, server: &Running, name: &str) -> Result<()> {
         if turn < 2 {
             all.push(Talkers::start(scene, &format!("{name}-{turn}"), 5)?);
         }
-        let done = control(scene, "adopt", &pid)?;
+        let done = control(scene, "adopt", &format!("{pid} --connections"))?;
         counted(scene, &done, "connections", 5 * all.len() as u64)?;
         let mut kernels = 0;
         for talkers in &mut all {
@@ -208,7 +208,7 @@ pub(crate) fn under_way(scene: &Scene) -> Result<()> {
         let mut came = 0;
         let turned = meanwhile(&clients, || {
             control(scene, "rollback", &pid)?;
-            let done = control(scene, "adopt", &pid)?;
+            let done = control(scene, "adopt", &format!("{pid} --connections"))?;
             came += done["connections"].as_u64().unwrap_or(0);
             std::thread::sleep(Duration::from_millis(20));
             Ok(())
