@@ -125,19 +125,31 @@ pub fn join() -> Result<&'static Joined, FallThrough> {
     }
 }
 
-fn attach(control: &mut Option<Control>) -> Result<Joined, FallThrough> {
+/// Connects to the daemon; one that does not run is started, if this process may.
+fn connect() -> Result<Control, ControlError> {
     let connected = match Control::connect() {
-        Ok(connected) => connected,
-        Err(_) if config::get().autostart() => {
-            autostart::start_daemon()?;
-            Control::connect().map_err(reason_of)?
+        Err(_) if config::get().autostart() && autostart::start_daemon().is_ok() => {
+            Control::connect()
         }
-        Err(error) => return Err(reason_of(error)),
+        connected => connected,
     };
-    let mut connected = connected.moved(private::hide);
-    let answer = connected
-        .ask(Request::new(RequestKind::Attach), None)
-        .map_err(reason_of)?;
+    Ok(connected?.moved(private::hide))
+}
+
+/// Connects and asks for the stack.
+fn introduce() -> Result<(Control, Answer), ControlError> {
+    let mut connected = connect()?;
+    let answer = connected.ask(Request::new(RequestKind::Attach), None)?;
+    Ok((connected, answer))
+}
+
+fn attach(control: &mut Option<Control>) -> Result<Joined, FallThrough> {
+    let introduced = match introduce() {
+        // It was about to end.
+        Err(ControlError::NoDaemon(_)) => introduce(),
+        introduced => introduced,
+    };
+    let (connected, answer) = introduced.map_err(reason_of)?;
     *control = Some(connected);
     let Answer { reply, fds } = answer;
     let [image, packets, cplane, flows] =
@@ -214,16 +226,7 @@ pub fn with_control<T>(
             answer => return answer,
         }
     }
-    let connected = match Control::connect() {
-        Ok(connected) => connected,
-        Err(error) => {
-            if !config::get().autostart() || autostart::start_daemon().is_err() {
-                return Err(error);
-            }
-            Control::connect()?
-        }
-    };
-    ask(control.insert(connected.moved(private::hide)))
+    ask(control.insert(connect()?))
 }
 
 /// Whether the daemon that this process is connected to still runs.
