@@ -213,6 +213,38 @@ CASE(tcp_epoll_mixed, ACCELERATED)
     line("%s", peer("dialled"));
 }
 
+/*
+ * A set that a connection keeps busy, and connections that the kernel's listener serves: the set
+ * tells of each until it is accepted, and not once more.
+ */
+CASE(tcp_epoll_both, MIXED)
+{
+    int busy = dial(peer4, T_ECHO), fd = listener("", 6255, 5), set = set_of(fd, EPOLLIN);
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = 1}, ready[2];
+    value("ADD", epoll_ctl(set, EPOLL_CTL_ADD, busy, &event));
+    value("write", write(busy, "abc", 3));
+    wait_for(busy, POLLIN, 2000);
+    for (int turn = 0; turn < 3; turn++) {
+        int local = dial("127.0.0.1", 6255);
+        wait_for(fd, POLLIN, 2000);
+        for (int i = 0; i < 3; i++) {
+            /* A set that is busy asks the kernel from time to time only. */
+            pause_ms(1);
+            value("epoll_wait", epoll_wait(set, ready, 2, 2000));
+        }
+        int one = accept(fd, NULL, NULL);
+        done("accept", one);
+        for (int i = 0; i < 2; i++) {
+            value("epoll_wait", epoll_wait(set, ready, 2, 2000));
+            yes("the busy one", ready[0].data.u32 == 1);
+        }
+        close(one);
+        close(local);
+    }
+    receive(busy, 0);
+    events(set, 0);
+}
+
 static void *waits_in_epoll(void *argument)
 {
     events(*(int *)argument, 5000);

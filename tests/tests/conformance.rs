@@ -213,6 +213,7 @@ cases! {
     tcp_epoll_pressure: Accelerated,
     tcp_epoll_several: Accelerated,
     tcp_epoll_mixed: Accelerated,
+    tcp_epoll_both: Mixed,
     tcp_epoll_threads: Accelerated,
     tcp_quiet_thread: Accelerated,
     tcp_epoll_connect: Accelerated,

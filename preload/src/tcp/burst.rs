@@ -46,13 +46,13 @@ thread_local! {
 }
 
 /// So many accelerated sockets are reported ready.
-pub fn begins(ready: usize, now: Instant) {
+pub fn begins(ready: usize) {
     READY.set(ready);
     if ready == 0 || ready == 1 && !IS_WORDY.get() {
         return;
     }
     match WITHOUT.get() {
-        0 => LAST.set(now.0),
+        0 => LAST.set(clock::now().0),
         left => WITHOUT.set(left - 1),
     }
 }
@@ -119,7 +119,7 @@ mod tests {
     fn one_that_paused_is_not_trusted_for_a_while() {
         loop {
             PREEMPTED.set(preemptions());
-            begins(2, clock::now());
+            begins(2);
             assert!(is_in_one(1000) && is_in_one(PAUSE_NS));
             assert!(!is_in_one(PAUSE_NS + 1));
             // Else the test itself has lost its processor, which is forgiven.
@@ -128,12 +128,12 @@ mod tests {
             }
         }
         for _ in 0..PENANCE {
-            begins(2, clock::now());
+            begins(2);
             assert!(!is_in_one(0));
         }
-        begins(1, clock::now());
+        begins(1);
         assert!(!is_in_one(0));
-        begins(2, clock::now());
+        begins(2);
         assert!(is_in_one(0));
         ends();
         assert!(!is_in_one(0));
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn one_socket_is_enough_for_who_sends_several_times() {
         let serve = |sent| {
-            begins(1, clock::now());
+            begins(1);
             let in_one = is_in_one(0);
             (0..sent).for_each(|_| sends());
             ends();

@@ -73,6 +73,15 @@ struct Nested {
     data: u64,
 }
 
+/// What the kernel side of a set has told.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    /// Shadows of members: it is noted with them.
+    shadows: bool,
+    /// The program's own descriptor has events.
+    program: bool,
+}
+
 #[derive(Debug, Default)]
 struct Members {
     active: Table,
@@ -642,43 +651,55 @@ impl EpollSet {
         found
     }
 
-    /// Asks the kernel side of the set, without waiting.
-    fn kernel_events(&self, epfd: i32, out: &mut [epoll_event]) -> Answer {
-        let mut told = [epoll_event { events: 0, u64: 0 }; 64];
-        let overlay = self.overlay();
-        // SAFETY: `told` is writable for 64 events; no waiting.
-        let count = unsafe { symbols::epoll_wait::original()(overlay, told.as_mut_ptr(), 64, 0) };
+    /// Asks the kernel side of the set, without waiting, for so many events. The caller reports
+    /// what is told: by the next wait it may be over, since the program has accepted what waited.
+    fn ask_kernel(&self, epfd: i32, room: usize) -> Result<Told, Errno> {
+        let mut events = [epoll_event { events: 0, u64: 0 }; 64];
+        let (overlay, most) = (self.overlay(), room.min(events.len()) as i32);
+        let original = symbols::epoll_wait::original();
+        // SAFETY: `events` is writable for `most` events; no waiting.
+        let count = unsafe { original(overlay, events.as_mut_ptr(), most, 0) };
         if count < 0 {
             return Err(last());
         }
-        let mut program = false;
+        let mut told = Told::default();
         let mut members = self.members.lock();
-        for event in &told[..count as usize] {
+        for event in &events[..count as usize] {
             let token = event.u64;
             if token == PROGRAM {
-                program = true;
-            } else if let Some(fd) = members.active.tell(token as u32, event.events)
-                && event.events & EPOLLERR as u32 != 0
-            {
-                crate::udp::send::error_seen(fd);
+                told.program = true;
+            } else if let Some(fd) = members.active.tell(token as u32, event.events) {
+                told.shadows = true;
+                if event.events & EPOLLERR as u32 != 0 {
+                    crate::udp::send::error_seen(fd);
+                }
             }
         }
         // Whoever waits from now on waits for both sides: the kick has done its work.
-        if program {
+        if told.program {
             members.end_kick(epfd);
         }
-        drop(members);
-        if !program || out.is_empty() {
+        Ok(told)
+    }
+
+    /// The events of the program's own descriptor, without waiting, behind those that are found.
+    fn program_events(&self, epfd: i32, out: &mut [epoll_event], found: usize) -> Answer {
+        let (ours, rest) = out.split_at_mut(found);
+        if rest.is_empty() {
             return Ok(0);
         }
-        // SAFETY: `out` is writable for its length; no waiting.
-        let found =
-            unsafe { symbols::epoll_wait::original()(epfd, out.as_mut_ptr(), out.len() as i32, 0) };
-        if found < 0 {
+        let original = symbols::epoll_wait::original();
+        // SAFETY: `rest` is writable for its length; no waiting.
+        let count = unsafe { original(epfd, rest.as_mut_ptr(), rest.len() as i32, 0) };
+        if count < 0 {
             return Err(last());
         }
-        let left = without_kick(&mut out[..found as usize]);
-        Ok(self.without_guests(&mut out[..left]) as isize)
+        let left = without_kick(&mut rest[..count as usize]);
+        let left = self.without_guests(&mut rest[..left]);
+        if self.members.lock().nested.is_empty() {
+            return Ok(left as isize);
+        }
+        Ok(without_doubles(ours, &mut rest[..left]) as isize)
     }
 
     /// Takes out of the kernel's events what tells only that a guest has come to the stack, where
@@ -698,6 +719,27 @@ impl EpollSet {
         keep(events, |event| !has_come(event))
     }
 
+    /// Collects what is ready after a pump, and follows connections that have left; how many, and
+    /// whether some have.
+    fn look(&self, joined: &Joined, out: &mut [epoll_event]) -> (usize, bool) {
+        let mut found = 0;
+        let mut stale = false;
+        let mut news = false;
+        if let Ok(mut locked) = joined.attachment.lock() {
+            locked.pump(clock::now());
+            news = handover::is_news(&mut locked);
+            found = self.collect(&mut locked, out);
+            stale = joined.is_stale(locked.stack().queue_pairs_generation());
+        }
+        if stale {
+            joined.refresh();
+        }
+        if news {
+            handover::follow();
+        }
+        (found, news)
+    }
+
     /// epoll_wait on a set with accelerated members.
     ///
     /// # Errors
@@ -713,40 +755,27 @@ impl EpollSet {
         burst::ends();
         let mut call = Call::default();
         loop {
-            let mut found = 0;
-            let mut stale = false;
-            let mut news = false;
-            if let Ok(mut locked) = joined.attachment.lock() {
-                locked.pump(clock::now());
-                news = handover::is_news(&mut locked);
-                found = self.collect(&mut locked, out);
-                stale = joined.is_stale(locked.stack().queue_pairs_generation());
-            }
-            if stale {
-                joined.refresh();
-            }
-            if news {
-                handover::follow();
-            }
-            let now = clock::now();
-            burst::begins(found, now);
+            let now = clock::now().0;
             let asked = self.asked_kernel.load(Ordering::Relaxed);
-            let due = now.0.wrapping_sub(asked) >= KERNEL_EVERY_NS;
-            if found == 0 || (due && found < out.len()) {
-                self.asked_kernel.store(now.0, Ordering::Relaxed);
-                let (ours, rest) = out.split_at_mut(found);
-                let more = self.kernel_events(epfd, rest)? as usize;
-                found += if self.members.lock().nested.is_empty() {
-                    more
-                } else {
-                    without_doubles(ours, &mut rest[..more])
-                };
-                if found == 0
+            let due = now.wrapping_sub(asked) >= KERNEL_EVERY_NS;
+            let mut told = Told::default();
+            if due {
+                self.asked_kernel.store(now, Ordering::Relaxed);
+                told = self.ask_kernel(epfd, out.len())?;
+            }
+            let (mut found, news) = self.look(joined, out);
+            burst::begins(found);
+            if found == 0 && (!due || news) {
+                self.asked_kernel.store(now, Ordering::Relaxed);
+                told = self.ask_kernel(epfd, out.len())?;
+                if told.shadows
                     && let Ok(mut locked) = joined.attachment.lock()
                 {
-                    // Shadows may have told something.
                     found = self.collect(&mut locked, out);
                 }
+            }
+            if told.program {
+                found += self.program_events(epfd, out, found)? as usize;
             }
             if found > 0 {
                 return Ok(found as isize);

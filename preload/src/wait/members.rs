@@ -35,7 +35,7 @@ pub struct Member {
     pub data: u64,
     /// Whether the kernel tells of its shadow too.
     pub shadowed: bool,
-    /// What the shadow has told since the last report.
+    /// What the shadow has told in this wait.
     pub shadow: u32,
     /// The edges when the member was last reported.
     seen: (u32, u32),
