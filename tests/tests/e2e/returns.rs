@@ -23,10 +23,6 @@ listener = socket.create_server((host, port), backlog=100)
 def serve(c):
     while data := c.recv(65536): c.sendall(data)
     c.close()
-def fresh():
-    listener.setblocking(False)
-    try: return [listener.accept()[0]]
-    except BlockingIOError: return []
 def rest(c):
     try:
         while data := c.recv(65536, socket.MSG_DONTWAIT): c.sendall(data)
@@ -39,7 +35,7 @@ def selected(wait):
     while True:
         for fd in wait(list(all)):
             if fd == listener.fileno():
-                for c in fresh(): c.setblocking(True); all[c.fileno()] = c
+                c, _ = listener.accept(); all[c.fileno()] = c
             elif not rest(all[fd]): all.pop(fd).close()
 def polled(fds):
     p = select.poll()
@@ -53,9 +49,8 @@ def in_set(mode):
     while True:
         for fd, events in e.poll():
             if fd == listener.fileno():
-                for c in fresh():
-                    c.setblocking(True); all[c.fileno()] = c
-                    e.register(c, select.EPOLLIN | mode)
+                c, _ = listener.accept(); all[c.fileno()] = c
+                e.register(c, select.EPOLLIN | mode)
             else:
                 assert events == select.EPOLLIN, events
                 if not rest(all[fd]): all.pop(fd).close()
