@@ -41,11 +41,10 @@ Examples:
 Listeners and UDP sockets are accelerated again at once, and so is what the programs open from now
 on. TCP connections that the kernel has stay with it to their end. With --connections they come
 back with all that they have, and so do those that the kernel has accepted at a rolled back
-listener. THIS IS NEW: a connection that is busy at that moment may be cut or lose bytes (see
-docs/adr/0011). The kernel keeps what it alone can serve:
-connections by the loopback interface or another that is not accelerated, connections that another
-descriptor or process has too (dup, fork), and those that one end has closed. How many, and why, is
-told.")]
+listener. THIS IS NEW: a connection that is busy at that moment may be cut, lose bytes or get them
+in the wrong order (see docs/adr/0011). The kernel keeps what it alone can serve: connections by the
+loopback interface or another that is not accelerated, connections that another descriptor or
+process has too (dup, fork), and those that one end has closed. How many, and why, is told.")]
 pub struct Adopt {
     #[command(flatten)]
     whom: Whom,
@@ -77,18 +76,7 @@ impl Rollback {
     /// Exit code 3 when there is nothing to do, 1 when connections stay.
     pub fn execute(&self) -> Result<(), Failure> {
         let request = self.whom.request(RequestKind::RollBack)?;
-        let end = Instant::now() + PATIENCE;
-        let mut total = Counts::default();
-        loop {
-            let now = Counts::of(&source::ask(&request)?);
-            total.add(&now);
-            if now.left == 0 || Instant::now() > end {
-                break;
-            }
-            if now.connections == 0 {
-                std::thread::sleep(PAUSE);
-            }
-        }
+        let total = ask_until_done(&request)?;
         self.whom.finish(&total, "moved to the kernel", self.json)?;
         if total.left == 0 {
             return Ok(());
@@ -112,18 +100,7 @@ impl Adopt {
             listen: self.connections.into(),
             ..self.whom.request(RequestKind::TakeBack)?
         };
-        let end = Instant::now() + PATIENCE;
-        let mut total = Counts::default();
-        loop {
-            let now = Counts::of(&source::ask(&request)?);
-            total.add(&now);
-            if now.left == 0 || Instant::now() > end {
-                break;
-            }
-            if now.connections == 0 {
-                std::thread::sleep(PAUSE);
-            }
-        }
+        let total = ask_until_done(&request)?;
         self.whom.finish(&total, "taken back", self.json)?;
         if total.left == 0 {
             return Ok(());
@@ -133,6 +110,23 @@ impl Adopt {
             total.left
         )))
     }
+}
+
+/// Asks until nothing is left to do, or for as long as is worth it; what was done in all.
+fn ask_until_done(request: &Request) -> Result<Counts, Failure> {
+    let end = Instant::now() + PATIENCE;
+    let mut total = Counts::default();
+    loop {
+        let now = Counts::of(&source::ask(request)?);
+        total.add(&now);
+        if now.left == 0 || Instant::now() > end {
+            break;
+        }
+        if now.connections == 0 {
+            std::thread::sleep(PAUSE);
+        }
+    }
+    Ok(total)
 }
 
 impl Whom {
