@@ -71,6 +71,9 @@ pub fn forked(original: impl FnOnce() -> i32) -> i32 {
     FORKING.set(Some(None));
     let slot = reserve();
     FORKING.set(Some(slot));
+    if let (Some(_), Some(joined)) = (slot, context::joined()) {
+        wait::epoll_set::share_all(joined);
+    }
     let pid = original();
     tcp::changed::forget_all();
     match pid {

@@ -286,7 +286,7 @@ static long sleeps(pid_t tid)
     char path[64], text[80];
     long times = -1;
     bool asleep = false;
-    snprintf(path, sizeof path, "/proc/self/task/%d/status", tid);
+    snprintf(path, sizeof path, "/proc/%d/status", tid);
     FILE *file = fopen(path, "r");
     while (file && fgets(text, sizeof text, file)) {
         if (strncmp(text, "State:\tS", 8) == 0)

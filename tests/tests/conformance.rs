@@ -150,6 +150,11 @@ cases! {
     process_exec_unread: Mixed,
     process_fork_threads: Accelerated,
     process_epoll: Accelerated,
+    process_set_changes: Accelerated,
+    process_set_asleep: Accelerated,
+    process_set_oneshot: Accelerated,
+    process_set_edge: Accelerated,
+    process_set_closed: Accelerated,
     process_atfork: Accelerated,
     tcp_fork_killed: Accelerated,
     process_generations: Accelerated,
@@ -289,6 +294,7 @@ cases! {
     python_sockets: Mixed,
     python_asyncio: Accelerated,
     python_selectors: Accelerated,
+    python_epoll_fork: Accelerated,
 }
 
 fn has_shim() -> bool {

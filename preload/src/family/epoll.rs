@@ -32,7 +32,7 @@ pub unsafe fn epoll_create1(flags: c_int) -> c_int {
 fn registered(fd: c_int) -> c_int {
     if fd >= 0 {
         super::socket::reborn(fd);
-        if let Some(index) = epoll_set::create() {
+        if let Some(index) = epoll_set::create(fd) {
             fdtable::set(fd, Entry::Epoll(index));
         }
     }

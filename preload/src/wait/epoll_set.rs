@@ -14,8 +14,8 @@
 //! ```
 //!
 //! A set is keyed by its index in the registry, which every dup of the epoll descriptor shares.
-//! After
-//! a fork the child has a copy of the members and makes its own overlay.
+//! After a fork it is one set still, as it is for the kernel: the overlay is inherited, and the
+//! members are in memory that both sides have ([`super::shared_members`]).
 
 #![expect(unsafe_code, reason = "UNSAFETY: epoll calls through libc's originals")]
 
@@ -33,6 +33,7 @@ use rustix::io::Errno;
 
 use super::call::Call;
 use super::members::{Member, Table};
+use super::shared_members::Sleepers;
 use super::{Interest, Target, Woken};
 use crate::context::{self, Joined};
 use crate::errno::{Answer, last};
@@ -47,6 +48,8 @@ const PROGRAM: u64 = u64::MAX;
 const KERNEL_EVERY_NS: u64 = 50_000;
 /// `data` of the event that ends waits which began before the set had accelerated members.
 const KICK: u64 = 0x6279_7061_7373_2121;
+/// Times that a fork tries to get a set's lock.
+const SHARE_TRIES: u32 = 1000;
 
 /// What may stand beside EPOLLEXCLUSIVE (fs/eventpoll.c:EPOLLEXCLUSIVE_OK_BITS).
 const EXCLUSIVE_OK: u32 =
@@ -98,13 +101,15 @@ pub struct EpollSet {
     members: Mutex<Members>,
     count: AtomicU32,
     asked_kernel: AtomicU64,
-    sleeping: Mutex<Vec<WaiterId>>,
+    sleeping: Sleepers,
     /// A thread has waited on this set in the kernel alone, and may still do so.
     kernel_waits: AtomicBool,
     /// A kick has been entered: the kernel's events may hold it.
     kicked: AtomicBool,
     /// Some of the kernel's members have been guests.
     had_guests: AtomicBool,
+    /// Relatives have it too.
+    is_shared: AtomicBool,
 }
 
 /// Every set of the process. Sets are leaked and reused: a descriptor's word holds the index. As
@@ -128,12 +133,21 @@ fn all() -> impl Iterator<Item = &'static EpollSet> {
     (0..MADE.load(Ordering::Acquire) as u32).filter_map(get)
 }
 
-/// A new, empty set; its index. `None` when there are more sets than descriptor numbers.
-pub fn create() -> Option<u32> {
+/// A new, empty set behind this descriptor; its index. `None` when there are more sets than
+/// descriptor numbers.
+pub fn create(epfd: i32) -> Option<u32> {
     let mut free = FREE.lock();
-    if let Some(index) = free.pop() {
-        return Some(index);
-    }
+    let index = match free.pop() {
+        Some(index) => index,
+        None => make()?,
+    };
+    drop(free);
+    get(index)?.members.lock().epfd = epfd;
+    Some(index)
+}
+
+/// One more set, under the lock of [`FREE`].
+fn make() -> Option<u32> {
     let index = MADE.load(Ordering::Relaxed);
     let set: &'static mut EpollSet = Box::leak(Box::default());
     SETS.get(index)?.store(set, Ordering::Release);
@@ -159,6 +173,7 @@ pub fn destroy(index: u32) {
         set.kernel_waits.store(false, Ordering::Relaxed);
         set.kicked.store(false, Ordering::Relaxed);
         set.had_guests.store(false, Ordering::Relaxed);
+        set.is_shared.store(false, Ordering::Relaxed);
         drop(members);
         FREE.lock().push(index);
     }
@@ -167,32 +182,42 @@ pub fn destroy(index: u32) {
 /// A socket became accelerated: sets that have it as a kernel member take it over.
 pub fn activated(fd: i32, endpoint: EndpointId, shadowed: bool) {
     for set in all() {
+        let mut locked = set.lock_if_shared();
         let mut members = set.members.lock();
         if let Some(at) = members.pending.iter().position(|pending| pending.fd == fd) {
             let Pending { events, data, .. } = members.pending.swap_remove(at);
+            if let Some(locked) = &mut locked {
+                members.active.follow(locked);
+            }
             set.recount(&mut members);
             let taken = ctl(members.epfd, EPOLL_CTL_DEL, fd, 0, 0);
             // Not a member there: the number was another socket's then. (A relative that shares the
             // set may have been faster.)
-            if taken.is_err() && !process::has_relatives() {
+            let was_faster = members.active.find(fd, endpoint).is_some();
+            if was_faster || taken.is_err() && !process::has_relatives() {
                 continue;
             }
             let member = Member::new(fd, endpoint, shadowed, events, data);
             let _ = set.insert(&mut members, member);
             drop(members);
+            drop(locked);
             set.ring();
         }
     }
 }
 
 /// The last descriptor of this process for the endpoint is about to be closed: it is no member of
-/// any set any more.
+/// any set any more. Of one that relatives have too it is, as long as they hold the endpoint.
 pub fn closed(endpoint: EndpointId) {
     for set in all().filter(|set| !set.is_kernel_only()) {
         let Some(mut locked) = context::joined().and_then(tcp::lock) else {
             return;
         };
         let mut members = set.members.lock();
+        if set.is_shared() && has_others(&mut locked, endpoint) {
+            members.active.disown(endpoint);
+            continue;
+        }
         let overlay = members.overlay();
         members
             .active
@@ -204,6 +229,16 @@ pub fn closed(endpoint: EndpointId) {
             });
         set.recount(&mut members);
     }
+}
+
+/// Whether another process holds the endpoint.
+fn has_others(locked: &mut Locked<'_>, endpoint: EndpointId) -> bool {
+    let mut holders = locked.stack().holders(endpoint);
+    let own = context::process().0;
+    if let Some(word) = holders.get_mut(usize::from(own / 64)) {
+        *word &= !(1 << (own % 64));
+    }
+    holders != [0, 0]
 }
 
 /// The socket is the kernel's from here on: it becomes a member of the program's own sets.
@@ -299,7 +334,18 @@ fn give_to_kernel(endpoint: EndpointId, each: impl Fn(&mut Members, Pending)) {
     }
 }
 
-/// A forked child: nobody but this thread lives, and the overlays are the parent's.
+/// A fork is about to happen: the sets that there are the child will have in common with this
+/// process. What cannot be done leaves the child a copy.
+pub fn share_all(joined: &Joined) {
+    for index in 0..MADE.load(Ordering::Acquire) as u32 {
+        if let Some(set) = get(index).filter(|set| !set.is_shared()) {
+            set.share(index, joined);
+        }
+    }
+}
+
+/// A forked child: nobody but this thread lives, and overlays of sets that are not shared are the
+/// parent's.
 pub fn after_fork_in_child() {
     // SAFETY: this is the only thread; holders of these locks do not exist here.
     unsafe {
@@ -313,14 +359,16 @@ pub fn after_fork_in_child() {
             if set.members.is_locked() {
                 set.members.force_unlock();
             }
-            if set.sleeping.is_locked() {
-                set.sleeping.force_unlock();
-            }
         }
-        set.sleeping.lock().clear();
+        set.sleeping.clear();
         let mut members = set.members.lock();
         members.active.after_fork_in_child();
-        if let Some(overlay) = members.overlay.take() {
+        if set.is_shared() {
+            // Whom it is to wake waits in the parent.
+            if let Some(kick) = members.kick.take() {
+                private::close(kick);
+            }
+        } else if let Some(overlay) = members.overlay.take() {
             private::close(overlay);
             let _ = set.build_overlay(&mut members);
         }
@@ -383,12 +431,82 @@ impl EpollSet {
         self.members.lock().end_kick(epfd);
     }
 
-    /// Wakes every thread that sleeps on this set: what it waits for has changed.
+    /// Wakes every thread that sleeps on this set, relatives' too: what it waits for has changed.
     fn ring(&self) {
-        if let Some(joined) = context::joined() {
-            for waiter in self.sleeping.lock().iter() {
-                joined.attachment.wake(*waiter);
+        let Some(joined) = context::joined() else {
+            return;
+        };
+        self.sleeping.wake(&joined.attachment);
+        self.in_shared(|sleepers| sleepers.wake(&joined.attachment));
+    }
+
+    /// The waiter is about to look for the last time before it sleeps on this set.
+    pub fn falls_asleep(&self, waiter: WaiterId) {
+        self.sleeping.add(waiter);
+        self.in_shared(|sleepers| sleepers.add(waiter));
+    }
+
+    /// It does not sleep any more.
+    pub fn wakes(&self, waiter: WaiterId) {
+        self.sleeping.remove(waiter);
+        self.in_shared(|sleepers| sleepers.remove(waiter));
+    }
+
+    fn in_shared(&self, what: impl FnOnce(&Sleepers)) {
+        if self.is_shared()
+            && let Some(shared) = self.members.lock().active.shared()
+        {
+            what(shared.sleepers());
+        }
+    }
+
+    /// Whether relatives have the set too.
+    #[inline]
+    fn is_shared(&self) -> bool {
+        self.is_shared.load(Ordering::Relaxed)
+    }
+
+    /// The stack's lock, under which members change that relatives have too. Before the set's.
+    fn lock_if_shared(&self) -> Option<Locked<'static>> {
+        let joined = context::joined().filter(|_| self.is_shared())?;
+        joined.attachment.lock().ok()
+    }
+
+    /// Has the set in common with children from here on. Its waits are never the kernel's alone
+    /// then: a relative may add an accelerated member at any moment.
+    #[cold]
+    fn share(&self, index: u32, joined: &Joined) {
+        let Ok(mut locked) = joined.attachment.lock() else {
+            return;
+        };
+        let most = 2 * locked.stack().capacities().endpoints as usize;
+        drop(locked);
+        // A signal handler that forks may have interrupted whoever has the lock.
+        let mut tries = 0..SHARE_TRIES;
+        let Some(mut members) = tries.find_map(|_| {
+            let members = self.members.try_lock();
+            if members.is_none() {
+                std::thread::yield_now();
             }
+            members
+        }) else {
+            return;
+        };
+        let is_its = |fd: i32| fdtable::look(fd) == Entry::Epoll(index);
+        if !is_its(members.epfd) {
+            let mut entries = fdtable::entries(0, u32::MAX - 1);
+            match entries.find(|(_, entry)| *entry == Entry::Epoll(index)) {
+                Some((fd, _)) => members.epfd = fd,
+                // Nobody has it any more.
+                None => return,
+            }
+        }
+        if members.overlay.is_none() && self.build_overlay(&mut members).is_err() {
+            return;
+        }
+        if members.active.share(most).is_ok() {
+            self.is_shared.store(true, Ordering::Relaxed);
+            self.grows(&mut members);
         }
     }
 
@@ -450,7 +568,7 @@ impl EpollSet {
             self.build_overlay(members)?;
         }
         let (fd, events, shadowed) = (member.fd, member.events, member.shadowed);
-        let slot = members.active.insert(member);
+        let slot = members.active.insert(member)?;
         if shadowed {
             let added = ctl(
                 members.overlay(),
@@ -465,6 +583,28 @@ impl EpollSet {
             }
         }
         self.grows(members);
+        Ok(())
+    }
+
+    /// EPOLL_CTL_ADD.
+    fn add(
+        &self,
+        members: &mut Members,
+        locked: Option<&mut Locked<'_>>,
+        member: impl Fn() -> Member,
+    ) -> Result<(), Errno> {
+        let Member { events, .. } = member();
+        if events & EPOLLEXCLUSIVE as u32 != 0 && events & !EXCLUSIVE_OK != 0 {
+            return Err(Errno::INVAL);
+        }
+        let added = self.insert(members, member());
+        let Some(locked) = locked else { return added };
+        if added == Err(Errno::NOSPC) && members.active.reap(locked) > 0 {
+            self.insert(members, member())?;
+        } else {
+            added?;
+        }
+        members.active.watch_polled(locked);
         Ok(())
     }
 
@@ -485,7 +625,8 @@ impl EpollSet {
     /// Members that the kernel alone does not serve.
     fn recount(&self, members: &mut Members) {
         let guests = members.pending.iter().filter(|it| it.is_guest).count();
-        let count = members.active.len() + members.nested.len() + guests;
+        let shared = usize::from(self.is_shared());
+        let count = members.active.len() + members.nested.len() + guests + shared;
         if count == 0 {
             // The next wait is the kernel's alone again, and would report it.
             members.end_kick(members.epfd);
@@ -542,22 +683,17 @@ impl EpollSet {
         if !shadowed && locked.as_mut().is_some_and(gone) {
             return Err(Errno::STALE);
         }
+        if let Some(locked) = &mut locked {
+            members.active.follow(locked);
+        }
         let at = members.active.find(fd, endpoint);
         let exclusive = EPOLLEXCLUSIVE as u32;
         match (operation, at, event) {
             (EPOLL_CTL_ADD | EPOLL_CTL_MOD, _, None) => return Err(Errno::FAULT),
             (EPOLL_CTL_ADD, Some(_), _) => return Err(Errno::EXIST),
-            (EPOLL_CTL_ADD, None, Some(event))
-                if event.events & exclusive != 0 && event.events & !EXCLUSIVE_OK != 0 =>
-            {
-                return Err(Errno::INVAL);
-            }
             (EPOLL_CTL_ADD, None, Some(event)) => {
-                let member = Member::new(fd, endpoint, shadowed, event.events, event.u64);
-                self.insert(&mut members, member)?;
-                if let Some(locked) = &mut locked {
-                    members.active.watch_polled(locked);
-                }
+                let member = || Member::new(fd, endpoint, shadowed, event.events, event.u64);
+                self.add(&mut members, locked.as_mut(), member)?;
             }
             (EPOLL_CTL_MOD | EPOLL_CTL_DEL, None, _) => return Err(Errno::NOENT),
             (EPOLL_CTL_MOD, Some(slot), Some(event)) => {
@@ -574,6 +710,7 @@ impl EpollSet {
                 }
                 member.modify(event.events, event.u64);
                 members.active.touch(slot, locked.as_mut());
+                members.active.publish(slot);
             }
             (EPOLL_CTL_DEL, Some(slot), _) => {
                 if shadowed {
@@ -663,7 +800,12 @@ impl EpollSet {
             return Err(last());
         }
         let mut told = Told::default();
+        let mut locked = self.lock_if_shared();
         let mut members = self.members.lock();
+        if let Some(locked) = &mut locked {
+            // Tokens may be of members that a relative has just added.
+            members.active.follow(locked);
+        }
         for event in &events[..count as usize] {
             let token = event.u64;
             if token == PROGRAM {
@@ -790,7 +932,7 @@ impl EpollSet {
                 targets: &|into| self.targets(into),
                 ready: &mut |locked| self.any_ready(locked),
                 mask,
-                sleeping: Some(&self.sleeping),
+                sleeping: Some(self),
                 alone: None,
             };
             call.keep_set(epfd);

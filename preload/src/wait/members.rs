@@ -3,13 +3,15 @@
 //! A member is found by its endpoint's index in one step, and by the set's *watcher* in the image
 //! when its endpoint may be ready: a wait looks at those, not at all. A member whose endpoint
 //! another set watches (a socket in two sets, a forked child's copy) is *polled*: asked at each
-//! wait.
+//! wait. A set that processes have in common since a fork has [`SharedMembers`] beside.
 
 use bypass_runtime::attachment::Locked;
 use bypass_stack::{EndpointId, Readiness, WatcherId, event};
 use libc::{EPOLLERR, EPOLLET, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLONESHOT, epoll_event};
+use rustix::io::Errno;
 
-use crate::context;
+use super::shared_members::SharedMembers;
+use crate::{context, fdtable};
 
 /// Bits of `events` that are modes, not conditions.
 const MODES: u32 = (EPOLLET | EPOLLONESHOT | EPOLLEXCLUSIVE | libc::EPOLLWAKEUP) as u32;
@@ -21,6 +23,26 @@ const ARRIVALS: u32 = event::IN | event::RDNORM | event::PRI | event::RDHUP;
 const ROOM: u32 = event::OUT | event::WRNORM;
 /// No slot.
 const NONE: u32 = u32::MAX;
+
+/// What reports make of a member.
+#[derive(Clone, Copy, Debug)]
+pub struct State {
+    /// The edges when it was last reported.
+    pub seen: (u32, u32),
+    /// Not reported since it was added or modified.
+    pub fresh: bool,
+    /// A one-shot member that has been reported.
+    pub disarmed: bool,
+}
+
+impl State {
+    /// Of a member that was just added or modified.
+    const NEW: Self = Self {
+        seen: (0, 0),
+        fresh: true,
+        disarmed: false,
+    };
+}
 
 /// One descriptor in the set.
 #[derive(Debug)]
@@ -37,12 +59,12 @@ pub struct Member {
     pub shadowed: bool,
     /// What the shadow has told in this wait.
     pub shadow: u32,
-    /// The edges when the member was last reported.
-    seen: (u32, u32),
-    /// Not reported since it was added or modified.
-    fresh: bool,
-    /// A one-shot member that has been reported.
-    disarmed: bool,
+    /// What reports have made of it.
+    pub state: State,
+    /// Whether the descriptor is one of this process's. (A relative may have added one of its own.)
+    pub ours: bool,
+    /// Its last change in [`SharedMembers`] that this process has.
+    stamp: u32,
     /// The pass in which it was last looked at.
     pass: u32,
     /// Asked at each wait.
@@ -62,9 +84,9 @@ impl Member {
             data,
             shadowed,
             shadow: 0,
-            seen: (0, 0),
-            fresh: true,
-            disarmed: false,
+            state: State::NEW,
+            ours: true,
+            stamp: 0,
             pass: 0,
             polled: true,
             next: NONE,
@@ -74,13 +96,17 @@ impl Member {
     /// EPOLL_CTL_MOD.
     pub fn modify(&mut self, events: u32, data: u64) {
         (self.events, self.data) = (events, data);
-        (self.fresh, self.disarmed, self.shadow) = (true, false, 0);
+        self.state = State {
+            seen: self.state.seen,
+            ..State::NEW
+        };
+        self.shadow = 0;
     }
 
     /// What the kernel is to report when the connection is its own.
     #[must_use]
     pub fn kernel_events(&self) -> u32 {
-        if self.disarmed {
+        if self.state.disarmed {
             // Nothing until it is modified; the kernel would report an error once.
             (EPOLLONESHOT | EPOLLET) as u32
         } else {
@@ -90,21 +116,21 @@ impl Member {
 
     /// Whether it stays on the ready list while it is ready.
     fn is_level(&self) -> bool {
-        self.events & EPOLLET as u32 == 0 && !self.disarmed
+        self.events & EPOLLET as u32 == 0 && !self.state.disarmed
     }
 
     /// What epoll reports for this member when the endpoint is as `now`; `take` notes that it was
     /// reported (fs/eventpoll.c:ep_item_poll and ep_poll_callback).
     pub fn report(&mut self, now: &Readiness, take: bool) -> u32 {
-        if self.disarmed {
+        if self.state.disarmed {
             return 0;
         }
         let wanted = self.events & !MODES | ALWAYS;
         let mut result = (now.events | self.shadow) & wanted;
         if self.events & EPOLLET as u32 != 0 {
-            let arrived = now.in_edge != self.seen.0;
-            let room = now.out_edge != self.seen.1;
-            let moved = self.fresh
+            let arrived = now.in_edge != self.state.seen.0;
+            let room = now.out_edge != self.state.seen.1;
+            let moved = self.state.fresh
                 || self.shadow != 0
                 || arrived && room
                 || arrived && wanted & ARRIVALS != 0
@@ -114,10 +140,10 @@ impl Member {
             }
         }
         if take {
-            (self.fresh, self.seen) = (false, (now.in_edge, now.out_edge));
+            (self.state.fresh, self.state.seen) = (false, (now.in_edge, now.out_edge));
             if result != 0 {
                 self.shadow = 0;
-                self.disarmed = self.events & EPOLLONESHOT as u32 != 0;
+                self.state.disarmed = self.events & EPOLLONESHOT as u32 != 0;
             }
         }
         result
@@ -139,6 +165,32 @@ pub struct Table {
     pass: u32,
     /// Where the next pass over the polled begins.
     turn: usize,
+    shared: Option<SharedMembers>,
+}
+
+/// What the member in a slot would report now; `None` when its endpoint is gone, or nobody has it
+/// any more. `take` notes that it was reported.
+fn report(
+    slots: &mut [Option<Member>],
+    shared: Option<&SharedMembers>,
+    slot: u32,
+    locked: &mut Locked<'_>,
+    take: bool,
+) -> Option<u32> {
+    let member = slots.get_mut(slot as usize)?.as_mut()?;
+    let now = locked.stack().readiness(member.endpoint).ok()?;
+    let Some(shared) = shared else {
+        return Some(member.report(&now, take));
+    };
+    if locked.stack().holders(member.endpoint) == [0, 0] {
+        return None;
+    }
+    shared.recall(slot, member);
+    let events = member.report(&now, take);
+    if take {
+        shared.note(slot, member);
+    }
+    Some(events)
 }
 
 impl Table {
@@ -193,14 +245,33 @@ impl Table {
     }
 
     /// Adds a member; its slot. It is polled until [`Table::watch_polled`].
-    pub fn insert(&mut self, mut member: Member) -> u32 {
+    ///
+    /// # Errors
+    /// `ENOSPC` when the memory that processes share is full.
+    pub fn insert(&mut self, member: Member) -> Result<u32, Errno> {
+        let is_free = |slot| self.shared.as_ref().is_none_or(|it| it.is_free(slot));
+        let slot = match self.free.pop() {
+            Some(slot) if is_free(slot) => slot,
+            _ if is_free(self.slots.len() as u32) => self.slots.len() as u32,
+            _ => return Err(Errno::NOSPC),
+        };
+        self.put(slot, member);
+        self.publish(slot);
+        Ok(slot)
+    }
+
+    /// Puts a member into a slot that is free.
+    fn put(&mut self, slot: u32, mut member: Member) {
         let index = member.endpoint.index as usize;
         if self.by_endpoint.len() <= index {
             self.by_endpoint.resize(index + 1, NONE);
         }
         member.next = self.by_endpoint[index];
         member.polled = true;
-        let slot = self.free.pop().unwrap_or(self.slots.len() as u32);
+        while self.slots.len() < slot as usize {
+            self.free.push(self.slots.len() as u32);
+            self.slots.push(None);
+        }
         if slot as usize == self.slots.len() {
             self.slots.push(Some(member));
         } else {
@@ -209,12 +280,17 @@ impl Table {
         self.by_endpoint[index] = slot;
         self.polled.push(slot);
         self.len += 1;
-        slot
     }
 
     /// Takes a member out. Its endpoint is not watched any more when `locked` is given and no other
     /// member has it.
     pub fn remove(&mut self, slot: u32, locked: Option<&mut Locked<'_>>) -> Option<Member> {
+        let member = self.take_out(slot, locked)?;
+        self.publish(slot);
+        Some(member)
+    }
+
+    fn take_out(&mut self, slot: u32, locked: Option<&mut Locked<'_>>) -> Option<Member> {
         let member = self.slots.get_mut(slot as usize)?.take()?;
         self.free.push(slot);
         self.len -= 1;
@@ -244,18 +320,25 @@ impl Table {
         Some(member)
     }
 
-    /// Takes every member of the endpoint out, giving each to `each`.
+    /// Takes every member of the endpoint out that is a descriptor of this process's, giving each
+    /// to `each`.
     pub fn remove_endpoint(
         &mut self,
         endpoint: EndpointId,
         locked: &mut Locked<'_>,
         mut each: impl FnMut(&Member),
     ) {
+        self.follow(locked);
         loop {
             let slot = self
                 .chain(endpoint)
-                .find(|(_, member)| member.endpoint == endpoint)
+                .find(|(_, member)| member.endpoint == endpoint && member.ours)
                 .map(|(slot, _)| slot);
+            if let (Some(shared), Some(slot)) = (&self.shared, slot)
+                && let Some(Some(member)) = self.slots.get_mut(slot as usize)
+            {
+                shared.recall(slot, member);
+            }
             match slot.and_then(|slot| self.remove(slot, Some(&mut *locked))) {
                 Some(member) => each(&member),
                 None => return,
@@ -271,6 +354,92 @@ impl Table {
             }
             locked.stack().remove_watcher(watcher);
         }
+    }
+
+    /// Every child from here on has the members in common with this process.
+    ///
+    /// # Errors
+    /// What `mmap` answers.
+    pub fn share(&mut self, most: usize) -> Result<(), Errno> {
+        let mut shared = SharedMembers::new(most.max(2 * self.slots.len()))?;
+        for (slot, member) in (0_u32..).zip(&mut self.slots) {
+            if let Some(member) = member {
+                member.stamp = shared.publish(slot, Some(&*member));
+            }
+        }
+        self.shared = Some(shared);
+        Ok(())
+    }
+
+    /// What it has in common with other processes.
+    #[must_use]
+    pub fn shared(&self) -> Option<&SharedMembers> {
+        self.shared.as_ref()
+    }
+
+    /// The member in this slot has changed: relatives hear of it.
+    pub fn publish(&mut self, slot: u32) {
+        if let Some(shared) = &mut self.shared
+            && let Some(member) = self.slots.get_mut(slot as usize)
+        {
+            let stamp = shared.publish(slot, member.as_ref());
+            if let Some(member) = member {
+                member.stamp = stamp;
+            }
+        }
+    }
+
+    /// Takes over what relatives have changed.
+    #[inline]
+    pub fn follow(&mut self, locked: &mut Locked<'_>) {
+        if self.shared.as_ref().is_some_and(SharedMembers::is_news) {
+            self.take_over(locked);
+        }
+    }
+
+    #[cold]
+    fn take_over(&mut self, locked: &mut Locked<'_>) {
+        let Some(mut shared) = self.shared.take() else {
+            return;
+        };
+        let endpoints = locked.stack().capacities().endpoints;
+        for slot in 0..shared.used().max(self.slots.len() as u32) {
+            let mine = self.slots.get(slot as usize).and_then(Option::as_ref);
+            if mine.map(|member| member.stamp) == shared.stamp(slot) {
+                continue;
+            }
+            self.take_out(slot, Some(&mut *locked));
+            if let Some((mut member, stamp)) = shared.read(slot)
+                && member.endpoint.index < endpoints
+            {
+                member.stamp = stamp;
+                member.ours = fdtable::leads_to(member.fd, member.endpoint);
+                self.free.retain(|other| *other != slot);
+                self.put(slot, member);
+            }
+        }
+        shared.seen();
+        self.shared = Some(shared);
+    }
+
+    /// The endpoint is this process's no more, but a relative's: its members stay.
+    pub fn disown(&mut self, endpoint: EndpointId) {
+        for member in self.slots.iter_mut().flatten() {
+            member.ours &= member.endpoint != endpoint;
+        }
+    }
+
+    /// Takes out members whose endpoints are gone; how many. (Whoever has handed one over to the
+    /// kernel may still be about to add it there: only where room is needed.)
+    pub fn reap(&mut self, locked: &mut Locked<'_>) -> usize {
+        let before = self.len;
+        for slot in 0..self.slots.len() as u32 {
+            let member = self.slots.get(slot as usize).and_then(Option::as_ref);
+            if member.is_some_and(|member| !locked.stack().is_live(member.endpoint)) {
+                self.remove(slot, None);
+            }
+        }
+        before - self.len
     }
 
     /// A forked child: the watcher is the parent's, so every member is polled.
@@ -347,13 +516,14 @@ impl Table {
     /// Whether a member would be reported now. Members on the ready list that are not ready leave
     /// it.
     pub fn any_ready(&mut self, locked: &mut Locked<'_>) -> bool {
+        self.follow(locked);
         self.watch_polled(locked);
-        let asked = self.told.iter().chain(&self.polled);
-        for &slot in asked {
-            if let Some(member) = self.slots.get_mut(slot as usize).and_then(Option::as_mut)
-                && let Ok(now) = locked.stack().readiness(member.endpoint)
-                && member.report(&now, false) != 0
-            {
+        let (slots, shared) = (&mut self.slots, self.shared.as_ref());
+        let mut is_ready = |slot, locked: &mut Locked<'_>| {
+            report(slots, shared, slot, locked, false).is_some_and(|events| events != 0)
+        };
+        for &slot in self.told.iter().chain(&self.polled) {
+            if is_ready(slot, locked) {
                 return true;
             }
         }
@@ -364,14 +534,13 @@ impl Table {
             let Some(endpoint) = locked.stack().first_ready(watcher) else {
                 return false;
             };
-            if let Ok(now) = locked.stack().readiness(endpoint) {
-                let mut slot = self.first(endpoint);
-                while let Some(member) = self.slots.get_mut(slot as usize).and_then(Option::as_mut)
-                {
-                    if member.endpoint == endpoint && member.report(&now, false) != 0 {
-                        return true;
-                    }
-                    slot = member.next;
+            let mut slot = self.first(endpoint);
+            while let Some(member) = self.slots.get(slot as usize).and_then(Option::as_ref) {
+                let (here, ours) = (slot, member.endpoint == endpoint);
+                slot = member.next;
+                let (slots, shared) = (&mut self.slots, self.shared.as_ref());
+                if ours && report(slots, shared, here, locked, false).is_some_and(|it| it != 0) {
+                    return true;
                 }
             }
             locked.stack().take_ready(watcher);
@@ -381,6 +550,7 @@ impl Table {
 
     /// Collects members that are ready; returns how many.
     pub fn collect(&mut self, locked: &mut Locked<'_>, out: &mut [epoll_event]) -> usize {
+        self.follow(locked);
         self.watch_polled(locked);
         self.pass = self.pass.wrapping_add(1);
         let mut found = 0;
@@ -422,7 +592,11 @@ impl Table {
                 return;
             }
             let at = (start + step) % total;
-            if self.look(self.polled[at], locked, out, found) {
+            // Fewer, when one of them turns out to be gone.
+            let Some(&slot) = self.polled.get(at) else {
+                continue;
+            };
+            if self.look(slot, locked, out, found) {
                 self.turn = (at + 1) % total;
             }
         }
@@ -474,17 +648,24 @@ impl Table {
         if member.pass == pass {
             return true;
         }
-        let Ok(now) = locked.stack().readiness(member.endpoint) else {
-            // A connection has gone to the kernel, and its member follows (`handed_over`).
-            if member.shadowed {
-                self.remove(slot, None);
+        let (endpoint, shadowed) = (member.endpoint, member.shadowed);
+        let (slots, shared) = (&mut self.slots, self.shared.as_ref());
+        let Some(events) = report(slots, shared, slot, locked, true) else {
+            // A connection has gone to the kernel, and its member follows (`handed_over`); so do
+            // all that relatives may be about to hand over.
+            let nobodys = match shared {
+                None => shadowed,
+                Some(_) => locked.stack().is_live(endpoint),
+            };
+            if nobodys {
+                let locked = shared.is_some().then_some(locked);
+                self.remove(slot, locked);
             }
             return false;
         };
-        let events = member.report(&now, true);
-        if events == 0 {
+        let Some(member) = self.get_mut(slot).filter(|_| events != 0) else {
             return false;
-        }
+        };
         member.pass = pass;
         out[*found] = epoll_event {
             events,
@@ -569,9 +750,10 @@ mod tests {
             generation: 10,
             ..ENDPOINT
         };
-        let one = table.insert(Member::new(5, ENDPOINT, true, 1, 50));
-        let two = table.insert(Member::new(6, ENDPOINT, true, 1, 60));
-        let three = table.insert(Member::new(5, later, true, 1, 70));
+        let mut insert = |member| table.insert(member).expect("room");
+        let one = insert(Member::new(5, ENDPOINT, true, 1, 50));
+        let two = insert(Member::new(6, ENDPOINT, true, 1, 60));
+        let three = insert(Member::new(5, later, true, 1, 70));
         assert_eq!(table.find(5, ENDPOINT), Some(one));
         assert_eq!(table.find(6, ENDPOINT), Some(two));
         assert_eq!(table.find(5, later), Some(three));
@@ -579,7 +761,7 @@ mod tests {
         assert_eq!(table.remove(two, None).map(|member| member.data), Some(60));
         assert_eq!((table.find(6, ENDPOINT), table.len()), (None, 2));
         assert_eq!(table.find(5, ENDPOINT), Some(one));
-        assert_eq!(table.insert(Member::new(8, later, true, 1, 80)), two);
+        assert_eq!(table.insert(Member::new(8, later, true, 1, 80)), Ok(two));
         assert!(table.remove(three, None).is_some() && table.remove(three, None).is_none());
         assert_eq!(table.find(8, later), Some(two));
         assert_eq!(table.polled().collect::<Vec<_>>().len(), 2);

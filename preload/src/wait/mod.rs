@@ -24,6 +24,7 @@ pub mod call;
 pub mod epoll_set;
 mod lookout;
 pub mod members;
+pub mod shared_members;
 pub mod signals;
 mod spin;
 
@@ -37,6 +38,7 @@ use libc::{POLLIN, pollfd, sigset_t, timespec};
 use rustix::io::Errno;
 
 use self::call::Call;
+use self::epoll_set::EpollSet;
 use self::lookout::{Look, Wake};
 use crate::context::{self, Joined};
 use crate::locks::Mutex;
@@ -142,8 +144,8 @@ pub struct Interest<'a> {
     pub ready: &'a mut dyn FnMut(&mut Locked<'_>) -> bool,
     /// Signal mask during the sleep, as ppoll takes it.
     pub mask: Option<*const sigset_t>,
-    /// Where the waiter is listed while it sleeps, for whoever changes what it waits for.
-    pub sleeping: Option<&'a Mutex<Vec<WaiterId>>>,
+    /// The set where the waiter is noted while it sleeps, for whoever changes what it waits for.
+    pub sleeping: Option<&'a EpollSet>,
     /// The one socket of a blocking call.
     pub alone: Option<(i32, EndpointId)>,
 }
@@ -208,13 +210,13 @@ fn sleep(
     mask: Option<*const sigset_t>,
 ) -> Woken {
     let waiter = take_waiter(joined);
-    if let (Some(waiter), Some(sleeping)) = (&waiter, interest.sleeping) {
-        sleeping.lock().push(waiter.id);
+    if let (Some(waiter), Some(set)) = (&waiter, interest.sleeping) {
+        set.falls_asleep(waiter.id);
     }
     let woken = park_and_poll(joined, interest, deadline, mask, waiter.as_ref());
     if let Some(waiter) = waiter {
-        if let Some(sleeping) = interest.sleeping {
-            sleeping.lock().retain(|id| *id != waiter.id);
+        if let Some(set) = interest.sleeping {
+            set.wakes(waiter.id);
         }
         POOL.lock().push(waiter);
     }
