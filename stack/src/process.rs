@@ -128,7 +128,7 @@ impl Stack<'_> {
     }
 
     /// Gives a slot back: the process holds nothing any more and its waiters are gone. Returns
-    /// how many endpoints that destroyed.
+    /// how many endpoints nobody holds any more.
     pub fn remove_process(&mut self, process: ProcessId) -> u32 {
         if !self.is_process(process) {
             return 0;
@@ -141,12 +141,7 @@ impl Stack<'_> {
                 self.remove_watcher(WatcherId(waiter));
             }
         }
-        let mut destroyed = 0u32;
-        let mut from = 0;
-        while let Some(id) = self.next_held(process, from) {
-            destroyed = destroyed.wrapping_add(u32::from(self.unhold(id, process)));
-            from = id.index.saturating_add(1);
-        }
+        let (orphaned, _) = self.unhold_some(process, 0, u32::MAX);
         self.clear_held(process);
         set_bit(&mut self.head.live_processes, process.0, false);
         if let Some(slot) = self.head.processes.get_mut(usize::from(process.0)) {
@@ -156,7 +151,21 @@ impl Stack<'_> {
         self.count(Counter::ProcessesRemoved);
         // It may have been killed between what it did to others' endpoints and waking them.
         self.wake_everybody();
-        destroyed
+        orphaned
+    }
+
+    /// Takes the process from so many of its endpoints at most, from an index on: how many nobody
+    /// holds any more, and where to go on.
+    pub fn unhold_some(&mut self, process: ProcessId, from: u32, most: u32) -> (u32, Option<u32>) {
+        let (mut orphaned, mut from) = (0u32, from);
+        for _ in 0..most {
+            let Some(id) = self.next_held(process, from) else {
+                return (orphaned, None);
+            };
+            orphaned = orphaned.wrapping_add(u32::from(self.unhold(id, process)));
+            from = id.index.saturating_add(1);
+        }
+        (orphaned, Some(from))
     }
 
     /// Wakes every waiter: somebody may have ended who should have woken some.
@@ -266,7 +275,7 @@ impl Stack<'_> {
         }
     }
 
-    /// Ends a process's hold. `true` if it was the last one and the endpoint is destroyed. A TCP
+    /// Ends a process's hold. `true` if it was the last one: the endpoint is destroyed. A TCP
     /// endpoint closes instead, with the next [`Stack::flush`].
     pub fn unhold(&mut self, id: EndpointId, process: ProcessId) -> bool {
         let Ok(endpoint) = self.endpoint(id) else {
@@ -283,7 +292,7 @@ impl Stack<'_> {
                 tcb.set(flag::CLOSE_DUE);
             }
             self.push_flush(id.index);
-            return false;
+            return true;
         }
         self.destroy(id);
         true

@@ -28,6 +28,26 @@ fn the_last_holder_destroys_the_endpoint() {
 }
 
 #[test]
+fn what_a_process_holds_is_given_back_in_parts() {
+    let mut rig = Rig::new(CAPS);
+    let parent = rig.process;
+    let shared = rig.open(at("198.18.0.1:5000"), None);
+    let child = rig.stack().fork_process(parent).unwrap();
+    let own: Vec<_> = (5001..5004)
+        .map(|port| rig.open(at(&format!("198.18.0.1:{port}")), None))
+        .collect();
+    let mut stack = rig.stack();
+    assert_eq!(stack.unhold_some(child, 0, 8), (0, None), "it is shared");
+    assert!(stack.is_live(shared));
+    let (orphaned, next) = stack.unhold_some(parent, 0, 2);
+    assert_eq!((orphaned, stack.is_live(own[2])), (2, true));
+    let (orphaned, next) = stack.unhold_some(parent, next.unwrap(), 8);
+    assert_eq!((orphaned, next), (2, None));
+    assert!(!stack.is_live(own[2]));
+    rig.check();
+}
+
+#[test]
 fn a_parent_names_its_own_child_once() {
     let mut rig = Rig::new(CAPS);
     let parent = rig.process;

@@ -42,8 +42,9 @@ use super::watch::Watched;
 pub(super) const MOST_MOVED: u32 = 256;
 /// For how long the stack's lock is kept while connections move: so long their peers wait.
 const SLICE: Duration = Duration::from_micros(500);
-/// For how long the programs have the stack to themselves then, if they have waited for it: a lock
-/// that is taken again at once is ours before any of them has woken.
+/// For how long the programs have the stack, and this processor, to themselves then: a lock that is
+/// taken again at once is ours before any of them has woken, and whoever is only runnable would
+/// wait for the end of our turn.
 pub(super) const WAY: Duration = Duration::from_micros(100);
 /// Generations of processes that are looked through for an ancestor.
 const DEPTH: u32 = 32;
@@ -190,15 +191,12 @@ impl Server {
                     break;
                 }
             }
-            let is_awaited = locked.is_awaited();
             drop(locked);
             drop(refused);
             self.counters
                 .add_many(Counter::ConnectionsMoved, moved.len() as u64);
             Foreign::close_later(moved.into_iter().map(|end| end.socket));
-            if is_awaited {
-                std::thread::sleep(WAY);
-            }
+            std::thread::sleep(WAY);
         }
         count
     }

@@ -11,6 +11,7 @@ use super::counters::Counter;
 use super::filters::Filter;
 use super::netlink::diag;
 use super::process::{Process, mapped_images};
+use super::rollback::WAY;
 use super::server::Server;
 use super::stacks::{Busy, StackEntry};
 
@@ -18,6 +19,8 @@ use super::stacks::{Busy, StackEntry};
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// Sweeps between two looks for processes that nobody has told us of.
 const LOOK_EVERY: u32 = 10;
+/// Endpoints that a dead process is taken from under one lock.
+const UNHELD_AT_ONCE: u32 = 1024;
 /// How long a forked child's slot may be without a process.
 const BIRTH: Duration = Duration::from_secs(5);
 /// How long a stack without a process lives at most, whatever its image says.
@@ -152,26 +155,18 @@ impl Server {
                 self.retire_filter(id);
             }
         }
-        let given = match self
-            .stacks
-            .get(uid)
-            .filter(|_| !is_busy)
-            .map(StackEntry::lock)
-        {
-            Some(Ok(mut locked)) => {
-                locked.stack().remove_process(slot);
-                // Its connections close in order when the lock is given back, as in the kernel;
-                // their flows stay until the stack says that they have ended.
-                true
-            }
-            _ => false,
-        };
-        if given {
+        // Its connections close in order when the lock is given back, as in the kernel; their flows
+        // stay until the stack says that they have ended.
+        let stack = self.stacks.get(uid).filter(|_| !is_busy);
+        match stack.and_then(|stack| remove_process(stack, slot)) {
+            // A child that had what its relatives have: every flow would be looked at for nothing.
+            Some(0) => {}
             // Connections that had nothing more to say have ended at once.
-            self.sweep_filters(uid);
-        } else {
-            self.counters.add(Counter::StackLocksBusy);
-            self.chores.remove_slot(uid, slot);
+            Some(_) => self.sweep_filters(uid),
+            None => {
+                self.counters.add(Counter::StackLocksBusy);
+                self.chores.remove_slot(uid, slot);
+            }
         }
     }
 
@@ -517,4 +512,22 @@ fn orphans(
     }
     let is_orphaned = |(_, endpoint): &&(u32, EndpointId)| holders(*endpoint) == only;
     all.iter().filter(is_orphaned).copied().collect()
+}
+
+/// Gives a slot back, a part of its endpoints under one lock, so that others are served between;
+/// how many endpoints nobody holds any more. `None` when somebody keeps the lock.
+fn remove_process(stack: &StackEntry, slot: ProcessId) -> Option<u32> {
+    let (mut orphaned, mut from) = (0u32, 0);
+    loop {
+        let mut locked = stack.lock().ok()?;
+        let (some, next) = locked.stack().unhold_some(slot, from, UNHELD_AT_ONCE);
+        orphaned = orphaned.saturating_add(some);
+        let Some(next) = next else {
+            locked.stack().remove_process(slot);
+            return Some(orphaned);
+        };
+        from = next;
+        drop(locked);
+        std::thread::sleep(WAY);
+    }
 }

@@ -19,6 +19,8 @@ const INHERITED: u32 = 10_000;
 const MOVED: u32 = 1000;
 const BUSY: u32 = 64;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Snapshots that redis makes in a round.
+const SNAPSHOTS: usize = 9;
 
 /// Opens connections and keeps them; the first ones ask a hundred times in a second each, so that
 /// the processors have time left, and each notes the longest that it has waited since the file
@@ -30,7 +32,11 @@ hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 gc.disable()
 clock, there = time.monotonic, os.path.exists
-all = [socket.create_connection((host, port)) for _ in range(count)]
+all = []
+for turn in range(count):
+    all.append(socket.create_connection((host, port)))
+    # What servers allocate for those that come at once stays, and is part of what a fork copies.
+    if turn % 20 == 0: time.sleep(0.01)
 print('open', flush=True)
 numbers = [one.fileno() for one in all[:busy]]
 start, longest = dict.fromkeys(numbers, 0), dict.fromkeys(numbers, 0)
@@ -68,6 +74,12 @@ pub(super) fn run(rounds: u32) -> Result<Vec<Row>> {
             let (fork, answer) = step(&format!("forks, round {round}, {name}"), || forks(*column))?;
             keep("fork", fork);
             keep("answer", answer);
+            keep(
+                "snapshot",
+                step(&format!("snapshots, round {round}, {name}"), || {
+                    snapshots(*column)
+                })?,
+            );
             let (each, pause) = step(&format!("moves, round {round}, {name}"), || moves(*column))?;
             keep("move", each);
             keep("pause", pause);
@@ -89,12 +101,26 @@ pub(super) fn run(rounds: u32) -> Result<Vec<Row>> {
         target: format!("<= {most} {unit}"),
         met: (shim > 0.0).then_some(figure <= most),
     };
-    let [fork, answer, each, pause] = ["fork", "answer", "move", "pause"].map(both);
+    let [fork, snapshot, answer, each, pause] =
+        ["fork", "snapshot", "answer", "move", "pause"].map(both);
+    let of_nothing_else = row(
+        format!("fork of a program that has {INHERITED} connections and nothing else (us)"),
+        fork,
+        ratio(fork[1], fork[0]),
+        1.2,
+        "x kernel",
+    );
     Ok(vec![
+        // For comparison: nothing is that bare, and each child ends while its sibling is made.
+        Row {
+            target: String::new(),
+            met: None,
+            ..of_nothing_else
+        },
         row(
-            format!("fork with {INHERITED} connections (us)"),
-            fork,
-            ratio(fork[1], fork[0]),
+            format!("fork of redis with {INHERITED} clients, latest_fork_usec (us)"),
+            snapshot,
+            ratio(snapshot[1], snapshot[0]),
             1.2,
             "x kernel",
         ),
@@ -151,6 +177,44 @@ fn forks(column: Column) -> Result<(f64, f64)> {
     Ok((field(&told, "fork_us"), field(&told, "answer_us") * 1e-3))
 }
 
+/// Microseconds that redis's fork for a snapshot takes by its own count (INFO, latest_fork_usec).
+fn snapshots(column: Column) -> Result<f64> {
+    let bed = Testbed::new()?;
+    let _daemon = roomy_daemon(&bed)?;
+    let mut redis = (super::subjects::REDIS.server)(&bed)?;
+    redis.column(column);
+    redis.args(["--maxclients", &(INHERITED + 100).to_string()]);
+    redis.args(["--port", &PORT.to_string()]);
+    let _redis = redis.spawn()?;
+    wait_for_listener(&bed, PORT, column == Column::Shim)?;
+    let clients = clients(&bed, INHERITED, 0)?;
+    wait_until("the connections", PATIENCE, || {
+        clients.stdout().contains("open")
+    })?;
+    let info = |name: &str| -> Result<f64> {
+        let told = ask(&bed, &["info", "persistence"])? + &ask(&bed, &["info", "stats"])?;
+        let value = told.lines().find_map(|line| line.strip_prefix(name));
+        let value = value.and_then(|rest| rest.trim_start_matches(':').trim().parse().ok());
+        value.ok_or_else(|| format!("redis does not tell {name}").into())
+    };
+    let mut took = Vec::new();
+    for _ in 0..SNAPSHOTS {
+        ask(&bed, &["bgsave"])?;
+        wait_until("the snapshot", PATIENCE, || {
+            info("rdb_bgsave_in_progress").is_ok_and(|it| it == 0.0)
+        })?;
+        took.push(info("latest_fork_usec")?);
+    }
+    Ok(median(took))
+}
+
+/// What redis answers to a kernel client.
+fn ask(bed: &Testbed, command: &[&str]) -> Result<String> {
+    let mut client = bed.program(Side::Client, "redis-cli");
+    client.args(["-h", &bed.ipv4(Side::Server), "-p", &PORT.to_string()]);
+    Ok(client.args(command).run()?.check()?.stdout)
+}
+
 /// Microseconds that a connection takes to become the kernel's, and the longest that its peer
 /// waits, in milliseconds. For the kernel's column nothing moves.
 fn moves(column: Column) -> Result<(f64, f64)> {
@@ -171,7 +235,7 @@ fn moves(column: Column) -> Result<(f64, f64)> {
         daemon::bypassctl(&bed, &["rollback", &server.pid().to_string()])?.check()?;
         took = start.elapsed();
     }
-    std::thread::sleep(Duration::from_secs(1));
+    std::thread::sleep(Duration::from_millis(200).saturating_sub(start.elapsed()));
     std::fs::write(bed.folder().join("until"), "")?;
     let told = clients.wait(PATIENCE)?.check()?;
     let pause = told
