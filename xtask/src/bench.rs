@@ -42,6 +42,8 @@ pub(crate) enum Name {
     Redis,
     /// 1 KiB from nginx to wrk: keepalive, and a connection for each request
     Nginx,
+    /// The same from a master with two workers
+    NginxWorkers,
     /// GET and SET of 64 bytes from memcached, over TCP and UDP
     Memcached,
     /// One stream of iperf3 in each direction
@@ -111,6 +113,7 @@ pub(crate) fn run(name: Name, json: bool, rounds: u32, record: bool) -> Result<(
         Name::TcpRr => streams::run(&subjects::ROUND_TRIP, rounds)?,
         Name::Redis => streams::run(&subjects::REDIS, rounds)?,
         Name::Nginx => streams::run(&subjects::NGINX, rounds)?,
+        Name::NginxWorkers => streams::run(&subjects::NGINX_WORKERS, rounds)?,
         Name::Memcached => streams::run(&subjects::MEMCACHED, rounds)?,
         Name::TcpBulk => streams::run(&subjects::BULK, rounds)?,
         Name::StackUdp => instructions::run(&instructions::UDP, record)?,

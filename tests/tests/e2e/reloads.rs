@@ -124,19 +124,28 @@ pub(super) fn nginx(scene: &Scene, workers: u32) -> Result<(PathBuf, Master, Str
 /// `BYPASS_RELOAD_SECONDS` a reload each second, for so long.
 pub(crate) fn nginx_reloads(scene: &Scene) -> Result<()> {
     let seconds = std::env::var("BYPASS_RELOAD_SECONDS").ok();
-    let (load, pause) = match &seconds {
-        Some(seconds) => (vec!["-t", seconds, "-n", "2000000"], Duration::from_secs(1)),
-        None => (vec!["-n", "2500"], Duration::ZERO),
+    let (seconds, pause) = match &seconds {
+        Some(seconds) => (seconds.as_str(), Duration::from_secs(1)),
+        None => ("2", Duration::ZERO),
     };
-    let load = [load.as_slice(), &["-c", "10"]].concat();
     for workers in [2, 4] {
         let (config, master, url) = nginx(scene, workers)?;
-        under_load(scene, &url, &load, || {
+        let mut wrk = scene.bed.program(Side::Client, "wrk");
+        wrk.args(["-t", "1", "-c", "10", "--timeout", "10s", "-d", seconds]);
+        let mut wrk = wrk.args(["-H", "Connection: close", &url]).spawn()?;
+        let mut reloads = 0;
+        while wrk.is_running() {
             let begun = Instant::now();
             master.renewed(|| nginx_command(scene, &config, &["-s", "reload"]))?;
+            reloads += 1;
             std::thread::sleep(pause.saturating_sub(begun.elapsed()));
-            Ok(())
-        })?;
+        }
+        let told = wrk.wait(PATIENCE)?.check()?.stdout;
+        // wrk tells of errors only when there are some.
+        let has_failed = ["Socket errors", "Non-2xx"].map(|it| told.contains(it));
+        if reloads < 2 || has_failed != [false; 2] || !told.contains("requests in") {
+            return Err(format!("{workers} workers, {reloads} reloads: {told}").into());
+        }
         let pid = master.pid()?;
         nginx_command(scene, &config, &["-s", "quit"])?;
         wait_until("the end of nginx", PATIENCE, || is_gone(pid))?;

@@ -97,35 +97,44 @@ pub(super) const REDIS: Subject = Subject {
 
 /// A file of 1 KiB from nginx as one process.
 pub(super) const NGINX: Subject = Subject {
-    server: nginx,
-    loads: &[
-        Load {
-            name: "keepalive",
-            unit: "requests/s",
-            client: |bed| wrk(bed, &[]),
-            targets: &[
-                (Figure::Rate, Some(1.7), None),
-                (Figure::P99, Some(1.0), None),
-                (Figure::Processor, Some(0.6), Some(0.6)),
-                (Figure::Both, None, None),
-                (Figure::Client, None, None),
-            ],
-        },
-        Load {
-            name: "close",
-            unit: "requests/s",
-            client: |bed| wrk(bed, &["-H", "Connection: close"]),
-            targets: &[
-                (Figure::Rate, Some(2.2), None),
-                (Figure::P99, Some(1.0), None),
-                (Figure::Processor, Some(0.6), Some(0.6)),
-                (Figure::Both, None, None),
-                (Figure::Client, None, None),
-            ],
-        },
-    ],
+    server: |bed| nginx(bed, "master_process off;"),
+    loads: FILES,
     against: Way::Kernel,
 };
+
+/// The same from a master's two workers, on the server's one processor.
+pub(super) const NGINX_WORKERS: Subject = Subject {
+    server: |bed| nginx(bed, "worker_processes 2;"),
+    loads: FILES,
+    against: Way::Kernel,
+};
+
+const FILES: &[Load] = &[
+    Load {
+        name: "keepalive",
+        unit: "requests/s",
+        client: |bed| wrk(bed, &[]),
+        targets: &[
+            (Figure::Rate, Some(1.7), None),
+            (Figure::P99, Some(1.0), None),
+            (Figure::Processor, Some(0.6), Some(0.6)),
+            (Figure::Both, None, None),
+            (Figure::Client, None, None),
+        ],
+    },
+    Load {
+        name: "close",
+        unit: "requests/s",
+        client: |bed| wrk(bed, &["-H", "Connection: close"]),
+        targets: &[
+            (Figure::Rate, Some(2.2), None),
+            (Figure::P99, Some(1.0), None),
+            (Figure::Processor, Some(0.6), Some(0.6)),
+            (Figure::Both, None, None),
+            (Figure::Client, None, None),
+        ],
+    },
+];
 
 /// GET and, one in ten, SET of 64 bytes over TCP and over UDP.
 pub(super) const MEMCACHED: Subject = Subject {
@@ -231,7 +240,8 @@ fn redis_benchmark(bed: &Testbed, count: u32, arguments: &[&str]) -> Result<Samp
     })
 }
 
-fn nginx(bed: &Testbed) -> Result<Program<'_>> {
+/// nginx, as this many processes.
+fn nginx<'b>(bed: &'b Testbed, processes: &str) -> Result<Program<'b>> {
     let folder = bed.folder().display();
     let config = bed.folder().join("nginx.conf");
     fs::write(bed.folder().join("1k"), vec![b'x'; 1024])?;
@@ -243,7 +253,7 @@ fn nginx(bed: &Testbed) -> Result<Program<'_>> {
     fs::write(
         &config,
         format!(
-            "daemon off; master_process off; pid {folder}/pid; error_log stderr; user root;\n\
+            "daemon off; {processes} pid {folder}/pid; error_log stderr; user root;\n\
              events {{ worker_connections 1024; }}\n\
              http {{ access_log off; sendfile on; keepalive_requests 100000000; {paths}\n\
              server {{ listen {host}:{PORT} backlog=1024; root {folder}; }} }}\n"
