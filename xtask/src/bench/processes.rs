@@ -69,22 +69,28 @@ pub(super) fn run(rounds: u32) -> Result<Vec<Row>> {
     let mut samples = Samples::new();
     for round in 1..=rounds {
         for column in columns() {
-            let name = column.name();
-            let mut keep = |what, value| samples.entry((what, name)).or_default().push(value);
-            let (fork, answer) = step(&format!("forks, round {round}, {name}"), || forks(*column))?;
-            keep("fork", fork);
-            keep("answer", answer);
-            keep(
-                "snapshot",
-                step(&format!("snapshots, round {round}, {name}"), || {
-                    snapshots(*column)
-                })?,
-            );
-            let (each, pause) = step(&format!("moves, round {round}, {name}"), || moves(*column))?;
-            keep("move", each);
-            keep("pause", pause);
+            take(&mut samples, round, *column)?;
         }
     }
+    Ok(rows(&samples))
+}
+
+/// One round of everything in a column.
+fn take(samples: &mut Samples, round: u32, column: Column) -> Result<()> {
+    let name = column.name();
+    let mut keep = |what, value| samples.entry((what, name)).or_default().push(value);
+    let title = |what: &str| format!("{what}, round {round}, {name}");
+    let (fork, answer) = step(&title("forks"), || forks(column))?;
+    keep("fork", fork);
+    keep("answer", answer);
+    keep("snapshot", step(&title("snapshots"), || snapshots(column))?);
+    let (each, pause) = step(&title("moves"), || moves(column))?;
+    keep("move", each);
+    keep("pause", pause);
+    Ok(())
+}
+
+fn rows(samples: &Samples) -> Vec<Row> {
     let of = |what, column: Column| {
         median(
             samples
@@ -110,7 +116,7 @@ pub(super) fn run(rounds: u32) -> Result<Vec<Row>> {
         1.2,
         "x kernel",
     );
-    Ok(vec![
+    vec![
         // For comparison: nothing is that bare, and each child ends while its sibling is made.
         Row {
             target: String::new(),
@@ -145,7 +151,7 @@ pub(super) fn run(rounds: u32) -> Result<Vec<Row>> {
             5.0,
             "ms",
         ),
-    ])
+    ]
 }
 
 /// A daemon with room for all the connections.
