@@ -195,6 +195,8 @@ pub(super) struct Queue {
     get_stamp: Option<GetStamp>,
     /// Buffers in the RX ring of which the card was not told yet.
     unpushed: u32,
+    /// Free ones that the library did not take when they were to be posted.
+    unposted: Vec<u32>,
     /// Buffers to send from.
     free_tx: Vec<u32>,
     /// By which number the departure of each of them is told, 0 = it is not; none where the card
@@ -242,6 +244,7 @@ impl Queue {
             registration,
             memory,
             unpushed: 0,
+            unposted: Vec::new(),
             free_tx: (RX_BUFFERS..BUFFERS).collect(),
             numbers: vec![0; if departs { TX_BUFFERS as usize } else { 0 }].into(),
             departed: Vec::new(),
@@ -391,19 +394,26 @@ impl Queue {
 
     /// Posts a buffer that is free, or free again; the card learns of it with seven others.
     pub(super) fn post(&mut self, id: u32) {
-        // The ring has room for all of them.
-        if id < RX_BUFFERS
-            && self
-                .interface
-                .raw
-                .receive_init(self.registration.address(id), id)
-        {
-            self.unpushed += 1;
+        if id < RX_BUFFERS && !self.try_post(id) {
+            self.unposted.push(id);
         }
+    }
+
+    /// The ring has room for all of them: what is not taken is kept for the next look.
+    fn try_post(&mut self, id: u32) -> bool {
+        let address = self.registration.address(id);
+        let is_taken = self.interface.raw.receive_init(address, id);
+        self.unpushed += u32::from(is_taken);
+        is_taken
     }
 
     /// Tells the card of posted buffers, in eights: the doorbell counts so.
     pub(super) fn push_posted(&mut self) {
+        while let Some(id) = self.unposted.last().copied()
+            && self.try_post(id)
+        {
+            self.unposted.pop();
+        }
         if self.unpushed >= 8 {
             self.interface.raw.receive_push();
             self.unpushed %= 8;
