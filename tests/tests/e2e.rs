@@ -323,6 +323,7 @@ mod ef_vi_card {
         card::shown: Bypass,
         card::bursts: Bypass,
         card::relay_killed: Any,
+        card::left_to_af_xdp: Any,
         card::reuseport_workers: Any,
     }
 

@@ -72,6 +72,7 @@ impl Server {
     /// Finds the stacks of this network namespace that programs have mapped, and goes on with them;
     /// at a later opportunity with those whose lock somebody keeps.
     pub(super) fn adopt_stacks(&mut self) {
+        let devices = self.devices.count();
         for found in find_all(self.namespace) {
             if self.stacks.get(found.uid).is_some() {
                 continue;
@@ -89,6 +90,11 @@ impl Server {
                 }
                 Err(_) => {}
             }
+        }
+        if self.devices.count() > devices {
+            // What no configuration names ends, and the next backend has its interface.
+            self.follow_devices();
+            self.reconcile_all();
         }
         self.publish();
     }
@@ -123,6 +129,7 @@ impl Server {
         };
         let mut stack = StackEntry::join(uid, parts, entries, Origin::Adopted)?;
         let infos = view.queue_pairs();
+        self.find_relays(infos);
         let mut nics = adopt_links(links, infos, &stack);
         nics.extend(self.adopt_relayed(infos, &stack));
         stack.install_adopted(adopt_queues(queue_fds, entries, infos, &nics))?;
@@ -164,6 +171,17 @@ impl Server {
         let mut copied = queues.filter(|it| it.ifindex == ifindex && !it.is_zero_copy());
         let copied = copied.next().map(|queue| (queue.queue, stack.chunk_size));
         nic.tell_again(&self.config.policy, &link.name, copied);
+    }
+
+    /// Connects to the relays of a stack's ports that are no devices of ours.
+    fn find_relays(&mut self, infos: &[QueuePairInfo]) {
+        for info in infos {
+            let is_port = info.is_live() && Backend::is_relayed(info.backend);
+            let link = self.mirror.link(info.ifindex).filter(|_| is_port);
+            if let Some(name) = link.map(|link| link.name.clone()) {
+                self.find_relay(&name);
+            }
+        }
     }
 
     /// The ports that a stack has, as their relays say.
@@ -254,8 +272,8 @@ impl Server {
     }
 
     /// Grants of TCP connections that live. Which filters they were is not known: they stay as
-    /// closing ones, so that every connection is served to its end. What begins goes to the
-    /// kernel's listeners.
+    /// closing ones, so that every connection is served to its end, also by the next backend of an
+    /// interface that has another one then. What begins goes to the kernel's listeners.
     fn adopt_grants(&mut self, uid: u32) {
         let open = self.nics.of_owner(uid);
         let grants: Vec<(u32, Flow)> = open
@@ -292,7 +310,7 @@ impl Server {
                 rests: false,
                 is_lent: false,
                 is_port: false,
-                may_grow: false,
+                may_grow: true,
                 proof: None,
                 socket: None,
                 is_missed: false,

@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 use bypass_backends::ef_vi;
 use bypass_backends::relay::{self, Answer, Link, RelayNic};
 use bypass_proto::policy::{Backend, Device as Wanted};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::time::Timespec;
 
 use super::server::{Server, Token};
 
@@ -174,11 +176,32 @@ fn with_cards<'n>(configured: &[Wanted], cards: impl Iterator<Item = &'n str>) -
     relayed.cloned().chain(others).collect()
 }
 
+/// [`PATIENCE`], for `poll`.
+fn patience() -> Timespec {
+    Timespec {
+        tv_sec: PATIENCE.as_secs() as i64,
+        tv_nsec: 0,
+    }
+}
+
 fn connect(name: &str) -> Result<Link, String> {
     Link::connect(name).map_err(|errno| format!("connecting to its relay: {errno}"))
 }
 
 impl Devices {
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Adds one, with the connection to its relay if there is one already; its number.
+    fn add(&mut self, wanted: Wanted, link: Option<Arc<Link>>) -> u64 {
+        self.last_number += 1;
+        let device = Device::new(self.last_number, wanted);
+        self.list.push(Device { link, ..device });
+        self.last_number
+    }
+
     fn get_mut(&mut self, number: u64) -> Option<&mut Device> {
         let mut devices = self.list.iter_mut();
         devices.find(|device| device.number == number)
@@ -259,9 +282,7 @@ impl Server {
             self.end_device(device);
         }
         for wanted in new {
-            self.devices.last_number += 1;
-            let number = self.devices.last_number;
-            self.devices.list.push(Device::new(number, wanted));
+            self.devices.add(wanted, None);
         }
         self.start_devices(|device| device.link.is_none());
     }
@@ -285,7 +306,25 @@ impl Server {
             return;
         };
         let found = device.start();
-        let Some(link) = device.link.clone() else {
+        self.begin_device(number, found);
+    }
+
+    /// Takes what the relay of an interface has that no device of ours is, if a daemon before has
+    /// left one to a stack. It ends when the devices are brought in line the next time.
+    pub(super) fn find_relay(&mut self, name: &str) {
+        if self.devices.list.iter().any(|device| device.is(name)) {
+            return;
+        }
+        if let Ok(link) = Link::connect(name) {
+            let link = Some(Arc::new(link));
+            let number = self.devices.add(Wanted::card(name), link);
+            self.begin_device(number, true);
+        }
+    }
+
+    /// Listens to the relay of a device, at once if it was `found` at work.
+    fn begin_device(&mut self, number: u64, found: bool) {
+        let Some(link) = self.devices.get_mut(number).and_then(|it| it.link.clone()) else {
             return;
         };
         if let Err(errno) = self.listen_to(&*link, Token::Relay(number)) {
@@ -296,15 +335,8 @@ impl Server {
         }
         if found {
             // What it has must be known before its stack is adopted.
-            let mut waiting = [rustix::event::PollFd::new(
-                &*link,
-                rustix::event::PollFlags::IN,
-            )];
-            let patience = rustix::time::Timespec {
-                tv_sec: PATIENCE.as_secs() as i64,
-                tv_nsec: 0,
-            };
-            let _ = rustix::event::poll(&mut waiting, Some(&patience));
+            let mut waiting = [PollFd::new(&*link, PollFlags::IN)];
+            let _ = poll(&mut waiting, Some(&patience()));
             self.hear_relay(number);
         }
     }
@@ -315,6 +347,9 @@ impl Server {
         }
         if let Some(link) = &device.link {
             link.end();
+            // It says nothing more, but hangs up. (One of a daemon before is no child.)
+            let mut waiting = [PollFd::new(&**link, PollFlags::empty())];
+            let _ = poll(&mut waiting, Some(&patience()));
         }
         // The address is free for another relay only when this one is gone.
         let deadline = Instant::now() + PATIENCE;

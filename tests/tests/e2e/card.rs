@@ -8,7 +8,7 @@ use std::fs;
 use std::time::Duration;
 
 use bypass_tests::counters::wait_for_udp_port;
-use bypass_tests::program::wait_until;
+use bypass_tests::program::{Finished, wait_until};
 use bypass_tests::testbed::Side;
 use bypass_tests::{Result, ciul, daemon, paths};
 use serde_json::Value;
@@ -77,6 +77,76 @@ pub(crate) fn relay_killed(scene: &Scene) -> Result<()> {
     }
     ping_pong(scene, &scene.host(), PORT, 2000)?;
     server.stop()?.check()?;
+    Ok(())
+}
+
+/// A child for each of ten connections, and no listener then.
+const FORKING: &str = r"
+import os, signal, socket, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
+for n in range(10):
+    c, _ = listener.accept()
+    if os.fork() == 0:
+        listener.close()
+        while data := c.recv(100): c.sendall(data)
+        os._exit(0)
+    c.close()
+listener.close()
+while True: signal.pause()
+";
+/// Ten connections, each with an answer, and with another one when there is a file.
+const TEN: &str = r"
+import os, socket, sys, time
+all = [socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) for n in range(10)]
+def exchange():
+    for n, s in enumerate(all): s.sendall(b'%03d' % n)
+    for n, s in enumerate(all): assert s.recv(3, socket.MSG_WAITALL) == b'%03d' % n, n
+exchange()
+print('all', flush=True)
+while not os.path.exists(sys.argv[3]): time.sleep(0.01)
+exchange()
+";
+
+/// The daemon is killed, and the next one's configuration names no card: AF_XDP has the interface
+/// then, with the sockets that there are, and connections whose listener is another process's.
+pub(crate) fn left_to_af_xdp(scene: &Scene) -> Result<()> {
+    let (bed, host, port) = (&scene.bed, scene.host(), (PORT + 1).to_string());
+    let go = bed.folder().join("go").display().to_string();
+    let datagrams = echo(scene)?;
+    let mut forking = subject(scene, Side::Server, "python3");
+    let forking = forking.args(["-c", FORKING, &host, &port]);
+    let forking = started(scene, forking, PORT + 1)?;
+    let mut peers = bed.program(Side::Client, "python3");
+    let peers = peers.args(["-c", TEN, &host, &port, &go]).spawn()?;
+    let limit = Duration::from_secs(20);
+    wait_until("an answer on every connection", limit, || {
+        peers.stdout().contains("all")
+    })?;
+    ping_pong(scene, &host, PORT, 100)?;
+    if scene.has_shim() {
+        kill(&the_only(scene, "daemon")?)?;
+        wait_until("the daemon is gone", limit, || {
+            daemon::running(bed).is_empty()
+        })?;
+        let file = bed.folder().join("nothing.toml");
+        fs::write(&file, "")?;
+        let mut next = bed.program(Side::Server, paths::bypassctl());
+        next.args(["daemon", "--config"])
+            .arg(&file)
+            .run()?
+            .check()?;
+        wait_until("AF_XDP has the sockets", limit, || {
+            let filters = daemon::list(bed, &["filters", "list"]).unwrap_or_default();
+            filters.len() > 1 && filters.iter().all(|it| it["backend"] == "af_xdp")
+        })?;
+    }
+    fs::write(&go, "")?;
+    let run = peers.wait(limit).and_then(Finished::check);
+    run.map_err(|error| format!("{error}\n{}", forking.stderr()))?;
+    ping_pong(scene, &host, PORT, 500)?;
+    forking.stop()?;
+    datagrams.stop()?.check()?;
     Ok(())
 }
 
