@@ -55,25 +55,29 @@ fn about(local: &str, remote: &str, seq: u32, trouble: Trouble) -> Option<IcmpEr
     })
 }
 
-fn unreachable(errno: i32, no_route: bool) -> Trouble {
-    Trouble::Unreachable { errno, no_route }
+fn unreachable(errno: i32, no_route: bool, ends_request: bool) -> Trouble {
+    Trouble::Unreachable {
+        errno,
+        no_route,
+        ends_request,
+    }
 }
 
 #[test]
 fn messages_of_ipv4_stand_for_linux_errors() {
     let quoted = segment(LOCAL, REMOTE, 0x8123_4567);
     for ((kind, code, word), trouble) in [
-        ((3, 0, 0), unreachable(101, true)),
-        ((3, 1, 0), unreachable(113, true)),
-        ((3, 2, 0), unreachable(92, false)),
-        ((3, 3, 0), unreachable(111, false)),
+        ((3, 0, 0), unreachable(101, true, true)),
+        ((3, 1, 0), unreachable(113, true, true)),
+        ((3, 2, 0), unreachable(92, false, false)),
+        ((3, 3, 0), unreachable(111, false, false)),
         ((3, 4, 1300), Trouble::TooBig(1300)),
-        ((3, 5, 0), unreachable(95, false)),
-        ((3, 7, 0), unreachable(112, false)),
-        ((3, 8, 0), unreachable(64, false)),
-        ((3, 13, 0), unreachable(113, false)),
-        ((11, 0, 0), unreachable(113, false)),
-        ((12, 0, 0), unreachable(71, false)),
+        ((3, 5, 0), unreachable(95, false, false)),
+        ((3, 7, 0), unreachable(112, false, false)),
+        ((3, 8, 0), unreachable(64, false, false)),
+        ((3, 13, 0), unreachable(113, false, false)),
+        ((11, 0, 0), unreachable(113, false, true)),
+        ((12, 0, 0), unreachable(71, false, true)),
     ] {
         let found = parse_v4(&packet(kind, code, word, &quoted));
         assert_eq!(found, about(LOCAL, REMOTE, 0x8123_4567, trouble));
@@ -83,15 +87,15 @@ fn messages_of_ipv4_stand_for_linux_errors() {
 #[test]
 fn messages_of_ipv6_stand_for_linux_errors() {
     for ((kind, code, word), trouble) in [
-        ((1, 0, 0), unreachable(101, true)),
-        ((1, 1, 0), unreachable(13, false)),
-        ((1, 3, 0), unreachable(113, false)),
-        ((1, 4, 0), unreachable(111, false)),
-        ((1, 9, 0), unreachable(71, false)),
+        ((1, 0, 0), unreachable(101, true, false)),
+        ((1, 1, 0), unreachable(13, false, true)),
+        ((1, 3, 0), unreachable(113, false, false)),
+        ((1, 4, 0), unreachable(111, false, true)),
+        ((1, 9, 0), unreachable(71, false, true)),
         ((2, 0, 1280), Trouble::TooBig(1280)),
         ((2, 0, 1 << 20), Trouble::TooBig(u16::MAX)),
-        ((3, 0, 0), unreachable(113, false)),
-        ((4, 0, 0), unreachable(71, false)),
+        ((3, 0, 0), unreachable(113, false, false)),
+        ((4, 0, 0), unreachable(71, false, true)),
     ] {
         let found = parse_v6(&message6(kind, code, word));
         assert_eq!(found, about(LOCAL6, REMOTE6, 9, trouble));

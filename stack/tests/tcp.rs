@@ -384,6 +384,7 @@ fn a_request_without_a_way_is_forgotten() {
         let trouble = Trouble::Unreachable {
             errno: 113,
             no_route: true,
+            ends_request: true,
         };
         let told = IcmpError {
             local,

@@ -29,7 +29,9 @@ impl Stack<'_> {
             Trouble::TooBig(mtu) => {
                 connection.reduce_mtu(memory, mtu, Some(error.seq), now);
             }
-            Trouble::Unreachable { errno, no_route } => {
+            Trouble::Unreachable {
+                errno, no_route, ..
+            } => {
                 connection.unreachable(errno, Some(error.seq), no_route, now);
             }
         }
@@ -49,7 +51,9 @@ impl Stack<'_> {
         let is_request = request.kind == mini::kind::REQUEST;
         let is_ours = error.seq == request.snd_nxt.wrapping_sub(1);
         match error.trouble {
-            Trouble::Unreachable { no_route: true, .. } if is_request && is_ours => {
+            Trouble::Unreachable {
+                ends_request: true, ..
+            } if is_request && is_ours => {
                 self.count(Counter::TcpIcmpErrors);
                 self.remove_mini(index);
                 self.flow_ended(error.local, error.remote);

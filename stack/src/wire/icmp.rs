@@ -37,6 +37,9 @@ pub enum Trouble {
         errno: i32,
         /// There is no way to the host now: a timeout says nothing about congestion (RFC 6069).
         no_route: bool,
+        /// A request for a connection is forgotten for it (net/ipv4/tcp_ipv4.c:tcp_v4_err, the
+        /// `fatal` of net/ipv6/icmp.c:icmpv6_err_convert).
+        ends_request: bool,
     },
 }
 
@@ -99,9 +102,10 @@ pub fn parse_v4(packet: &[u8]) -> Option<IcmpError> {
         (3, _) => Trouble::Unreachable {
             errno: *UNREACHABLE_V4.get(usize::from(code))?,
             no_route: code <= 1,
+            ends_request: code <= 1,
         },
-        (11, _) => unreachable(errno::EHOSTUNREACH),
-        (12, _) => unreachable(errno::EPROTO),
+        (11, _) => unreachable(errno::EHOSTUNREACH, true),
+        (12, _) => unreachable(errno::EPROTO, true),
         _ => return None,
     };
     let (transport, ip) = behind_ipv4(quoted)?;
@@ -131,14 +135,15 @@ pub fn parse_v6(message: &[u8]) -> Option<IcmpError> {
             Trouble::Unreachable {
                 errno: known.unwrap_or(errno::EPROTO),
                 no_route: code == 0,
+                ends_request: !matches!(code, 0 | 2 | 3),
             }
         }
         2 => {
             let mtu = u32::from_be_bytes([a, b, c, d]);
             Trouble::TooBig(u16::try_from(mtu).unwrap_or(u16::MAX))
         }
-        3 => unreachable(errno::EHOSTUNREACH),
-        4 => unreachable(errno::EPROTO),
+        3 => unreachable(errno::EHOSTUNREACH, false),
+        4 => unreachable(errno::EPROTO, true),
         _ => return None,
     };
     let (ip, transport) = quoted.split_first_chunk::<{ ipv6::HEADER }>()?;
@@ -150,10 +155,11 @@ pub fn parse_v6(message: &[u8]) -> Option<IcmpError> {
     about((address(8)?, address(24)?), *ip.get(6)?, transport, trouble)
 }
 
-fn unreachable(errno: i32) -> Trouble {
+fn unreachable(errno: i32, ends_request: bool) -> Trouble {
     Trouble::Unreachable {
         errno,
         no_route: false,
+        ends_request,
     }
 }
 

@@ -158,8 +158,17 @@ impl Machine {
                 let no_route = wanted == "EHOSTUNREACH";
                 match words.next() {
                     Some(seq) => {
-                        let errno = error;
-                        self.icmp(fit(seq)?, Trouble::Unreachable { errno, no_route });
+                        let ends_request = match wanted {
+                            "EPROTO" => true,
+                            "EHOSTUNREACH" => self.is_v4,
+                            _ => !self.is_v4,
+                        };
+                        let trouble = Trouble::Unreachable {
+                            errno: error,
+                            no_route,
+                            ends_request,
+                        };
+                        self.icmp(fit(seq)?, trouble);
                     }
                     None => self.with(|stack, _, now| {
                         stack.tcp_unreachable(id, (error, no_route), None, now);
