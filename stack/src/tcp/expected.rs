@@ -255,13 +255,14 @@ impl Connection<'_> {
         }
         self.tcb.write_seq = segment.end();
         self.restart_after_idle(now);
+        let full = self.new_segment();
         if !self.transmit_segment(memory, chunk, &segment, now) {
             // It waits, like every write that cannot leave.
             self.output(memory, now, false);
             return Some(len);
         }
         let was_idle = self.tcb.packets_out == 0;
-        self.left(&segment, now);
+        self.left(&segment, full, now);
         self.tcb.burst = self.tcb.burst.wrapping_add(1);
         self.note_window_use();
         self.arm_after_send(was_idle, now);

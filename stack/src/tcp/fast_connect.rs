@@ -257,7 +257,7 @@ impl Connection<'_> {
         }
         tcp::emit_with(frame, &headers, more);
         self.launch(chunk, segment, start as u16, now);
-        self.left(segment, now);
+        self.left(segment, self.new_segment(), now);
         self.tcb.burst = self.tcb.burst.wrapping_add(1);
         true
     }

@@ -330,6 +330,7 @@ impl Connection<'_> {
         if kind == flags::SYN && segment.seq == self.tcb.irs {
             let least_ms = self.pool.head.tcp_defaults.invalid_ratelimit_ms;
             if may_answer(&mut self.tcb.answered_ms, least_ms, segment, now) {
+                self.tcb.fast_open |= fast::ANSWERED_AGAIN;
                 self.send_syn(memory, None, now);
             }
             return Ok(false);
@@ -351,7 +352,8 @@ impl Connection<'_> {
         let tcb = &mut *self.tcb;
         tcb.fast_open &= !fast::PENDING;
         tcb.delivered = tcb.delivered.wrapping_add(1);
-        if tcb.srtt8_us == 0 && tcb.syn_retries == 0 {
+        let is_one = tcb.syn_retries == 0 && tcb.fast_open & fast::ANSWERED_AGAIN == 0;
+        if tcb.srtt8_us == 0 && is_one {
             let now_us = micros(now);
             let rtt = elapsed(now_us as u32, tcb.syn_sent_us);
             tcb.sample_rtt(rtt, millis(now));

@@ -411,7 +411,7 @@ impl Connection<'_> {
         let end = segment.seq.wrapping_add(length(segment));
         if segment.seq != end && before(segment.seq, self.tcb.rcv_nxt) {
             let known = super::seq::earlier(end, self.tcb.rcv_nxt);
-            self.note_duplicate(segment.seq, known);
+            self.tell_duplicate(segment.seq, known);
             self.quick_ack_mode();
         }
         let least_ms = self.pool.head.tcp_defaults.invalid_ratelimit_ms;

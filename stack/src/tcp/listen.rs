@@ -567,8 +567,22 @@ impl Stack<'_> {
         {
             mini.deadline = now.0.saturating_add(TIME_WAIT_NS);
         }
-        // Whatever else it is, the peer must hear where we stand.
-        if segment.payload_len > 0
+        let is_bare = segment.payload_len == 0 && segment.flags & (flags::SYN | flags::FIN) == 0;
+        if let Some(mini) = self.minis.get_mut(index as usize)
+            && let Some(value) = segment
+                .options
+                .timestamps
+                .filter(|_| mini.has(flag::TIMESTAMPS))
+            && is_bare
+            && !old
+            && segment.seq == mini.rcv_nxt
+        {
+            mini.ts_recent = value.value;
+        }
+        // Whatever else it is, the peer must hear where we stand; of an ACK only when it is old
+        // (net/ipv4/tcp_minisocks.c:tcp_timewait_state_process).
+        if old
+            || segment.payload_len > 0
             || segment.flags & (flags::SYN | flags::FIN) != 0
             || segment.seq != mini.rcv_nxt
         {

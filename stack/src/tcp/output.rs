@@ -722,11 +722,12 @@ impl Connection<'_> {
         if segment.next == NONE && !push && self.is_held(segment.len) {
             return false;
         }
+        let full = self.new_segment();
         if !self.transmit_segment(memory, chunk, &segment, now) {
             return false;
         }
         self.pace(segment.len, now);
-        self.left(&segment, now);
+        self.left(&segment, full, now);
         if self.tcb.ca_state == super::tcb::ca::RECOVERY || self.tcb.ca_state == super::tcb::ca::CWR
         {
             self.tcb.prr_out = self.tcb.prr_out.saturating_add(1);
@@ -750,9 +751,9 @@ impl Connection<'_> {
         }
     }
 
-    /// The first unsent segment has left for the first time.
+    /// The first unsent segment has left for the first time; `full`: what a segment held then.
     #[inline]
-    pub(super) fn left(&mut self, segment: &SegmentSlot, now: Instant) {
+    pub(super) fn left(&mut self, segment: &SegmentSlot, full: u16, now: Instant) {
         if self.tcb.packets_out == 0 {
             self.tcb.stuck_since = now.0;
         }
@@ -763,7 +764,7 @@ impl Connection<'_> {
         }
         self.tcb.unsent = segment.next;
         self.tcb.snd_nxt = segment.end();
-        if segment.len < self.new_segment() {
+        if segment.len < full {
             self.tcb.snd_sml = segment.end();
         }
     }

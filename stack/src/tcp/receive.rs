@@ -97,7 +97,7 @@ impl Connection<'_> {
         let end = payload.last();
         if !after(end, self.tcb.rcv_nxt) {
             // All of it is known: tell so (RFC 2883 section 4).
-            self.note_duplicate(payload.seq, end);
+            self.tell_duplicate(payload.seq, end);
             self.quick_ack_mode();
             self.tcb.set(flag::ACK_NOW);
             return Err(DropReason::TcpDuplicate);
@@ -105,7 +105,7 @@ impl Connection<'_> {
         self.measure_peer(payload.len);
         if before(payload.seq, self.tcb.rcv_nxt) {
             let known = distance(payload.seq, self.tcb.rcv_nxt);
-            self.note_duplicate(payload.seq, self.tcb.rcv_nxt);
+            self.tell_duplicate(payload.seq, self.tcb.rcv_nxt);
             payload.offset = payload.offset.wrapping_add(known as u16);
             payload.len = payload.len.saturating_sub(known.min(0xffff) as u16);
             payload.seq = self.tcb.rcv_nxt;
@@ -527,6 +527,15 @@ impl Connection<'_> {
         } else if self.tcb.dsack.touches(range) {
             self.tcb.dsack = self.tcb.dsack.joined(range);
         }
+    }
+
+    /// The same for a segment that begins before what is next: it is the latest news, and takes the
+    /// place of what was to be told (net/ipv4/tcp_input.c:tcp_dsack_set).
+    pub(super) fn tell_duplicate(&mut self, left: u32, right: u32) {
+        if before(left, right) {
+            self.tcb.clear(flag::DSACK);
+        }
+        self.note_duplicate(left, right);
     }
 
     /// Takes the peer's FIN, which is next in order.

@@ -547,7 +547,7 @@ impl Connection<'_> {
         }
         if self.tcb.snd_nxt == before_nxt {
             let last = self.last_sent_segment();
-            sent = last != NONE && self.retransmit(memory, last, now);
+            sent = self.is_worth_probing(last) && self.retransmit(memory, last, now);
             if sent {
                 self.tcb.set(flag::TLP_RETRANSMITTED);
             }
@@ -561,6 +561,16 @@ impl Connection<'_> {
         } else {
             self.arm_rest_of_rto(now);
         }
+    }
+
+    /// Whether the peer would take a segment that is sent again: one behind its window is not, when
+    /// it has taken the window back; the first one asks how large it is
+    /// (net/ipv4/tcp_output.c:__tcp_retransmit_skb).
+    fn is_worth_probing(&self, chunk: u32) -> bool {
+        let Some(slot) = self.segment(chunk) else {
+            return false;
+        };
+        slot.seq == self.tcb.snd_una || before(slot.seq, self.tcb.send_window_end())
     }
 
     fn last_sent_segment(&self) -> u32 {

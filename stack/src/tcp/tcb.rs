@@ -120,6 +120,8 @@ pub(crate) mod fast {
     pub(crate) const WAITED_FOR: u16 = 128;
     /// The first after a pause of Fast Open: data from the peer ends the count of pauses.
     pub(crate) const PROVES: u16 = 256;
+    /// The SYN came again, and was answered again: the handshake measures no round trip.
+    pub(crate) const ANSWERED_AGAIN: u16 = 1 << 15;
     /// Where what TCP_INFO tells of a failure begins, and how it was one (enum
     /// tcp_fastopen_client_fail).
     pub(crate) const FAILURE: u32 = 9;

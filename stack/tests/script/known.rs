@@ -15,7 +15,7 @@ struct Difference<'a> {
 /// One kind, and how it is recognised.
 type Kind = (&'static str, fn(&Difference<'_>) -> bool);
 
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 13] = [
     // The kernel offers in the SYN-ACK of crossed SYNs what the peer's SYN has not (RFC 7323
     // section 1.3: only what both have said).
     ("options of a crossed SYN", |found| {
@@ -50,7 +50,8 @@ const KINDS: [Kind; 10] = [
     // The kernel counts on to a second FIN that follows the first one's data.
     ("a FIN behind the FIN", |found| {
         let fins = found.segments().filter(|said| said.flags & flags::FIN != 0);
-        found.fields().next() == Some("ack")
+        let is_told = found.error.starts_with("unexpected: >1 ACK");
+        (is_told || found.fields().next() == Some("ack"))
             && fins.count() > 1
             && found
                 .last()
@@ -58,11 +59,10 @@ const KINDS: [Kind; 10] = [
     }),
     // The kernel cuts segments to half of the peer's largest window (kernel.txt).
     ("half of the largest window", |found| {
+        let mut first = found.segments().take(3);
         found.fields().any(|field| field == "len")
-            && found
-                .segments()
-                .find(|said| said.flags & flags::SYN != 0)
-                .is_some_and(|syn| syn.window.is_some_and(|window| window <= 1000))
+            && found.fields().all(|field| field != "sack")
+            && first.any(|said| said.window.is_some_and(|window| window <= 1000))
     }),
     // The kernel's ACK waits longer than a loss probe does (RFC 5681 section 4.2: every second
     // segment is acknowledged at once, also when the program does not read).
@@ -93,6 +93,40 @@ const KINDS: [Kind; 10] = [
     // it.
     ("an urgent byte out of a header", |found| {
         found.error.ends_with("expected !PRI") && found.begins_behind_mark()
+    }),
+    // The kernel counts the FIN as read with the last byte, and is behind a mark on it.
+    ("an urgent byte in place of the FIN", |found| {
+        let number = |said: &Described, behind: u32| Some(said.seq?.wrapping_add(behind));
+        let fins = found.segments().filter(|said| said.flags & flags::FIN != 0);
+        let mut fins = fins.filter_map(|said| number(&said, u32::from(said.len.unwrap_or(0))));
+        let marks = found.segments().filter_map(|said| {
+            let behind = u32::from(said.urgent?).saturating_sub(1);
+            (said.flags & flags::URG != 0).then(|| number(&said, behind))?
+        });
+        let marks: Vec<_> = marks.collect();
+        found.error.ends_with("atmark is 0, expected =1") && fins.any(|fin| marks.contains(&fin))
+    }),
+    // SIOCOUTQ of a socket whose connect was given up: the kernel has moved its next number on
+    // (net/ipv4/tcp.c:tcp_disconnect), ours has sent a SYN.
+    ("a connect that was given up", |found| {
+        found.error == "unacked is 3, expected =1" && found.segments().next().is_none()
+    }),
+    // The kernel acknowledges small segments sooner, as it has measured the peer's
+    // (net/ipv4/tcp_input.c:tcp_measure_rcv_mss); ours has not delayed for too long.
+    ("an ACK that waits", |found| {
+        let ends = found.segments().filter_map(|said| {
+            let len = said.len.filter(|len| *len > 0)?;
+            Some(said.seq?.wrapping_add(u32::from(len)) as i32)
+        });
+        let plain = found.error.strip_prefix("unexpected: >1 ACK seq ");
+        let words: Vec<_> = plain.unwrap_or("").split(' ').collect();
+        let told = words.iter().position(|word| *word == "ack");
+        let told = told.and_then(|at| words.get(at + 1)?.parse::<i32>().ok());
+        told.is_some()
+            && told == ends.max()
+            && !words.contains(&"len")
+            && !words.contains(&"sack")
+            && found.segments().all(|said| said.flags & flags::FIN == 0)
     }),
 ];
 
