@@ -28,7 +28,7 @@ fn main() {
     let mut environment: Vec<String> = environment.map(|word| (*word).to_owned()).collect();
     environment.push(prefix);
     let plugin = Plugin::load(Path::new(plugin)).unwrap();
-    let mut port = plugin.open(&environment).unwrap();
+    let mut port = plugin.open(&environment, false).unwrap();
     let (mut frames, mut bytes) = (0, 0);
     while frames < count {
         frames += port.receive(&mut |frame, _| bytes += frame.len());

@@ -44,6 +44,7 @@ impl Port for MemoryPort {
             is_bifurcated: true,
             stamps_sent: false,
             no_rules: None,
+            in_place: None,
             offloads: Offloads::default(),
         }
     }
@@ -115,7 +116,12 @@ fn open(burst: usize) -> (Relay, RelayQueuePair) {
     let flows = FlowTable::create(16, 1).unwrap();
     let memory = packet_memory();
     let queue = link
-        .attach(memory.as_fd(), CHUNK, flows.as_fd(), (ENTRIES, false))
+        .attach(
+            memory.as_fd(),
+            CHUNK,
+            flows.as_fd(),
+            (ENTRIES, false, false),
+        )
         .unwrap();
     relay.attend();
     let pair = RelayQueuePair::map(queue.bell, queue.rings.as_fd(), ENTRIES).unwrap();

@@ -44,7 +44,7 @@ int main(void)
 	struct facts facts;
 	uint32_t left = 1;
 
-	if (start(RTE_DIM(arguments) - 1, arguments) || open_port(&facts)) {
+	if (start(RTE_DIM(arguments) - 1, arguments) || open_port(&facts, 0)) {
 		printf("%s\n", words());
 		return 2;
 	}

@@ -50,6 +50,8 @@ pub struct Options {
     /// A DPDK port on the server side (a virtual device, no card), whose wire ends in the kernel of
     /// the client's side, in place of the veth. A daemon runs from the beginning.
     pub port: Option<Vdev>,
+    /// Its frames stay in the stack's memory, where its driver can.
+    pub zero_copy: bool,
     /// The programs of each side have half of the processors, as on two machines.
     pub apart: bool,
     /// The server's interface is a card, whose queue libciul's stand-in has, with these faults. A
@@ -69,6 +71,7 @@ impl Default for Options {
             subnet: 7,
             emulated: None,
             port: None,
+            zero_copy: false,
             apart: false,
             card: None,
             timestamps: false,
@@ -326,7 +329,8 @@ impl Testbed {
     fn open_port(&mut self, vdev: Vdev) -> Result<()> {
         self.before_port(vdev)?;
         let devargs = vdev.devargs(&self.folder);
-        let device = self.device(&devargs, "");
+        let zero_copy = self.options.zero_copy || std::env::var_os("BYPASS_TEST_ZERO_COPY").is_some();
+        let device = self.device(&devargs, if zero_copy { "zero_copy = true\n" } else { "" });
         let not_wire = "[daemon]\ninterfaces = { exclude = [\"wire\"] }\n";
         std::fs::write(self.device_file(), format!("{not_wire}{device}"))?;
         let mut daemon = self.program(Side::Server, crate::paths::bypassctl());

@@ -12,26 +12,33 @@ use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
-use crate::relay::{CardFilter, Facts, InCard, Offloads, Port, Rules, Told};
+use crate::relay::{CardFilter, Facts, InCard, InPlace, Lent, Memory, Offloads, Port, Rules, Told};
 
 /// Name of the library.
 pub const LIBRARY: &str = "libbypass_dpdk.so";
 /// Version of the table; plugin.c has the same.
-const ABI: u32 = 5;
+const ABI: u32 = 6;
 /// Frames of one burst.
 const BURST: usize = 64;
 /// Most statistics of a port.
-const STATISTICS: usize = 260;
+const STATISTICS: usize = 264;
 /// RX_CHECKSUMS and TX_CHECKSUMS of plugin.c.
 const OFFLOADS: (u32, u32) = (1, 2);
 /// CHECKSUM_GOOD of plugin.c.
 const CHECKSUM_GOOD: u32 = 1;
+/// KEPT of plugin.c.
+const KEPT: u32 = 2;
+/// NO_CHUNK of plugin.c.
+const NO_CHUNK: u32 = u32::MAX;
+/// IN_PLACE of plugin.c.
+const MOST_SENDING: usize = 1023;
 
 /// `struct facts`.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
 struct RawFacts {
     mac: [u8; 6],
@@ -39,6 +46,7 @@ struct RawFacts {
     wait_fd: i32,
     offloads: u32,
     driver: [u8; 32],
+    copies: [u8; 96],
 }
 
 /// `struct frame`.
@@ -48,6 +56,25 @@ struct RawFrame {
     bytes: *const u8,
     length: u32,
     flags: u32,
+    chunk: u32,
+    spare: u32,
+}
+
+impl RawFrame {
+    const NONE: Self = Self {
+        bytes: std::ptr::null(),
+        length: 0,
+        flags: 0,
+        chunk: NO_CHUNK,
+        spare: 0,
+    };
+
+    fn told(&self) -> Told {
+        Told {
+            stamp: 0,
+            is_checksum_good: self.flags & CHECKSUM_GOOD != 0,
+        }
+    }
 }
 
 /// `struct rule`.
@@ -108,9 +135,9 @@ struct Table {
     version: unsafe extern "C" fn() -> *const c_char,
     words: unsafe extern "C" fn() -> *const c_char,
     start: unsafe extern "C" fn(i32, *mut *mut c_char) -> i32,
-    open: unsafe extern "C" fn(*mut RawFacts) -> i32,
+    open: unsafe extern "C" fn(*mut RawFacts, i32) -> i32,
     receive: unsafe extern "C" fn(*mut RawFrame, u32) -> u32,
-    release: unsafe extern "C" fn(),
+    release: unsafe extern "C" fn(*const RawFrame),
     send: unsafe extern "C" fn(*const u8, u32) -> i32,
     flush: unsafe extern "C" fn() -> u32,
     statistics: unsafe extern "C" fn(*mut RawStatistic, u32) -> u32,
@@ -119,6 +146,13 @@ struct Table {
     flow_destroy: unsafe extern "C" fn(*mut c_void),
     answer_to: unsafe extern "C" fn(*const u8),
     close: unsafe extern "C" fn(),
+    adopt: unsafe extern "C" fn(*mut u8, u64, u32, u32) -> i32,
+    disown: unsafe extern "C" fn(),
+    is_left: unsafe extern "C" fn(i32) -> i32,
+    wants: unsafe extern "C" fn() -> u32,
+    supply: unsafe extern "C" fn(*const u32, u32),
+    send_chunk: unsafe extern "C" fn(*mut u8, u32, u32) -> i32,
+    completed: unsafe extern "C" fn(*mut u32, u32) -> u32,
 }
 
 /// The library, loaded: DPDK is in this process, and no port of it yet.
@@ -168,11 +202,12 @@ impl Plugin {
     }
 
     /// Initialises DPDK's environment with these arguments (without the program's name) and opens
-    /// the first port that comes of them. Once in a process, on the thread that then uses the port.
+    /// the first port that comes of them, without copies if that is asked for and its driver can.
+    /// Once in a process, on the thread that then uses the port.
     ///
     /// # Errors
     /// DPDK's own words.
-    pub fn open(self, arguments: &[String]) -> Result<DpdkPort, String> {
+    pub fn open(self, arguments: &[String], in_place: bool) -> Result<DpdkPort, String> {
         let strings: Vec<CString> = std::iter::once("bypass")
             .chain(arguments.iter().map(String::as_str))
             .filter_map(|argument| CString::new(argument).ok())
@@ -186,13 +221,14 @@ impl Plugin {
         if unsafe { (self.table.start)(count, arguments) } != 0 {
             return Err(self.words("initialising DPDK failed"));
         }
-        let mut facts = RawFacts::default();
+        // SAFETY: integers.
+        let mut facts: RawFacts = unsafe { std::mem::zeroed() };
         // SAFETY: writes `facts`.
-        if unsafe { (self.table.open)(&raw mut facts) } != 0 {
+        if unsafe { (self.table.open)(&raw mut facts, in_place.into()) } != 0 {
             return Err(self.words("opening the port failed"));
         }
-        let end = facts.driver.iter().position(|byte| *byte == 0);
-        let driver = facts.driver.get(..end.unwrap_or(0)).unwrap_or_default();
+        let copies = until_nul(&facts.copies);
+        let is_possible = copies.is_empty().then_some(()).ok_or(copies);
         let no_rules = self.try_rule().err();
         Ok(DpdkPort {
             rules: Rules::default(),
@@ -201,13 +237,16 @@ impl Plugin {
                 no_rules,
                 mac: facts.mac,
                 mtu: facts.mtu,
-                driver: String::from_utf8_lossy(driver).into_owned(),
+                driver: until_nul(&facts.driver),
+                in_place: in_place.then_some(is_possible),
                 is_bifurcated: false,
                 offloads: Offloads {
                     rx_checksums: facts.offloads & OFFLOADS.0 != 0,
                     tx_checksums: facts.offloads & OFFLOADS.1 != 0,
                 },
             },
+            regions: Vec::new(),
+            is_in_place: false,
             wait_fd: (facts.wait_fd >= 0).then_some(facts.wait_fd),
             plugin: self,
         })
@@ -265,6 +304,12 @@ fn sentence(text: &str) -> String {
     lines.collect::<Vec<_>>().join("; ")
 }
 
+/// A string in a field, which ends with NUL.
+fn until_nul(field: &[u8]) -> String {
+    let end = field.iter().position(|byte| *byte == 0);
+    String::from_utf8_lossy(field.get(..end.unwrap_or(0)).unwrap_or_default()).into_owned()
+}
+
 /// # Safety
 /// A string that ends with NUL and stays while it is copied.
 unsafe fn text(string: *const c_char) -> String {
@@ -281,6 +326,10 @@ pub struct DpdkPort {
     /// Descriptor that is readable while frames wait; `None` = it must be polled.
     wait_fd: Option<i32>,
     rules: Rules<usize>,
+    /// Memory of stacks that the card may have something of, by the plugin's number for it.
+    regions: Vec<(i32, Arc<Memory>)>,
+    /// The last of them is the stack's that has the port.
+    is_in_place: bool,
     plugin: Plugin,
 }
 
@@ -289,6 +338,15 @@ impl DpdkPort {
     pub fn answer_to(&mut self, mac: [u8; 6]) {
         // SAFETY: reads six bytes.
         unsafe { (self.plugin.table.answer_to)(mac.as_ptr()) }
+    }
+
+    /// Gives memory of stacks that are gone back, as soon as the card has nothing of it.
+    #[cold]
+    fn forget_regions(&mut self) {
+        let is_left = self.plugin.table.is_left;
+        // SAFETY: a number that `adopt` has given, and was not given back yet.
+        self.regions
+            .retain(|(number, _)| unsafe { is_left(*number) } == 0);
     }
 }
 
@@ -303,26 +361,20 @@ impl Port for DpdkPort {
     }
 
     fn receive(&mut self, each: &mut dyn FnMut(&[u8], Told)) -> usize {
-        const NONE: RawFrame = RawFrame {
-            bytes: std::ptr::null(),
-            length: 0,
-            flags: 0,
-        };
-        let mut frames = [NONE; BURST];
+        if self.regions.len() > usize::from(self.is_in_place) {
+            self.forget_regions();
+        }
+        let mut frames = [RawFrame::NONE; BURST];
         // SAFETY: there is room for as many.
         let count = unsafe { (self.plugin.table.receive)(frames.as_mut_ptr(), BURST as u32) };
         let frames = frames.get(..count as usize).unwrap_or_default();
         for frame in frames {
             // SAFETY: the frame is ours until the burst is released, and nobody writes to it.
             let bytes = unsafe { std::slice::from_raw_parts(frame.bytes, frame.length as usize) };
-            let told = Told {
-                stamp: 0,
-                is_checksum_good: frame.flags & CHECKSUM_GOOD != 0,
-            };
-            each(bytes, told);
+            each(bytes, frame.told());
         }
         // SAFETY: no slice of them is left.
-        unsafe { (self.plugin.table.release)() };
+        unsafe { (self.plugin.table.release)(frames.as_ptr()) };
         frames.len()
     }
 
@@ -346,11 +398,9 @@ impl Port for DpdkPort {
         let count =
             unsafe { (self.plugin.table.statistics)(values.as_mut_ptr(), STATISTICS as u32) };
         values.truncate(count as usize);
-        let named = values.iter().map(|statistic| {
-            let end = statistic.name.iter().position(|byte| *byte == 0);
-            let name = statistic.name.get(..end.unwrap_or(0)).unwrap_or_default();
-            (String::from_utf8_lossy(name).into_owned(), statistic.value)
-        });
+        let named = values
+            .iter()
+            .map(|statistic| (until_nul(&statistic.name), statistic.value));
         named.collect()
     }
 
@@ -373,11 +423,87 @@ impl Port for DpdkPort {
         // SAFETY: reads a flag.
         unsafe { (self.plugin.table.is_lost)() != 0 }
     }
+
+    fn in_place(&mut self) -> Option<&mut dyn InPlace> {
+        matches!(self.facts.in_place, Some(Ok(()))).then_some(self)
+    }
+}
+
+impl InPlace for DpdkPort {
+    fn adopt(&mut self, memory: Arc<Memory>, headroom: u32) -> Result<(), String> {
+        self.forget_regions();
+        let _ = self.plugin.words("");
+        let (base, bytes, chunk_size) = memory.range();
+        // SAFETY: mapped, as `regions` keeps it until the card has nothing of it.
+        let number = unsafe { (self.plugin.table.adopt)(base, bytes as u64, chunk_size, headroom) };
+        if number < 0 {
+            return Err(self.plugin.words("the port cannot have the stack's memory"));
+        }
+        self.regions.push((number, memory));
+        self.is_in_place = true;
+        Ok(())
+    }
+
+    fn disown(&mut self) {
+        self.is_in_place = false;
+        // SAFETY: nothing to keep.
+        unsafe { (self.plugin.table.disown)() };
+        self.forget_regions();
+    }
+
+    fn wants(&self) -> usize {
+        // SAFETY: reads a count.
+        unsafe { (self.plugin.table.wants)() as usize }
+    }
+
+    fn supply(&mut self, chunks: &[u32]) {
+        // SAFETY: reads as many, which are in the memory; there is room for what is wanted.
+        unsafe { (self.plugin.table.supply)(chunks.as_ptr(), chunks.len() as u32) }
+    }
+
+    fn lend(&mut self, each: &mut dyn FnMut(Lent) -> bool) -> usize {
+        if self.regions.len() > 1 {
+            self.forget_regions();
+        }
+        let mut frames = [RawFrame::NONE; BURST];
+        // SAFETY: there is room for as many.
+        let count = unsafe { (self.plugin.table.receive)(frames.as_mut_ptr(), BURST as u32) };
+        let frames = frames.get_mut(..count as usize).unwrap_or_default();
+        for frame in &mut *frames {
+            let is_kept = each(Lent {
+                bytes: frame.bytes,
+                length: frame.length,
+                chunk: (frame.chunk != NO_CHUNK).then_some(frame.chunk),
+                told: frame.told(),
+            });
+            if is_kept && frame.chunk != NO_CHUNK {
+                frame.flags |= KEPT;
+            }
+        }
+        // SAFETY: the burst's frames; nothing of the others is used any more.
+        unsafe { (self.plugin.table.release)(frames.as_ptr()) };
+        frames.len()
+    }
+
+    fn most_sending(&self) -> usize {
+        MOST_SENDING
+    }
+
+    unsafe fn send_chunk(&mut self, bytes: *mut u8, length: u32, chunk: u32) -> bool {
+        // SAFETY: the caller's word: as many bytes of that chunk, which stays mapped.
+        unsafe { (self.plugin.table.send_chunk)(bytes, length, chunk) == 0 }
+    }
+
+    fn completed(&mut self, into: &mut [u32]) -> usize {
+        // SAFETY: there is room for as many.
+        unsafe { (self.plugin.table.completed)(into.as_mut_ptr(), into.len() as u32) as usize }
+    }
 }
 
 impl Drop for DpdkPort {
     fn drop(&mut self) {
-        // SAFETY: the port is not used any more, nor is the library.
+        // SAFETY: the port is not used any more, nor is the library; the stack's memory is unmapped
+        // after that.
         unsafe { (self.plugin.table.close)() }
     }
 }

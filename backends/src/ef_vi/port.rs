@@ -254,6 +254,7 @@ impl EfViPort {
             is_bifurcated: true,
             stamps_sent: opened.group.tells_departures(),
             no_rules: None,
+            in_place: None,
             offloads: Offloads::default(),
         };
         let plan = Plan {

@@ -23,7 +23,7 @@ pub const STAMP_AT: usize = HEADROOM as usize - size_of::<u64>();
 
 /// The mapped memory.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub struct Memory {
     base: NonNull<u8>,
     bytes: usize,
     chunk_size: u32,
@@ -49,6 +49,36 @@ impl Memory {
             bytes,
             chunk_size,
         })
+    }
+
+    /// Where it is mapped, its bytes, and those of a chunk.
+    #[must_use]
+    pub fn range(&self) -> (*mut u8, usize, u32) {
+        (self.base.as_ptr(), self.bytes, self.chunk_size)
+    }
+
+    /// How many chunks it has.
+    pub(super) fn chunks(&self) -> u32 {
+        u32::try_from(self.bytes / self.chunk_size as usize).unwrap_or(u32::MAX)
+    }
+
+    /// Where in its chunk a frame is that the port has put there, marked as one without a stamp
+    /// (see [`STAMP_AT`]); `None` when it is not in that chunk, behind the headroom.
+    pub(super) fn received(&self, chunk: u32, bytes: *const u8, length: u32) -> Option<u32> {
+        let first = self.base.as_ptr() as usize + chunk as usize * self.chunk_size as usize;
+        let offset = u32::try_from((bytes as usize).checked_sub(first)?).ok()?;
+        let frame = self.place(chunk, offset, length)?;
+        if offset < HEADROOM {
+            return None;
+        }
+        // SAFETY: `place` has checked that the frame is mapped, and it is behind the headroom.
+        unsafe {
+            frame
+                .sub(HEADROOM as usize - STAMP_AT)
+                .cast::<u64>()
+                .write_unaligned(0);
+        }
+        Some(offset)
     }
 
     /// Address of bytes inside of a chunk.

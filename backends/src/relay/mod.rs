@@ -13,12 +13,13 @@
 //! The relay's side: [`Relay`] works on a [`Port`]. The daemon's side: [`Link`] and [`RelayNic`].
 //! The stack's side: [`RelayQueuePair`].
 //!
-//! What is absent: more than one queue pair of a port, frames without a copy, segmentation
-//! offload, VLAN tags.
+//! What is absent: more than one queue pair of a port, segmentation offload, VLAN tags.
 
 mod board;
 mod control;
 mod face;
+mod hands;
+mod in_place;
 mod memory;
 mod nic;
 mod physical;
@@ -33,12 +34,12 @@ mod worker;
 
 pub use board::read as read_board;
 pub use control::claim;
-pub use memory::STAMP_AT;
+pub use memory::{Memory, STAMP_AT};
 pub use nic::{Answer, Link, OpenQueue, PATIENCE, RelayNic, Unsteered};
 pub use physical::{PHYSICAL, PhysicalRules};
-pub use port::{CardFilter, End, Facts, InCard, Offloads, Port, Told};
+pub use port::{CardFilter, End, Facts, InCard, InPlace, Lent, Offloads, Port, Told};
 pub use queue_pair::RelayQueuePair;
-pub use rings::Departure;
+pub use rings::{Departure, is_in_place};
 pub use rules::Rules;
 pub use steering::Filters;
 pub use worker::{Relay, tell_failure};

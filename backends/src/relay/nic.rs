@@ -60,6 +60,9 @@ pub struct RelayNic {
     /// The interface at which there are rules that lead to the port (see
     /// [`super::PhysicalRules`]), or why there are none; `None` = nobody has asked for them.
     pub physical: Option<Result<String, String>>,
+    /// Whether frames can stay in the stack's chunks, or why not; `None` = nobody has asked for it,
+    /// or the relay is an older one.
+    pub in_place: Option<Result<(), String>>,
     /// Its filters, which the relay reads.
     pub filters: Arc<Filters>,
     /// What it has counted, see [`super::read_board`].
@@ -107,7 +110,8 @@ impl Link {
         }
     }
 
-    /// Gives the port to a stack: one queue pair over its packet memory, with rings of `entries`.
+    /// Gives the port to a stack: one queue pair over its packet memory, with rings of `entries`,
+    /// one of departures among them or not, and frames that stay in its chunks or are copied.
     ///
     /// # Errors
     /// What the kernel answers.
@@ -116,9 +120,9 @@ impl Link {
         packets: BorrowedFd<'_>,
         chunk_size: u32,
         flows: BorrowedFd<'_>,
-        (entries, departs): (u32, bool),
+        (entries, departs, in_place): (u32, bool, bool),
     ) -> Result<OpenQueue, Errno> {
-        let pair = Pair::create(entries, departs)?;
+        let pair = Pair::create(entries, departs, in_place)?;
         let message = Message {
             chunk_size,
             entries,
@@ -261,6 +265,7 @@ fn nic(message: &Message, fds: Vec<OwnedFd>) -> Result<RelayNic, Errno> {
         driver: message.text(),
         rules: rules(message),
         physical: physical(message),
+        in_place: in_place(message),
         sleeps: message.sleeps != 0,
         is_bifurcated: message.is_bifurcated != 0,
         offloads: Offloads {
@@ -285,6 +290,12 @@ fn rules(message: &Message) -> Result<(), String> {
     } else {
         why
     })
+}
+
+fn in_place(message: &Message) -> Option<Result<(), String>> {
+    let [is_possible, why] = [4, 5].map(|number| message.part(number));
+    let refused = (!why.is_empty()).then_some(Err(why));
+    refused.or_else(|| (!is_possible.is_empty()).then_some(Ok(())))
 }
 
 fn physical(message: &Message) -> Option<Result<String, String>> {

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
+use super::memory::Memory;
 use super::rings::Departure;
 /// A filter of a card.
 pub use crate::af_xdp::Rule as CardFilter;
@@ -41,6 +43,9 @@ pub struct Facts {
     pub stamps_sent: bool,
     /// Why it takes no rules of its own, if it does not: the relay matches frames then.
     pub no_rules: Option<String>,
+    /// Whether frames can stay in the stack's chunks, see [`InPlace`], or why not; `None` = nobody
+    /// has asked for it.
+    pub in_place: Option<Result<(), String>>,
 }
 
 /// What a port does with the checksums of UDP and TCP.
@@ -122,6 +127,54 @@ pub trait Port: Debug {
     fn in_card(&self) -> Vec<InCard> {
         Vec::new()
     }
+    /// The same port without copies, if it can and was asked to.
+    fn in_place(&mut self) -> Option<&mut dyn InPlace> {
+        None
+    }
+}
+
+/// A frame of a burst, which stays until the burst ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Lent {
+    /// Its bytes: mapped, and of a frame in a chunk others may change them meanwhile.
+    pub bytes: *const u8,
+    /// How many.
+    pub length: u32,
+    /// The chunk of the stack that it came into; `None` = memory of the port's own.
+    pub chunk: Option<u32>,
+    /// What the port tells of it.
+    pub told: Told,
+}
+
+/// A port that uses the stack's packet memory itself, as far as there are chunks.
+///
+/// A chunk is the port's from [`Self::supply`] until a frame in it was kept, and from
+/// [`Self::send`] until [`Self::completed`]; or until [`Self::disown`].
+pub trait InPlace: Port {
+    /// Uses the memory of the stack that has come, whose frames begin behind `headroom` bytes of a
+    /// chunk. It stays mapped as long as the card has something of it.
+    ///
+    /// # Errors
+    /// A sentence: then frames are copied.
+    fn adopt(&mut self, memory: Arc<Memory>, headroom: u32) -> Result<(), String>;
+    /// The stack is gone: from now on frames are copied.
+    fn disown(&mut self);
+    /// How many chunks [`Self::supply`] has room for.
+    fn wants(&self) -> usize;
+    /// Takes chunks for frames to come into, each of which is in the memory and not the port's yet.
+    fn supply(&mut self, chunks: &[u32]);
+    /// As [`Port::receive`]. `each` says whether the stack keeps the chunk of a frame in one.
+    fn lend(&mut self, each: &mut dyn FnMut(Lent) -> bool) -> usize;
+    /// Most frames that are on their way out of chunks at a time.
+    fn most_sending(&self) -> usize;
+    /// As [`Port::send`], but takes the frame as it is in its chunk.
+    ///
+    /// # Safety
+    /// - The bytes are in that chunk of the memory, which is not the port's yet.
+    #[expect(unsafe_code, reason = "UNSAFETY: bytes that others may change")]
+    unsafe fn send_chunk(&mut self, bytes: *mut u8, length: u32, chunk: u32) -> bool;
+    /// Chunks whose frames have left; how many.
+    fn completed(&mut self, into: &mut [u32]) -> usize;
 }
 
 /// Most frames of one burst.

@@ -4,11 +4,12 @@
 //! opened, and neither DPDK nor anything of it is in the program.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
-use super::rings::{CHECKSUM_GOOD, Rings, Slot};
+use super::rings::{CHECKSUM_GOOD, Rings, Shown, Slot};
 use crate::af_xdp::ring_doorbell;
 use crate::api::{QueueError, QueuePair, Received, Transmit};
 
@@ -131,10 +132,18 @@ impl QueuePair for RelayQueuePair {
     }
 
     fn in_rings(&self, each: &mut dyn FnMut(u32)) {
+        // In the order in which they go: the relay may be at work.
         self.rings.fill.peek(&mut *each);
+        self.rings.tx.peek(|frame| each(frame.chunk));
+        let hands = self.rings.shown.as_ref().map(Shown::words);
+        for (word, at) in hands.unwrap_or_default().iter().zip(0_u32..) {
+            let bits = word.load(Ordering::Acquire);
+            (0..64)
+                .filter(|bit| bits >> bit & 1 != 0)
+                .for_each(|bit| each(at * 64 + bit));
+        }
         self.rings.completion.peek(&mut *each);
         self.rings.rx.peek(|frame| each(frame.chunk));
-        self.rings.tx.peek(|frame| each(frame.chunk));
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -1,7 +1,8 @@
 //! The rings between a stack and the relay: one memfd and a pair of sockets.
 //!
 //! ```text
-//!   memfd:  | header page | fill | completion | RX | TX | departures |    each on its own pages
+//!   memfd:  | header page | fill | completion | RX | TX | departures | hands |
+//!                                                                         each on its own pages
 //!
 //!              rings under the stack lock                      the relay's one thread
 //!   stack ──── fill, TX ──────────────────────────────────────────────────────► relay
@@ -27,6 +28,13 @@
 //!
 //! When frames have left by the port's clock, of those whose number asks for it. There is a ring of
 //! them only where the port can tell: the size of the memfd says so.
+//!
+//! # Hands
+//!
+//! A bit for each chunk that the port has and no ring: only where frames stay in chunks, which the
+//! size says too. The relay writes it for whoever recovers the stack, and believes its own copy
+//! only. A chunk is marked before it leaves the ring from which it comes, and until it is in the
+//! next one.
 
 #![expect(
     unsafe_code,
@@ -35,7 +43,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
@@ -51,6 +59,10 @@ const NAME: &str = "bypass-rings";
 const PAGE: usize = 4096;
 /// Bytes before the entries of a ring: a cache line for each cursor.
 const HEAD: u64 = 128;
+/// Chunks that may be in the port's hands: those with a number below.
+pub(super) const MOST_CHUNKS: u32 = 1 << 20;
+/// Bytes of the hands. (No ring of departures is as large.)
+const HANDS: usize = MOST_CHUNKS as usize / 8;
 /// Largest ring.
 const MOST_ENTRIES: u32 = 1 << 16;
 
@@ -100,6 +112,8 @@ struct Header {
     sleeps: Line,
     /// Frames that found no chunk or no room, wrapping.
     missed: Line,
+    /// Not 0: frames stay in chunks.
+    in_place: Line,
 }
 
 /// What the two ends of a queue pair are made of.
@@ -115,14 +129,15 @@ pub struct Pair {
 
 impl Pair {
     /// Makes rings of `entries` (a power of two) and a bell; one of departures if the port tells
-    /// of them.
+    /// of them, and hands if frames are to stay in chunks.
     ///
     /// # Errors
     /// `EINVAL` for another size; what the kernel answers.
-    pub fn create(entries: u32, departs: bool) -> Result<Self, Errno> {
+    pub fn create(entries: u32, departs: bool, has_hands: bool) -> Result<Self, Errno> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let hands = if has_hands { HANDS } else { 0 };
         let rings = rustix::fs::memfd_create(NAME, flags)?;
-        rustix::fs::ftruncate(&rings, size(entries, departs)? as u64)?;
+        rustix::fs::ftruncate(&rings, (size(entries, departs)? + hands) as u64)?;
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&rings, seals)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -178,6 +193,7 @@ pub(super) struct Rings {
     pub(super) tx: Ring<Slot>,
     pub(super) departures: Option<Ring<Departure>>,
     header: NonNull<Header>,
+    pub(super) shown: Option<Shown>,
 }
 
 // SAFETY: the mappings belong to no thread; the header is atomics only.
@@ -191,9 +207,13 @@ impl Rings {
     pub(super) fn map(fd: BorrowedFd<'_>, entries: u32) -> Result<Self, Errno> {
         let at = size(entries, false)?;
         let is_sealed = rustix::fs::fcntl_get_seals(fd)?.contains(SealFlags::SHRINK);
-        let bytes = rustix::fs::fstat(fd)?.st_size;
-        let departs = bytes == size(entries, true)? as i64;
-        if !is_sealed || !departs && bytes != at as i64 {
+        let bytes = usize::try_from(rustix::fs::fstat(fd)?.st_size).unwrap_or(0);
+        let with = size(entries, true)?;
+        let (departs, has_hands) = (
+            bytes == with || bytes == with + HANDS,
+            bytes == at + HANDS || bytes == with + HANDS,
+        );
+        if !is_sealed || !departs && !has_hands && bytes != at {
             return Err(Errno::INVAL);
         }
         let departures = departs.then(|| ring(fd, at, entries)).transpose()?;
@@ -207,6 +227,12 @@ impl Rings {
         // SAFETY: a null hint replaces nothing; the file is larger than a page and cannot shrink.
         let header = unsafe { mmap(none, PAGE, protection, MapFlags::SHARED, fd, 0) }?;
         let header = NonNull::new(header.cast()).ok_or(Errno::FAULT)?;
+        let hands = has_hands.then(|| {
+            let at = (bytes - HANDS) as u64;
+            // SAFETY: as above; the last pages of the file are these.
+            unsafe { mmap(none, HANDS, protection, MapFlags::SHARED, fd, at) }
+        });
+        let shown = hands.transpose()?.and_then(|at| NonNull::new(at.cast()));
         Ok(Self {
             fill,
             completion,
@@ -214,6 +240,7 @@ impl Rings {
             tx,
             departures,
             header,
+            shown: shown.map(Shown),
         })
     }
 
@@ -221,6 +248,11 @@ impl Rings {
         // SAFETY: `map` has mapped a page there, aligned, which lives as long as `self`; atomics
         // are valid for any bits.
         unsafe { self.header.as_ref() }
+    }
+
+    /// Says that frames stay in chunks.
+    pub(super) fn say_in_place(&self) {
+        self.header().in_place.0.store(1, Ordering::Relaxed);
     }
 
     /// Whether the stack has frames or departures to take.
@@ -288,6 +320,38 @@ impl Drop for Rings {
     }
 }
 
+/// The hands, mapped.
+#[derive(Debug)]
+pub(super) struct Shown(NonNull<AtomicU64>);
+
+// SAFETY: as `Rings`: atomics only.
+unsafe impl Send for Shown {}
+
+impl Shown {
+    /// 64 chunks a word.
+    #[inline]
+    pub(super) fn words(&self) -> &[AtomicU64] {
+        // SAFETY: `Rings::map` has mapped as many bytes there, which live as long as `self`;
+        // atomics are valid for any bits.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr(), HANDS / 8) }
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `Rings::map`, of this size; every reference into it borrows `self`.
+        let _ = unsafe { munmap(self.0.as_ptr().cast(), HANDS) };
+    }
+}
+
+/// Whether frames stay in chunks, as the relay has said it of these rings.
+#[must_use]
+pub fn is_in_place(rings: BorrowedFd<'_>) -> bool {
+    let mut word = [0_u8; 4];
+    let at = std::mem::offset_of!(Header, in_place) as u64;
+    rustix::io::pread(rings, &mut word, at).is_ok_and(|_| word != [0; 4])
+}
+
 fn ring<T: Entry>(fd: BorrowedFd<'_>, at: usize, entries: u32) -> Result<Ring<T>, Errno> {
     let offsets = XdpRingOffset {
         producer: 0,
@@ -306,7 +370,7 @@ mod tests {
 
     #[test]
     fn a_datagram_is_unread_until_it_is_taken_or_its_end_is_gone() {
-        let Pair { stack, relay, .. } = Pair::create(8, false).unwrap();
+        let Pair { stack, relay, .. } = Pair::create(8, false, false).unwrap();
         let ring = || send(&relay, &[], SendFlags::NOSIGNAL);
         assert!(!is_unread(&relay));
         ring().unwrap();

@@ -229,15 +229,20 @@ impl Filters {
 
     /// Where a frame goes. `flows` is the table of the stack that has the port; without one
     /// everything is the kernel's.
+    #[inline]
     pub(super) fn steer(&self, frame: &[u8], flows: Option<&FlowTable>) -> Verdict {
-        let packet = match Packet::parse(frame) {
+        self.steer_head(frame, frame.len() as u64, flows)
+    }
+
+    /// The same for a frame of so many bytes, of which the first [`HEAD`] are enough.
+    pub(super) fn steer_head(&self, head: &[u8], bytes: u64, flows: Option<&FlowTable>) -> Verdict {
+        let packet = match Packet::parse(head) {
             Ok(packet) => packet,
             Err(verdict) => return verdict,
         };
         let Some(flows) = flows else {
             return Verdict::EmptySlot;
         };
-        let bytes = frame.len() as u64;
         let Packet { protocol, flow, .. } = packet;
         let local = flow.of_local();
         let fits = |most| bytes <= most;
@@ -283,6 +288,9 @@ fn local_only(local: [u8; 16], local_port: u16) -> TcpFlow {
         remote_port: 0,
     }
 }
+
+/// Bytes of a frame that steering looks at, at most: Ethernet, IPv6, TCP.
+pub(super) const HEAD: usize = 14 + 40 + 20;
 
 /// What steering looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,12 +14,14 @@
 //!
 //! Frames are copied once each way, between the port's memory and the stack's chunks. So no card
 //! ever writes into memory that programs have, no chunk is ever in the card's hands, and what
-//! programs do to rings and memory is a matter of their own stack.
+//! programs do to rings and memory is a matter of their own stack. Without copies, where that was
+//! asked for: `in_place.rs`.
 //!
 //! It ends when it is told to, or when the daemon and the stack are gone.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -31,13 +33,14 @@ use super::COUNTERS;
 use super::board;
 use super::control::{Kind, Message, accept_daemon};
 use super::face::Face;
+use super::hands::Hands;
 use super::memory::Memory;
 use super::physical::PhysicalRules;
-use super::port::{BURST, CardFilter, Facts, Port, Told};
+use super::port::{BURST, CardFilter, Facts, Lent, Port, Told};
 use super::rings::{CHECKSUM_GOOD, Rings, Slot, is_unread};
 use super::roster;
 use super::steering::{Filters, Verdict};
-use crate::af_xdp::FlowTable;
+use crate::af_xdp::{FlowTable, HEADROOM};
 use crate::ring::{Entering, Taking};
 
 /// How long it looks for more work before it sleeps.
@@ -56,7 +59,7 @@ const ASKING: Duration = Duration::from_millis(50);
 /// How often a full TX queue is tried before a frame is dropped.
 const SEND_TRIES: u32 = 64;
 /// Bytes of an Ethernet header: drivers need not be ready for shorter frames.
-const SHORTEST: u32 = 14;
+pub(super) const SHORTEST: u32 = 14;
 /// Bytes of the largest frame that the kernel sends.
 const FRAME: usize = 1 << 16;
 /// How long a relay that has neither daemon nor stack waits for either: a daemon that is started
@@ -73,10 +76,12 @@ const OTHER: u64 = 3;
 
 /// The stack that has the port.
 #[derive(Debug)]
-struct Stack {
-    memory: Memory,
-    flows: FlowTable,
-    rings: Rings,
+pub(super) struct Stack {
+    pub(super) memory: Arc<Memory>,
+    pub(super) flows: FlowTable,
+    pub(super) rings: Rings,
+    /// The chunks that the port has, where frames stay in them.
+    pub(super) hands: Option<Hands>,
     rings_fd: OwnedFd,
     bell: OwnedFd,
     /// Looks in a row that found a datagram said to be on its way, and none there.
@@ -86,25 +91,25 @@ struct Stack {
 /// A relay at work; see the module.
 #[derive(Debug)]
 pub struct Relay {
-    port: Box<dyn Port>,
+    pub(super) port: Box<dyn Port>,
     facts: Facts,
     /// Rules at the physical function that lead to the port, or why there are none; `None` = nobody
     /// has asked for them.
     physical: Option<Result<PhysicalRules, String>>,
     /// Of the descriptor that is watched.
     epoch: Option<u64>,
-    face: Face,
-    filters: Filters,
-    stack: Option<Stack>,
+    pub(super) face: Face,
+    pub(super) filters: Filters,
+    pub(super) stack: Option<Stack>,
     epoll: OwnedFd,
     listener: OwnedFd,
     daemon: Option<OwnedFd>,
     deserted: Option<Instant>,
-    counters: [u64; COUNTERS.len()],
+    pub(super) counters: [u64; COUNTERS.len()],
     board: OwnedFd,
     written: Instant,
     asked: Instant,
-    frame: Vec<u8>,
+    pub(super) frame: Vec<u8>,
     turns: u32,
     tap_is_quiet: bool,
     /// Whether a frame's departure was ever asked for.
@@ -248,17 +253,30 @@ impl Relay {
 
     /// Moves what there is; how many frames. (For [`Self::run`], and for whoever counts.)
     pub fn turn(&mut self) -> usize {
+        let is_in_place = self
+            .stack
+            .as_ref()
+            .is_some_and(|stack| stack.hands.is_some());
+        if is_in_place {
+            return self.turn_in_place() + self.turn_of_kernel();
+        }
         let mut frames = self.receive();
         if self.asks_departures {
             self.tell_departures();
         }
         frames += self.transmit();
-        if !self.tap_is_quiet || self.turns.is_multiple_of(TAP_TURNS) {
-            let taken = self.exceptions();
-            self.tap_is_quiet = taken == 0;
-            frames += taken;
+        frames + self.turn_of_kernel()
+    }
+
+    /// What the kernel sends, looked for now and then while there is nothing.
+    #[inline]
+    fn turn_of_kernel(&mut self) -> usize {
+        if self.tap_is_quiet && !self.turns.is_multiple_of(TAP_TURNS) {
+            return 0;
         }
-        frames
+        let taken = self.exceptions();
+        self.tap_is_quiet = taken == 0;
+        taken
     }
 
     /// One burst of the port: to the stack what its filters match, to the kernel all else.
@@ -369,7 +387,10 @@ impl Relay {
         }
         self.written = self.asked;
         if self.daemon.is_none() {
-            self.stack.take_if(|stack| !stack.is_there());
+            let stack = self.stack.as_mut();
+            if stack.is_some_and(|stack| !stack.is_there()) {
+                self.leave_stack();
+            }
         }
         let led = COUNTERS.iter().zip(self.counters);
         let steering = led.map(|((name, _), value)| ((*name).to_owned(), value));
@@ -405,7 +426,9 @@ impl Relay {
         // Frames of the kernel may have come since the last look.
         self.tap_is_quiet = false;
         self.now_and_then();
-        if self.port.flush() > 0 {
+        let hands = self.stack.as_ref().and_then(|stack| stack.hands.as_ref());
+        let is_sending = hands.is_some_and(|hands| hands.sending > 0);
+        if self.port.flush() > 0 || is_sending {
             return self.wait(PAUSES.0);
         }
         if let Some(stack) = &self.stack
@@ -502,8 +525,13 @@ impl Relay {
             Some(Err(why)) => ["", why],
         };
         let driver = &self.facts.driver;
+        let [in_place, copies] = match &self.facts.in_place {
+            None => ["", ""],
+            Some(Ok(())) => ["yes", ""],
+            Some(Err(why)) => ["", why],
+        };
         let text = format!(
-            "{driver}\0{}\0{through}\0{refused}",
+            "{driver}\0{}\0{through}\0{refused}\0{in_place}\0{copies}",
             why.unwrap_or_default()
         );
         let has_rules = !self.facts.is_bifurcated && why.is_none();
@@ -532,6 +560,26 @@ impl Relay {
         false
     }
 
+    /// Has the port use the memory of a stack that offers it. If it cannot, frames are copied.
+    fn adopt_memory(&mut self) {
+        let stack = self.stack.as_mut();
+        if let Some(stack) = stack.filter(|stack| stack.rings.shown.is_some())
+            && let Some(port) = self.port.in_place()
+            && port.adopt(Arc::clone(&stack.memory), HEADROOM).is_ok()
+        {
+            stack.hands = Some(Hands::new(&stack.memory));
+            stack.rings.say_in_place();
+        }
+    }
+
+    /// No stack has the port any more.
+    fn leave_stack(&mut self) {
+        let was_in_place = self.stack.take().is_some_and(|stack| stack.hands.is_some());
+        if was_in_place && let Some(port) = self.port.in_place() {
+            port.disown();
+        }
+    }
+
     /// Does what the daemon says; whether that is to end.
     fn obey(&mut self) -> bool {
         let Some(daemon) = &self.daemon else {
@@ -542,14 +590,16 @@ impl Relay {
             Err(_) => self.daemon = None,
             Ok((message, fds)) => match message.kind() {
                 Some(Kind::Attach) => {
+                    self.leave_stack();
                     self.stack = Stack::map(&message, fds);
+                    self.adopt_memory();
                     if let Some(stack) = &self.stack {
                         // Without it the stack's doorbell waits for the end of a sleep.
                         let _ = self.watch(&stack.bell, BELL);
                     }
                 }
                 Some(Kind::Detach) => {
-                    self.stack = None;
+                    self.leave_stack();
                     // What no stack has is the kernel's: no filter fails to go.
                     let _ = self.port.lead(&BTreeSet::new());
                     if let Some(Ok(rules)) = &mut self.physical {
@@ -570,7 +620,8 @@ impl Stack {
     fn map(message: &Message, fds: Vec<OwnedFd>) -> Option<Self> {
         let [packets, flows, rings_fd, bell] = <[_; 4]>::try_from(fds).ok()?;
         Some(Self {
-            memory: Memory::map(packets.as_fd(), message.chunk_size).ok()?,
+            memory: Arc::new(Memory::map(packets.as_fd(), message.chunk_size).ok()?),
+            hands: None,
             flows: FlowTable::map(&flows).ok()?,
             rings: Rings::map(rings_fd.as_fd(), message.entries).ok()?,
             rings_fd,
@@ -611,7 +662,7 @@ impl Stack {
     }
 
     /// Makes the stack's end readable, unless it is already; whether there is one that hears it.
-    fn ring(&self) -> bool {
+    pub(super) fn ring(&self) -> bool {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         !self.rings.must_ring() || send(&self.bell, &[], flags) != Err(Errno::CONNREFUSED)
     }
@@ -619,18 +670,18 @@ impl Stack {
 
 /// Frames of a burst on their way to the stack, which sees them when it ends.
 #[derive(Debug)]
-struct Inflow<'a> {
-    memory: &'a Memory,
-    fill: Taking<'a, u32>,
-    rx: Entering<'a, Slot>,
-    missed: u32,
+pub(super) struct Inflow<'a> {
+    pub(super) memory: &'a Memory,
+    pub(super) fill: Taking<'a, u32>,
+    pub(super) rx: Entering<'a, Slot>,
+    pub(super) missed: u32,
 }
 
 impl Inflow<'_> {
     /// Copies a frame into the next free chunk. What finds none, or no room, is counted, as is a
     /// segment that is too long.
     #[inline]
-    fn enter(&mut self, frame: &[u8], told: Told) {
+    pub(super) fn enter(&mut self, frame: &[u8], told: Told) {
         if self.place(frame, told).is_none() {
             self.missed += 1;
         }
@@ -657,15 +708,42 @@ impl Inflow<'_> {
         Some(())
     }
 
+    /// Enters a frame that stays in its chunk; whether there was room.
+    #[inline]
+    pub(super) fn keep(&mut self, frame: Lent, chunk: u32) -> bool {
+        let Lent {
+            bytes,
+            length,
+            told,
+            ..
+        } = frame;
+        let offset = self.memory.received(chunk, bytes, length);
+        let flags = if told.is_checksum_good {
+            CHECKSUM_GOOD
+        } else {
+            0
+        };
+        let is_kept = offset.is_some_and(|offset| {
+            self.rx.push(Slot {
+                chunk,
+                offset,
+                len: length,
+                flags,
+            })
+        });
+        self.missed += u32::from(!is_kept);
+        is_kept
+    }
+
     /// How many were entered, and how many were not.
-    fn end(self) -> (u32, u32) {
+    pub(super) fn end(self) -> (u32, u32) {
         (self.rx.entered(), self.missed)
     }
 }
 
 /// Has the port take a frame; one for which there is no room for long is lost.
 #[inline]
-fn send_patiently(port: &mut dyn Port, bytes: *const u8, length: u32) {
+pub(super) fn send_patiently(port: &mut dyn Port, bytes: *const u8, length: u32) {
     for _ in 0..SEND_TRIES {
         #[expect(
             unsafe_code,
@@ -736,6 +814,7 @@ mod tests {
                 driver: "fake".to_owned(),
                 // Else the relay makes a device; the tests take it back.
                 is_bifurcated: true,
+                in_place: None,
                 offloads: Offloads::default(),
                 no_rules: self.no_rules.clone(),
             }
@@ -810,7 +889,7 @@ mod tests {
             rustix::fs::ftruncate(&memory, u64::from(CHUNK) * 64).unwrap();
             rustix::fs::fcntl_add_seals(&memory, SealFlags::SHRINK).unwrap();
             let flows = FlowTable::create(16, 1).unwrap();
-            let queue = link.attach(memory.as_fd(), CHUNK, flows.as_fd(), (16, false));
+            let queue = link.attach(memory.as_fd(), CHUNK, flows.as_fd(), (16, false, false));
             relay.attend();
             assert!(relay.stack.is_some());
             Self {

@@ -47,6 +47,9 @@ pub struct RelayCommand {
     /// Rules at the physical function lead to the device too.
     #[arg(long)]
     physical_rules: bool,
+    /// Frames stay in the stack's memory.
+    #[arg(long)]
+    zero_copy: bool,
     /// The plugin.
     #[arg(long)]
     plugin: Option<PathBuf>,
@@ -113,7 +116,7 @@ impl RelayCommand {
 
     fn open_dpdk(&self) -> Result<DpdkPort, String> {
         let plugin = Plugin::load(&self.plugin())?;
-        let port = plugin.open(&self.arguments());
+        let port = plugin.open(&self.arguments(), self.zero_copy);
         let port = port.map_err(|words| match self.obstacle() {
             Some(obstacle) => format!("{words}; {obstacle}"),
             None => words,

@@ -139,6 +139,9 @@ impl Device {
         if wanted.physical_rules {
             command.arg("--physical-rules");
         }
+        if wanted.zero_copy {
+            command.arg("--zero-copy");
+        }
         for argument in &wanted.eal {
             command.args(["--eal", argument]);
         }

@@ -516,7 +516,9 @@ impl OpenNic {
         rings: Option<OwnedFd>,
     ) -> Self {
         let port = Port::new(nic, link, af_xdp::longest_frame(stack.chunk_size), rings);
-        Self::new(Driver::Relayed(port), stack.uid)
+        let copies = port.copies(stack.chunk_size).flatten();
+        let open = Self::new(Driver::Relayed(port), stack.uid);
+        Self { copies, ..open }
     }
 
     fn new(driver: Driver, owner: u32) -> Self {
@@ -562,7 +564,7 @@ impl OpenNic {
 }
 
 /// Why the frames of all queues are copied: drivers need larger chunks.
-fn small_chunks(chunk_size: u32) -> String {
+pub(super) fn small_chunks(chunk_size: u32) -> String {
     format!(
         "frames are copied: the stack was made before zero_copy was asked for, with chunks of \
          {chunk_size} bytes"

@@ -11,8 +11,8 @@ use bypass_proto::policy::Backend;
 use bypass_stack::QueuePairInfo;
 use rustix::io::Errno;
 
-use super::nics::Sizes;
-use super::stacks::Queue;
+use super::nics::{Sizes, small_chunks};
+use super::stacks::{self, Queue};
 
 /// A relay's port that a stack owns.
 #[derive(Debug)]
@@ -91,6 +91,16 @@ impl Port {
         Ok(())
     }
 
+    /// Where frames are to stay in chunks, of this size: why they are copied, if they are.
+    pub(super) fn copies(&self, chunk_size: u32) -> Option<Option<String>> {
+        let asked = self.nic.in_place.as_ref()?;
+        Some(match asked {
+            Err(why) => Some(format!("frames are copied: {why}")),
+            Ok(()) if !stacks::fits_drivers(chunk_size) => Some(small_chunks(chunk_size)),
+            Ok(()) => None,
+        })
+    }
+
     /// Gives the relay the stack's memory and opens the queue.
     pub(super) fn open_queue(
         &mut self,
@@ -100,7 +110,8 @@ impl Port {
     ) -> Result<Queue, NicError> {
         let failed = |errno| failed(errno, "giving the relay the stack's memory");
         let flows = self.flows.as_ref().ok_or_else(|| failed(Errno::INVAL))?;
-        let wanted = (sizes.ring_entries, self.nic.stamps_sent);
+        let in_place = self.copies(sizes.chunk_size) == Some(None);
+        let wanted = (sizes.ring_entries, self.nic.stamps_sent, in_place);
         let opened = self
             .link
             .attach(sizes.packets, sizes.chunk_size, flows.as_fd(), wanted);
@@ -247,6 +258,7 @@ mod tests {
             offloads: Offloads::default(),
             rules: rules.map_err(text),
             physical: physical.map(|it| it.map(text).map_err(text)),
+            in_place: None,
             filters: Arc::new(Filters::create(1).expect("the tables of filters")),
             board: Arc::new(rustix::fs::memfd_create("board", flags).expect("a board")),
             rings: None,

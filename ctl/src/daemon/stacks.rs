@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use bypass_backends::QueuePair;
 use bypass_backends::af_xdp::{self, FlowTable};
+use bypass_backends::relay;
 use bypass_proto::policy::{Backend, DaemonPolicy};
 use bypass_runtime::attachment::{AttachError, Attachment, Locked};
 use bypass_runtime::clock;
@@ -101,7 +102,10 @@ impl Queue {
 
     /// Whether the driver uses the packet memory itself.
     pub(super) fn is_zero_copy(&self) -> bool {
-        self.rings.is_none() && af_xdp::is_zero_copy(self.fd.as_fd())
+        match &self.rings {
+            Some(rings) => relay::is_in_place(rings.as_fd()),
+            None => af_xdp::is_zero_copy(self.fd.as_fd()),
+        }
     }
 }
 

@@ -82,9 +82,12 @@ impl Device {
             || !self.eal.is_empty()
             || self.plugin.is_some()
             || self.physical_rules;
-        if (self.zero_copy || self.own_queue) && self.backend != Backend::AfXdp {
+        if self.own_queue && self.backend != Backend::AfXdp {
+            return Err("own_queue has a meaning with backend = \"af_xdp\" only".to_owned());
+        }
+        if self.zero_copy && self.backend == Backend::EfVi {
             return Err(
-                "zero_copy and own_queue have a meaning with backend = \"af_xdp\" only".to_owned(),
+                "zero_copy has a meaning with backend = \"af_xdp\" or \"dpdk\" only".to_owned(),
             );
         }
         let has_ef_vis = self.library.is_some() || self.timestamps || self.queues.is_some();

@@ -491,7 +491,15 @@ fn devices_are_read_and_checked() {
     let why = copies("ef_vi").unwrap_err().message;
     assert_eq!(
         why,
-        "zero_copy and own_queue have a meaning with backend = \"af_xdp\" only"
+        "own_queue has a meaning with backend = \"af_xdp\" only"
+    );
+    let text = "[[device]]\nname = \"eth2\"\nzero_copy = true\nbackend = ";
+    let dpdk = Policy::parse(&format!("{text}\"dpdk\"\ndevargs = \"net_null0\"\n"));
+    assert!(dpdk.unwrap().zero_copy("eth2"));
+    let why = Policy::parse(&format!("{text}\"ef_vi\"\n")).unwrap_err();
+    assert_eq!(
+        why.message,
+        "zero_copy has a meaning with backend = \"af_xdp\" or \"dpdk\" only"
     );
 }
 
