@@ -4,15 +4,18 @@
 //! In: a burst of the port, steering, the copy into a chunk, the RX ring, the bell, and the stack's
 //! side of it all. Out: the TX ring, the port, the completion ring.
 //!
+//! `in-place` and `out-in-place` are the same without copies: the port puts frames into chunks.
+//!
 //! For instruction counts: `valgrind --tool=callgrind target/release/examples/relay_path in 100000`
 //! (or `out`). No time is taken here. It needs CAP_NET_RAW for the relay's way to the kernel, which
 //! is not used.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use bypass_backends::af_xdp::{FilterKey, FlowTable, Listener};
 use bypass_backends::relay::{
-    Answer, Facts, Link, Offloads, Port, Relay, RelayQueuePair, Told, claim,
+    Answer, Facts, InPlace, Lent, Link, Memory, Offloads, Port, Relay, RelayQueuePair, Told, claim,
 };
 use bypass_backends::{QueuePair, Received, Transmit};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -32,6 +35,11 @@ const PORT: u16 = 7007;
 struct MemoryPort {
     frame: Vec<u8>,
     burst: usize,
+    is_in_place: bool,
+    memory: Option<Arc<Memory>>,
+    headroom: u32,
+    stock: Vec<u32>,
+    left: Vec<u32>,
 }
 
 impl Port for MemoryPort {
@@ -44,7 +52,7 @@ impl Port for MemoryPort {
             is_bifurcated: true,
             stamps_sent: false,
             no_rules: None,
-            in_place: None,
+            in_place: self.is_in_place.then_some(Ok(())),
             offloads: Offloads::default(),
         }
     }
@@ -72,6 +80,68 @@ impl Port for MemoryPort {
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+
+    fn in_place(&mut self) -> Option<&mut dyn InPlace> {
+        self.is_in_place.then_some(self)
+    }
+}
+
+impl InPlace for MemoryPort {
+    fn adopt(&mut self, memory: Arc<Memory>, headroom: u32) -> Result<(), String> {
+        let (base, _, chunk_size) = memory.range();
+        for chunk in 0..ENTRIES {
+            let to = base.wrapping_add((chunk * chunk_size + headroom) as usize);
+            #[expect(unsafe_code, reason = "UNSAFETY: what a card would do")]
+            // SAFETY: behind the headroom of a chunk.
+            unsafe {
+                std::ptr::copy_nonoverlapping(self.frame.as_ptr(), to, self.frame.len());
+            }
+        }
+        (self.memory, self.headroom) = (Some(memory), headroom);
+        Ok(())
+    }
+
+    fn disown(&mut self) {}
+
+    fn wants(&self) -> usize {
+        self.burst - self.stock.len()
+    }
+
+    fn supply(&mut self, chunks: &[u32]) {
+        self.stock.extend_from_slice(chunks);
+    }
+
+    fn lend(&mut self, each: &mut dyn FnMut(Lent) -> bool) -> usize {
+        let (base, _, size) = self.memory.as_ref().unwrap().range();
+        for chunk in self.stock.drain(..) {
+            let frame = Lent {
+                bytes: base.wrapping_add((chunk * size + self.headroom) as usize),
+                length: self.frame.len() as u32,
+                chunk: Some(chunk),
+                told: Told::default(),
+            };
+            assert!(each(frame));
+        }
+        self.burst
+    }
+
+    fn most_sending(&self) -> usize {
+        BURST
+    }
+
+    #[expect(unsafe_code, reason = "UNSAFETY: the trait's; nothing is read here")]
+    unsafe fn send_chunk(&mut self, _bytes: *mut u8, _length: u32, chunk: u32) -> bool {
+        self.left.push(chunk);
+        true
+    }
+
+    fn completed(&mut self, into: &mut [u32]) -> usize {
+        let count = self.left.len().min(into.len());
+        for (place, chunk) in into.iter_mut().zip(self.left.drain(..count)) {
+            *place = chunk;
+        }
+        count
+    }
 }
 
 fn frame() -> Vec<u8> {
@@ -96,11 +166,16 @@ fn packet_memory() -> OwnedFd {
 }
 
 /// A relay over the port, and the stack's side of its queue pair.
-fn open(burst: usize) -> (Relay, RelayQueuePair) {
+fn open(burst: usize, is_in_place: bool) -> (Relay, RelayQueuePair) {
     let device = format!("relay-path-{}", std::process::id());
     let port = MemoryPort {
         frame: frame(),
         burst,
+        is_in_place,
+        memory: None,
+        headroom: 0,
+        stock: Vec::with_capacity(BURST),
+        left: Vec::with_capacity(BURST),
     };
     let listener = claim(&device).unwrap();
     let mut relay = Relay::new("lo", Box::new(port), listener, 1).unwrap();
@@ -120,7 +195,7 @@ fn open(burst: usize) -> (Relay, RelayQueuePair) {
             memory.as_fd(),
             CHUNK,
             flows.as_fd(),
-            (ENTRIES, false, false),
+            (ENTRIES, false, is_in_place),
         )
         .unwrap();
     relay.attend();
@@ -156,13 +231,15 @@ fn send_out(relay: &mut Relay, pair: &mut RelayQueuePair, chunks: &mut [u32; BUR
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
-    let is_in = match arguments.get(1).map(String::as_str) {
-        Some("in") => true,
-        Some("out") => false,
-        _ => panic!("in or out"),
+    let (is_in, is_in_place) = match arguments.get(1).map(String::as_str) {
+        Some("in") => (true, false),
+        Some("out") => (false, false),
+        Some("in-place") => (true, true),
+        Some("out-in-place") => (false, true),
+        _ => panic!("in, out, in-place or out-in-place"),
     };
     let count: usize = arguments.get(2).map_or(100_000, |it| it.parse().unwrap());
-    let (mut relay, mut pair) = open(if is_in { BURST } else { 0 });
+    let (mut relay, mut pair) = open(if is_in { BURST } else { 0 }, is_in_place);
     let mut chunks: [u32; BURST] = std::array::from_fn(|index| index as u32);
     let bursts = count / BURST;
     for _ in 0..bursts {

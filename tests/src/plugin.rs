@@ -89,16 +89,31 @@ fn words(arguments: &[&str]) -> Result<Vec<String>> {
 mod tests {
     use super::*;
 
+    /// What the plugin does with chunks; see `tests/plugin/in_place.c`.
+    #[test]
+    fn a_chunk_without_copies_is_in_one_place() {
+        if let Some(said) = run("in_place") {
+            assert!(said.ends_with("each chunk in one place\n"), "{said}");
+        }
+    }
+
     /// The plugin with a double of `rte_eth_tx_prepare`; see `tests/plugin/refused.c`.
     #[test]
     fn a_frame_whose_checksum_the_driver_refuses_is_dropped_and_counted() {
+        if let Some(said) = run("refused") {
+            assert!(said.ends_with("0 wait, 3 refused, 6 sent\n"), "{said}");
+        }
+    }
+
+    /// Builds and runs a program over the plugin's source; what it says. `None` without DPDK.
+    fn run(name: &str) -> Option<String> {
         if let Err(why) = words(&["--libs"]) {
             println!("skipped: {why}");
-            return;
+            return None;
         }
-        let source = paths::repository().join("tests/plugin/refused.c");
+        let source = paths::repository().join(format!("tests/plugin/{name}.c"));
         let plugin = paths::repository().join("backends/src/dpdk");
-        let program = std::env::temp_dir().join(format!("byp-refused-{}", std::process::id()));
+        let program = std::env::temp_dir().join(format!("byp-{name}-{}", std::process::id()));
         let include = format!("-I{}", plugin.display());
         compile(&source, &program, &[&include]).unwrap();
         let run = Command::new(&program).output();
@@ -107,6 +122,6 @@ mod tests {
         let run = run.unwrap();
         let said = String::from_utf8_lossy(&run.stdout).into_owned();
         assert!(run.status.success(), "{said}");
-        assert!(said.ends_with("0 wait, 3 refused, 6 sent\n"), "{said}");
+        Some(said)
     }
 }

@@ -329,7 +329,8 @@ impl Testbed {
     fn open_port(&mut self, vdev: Vdev) -> Result<()> {
         self.before_port(vdev)?;
         let devargs = vdev.devargs(&self.folder);
-        let zero_copy = self.options.zero_copy || std::env::var_os("BYPASS_TEST_ZERO_COPY").is_some();
+        let zero_copy =
+            self.options.zero_copy || std::env::var_os("BYPASS_TEST_ZERO_COPY").is_some();
         let device = self.device(&devargs, if zero_copy { "zero_copy = true\n" } else { "" });
         let not_wire = "[daemon]\ninterfaces = { exclude = [\"wire\"] }\n";
         std::fs::write(self.device_file(), format!("{not_wire}{device}"))?;

@@ -42,8 +42,8 @@ mod e2e {
 }
 
 use e2e::harness::{
-    Carried, check, check_card, check_dying, check_full, check_late, check_pair, check_port,
-    check_spread, check_stamped, check_stamped_late, check_vdev, check_veth,
+    Carried, check, check_card, check_dying, check_full, check_in_place, check_late, check_pair,
+    check_port, check_spread, check_stamped, check_stamped_late, check_vdev, check_veth,
 };
 use e2e::{
     card, clients, crowds, dpdk, endings, engines, faults, floods, groups, handover, jumbo,
@@ -510,6 +510,22 @@ mod dpdk_vdevs {
         memif: Memif,
         virtio_user: VirtioUser,
         vhost: Vhost,
+    }
+
+    /// Without copies.
+    mod in_place {
+        use super::{Carried, Column, Vdev, vdevs};
+        use crate::check_in_place;
+
+        #[test]
+        fn tap() {
+            check_in_place(Vdev::Tap, Column::Shim, Carried::Any, vdevs::in_place);
+        }
+
+        #[test]
+        fn af_packet() {
+            check_in_place(Vdev::AfPacket, Column::Shim, Carried::Any, vdevs::in_place);
+        }
     }
 }
 

@@ -314,7 +314,7 @@ impl Relay {
         let Some(stack) = &mut self.stack else {
             return 0;
         };
-        let (port, memory) = (&mut self.port, &stack.memory);
+        let (port, memory) = (&mut self.port, &*stack.memory);
         let mut done = stack.rings.completion.enter();
         let most = BURST.min(done.room()).min(port.room());
         for slot in stack.rings.tx.take(most) {

@@ -95,8 +95,28 @@ pub(crate) fn check_vdev(
         println!("skipped: {why}");
         return;
     }
-    if let Err(error) = run_on_port(vdev, column, carried, body) {
+    if let Err(error) = run_on_port(vdev, false, column, carried, body) {
         panic!("{}, DPDK {}: {error}", column.name(), vdev.driver());
+    }
+}
+
+/// The same without copies.
+pub(crate) fn check_in_place(
+    vdev: Vdev,
+    column: Column,
+    carried: Carried,
+    body: fn(&Scene) -> Result<()>,
+) {
+    if !Column::available().contains(&column) {
+        return;
+    }
+    if let Err(why) = plugin::path() {
+        println!("skipped: {why}");
+        return;
+    }
+    if let Err(error) = run_on_port(vdev, true, column, carried, body) {
+        let (column, driver) = (column.name(), vdev.driver());
+        panic!("{column}, DPDK {driver} without copies: {error}");
     }
 }
 
@@ -201,12 +221,14 @@ fn check_options(
 
 fn run_on_port(
     vdev: Vdev,
+    zero_copy: bool,
     column: Column,
     carried: Carried,
     body: fn(&Scene) -> Result<()>,
 ) -> Result<()> {
     let options = Options {
         port: Some(vdev),
+        zero_copy,
         ..Options::default()
     };
     let bed = Testbed::with(options)?;

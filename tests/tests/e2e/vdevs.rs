@@ -43,6 +43,31 @@ pub(crate) fn served(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// The same without copies, as far as the stack gives chunks: lists and counters say so.
+pub(crate) fn in_place(scene: &Scene) -> Result<()> {
+    let server = echo(scene)?;
+    let host = scene.host();
+    ping_pong(scene, &host, PORT, 2000)?;
+    client(scene, "ping", &["-c", "3", "-i", "0.1", "-W", "5", &host])?;
+    python_http_server(scene)?;
+    if scene.has_shim() {
+        let some = |name: &str| counted(scene, name) > Some(1000);
+        let what = "frames that stay in chunks are counted";
+        // The relay writes its counters down once a second.
+        wait_until(what, Duration::from_secs(20), || {
+            some("rx_in_place") && some("tx_in_place")
+        })?;
+        let name = scene.bed.interface(Side::Server);
+        let doctor = scene.bed.program(Side::Server, paths::bypassctl());
+        let said = { doctor }.args(["doctor", name]).run()?.stdout;
+        if !said.contains("mode, without copies") {
+            return Err(format!("doctor says: {said}").into());
+        }
+    }
+    server.stop()?.check()?;
+    Ok(())
+}
+
 /// A counter of the port.
 fn counted(scene: &Scene, name: &str) -> Option<u64> {
     let stats = daemon::list(&scene.bed, &["stats"]).unwrap_or_default();

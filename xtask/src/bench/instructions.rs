@@ -91,7 +91,12 @@ pub(super) const RELAY: Subject = Subject {
     stand_in: None,
     example: "relay_path",
     unit: "frame",
-    ways: &[datagrams("in", &["in"]), datagrams("out", &["out"])],
+    ways: &[
+        datagrams("in", &["in"]),
+        datagrams("out", &["out"]),
+        datagrams("in without a copy", &["in-place"]),
+        datagrams("out without a copy", &["out-in-place"]),
+    ],
 };
 
 /// Requests and responses of 32 bytes: one connection, and a thousand or a hundred thousand that
