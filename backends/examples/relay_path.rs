@@ -11,7 +11,7 @@
 //! is not used.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::rc::Rc;
 
 use bypass_backends::af_xdp::{FilterKey, FlowTable, Listener};
 use bypass_backends::relay::{
@@ -36,7 +36,7 @@ struct MemoryPort {
     frame: Vec<u8>,
     burst: usize,
     is_in_place: bool,
-    memory: Option<Arc<Memory>>,
+    memory: Option<Rc<Memory>>,
     headroom: u32,
     stock: Vec<u32>,
     left: Vec<u32>,
@@ -87,7 +87,7 @@ impl Port for MemoryPort {
 }
 
 impl InPlace for MemoryPort {
-    fn adopt(&mut self, memory: Arc<Memory>, headroom: u32) -> Result<(), String> {
+    fn adopt(&mut self, memory: Rc<Memory>, headroom: u32) -> Result<(), String> {
         let (base, _, chunk_size) = memory.range();
         for chunk in 0..ENTRIES {
             let to = base.wrapping_add((chunk * chunk_size + headroom) as usize);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* Frames that stay in a stack's chunks, over DPDK's net_null: each chunk is in one place, and memory
- * of a stack that is gone is given back when the driver has nothing of it. The plugin is compiled
- * with it. */
+/* Frames that stay in a stack's chunks, over DPDK's net_null: each chunk is in one place, and the
+ * memory of a stack that is gone is given back when the driver has nothing of it. The plugin is
+ * compiled with it. */
 #define _GNU_SOURCE
 #define ALLOW_EXPERIMENTAL_API
 #include <stdlib.h>

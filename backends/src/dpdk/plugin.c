@@ -37,7 +37,7 @@
 #define POOL 4095
 #define XSTATS 256
 
-/* Mbufs for frames that come into the stack's chunks, and for chunks that are sent. */
+/* Frames that may come into the stack's chunks, and those on their way out of them. */
 #define IN_PLACE 1023
 /* Stacks whose memory the card may have something of, at a time. */
 #define REGIONS 4
@@ -314,11 +314,11 @@ static int32_t wait_fd(const char *driver)
 
 /* Frames without a copy: the packet memory of the stack that has the port.
  *
- *   coming in    an mbuf of `rx_pool` has a buffer of its own. When the driver takes one and there
- *                is a chunk in stock, which the stack has given, it gets that for a buffer: so the
- *                port never wants for buffers, whatever the stack does. When it comes back, it has
- *                its own again, and the chunk is in stock, or the stack's if it has kept it.
- *   going out    an mbuf of `tx_pool` has no buffer, and the chunk for one until it has left.
+ *   coming in    one of `rx_pool` has a buffer of its own. When the driver takes it and there is a
+ *                chunk in stock, which the stack has given, it gets that for a buffer: so the port
+ *                never wants for buffers, whatever the stack does. When it comes back, it has its
+ *                own again, and the chunk is in stock, or the stack's if it has kept it.
+ *   going out    one of `tx_pool` has no buffer, and the chunk for one until it has left.
  *
  * A region is the memory of a stack. One that is no longer there is mapped until nothing of it is
  * with the card: each frame that still comes into it is copied. */
@@ -329,13 +329,13 @@ struct region {
 	uint32_t held; /* chunks that the card has */
 };
 
-/* Behind an mbuf of `rx_pool`. */
+/* Behind each of `rx_pool`. */
 struct buffer {
 	struct region *region; /* NULL: its own buffer */
 	uint32_t chunk;
 };
 
-/* Behind an mbuf of `tx_pool`: a chunk that is on its way out, in the list of those that are. */
+/* Behind each of `tx_pool`: a chunk that is on its way out, in the list of those that are. */
 struct sending {
 	struct rte_mbuf_ext_shared_info shared;
 	struct sending *before, *after; /* NULL: it has left */
@@ -358,7 +358,7 @@ static struct buffer *buffer_of(struct rte_mbuf *chunk)
 	return rte_mbuf_to_priv(chunk);
 }
 
-/* Gives an mbuf its own buffer again; the chunk is nobody's here. */
+/* Gives it its own buffer again; the stack's chunk is nobody's here. */
 static void take_back(struct rte_mbuf *chunk)
 {
 	struct buffer *buffer = buffer_of(chunk);
@@ -370,7 +370,7 @@ static void take_back(struct rte_mbuf *chunk)
 	chunk->buf_iova = rte_mempool_virt2iova(chunk) + (own - (uint8_t *)chunk);
 }
 
-/* The operations of `rx_pool`, which has no cache: each mbuf that the driver takes comes by. */
+/* The operations of `rx_pool`, which has no cache: each that the driver takes comes by. */
 static int chunks_alloc(struct rte_mempool *of)
 {
 	(void)of;
@@ -437,11 +437,10 @@ static const struct rte_mempool_ops chunks = {
 };
 
 /* Why the driver cannot have chunks for buffers; NULL if it can. Drivers differ in what they take
- * for granted of mbufs and in when they give those back that have left: these were tried. */
+ * for granted of buffers and in when they give those back that have left: these were tried. */
 static const char *no_chunks(const char *driver)
 {
-	const char *const tried[] = { "net_tap", "net_af_packet", "net_null",
-	                              "net_e1000_igb", "net_e1000_igb_vf" };
+	const char *const tried[] = { "net_tap", "net_af_packet", "net_null" };
 
 	for (size_t i = 0; i < RTE_DIM(tried); i++)
 		if (!strcmp(driver, tried[i]))
@@ -530,7 +529,7 @@ static void supply(const uint32_t *given, uint32_t count)
 	stock_count += count;
 }
 
-/* A frame in the memory of a stack that is gone gets the mbuf's own buffer: others write there. */
+/* A frame in the memory of a stack that is gone gets a buffer of our own: others write there. */
 static void bring_home(struct rte_mbuf *chunk)
 {
 	const void *bytes = rte_pktmbuf_mtod(chunk, const void *);
@@ -849,34 +848,34 @@ static int32_t send_frame(const uint8_t *bytes, uint32_t length)
 }
 
 /* Takes a frame for sending that stays in its chunk. 0, or -1 when there is no room. */
-static int32_t send_chunk(uint8_t *bytes, uint32_t length, uint32_t chunk)
+static int32_t send_chunk(uint8_t *bytes, uint32_t length, uint32_t number)
 {
-	struct rte_mbuf *mbuf;
+	struct rte_mbuf *chunk;
 	struct sending *sending;
 
 	if (waiting_count == BURST && flush() == BURST)
 		return -1;
-	mbuf = rte_pktmbuf_alloc(tx_pool);
-	if (!mbuf)
+	chunk = rte_pktmbuf_alloc(tx_pool);
+	if (!chunk)
 		return -1;
-	sending = rte_mbuf_to_priv(mbuf);
+	sending = rte_mbuf_to_priv(chunk);
 	*sending = (struct sending){
 		.shared = { .free_cb = has_left, .fcb_opaque = sending },
-		.before = out.before, .after = &out, .region = current, .chunk = chunk,
+		.before = out.before, .after = &out, .region = current, .chunk = number,
 	};
 	sending->before->after = out.before = sending;
 	current->held++;
 	rte_mbuf_ext_refcnt_set(&sending->shared, 1);
-	rte_pktmbuf_attach_extbuf(mbuf, bytes, (uintptr_t)bytes, length, &sending->shared);
-	mbuf->data_len = mbuf->pkt_len = length;
+	rte_pktmbuf_attach_extbuf(chunk, bytes, (uintptr_t)bytes, length, &sending->shared);
+	chunk->data_len = chunk->pkt_len = length;
 	if (offloads & TX_CHECKSUMS)
-		complete(mbuf);
-	waiting[waiting_count++] = mbuf;
+		complete(chunk);
+	waiting[waiting_count++] = chunk;
 	went_in_place++;
 	return 0;
 }
 
-/* A driver of cards gives an mbuf back when it wants its place in the ring. That frames have left
+/* A driver of cards gives a frame back when it wants its place in the ring. That frames have left
  * shows earlier: when the last of them has, all have. */
 static void look_behind(void)
 {

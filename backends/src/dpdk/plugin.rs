@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
@@ -327,7 +327,7 @@ pub struct DpdkPort {
     wait_fd: Option<i32>,
     rules: Rules<usize>,
     /// Memory of stacks that the card may have something of, by the plugin's number for it.
-    regions: Vec<(i32, Arc<Memory>)>,
+    regions: Vec<(i32, Rc<Memory>)>,
     /// The last of them is the stack's that has the port.
     is_in_place: bool,
     plugin: Plugin,
@@ -430,7 +430,7 @@ impl Port for DpdkPort {
 }
 
 impl InPlace for DpdkPort {
-    fn adopt(&mut self, memory: Arc<Memory>, headroom: u32) -> Result<(), String> {
+    fn adopt(&mut self, memory: Rc<Memory>, headroom: u32) -> Result<(), String> {
         self.forget_regions();
         let _ = self.plugin.words("");
         let (base, bytes, chunk_size) = memory.range();

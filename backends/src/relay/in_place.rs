@@ -1,4 +1,4 @@
-//! The relay's turn without copies: frames stay in the stack's chunks, which the port has meanwhile.
+//! The relay's turn without copies: frames stay in the stack's chunks, which the port has then.
 //!
 //! ```text
 //!   fill ring ──► stock ──► card ──► RX ring         TX ring ──► card ──► completion ring

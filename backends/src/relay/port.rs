@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use super::memory::Memory;
 use super::rings::Departure;
@@ -156,7 +156,7 @@ pub trait InPlace: Port {
     ///
     /// # Errors
     /// A sentence: then frames are copied.
-    fn adopt(&mut self, memory: Arc<Memory>, headroom: u32) -> Result<(), String>;
+    fn adopt(&mut self, memory: Rc<Memory>, headroom: u32) -> Result<(), String>;
     /// The stack is gone: from now on frames are copied.
     fn disown(&mut self);
     /// How many chunks [`Self::supply`] has room for.

@@ -21,7 +21,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -77,7 +77,7 @@ const OTHER: u64 = 3;
 /// The stack that has the port.
 #[derive(Debug)]
 pub(super) struct Stack {
-    pub(super) memory: Arc<Memory>,
+    pub(super) memory: Rc<Memory>,
     pub(super) flows: FlowTable,
     pub(super) rings: Rings,
     /// The chunks that the port has, where frames stay in them.
@@ -565,7 +565,7 @@ impl Relay {
         let stack = self.stack.as_mut();
         if let Some(stack) = stack.filter(|stack| stack.rings.shown.is_some())
             && let Some(port) = self.port.in_place()
-            && port.adopt(Arc::clone(&stack.memory), HEADROOM).is_ok()
+            && port.adopt(Rc::clone(&stack.memory), HEADROOM).is_ok()
         {
             stack.hands = Some(Hands::new(&stack.memory));
             stack.rings.say_in_place();
@@ -620,7 +620,7 @@ impl Stack {
     fn map(message: &Message, fds: Vec<OwnedFd>) -> Option<Self> {
         let [packets, flows, rings_fd, bell] = <[_; 4]>::try_from(fds).ok()?;
         Some(Self {
-            memory: Arc::new(Memory::map(packets.as_fd(), message.chunk_size).ok()?),
+            memory: Rc::new(Memory::map(packets.as_fd(), message.chunk_size).ok()?),
             hands: None,
             flows: FlowTable::map(&flows).ok()?,
             rings: Rings::map(rings_fd.as_fd(), message.entries).ok()?,

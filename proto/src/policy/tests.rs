@@ -493,6 +493,10 @@ fn devices_are_read_and_checked() {
         why,
         "own_queue has a meaning with backend = \"af_xdp\" only"
     );
+}
+
+#[test]
+fn a_dpdk_device_may_go_without_copies() {
     let text = "[[device]]\nname = \"eth2\"\nzero_copy = true\nbackend = ";
     let dpdk = Policy::parse(&format!("{text}\"dpdk\"\ndevargs = \"net_null0\"\n"));
     assert!(dpdk.unwrap().zero_copy("eth2"));
