@@ -394,25 +394,34 @@ impl Queue {
 
     /// Posts a buffer that is free, or free again; the card learns of it with seven others.
     pub(super) fn post(&mut self, id: u32) {
-        if id < RX_BUFFERS && !self.try_post(id) {
-            self.unposted.push(id);
+        if id >= RX_BUFFERS {
+            return;
+        }
+        let address = self.registration.address(id);
+        if self.interface.raw.receive_init(address, id) {
+            self.unpushed += 1;
+        } else {
+            self.put_aside(id);
         }
     }
 
     /// The ring has room for all of them: what is not taken is kept for the next look.
-    fn try_post(&mut self, id: u32) -> bool {
-        let address = self.registration.address(id);
-        let is_taken = self.interface.raw.receive_init(address, id);
-        self.unpushed += u32::from(is_taken);
-        is_taken
+    #[cold]
+    fn put_aside(&mut self, id: u32) {
+        self.unposted.push(id);
+    }
+
+    #[cold]
+    fn post_again(&mut self) {
+        for id in std::mem::take(&mut self.unposted) {
+            self.post(id);
+        }
     }
 
     /// Tells the card of posted buffers, in eights: the doorbell counts so.
     pub(super) fn push_posted(&mut self) {
-        while let Some(id) = self.unposted.last().copied()
-            && self.try_post(id)
-        {
-            self.unposted.pop();
+        if !self.unposted.is_empty() {
+            self.post_again();
         }
         if self.unpushed >= 8 {
             self.interface.raw.receive_push();
