@@ -40,6 +40,8 @@ const OUTQ: u32 = 0x5411;
 const OUTQNSD: u32 = 0x894b;
 /// Most bytes of one of its queues: more than that stays in the kernel.
 const MOST: u32 = 1 << 20;
+/// Most bytes that the program has not read.
+const MOST_UNREAD: u32 = 16 << 20;
 /// Bytes of `struct tcp_info` that are read: up to `tcpi_advmss`.
 const INFO_BYTES: usize = 88;
 /// Bits of `tcpi_options`.
@@ -167,19 +169,23 @@ fn thaw(socket: &OwnedFd) {
     let _ = repair::put(socket, repair::REPAIR, repair::REPAIR_OFF_NO_PROBE);
 }
 
-/// What can be read.
+/// What can be read, by one call. It keeps the socket's lock to its end, so that no thread of the
+/// program's reads from the middle (net/ipv4/tcp.c:tcp_recvmsg).
 fn drain(socket: &OwnedFd) -> Result<Vec<u8>, Stays> {
-    const PIECE: usize = 64 << 10;
+    // Nothing should come any more; a buffer that is not touched costs nothing.
+    const SLACK: usize = 1 << 20;
     let is_closing = own::tcp_state(socket)? == TcpState::CloseWait as u8;
-    let mut bytes = Vec::new();
+    let waiting = own::waiting(socket, INQ)?;
+    if waiting > MOST_UNREAD {
+        return Err(Stays::Full);
+    }
+    let mut bytes = Vec::with_capacity(waiting as usize + SLACK);
     loop {
-        bytes.reserve(PIECE);
         match recv(socket, spare_capacity(&mut bytes), RecvFlags::DONTWAIT) {
             // The peer's end, or the program reads no more.
-            Ok((_, 0)) if is_closing || !bytes.is_empty() => return Ok(bytes),
-            Ok((_, 0)) => return Err(Stays::Closing),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => return Ok(bytes),
+            Ok((_, 0)) if !is_closing => return Err(Stays::Closing),
+            Ok(_) | Err(Errno::AGAIN) => return Ok(bytes),
+            Err(Errno::INTR) => {}
             Err(_) => return Err(Stays::Gone),
         }
     }
