@@ -368,6 +368,29 @@ fn late_segments_of_a_moved_connection_are_dropped() {
     assert_eq!(pair.sent, sent, "an answer");
 }
 
+/// What comes here of a connection that the kernel has is not answered with a reset.
+#[test]
+fn segments_of_a_connection_of_the_kernels_are_dropped() {
+    let mut pair = pair();
+    let (client, server, _) = pair.established();
+    let (local, remote) = pair.with(1, |stack, _, now| {
+        let record = stack.tcp_record(server, now).unwrap();
+        stack.tcp_leave(server, now).unwrap();
+        (record.local(), record.remote())
+    });
+    // Longer than the leaving is remembered.
+    pair.run(3_000 * MS);
+    let is_kept = pair.with(1, |stack, _, now| stack.tcp_keep_out(local, remote, now));
+    assert!(is_kept);
+    assert!(!pair.rigs[1].stack().has_flow(local, remote));
+    assert_eq!(pair.send(0, client, b"more"), Ok(4));
+    let sent = pair.sent;
+    pair.run(MS);
+    let stack = pair.rigs[1].stack();
+    assert_eq!(stack.counters().dropped(DropReason::TcpLeft), 1);
+    assert_eq!(pair.sent, sent, "an answer");
+}
+
 /// A SYN-ACK that cannot get through: the request is forgotten, if the message knows its number.
 #[test]
 fn a_request_without_a_way_is_forgotten() {

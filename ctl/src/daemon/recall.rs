@@ -61,7 +61,8 @@ impl Server {
         if guests.is_empty() {
             return;
         }
-        if !can_disconnect() {
+        // Nothing is steered unless the kernel can tell when it has finished with what came before.
+        if !can_disconnect() || !quiesce() {
             *into.stay.entry(Stays::Refused).or_default() += guests.len() as u32;
             return;
         }
@@ -131,8 +132,10 @@ impl Server {
         let steered = guests.into_iter().filter(|guest| {
             let (local, remote) = guest.ends;
             let is_free = !locked.stack().has_flow(local, remote);
+            // What comes here of one that is not taken then is not answered with a reset.
+            let is_kept = is_free && locked.stack().tcp_keep_out(local, remote, clock::now());
             let flows = locked.flows();
-            is_free && flows.insert(local, remote, EndpointId::NONE).is_ok()
+            is_kept && flows.insert(local, remote, EndpointId::NONE).is_ok()
         });
         let steered: Vec<Guest<'_>> = steered.collect();
         let is_quiet = quiesce();

@@ -346,14 +346,9 @@ impl Stack<'_> {
     pub fn tcp_leave(&mut self, id: EndpointId, now: Instant) -> Result<(), CannotMove> {
         let record = self.tcp_record(id, now)?;
         let (local, remote) = (record.local(), record.remote());
-        let Some(mini) = self.add_mini(mini::kind::LEFT, local, remote, now) else {
+        if !self.tcp_keep_out(local, remote, now) {
             return Err(CannotMove::Full);
-        };
-        let deadline = now.0.saturating_add(LEFT_NS);
-        if let Some(entry) = self.minis.get_mut(mini as usize) {
-            entry.deadline = deadline;
         }
-        self.arm(mini | super::wheel::MINI, deadline, now);
         if let Some(mut connection) = self.connection(id.index) {
             connection.finish(0);
             connection.tcb.set(flag::ORPHAN);
@@ -365,6 +360,28 @@ impl Stack<'_> {
         self.count(Counter::TcpHandedOver);
         self.settle(id.index, now);
         Ok(())
+    }
+
+    /// Segments of a connection that the kernel has are dropped and not answered for a while, if
+    /// some come here ([`Stack::tcp_import`] ends that). False when there is no room.
+    #[must_use]
+    pub fn tcp_keep_out(
+        &mut self,
+        local: SocketAddress,
+        remote: SocketAddress,
+        now: Instant,
+    ) -> bool {
+        let old = self.find_mini(&local, &remote);
+        let Some(mini) = old.or_else(|| self.add_mini(mini::kind::LEFT, local, remote, now)) else {
+            return false;
+        };
+        let deadline = now.0.saturating_add(LEFT_NS);
+        match self.minis.get_mut(mini as usize) {
+            Some(entry) if entry.kind == mini::kind::LEFT => entry.deadline = deadline,
+            _ => return false,
+        }
+        self.arm(mini | super::wheel::MINI, deadline, now);
+        true
     }
 
     /// A connection comes with its bytes: an endpoint goes on with it. What it has sent counts as
