@@ -19,7 +19,9 @@ use bypass_stack::{ConnectionRecord, Family, SocketAddress, TcpOptions, TcpState
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, bind, connect_unspec, getpeername, getsockname, recv, sockopt};
+use rustix::net::{
+    RecvFlags, SocketAddrAny, bind, connect_unspec, getpeername, getsockname, recv, sockopt,
+};
 
 use super::bequeath::closed_socket;
 use super::repair::{self, Parcel};
@@ -143,15 +145,34 @@ pub(super) fn take(socket: &OwnedFd) -> Result<Parcel, Stays> {
     }
     let unread = drain(socket)?;
     let parcel = freeze(socket, options, unread)?;
-    let taken = connect_unspec(socket);
-    // Who has not bound it himself has lost the port, which its name goes on to tell
-    // (net/ipv4/tcp.c:tcp_set_state). Who has is answered EINVAL.
-    let _ = bind(socket, &name);
-    repair::put(socket, repair::REPAIR, repair::REPAIR_OFF_NO_PROBE)?;
-    taken?;
+    if let Err(why) = connect_unspec(socket) {
+        thaw(socket);
+        return Err(why.into());
+    }
+    let closed = becomes_shadow(socket, &name);
     // Repair mode has taken it.
     let _ = sockopt::set_socket_reuseaddr(socket, is_reused);
-    Ok(parcel)
+    closed.map(|()| parcel)
+}
+
+/// Binds the socket, which has been disconnected, to its name again and ends repair mode. The
+/// program must not have used that to get a port that another has.
+fn becomes_shadow(socket: &OwnedFd, name: &SocketAddrAny) -> Result<(), Stays> {
+    for _ in 0..4 {
+        // Who has not bound it himself has lost the port, which its name goes on to tell
+        // (net/ipv4/tcp.c:tcp_set_state). Who has is answered EINVAL.
+        let bound = matches!(bind(socket, name), Ok(()) | Err(Errno::INVAL));
+        let off = repair::put(socket, repair::REPAIR, repair::REPAIR_OFF_NO_PROBE).is_ok();
+        let is_closed = own::tcp_state(socket) == Ok(TcpState::Closed as u8);
+        let is_named = getsockname(socket).as_ref() == Ok(name);
+        if bound && off && is_closed && is_named {
+            return Ok(());
+        }
+        // It is listening, or connected.
+        let _ = connect_unspec(socket);
+    }
+    thaw(socket);
+    Err(Stays::Refused)
 }
 
 /// Everything of a connection on which no call has an effect from here on.
