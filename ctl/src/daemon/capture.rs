@@ -178,11 +178,16 @@ fn becomes_shadow(socket: &OwnedFd, name: &SocketAddrAny) -> Result<(), Stays> {
 /// Everything of a connection on which no call has an effect from here on.
 fn freeze(socket: &OwnedFd, options: TcpOptions, unread: Vec<u8>) -> Result<Parcel, Stays> {
     repair::put(socket, repair::REPAIR, 1)?;
-    let parcel = copy(socket, options, unread);
+    let mut parcel = copy(socket, options, &unread);
+    for _ in 0..3 {
+        if matches!(parcel, Err(Errno::AGAIN)) {
+            parcel = copy(socket, options, &unread);
+        }
+    }
     if parcel.is_err() {
         thaw(socket);
     }
-    Ok(parcel?)
+    Ok(Parcel { unread, ..parcel? })
 }
 
 /// The connection goes on in the kernel.
@@ -212,8 +217,9 @@ fn drain(socket: &OwnedFd) -> Result<Vec<u8>, Stays> {
     }
 }
 
-/// What a frozen connection consists of.
-fn copy(socket: &OwnedFd, options: TcpOptions, unread: Vec<u8>) -> Result<Parcel, Errno> {
+/// What a frozen connection consists of, without what is unread. EAGAIN: something has been sent
+/// meanwhile.
+fn copy(socket: &OwnedFd, options: TcpOptions, unread: &[u8]) -> Result<Parcel, Errno> {
     let (local, remote) = ends(socket).ok_or(Errno::NOTCONN)?;
     let info = Info::of(socket)?;
     let state = TcpState::from_byte(info.state);
@@ -226,9 +232,8 @@ fn copy(socket: &OwnedFd, options: TcpOptions, unread: Vec<u8>) -> Result<Parcel
         _ => return Err(Errno::NOTCONN),
     };
     let rcv_nxt = seq(socket, repair::RECV_QUEUE)?.wrapping_sub(fin);
-    let write_seq = seq(socket, repair::SEND_QUEUE)?.wrapping_sub(our_fin);
+    let (written, write_seq) = written(socket, our_fin)?;
     let unsent = own::waiting(socket, OUTQNSD)?;
-    let written = written(socket, our_fin)?;
     let [snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup] = windows(socket)?;
     // The end of the window that was told stays where it is.
     let told_fin = u32::from(fin == 1 && rcv_wup.wrapping_sub(rcv_nxt) == 1);
@@ -273,7 +278,7 @@ fn copy(socket: &OwnedFd, options: TcpOptions, unread: Vec<u8>) -> Result<Parcel
         record,
         options,
         written,
-        unread,
+        unread: Vec::new(),
     })
 }
 
@@ -335,11 +340,14 @@ impl Info {
 
 fn seq(socket: &OwnedFd, queue: u32) -> Result<u32, Errno> {
     repair::put(socket, repair::REPAIR_QUEUE, queue)?;
-    own::number(socket, repair::QUEUE_SEQ)
+    let number = own::number(socket, repair::QUEUE_SEQ);
+    repair::put(socket, repair::REPAIR_QUEUE, repair::NO_QUEUE)?;
+    number
 }
 
-/// The bytes of the send queue, which is chosen, without a FIN.
-fn written(socket: &OwnedFd, fin: u32) -> Result<Vec<u8>, Errno> {
+/// The bytes of the send queue and the number behind them, without a FIN.
+fn written(socket: &OwnedFd, fin: u32) -> Result<(Vec<u8>, u32), Errno> {
+    repair::put(socket, repair::REPAIR_QUEUE, repair::SEND_QUEUE)?;
     let length = own::waiting(socket, OUTQ)?.saturating_sub(fin) as usize;
     let mut bytes = Vec::with_capacity(length);
     if length > 0 {
@@ -347,7 +355,10 @@ fn written(socket: &OwnedFd, fin: u32) -> Result<Vec<u8>, Errno> {
         recv(socket, spare_capacity(&mut bytes), flags)?;
     }
     bytes.truncate(length);
-    (bytes.len() == length).then_some(bytes).ok_or(Errno::PROTO)
+    let end = seq(socket, repair::SEND_QUEUE)?.wrapping_sub(fin);
+    // No send succeeds any more. One may have while the queue was chosen.
+    let is_all = own::waiting(socket, OUTQ)?.saturating_sub(fin) as usize == bytes.len();
+    is_all.then_some((bytes, end)).ok_or(Errno::AGAIN)
 }
 
 fn windows(socket: &OwnedFd) -> Result<[u32; 5], Errno> {

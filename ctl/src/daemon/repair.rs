@@ -50,7 +50,9 @@ pub(super) const RCVBUF_LOCK: u32 = 2;
 /// Values of TCP_REPAIR that end it.
 pub(super) const REPAIR_OFF: u32 = 0;
 pub(super) const REPAIR_OFF_NO_PROBE: u32 = u32::MAX;
-/// Queues of TCP_REPAIR_QUEUE; none is chosen at first.
+/// Queues of TCP_REPAIR_QUEUE; none is chosen at first. While one is, a send puts its bytes there
+/// and succeeds; else it fails.
+pub(super) const NO_QUEUE: u32 = 0;
 pub(super) const RECV_QUEUE: u32 = 1;
 pub(super) const SEND_QUEUE: u32 = 2;
 /// Kinds of TCP options (RFC 9293 section 3.2, RFC 7323, RFC 2018).
