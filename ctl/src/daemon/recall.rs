@@ -67,10 +67,13 @@ impl Server {
             return;
         }
         let most = MOST_MOVED.saturating_sub(into.came) as usize;
-        into.left += guests.len().saturating_sub(most) as u32;
         let holders = Holders::now();
         let mut ready = Vec::new();
-        for (member, fd) in guests.into_iter().take(most) {
+        for (member, fd) in guests {
+            if ready.len() == most {
+                into.left += 1;
+                continue;
+            }
             match self.look_at(uid, (member, fd), &holders) {
                 Ok(guest) => ready.push(guest),
                 // The program has not noticed the end of it yet, or is about to close it.
