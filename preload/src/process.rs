@@ -66,6 +66,7 @@ pub fn forked(original: impl FnOnce() -> i32) -> i32 {
     let outer = FORKING.get();
     if outer.is_none() {
         make_room();
+        tcp::guest::all_stay();
     }
     let guard = outer.is_none().then(|| FORK.write());
     FORKING.set(Some(None));
@@ -198,6 +199,7 @@ fn forget_all() {
                 | Entry::Tcp(_)
                 | Entry::Listener(_)
                 | Entry::TcpCandidate
+                | Entry::Guest
                 | Entry::Heir
         ) {
             fdtable::set(fd, Entry::Other);
@@ -218,6 +220,7 @@ pub fn about_to_exec() {
         return;
     }
     let mut any = false;
+    tcp::guest::all_stay();
     for (fd, entry) in fdtable::entries(0, u32::MAX - 1) {
         if let Entry::Udp(endpoint) = entry {
             if shadow::is_close_on_exec(fd) {
@@ -271,6 +274,9 @@ pub fn about_to_spawn() {
 
 /// A program that is about to be started gets this descriptor.
 pub fn about_to_give(fd: i32) {
+    if fdtable::look(fd) == Entry::Guest {
+        tcp::guest::stays(fd, FallThrough::Inherited);
+    }
     if let Entry::Tcp(endpoint) = fdtable::get(fd) {
         tcp::handover::hand_over(fd, endpoint, FallThrough::Inherited);
     }

@@ -118,13 +118,20 @@ pub(super) fn check(socket: &OwnedFd) -> Result<(), Stays> {
     if [MARK, TIMESTAMPING, ZEROCOPY].into_iter().any(is_set) {
         return Err(Stays::Option);
     }
-    let mut urgent = [PollFd::new(socket, PollFlags::PRI)];
+    let wanted = PollFlags::PRI | PollFlags::RDHUP;
+    let mut polled = [PollFd::new(socket, wanted)];
     let now = Timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    if poll(&mut urgent, Some(&now))? > 0 {
+    poll(&mut polled, Some(&now))?;
+    let [told] = polled.map(|it| it.revents());
+    if told.contains(PollFlags::PRI) {
         return Err(Stays::Option);
+    }
+    // The program reads no more (shutdown with SHUT_RD).
+    if told.contains(PollFlags::RDHUP) && state != TcpState::CloseWait as u8 {
+        return Err(Stays::Closing);
     }
     if own::waiting(socket, OUTQ)? > MOST {
         return Err(Stays::Full);
@@ -282,14 +289,15 @@ fn copy(socket: &OwnedFd, options: TcpOptions, unread: &[u8]) -> Result<Parcel, 
     })
 }
 
-/// Its timestamp clock.
+/// Its timestamp clock. The kernel leaves out the lowest bit, and the next segment must not be
+/// older than its last one (RFC 7323 section 5.3).
 fn timestamp(socket: &OwnedFd, flags: u32) -> Result<u32, Errno> {
     let clock = own::number(socket, repair::TIMESTAMP)?;
     if clock & 1 == 1 && flags & ConnectionRecord::TIMESTAMPS != 0 {
         // It is in microseconds.
         return Err(Errno::NOSYS);
     }
-    Ok(clock)
+    Ok(clock.wrapping_add(2))
 }
 
 /// What TCP_INFO tells.

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use super::capture::{self, Stays};
 use super::counters::Counter;
@@ -28,6 +29,9 @@ use bypass_stack::{Cargo, EndpointId, NextHop, SocketAddress, TcpOpen};
 
 /// Connections that come under one lock.
 const BATCH: usize = 64;
+
+/// How long all descriptors of the machine are looked through.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What became of connections.
 #[derive(Debug, Default)]
@@ -193,6 +197,15 @@ fn take_steered(
         return Err(Stays::Gone);
     }
     let cookie = own::cookie(&guest.socket)?;
+    // The number may be another connection's by now.
+    let now = guest.member.socket(guest.fd).ok_or(Stays::Gone)?;
+    let is_same = own::cookie(&now) == Ok(cookie);
+    Foreign::close_later([now]);
+    if !is_same {
+        return Err(Stays::Gone);
+    }
+    // Its options may be others than when it was looked at.
+    capture::check(&guest.socket)?;
     let parcel = capture::take(&guest.socket)?;
     let imported = import(locked, guest, &parcel, cookie);
     if imported.is_err() {
@@ -270,11 +283,17 @@ fn can_disconnect() -> bool {
 struct Holders(HashMap<u64, u32>);
 
 impl Holders {
+    /// Those of which nothing is known by the deadline count as shared.
     fn now() -> Self {
+        let end = Instant::now() + LOOK;
         let mut counts = HashMap::new();
         for pid in process::others() {
+            if Instant::now() > end {
+                return Self(HashMap::new());
+            }
             let folder = format!("/proc/{pid}/fd");
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            for entry in entries.take_while(|_| Instant::now() < end) {
                 let target = fs::read_link(entry.path()).unwrap_or_default();
                 let text = target.to_string_lossy();
                 let inode = text.strip_prefix("socket:[");

@@ -232,24 +232,23 @@ fn message_of(vectors: *const iovec, count: c_int) -> Option<msghdr> {
 }
 
 pub unsafe fn sendfile(out: c_int, input: c_int, offset: *mut off_t, count: size_t) -> ssize_t {
-    let guest = tcp::guest::Filling::of(out);
-    if let Entry::Tcp(endpoint) = fdtable::get(out) {
+    let entry = fdtable::get(out);
+    if let Entry::Tcp(endpoint) = entry {
         // SAFETY: the caller's offset.
-        let answer = unsafe { tcp::send::file(out, endpoint, input, offset, count) };
+        let answer = unsafe { tcp::send::file(out, Some(endpoint), input, offset, count) };
         if answer != Err(Errno::BADF) || !tcp::handover::moved(out, endpoint) {
             return to_c(answer);
         }
         // SAFETY: the caller's arguments.
         return unsafe { sendfile(out, input, offset, count) };
     }
+    if entry == Entry::Guest {
+        // SAFETY: the caller's offset.
+        return to_c(unsafe { tcp::send::file(out, None, input, offset, count) });
+    }
     // SAFETY: the caller's arguments. To a UDP socket the kernel sends by the shadow, which has
     // the same address: the peer sees no difference.
-    let sent = unsafe { symbols::sendfile64::original()(out, input, offset, count) };
-    if sent < 0 && guest.is_void() {
-        // SAFETY: the caller's arguments.
-        return unsafe { sendfile(out, input, offset, count) };
-    }
-    sent
+    unsafe { symbols::sendfile64::original()(out, input, offset, count) }
 }
 
 pub unsafe fn splice(
@@ -260,7 +259,15 @@ pub unsafe fn splice(
     len: size_t,
     flags: c_uint,
 ) -> ssize_t {
-    let guests = [tcp::guest::Filling::of(out), tcp::guest::Filling::of(input)];
+    for fd in [out, input] {
+        // SAFETY: the caller's arguments.
+        let answer = tcp::guest::spliced(fd, flags, || unsafe {
+            symbols::splice::original()(input, input_offset, out, out_offset, len, flags)
+        });
+        if let Some(answer) = answer {
+            return to_c(answer);
+        }
+    }
     if let Entry::Tcp(endpoint) = fdtable::get(out) {
         if !input_offset.is_null() {
             return to_c(Err(Errno::SPIPE));
@@ -289,13 +296,7 @@ pub unsafe fn splice(
         return from_socket(input, out, len);
     }
     // SAFETY: the caller's arguments. Into a UDP socket it is a send by the shadow.
-    let moved =
-        unsafe { symbols::splice::original()(input, input_offset, out, out_offset, len, flags) };
-    if moved < 0 && guests.iter().any(tcp::guest::Filling::is_void) {
-        // SAFETY: the caller's arguments.
-        return unsafe { splice(input, input_offset, out, out_offset, len, flags) };
-    }
-    moved
+    unsafe { symbols::splice::original()(input, input_offset, out, out_offset, len, flags) }
 }
 
 /// splice out of an accelerated socket: one datagram, by way of a buffer.

@@ -9,7 +9,7 @@ use libc::size_t;
 use rustix::io::Errno;
 
 use crate::address::is_nowhere;
-use crate::errno::{Answer, to_int};
+use crate::errno::{Answer, from_c, to_int};
 use crate::fdtable::{self, Entry};
 use crate::{context, decide, shadow, symbols, tcp};
 
@@ -56,10 +56,17 @@ unsafe fn stream(fd: c_int, request: c_ulong, argument: size_t) -> Option<Answer
     /// `SIOCATMARK` of asm-generic/sockios.h.
     const SIOCATMARK: c_ulong = 0x8905;
     let entry = fdtable::get(fd);
+    let ours = [libc::FIONREAD, libc::TIOCOUTQ, SIOCOUTQNSD, SIOCATMARK];
+    if entry == Entry::Guest && ours.contains(&request) {
+        // SAFETY: the caller's arguments.
+        let call = || unsafe { symbols::ioctl::original()(fd, request, argument) };
+        let answer = tcp::guest::unmoved(fd, || from_c(call() as isize));
+        // SAFETY: the caller's promise.
+        return answer.or_else(|| unsafe { stream(fd, request, argument) });
+    }
     let (Entry::Tcp(endpoint) | Entry::Listener(endpoint)) = entry else {
         return None;
     };
-    let ours = [libc::FIONREAD, libc::TIOCOUTQ, SIOCOUTQNSD, SIOCATMARK];
     let pointer = argument as *mut c_int;
     if request == libc::FIONBIO {
         if is_nowhere(pointer) {

@@ -16,7 +16,7 @@ use libc::{off_t, size_t};
 use rustix::io::Errno;
 
 use super::{epoll, fd, io, ioctl, poll, process, recv, select, send, socket, uring};
-use crate::errno::set;
+use crate::errno::{Answer, from_c, set};
 use crate::fdtable;
 
 /// The system call itself, with libc's convention for errors.
@@ -51,6 +51,17 @@ unsafe fn direct(number: size_t, arguments: [size_t; 6]) -> size_t {
         return size_t::MAX;
     }
     result as size_t
+}
+
+/// sendmsg as the system call itself, at which no thread is cancelled.
+///
+/// # Safety
+/// `message` describes buffers that the caller may read.
+pub unsafe fn sendmsg(fd: c_int, message: &libc::msghdr, flags: c_int) -> Answer {
+    let message = std::ptr::from_ref(message) as size_t;
+    let number = libc::SYS_sendmsg as size_t;
+    // SAFETY: the caller's promise.
+    from_c(unsafe { direct(number, [fd as size_t, message, flags as size_t, 0, 0, 0]) } as isize)
 }
 
 /// Calls whose first argument is a descriptor, and that concern us only if it is ours.

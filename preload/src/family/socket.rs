@@ -229,15 +229,17 @@ pub unsafe fn shutdown(fd: c_int, how: c_int) -> c_int {
         Entry::Listener(endpoint) if matches!(how, libc::SHUT_RD | libc::SHUT_RDWR) => {
             tcp::listen::give_up(fd, endpoint);
         }
+        Entry::Guest => {
+            // SAFETY: plain integers.
+            let call = || unsafe { symbols::shutdown::original()(fd, how) };
+            let asked = tcp::guest::asked(fd, call);
+            // SAFETY: plain integers.
+            return asked.unwrap_or_else(|| unsafe { shutdown(fd, how) });
+        }
         _ => {}
     }
-    let guest = tcp::guest::Call::on(fd);
     // SAFETY: plain integers.
     let result = unsafe { symbols::shutdown::original()(fd, how) };
-    if result != 0 && entry == Entry::Guest && guest.is_void(errno::last()) {
-        // SAFETY: plain integers.
-        return unsafe { shutdown(fd, how) };
-    }
     if result == 0
         && let Entry::Udp(endpoint) = fdtable::get(fd)
         && let Some(joined) = context::joined()
@@ -276,14 +278,13 @@ pub unsafe fn getpeername(fd: c_int, address: *mut sockaddr, len: *mut socklen_t
         // SAFETY: the caller's arguments.
         return unsafe { getpeername(fd, address, len) };
     }
-    let guest = tcp::guest::Call::on(fd);
     // SAFETY: the caller's arguments; the shadow has the name.
-    let result = unsafe { symbols::getpeername::original()(fd, address, len) };
-    if result != 0 && entry == Entry::Guest && guest.is_void(errno::last()) {
-        // SAFETY: the caller's arguments.
-        return unsafe { getpeername(fd, address, len) };
+    let call = || unsafe { symbols::getpeername::original()(fd, address, len) };
+    if entry != Entry::Guest {
+        return call();
     }
-    result
+    // SAFETY: the caller's arguments.
+    tcp::guest::asked(fd, call).unwrap_or_else(|| unsafe { getpeername(fd, address, len) })
 }
 
 pub unsafe fn getsockopt(
@@ -307,7 +308,13 @@ pub unsafe fn getsockopt(
         }
     }
     // SAFETY: the caller's arguments; the shadow keeps every option.
-    unsafe { symbols::getsockopt::original()(fd, level, name, value, len) }
+    let call = || unsafe { symbols::getsockopt::original()(fd, level, name, value, len) };
+    if entry != Entry::Guest {
+        return call();
+    }
+    let asked = tcp::guest::asked(fd, call);
+    // SAFETY: the caller's arguments.
+    asked.unwrap_or_else(|| unsafe { getsockopt(fd, level, name, value, len) })
 }
 
 pub unsafe fn setsockopt(
@@ -349,11 +356,13 @@ pub unsafe fn setsockopt(
         return unsafe { setsockopt(fd, level, name, value, len) };
     }
     // SAFETY: the caller's arguments.
-    let result = unsafe { symbols::setsockopt::original()(fd, level, name, value, len) };
-    if result == 0 && entry == Entry::Guest && tcp::guest::came(fd) {
+    let call = || unsafe { symbols::setsockopt::original()(fd, level, name, value, len) };
+    if entry == Entry::Guest {
+        let asked = tcp::guest::asked(fd, call);
         // SAFETY: the caller's arguments.
-        return unsafe { setsockopt(fd, level, name, value, len) };
+        return asked.unwrap_or_else(|| unsafe { setsockopt(fd, level, name, value, len) });
     }
+    let result = call();
     if result == 0 && entry == Entry::TcpCandidate {
         tcp::changed::note(fd, level, name);
     }

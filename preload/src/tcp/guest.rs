@@ -7,8 +7,10 @@
 //! that is why, and is made again; a call that is served by the socket alone looks before. A look
 //! is one load of a count in the image.
 //!
-//! What the kernel has taken from a program, or given to it, must not be in doubt at that moment.
-//! Therefore no send sleeps in the kernel: it could go on there after the bytes were counted.
+//! What the kernel has taken from a program must not be in doubt at that moment. Therefore every
+//! call that gives it bytes, changes the connection or asks about it is made under the stack's lock
+//! ([`unmoved`]), which the daemon has while it moves something, and none sleeps in the kernel. Only
+//! a receive may: it gets bytes that the daemon then does not get.
 
 #![expect(
     unsafe_code,
@@ -16,18 +18,19 @@
 )]
 
 use std::cell::Cell;
-use std::ffi::c_int;
+use std::ffi::{c_int, c_uint};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bypass_proto::reason::FallThrough;
 use bypass_stack::EndpointId;
-use libc::{MSG_DONTWAIT, MSG_NOSIGNAL, MSG_WAITALL, POLLHUP, POLLOUT, iovec, msghdr, pollfd};
+use libc::{MSG_DONTWAIT, MSG_NOSIGNAL, MSG_WAITALL, POLLHUP, POLLOUT, SPLICE_F_NONBLOCK};
+use libc::{iovec, msghdr, pollfd};
 use rustix::io::Errno;
 
 use super::send::broken;
 use super::with_stack;
 use crate::context::Joined;
-use crate::errno::{Answer, from_c, last, set};
+use crate::errno::{Answer, from_c, set, to_int};
 use crate::fdtable::{self, Entry};
 use crate::locks::Mutex;
 use crate::report::Fate;
@@ -58,10 +61,10 @@ pub fn look(fd: c_int) -> Entry {
     fdtable::look(fd)
 }
 
-/// Runs `change` alone; not in a signal handler that has interrupted just that.
-fn alone(change: impl FnOnce()) {
+/// Runs `change` alone; not in a signal handler that has interrupted just that. Whether it ran.
+fn alone(change: impl FnOnce()) -> bool {
     if INSIDE.replace(true) {
-        return;
+        return false;
     }
     {
         let _guard = process::no_fork();
@@ -69,6 +72,7 @@ fn alone(change: impl FnOnce()) {
         change();
     }
     INSIDE.set(false);
+    true
 }
 
 /// Finds the guests of this process that have come to the stack. Waits for the daemon if it moves
@@ -120,7 +124,7 @@ fn comes(fd: c_int, endpoint: EndpointId) {
 /// otherwise.
 pub fn leaves(fd: c_int, was: EndpointId) {
     let mut fate = Fate::Stays;
-    alone(|| {
+    let has_run = alone(|| {
         if fdtable::replace(fd, Entry::Tcp(was), Entry::Guest) {
             // In this order: what the daemon does after this answer, the next look finds.
             fate = report::fate(fd, was);
@@ -129,6 +133,11 @@ pub fn leaves(fd: c_int, was: EndpointId) {
             }
         }
     });
+    if !has_run {
+        // The report may say that it may return.
+        report::refused(fd, FallThrough::Rollback);
+        settle();
+    }
     if fate == Fate::Stays {
         fdtable::replace(fd, Entry::Tcp(was), Entry::Other);
         fdtable::replace(fd, Entry::Guest, Entry::Other);
@@ -157,6 +166,15 @@ pub fn stays(fd: c_int, why: FallThrough) -> Entry {
         epoll_set::guest_gone(fd);
     }
     fdtable::look(fd)
+}
+
+/// Another process is about to have all descriptors: the daemon looks at holders before it moves,
+/// and would not know.
+pub fn all_stay() {
+    let all = fdtable::entries(0, u32::MAX - 1);
+    for (fd, _) in all.filter(|(_, entry)| *entry == Entry::Guest) {
+        stays(fd, FallThrough::Inherited);
+    }
 }
 
 /// Whether what the kernel says of a guest is that its connection has come to the stack.
@@ -228,33 +246,57 @@ impl Call {
     }
 }
 
-/// sendfile or splice with a descriptor, which may be a guest.
-#[derive(Clone, Copy, Debug)]
-pub struct Filling(Option<Call>);
-
-impl Filling {
-    /// It begins. It must not fall asleep in the kernel: a guest that blocks stays there.
-    pub fn of(fd: c_int) -> Self {
+/// Makes a call on a guest while the daemon moves nothing; `None`: it is none any more. The call must
+/// not sleep, and be no cancellation point (pthreads(7)): the lock would never be given back.
+pub fn unmoved<T>(fd: c_int, call: impl FnOnce() -> T) -> Option<T> {
+    loop {
+        // Without it: this thread has it already, in the code that a signal has interrupted.
+        let locked = context::joined().and_then(|joined| joined.attachment.lock().ok());
         if fdtable::look(fd) != Entry::Guest {
-            return Self(None);
+            return None;
         }
-        if !shadow::is_nonblocking(fd) {
-            stays(fd, FallThrough::Option);
+        let is_followed = count() == SEEN.load(Ordering::Acquire);
+        if is_followed || locked.is_none() || INSIDE.get() {
+            return Some(call());
         }
-        Self(Some(Call::on(fd)))
-    }
-
-    /// As [`Call::is_void`], after it has failed.
-    pub fn is_void(&self) -> bool {
-        self.0.is_some_and(|call| call.is_void(last()))
+        drop(locked);
+        follow();
     }
 }
 
-/// Whether the connection has come to the stack during a call that succeeds on any socket.
-#[cold]
-pub fn came(fd: c_int) -> bool {
-    settle();
-    matches!(fdtable::look(fd), Entry::Tcp(_))
+/// Makes a call of libc's that is one of the kernel's as [`unmoved`] does.
+pub fn asked(fd: c_int, call: impl FnOnce() -> c_int) -> Option<c_int> {
+    let answer = unmoved(fd, || from_c(call() as isize))?;
+    Some(to_int(answer))
+}
+
+/// Makes a splice to or from a descriptor, which may be a guest; `None`: it is none (any more).
+pub fn spliced(fd: c_int, flags: c_uint, call: impl FnOnce() -> isize) -> Option<Answer> {
+    if fdtable::look(fd) != Entry::Guest {
+        return None;
+    }
+    if flags & SPLICE_F_NONBLOCK == 0 || !shadow::is_nonblocking(fd) {
+        // It may fall asleep.
+        stays(fd, FallThrough::Option);
+        return None;
+    }
+    unmoved(fd, || from_c(call()))
+}
+
+/// send on a guest of bytes that are ours.
+///
+/// # Errors
+/// As the kernel's.
+pub fn send_bytes(fd: c_int, bytes: &[u8], flags: c_int) -> Answer {
+    let mut vector = iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: plain data; all zero is a value.
+    let mut message: msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut vector, 1);
+    // SAFETY: the message is of the slice.
+    unsafe { family::send::again(fd, &message, flags) }
 }
 
 /// recvmsg on a guest.
@@ -286,7 +328,6 @@ pub unsafe fn send(fd: c_int, message: &msghdr, flags: c_int) -> Answer {
     let mut vectors = unsafe { vectors(message) };
     let mut rest = *message;
     loop {
-        let call = Call::on(fd);
         if sent > 0 {
             // What it says beside the bytes has been said.
             (rest.msg_control, rest.msg_controllen) = (std::ptr::null_mut(), 0);
@@ -294,16 +335,16 @@ pub unsafe fn send(fd: c_int, message: &msghdr, flags: c_int) -> Answer {
         }
         let quiet = flags | MSG_DONTWAIT | MSG_NOSIGNAL;
         // SAFETY: the caller's promise.
-        match from_c(unsafe { symbols::sendmsg::original()(fd, &raw const rest, quiet) }) {
-            Err(why) if call.is_void(why) => {
+        match unmoved(fd, || unsafe { family::raw::sendmsg(fd, &rest, quiet) }) {
+            None => {
                 // SAFETY: as above.
                 let last = unsafe { family::send::again(fd, &rest, flags) };
                 return with_sent(sent, last);
             }
-            Err(Errno::AGAIN) => {}
-            Err(why) if sent == 0 => return Err(broken(why.raw_os_error(), flags)),
-            Err(_) => return Ok(sent as isize),
-            Ok(done) => {
+            Some(Err(Errno::AGAIN)) => {}
+            Some(Err(why)) if sent == 0 => return Err(broken(why.raw_os_error(), flags)),
+            Some(Err(_)) => return Ok(sent as isize),
+            Some(Ok(done)) => {
                 sent += done as usize;
                 advance(&mut vectors, done as usize);
                 if vectors.is_empty() {

@@ -19,7 +19,7 @@ use libc::{
 use rustix::io::Errno;
 
 use super::notices::Sending;
-use super::{burst, fast_open, with_stack};
+use super::{burst, fast_open, guest, with_stack};
 use crate::address::{self, is_nowhere, is_unreachable};
 use crate::errno::{Answer, from_c};
 use crate::symbols;
@@ -273,7 +273,8 @@ pub fn room(endpoint: EndpointId) -> Option<usize> {
 }
 
 /// sendfile into a connection: the file by way of a buffer, no more at a time than there is room
-/// for, so that nothing is read twice and the offset says what was sent.
+/// for, so that nothing is read twice and the offset says what was sent. Without an endpoint it is
+/// a guest.
 ///
 /// # Errors
 /// As the kernel's.
@@ -282,7 +283,7 @@ pub fn room(endpoint: EndpointId) -> Option<usize> {
 /// `offset` is null or the caller's to read and write.
 pub unsafe fn file(
     fd: c_int,
-    endpoint: EndpointId,
+    endpoint: Option<EndpointId>,
     input: c_int,
     offset: *mut off_t,
     count: size_t,
@@ -351,12 +352,19 @@ fn read_at(input: c_int, buffer: &mut [MaybeUninit<u8>], at: off_t) -> Result<&[
     Ok(unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast(), got.min(len)) })
 }
 
-fn pieces(fd: c_int, endpoint: EndpointId, input: c_int, at: &mut off_t, count: usize) -> Answer {
+fn pieces(
+    fd: c_int,
+    endpoint: Option<EndpointId>,
+    input: c_int,
+    at: &mut off_t,
+    count: usize,
+) -> Answer {
     let mut buffer = [MaybeUninit::uninit(); PIECE];
     let mut done = 0;
     while done < count {
         // One byte more than fits, so that a short send tells the stack to report the next room.
-        let room = room_for_one_call(endpoint).ok_or(Errno::BADF)?;
+        let room = endpoint.map_or(Some(PIECE), room_for_one_call);
+        let room = room.ok_or(Errno::BADF)?;
         let wanted = (count - done).min(PIECE).min(room.saturating_add(1));
         let piece = match read_at(input, &mut buffer[..wanted], *at) {
             Ok([]) => break,
@@ -370,11 +378,15 @@ fn pieces(fd: c_int, endpoint: EndpointId, input: c_int, at: &mut off_t, count: 
         let ends = done + got >= count || *at + got as off_t >= size_of_file(input);
         let more = if ends { 0 } else { MSG_MORE };
         let mut rest = piece;
-        let sent = stream(fd, endpoint, got, more, &mut |to| {
+        let mut fill = |to: &mut [u8]| {
             let (first, behind) = rest.split_at(to.len());
             to.copy_from_slice(first);
             rest = behind;
-        });
+        };
+        let sent = match endpoint {
+            Some(endpoint) => stream(fd, endpoint, got, more, &mut fill),
+            None => guest::send_bytes(fd, piece, more),
+        };
         match sent {
             Ok(sent) => {
                 done += sent as usize;
