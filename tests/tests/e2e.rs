@@ -199,6 +199,8 @@ tests! {
     rollback::datagrams: Any,
     returns::from_every_wait: Any,
     returns::under_way: Any,
+    returns::both_ways: Any,
+    returns::not_taken: Any,
     languages::java_nio: Segments,
     languages::tokio_echo: Segments,
     languages::gunicorn: Segments,

@@ -30,8 +30,8 @@ use bypass_stack::{Cargo, EndpointId, NextHop, SocketAddress, TcpOpen};
 /// Connections that come under one lock.
 const BATCH: usize = 64;
 
-/// How long all descriptors of the machine are looked through.
-const LOOK: Duration = Duration::from_millis(500);
+/// How long all descriptors of the machine are looked through at most (40,000 take 0.7 s).
+const LOOK: Duration = Duration::from_secs(5);
 
 /// What became of connections.
 #[derive(Debug, Default)]
@@ -55,7 +55,14 @@ struct Guest<'a> {
 
 impl Server {
     /// Takes connections of the programs that are meant out of the kernel, [`MOST_MOVED`] at most.
-    pub(super) fn recall(&mut self, uid: u32, whom: Whom, members: &[Member], into: &mut Recalled) {
+    /// `holders` is made when it is needed, once for a request.
+    pub(super) fn recall(
+        &mut self,
+        (uid, whom): (u32, Whom),
+        members: &[Member],
+        holders: &mut Option<Holders>,
+        into: &mut Recalled,
+    ) {
         let wanted = |member: &&Member| member.is_meant || matches!(whom, Whom::Port(_));
         let guests: Vec<(&Member, i32)> = members
             .iter()
@@ -71,14 +78,14 @@ impl Server {
             return;
         }
         let most = MOST_MOVED.saturating_sub(into.came) as usize;
-        let holders = Holders::now();
+        let holders = holders.get_or_insert_with(Holders::now);
         let mut ready = Vec::new();
         for (member, fd) in guests {
             if ready.len() == most {
                 into.left += 1;
                 continue;
             }
-            match self.look_at(uid, (member, fd), &holders) {
+            match self.look_at(uid, (member, fd), holders) {
                 Ok(guest) => ready.push(guest),
                 // The program has not noticed the end of it yet, or is about to close it.
                 Err(Stays::Gone) => {}
@@ -280,7 +287,8 @@ fn can_disconnect() -> bool {
 }
 
 /// How many descriptors of other processes there are for each socket.
-struct Holders(HashMap<u64, u32>);
+#[derive(Debug)]
+pub(super) struct Holders(HashMap<u64, u32>);
 
 impl Holders {
     /// Those of which nothing is known by the deadline count as shared.

@@ -208,6 +208,7 @@ impl Server {
         if let Whom::Port(port) = whom {
             self.free_port(port);
         }
+        let mut holders = None;
         for uid in self.users() {
             let members = self.members(uid, whom, false);
             done.processes += members.iter().filter(|it| it.is_meant).count() as u32;
@@ -227,7 +228,7 @@ impl Server {
                 came: done.connections,
                 ..Recalled::default()
             };
-            self.recall(uid, whom, &members, &mut recalled);
+            self.recall((uid, whom), &members, &mut holders, &mut recalled);
             done.connections = recalled.came;
             done.left += recalled.left;
             for (why, count) in recalled.stay {

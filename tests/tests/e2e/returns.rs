@@ -8,6 +8,7 @@ use bypass_tests::counters::kernel_segments;
 use bypass_tests::daemon;
 use bypass_tests::program::{Running, wait_until};
 use bypass_tests::testbed::Side;
+use serde_json::Value;
 
 use super::handover::echo_clients;
 use super::harness::Scene;
@@ -214,5 +215,143 @@ pub(crate) fn under_way(scene: &Scene) -> Result<()> {
         }
         server.stop()?;
     }
+    Ok(())
+}
+
+/// A stream each way of which both ends know the bytes. The server's threads read slowly, so that
+/// much is unread, and others send, by send and by sendfile.
+const BOTH_WAYS: &str = r"
+import os, random, socket, sys, tempfile, threading, time
+host, port, role, count, size = sys.argv[1], int(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:])
+serves = role == 'serve'
+def data(n, by_server): return random.Random(2 * n + by_server).randbytes(size)
+def read(c, n):
+    wanted, at = data(n, not serves), 0
+    while piece := c.recv(random.randrange(1, 200000)):
+        assert piece == wanted[at:at + len(piece)], f'{role} {n}: other bytes behind {at}'
+        at += len(piece)
+        if serves: time.sleep(0.004)
+    assert at == size, (role, n, at)
+def send(c, n):
+    mine, at = data(n, serves), 0
+    if serves and n % 2:
+        with tempfile.TemporaryFile() as f: f.write(mine); f.flush(); f.seek(0); c.sendfile(f)
+    else:
+        while at < size: at += c.send(mine[at:at + random.randrange(1, 100000)])
+    c.shutdown(socket.SHUT_WR)
+def both(c, n):
+    def guarded(what):
+        try: what(c, n)
+        except BaseException as e: print(repr(e), file=sys.stderr, flush=True); os._exit(1)
+    all = [threading.Thread(target=guarded, args=[what]) for what in (read, send)]
+    for t in all: t.start()
+    for t in all: t.join()
+    c.close()
+if serves:
+    listener = socket.create_server((host, port), backlog=100)
+    while True:
+        c = listener.accept()[0]
+        n = int.from_bytes(c.recv(4), 'big')
+        threading.Thread(target=both, args=[c, n], daemon=True).start()
+all = [socket.create_connection((host, port)) for _ in range(count)]
+for n, c in enumerate(all): c.sendall(n.to_bytes(4, 'big'))
+all = [threading.Thread(target=both, args=[c, n]) for n, c in enumerate(all)]
+for t in all: t.start()
+for t in all: t.join()
+";
+
+/// There and back while other threads send and much is unread: every byte arrives in its order.
+pub(crate) fn both_ways(scene: &Scene) -> Result<()> {
+    let (host, port) = (scene.host(), PORT.to_string());
+    let arguments =
+        |role| ["-c", BOTH_WAYS, &host, &port, role, "6", "12000000"].map(str::to_owned);
+    let mut server = subject(scene, Side::Server, "python3");
+    server.args(arguments("serve"));
+    let server = started(scene, &server, PORT)?;
+    let pid = server.pid().to_string();
+    let mut clients = scene.bed.program(Side::Client, "python3");
+    clients
+        .args(arguments("ask"))
+        .timeout(Duration::from_secs(60));
+    let mut came = 0;
+    let turned = meanwhile(&clients, || {
+        control(scene, "rollback", &pid)?;
+        let done = control(scene, "adopt", &format!("{pid} --connections"))?;
+        came += done["connections"].as_u64().unwrap_or(0);
+        std::thread::sleep(Duration::from_millis(10));
+        Ok(())
+    });
+    let turns = turned.map_err(|error| format!("{error}\n{}", server.stderr()))?;
+    if scene.has_shim() && came < u64::from(turns) {
+        return Err(format!("{came} connections have come back in {turns} turns").into());
+    }
+    server.stop()?;
+    Ok(())
+}
+
+/// A connection that is led to the stack and then cannot be taken, because too much of it is unread,
+/// goes on in the kernel.
+pub(crate) fn not_taken(scene: &Scene) -> Result<()> {
+    let script = r"
+import array, fcntl, os, socket, sys, termios, threading, time
+host, port, role, go = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+talk, most, size = bytes(range(251)) * 40, 17_000_000, 19_000_000
+def talks(c):
+    while True: c.sendall(talk); time.sleep(0.001)
+def listens(c):
+    got = b''
+    while piece := c.recv(1 << 16):
+        got += piece
+        while len(got) >= len(talk): assert got.startswith(talk); got = got[len(talk):]
+def unread(c):
+    n = array.array('i', [0]); fcntl.ioctl(c, termios.FIONREAD, n); return n[0]
+if role == 'serve':
+    c = socket.create_server((host, port)).accept()[0]
+    threading.Thread(target=talks, args=[c], daemon=True).start()
+    while unread(c) < most: time.sleep(0.01)
+    print('full', flush=True)
+    while not os.path.exists(go): time.sleep(0.01)
+    for i in range(size // 1000):
+        line = c.recv(1000, socket.MSG_WAITALL); assert line == b'%09d.' % i * 100, (i, line)
+    print('all', flush=True); time.sleep(1000)
+c = socket.create_connection((host, port))
+threading.Thread(target=listens, args=[c], daemon=True).start()
+for i in range(size // 1000): c.sendall(b'%09d.' % i * 100)
+time.sleep(1000)
+";
+    let mut sysctl = scene.bed.program(Side::Server, "sh");
+    let wider = "echo 4096 60000000 90000000 > /proc/sys/net/ipv4/tcp_rmem";
+    sysctl.args(["-c", wider]).run()?.check()?;
+    let go = scene.bed.folder().join("go");
+    let (host, port, file) = (scene.host(), PORT.to_string(), go.display().to_string());
+    let arguments = |role| ["-c", script, &host, &port, role, &file].map(str::to_owned);
+    let mut server = subject(scene, Side::Server, "python3");
+    server.args(arguments("serve"));
+    let server = started(scene, &server, PORT)?;
+    let pid = server.pid().to_string();
+    control(scene, "rollback", &pid)?;
+    let mut client = scene.bed.program(Side::Client, "python3");
+    let mut client = client.args(arguments("ask")).spawn()?;
+    let told = |word: &str| {
+        let told = wait_until(word, Duration::from_secs(30), || {
+            server.stdout().contains(word)
+        });
+        told.map_err(|error| format!("{error}\n{}{}", server.stderr(), client.stderr()))
+    };
+    told("full")?;
+    let done = control(scene, "adopt", &format!("{pid} --connections"))?;
+    counted(scene, &done, "connections", 0)?;
+    let stay = done["stay"].as_object();
+    let stay: u64 = stay.map_or(0, |it| it.values().filter_map(Value::as_u64).sum());
+    if scene.has_shim() && stay != 1 {
+        return Err(format!("one was to stay: {done}").into());
+    }
+    fs::write(&go, "")?;
+    told("all")?;
+    if !client.is_running() {
+        return Err(client.stderr().into());
+    }
+    client.stop()?;
+    server.stop()?;
     Ok(())
 }
