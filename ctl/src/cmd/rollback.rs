@@ -41,10 +41,10 @@ Examples:
 Listeners and UDP sockets are accelerated again at once, and so is what the programs open from now
 on. TCP connections that the kernel has stay with it to their end. With --connections they come
 back with all that they have, and so do those that the kernel has accepted at a rolled back
-listener. THIS IS NEW: a connection that is busy at that moment may be cut, lose bytes or get them
-in the wrong order (see docs/adr/0011). The kernel keeps what it alone can serve: connections by the
-loopback interface or another that is not accelerated, connections that another descriptor or
-process has too (dup, fork), and those that one end has closed. How many, and why, is told.")]
+listener. THIS IS NEW: a connection that is busy at that moment may be cut (see docs/adr/0011). The
+kernel keeps what it alone can serve: connections by the loopback interface or another that is not
+accelerated, connections that another descriptor or process has too (dup), those of a program that
+has forked since the rollback, and those that one end has closed. How many, and why, is told.")]
 pub struct Adopt {
     #[command(flatten)]
     whom: Whom,

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //!   no segment comes any more    its flow leads to the stack's queue
-//!   what is unread               by an ordinary recv: a thread of the program's that sleeps in one
-//!                                gets bytes or we do, never both
-//!   TCP_REPAIR on                no call of the program's changes anything from here on
+//!   what is unread               by one ordinary recv: a thread of the program's gets what is
+//!                                before that, or nothing
+//!   TCP_REPAIR on                no receive gets anything from here on; sends wait for the stack's
+//!                                lock, and those that do not fail while no queue is chosen
 //!   numbers, windows, options, what is sent and unsent
 //!   connect to nowhere           a closed socket, the shadow; nothing is sent, sleepers wake
 //! ```
@@ -81,7 +82,7 @@ impl Stays {
             Self::Way => "its segments do not come by a queue of the stack",
             Self::Option => "it uses what only the kernel has",
             Self::Full => "no room for it, or too much waits to be sent",
-            Self::Refused => "the kernel refuses (it takes Linux 6.7 or later)",
+            Self::Refused => "the kernel refuses (it takes Linux 6.7 or later, without nohz_full)",
         }
     }
 }

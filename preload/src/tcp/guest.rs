@@ -8,9 +8,9 @@
 //! is one load of a count in the image.
 //!
 //! What the kernel has taken from a program must not be in doubt at that moment. Therefore every
-//! call that gives it bytes, changes the connection or asks about it is made under the stack's lock
-//! ([`unmoved`]), which the daemon has while it moves something, and none sleeps in the kernel. Only
-//! a receive may: it gets bytes that the daemon then does not get.
+//! call that gives it bytes, changes the connection or asks about it is made under the stack's
+//! lock ([`unmoved`]), which the daemon has while it moves something, and none sleeps in the
+//! kernel. Only a receive may: it gets bytes that the daemon then does not get.
 
 #![expect(
     unsafe_code,
@@ -125,6 +125,10 @@ fn comes(fd: c_int, endpoint: EndpointId) {
 pub fn leaves(fd: c_int, was: EndpointId) {
     let mut fate = Fate::Stays;
     let has_run = alone(|| {
+        if report::fate(fd, was) == Fate::Returned {
+            // Before anybody sees a guest.
+            SEEN.store(count().wrapping_sub(1), Ordering::Release);
+        }
         if fdtable::replace(fd, Entry::Tcp(was), Entry::Guest) {
             // In this order: what the daemon does after this answer, the next look finds.
             fate = report::fate(fd, was);
@@ -246,8 +250,8 @@ impl Call {
     }
 }
 
-/// Makes a call on a guest while the daemon moves nothing; `None`: it is none any more. The call must
-/// not sleep, and be no cancellation point (pthreads(7)): the lock would never be given back.
+/// Makes a call on a guest while the daemon moves nothing; `None`: it is none any more. The call
+/// must not sleep, and be no cancellation point (pthreads(7)): the lock would never be given back.
 pub fn unmoved<T>(fd: c_int, call: impl FnOnce() -> T) -> Option<T> {
     loop {
         // Without it: this thread has it already, in the code that a signal has interrupted.

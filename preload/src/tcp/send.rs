@@ -363,8 +363,12 @@ fn pieces(
     let mut done = 0;
     while done < count {
         // One byte more than fits, so that a short send tells the stack to report the next room.
-        let room = endpoint.map_or(Some(PIECE), room_for_one_call);
-        let room = room.ok_or(Errno::BADF)?;
+        let room = match endpoint.map_or(Some(PIECE), room_for_one_call) {
+            Some(room) => room,
+            // It has moved: what was sent before counts.
+            None if done > 0 => break,
+            None => return Err(Errno::BADF),
+        };
         let wanted = (count - done).min(PIECE).min(room.saturating_add(1));
         let piece = match read_at(input, &mut buffer[..wanted], *at) {
             Ok([]) => break,
