@@ -108,6 +108,8 @@ pub struct EpollSet {
     kicked: AtomicBool,
     /// Some of the kernel's members have been guests.
     had_guests: AtomicBool,
+    /// Members that have become the kernel's.
+    given: AtomicU32,
     /// Relatives have it too.
     is_shared: AtomicBool,
 }
@@ -311,6 +313,8 @@ fn give_to_kernel(endpoint: EndpointId, each: impl Fn(&mut Members, Pending)) {
                     let _ = ctl(overlay, EPOLL_CTL_DEL, member.fd, 0, 0);
                 }
                 let (fd, events, data) = (member.fd, member.kernel_events(), member.data);
+                // Before the kernel can tell of it.
+                set.given.fetch_add(1, Ordering::Release);
                 // A relative that shares the set may have been faster.
                 let _ = ctl(epfd, EPOLL_CTL_ADD, fd, events, data);
                 let is_guest = false;
@@ -824,8 +828,14 @@ impl EpollSet {
         Ok(told)
     }
 
-    /// The events of the program's own descriptor, without waiting, behind those that are found.
-    fn program_events(&self, epfd: i32, out: &mut [epoll_event], found: usize) -> Answer {
+    /// The events of the program's own descriptor, without waiting, behind those that are found since
+    /// so many members were `given` to the kernel.
+    fn program_events(
+        &self,
+        epfd: i32,
+        out: &mut [epoll_event],
+        (found, given): (usize, u32),
+    ) -> Answer {
         let (ours, rest) = out.split_at_mut(found);
         if rest.is_empty() {
             return Ok(0);
@@ -838,7 +848,9 @@ impl EpollSet {
         }
         let left = without_kick(&mut rest[..count as usize]);
         let left = self.without_guests(&mut rest[..left]);
-        if self.members.lock().nested.is_empty() {
+        // A member that was found, and given away then, is the kernel's to tell of too.
+        let is_given = self.given.load(Ordering::Acquire) != given;
+        if !is_given && self.members.lock().nested.is_empty() {
             return Ok(left as isize);
         }
         Ok(without_doubles(ours, &mut rest[..left]) as isize)
@@ -898,6 +910,7 @@ impl EpollSet {
         let mut call = Call::default();
         loop {
             let now = clock::now().0;
+            let given = self.given.load(Ordering::Acquire);
             let asked = self.asked_kernel.load(Ordering::Relaxed);
             let due = now.wrapping_sub(asked) >= KERNEL_EVERY_NS;
             let mut told = Told::default();
@@ -917,7 +930,7 @@ impl EpollSet {
                 }
             }
             if told.program {
-                found += self.program_events(epfd, out, found)? as usize;
+                found += self.program_events(epfd, out, (found, given))? as usize;
             }
             if found > 0 {
                 return Ok(found as isize);
@@ -972,7 +985,7 @@ pub fn without_kick(events: &mut [epoll_event]) -> usize {
     keep(events, |event| event.u64 != KICK)
 }
 
-/// Takes out of `more` what `ours` reports already (a nested set that is ready on both sides).
+/// Takes out of `more` what `ours` reports already: no wait reports a member twice.
 fn without_doubles(ours: &[epoll_event], more: &mut [epoll_event]) -> usize {
     keep(more, |event| {
         let data = event.u64;

@@ -200,7 +200,7 @@ pub(crate) fn under_way(scene: &Scene) -> Result<()> {
         server.args(["-c", ECHO, &scene.host(), &PORT.to_string(), wait]);
         let server = started(scene, &server, PORT)?;
         let pid = server.pid().to_string();
-        let clients = echo_clients(scene, 12, 2_000_000);
+        let clients = echo_clients(scene, 12, 6_000_000);
         let mut came = 0;
         let turned = meanwhile(&clients, || {
             control(scene, "rollback", &pid)?;
