@@ -101,6 +101,8 @@ reasons! {
     PidNamespace = 31, "pid-namespace", "give the containers users or network namespaces of their own";
     /// The program uses io_uring, which works on the kernel's sockets.
     IoUring = 32, "io_uring", "if its rings serve files only, set BYPASS_IO_URING=ignore";
+    /// The connection kept packet memory of the stack while that was short.
+    Memory = 33, "memory", "raise chunks in the [daemon] part of bypass.toml";
     /// The descriptor was handed to the kernel by rollback.
     Rollback = 28, "rollback", "";
 }

@@ -64,9 +64,9 @@ pub use readiness::{Readiness, event};
 pub use send::SendError;
 pub use stack::{FrameOutcome, RxChecksum, RxFrame, Stack, Transmit};
 pub use tcp::{
-    CannotMove, Cargo, ConnectionRecord, Ended, FirstWrite, FlowChange, NoPort, Notice, NoticeKind,
-    Part, PortView, Shutdown, Span, TcpDefaults, TcpError, TcpInfo, TcpInput, TcpOpen, TcpOptions,
-    TcpState, TcpStatus, Twin,
+    CannotMove, Cargo, ConnectionRecord, Ended, FirstWrite, FlowChange, Hold, Kept, NoPort, Notice,
+    NoticeKind, Part, PortView, Shortage, Shutdown, Span, TcpDefaults, TcpError, TcpInfo, TcpInput,
+    TcpOpen, TcpOptions, TcpState, TcpStatus, Twin,
 };
 pub use types::{
     ChunkId, Duration, EndpointId, Family, Instant, IpAddress, Memory, PROCESSES, ProcessId,

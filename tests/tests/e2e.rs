@@ -124,6 +124,7 @@ tests! {
     endings::slow_enders: Any,
     endings::sockets_without_a_program: Any,
     crowds::too_many_connections: Any,
+    crowds::short_of_memory: Any,
     crowds::more_children_than_places: Any,
     crowds::ten_programs: Any,
     units::hardened: Segments,

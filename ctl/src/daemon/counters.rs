@@ -53,6 +53,7 @@ counters! {
     FiltersRemoved "filters_removed" "Filters removed at their owner's request.",
     DatagramsMoved "datagrams_moved" "Unread datagrams given to the kernel's socket when an endpoint ended (exec, SCM_RIGHTS).",
     ConnectionsMoved "connections_moved" "TCP connections that have become the kernel's.",
+    ConnectionsRelieved "connections_relieved" "Of these, TCP connections that kept a stack's packet memory while it was short ([daemon] chunks).",
     ConnectionsRecalled "connections_recalled" "TCP connections that have come (back) from the kernel.",
     IcmpErrors "icmp_errors" "ICMP errors about TCP connections of a stack.",
     FiltersSwept "filters_swept" "Filters removed because their endpoint was gone.",

@@ -32,6 +32,7 @@ mod filters;
 mod foreign;
 mod handover;
 mod icmp;
+mod memory;
 mod netlink;
 mod nics;
 mod opening;

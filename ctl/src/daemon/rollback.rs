@@ -147,7 +147,8 @@ impl Server {
                 }
             }
             let most = MOST_MOVED - done.connections;
-            let moved = self.move_all(uid, (&connections, most), &members);
+            let why = FallThrough::Rollback;
+            let moved = self.move_all(uid, (&connections, most), &members, why);
             done.connections += moved;
             done.left += connections.len() as u32 - moved;
         }
@@ -156,11 +157,12 @@ impl Server {
 
     /// Hands so many of the connections over at most, a few under one lock, and lets the programs
     /// have it between; how many.
-    fn move_all(
+    pub(super) fn move_all(
         &mut self,
         uid: u32,
         (endpoints, most): (&[EndpointId], u32),
         members: &[Member],
+        why: FallThrough,
     ) -> u32 {
         let mut endpoints = endpoints.iter().copied().peekable();
         let mut count = 0;
@@ -181,7 +183,7 @@ impl Server {
                 count += u32::from(done.is_ok() || twins.contains(&endpoint));
                 if done.is_ok() {
                     // Before the program can notice: it asks for the reason then.
-                    tell_all(members, &ends);
+                    tell_all(members, &ends, why);
                     twins.extend(ends.iter().skip(1).map(|twin| twin.endpoint));
                     moved.extend(ends);
                 } else {
@@ -265,6 +267,12 @@ impl Server {
             }
         }
         members
+    }
+
+    /// The processes of a stack that are known, none of them meant.
+    pub(super) fn known_members(&self, uid: u32) -> Vec<Member> {
+        let watched = self.watch.iter().map(|(_, it)| it);
+        watched.filter(|it| it.uid == uid).map(Member::of).collect()
     }
 
     /// The processes that are known to have the other end of a connection.
@@ -462,9 +470,9 @@ fn tell(members: &[Member], endpoint: EndpointId, reason: Option<FallThrough>) {
     }
 }
 
-fn tell_all(members: &[Member], ends: &[End]) {
+fn tell_all(members: &[Member], ends: &[End], why: FallThrough) {
     for end in ends {
-        tell(members, end.endpoint, Some(FallThrough::Rollback));
+        tell(members, end.endpoint, Some(why));
     }
 }
 

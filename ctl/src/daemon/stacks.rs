@@ -33,6 +33,7 @@ use rustix::io::Errno;
 use rustix::time::Timespec;
 
 use super::deputy::{Alarm, Look};
+use super::memory::Squeeze;
 use super::nics;
 use super::process;
 use super::published::{Belongs, Published};
@@ -146,6 +147,8 @@ pub(super) struct StackEntry {
     pub unrouted: bool,
     /// Whether it has few endpoints left: new connections are led to the kernel's listeners.
     pub is_crowded: bool,
+    /// While its packet memory is short: what was seen of that.
+    pub squeeze: Option<Squeeze>,
     /// Since when no process takes part in it.
     pub deserted: Option<Instant>,
     /// Until when the lock is not waited for.
@@ -291,6 +294,7 @@ impl StackEntry {
             alarm: None,
             unrouted: false,
             is_crowded: false,
+            squeeze: None,
             deserted: None,
             busy_until: Cell::new(None),
             kept_until: Cell::new(None),

@@ -335,6 +335,7 @@ impl Server {
             self.bury(uid);
             self.sweep_filters(uid);
             self.note_crowd(uid);
+            self.relieve(uid);
             self.drop_stack_without_process(uid);
         }
         self.sweep_proofs();

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::faults::readable_copies;
 use super::harness::{Scene, script};
-use super::streams::started;
+use super::streams::{started, subject};
 
 const PORT: u16 = 7007;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -84,6 +84,96 @@ pub(crate) fn too_many_connections(scene: &Scene) -> Result<()> {
     }
     server.stop()?;
     Ok(())
+}
+
+/// Serves connections by their first letter: takes or gives bytes at once, or takes them when a
+/// file is there. What was taken is answered with its digest.
+const KEEPER: &str = r"
+import hashlib, os, socket, sys, threading, time
+host, go = sys.argv[1:]
+def serve(c):
+    kind = c.recv(1)
+    if kind in b'gG':
+        c.sendall(bytes(range(250)) * 2000 * (1 if kind == b'g' else 10))
+    else:
+        while kind == b't' and not os.path.exists(go): time.sleep(0.01)
+        got = hashlib.sha256()
+        while more := c.recv(65536): got.update(more)
+        c.sendall(got.hexdigest().encode())
+    c.close()
+s = socket.create_server((host, 7007), backlog=100)
+while True: threading.Thread(target=serve, args=[s.accept()[0]], daemon=True).start()
+";
+
+/// Ten connections that the server does not read, ten that the client does not read, and then two
+/// in a hurry.
+const KEEPERS_PEERS: &str = r"
+import hashlib, os, socket, sys, threading, time
+host, go = sys.argv[1:]
+data = bytes(range(250)) * 2000
+def started(kind):
+    s = socket.create_connection((host, 7007), 15)
+    s.settimeout(60)
+    s.sendall(kind)
+    return s
+def give(s, all):
+    s.sendall(all)
+    s.shutdown(socket.SHUT_WR)
+    return s.recv(64, socket.MSG_WAITALL).decode() == hashlib.sha256(all).hexdigest()
+def take(s, all): return b''.join(iter(lambda: s.recv(65536), b'')) == all
+right = []
+given, taken = [started(b't') for _ in range(10)], [started(b'g') for _ in range(10)]
+threads = [threading.Thread(target=lambda s=s: right.append(give(s, data))) for s in given]
+for it in threads: it.start()
+print('started', flush=True)
+while not os.path.exists(go + '.on'): time.sleep(0.01)
+begun = time.monotonic()
+assert give(started(b'T'), data * 10) and take(started(b'G'), data * 10)
+print('seconds', time.monotonic() - begun, flush=True)
+open(go, 'w').close()
+assert all(take(s, data) for s in taken)
+for it in threads: it.join()
+assert right == [True] * 10, right
+print('all', flush=True)
+";
+
+/// Programs and peers that do not read hold the packet memory: their connections go to the kernel,
+/// with what they hold, and the others are served at once.
+pub(crate) fn short_of_memory(scene: &Scene) -> Result<()> {
+    let rules = scene.bed.folder().join("small.toml");
+    fs::write(&rules, "[daemon]\nchunks = 512\n")?;
+    let rules = rules.display().to_string();
+    let start = || daemon::start_with(&scene.bed, &["--config", &rules], &[]);
+    let _daemon = scene.has_shim().then(start).transpose()?;
+    let go = scene.bed.folder().join("go");
+    let mut server = subject(scene, Side::Server, "/usr/bin/python3");
+    server.args(["-IS", "-c", KEEPER, &scene.host()]).arg(&go);
+    let server = started(scene, &server, PORT)?;
+    let mut peers = scene.bed.program(Side::Client, "python3");
+    peers.args(["-c", KEEPERS_PEERS, &scene.host()]).arg(&go);
+    let peers = peers.spawn()?;
+    if scene.has_shim() {
+        let relieved = || daemon::counter(&scene.bed, "connections_relieved").unwrap_or(0);
+        let told = || reasons_of(scene, server.pid()).unwrap_or_default();
+        wait_until("relief", PATIENCE, || relieved() > 0)?;
+        wait_until("a reason", PATIENCE, || {
+            told().contains(&"memory".to_owned())
+        })?;
+    }
+    fs::write(go.with_extension("on"), "")?;
+    let run = peers.wait(PATIENCE * 3)?.check()?;
+    if !run.stdout.contains("all") {
+        return Err(format!("not all: {}", run.stderr).into());
+    }
+    server.stop()?;
+    Ok(())
+}
+
+/// Why sockets of a process are the kernel's.
+fn reasons_of(scene: &Scene, pid: u32) -> Result<Vec<String>> {
+    let all = daemon::list(&scene.bed, &["explain", &pid.to_string()])?;
+    let reasons = all.iter().filter_map(|socket| socket["reason"].as_str());
+    Ok(reasons.map(str::to_owned).collect())
 }
 
 /// A program has more children than its stack has places for. What those beyond do is the kernel's,
