@@ -195,6 +195,41 @@ CASE(epoll_mixed, ACCELERATED)
     look(set, -1);
 }
 
+/* Members are added while the program has no descriptor left, and serve as well as others. */
+CASE(epoll_no_descriptor_left, ACCELERATED)
+{
+    int fd = udp(host4, 5819), set = make(), ends[2], last = -1, dup_of;
+    value("pipe", pipe(ends));
+    /* The peer is spoken to over a descriptor, too. */
+    peer("send %s 6000 5819 5 1 0", host4);
+    wait_for(fd, POLLIN, 2000);
+    receive(fd, 0);
+    struct rlimit limit;
+    value("getrlimit", getrlimit(RLIMIT_NOFILE, &limit));
+    limit.rlim_cur = 64;
+    value("setrlimit", setrlimit(RLIMIT_NOFILE, &limit));
+    int first = dup(0);
+    while ((dup_of = dup(0)) >= 0)
+        last = dup_of;
+    value("dup", dup_of);
+    add(set, fd, EPOLLIN, 1);
+    add(set, ends[0], EPOLLIN, 2);
+    look(set, 0);
+    char bytes[8];
+    for (int round = 0; round < 3; round++) {
+        peer("late %s 6000 5819 5 1 40", host4);
+        look(set, -1);
+        receive(fd, 0);
+        value("pipe", write(ends[1], "x", 1));
+        look(set, -1);
+        value("read", read(ends[0], bytes, 1));
+        look(set, 0);
+        /* From the second round on there are some again. */
+        for (; first >= 0 && first <= last; first++)
+            close(first);
+    }
+}
+
 static int thread_event;
 
 static void *write_event(void *argument)

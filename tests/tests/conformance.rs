@@ -112,6 +112,7 @@ cases! {
     epoll_et: Accelerated,
     epoll_oneshot: Accelerated,
     epoll_mixed: Accelerated,
+    epoll_no_descriptor_left: Accelerated,
     epoll_xthread: Accelerated,
     epoll_add_while_waiting: Accelerated,
     epoll_dup: Accelerated,

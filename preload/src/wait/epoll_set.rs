@@ -13,6 +13,9 @@
 //!   members:         endpoint, events, data, edge state       (here)
 //! ```
 //!
+//! Where no overlay can be made, since the program has no descriptor left, the epoll descriptor and
+//! the shadows are polled one by one, and the next wait tries again.
+//!
 //! A set is keyed by its index in the registry, which every dup of the epoll descriptor shares.
 //! After a fork it is one set still, as it is for the kernel: the overlay is inherited, and the
 //! members are in memory that both sides have ([`super::shared_members`]).
@@ -396,6 +399,15 @@ fn kick(members: &mut Members) {
     }
 }
 
+/// Asks poll whether there is something to read.
+const fn readable(fd: i32) -> pollfd {
+    pollfd {
+        fd,
+        events: POLLIN,
+        revents: 0,
+    }
+}
+
 fn ctl(set: i32, operation: i32, fd: i32, events: u32, token: u64) -> Result<(), Errno> {
     let mut event = epoll_event { events, u64: token };
     // SAFETY: the event is readable for the call.
@@ -567,13 +579,22 @@ impl EpollSet {
         Ok(())
     }
 
-    fn insert(&self, members: &mut Members, member: Member) -> Result<(), Errno> {
-        if members.overlay.is_none() {
-            self.build_overlay(members)?;
+    /// Makes the overlay that is missing; where no descriptor is left for it, the set does without.
+    fn have_overlay(&self, members: &mut Members) -> Result<(), Errno> {
+        if members.overlay.is_some() {
+            return Ok(());
         }
+        match self.build_overlay(members) {
+            Err(Errno::MFILE | Errno::NFILE) => Ok(()),
+            built => built,
+        }
+    }
+
+    fn insert(&self, members: &mut Members, member: Member) -> Result<(), Errno> {
+        self.have_overlay(members)?;
         let (fd, events, shadowed) = (member.fd, member.events, member.shadowed);
         let slot = members.active.insert(member)?;
-        if shadowed {
+        if shadowed && members.overlay.is_some() {
             let added = ctl(
                 members.overlay(),
                 EPOLL_CTL_ADD,
@@ -755,21 +776,16 @@ impl EpollSet {
 
     /// Pushes the descriptors that are readable when the kernel has something for this set.
     pub fn overlays(&self, into: &mut Vec<pollfd>) {
-        into.push(pollfd {
-            fd: self.overlay(),
-            events: POLLIN,
-            revents: 0,
-        });
-        for nested in &self.members.lock().nested {
+        let members = self.members.lock();
+        match &members.overlay {
+            Some(overlay) => into.push(readable(overlay.as_raw_fd())),
+            None => into.extend(members.kernel_side().map(|(_, polled)| polled)),
+        }
+        for nested in &members.nested {
             if let Some(set) = get(nested.set).filter(|set| !set.is_kernel_only()) {
                 set.overlays(into);
             }
         }
-    }
-
-    /// The descriptor that is readable when the kernel has something for this set.
-    pub fn overlay(&self) -> i32 {
-        self.members.lock().overlay()
     }
 
     /// Collects accelerated members that are ready, the longest waiting first.
@@ -796,21 +812,17 @@ impl EpollSet {
     /// what is told: by the next wait it may be over, since the program has accepted what waited.
     fn ask_kernel(&self, epfd: i32, room: usize) -> Result<Told, Errno> {
         let mut events = [epoll_event { events: 0, u64: 0 }; 64];
-        let (overlay, most) = (self.overlay(), room.min(events.len()) as i32);
-        let original = symbols::epoll_wait::original();
-        // SAFETY: `events` is writable for `most` events; no waiting.
-        let count = unsafe { original(overlay, events.as_mut_ptr(), most, 0) };
-        if count < 0 {
-            return Err(last());
-        }
-        let mut told = Told::default();
+        let most = room.min(events.len());
         let mut locked = self.lock_if_shared();
         let mut members = self.members.lock();
         if let Some(locked) = &mut locked {
             // Tokens may be of members that a relative has just added.
             members.active.follow(locked);
         }
-        for event in &events[..count as usize] {
+        let _ = self.have_overlay(&mut members);
+        let count = members.ask(&mut events[..most])?;
+        let mut told = Told::default();
+        for event in &events[..count] {
             let token = event.u64;
             if token == PROGRAM {
                 told.program = true;
@@ -962,6 +974,49 @@ impl Members {
     /// The overlay's number, or -1.
     fn overlay(&self) -> i32 {
         self.overlay.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+    }
+
+    /// What the overlay has members of: each with its token.
+    fn kernel_side(&self) -> impl Iterator<Item = (u64, pollfd)> {
+        let members = self.active.iter();
+        let shadows = members.filter(|(_, member)| member.shadowed);
+        let shadows = shadows.map(|(slot, member)| {
+            let events = shadow_events(member.events) as i16;
+            let shadow = readable(member.fd);
+            (u64::from(slot), pollfd { events, ..shadow })
+        });
+        std::iter::once((PROGRAM, readable(self.epfd))).chain(shadows)
+    }
+
+    /// The events of the kernel side, without waiting; how many.
+    fn ask(&self, events: &mut [epoll_event]) -> Result<usize, Errno> {
+        let most = events.len() as i32;
+        let Some(overlay) = &self.overlay else {
+            return self.poll_each(events);
+        };
+        let original = symbols::epoll_wait::original();
+        // SAFETY: `events` is writable for `most` events; no waiting.
+        let count = unsafe { original(overlay.as_raw_fd(), events.as_mut_ptr(), most, 0) };
+        usize::try_from(count).map_err(|_| last())
+    }
+
+    /// The same without an overlay. (Bits of poll and epoll are the same.)
+    fn poll_each(&self, events: &mut [epoll_event]) -> Result<usize, Errno> {
+        let (tokens, mut fds): (Vec<u64>, Vec<pollfd>) = self.kernel_side().unzip();
+        // SAFETY: `fds` is writable for its length; no waiting.
+        let count =
+            unsafe { symbols::poll::original()(fds.as_mut_ptr(), fds.len() as libc::nfds_t, 0) };
+        if count < 0 {
+            return Err(last());
+        }
+        let ready = tokens.iter().zip(&fds).filter(|(_, fd)| fd.revents != 0);
+        let told = ready.zip(events.iter_mut()).map(|((token, fd), event)| {
+            *event = epoll_event {
+                events: fd.revents as u32,
+                u64: *token,
+            };
+        });
+        Ok(told.count())
     }
 
     /// Takes the kick out of the program's set.
