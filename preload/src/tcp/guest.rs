@@ -107,15 +107,20 @@ fn find(joined: &Joined) {
     SEEN.store(count, Ordering::Release);
 }
 
-/// The guest is this endpoint's from here on.
+/// The guest is this endpoint's from here on. The table and the report change under the stack's lock:
+/// the daemon may move it again as soon as it has that.
 fn comes(fd: c_int, endpoint: EndpointId) {
-    let held = with_stack(|_, locked, _| {
+    let comes = with_stack(|_, locked, _| {
         let stack = locked.stack();
         stack.hold(endpoint, context::process());
-        stack.is_live(endpoint)
+        let (is_live, now) = (stack.is_live(endpoint), Entry::Tcp(endpoint));
+        let comes = is_live && fdtable::replace(fd, Entry::Guest, now);
+        if comes {
+            report::accelerated(fd, endpoint);
+        }
+        comes
     });
-    if held == Some(true) && fdtable::replace(fd, Entry::Guest, Entry::Tcp(endpoint)) {
-        report::accelerated(fd, endpoint);
+    if comes == Some(true) {
         epoll_set::activated(fd, endpoint, false);
     }
 }
@@ -124,18 +129,17 @@ fn comes(fd: c_int, endpoint: EndpointId) {
 /// otherwise.
 pub fn leaves(fd: c_int, was: EndpointId) {
     let mut fate = Fate::Stays;
-    let has_run = alone(|| {
-        if report::fate(fd, was) == Fate::Returned {
-            // Before anybody sees a guest.
+    let mut follow_fate = || {
+        fate = report::fate(fd, was);
+        if fate != Fate::Stays && fdtable::replace(fd, Entry::Tcp(was), Entry::Guest) {
+            // The next look finds where it is.
             SEEN.store(count().wrapping_sub(1), Ordering::Release);
         }
-        if fdtable::replace(fd, Entry::Tcp(was), Entry::Guest) {
-            // In this order: what the daemon does after this answer, the next look finds.
-            fate = report::fate(fd, was);
-            if fate == Fate::Returned {
-                SEEN.store(count().wrapping_sub(1), Ordering::Release);
-            }
-        }
+    };
+    // Under the stack's lock the daemon moves nothing, and says nothing else.
+    let has_run = alone(|| match with_stack(|_, _, _| follow_fate()) {
+        Some(()) => {}
+        None => follow_fate(),
     });
     if !has_run {
         // The report may say that it may return.
@@ -196,7 +200,7 @@ pub fn closes(fd: c_int) -> Entry {
     report::closed(fd);
     settle();
     if fdtable::look(fd) == Entry::Guest {
-        epoll_set::guest_gone(fd);
+        epoll_set::guest_closes(fd);
     }
     fdtable::look(fd)
 }
@@ -219,10 +223,10 @@ pub struct Call {
 }
 
 impl Call {
-    /// It begins.
-    pub fn on(fd: c_int) -> Self {
+    /// It begins; `None`: the number is no guest any more. Whatever moves from here on counts on.
+    pub fn on(fd: c_int) -> Option<Self> {
         let count = count();
-        Self { fd, count }
+        (look(fd) == Entry::Guest).then_some(Self { fd, count })
     }
 
     /// Whether it failed because the connection has moved, or was about to.
@@ -241,7 +245,7 @@ impl Call {
             return false;
         }
         settle();
-        let is_void = count() != self.count || matches!(fdtable::look(self.fd), Entry::Tcp(_));
+        let is_void = count() != self.count || fdtable::look(self.fd) != Entry::Guest;
         if !is_void {
             // The caller returns it.
             set(why);
@@ -312,8 +316,11 @@ pub unsafe fn receive(fd: c_int, message: &mut msghdr, flags: c_int) -> Answer {
         // It could be woken half way.
         stays(fd, FallThrough::Option);
     }
-    let call = Call::on(fd);
-    // SAFETY: the caller's promise.
+    let Some(call) = Call::on(fd) else {
+        // SAFETY: the caller's promise.
+        return unsafe { family::recv::again(fd, message, flags) };
+    };
+    // SAFETY: as above.
     match from_c(unsafe { symbols::recvmsg::original()(fd, message, flags) }) {
         // SAFETY: as above.
         Err(why) if call.is_void(why) => unsafe { family::recv::again(fd, message, flags) },

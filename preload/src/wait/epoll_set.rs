@@ -279,12 +279,26 @@ pub fn has_one_shot(endpoint: EndpointId) -> bool {
     sets.into_iter().any(is_one)
 }
 
-/// The guest is closed, or the kernel's for good.
+/// The guest is the kernel's for good.
 pub fn guest_gone(fd: i32) {
+    forget_guest(fd, |_| {});
+}
+
+/// The guest is about to be closed, and is no member any more: the daemon may have a copy of the
+/// socket for a moment, for which the kernel would go on telling of it.
+pub fn guest_closes(fd: i32) {
+    forget_guest(fd, |epfd| {
+        let _ = ctl(epfd, EPOLL_CTL_DEL, fd, 0, 0);
+    });
+}
+
+/// `each` gets the descriptors of the sets.
+fn forget_guest(fd: i32, each: impl Fn(i32)) {
     for set in all().filter(|set| !set.is_kernel_only()) {
         let mut members = set.members.lock();
         let is_its = |pending: &Pending| pending.is_guest && pending.fd == fd;
         if members.pending.iter().any(is_its) {
+            each(members.epfd);
             members.pending.retain(|pending| !is_its(pending));
             set.recount(&mut members);
         }

@@ -250,7 +250,8 @@ def send(c, n):
 def both(c, n):
     def guarded(what):
         try: what(c, n)
-        except BaseException as e: print(repr(e), file=sys.stderr, flush=True); os._exit(1)
+        except BaseException as e:
+            print(role, n, what.__name__, repr(e), file=sys.stderr, flush=True); os._exit(1)
     all = [threading.Thread(target=guarded, args=[what]) for what in (read, send)]
     for t in all: t.start()
     for t in all: t.join()
