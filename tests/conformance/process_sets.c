@@ -174,6 +174,8 @@ CASE(process_set_asleep, ACCELERATED)
 {
     int set = epoll_create1(0), fd = udp(host4, 6151), stream = dial(peer4, T_ECHO);
     send_to(fd, "first", peer4, ECHO);
+    /* A set without any of a stack's would stay the kernel's alone on both sides (ADR 29). */
+    change(set, EPOLL_CTL_ADD, udp(host4, 6155), EPOLLIN, 20);
     pid_t parent = getpid();
     struct turns turns = forks();
     for (int i = 0; i < 2; i++) {
@@ -292,4 +294,22 @@ CASE(process_set_closed, ACCELERATED)
     ends(&turns);
     if (!turns.is_child)
         told("parent", set, 0);
+}
+
+/* Nor does who has been killed keep a member. */
+CASE(process_set_killed, ACCELERATED)
+{
+    int set = epoll_create1(0), stream = dial(peer4, T_ECHO);
+    change(set, EPOLL_CTL_ADD, stream, EPOLLIN, 61);
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0)
+        for (;;)
+            pause();
+    ask(stream, true);
+    told("with the child", set, 2000);
+    kill(child, SIGKILL);
+    value("waitpid", waitpid(child, NULL, 0) == child);
+    value("close", close(stream));
+    told("without it", set, 0);
 }

@@ -156,6 +156,7 @@ cases! {
     process_set_oneshot: Accelerated,
     process_set_edge: Accelerated,
     process_set_closed: Accelerated,
+    process_set_killed: Accelerated,
     process_atfork: Accelerated,
     tcp_fork_killed: Accelerated,
     process_generations: Accelerated,

@@ -126,11 +126,13 @@ impl Server {
             return;
         };
         let filters = self.filters.endpoints(uid);
-        let (orphaned, is_busy) = match stack.lock() {
+        let (orphaned, is_busy, has_dead) = match stack.lock() {
             Ok(mut locked) => {
                 let held = locked.stack();
                 let holders = |endpoint| held.holders(endpoint);
-                (orphans(&filters, slot, holders), false)
+                // Killed before it could tell that it had closed one.
+                let has_dead = filters.iter().any(|(_, endpoint)| !held.is_live(*endpoint));
+                (orphans(&filters, slot, holders), false, has_dead)
             }
             // Somebody keeps the lock. Reading without it may show an update half done, but no
             // update makes a dead process's endpoints others'.
@@ -141,7 +143,7 @@ impl Server {
                     let found = image.and_then(|image| image.endpoint(endpoint));
                     found.map_or([0, 0], |found| found.holders)
                 };
-                (orphans(&filters, slot, holders), true)
+                (orphans(&filters, slot, holders), true, true)
             }
         };
         for (id, _) in orphaned {
@@ -160,7 +162,7 @@ impl Server {
         let stack = self.stacks.get(uid).filter(|_| !is_busy);
         match stack.and_then(|stack| remove_process(stack, slot)) {
             // A child that had what its relatives have: every flow would be looked at for nothing.
-            Some(0) => {}
+            Some(0) if !has_dead => {}
             // Connections that had nothing more to say have ended at once.
             Some(_) => self.sweep_filters(uid),
             None => {

@@ -107,8 +107,8 @@ fn find(joined: &Joined) {
     SEEN.store(count, Ordering::Release);
 }
 
-/// The guest is this endpoint's from here on. The table and the report change under the stack's lock:
-/// the daemon may move it again as soon as it has that.
+/// The guest is this endpoint's from here on. The table and the report change under the stack's
+/// lock: the daemon may move it again as soon as it has that.
 fn comes(fd: c_int, endpoint: EndpointId) {
     let comes = with_stack(|_, locked, _| {
         let stack = locked.stack();

@@ -27,12 +27,13 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize
 
 use bypass_runtime::attachment::Locked;
 use bypass_runtime::clock;
-use bypass_stack::{EndpointId, Instant, WaiterId};
+use bypass_stack::{EndpointId, Instant, ProcessId, WaiterId};
 use libc::{
     EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLET, EPOLLEXCLUSIVE, EPOLLHUP,
     EPOLLIN, EPOLLONESHOT, EPOLLOUT, EPOLLRDNORM, POLLIN, epoll_event, pollfd, sigset_t,
 };
 use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 
 use super::call::Call;
 use super::members::{Member, Table};
@@ -236,14 +237,22 @@ pub fn closed(endpoint: EndpointId) {
     }
 }
 
-/// Whether another process holds the endpoint.
+/// Whether another process holds the endpoint, that lives: what a dead one had the daemon gives
+/// back, in a moment or when there is one.
 fn has_others(locked: &mut Locked<'_>, endpoint: EndpointId) -> bool {
-    let mut holders = locked.stack().holders(endpoint);
-    let own = context::process().0;
-    if let Some(word) = holders.get_mut(usize::from(own / 64)) {
-        *word &= !(1 << (own % 64));
-    }
-    holders != [0, 0]
+    let stack = locked.stack();
+    let holders = stack.holders(endpoint);
+    let holds = |slot: u8| holders[usize::from(slot / 64)] & 1 << (slot % 64) != 0;
+    let others = (0..128).filter(|slot| *slot != context::process().0 && holds(*slot));
+    others
+        .filter_map(|slot| stack.process_pid(ProcessId(slot)))
+        .any(|pid| pid == 0 || lives(pid))
+}
+
+/// Whether there is a process with this number.
+fn lives(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
 }
 
 /// The socket is the kernel's from here on: it becomes a member of the program's own sets.
@@ -355,8 +364,8 @@ fn give_to_kernel(endpoint: EndpointId, each: impl Fn(&mut Members, Pending)) {
     }
 }
 
-/// A fork is about to happen: the sets that there are the child will have in common with this
-/// process. What cannot be done leaves the child a copy.
+/// A fork is about to happen: the sets that have sockets which are a stack's, or may become so, the
+/// child will have in common with this process. What cannot be done leaves the child a copy.
 pub fn share_all(joined: &Joined) {
     for index in 0..MADE.load(Ordering::Acquire) as u32 {
         if let Some(set) = get(index).filter(|set| !set.is_shared()) {
@@ -384,12 +393,9 @@ pub fn after_fork_in_child() {
         set.sleeping.clear();
         let mut members = set.members.lock();
         members.active.after_fork_in_child();
-        if set.is_shared() {
-            // Whom it is to wake waits in the parent.
-            if let Some(kick) = members.kick.take() {
-                private::close(kick);
-            }
-        } else if let Some(overlay) = members.overlay.take() {
+        if !set.is_shared()
+            && let Some(overlay) = members.overlay.take()
+        {
             private::close(overlay);
             let _ = set.build_overlay(&mut members);
         }
@@ -522,6 +528,10 @@ impl EpollSet {
         }) else {
             return;
         };
+        if members.active.is_empty() && members.pending.is_empty() && members.nested.is_empty() {
+            // Its waits are the kernel's alone, and stay so.
+            return;
+        }
         let is_its = |fd: i32| fdtable::look(fd) == Entry::Epoll(index);
         if !is_its(members.epfd) {
             let mut entries = fdtable::entries(0, u32::MAX - 1);
@@ -854,8 +864,8 @@ impl EpollSet {
         Ok(told)
     }
 
-    /// The events of the program's own descriptor, without waiting, behind those that are found since
-    /// so many members were `given` to the kernel.
+    /// The events of the program's own descriptor, without waiting, behind those that are found
+    /// since so many members were `given` to the kernel.
     fn program_events(
         &self,
         epfd: i32,
