@@ -262,7 +262,7 @@ pub unsafe fn splice(
     for fd in [out, input] {
         // SAFETY: the caller's arguments.
         let answer = tcp::guest::spliced(fd, flags, || unsafe {
-            symbols::splice::original()(input, input_offset, out, out_offset, len, flags)
+            super::raw::splice((input, input_offset), (out, out_offset), len, flags)
         });
         if let Some(answer) = answer {
             return to_c(answer);

@@ -12,7 +12,7 @@
 use std::arch::asm;
 use std::ffi::{c_int, c_uint};
 
-use libc::{off_t, size_t};
+use libc::{loff_t, off_t, size_t};
 use rustix::io::Errno;
 
 use super::{epoll, fd, io, ioctl, poll, process, recv, select, send, socket, uring};
@@ -62,6 +62,29 @@ pub unsafe fn sendmsg(fd: c_int, message: &libc::msghdr, flags: c_int) -> Answer
     let number = libc::SYS_sendmsg as size_t;
     // SAFETY: the caller's promise.
     from_c(unsafe { direct(number, [fd as size_t, message, flags as size_t, 0, 0, 0]) } as isize)
+}
+
+/// splice as the system call itself, at which no thread is cancelled.
+///
+/// # Safety
+/// As splice(2): the offsets are null or the caller's.
+pub unsafe fn splice(
+    (input, input_offset): (c_int, *mut loff_t),
+    (out, out_offset): (c_int, *mut loff_t),
+    len: size_t,
+    flags: c_uint,
+) -> isize {
+    let (from, to) = (input_offset as size_t, out_offset as size_t);
+    let arguments = [
+        input as size_t,
+        from,
+        out as size_t,
+        to,
+        len,
+        flags as size_t,
+    ];
+    // SAFETY: the caller's promise.
+    unsafe { direct(libc::SYS_splice as size_t, arguments) as isize }
 }
 
 /// Calls whose first argument is a descriptor, and that concern us only if it is ours.
