@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   no segment comes any more    its flow leads to the stack's queue
-//!   what is unread               by one ordinary recv: a thread of the program's gets what is
-//!                                before that, or nothing
+//!   what is unread               by one ordinary recv, when all else has been tried: a thread of
+//!                                the program's gets what is before that, or nothing
 //!   TCP_REPAIR on                no receive gets anything from here on; sends wait for the stack's
 //!                                lock, and those that do not fail while no queue is chosen
 //!   numbers, windows, options, what is sent and unsent
@@ -13,6 +13,7 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use bypass_runtime::tcp_options::{self, Shadow};
 use bypass_runtime::tcp_settings;
@@ -21,7 +22,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvFlags, SocketAddrAny, bind, connect_unspec, getpeername, getsockname, recv, sockopt,
+    RecvFlags, Shutdown, bind, connect_unspec, getpeername, getsockname, recv, shutdown, sockopt,
 };
 
 use super::bequeath::closed_socket;
@@ -45,6 +46,8 @@ const OUTQNSD: u32 = 0x894b;
 const MOST: u32 = 1 << 20;
 /// Most bytes that the program has not read.
 const MOST_UNREAD: u32 = 16 << 20;
+/// How long a connection is tried of which bytes have been read, while something is sent on it.
+const PATIENCE: Duration = Duration::from_millis(5);
 /// Bytes of `struct tcp_info` that are read: up to `tcpi_advmss`.
 const INFO_BYTES: usize = 88;
 /// Bits of `tcpi_options`.
@@ -140,40 +143,45 @@ pub(super) fn check(socket: &OwnedFd) -> Result<(), Stays> {
     Ok(())
 }
 
-/// Takes the connection out of its socket, which is closed then. Its segments must have ceased to
-/// come. Beside an error nothing has changed.
-pub(super) fn take(socket: &OwnedFd) -> Result<Parcel, Stays> {
+/// Takes the connection out of its socket, and whether that is a closed one with its name then; if
+/// it is not, the caller gives the connection back. Its segments must have ceased to come. Beside
+/// an error the socket has it; but one that was read from and cannot be taken is reset.
+pub(super) fn take(socket: &OwnedFd) -> Result<(Parcel, Result<(), Stays>), Stays> {
     let is_reused = sockopt::socket_reuseaddr(socket)?;
-    let name = getsockname(socket)?;
-    let options = options(socket);
-    if own::waiting(socket, INQ)? > 0 {
-        // What has been read cannot be given back: so everything that may fail is tried before.
-        freeze(socket, options, Vec::new())?;
-        thaw(socket);
-    }
-    let unread = drain(socket)?;
-    let parcel = freeze(socket, options, unread)?;
+    let name = SocketAddr::try_from(getsockname(socket)?)?;
+    let parcel = freeze_and_read(socket)?;
     if let Err(why) = connect_unspec(socket) {
         thaw(socket);
+        if !parcel.unread.is_empty() {
+            reset(socket);
+        }
         return Err(why.into());
     }
-    let closed = becomes_shadow(socket, &name);
+    let closed = becomes_shadow(socket, name);
     // Repair mode has taken it.
     let _ = sockopt::set_socket_reuseaddr(socket, is_reused);
-    closed.map(|()| parcel)
+    Ok((parcel, closed))
 }
 
 /// Binds the socket, which has been disconnected, to its name again and ends repair mode. The
 /// program must not have used that to get a port that another has.
-fn becomes_shadow(socket: &OwnedFd, name: &SocketAddrAny) -> Result<(), Stays> {
+fn becomes_shadow(socket: &OwnedFd, name: SocketAddr) -> Result<(), Stays> {
     for _ in 0..4 {
         // Who has not bound it himself has lost the port, which its name goes on to tell
-        // (net/ipv4/tcp.c:tcp_set_state). Who has is answered EINVAL.
-        let bound = matches!(bind(socket, name), Ok(()) | Err(Errno::INVAL));
+        // (net/ipv4/tcp.c:tcp_set_state). Who has is answered EINVAL; if it was to any address,
+        // that is its name again (tcp_disconnect).
+        let bound = bind(socket, &name);
         let off = repair::put(socket, repair::REPAIR, repair::REPAIR_OFF_NO_PROBE).is_ok();
         let is_closed = own::tcp_state(socket) == Ok(TcpState::Closed as u8);
-        let is_named = getsockname(socket).as_ref() == Ok(name);
-        if bound && off && is_closed && is_named {
+        let now = getsockname(socket).and_then(SocketAddr::try_from);
+        let is_named = now.is_ok_and(|now| match bound {
+            Ok(()) => now == name,
+            Err(Errno::INVAL) => {
+                now == name || (now.ip().is_unspecified() && now.port() == name.port())
+            }
+            Err(_) => false,
+        });
+        if off && is_closed && is_named {
             return Ok(());
         }
         // It is listening, or connected.
@@ -183,19 +191,49 @@ fn becomes_shadow(socket: &OwnedFd, name: &SocketAddrAny) -> Result<(), Stays> {
     Err(Stays::Refused)
 }
 
-/// Everything of a connection on which no call has an effect from here on.
+/// Everything of a connection on which no call has an effect from here on. What has been read
+/// cannot be put back: so everything that may fail is tried before.
+fn freeze_and_read(socket: &OwnedFd) -> Result<Parcel, Stays> {
+    let options = options(socket);
+    let parcel = freeze(socket, options, Vec::new())?;
+    if own::waiting(socket, INQ) == Ok(0) {
+        return Ok(parcel);
+    }
+    thaw(socket);
+    let unread = drain(socket)?;
+    let is_read = !unread.is_empty();
+    let parcel = freeze(socket, options, unread);
+    if parcel.is_err() && is_read {
+        reset(socket);
+    }
+    parcel
+}
+
+/// What is frozen, or an error and the connection goes on in the kernel.
 fn freeze(socket: &OwnedFd, options: TcpOptions, unread: Vec<u8>) -> Result<Parcel, Stays> {
     repair::put(socket, repair::REPAIR, 1)?;
+    let patience = if unread.is_empty() {
+        Duration::ZERO
+    } else {
+        PATIENCE
+    };
+    let end = Instant::now() + patience;
     let mut parcel = copy(socket, options, &unread);
-    for _ in 0..3 {
-        if matches!(parcel, Err(Errno::AGAIN)) {
-            parcel = copy(socket, options, &unread);
-        }
+    let mut more = 0..3;
+    while matches!(parcel, Err(Errno::AGAIN)) && (more.next().is_some() || Instant::now() < end) {
+        parcel = copy(socket, options, &unread);
     }
     if parcel.is_err() {
         thaw(socket);
     }
     Ok(Parcel { unread, ..parcel? })
+}
+
+/// Ends a connection of which bytes are lost: its program must not read on behind them.
+fn reset(socket: &OwnedFd) {
+    if connect_unspec(socket).is_err() {
+        let _ = shutdown(socket, Shutdown::Both);
+    }
 }
 
 /// The connection goes on in the kernel.

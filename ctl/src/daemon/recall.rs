@@ -143,15 +143,13 @@ impl Server {
         };
         locked.pump(clock::now());
         let mut outlets = Outlets::default();
-        let steered = guests.into_iter().filter(|guest| {
-            let (local, remote) = guest.ends;
-            let is_free = !locked.stack().has_flow(local, remote);
-            // What comes here of one that is not taken then is not answered with a reset.
-            let is_kept = is_free && locked.stack().tcp_keep_out(local, remote, clock::now());
-            let flows = locked.flows();
-            is_kept && flows.insert(local, remote, EndpointId::NONE).is_ok()
-        });
-        let steered: Vec<Guest<'_>> = steered.collect();
+        let mut steered = Vec::new();
+        for guest in guests {
+            match steer(&mut locked, guest.ends) {
+                Ok(()) => steered.push(guest),
+                Err(why) => *into.stay.entry(why).or_default() += 1,
+            }
+        }
         let is_quiet = quiesce();
         let mut came = 0;
         for guest in &steered {
@@ -174,7 +172,26 @@ impl Server {
     }
 }
 
-/// Takes one, whose segments come to the stack already. Beside an error the kernel has it.
+/// Leads a flow to the stack, which does not answer with a reset what comes of one that is not
+/// taken then.
+fn steer(
+    locked: &mut Locked<'_>,
+    (local, remote): (SocketAddress, SocketAddress),
+) -> Result<(), Stays> {
+    let stack = locked.stack();
+    if stack.has_flow(local, remote) {
+        return Err(Stays::Way);
+    }
+    if !stack.tcp_keep_out(local, remote, clock::now()) {
+        return Err(Stays::Full);
+    }
+    let flows = locked.flows();
+    let led = flows.insert(local, remote, EndpointId::NONE);
+    led.map(drop).map_err(|_| Stays::Full)
+}
+
+/// Takes one, whose segments come to the stack already. Beside an error the kernel has it, or
+/// what it has refused to make again is closed.
 fn take(
     locked: &mut Locked<'_>,
     (guest, is_quiet): (&Guest<'_>, bool),
@@ -213,8 +230,8 @@ fn take_steered(
     }
     // Its options may be others than when it was looked at.
     capture::check(&guest.socket)?;
-    let parcel = capture::take(&guest.socket)?;
-    let imported = import(locked, guest, &parcel, cookie);
+    let (parcel, closed) = capture::take(&guest.socket)?;
+    let imported = closed.and_then(|()| import(locked, guest, &parcel, cookie));
     if imported.is_err() {
         give_back(locked, guest, parcel, outlets);
     }
