@@ -192,9 +192,23 @@ fn is_served(scene: &Scene, connections: usize) -> Result<()> {
     }
 }
 
+/// Whether the scenes run that move connections into the stack in the middle of traffic: one in
+/// some tens of runs loses a connection (ADR 11, "To be asked for").
+fn is_asked_for() -> bool {
+    let asked = std::env::var_os("BYPASS_TEST_ADOPT").is_some();
+    if !asked {
+        println!("skipped: BYPASS_TEST_ADOPT is not set");
+    }
+    asked
+}
+
 /// There and back as often as it goes, while data flows both ways and ends: by a server of which
 /// the threads sleep in calls on these connections, and by one that waits for edges.
+/// By hand, with `BYPASS_TEST_ADOPT=1`.
 pub(crate) fn under_way(scene: &Scene) -> Result<()> {
+    if !is_asked_for() {
+        return Ok(());
+    }
     for wait in ["recv", "edge"] {
         let mut server = subject(scene, Side::Server, "python3");
         server.args(["-c", ECHO, &scene.host(), &PORT.to_string(), wait]);
@@ -271,7 +285,11 @@ for t in all: t.join()
 ";
 
 /// There and back while other threads send and much is unread: every byte arrives in its order.
+/// By hand, as [`under_way`].
 pub(crate) fn both_ways(scene: &Scene) -> Result<()> {
+    if !is_asked_for() {
+        return Ok(());
+    }
     let (host, port) = (scene.host(), PORT.to_string());
     let arguments = |role| ["-c", BOTH_WAYS, &host, &port, role, "4", "4"].map(str::to_owned);
     let mut server = subject(scene, Side::Server, "python3");
